@@ -1,0 +1,124 @@
+"""Batches of few shapes: sequences of like length together, so that little is padded and little is compiled."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from grujax.data.sequences import Sequences
+from grujax.errors import require
+
+
+class Batch(NamedTuple):
+    """B rows of one bucket. Filler rows have length 0, weight 0, row -1 and zeros for x and y."""
+
+    x: np.ndarray  # (B, T, C) float32
+    lengths: np.ndarray  # (B,) int32
+    y: np.ndarray  # (B,) int32 classes or float32 targets; float32 zeros where y is unknown
+    weight: np.ndarray  # (B,) float32, 1 or 0
+    rows: np.ndarray  # (B,) int32: where each row stands in the data
+
+
+def bucket_boundaries(lengths: ArrayLike, count: int = 4, multiple: int = 4) -> tuple[int, ...]:
+    """The padded lengths, at most `count` and each a multiple of `multiple`, that pad `lengths` (N,) the least in all.
+
+    Increasing; the last holds the longest sequence. Raises InputError for lengths, count or multiple below 1.
+
+    >>> bucket_boundaries([3, 4, 4, 15, 30], count=2, multiple=1)
+    (4, 30)
+    """
+    lengths = _positive(lengths)
+    require(count >= 1, "count", "at least 1", count)
+    require(multiple >= 1, "multiple", "at least 1", multiple)
+    edges, counts = np.unique(-(-lengths // multiple) * multiple, return_counts=True)
+    before = np.concatenate([[0], np.cumsum(counts)])  # before[j] sequences are shorter than edges[j]
+    least = np.full(len(edges) + 1, np.inf)  # least[j]: the fewest steps that hold the first j edges
+    least[0] = 0
+    starts = []  # for each number of buckets: where the last of them begins, by where it ends
+    for _ in range(min(count, len(edges))):
+        start, steps = np.zeros(len(least), np.int64), np.full(len(least), np.inf)
+        for end in range(1, len(least)):
+            total = least[:end] + (before[end] - before[:end]) * edges[end - 1]
+            start[end] = total.argmin()
+            steps[end] = total[start[end]]
+        starts.append(start)
+        least = steps
+    boundaries, end = [], len(edges)
+    for start in reversed(starts):
+        boundaries.append(int(edges[end - 1]))
+        end = start[end]
+    return tuple(reversed(boundaries))
+
+
+def padding_share(lengths: ArrayLike, boundaries: tuple[int, ...]) -> float:
+    """The share of padded steps when each of `lengths` (N,) is padded as in `batches`; filler rows are not counted.
+
+    >>> padding_share([1, 2, 4], (2, 4))
+    0.125
+    """
+    lengths = _positive(lengths)
+    edges = np.array(_covering(boundaries, lengths))
+    return float(1 - lengths.sum() / edges[np.searchsorted(edges, lengths)].sum())
+
+
+def batches(
+    data: Sequences, batch_size: int, boundaries: tuple[int, ...], rng: np.random.Generator | None = None
+) -> Iterator[Batch]:
+    """Every row once, in batches of exactly `batch_size` rows padded to one of `boundaries`.
+
+    A sequence goes to the smallest boundary that holds it; what is longer than all of them is padded to the longest
+    length. The last batch of a bucket is filled up with rows of weight 0. `rng` shuffles the rows of each bucket and
+    then the batches; without it they come by bucket, then by row. Raises InputError for a batch_size or a boundary
+    below 1 and for boundaries that do not increase.
+
+    >>> from grujax.data import sequences
+    >>> data = sequences([[[1.0]], [[2.0], [3.0]], [[4.0]]])
+    >>> [(batch.x.shape, batch.rows.tolist()) for batch in batches(data, 2, (1, 2))]
+    [((2, 1, 1), [0, 2]), ((2, 2, 1), [1, -1])]
+    """
+    require(batch_size >= 1, "batch_size", "at least 1", batch_size)
+    edges = _covering(boundaries, data.lengths)
+    bucket = np.searchsorted(edges, data.lengths)
+    plan: list[tuple[int, np.ndarray]] = []
+    for index, steps in enumerate(edges):
+        rows = np.flatnonzero(bucket == index)
+        if rng is not None:
+            rng.shuffle(rows)
+        plan += [(steps, rows[first : first + batch_size]) for first in range(0, len(rows), batch_size)]
+    order = range(len(plan)) if rng is None else rng.permutation(len(plan))
+    return (_batch(data, *plan[index], batch_size) for index in order)
+
+
+def _batch(data: Sequences, steps: int, rows: np.ndarray, batch_size: int) -> Batch:
+    batch = Batch(
+        x=np.zeros((batch_size, steps, data.channels), np.float32),
+        lengths=np.zeros(batch_size, np.int32),
+        y=np.zeros(batch_size, np.float32 if data.y is None else data.y.dtype),
+        weight=np.zeros(batch_size, np.float32),
+        rows=np.full(batch_size, -1, np.int32),
+    )
+    count, held = len(rows), min(steps, data.x.shape[1])
+    batch.x[:count, :held] = data.x[rows, :held]
+    batch.lengths[:count] = data.lengths[rows]
+    if data.y is not None:
+        batch.y[:count] = data.y[rows]
+    batch.weight[:count] = 1
+    batch.rows[:count] = rows
+    return batch
+
+
+def _positive(lengths: ArrayLike) -> np.ndarray:
+    array = np.asarray(lengths)
+    fits = array.ndim == 1 and array.size > 0 and array.dtype.kind in "iu"
+    require(fits, "lengths", "one integer or more", f"{array.dtype} of shape {array.shape}")
+    require(array.min() >= 1, "lengths", "at least 1 step", array.min())
+    return array.astype(np.int64)
+
+
+def _covering(boundaries: tuple[int, ...], lengths: np.ndarray) -> tuple[int, ...]:
+    """The boundaries, and one more where the longest length lies beyond them."""
+    rising = all(low < high for low, high in zip((0, *boundaries), boundaries, strict=False))
+    require(rising, "boundaries", "increasing lengths of at least 1", boundaries)
+    longest = int(lengths.max())
+    return (*boundaries, longest) if longest > max(boundaries, default=0) else tuple(boundaries)

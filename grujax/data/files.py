@@ -1,0 +1,92 @@
+"""What a `.ts` or `.npz` file holds. Files are foreign: nothing in them is unpickled or believed."""
+
+import math
+import zipfile
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import numpy as np
+
+from grujax.data.checks import shown
+from grujax.errors import InputError, require
+
+MAX_BYTES = 8 * 2**30  # of an unpacked .npz: a small file can claim to hold any amount
+
+
+class Raw(NamedTuple):
+    """The arguments of `sequences`, unchecked."""
+
+    x: np.ndarray | list[np.ndarray]
+    y: np.ndarray | None
+    lengths: np.ndarray | None = None
+
+
+def read(path: Path) -> Raw:
+    """The arrays of a `.ts` or `.npz` file. Raises InputError, with the file's name, for one that cannot be read."""
+    try:
+        require(path.suffix.lower() in _READERS, str(path), "a file ending in .ts or .npz", path.suffix or "no ending")
+        require(not path.is_dir(), str(path), "a file", "a folder")
+        require(path.is_file(), str(path), "a file", "none there")
+        return _READERS[path.suffix.lower()](path)
+    except InputError:
+        raise
+    except Exception as error:  # a damaged or foreign file raises whatever its reader happens to trip over
+        found = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(str(path), f"a readable {path.suffix} file", found) from error
+
+
+def _read_ts(path: Path) -> Raw:
+    try:
+        from aeon.datasets import load_from_ts_file
+    except ImportError as error:
+        raise InputError("aeon", "an installed package", "none", "pip install 'grujax[data]'") from error
+    x, y, header = load_from_ts_file(str(path), return_meta_data=True)  # pyright: ignore[reportAssignmentType]
+    require(len(x) > 0, str(path), "a .ts file with sequences after @data", "none")
+    # aeon's reader of timestamped values loses their signs, their exponents and every integer
+    require(not header["timestamps"], str(path), "@timeStamps false", "true", "Write the values alone.")
+    series = [case.T for case in x]  # aeon puts channels first
+    if header["targetlabel"]:
+        return Raw(series, y)
+    if not header["classlabel"]:
+        return Raw(series, None)
+    known = header["class_values"]
+    # without the line aeon takes the last channel for the class
+    require(len(known) > 0, str(path), "a line @classLabel or @targetLabel", "neither")
+    names = np.char.strip(np.char.lower(y))  # aeon lower-cases a file, then writes every nan in it as NaN
+    wrong = np.flatnonzero(~np.isin(names, known))
+    if len(wrong):
+        found = f"{names[wrong[0]].item()!r} in row {wrong[0]} of {path.name}"
+        raise InputError("y", f"one of the labels @classLabel declares, {shown(known)}", found)
+    return Raw(series, names)
+
+
+def _read_npz(path: Path) -> Raw:
+    arrays = {}
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        keys = [member.filename.removesuffix(".npy") for member in members]
+        require("X" in keys, str(path), "an array X", shown(keys))
+        known = set(keys) <= {"X", "y", "lengths"} and len(set(keys)) == len(keys)
+        require(known, str(path), "the arrays X, y and lengths alone", shown(keys))
+        size = sum(member.file_size for member in members)
+        require(size <= MAX_BYTES, str(path), f"at most {MAX_BYTES} bytes unpacked", size)
+        for key, member in zip(keys, members, strict=True):
+            with archive.open(member) as file:
+                _check_header(file, member, path)
+                file.seek(0)
+                arrays[key] = np.lib.format.read_array(file, allow_pickle=False)
+    return Raw(arrays["X"], arrays.get("y"), arrays.get("lengths"))
+
+
+def _check_header(file: IO[bytes], member: zipfile.ZipInfo, path: Path) -> None:
+    """Refuses pickled objects, and a shape that the bytes do not fill before NumPy allocates it."""
+    format = np.lib.format
+    version = format.read_magic(file)
+    read = format.read_array_header_1_0 if version == (1, 0) else format.read_array_header_2_0
+    shape, _, dtype = read(file)
+    require(not dtype.hasobject, f"{member.filename} in {path}", "plain numbers or strings", "pickled objects")
+    promised, there = math.prod(shape) * dtype.itemsize, member.file_size - file.tell()
+    require(promised == there, f"{member.filename} in {path}", f"{promised} bytes for shape {shape}", there)
+
+
+_READERS = {".ts": _read_ts, ".npz": _read_npz}

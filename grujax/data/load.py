@@ -1,0 +1,103 @@
+"""Data sets from disk: those that come with aeon, and files. Nothing is ever downloaded."""
+
+import difflib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from grujax.data.checks import shown
+from grujax.data.files import read
+from grujax.data.sequences import Dataset, Sequences, sequences, stratified_split
+from grujax.errors import InputError, require
+
+
+def load(source: str | Path, *, test: str | Path | None = None, seed: int = 0, fraction: float = 0.2) -> Dataset:
+    """A training and a test split.
+
+    source: the name of a set in aeon's own data folder, or a file: `.ts`, or `.npz` with X (N, T, C), y (N,) and
+    optionally lengths (N,).
+    test: the test file. None takes the file beside `source` that ends in `_TEST`, or else holds out `fraction` of the
+    training rows, chosen by `seed`, the classes in proportion.
+
+    Raises InputError for a name or file that is not there, a file that is damaged or not what it says, values that
+    `sequences` refuses, a single class, test labels unknown in training.
+
+    >>> load("BasicMotions").train.labels
+    ('badminton', 'running', 'standing', 'walking')
+    """
+    path, beside = _files(source)
+    raw = read(path)
+    require(raw.y is not None, "y", "labels or targets", f"none in {path.name}")
+    train = sequences(raw.x, raw.y, raw.lengths, source=path.name)
+    if train.labels is not None and len(train.labels) < 2:
+        raise InputError("y", "two classes or more", f"only {shown(train.labels)} in {path.name}")
+    name = path.stem.removesuffix("_TRAIN")
+    if test is None and not beside.is_file():
+        return Dataset(name, *stratified_split(train, fraction, seed))
+    return Dataset(name, train, _as_trained(beside if test is None else Path(test), train.labels))
+
+
+def load_sequences(
+    source: str | Path,
+    *,
+    labels: Iterable[str] | None = None,
+    channels: int | None = None,
+    need_labels: bool = True,
+) -> Sequences:
+    """What a trained model is to judge: the test split of a named set, or one file alone.
+
+    labels: the model's class names; None for regression. channels: the model's C. need_labels: False ignores y.
+    Raises InputError as `load` does, and where the labels or channels are not the model's.
+
+    >>> len(load_sequences("BasicMotions", channels=6, need_labels=False))
+    40
+    """
+    path, beside = _files(source)
+    data = _as_trained(path if _is_path(source) else beside, labels, need_labels)
+    if channels is not None:
+        require(data.channels == channels, "channels", str(channels), f"{data.channels} in {path.name}")
+    return data
+
+
+def _as_trained(path: Path, labels: Iterable[str] | None, need_labels: bool = True) -> Sequences:
+    """The file read as the model or the training split understands it."""
+    raw = read(path)
+    if not need_labels:
+        return sequences(raw.x, None, raw.lengths, source=path.name)
+    y = raw.y
+    if y is None:
+        raise InputError("y", "labels or targets", f"none in {path.name}")
+    if labels is None:
+        require(y.dtype.kind in "iuf", "y", "real targets, as in training", f"{y.dtype} in {path.name}")
+        y = y.astype(np.float64)  # integers are targets here, not classes
+    return sequences(raw.x, y, raw.lengths, labels=labels, source=path.name)
+
+
+def _is_path(source: str | Path) -> bool:
+    return isinstance(source, Path) or os.sep in source or "/" in source or Path(source).suffix != ""
+
+
+def _files(source: str | Path) -> tuple[Path, Path]:
+    """The file that `source` means, and where its test file would be."""
+    if _is_path(source):
+        path = Path(source)
+        return path, path.parent / f"{path.stem.removesuffix('_TRAIN')}_TEST{path.suffix}"
+    folder, name = _aeon_folder(), str(source)
+    splits = ("TRAIN", "TEST")
+    names = sorted(
+        entry.name for entry in folder.iterdir() if all((entry / f"{entry.name}_{s}.ts").is_file() for s in splits)
+    )
+    near = difflib.get_close_matches(name, names, cutoff=0.4) or names
+    expected = "a .ts or .npz file or the name of a set that comes with aeon"
+    require(name in names, "source", expected, repr(name), f"Nearest: {', '.join(near)}.")
+    return folder / name / f"{name}_TRAIN.ts", folder / name / f"{name}_TEST.ts"
+
+
+def _aeon_folder() -> Path:
+    try:
+        import aeon.datasets
+    except ImportError as error:
+        raise InputError("aeon", "an installed package", "none", "pip install 'grujax[data]'") from error
+    return Path(aeon.datasets.__file__).parent / "data"

@@ -1,0 +1,156 @@
+"""Sequences as the rest of the package relies on them: checked, padded with zeros, cast."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from grujax.data.checks import checked_lengths, checked_y, real, shown
+from grujax.errors import InputError, require
+
+
+@dataclass(frozen=True, eq=False)
+class Sequences:
+    """N sequences, padded at the end to T steps of C channels. Made by `sequences`, which checks them."""
+
+    x: np.ndarray  # (N, T, C) float32, exactly zero past each length
+    lengths: np.ndarray  # (N,) int32, 1..T
+    y: np.ndarray | None  # (N,) int32 class indices where there are labels, else (N,) float32 targets; None: unknown
+    labels: tuple[str, ...] | None  # class names; None for regression or where y is unknown
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    @property
+    def channels(self) -> int:
+        """C, the number of values a step holds."""
+        return self.x.shape[2]
+
+    def take(self, indices: ArrayLike) -> "Sequences":
+        """The rows `indices` (M,) in that order, T trimmed to the longest. Raises InputError for no such row."""
+        rows = np.asarray(indices)
+        valid = rows.ndim == 1 and rows.size > 0 and rows.dtype.kind in "iu"
+        require(valid, "indices", "one row number or more", f"{rows.dtype} of shape {rows.shape}")
+        require(
+            0 <= rows.min() and rows.max() < len(self),
+            "indices",
+            f"0 to {len(self) - 1}",
+            f"{rows.min()} to {rows.max()}",
+        )
+        lengths = self.lengths[rows]
+        y = None if self.y is None else self.y[rows]
+        return Sequences(self.x[rows, : lengths.max()], lengths, y, self.labels)
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A training and a test split of one task. Raises InputError where the two do not belong together."""
+
+    name: str
+    train: Sequences
+    test: Sequences
+
+    def __post_init__(self) -> None:
+        train, test = self.train, self.test
+        require(train.y is not None and test.y is not None, "y", "labels or targets in both splits", "none")
+        same = train.channels == test.channels
+        require(same, "channels", f"{train.channels} as in training", f"{test.channels} in the test split")
+        same = train.labels == test.labels
+        require(same, "labels", f"{shown(train.labels)} as in training", f"{shown(test.labels)} in the test split")
+
+
+def sequences(
+    x: ArrayLike,
+    y: ArrayLike | None = None,
+    lengths: ArrayLike | None = None,
+    *,
+    labels: Iterable[str] | None = None,
+    source: str = "data",
+) -> Sequences:
+    """Checks, casts and pads.
+
+    x: real (N, T, C), or a list of (T_i, C). Padding may hold anything, NaN too; it becomes zero.
+    y: (N,) strings, integers or booleans are classes, floats are regression targets.
+    lengths: (N,) integers, 1..T; None is T everywhere. A list has its own.
+    labels: the class names a model knows, in its order; None takes those in y, sorted, '2' before '10'.
+    source: what the errors call the data.
+
+    Raises InputError for anything else, naming the row: missing, infinite or too large values, wrong sizes, types or
+    lengths, labels outside `labels`.
+
+    >>> data = sequences([[[1.0], [2.0]], [[3.0]]], ["walk", "run"])
+    >>> data.x[:, :, 0].tolist(), data.lengths.tolist(), data.y.tolist(), data.labels
+    ([[1.0, 2.0], [3.0, 0.0]], [2, 1], [1, 0], ('run', 'walk'))
+    """
+    with np.errstate(over="ignore"):  # what overflows float32 is found below, by its row
+        if isinstance(x, (list, tuple)):
+            require(lengths is None, "lengths", "None beside a list, whose arrays have their own", "some")
+            rows = [real(row, "(T, C)", f"x[{index}]", source) for index, row in enumerate(x)]
+            channels = [row.shape[1] for row in rows]
+            odd = next((index for index, count in enumerate(channels) if count != channels[0]), None)
+            if odd is not None:
+                raise InputError(
+                    "x", f"{channels[0]} channels as in row 0", f"{channels[odd]} in row {odd} of {source}"
+                )
+            lengths = [len(row) for row in rows]
+            values = np.zeros((len(rows), max(lengths, default=0), max(channels, default=0)), np.float32)
+            for padded, row in zip(values, rows, strict=True):
+                padded[: len(row)] = row
+        else:
+            rows = real(x, "(N, T, C)", "x", source)
+            values = rows.astype(np.float32)
+    require(values.size > 0, "x", "at least one sequence, step and channel", f"shape {values.shape} in {source}")
+
+    steps = checked_lengths(lengths, values.shape, source)
+    values[~_valid(values, steps)] = 0
+    broken = np.argwhere(~np.isfinite(values))
+    if len(broken):
+        row, step, channel = broken[0].tolist()
+        found = f"{rows[row][step, channel]} at row {row}, step {step}, channel {channel} of {source}"
+        raise InputError("x", "finite float32 values", found, "Fill in or drop what is missing or too large.")
+    if y is None:
+        return Sequences(values, steps, None, None)
+    return Sequences(values, steps, *checked_y(y, len(values), labels, source))
+
+
+def stratified_split(data: Sequences, fraction: float, seed: int) -> tuple[Sequences, Sequences]:
+    """(rest, held out): about `fraction` of the rows held out, at least as many as there are classes, the classes in
+    proportion; without classes at random. The same `seed` gives the same split. Raises InputError for too few rows."""
+    try:
+        from sklearn.model_selection import train_test_split
+    except ImportError as error:
+        raise InputError("scikit-learn", "an installed package", "none", "pip install 'grujax[data]'") from error
+    require(0 < fraction < 1, "fraction", "a number between 0 and 1", fraction)
+    require(0 <= seed < 2**32, "seed", "an integer from 0 to 2**32 - 1", seed)
+    classes = data.y if data.labels is not None else None
+    present, counts = np.unique([0] if classes is None else classes, return_counts=True)
+    if data.labels is not None and counts.min() < 2:
+        label = data.labels[present[counts.argmin()]]
+        raise InputError("y", "two sequences or more of each class", f"one of {label!r}", "Give a test file.")
+    held_size = max(len(present), round(fraction * len(data)))
+    enough = len(data) - held_size >= len(present)
+    found = f"{len(data)} with {held_size} of them held out"
+    require(enough, "data", f"{len(present)} sequences or more left to train on", found, "Give a test file.")
+    rest, held = train_test_split(np.arange(len(data)), test_size=held_size, random_state=seed, stratify=classes)
+    if classes is not None and len(np.unique(classes[rest])) < len(present):
+        raise InputError("fraction", "a share that leaves every class in training", fraction, "Hold out less.")
+    return data.take(rest), data.take(held)
+
+
+def statistics(data: Sequences) -> tuple[np.ndarray, np.ndarray]:
+    """mean (C,) and std (C,) float32 over the valid steps, computed in float64. A constant channel has std 1.
+
+    >>> mean, std = statistics(sequences([[[1.0, 7.0], [3.0, 7.0]]]))
+    >>> mean.tolist(), std.tolist()
+    ([2.0, 7.0], [1.0, 1.0])
+    """
+    steps = data.x[_valid(data.x, data.lengths)]
+    mean, std = steps.mean(0, dtype=np.float64), steps.std(0, dtype=np.float64).astype(np.float32)
+    # float64 sums float32 constants exactly, so their std is 0 and no rounding error
+    return mean.astype(np.float32), np.where(std == 0, np.float32(1), std)
+
+
+def _valid(x: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """(N, T) bool: the steps before each length."""
+    return np.arange(x.shape[1]) < lengths[:, None]

@@ -1,0 +1,56 @@
+"""The words of the package: axes, arrays, weights, and what is static about a GRU.
+
+Axis legend
+    B  batch          L  layers                  I  input features
+    T  time           D  directions (1 or 2)     H  hidden units
+
+Gates stand in the order reset, update, candidate wherever three of them share an axis (3H).
+"""
+
+from typing import NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+Array: TypeAlias = jax.Array
+
+Inputs: TypeAlias = Array  # (..., T, I)  what a user hands over, batch-major
+Gates: TypeAlias = Array  # (T, B, 3H)   the projected input, time-major, r | z | n
+State: TypeAlias = Array  # (B, H)       float32 at least
+States: TypeAlias = Array  # (T, B, H)
+Valid: TypeAlias = Array  # (T, B) bool
+
+
+class GRUWeights(NamedTuple):
+    """One layer, one direction. Columns are r | z | n; both biases are kept, as torch keeps them.
+
+    `bias=False` leaves both biases None.
+    """
+
+    w_ih: Array  # (I, 3H)
+    w_hh: Array  # (H, 3H)
+    b_ih: Array | None = None  # (3H,)
+    b_hh: Array | None = None  # (3H,)
+
+
+class GRUSpec(NamedTuple):
+    """What is fixed when a GRU is compiled (hashable).
+
+    reset_after: True multiplies r into the finished product `W_hn h + b_hn` (torch, cuDNN, Keras 3);
+        False multiplies r into h before it (Cho et al. 2014).
+    precision: of every matrix product, as `jax.lax.dot_general` takes it; None follows
+        `jax.default_matmul_precision`.
+    """
+
+    reset_after: bool = True
+    precision: jax.lax.PrecisionLike = None
+
+
+def state_dtype(dtype: DTypeLike) -> DTypeLike:
+    """The dtype that the state is carried in when the compute dtype is `dtype`: float32 at least.
+
+    >>> state_dtype(jnp.bfloat16) == jnp.float32
+    True
+    """
+    return jnp.float64 if jnp.dtype(dtype) == jnp.float64 else jnp.float32
