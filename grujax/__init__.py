@@ -6,6 +6,7 @@ from grujax.errors import InputError
 from grujax.functional import gru
 from grujax.layer import GRU
 from grujax.model import GRUEncoder, GRUModel
+from grujax.saving import load, save
 from grujax.types import GRUSpec, GRUWeights
 
 __version__ = "0.1.0"
@@ -19,4 +20,6 @@ __all__ = [
     "InputError",
     "gru",
     "kernels",
+    "load",
+    "save",
 ]

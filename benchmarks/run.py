@@ -1,0 +1,23 @@
+"""grujax beside torch, Flax, Keras, Equinox, Haiku and ONNX Runtime: `python benchmarks/run.py --help`."""
+
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+
+from grujax.bench.runner import PASSES, Options, run, save, table
+
+
+def main(options: Options) -> int:
+    """1 where a peer was found unequal, 0 otherwise."""
+    console = Console()
+    report = run(options, console.print)
+    for kind in PASSES:
+        console.print(table(report, kind))
+    if options.save:
+        console.print(f"saved {save(report, Path(__file__).parent / 'results')}")
+    return int(any(r.status.startswith("unequal") for r in report.results))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(tyro.cli(Options)))

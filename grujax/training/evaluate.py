@@ -1,0 +1,87 @@
+"""What a trained model is worth: its outputs, its figures, and the baselines beside them."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from grujax.data import Sequences, batches, bucket_boundaries, statistics
+from grujax.model import GRUModel
+from grujax.training.step import forward, row_losses
+
+
+class Scores(NamedTuple):
+    """Figures of one split. Of a classifier: loss (cross-entropy), accuracy, its 95% Wilson interval, the confusion
+    matrix (true, predicted). Of a regression: loss (squared error over the training targets' variance), rmse, r2."""
+
+    loss: float
+    count: int
+    accuracy: float | None = None
+    interval: tuple[float, float] | None = None
+    confusion: np.ndarray | None = None
+    rmse: float | None = None
+    r2: float | None = None
+
+    @property
+    def metric(self) -> tuple[str, float]:
+        """The figure to show: its name and value."""
+        return ("accuracy", self.accuracy) if self.accuracy is not None else ("rmse", self.rmse or 0.0)
+
+
+def outputs_of(
+    model: GRUModel, variables: Mapping[str, Any], data: Sequences, *, batch_size: int = 64, boundaries=None
+) -> np.ndarray:
+    """The model's outputs (N, output_size) for every row, in order."""
+    boundaries = bucket_boundaries(data.lengths) if boundaries is None else boundaries
+    outputs = np.zeros((len(data), model.output_size), np.float32)
+    for batch in batches(data, batch_size, boundaries):
+        kept = batch.weight > 0
+        outputs[batch.rows[kept]] = np.asarray(forward(model, variables, batch.x, batch.lengths))[kept]
+    return outputs
+
+
+def score(outputs: np.ndarray, data: Sequences, variables: Mapping[str, Any]) -> Scores:
+    """The figures of `outputs` (N, output_size) on data whose y is known."""
+    from scipy.stats import binomtest
+    from sklearn.metrics import confusion_matrix, r2_score, root_mean_squared_error
+
+    assert data.y is not None
+    loss = float(np.mean(row_losses(jax.numpy.asarray(outputs), jax.numpy.asarray(data.y), variables["statistics"])))
+    if data.labels is None:
+        r2 = float(r2_score(data.y, outputs[:, 0])) if len(data) > 1 else None
+        return Scores(loss, len(data), rmse=float(root_mean_squared_error(data.y, outputs[:, 0])), r2=r2)
+    predicted = outputs.argmax(1)
+    right = int((predicted == data.y).sum())
+    interval = binomtest(right, len(data)).proportion_ci(method="wilson")
+    confusion = confusion_matrix(data.y, predicted, labels=np.arange(len(data.labels)))
+    return Scores(loss, len(data), right / len(data), (float(interval.low), float(interval.high)), confusion)
+
+
+def baselines(train: Sequences, test: Sequences) -> dict[str, float]:
+    """What needs no GRU, on the same split: accuracy, or root mean squared error in regression.
+
+    The majority class (the mean target), and the nearest neighbour in Euclidean distance on the standardised series,
+    padded with zeros to one length.
+    """
+    from sklearn.dummy import DummyClassifier, DummyRegressor
+    from sklearn.metrics import accuracy_score, root_mean_squared_error
+    from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
+
+    mean, std = statistics(train)
+    n_steps = max(train.x.shape[1], test.x.shape[1])
+
+    def padded(data: Sequences) -> np.ndarray:
+        x = np.zeros((len(data), n_steps, data.channels), np.float32)
+        x[:, : data.x.shape[1]] = (data.x - mean) / std
+        x[np.arange(n_steps) >= data.lengths[:, None]] = 0
+        return x.reshape(len(data), -1)
+
+    if train.labels is None:
+        models = {"mean target": DummyRegressor(), "nearest neighbour": KNeighborsRegressor(1)}
+        figure = root_mean_squared_error
+    else:
+        models = {"majority class": DummyClassifier(), "nearest neighbour": KNeighborsClassifier(1)}
+        figure = accuracy_score
+    x_train, x_test = padded(train), padded(test)
+    return {name: float(figure(test.y, m.fit(x_train, train.y).predict(x_test))) for name, m in models.items()}

@@ -1,0 +1,155 @@
+"""Trains a `GRUModel` on a data set: what `grujax train` calls."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from grujax.data import Dataset, Sequences, batches, bucket_boundaries, padding_share, statistics, stratified_split
+from grujax.errors import require
+from grujax.model import GRUModel
+from grujax.training.config import TrainConfig
+from grujax.training.evaluate import Scores, outputs_of, score
+from grujax.training.step import TrainState, make_optimizer, train_step
+
+
+class Epoch(NamedTuple):
+    """One line of `metrics.jsonl`."""
+
+    epoch: int
+    loss: float  # mean over the training rows, dropout on
+    validation_loss: float
+    metric: str  # the name of the next figure: accuracy or rmse
+    validation_metric: float
+    sequences_per_second: float
+    seconds: float  # compilation left out
+    best: bool  # the smallest validation loss so far
+
+
+class Compiled(NamedTuple):
+    """How the training step was compiled: for each padded length once."""
+
+    shapes: tuple[tuple[int, ...], ...]
+    seconds: float
+    padding: float  # the share of padded steps
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What `fit` returns. `variables` are those of the best epoch and hold the statistics of the training split."""
+
+    model: GRUModel
+    variables: dict[str, Any]
+    labels: tuple[str, ...] | None
+    best: Epoch
+    history: tuple[Epoch, ...]
+    compiled: Compiled
+    test: Scores | None  # None where training was interrupted
+    interrupted: bool
+
+
+def fit(
+    config: TrainConfig,
+    data: Dataset,
+    *,
+    on_compiled: Callable[[Compiled], None] = lambda compiled: None,
+    on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+) -> Fitted:
+    """Trains on `data.train` and looks at `data.test` once, at the end.
+
+    A stratified share of the training split is held out for validation; inputs (and targets of a regression) are
+    standardised by the rest; the epoch of the smallest validation loss is kept. The same config and data give the
+    same numbers on the same machine. An interrupt (Ctrl-C) after the first epoch ends training with the best so far.
+
+    >>> from grujax.data import Dataset, sequences
+    >>> x = [[[float(i % 2)]] * 5 for i in range(40)]
+    >>> split = sequences(x, ["even", "odd"] * 20)
+    >>> fitted = fit(TrainConfig(hidden_size=8, epochs=20), Dataset("parity", split, split))
+    >>> fitted.test.accuracy
+    1.0
+    """
+    train, held = stratified_split(data.train, config.validation, config.seed)
+    model = GRUModel(
+        config.hidden_size,
+        1 if train.labels is None else len(train.labels),
+        config.num_layers,
+        config.bidirectional,
+        config.dropout,
+        config.pooling,
+        reset_after=config.reset_after,
+    )
+    constants = jax.device_put(_statistics(train))
+    boundaries = bucket_boundaries(train.lengths, config.buckets)
+    shuffle = np.random.default_rng(config.seed)
+    steps_per_epoch = sum(1 for _ in batches(train, config.batch_size, boundaries))
+    optimizer = make_optimizer(config, config.epochs * steps_per_epoch)
+    init_key, key = jax.random.split(jax.random.key(config.seed))
+    params = model.init(init_key, np.zeros((1, 1, train.channels), np.float32))["params"]
+    state = TrainState(params, optimizer.init(params), key)
+
+    executables = {}
+    began = time.perf_counter()
+    for batch in batches(train, config.batch_size, boundaries):
+        if batch.x.shape not in executables:
+            lowered = train_step.lower(model, optimizer, config, state, constants, batch)
+            executables[batch.x.shape] = lowered.compile()
+    compiled = Compiled(
+        tuple(executables), time.perf_counter() - began, padding_share(train.lengths, tuple(boundaries))
+    )
+    on_compiled(compiled)
+
+    history: list[Epoch] = []
+    best, best_params, interrupted = None, None, False
+    try:
+        for number in range(1, config.epochs + 1):
+            began, totals = time.perf_counter(), []
+            for batch in batches(train, config.batch_size, boundaries, shuffle):
+                state, total = executables[batch.x.shape](state, constants, batch)
+                totals.append(total)
+            loss = float(sum(map(float, totals))) / len(train)
+            seconds = time.perf_counter() - began
+            variables = {"params": state.params, "statistics": constants}
+            outputs = outputs_of(model, variables, held, batch_size=config.batch_size, boundaries=boundaries)
+            scores = score(outputs, held, variables)
+            require(
+                bool(np.isfinite(loss) and np.isfinite(scores.loss)),
+                "loss",
+                "a finite number",
+                f"{loss} in epoch {number}",
+                "Lower --learning-rate.",
+            )
+            name, value = scores.metric
+            is_best = best is None or scores.loss < best.validation_loss
+            epoch = Epoch(number, loss, scores.loss, name, value, len(train) / seconds, seconds, is_best)
+            history.append(epoch)
+            if is_best:  # a copy: the next step takes the buffers of this one
+                best, best_params = epoch, jax.tree.map(lambda a: a.copy(), state.params)
+            on_epoch(epoch)
+    except KeyboardInterrupt:
+        if best is None:
+            raise
+        interrupted = True
+    assert best is not None
+    variables = {"params": best_params, "statistics": constants}
+    test = None
+    if not interrupted:
+        outputs = outputs_of(model, variables, data.test, batch_size=config.batch_size, boundaries=boundaries)
+        test = score(outputs, data.test, variables)
+    return Fitted(model, variables, train.labels, best, tuple(history), compiled, test, interrupted)
+
+
+def _statistics(train: Sequences) -> dict[str, np.ndarray]:
+    """Mean and standard deviation of the inputs (I,) and, in regression, of the targets (1,)."""
+    mean, std = statistics(train)
+    constants = {"input_mean": mean, "input_std": std}
+    if train.labels is None:
+        assert train.y is not None
+        y_std = train.y.std(dtype=np.float64) or 1.0
+        constants |= {
+            "output_mean": np.array([train.y.mean(dtype=np.float64)], np.float32),
+            "output_std": np.array([y_std], np.float32),
+        }
+    return constants

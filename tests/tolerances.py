@@ -1,0 +1,51 @@
+"""The one tolerance table: per dtype and kind, relative to max(|expected|, rms of expected), then absolute."""
+
+from typing import Literal
+
+import jax.numpy as jnp
+import numpy as np
+
+Kind = Literal["forward", "gradient"]
+
+TOLERANCES: dict[tuple[str, Kind], tuple[float, float]] = {
+    ("float64", "forward"): (1e-13, 1e-13),
+    ("float64", "gradient"): (1e-11, 1e-12),
+    ("float32", "forward"): (3e-6, 1e-6),
+    ("float32", "gradient"): (2e-5, 3e-6),
+    ("bfloat16", "forward"): (1.5e-2, 1e-2),
+    ("bfloat16", "gradient"): (5e-2, 3e-2),
+    ("float16", "forward"): (1.5e-2, 1e-2),  # held to the row of bfloat16, the coarser of the two
+    ("float16", "gradient"): (5e-2, 3e-2),
+}
+
+
+def assert_close(actual, expected, kind: Kind = "forward", dtype=None, name: str = "") -> None:
+    """Raises unless every element is within the row of `dtype`, by default the dtype of `actual`."""
+    row = jnp.dtype(actual.dtype if dtype is None else dtype).name
+    relative, absolute = TOLERANCES[row, kind]
+    actual, expected = (np.asarray(a).astype(np.float64) for a in (actual, expected))
+    assert actual.shape == expected.shape, f"{name}: shape {actual.shape}, expected {expected.shape}"
+    if not expected.size:
+        return
+    assert np.isfinite(expected).all(), f"{name}: the expected values are not finite"
+    scale = np.maximum(np.abs(expected), np.sqrt(np.mean(expected**2)))
+    excess = np.abs(actual - expected) / (relative * scale + absolute)
+    worst = np.unravel_index(np.argmax(np.where(np.isnan(excess), np.inf, excess)), excess.shape)
+    assert excess[worst] <= 1, (  # a NaN fails: no comparison with it holds
+        f"{name or 'value'}: {excess[worst]:.3g} times the {row} {kind} tolerance at {[int(i) for i in worst]}: "
+        f"{actual[worst]!r}, expected {expected[worst]!r}"
+    )
+
+
+def assert_trees_close(actual, expected, kind: Kind = "forward", dtype=None) -> None:
+    """`assert_close` for dicts and tuples of arrays, names in the message."""
+    import jax
+
+    leaves, tree = jax.tree_util.tree_flatten_with_path(actual)
+    others, other_tree = jax.tree_util.tree_flatten_with_path(expected)
+    assert [jax.tree_util.keystr(p) for p, _ in leaves] == [jax.tree_util.keystr(p) for p, _ in others], (
+        tree,
+        other_tree,
+    )
+    for (path, a), (_, e) in zip(leaves, others, strict=True):
+        assert_close(a, e, kind, dtype, jax.tree_util.keystr(path))
