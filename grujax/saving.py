@@ -88,15 +88,13 @@ def load(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
 def read(path: str | Path) -> Saved:
     """As `load`, with the metadata."""
     import safetensors
-    import safetensors.numpy
 
     path = Path(path)
     require(path.is_file(), "model", "a model.safetensors file", f"no file at {path}", "grujax train writes one.")
     try:
-        content = path.read_bytes()
         with safetensors.safe_open(str(path), framework="np") as file:
             metadata = file.metadata() or {}
-        tensors = safetensors.numpy.load(content)
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, not a dict
     except (safetensors.SafetensorError, OSError, ValueError, KeyError, MemoryError) as error:
         raise InputError("model", "a whole safetensors file", f"{path}: {error}") from error
     require("grujax" in metadata, "model", "a file that grujax saved", f"{path} without the metadata key 'grujax'")
@@ -106,9 +104,12 @@ def read(path: str | Path) -> Saved:
         fields = header.pop("model")
         model = MODELS[fields.pop("class")](**_from_json(fields))
         header.pop("input_size")
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise InputError("model", "grujax's metadata", f"{path}: {error!r}") from error
-    _check_tensors(model, tensors, str(path))
+        _check_tensors(model, tensors, str(path))
+    except InputError:
+        raise
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+        found = f"{path}: {type(error).__name__} {str(error).splitlines()[:1]}"
+        raise InputError("model", "grujax's metadata", found) from error
     return Saved(model, unflatten_dict({key: jnp.asarray(a) for key, a in tensors.items()}, sep="/"), header)
 
 
@@ -156,9 +157,9 @@ def _input_size(tensors: Mapping[str, np.ndarray], source: str) -> int:
 def _check_tensors(model: nn.Module, tensors: Mapping[str, np.ndarray], source: str) -> None:
     """Every tensor that the model declares, in shape and dtype, and no other but its statistics."""
     n_inputs = _input_size(tensors, source)
-    x = jax.ShapeDtypeStruct((1, 1, n_inputs), jnp.float32)
+    x = jax.ShapeDtypeStruct((1, 1, n_inputs), model.param_dtype)  # pyright: ignore[reportAttributeAccessIssue]
     if isinstance(model, GRUCell):
-        carry = jax.ShapeDtypeStruct((1, 1, model.hidden_size), jnp.float32)
+        carry = jax.ShapeDtypeStruct((1, 1, model.hidden_size), model.param_dtype)
         shapes = jax.eval_shape(model.init, jax.random.key(0), carry, x)
     else:
         shapes = jax.eval_shape(model.init, jax.random.key(0), x)

@@ -1,8 +1,37 @@
-"""Numerics as strict as JAX has them, on the CPU, for every test."""
+"""Numerics as strict as JAX has them, on the CPU, for every test; and the random problem that most tests start from."""
+
+import sys
+from pathlib import Path
 
 import jax
+import numpy as np
+import pytest
+
+sys.path.append(str(Path(__file__).parent))  # for `from tolerances import assert_close`
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def problem():
+    """`problem(n_steps=6, n_rows=4, n_features=3, hidden_size=5, seed=0)` -> x (B, T, I), h0 (B, H) and the four weights.
+
+    float64 NumPy arrays by name, none of them zero.
+    """
+
+    def make(n_steps=6, n_rows=4, n_features=3, hidden_size=5, seed=0):
+        rng = np.random.default_rng(seed)
+        gates, scale = 3 * hidden_size, hidden_size**-0.5
+        return {
+            "x": rng.normal(size=(n_rows, n_steps, n_features)),
+            "h0": rng.normal(size=(n_rows, hidden_size)),
+            "w_ih": rng.uniform(-scale, scale, (n_features, gates)),
+            "w_hh": rng.uniform(-scale, scale, (hidden_size, gates)),
+            "b_ih": rng.uniform(-scale, scale, gates),
+            "b_hh": rng.uniform(-scale, scale, gates),
+        }
+
+    return make

@@ -86,6 +86,8 @@ def run(options: Options, say: Callable[[str], object] = lambda line: None) -> R
     backend = jax.default_backend()
     require(backend == "cpu", "JAX's backend", "cpu", backend, "Set JAX_PLATFORMS=cpu: the peers run there.")
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    device = _device()
+    commit, dirty = _git("rev-parse", "HEAD") or "unknown", bool(_git("status", "--porcelain"))
     peers = {name: PEERS[name] for name in options.peers}
     results: list[Result] = []
     for name in options.shapes:
@@ -93,9 +95,9 @@ def run(options: Options, say: Callable[[str], object] = lambda line: None) -> R
         results += measure(CASES[name], peers, options.repeats, threads)
     return Report(
         datetime.now(UTC).isoformat(timespec="seconds"),
-        _git("rev-parse", "HEAD") or "unknown",
-        bool(_git("status", "--porcelain")),
-        {"cpu": _cpu_model(), "cores": os.cpu_count(), "system": platform.platform()},
+        commit,
+        dirty,
+        device,
         {"python": platform.python_version()} | _versions(peers.values()),
         threads,
         {name: CASES[name].shape for name in options.shapes},
@@ -138,7 +140,9 @@ def oracle(a: Arrays, reset_after: bool) -> tuple[NDArray, Gradients]:
     x, h0, *weights, cotangent = [v.astype(np.float64) for v in a]
     x, cotangent = x.swapaxes(0, 1), cotangent.swapaxes(0, 1)
     hs = equations.sequence(x, h0, *weights, reset_after=reset_after).hs
-    dx, *others = equations.sequence_backward(x, h0, *weights, cotangent, np.zeros_like(h0), reset_after=reset_after)
+    dx, *others = equations.sequence_backward(
+        x, h0, *weights, dhs=cotangent, dh_last=np.zeros_like(h0), reset_after=reset_after
+    )
     return hs.swapaxes(0, 1), Gradients(dx.swapaxes(0, 1), *others)
 
 
@@ -248,6 +252,18 @@ def _versions(peers: Iterable[Peer]) -> dict[str, str]:
         except ImportError:
             found[name] = "not installed"
     return found
+
+
+def _device() -> dict[str, Any]:
+    """The machine, and what else moves the times: the load before the run (the run's own comes after) and settings."""
+    settings = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "KMP_BLOCKTIME", "MKL_NUM_THREADS", "XLA_FLAGS")
+    return {
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "system": platform.platform(),
+        "load": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
+        "environment": {name: os.environ[name] for name in settings if name in os.environ},
+    }
 
 
 def _cpu_model() -> str:

@@ -1,7 +1,7 @@
 """Weights from PyTorch and back, bit for bit: `nn.GRU`, `nn.GRUCell`, and `nn.GRU` with an `nn.Linear` behind it.
 
 Torch keeps `weight_ih_l{k}[_reverse]` (3H, I), `weight_hh` (3H, H), `bias_ih` and `bias_hh` (3H,), rows r | z | n, and
-`weight` (O, D*H) of a Linear. Here matrices stand transposed, `w_ih` (I, 3H), and both biases are kept, so nothing is lost.
+`weight` (O, D*H) of a Linear. Here matrices stand transposed, `w_ih` (I, 3H); both biases are kept and nothing is lost.
 """
 
 import re
@@ -143,7 +143,12 @@ def to_torch(model: nn.Module, variables: Mapping, gru: str = "gru", head: str =
 
     prefix = {GRUModel: ("encoder", "gru", "l0"), GRU: ("l0",), GRUCell: ()}[_kind(model)]
     w_ih = params.get((*prefix, "w_ih"))
-    require(w_ih is not None and w_ih.ndim == 2, "/".join((*prefix, "w_ih")), "(I, 3H)", np.shape(w_ih or ()))
+    require(
+        w_ih is not None and w_ih.ndim == 2,
+        "/".join((*prefix, "w_ih")),
+        "(I, 3H)",
+        "none" if w_ih is None else w_ih.shape,
+    )
     assert w_ih is not None
     gru, head = (f"{name}." if name and isinstance(model, GRUModel) else "" for name in (gru, head))
     tensors, dtypes = dict(_tensors(model, w_ih.shape[0], gru, head)), {a.dtype.name for a in params.values()}
@@ -184,15 +189,16 @@ def _tensors(model: GRU | GRUCell | GRUModel, input_size: int, gru: str, head: s
         joined = len(directions) * model.hidden_size
         names = [(k, f"l{k}{d}") for k in range(model.num_layers) for d in directions]
         cells = [(f"_{name}", (*root, name), joined if k else input_size) for k, name in names]
-        if isinstance(model, GRUModel):
-            yield f"{head}weight", Tensor(("head", "kernel"), (model.output_size, joined))
-            yield f"{head}bias", Tensor(("head", "bias"), (model.output_size,))
     for suffix, path, n_inputs in cells:
         yield f"{gru}weight_ih{suffix}", Tensor((*path, "w_ih"), (rows, n_inputs))
         yield f"{gru}weight_hh{suffix}", Tensor((*path, "w_hh"), (rows, model.hidden_size))
         if model.bias:
             yield f"{gru}bias_ih{suffix}", Tensor((*path, "b_ih"), (rows,))
             yield f"{gru}bias_hh{suffix}", Tensor((*path, "b_hh"), (rows,))
+    if isinstance(model, GRUModel):
+        n_features = (1 + model.bidirectional) * model.hidden_size
+        yield f"{head}weight", Tensor(("head", "kernel"), (model.output_size, n_features))
+        yield f"{head}bias", Tensor(("head", "bias"), (model.output_size,))
 
 
 def _check_layers(module: "torch.nn.Module") -> None:
@@ -237,8 +243,6 @@ def _check_tensors(state: Mapping, keys: list[str]) -> Any:
 
 def _to_jax(tensor: "torch.Tensor", dtype: Any) -> jax.Array:
     tensor = tensor.detach().cpu().contiguous()
-    if dtype == jnp.bfloat16:
-        array = tensor.view(_torch().int16).numpy().view(jnp.bfloat16)
-    else:
-        array = tensor.numpy()
+    bfloat16 = dtype == jnp.bfloat16  # NumPy's is not known to torch: its bits travel as integers
+    array = tensor.view(_torch().int16).numpy().view(jnp.bfloat16) if bfloat16 else tensor.numpy()
     return jnp.array(np.array(array.T, order="C", copy=True))  # jnp.array copies: a torch optimizer works in place

@@ -113,14 +113,9 @@ def fit(
             seconds = time.perf_counter() - began
             variables = {"params": state.params, "statistics": constants}
             outputs = outputs_of(model, variables, held, batch_size=config.batch_size, boundaries=boundaries)
+            finite = bool(np.isfinite(loss) and np.isfinite(outputs).all())
+            require(finite, "loss", "a finite number", f"{loss} in epoch {number}", "Lower --learning-rate.")
             scores = score(outputs, held, variables)
-            require(
-                bool(np.isfinite(loss) and np.isfinite(scores.loss)),
-                "loss",
-                "a finite number",
-                f"{loss} in epoch {number}",
-                "Lower --learning-rate.",
-            )
             name, value = scores.metric
             is_best = best is None or scores.loss < best.validation_loss
             epoch = Epoch(number, loss, scores.loss, name, value, len(train) / seconds, seconds, is_best)

@@ -34,7 +34,7 @@ def row_losses(outputs: Array, y: Array, statistics: Mapping[str, Array], label_
     """(B,): cross-entropy of logits (B, K) and classes y (B,) integers; squared error, in units of the training
     targets' variance, of outputs (B, 1) and targets y (B,) floats."""
     if jnp.issubdtype(y.dtype, jnp.integer):
-        targets = optax.smooth_labels(jax.nn.one_hot(y, outputs.shape[-1]), label_smoothing)
+        targets = optax.smooth_labels(jax.nn.one_hot(y, outputs.shape[-1], dtype=outputs.dtype), label_smoothing)
         return optax.softmax_cross_entropy(outputs, targets)
     return optax.squared_error(outputs[:, 0] / statistics["output_std"], y / statistics["output_std"])
 
@@ -50,7 +50,7 @@ def train_step(
 ) -> tuple[TrainState, Array]:
     """One step: the new state, and the sum of the batch's losses over its rows of weight 1."""
     key, noise_key, dropout_key = jax.random.split(state.key, 3)
-    noise = jax.random.normal(noise_key, batch.x.shape) * statistics["input_std"][None, None]
+    noise = jax.random.normal(noise_key, batch.x.shape, batch.x.dtype) * statistics["input_std"][None, None]
     x = batch.x + config.input_noise * noise if config.input_noise else batch.x
 
     def loss(params: Any) -> tuple[Array, Array]:

@@ -1,0 +1,62 @@
+"""The pictures of a run. matplotlib comes with the extra `plot`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from grujax.errors import InputError
+from grujax.saving import replacing
+from grujax.training.fit import Epoch
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def plot_curves(path: str | Path, history: Sequence[Epoch], best: Epoch) -> None:
+    """Loss and validation figure over the epochs, the kept epoch marked, as a PNG."""
+    figure = _figure(8, 3.6)
+    losses, metric = figure.subplots(1, 2)
+    epochs = [epoch.epoch for epoch in history]
+    losses.semilogy(epochs, [epoch.loss for epoch in history], label="training (dropout on)")
+    losses.semilogy(epochs, [epoch.validation_loss for epoch in history], label="validation")
+    losses.set(xlabel="epoch", ylabel="loss", title="Loss")
+    metric.plot(epochs, [epoch.validation_metric for epoch in history], color="C1", label="validation")
+    metric.set(xlabel="epoch", ylabel=best.metric, title=f"Validation {best.metric}")
+    for axes in (losses, metric):
+        axes.axvline(best.epoch, color="0.5", linestyle=":", label=f"kept: epoch {best.epoch}")
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+    _write(figure, path)
+
+
+def plot_confusion(path: str | Path, confusion: np.ndarray, labels: Sequence[str]) -> None:
+    """The confusion matrix (true, predicted) as counts and, by colour, as shares of each true class, as a PNG."""
+    size = max(4.0, 0.5 * len(labels) + 1.5)
+    figure = _figure(size, size)
+    axes = figure.subplots()
+    shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), count in np.ndenumerate(confusion):
+        if count:
+            colour = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, str(count), ha="center", va="center", color=colour)
+    ticks = np.arange(len(labels))
+    axes.set_xticks(ticks, labels, rotation=45 if max(map(len, labels)) > 3 else 0)
+    axes.set_yticks(ticks, labels)
+    axes.set(xlabel="predicted", ylabel="true", title="Test set, counts")
+    _write(figure, path)
+
+
+def _figure(width: float, height: float) -> "Figure":
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise InputError("matplotlib", "an installed package", "none", "pip install 'grujax[plot]'") from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _write(figure: "Figure", path: str | Path) -> None:
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=150)

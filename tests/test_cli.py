@@ -1,0 +1,208 @@
+"""The command line as a user meets it: what it prints, what it writes, what bad input gets."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from grujax import cli
+from grujax.saving import read
+from grujax.training import Epoch
+
+QUICK = ["--epochs", "3", "--hidden-size", "8", "--batch-size", "16", "--buckets", "1"]
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    with jax.numpy_dtype_promotion("standard"):  # optax's schedules mix integers with floats
+        yield
+
+
+def toy(path, count=40, channels=2, labels=("up", "down"), steps=6, seed=0, **changes):
+    rng = np.random.default_rng(seed)
+    y = np.array(labels)[np.arange(count) % len(labels)]
+    x = rng.normal(size=(count, steps, channels)) + (np.arange(count) % len(labels))[:, None, None] * 3
+    np.savez(path, **({"X": x, "y": y, "lengths": rng.integers(2, steps + 1, count)} | changes))
+    return str(path)
+
+
+def run(capsys, *arguments):
+    code = cli.main(list(arguments))
+    out = capsys.readouterr()
+    return code, out.out, out.err
+
+
+def test_train_evaluate_predict(tmp_path, capsys):
+    source, test = toy("toy.npz"), toy("new.npz", seed=1, count=20)
+    code, out, err = run(capsys, "train", source, "--test", test, "--output", "out", *QUICK)
+    assert code == 0 and err == ""
+    accuracy = next(line for line in out.splitlines() if line.startswith("test accuracy"))
+    assert "% (95% interval " in accuracy and "majority class" in out and "nearest neighbour" in out
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {
+        "model.safetensors", "metrics.jsonl", "curves.png", "confusion.png",
+    }  # fmt: skip
+    lines = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
+    assert [line.get("epoch") for line in lines] == [1, 2, 3, None]
+    assert set(lines[0]) == set(Epoch._fields)
+    assert f"test accuracy {100 * lines[3]['test']['accuracy']:.2f}%" in accuracy
+
+    code, out, _ = run(capsys, "evaluate", "out", test)
+    assert code == 0 and accuracy in out  # the file alone gives the figure that training printed
+
+    code, out, _ = run(capsys, "predict", "out/model.safetensors", test, "--output", "p.csv")
+    assert code == 0 and "saved 20 predictions in p.csv" in out
+    rows = list(csv.DictReader((tmp_path / "p.csv").read_text().splitlines()))
+    right = np.mean([row["label"] == ("up", "down")[int(row["row"]) % 2] for row in rows])
+    assert len(rows) == 20 and right == pytest.approx(lines[3]["test"]["accuracy"])
+    assert all(0.5 <= float(row["probability"]) <= 1 for row in rows)
+    assert run(capsys, "predict", "out", test)[1] == (tmp_path / "p.csv").read_text()
+
+
+def test_regression(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    y = rng.uniform(500, 600, 80)
+    np.savez("r.npz", X=y[:, None, None] + rng.normal(size=(80, 5, 1)), y=y)
+    code, out, _ = run(capsys, "train", "r.npz", "--output", "out", *QUICK, "--epochs", "40", "--learning-rate", "0.02")
+    assert code == 0 and "test RMSE" in out and "mean target" in out
+    code, out, _ = run(capsys, "predict", "out", "r.npz")
+    values = [float(line.split(",")[1]) for line in out.splitlines()[1:]]
+    assert np.corrcoef(values, y)[0, 1] > 0.9
+
+
+def test_a_set_that_aeon_carries_into_fresh_folders(tmp_path, capsys):
+    for k in (1, 2):
+        assert run(capsys, "train", "BasicMotions", *QUICK, "--quiet")[0] == 0
+        assert (tmp_path / f"runs/BasicMotions-{k}/model.safetensors").is_file()
+
+
+def test_quiet_prints_the_result_alone(capsys):
+    out = run(capsys, "train", toy("toy.npz"), "--output", "out", "--quiet", *QUICK)[1]
+    assert out.startswith("test accuracy") and len(out.splitlines()) == 1
+
+
+def test_the_same_seed_writes_the_same_model(tmp_path, capsys):
+    source = toy("toy.npz")
+    for name in ("a", "b"):
+        run(capsys, "train", source, "--output", name, "--quiet", *QUICK)
+    assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()
+
+
+def test_doctor(capsys):
+    code, out, _ = run(capsys, "doctor")
+    assert code == 0 and jax.__version__ in out and "fused" in out and "cpu" in out
+
+
+def nan(path):
+    x = np.zeros((40, 6, 2))
+    x[7, 3, 1] = np.nan
+    return toy(path, X=x, lengths=np.full(40, 6))
+
+
+BAD = {
+    "unknown data set": (lambda: ["train", "JapaneseVowel"], ["source:", "'JapaneseVowel'", "Nearest: JapaneseVowels"]),
+    "missing file": (lambda: ["train", "none.npz"], ["none.npz"]),
+    "missing test file": (lambda: ["train", toy("t.npz"), "--test", "none.npz"], ["none.npz"]),
+    "truncated npz": (lambda: ["train", cut(toy("t.npz"))], ["t.npz"]),
+    "foreign npz": (lambda: ["train", written("t.npz", b"not a zip")], ["t.npz"]),
+    "empty file": (lambda: ["train", written("t.ts", b"")], ["t.ts"]),
+    "another ending": (lambda: ["train", written("t.csv", b"1,2")], [".ts"]),
+    "nan": (lambda: ["train", nan("t.npz")], ["row 7", "channel 1"]),
+    "lengths past T": (lambda: ["train", toy("t.npz", lengths=np.full(40, 7))], ["lengths:", "7"]),
+    "negative lengths": (lambda: ["train", toy("t.npz", lengths=np.full(40, -1))], ["lengths:", "-1"]),
+    "fractional lengths": (lambda: ["train", toy("t.npz", lengths=np.full(40, 2.5))], ["lengths:", "2.5"]),
+    "one class": (lambda: ["train", toy("t.npz", labels=("up",))], ["two classes"]),
+    "labels unseen in training": (
+        lambda: ["train", toy("t.npz"), "--test", toy("u.npz", labels=("up", "left"))],
+        ["'left'"],
+    ),
+    "output exists": (lambda: ["train", toy("t.npz"), "--output", "."], ["--output:", "does not exist yet"]),
+    "output below a file": (lambda: ["train", toy("t.npz"), "--output", "t.npz/out"], ["t.npz"]),
+    "a dropout of one": (lambda: ["train", toy("t.npz"), "--dropout", "1"], ["dropout"]),
+    "no model": (lambda: ["evaluate", "none", toy("t.npz")], ["no file at none"]),
+    "model is no model": (lambda: ["evaluate", toy("t.npz"), "t.npz"], ["safetensors"]),
+    "missing data to predict": (lambda: ["predict", trained(), "none.npz"], ["none.npz"]),
+    "wrong channels": (lambda: ["predict", trained(), toy("w.npz", channels=3)], ["channels: expected 2, found 3"]),
+    "unseen labels": (lambda: ["evaluate", trained(), toy("w.npz", labels=("up", "left"))], ["'left'"]),
+    "cannot write": (lambda: ["predict", trained(), toy("w.npz"), "--output", "none/p.csv"], ["none"]),
+}
+
+
+def cut(path):
+    with open(path, "rb+") as file:
+        file.truncate(200)
+    return path
+
+
+def written(path, content):
+    with open(path, "wb") as file:
+        file.write(content)
+    return path
+
+
+def trained():
+    cli.main(["train", toy("toy.npz"), "--output", "trained", "--quiet", *QUICK, "--epochs", "1"])
+    return "trained"
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_gets_one_or_two_lines_and_exit_code_2(name, tmp_path, capsys):
+    arguments, parts = BAD[name]
+    arguments = arguments()
+    before = {p for p in tmp_path.rglob("*")}
+    capsys.readouterr()
+    boxed = False
+    try:
+        code, _, err = run(capsys, *arguments)
+    except SystemExit as exit:  # a usage error keeps tyro's box
+        code, err, boxed = exit.code, capsys.readouterr().err, True
+    assert code == 2 and "Traceback" not in err
+    assert all(part in err for part in parts), err
+    assert boxed or len(err.splitlines()) <= 2
+    assert {p for p in tmp_path.rglob("*")} == before  # nothing half-written
+
+
+def test_a_usage_error_exits_with_2(capsys):
+    with pytest.raises(SystemExit) as error:
+        cli.main(["train", "--epochs", "many"])
+    assert error.value.code == 2
+
+
+def test_a_full_disk(tmp_path, capsys, monkeypatch):
+    def full(fd):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    code, _, err = run(capsys, "train", toy("toy.npz"), "--output", "out", "--quiet", *QUICK)
+    assert code == 2 and "No space left on device" in err and not (tmp_path / "out").exists()
+
+
+def test_ctrl_c_saves_the_best_model_so_far(tmp_path):
+    toy("toy.npz")
+    command = [sys.executable, "-m", "grujax.cli", "train", "toy.npz", "--output", "out", "--epochs", "100000"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    metrics, deadline = tmp_path / "out/metrics.jsonl", time.time() + 90
+    while time.time() < deadline and not (metrics.exists() and metrics.read_text().count("\n") > 3):
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out = process.communicate(timeout=30)[0]
+    assert process.returncode == 130 and "Traceback" not in out
+    assert "interrupted: the best model so far (epoch " in out
+    assert read("out/model.safetensors").metadata["labels"] == ["down", "up"]
+
+
+def test_ctrl_c_before_the_first_epoch(capsys, monkeypatch, tmp_path):
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "fit", stop)
+    code, _, err = run(capsys, "train", toy("toy.npz"), "--output", "out")
+    assert code == 130 and "before there was a model" in err and not (tmp_path / "out").exists()

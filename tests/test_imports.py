@@ -1,0 +1,123 @@
+"""Who may import whom: the rules of the house, read off the source."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import grujax
+
+ROOT = Path(grujax.__file__).parent
+GROUPS = [
+    ["errors"],
+    ["types"],
+    ["equations"],
+    ["step"],
+    ["kernels"],
+    ["functional"],
+    ["initializers"],
+    ["cell"],
+    ["layer"],
+    ["model"],
+    ["saving"],
+    ["data"],
+    ["training", "interop", "nnx", "inspect", "bench"],
+    ["cli"],
+    ["__init__", "__main__"],
+]
+"""Left to right: a file imports from groups to its left and from its own package, never from others of its group."""
+
+RANK = {name: rank for rank, group in enumerate(GROUPS) for name in group}
+EXTRAS = {"torch", "keras", "onnx", "onnxruntime", "sklearn", "matplotlib", "aeon", "tensorflow"}
+STANDARD = set(sys.stdlib_module_names)
+
+
+def imports(tree, package, in_functions=True):
+    """The modules that a file imports, relative ones made absolute; those under `if TYPE_CHECKING` do not run."""
+    found, waiting = [], list(tree.body)
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            waiting += node.orelse
+        elif isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            found += [f"{module}.{alias.name}" for alias in node.names] if module == "grujax" else [module]
+            if module == "grujax.kernels":
+                found += [f"{module}.{alias.name}" for alias in node.names]
+        elif in_functions or not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            waiting += ast.iter_child_nodes(node)
+    return found
+
+
+def broken_rules(sources):
+    """sources: {"layer.py": text, "kernels/scan.py": text, ...} -> the rules that they break."""
+    broken = []
+    kernels = {Path(name).stem for name in sources if name.startswith("kernels/")} - {"__init__", "dispatch"}
+    for name, text in sources.items():
+        parts = list(Path(name).with_suffix("").parts)
+        me, tree = parts[0], ast.parse(text)
+        if me not in RANK:
+            broken.append(f"{name}: has no place in the order")
+            continue
+        for module in imports(tree, ["grujax", *parts[:-1]]):
+            top, *rest = module.split(".")
+            if top == "grujax" and rest:
+                other = rest[0]
+                allowed = other == me or (other in RANK and RANK[other] < RANK[me])
+                if me != "__init__" and not allowed:
+                    broken.append(f"{name}: imports {module}, which is not to its left")
+                if me == "kernels" and other == "kernels" and parts[-1] in kernels and len(rest) > 1:
+                    # the derivative rule is no kernel: platform kernels run under it
+                    if rest[1] in kernels - {"derivative"} or rest[1] == "dispatch":
+                        broken.append(f"{name}: a kernel imports {module}")
+            if me == "equations" and top not in STANDARD | {"numpy"}:
+                broken.append(f"{name}: the oracle imports {module}")
+            if top == "flax" and RANK[me] < RANK["cell"]:
+                broken.append(f"{name}: imports flax left of cell")
+        for module in imports(tree, ["grujax", *parts[:-1]], in_functions=False):
+            if module.split(".")[0] in EXTRAS:
+                broken.append(f"{name}: imports {module} at module level")
+    return broken
+
+
+def test_every_file_imports_only_what_stands_to_its_left():
+    sources = {p.relative_to(ROOT).as_posix(): p.read_text() for p in ROOT.rglob("*.py")}
+    assert {"layer.py", "kernels/dispatch.py", "kernels/scan.py", "interop/torch.py"} <= set(sources)
+    assert broken_rules(sources) == []
+
+
+def test_each_rule_can_fail():
+    bad = {
+        "step.py": "from grujax.layer import GRU",
+        "types.py": "from grujax import cell",
+        "equations.py": "import jax.numpy as jnp",
+        "functional.py": "import flax.linen as nn",
+        "kernels/scan.py": "from .fused import run",
+        "kernels/fused.py": "from grujax.kernels import scan",
+        "kernels/derivative.py": "def f():\n    from grujax.kernels.dispatch import explain",
+        "training/fit.py": "from grujax.bench.cases import CASES",
+        "interop/torch.py": "try:\n    import torch.nn\nexcept ImportError:\n    pass",
+        "utils.py": "",
+    }
+    assert {line.split(":")[0] for line in broken_rules(bad)} == set(bad)
+    good = {
+        "interop/torch.py": "if TYPE_CHECKING:\n    import torch\ndef f():\n    import torch\nfrom grujax.cell import GRUCell",
+        "kernels/dispatch.py": "from grujax.kernels.scan import scan\nfrom grujax.kernels import derivative",
+        "kernels/scan.py": "from grujax.step import step\nfrom .derivative import linearise",
+        "kernels/derivative.py": "import jax",
+        "training/fit.py": "from grujax.training.step import step\nfrom grujax.data import load",
+    }
+    assert broken_rules(good) == []
+
+
+def test_importing_grujax_imports_none_of_what_few_users_need():
+    heavy = [*sorted(EXTRAS), "optax", "tyro", "rich", "orbax", "grujax.training", "grujax.interop.torch", "grujax.cli"]
+    code = f"import sys, flax.linen; before = set(sys.modules); import grujax; print([m for m in {heavy} if m in set(sys.modules) - before])"
+    code += "; print('torch' in sys.modules)"
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT.parent, timeout=120
+    )
+    assert run.stdout.split("\n")[:2] == ["[]", "False"]

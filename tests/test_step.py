@@ -1,0 +1,43 @@
+"""One step and the projection of the input against the oracle."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tolerances import assert_close
+
+from grujax import equations
+from grujax.step import candidate_bias, dot, project, split_gates, step
+from grujax.types import GRUSpec
+
+RNG = np.random.default_rng(0)
+X, H = RNG.normal(size=(2, 4, 3)), RNG.normal(size=(2, 4, 5))
+WEIGHTS = [RNG.normal(size=s) * 0.5 for s in [(3, 15), (5, 15), (15,), (15,)]]
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("reset_after", [True, False])
+def test_a_step_equals_the_oracle_whatever_the_batch_axes(reset_after, dtype):
+    spec = GRUSpec(reset_after)
+    w_ih, w_hh, b_ih, b_hh = (jnp.asarray(w, dtype) for w in WEIGHTS)
+    gates_x = split_gates(project(jnp.asarray(X, dtype), w_ih, b_ih, b_hh, spec))
+    h = step(gates_x, jnp.asarray(H, dtype), split_gates(w_hh), candidate_bias(b_hh, w_hh), spec)
+    assert h.dtype == dtype
+    assert_close(h, equations.step(X, H, *WEIGHTS, reset_after=reset_after).h)
+
+
+def test_the_projection_without_biases_is_one_product():
+    spec = GRUSpec()
+    w_ih, w_hh = (jnp.asarray(w) for w in WEIGHTS[:2])
+    assert_close(project(jnp.asarray(X), w_ih, None, None, spec), X @ WEIGHTS[0])
+    assert not candidate_bias(None, w_hh).any()
+
+
+def test_products_of_half_precision_are_summed_in_float32():
+    a, w = jnp.ones((1, 4096), jnp.bfloat16), jnp.full((4096, 1), 1 + 2**-7, jnp.bfloat16)
+    assert dot(a, w, GRUSpec()).dtype == jnp.float32
+    assert float(dot(a, w, GRUSpec())[0, 0]) == 4096 * (1 + 2**-7)
+
+
+def test_gates_split_in_the_order_reset_update_candidate():
+    r, z, n = split_gates(jnp.arange(6.0))
+    assert (r.tolist(), z.tolist(), n.tolist()) == ([0, 1], [2, 3], [4, 5])
