@@ -54,7 +54,7 @@ def cross_validate(config: TrainConfig) -> dict[str, float]:
         for fold, (rest, held) in enumerate(folds):
             data = Dataset("fold", train.take(rest), train.take(held))
             scores.append(fit(dataclasses.replace(config, seed=FOLDS * seed + fold), data).test)
-    rows = np.array([s.count for s in scores])
+    rows = np.array([s.rows for s in scores])
     return {k: float(np.average([getattr(s, k) for s in scores], weights=rows)) for k in ("accuracy", "loss")}
 
 

@@ -1,8 +1,8 @@
 """One step of the GRU as a Flax Linen cell."""
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from flax.typing import PrecisionLike
 from jax.typing import DTypeLike
 
 from grujax.errors import require
@@ -47,7 +47,7 @@ class GRUCell(nn.RNNCellBase):
     initializer: str = "torch"
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
-    precision: jax.lax.PrecisionLike = None
+    precision: PrecisionLike = None
 
     @nn.compact
     def weights(self, input_size: int) -> GRUWeights:
@@ -63,7 +63,7 @@ class GRUCell(nn.RNNCellBase):
         return GRUWeights(w_ih, w_hh, b_ih, b_hh)
 
     def __call__(self, carry: Array, x: Array) -> tuple[Array, Array]:
-        """carry (..., H), x (..., I) -> the new state twice: as carry, in float32 at least, and in the compute dtype."""
+        """carry (..., H), x (..., I) -> the new state twice: in float32 at least, and in the compute dtype."""
         expected = (*x.shape[:-1], self.hidden_size)
         require(carry.shape == expected, "carry", f"shape {expected}", carry.shape)
         require_floating(x, "x")

@@ -8,7 +8,7 @@ import io
 import json
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -41,7 +41,7 @@ class Train:
     """The folder to make for the model, metrics and pictures. None: a fresh runs/NAME-k."""
     quiet: bool = False
     """Print the result alone."""
-    config: tyro.conf.OmitArgPrefixes[TrainConfig] = TrainConfig()
+    config: tyro.conf.OmitArgPrefixes[TrainConfig] = field(default_factory=TrainConfig)
 
     def run(self, console: Console) -> int:
         data = load(self.data, test=self.test, seed=self.config.seed)
@@ -166,8 +166,10 @@ class Doctor:
         table.add_row("python", sys.version.split()[0])
         table.add_row("devices", ", ".join(f"{d.platform} {d.device_kind}" for d in jax.devices()))
         table.add_row("kernel", str(explain()))
-        cache = jax.config.jax_compilation_cache_dir
-        table.add_row("compilation cache", str(cache or "none: set JAX_COMPILATION_CACHE_DIR to keep compiled programs"))
+        cache = jax.config.read("jax_compilation_cache_dir")
+        table.add_row(
+            "compilation cache", str(cache or "none: set JAX_COMPILATION_CACHE_DIR to keep compiled programs")
+        )
         console.print(table)
         return 0
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 from jax.typing import ArrayLike, DTypeLike
 
 from grujax.errors import require
@@ -134,6 +135,8 @@ def check_inputs(x: Inputs, input_size: int | None, lengths: ArrayLike | None) -
         )
     if lengths is None:
         return x, None
+    if isinstance(lengths, (list, tuple)):
+        lengths = np.asarray(lengths)
     require(
         jnp.issubdtype(jnp.result_type(lengths), jnp.integer),
         "lengths",
@@ -146,9 +149,9 @@ def check_inputs(x: Inputs, input_size: int | None, lengths: ArrayLike | None) -
         f"shape {x.shape[:-2]}, one a sequence",
         f"shape {jnp.shape(lengths)}",
     )
-    if not isinstance(lengths, jax.core.Tracer) and np.size(lengths):
+    if not isinstance(lengths, Tracer) and np.size(lengths):
         low, high = int(np.min(lengths)), int(np.max(lengths))
-        require(0 <= low and high <= x.shape[-2], "lengths", f"0 to T = {x.shape[-2]}", f"{low} to {high}")
+        require(low >= 0 and high <= x.shape[-2], "lengths", f"0 to T = {x.shape[-2]}", f"{low} to {high}")
     return x, jnp.asarray(lengths)
 
 

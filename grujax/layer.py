@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.typing import PrecisionLike
 from jax.typing import ArrayLike, DTypeLike
 
 from grujax.cell import GRUCell
@@ -52,7 +53,7 @@ class GRU(nn.Module):
     implementation: str | None = None
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
-    precision: jax.lax.PrecisionLike = None
+    precision: PrecisionLike = None
 
     @property
     def num_directions(self) -> int:

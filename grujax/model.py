@@ -3,8 +3,8 @@
 from typing import Literal
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from flax.typing import PrecisionLike
 from jax.typing import ArrayLike, DTypeLike
 
 from grujax.errors import require
@@ -63,7 +63,7 @@ class GRUEncoder(nn.Module):
     implementation: str | None = None
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
-    precision: jax.lax.PrecisionLike = None
+    precision: PrecisionLike = None
 
     @nn.compact
     def __call__(
@@ -128,7 +128,7 @@ class GRUModel(nn.Module):
     implementation: str | None = None
     dtype: DTypeLike | None = None
     param_dtype: DTypeLike = jnp.float32
-    precision: jax.lax.PrecisionLike = None
+    precision: PrecisionLike = None
 
     @nn.compact
     def __call__(

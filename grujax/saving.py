@@ -1,7 +1,7 @@
 """One model file: weights, input statistics, configuration. Safetensors, so nothing in it can run.
 
-Keys are Flax paths (`params/encoder/gru/l0/w_ih`, `statistics/input_mean`); one metadata key, `grujax`, holds a JSON with
-the format version, the model's class and fields, and what the caller adds. The same model gives the same bytes.
+Keys are Flax paths (`params/encoder/gru/l0/w_ih`, `statistics/input_mean`); one metadata key, `grujax`, holds a JSON
+with the format version, the model's class and fields, and what the caller adds. The same model gives the same bytes.
 """
 
 import dataclasses
@@ -163,7 +163,8 @@ def _check_tensors(model: nn.Module, tensors: Mapping[str, np.ndarray], source: 
         shapes = jax.eval_shape(model.init, jax.random.key(0), carry, x)
     else:
         shapes = jax.eval_shape(model.init, jax.random.key(0), x)
-    expected = {key: (a.shape, a.dtype) for key, a in flatten_dict(shapes, sep="/").items()}
+    flat: dict[str, Any] = flatten_dict(shapes, sep="/")
+    expected = {key: (a.shape, a.dtype) for key, a in flat.items()}
     if isinstance(model, GRUModel):
         for which, size in (("input", n_inputs), ("output", model.output_size)):
             if any(key.startswith(f"statistics/{which}_") for key in tensors):
@@ -172,7 +173,7 @@ def _check_tensors(model: nn.Module, tensors: Mapping[str, np.ndarray], source: 
         require(key in tensors, key, "a tensor in the file", f"none in {source}")
         require(key in expected, key, "only the model's tensors", f"an extra one in {source}")
         found = (tensors[key].shape, tensors[key].dtype)
-        wide = found[1] == np.float64 and not jax.config.jax_enable_x64
+        wide = found[1] == np.float64 and not jax.config.read("jax_enable_x64")
         require(not wide, key, "float32 or narrower", "float64", 'Set jax.config.update("jax_enable_x64", True).')
         require(found == expected[key], key, _shown(expected[key]), f"{_shown(found)} in {source}")
 

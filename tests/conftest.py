@@ -17,7 +17,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 @pytest.fixture
 def problem():
-    """`problem(n_steps=6, n_rows=4, n_features=3, hidden_size=5, seed=0)` -> x (B, T, I), h0 (B, H) and the four weights.
+    """`problem(n_steps=6, n_rows=4, n_features=3, hidden_size=5, seed=0)` -> x (B, T, I), h0, four weights.
 
     float64 NumPy arrays by name, none of them zero.
     """

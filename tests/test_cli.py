@@ -157,7 +157,7 @@ def trained():
 def test_bad_input_gets_one_or_two_lines_and_exit_code_2(name, tmp_path, capsys):
     arguments, parts = BAD[name]
     arguments = arguments()
-    before = {p for p in tmp_path.rglob("*")}
+    before = set(tmp_path.rglob("*"))
     capsys.readouterr()
     boxed = False
     try:
@@ -167,7 +167,7 @@ def test_bad_input_gets_one_or_two_lines_and_exit_code_2(name, tmp_path, capsys)
     assert code == 2 and "Traceback" not in err
     assert all(part in err for part in parts), err
     assert boxed or len(err.splitlines()) <= 2
-    assert {p for p in tmp_path.rglob("*")} == before  # nothing half-written
+    assert set(tmp_path.rglob("*")) == before  # nothing half-written
 
 
 def test_a_usage_error_exits_with_2(capsys):

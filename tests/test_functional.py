@@ -190,7 +190,11 @@ for implementation in ("fused", "scan"):
     jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-5, atol=1e-5), a, b)
 print("same", jax.device_count())
 """
-    env = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu", "PYTHONPATH": ":".join(sys.path)}
+    env = {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": ":".join(sys.path),
+    }
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=200)
     assert done.stdout == "same 2\n", done.stderr
 
@@ -214,7 +218,10 @@ BAD = {
     "w_hh": (lambda: gru(X, weights(w_hh=(15, 5))), ["weights.w_hh: expected (H, 3H)", "(15, 5)", "from_torch"]),
     "w_ih": (lambda: gru(X, weights(w_ih=(3, 14))), ["weights.w_ih: expected (I, 15)", "(3, 14)"]),
     "b_hh": (lambda: gru(X, weights(b_hh=(14,))), ["weights.b_hh: expected (15,)", "(14,)"]),
-    "implementation": (lambda: gru(X, weights(), implementation="fast"), ["implementation", "'fused', 'scan'", "'fast'"]),
+    "implementation": (
+        lambda: gru(X, weights(), implementation="fast"),
+        ["implementation", "'fused', 'scan'", "'fast'"],
+    ),
     "reference": (lambda: gru(X, weights(), implementation="reference"), ["only the layers"]),
 }
 

@@ -33,7 +33,9 @@ def test_what_is_loaded_is_what_was_saved(name, tmp_path):
     grujax.save(tmp_path / "m.safetensors", model, variables)
     loaded, again = grujax.load(tmp_path / "m.safetensors")
     assert loaded == model
-    jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b), strict=True), again, variables)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b), strict=True), again, variables
+    )
     jax.tree.map(np.testing.assert_array_equal, loaded.apply(again, X), model.apply(variables, X))
 
 
@@ -106,7 +108,10 @@ HOSTILE = {
     "unknown class": (lambda p: rewrite(p, lambda t, h: h["model"].update({"class": "os"})), "grujax's metadata"),
     "unknown field": (lambda p: rewrite(p, lambda t, h: h["model"].update(evil=1)), "grujax's metadata"),
     "unknown dtype": (lambda p: rewrite(p, lambda t, h: h["model"].update(dtype="evil")), "grujax's metadata"),
-    "missing tensor": (lambda p: rewrite(p, lambda t, h: t.pop("params/head/bias")), "params/head/bias: expected a tens"),
+    "missing tensor": (
+        lambda p: rewrite(p, lambda t, h: t.pop("params/head/bias")),
+        "params/head/bias: expected a tens",
+    ),
     "extra tensor": (lambda p: rewrite(p, lambda t, h: t.update(x=np.ones(1))), "x: expected only the model's tensors"),
     "wrong shape": (
         lambda p: rewrite(p, lambda t, h: t.update({"params/head/bias": np.ones(9, np.float32)})),

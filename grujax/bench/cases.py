@@ -14,7 +14,7 @@ class Case:
     name: str
     B: int
     T: int
-    I: int  # noqa: E741
+    I: int
     H: int
 
     @property
@@ -57,7 +57,7 @@ def make_arrays(case: Case, seed: int = 0) -> Arrays:
     (4, 15)
     """
     rng = np.random.default_rng(seed)
-    B, T, I, H = case.shape  # noqa: E741
+    B, T, I, H = case.shape
     limit = H**-0.5
 
     def normal(*shape: int) -> NDArray:

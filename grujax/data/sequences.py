@@ -33,7 +33,7 @@ class Sequences:
         valid = rows.ndim == 1 and rows.size > 0 and rows.dtype.kind in "iu"
         require(valid, "indices", "one row number or more", f"{rows.dtype} of shape {rows.shape}")
         require(
-            0 <= rows.min() and rows.max() < len(self),
+            rows.min() >= 0 and rows.max() < len(self),
             "indices",
             f"0 to {len(self) - 1}",
             f"{rows.min()} to {rows.max()}",

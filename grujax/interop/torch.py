@@ -54,7 +54,8 @@ def from_torch(module_or_state_dict: "torch.nn.Module | Mapping[str, torch.Tenso
     >>> jax.tree.map(jax.numpy.shape, variables["params"]["l1"]["w_ih"])
     (20, 60)
     """
-    torch, dropout, state = _torch(), 0.0, module_or_state_dict
+    torch, dropout = _torch(), 0.0
+    state: Any = module_or_state_dict
     if isinstance(state, torch.nn.Module):
         _check_layers(state)
         dropout = state.dropout if isinstance(state, torch.nn.GRU) else 0.0

@@ -31,11 +31,11 @@ Forward = Callable[
 class Coefficients(NamedTuple):
     """What multiplies dh in each step of the tangent, (T, B, H) each."""
 
-    keep: Array  # dh itself: z
-    r: Array  # dh W_hr
-    z: Array  # dh W_hz
-    n: Array  # dh W_hn, or what stands for it with reset_after=False
-    gate_r: Array | None = None  # the value of r, with reset_after=False alone
+    keep: Array | float  # dh itself: z
+    r: Array | float  # dh W_hr
+    z: Array | float  # dh W_hz
+    n: Array | float  # dh W_hn, or what stands for it with reset_after=False
+    gate_r: Array | float | None = None  # the value of r, with reset_after=False alone
 
 
 def with_derivative(forward: Forward) -> Forward:

@@ -16,7 +16,7 @@ class Scores(NamedTuple):
     matrix (true, predicted). Of a regression: loss (squared error over the training targets' variance), rmse, r2."""
 
     loss: float
-    count: int
+    rows: int
     accuracy: float | None = None
     interval: tuple[float, float] | None = None
     confusion: np.ndarray | None = None

@@ -54,14 +54,14 @@ def train_step(
     x = batch.x + config.input_noise * noise if config.input_noise else batch.x
 
     def loss(params: Any) -> tuple[Array, Array]:
-        outputs = model.apply(
+        outputs: Any = model.apply(
             {"params": params, "statistics": statistics},
             x,
             lengths=batch.lengths,
             deterministic=False,
             rngs={"dropout": dropout_key},
         )
-        losses = row_losses(outputs, batch.y, statistics, config.label_smoothing)
+        losses = row_losses(outputs, jnp.asarray(batch.y), statistics, config.label_smoothing)
         total = jnp.sum(losses * batch.weight)
         return total / jnp.sum(batch.weight), total
 
@@ -73,4 +73,5 @@ def train_step(
 @partial(jax.jit, static_argnums=0)
 def forward(model: GRUModel, variables: Mapping[str, Any], x: Array, lengths: Array) -> Array:
     """The model without dropout: x (B, T, I), lengths (B,) -> (B, output_size)."""
-    return model.apply(variables, x, lengths=lengths)
+    outputs: Any = model.apply(variables, x, lengths=lengths)
+    return outputs

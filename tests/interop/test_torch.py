@@ -85,7 +85,7 @@ def configuration(seed):
     return point | extremes.get(seed, {})
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0})  # compiles faster
 def values_and_gradients(model, variables, x, h0, lengths, d_output, d_last):
     def loss(variables, x, h0):
         output, h_last = model.apply(variables, x, h0, lengths=lengths)
@@ -260,19 +260,30 @@ FROM = {
     "missing weight_hh": (lambda: changed(drop=["weight_hh_l0"]), ["weight_hh_l0", "none of that name"]),
     "missing bias": (lambda: changed(drop=["bias_hh_l0"]), ["bias_hh_l0", "(12,)", "no such key"]),
     "missing layer": (
-        lambda: changed(options={"num_layers": 3}, drop=[f"{w}_{p}_l1" for w in ("weight", "bias") for p in ("ih", "hh")]),
+        lambda: changed(
+            options={"num_layers": 3}, drop=[f"{w}_{p}_l1" for w in ("weight", "bias") for p in ("ih", "hh")]
+        ),
         ["weight_ih_l1", "(12, 4)", "no such key"],
     ),
-    "half a reverse": (lambda: changed(weight_ih_l0_reverse=torch.ones(12, 3)), ["weight_hh_l0_reverse", "no such key"]),
+    "half a reverse": (
+        lambda: changed(weight_ih_l0_reverse=torch.ones(12, 3)),
+        ["weight_hh_l0_reverse", "no such key"],
+    ),
     "extra key": (lambda: changed(extra=torch.ones(3)), ["extra", "this key besides"]),
-    "cell key in a gru": (lambda: changed(torch.nn.GRUCell, weight_ih_l0=torch.ones(12, 3)), ["weight_ih_l0", "besides"]),
+    "cell key in a gru": (
+        lambda: changed(torch.nn.GRUCell, weight_ih_l0=torch.ones(12, 3)),
+        ["weight_ih_l0", "besides"],
+    ),
     "wrong shape": (lambda: changed(bias_ih_l0=torch.ones(11)), ["bias_ih_l0", "(12,)", "(11,)"]),
     "one axis": (lambda: changed(weight_ih_l0=torch.ones(12)), ["weight_ih_l0", "two axes", "(12,)"]),
     "transposed": (lambda: changed(weight_hh_l0=torch.ones(4, 12)), ["weight_hh_l0", "(36, 12)", "(4, 12)"]),
     "complex": (lambda: changed(weight_ih_l0=torch.ones(12, 3) * 1j), ["weight_ih_l0", "float32", "complex64"]),
     "integer": (lambda: changed(bias_hh_l0=torch.ones(12, dtype=torch.int32)), ["bias_hh_l0", "float32", "int32"]),
     "float8": (lambda: changed(bias_hh_l0=torch.ones(12).to(torch.float8_e5m2)), ["bias_hh_l0", "float8_e5m2"]),
-    "mixed dtypes": (lambda: changed(bias_hh_l0=torch.ones(12).half()), ["bias_hh_l0", "dtype float32", "dtype float16"]),
+    "mixed dtypes": (
+        lambda: changed(bias_hh_l0=torch.ones(12).half()),
+        ["bias_hh_l0", "dtype float32", "dtype float16"],
+    ),
     "no tensor": (lambda: changed(bias_hh_l0=[1.0] * 12), ["bias_hh_l0", "torch.Tensor", "list"]),
     "meta": (lambda: torch.nn.GRU(3, 4, device="meta"), ["weight_ih_l0", "meta device"]),
     "empty": (dict, ["module_or_state_dict", "one nn.GRU"]),

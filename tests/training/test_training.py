@@ -159,7 +159,8 @@ def test_baselines_on_japanese_vowels():
 @pytest.mark.parametrize(
     "field, value",
     [("hidden_size", 0), ("epochs", 0), ("dropout", 1.0), ("learning_rate", -1.0), ("learning_rate", float("nan")),
-     ("validation", 0.0), ("seed", -1), ("pooling", "sum"), ("clip_norm", 0.0), ("weight_decay", -1.0), ("batch_size", 0)],
+     ("validation", 0.0), ("seed", -1), ("pooling", "sum"),
+     ("clip_norm", 0.0), ("weight_decay", -1.0), ("batch_size", 0)],
 )  # fmt: skip
 def test_configurations_that_cannot_be(field, value):
     with pytest.raises(grujax.InputError, match=f"^{field}: expected"):
