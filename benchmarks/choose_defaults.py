@@ -38,8 +38,6 @@ CANDIDATES: dict[str, dict] = {
     "noise 0.8, smoothing 0.1, max": {"input_noise": 0.8, "label_smoothing": 0.1, "pooling": "max"},
     "noise 0.5, smoothing 0.1, batch 16": {"input_noise": 0.5, "label_smoothing": 0.1, "batch_size": 16},
     "noise 0.5, smoothing 0.1, rate 1e-3": {"input_noise": 0.5, "label_smoothing": 0.1, "learning_rate": 1e-3},
-    "noise 0.5, smoothing 0.1, two layers": {"input_noise": 0.5, "label_smoothing": 0.1, "num_layers": 2},
-    "noise 0.5, smoothing 0.1, 150 epochs": {"input_noise": 0.5, "label_smoothing": 0.1, "epochs": 150},
 }
 FOLDS, SEEDS = 5, (0,)
 RESULT = Path(__file__).parent / "results" / "choose_defaults.json"

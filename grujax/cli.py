@@ -166,7 +166,7 @@ class Doctor:
         table.add_row("python", sys.version.split()[0])
         table.add_row("devices", ", ".join(f"{d.platform} {d.device_kind}" for d in jax.devices()))
         table.add_row("kernel", str(explain()))
-        cache = jax.config.read("jax_compilation_cache_dir")
+        cache = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
         table.add_row(
             "compilation cache", str(cache or "none: set JAX_COMPILATION_CACHE_DIR to keep compiled programs")
         )

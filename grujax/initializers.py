@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.nn.initializers import Initializer, lecun_normal, orthogonal, zeros
 
 from grujax.errors import require
-from grujax.types import Array
+from grujax.types import Array, state_dtype
 
 
 class Preset(NamedTuple):
@@ -33,7 +33,7 @@ def gatewise(one_gate: Initializer) -> Initializer:
     """`one_gate` for each of r, z, n apart: (K, 3H) from three (K, H). In float32 at least, then cast."""
 
     def init(key: Array, shape, dtype=jnp.float32, out_sharding=None) -> Array:
-        wide = jnp.promote_types(dtype, jnp.float32)
+        wide = state_dtype(dtype)
         gates = [one_gate(k, (shape[0], shape[1] // 3), wide) for k in jax.random.split(key, 3)]
         return jnp.concatenate(gates, axis=1).astype(dtype)
 

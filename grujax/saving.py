@@ -173,7 +173,7 @@ def _check_tensors(model: nn.Module, tensors: Mapping[str, np.ndarray], source: 
         require(key in tensors, key, "a tensor in the file", f"none in {source}")
         require(key in expected, key, "only the model's tensors", f"an extra one in {source}")
         found = (tensors[key].shape, tensors[key].dtype)
-        wide = found[1] == np.float64 and not jax.config.read("jax_enable_x64")
+        wide = found[1] == np.float64 and jax.dtypes.canonicalize_dtype(np.float64) != np.float64
         require(not wide, key, "float32 or narrower", "float64", 'Set jax.config.update("jax_enable_x64", True).')
         require(found == expected[key], key, _shown(expected[key]), f"{_shown(found)} in {source}")
 

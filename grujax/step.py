@@ -38,7 +38,8 @@ def project(x: Array, w_ih: Array, b_ih: Array | None, b_hh: Array | None, spec:
         if bias is not None:
             parts = [b.astype(gates[0].dtype) for b in split_gates(bias)]
             gates[:folded] = [
-                g + lax.broadcast_in_dim(b, g.shape, (g.ndim - 1,)) for g, b in zip(gates[:folded], parts[:folded], strict=True)
+                g + lax.broadcast_in_dim(b, g.shape, (g.ndim - 1,))
+                for g, b in zip(gates[:folded], parts[:folded], strict=True)
             ]
     return jnp.concatenate(gates, axis=-1)
 

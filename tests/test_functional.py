@@ -179,7 +179,8 @@ key = jax.random.split(jax.random.key(0), 5)
 x = jax.random.normal(key[0], (4, 5, 3))
 w = GRUWeights(*(jax.random.normal(k, s) for k, s in zip(key[1:], [(3, 12), (4, 12), (12,), (12,)])))
 lengths = jnp.array([5, 0, 2, 3])
-def loss(w, x, lengths, implementation): return sum(a.sum() for a in gru(x, w, lengths=lengths, implementation=implementation))
+def loss(w, x, lengths, kind):
+    return sum(a.sum() for a in gru(x, w, lengths=lengths, implementation=kind))
 for implementation in ("fused", "scan"):
     @jax.jit
     @partial(jax.shard_map, mesh=mesh, in_specs=(P(), P("data"), P("data")), out_specs=P())

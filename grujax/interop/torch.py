@@ -95,9 +95,11 @@ def from_torch(module_or_state_dict: "torch.nn.Module | Mapping[str, torch.Tenso
     for key, tensor in tensors.items():
         require(key in state, key, f"shape {tensor.shape}", "no such key", "The state dict is not whole.")
         found = tuple(state[key].shape)
-        rows = found[0] / sizes["hidden_size"] if found and sizes["hidden_size"] and "_hh" in key else 3
+        rows = found[0] / sizes["hidden_size"] if found and sizes["hidden_size"] and "weight_hh" in key else 3
         require(rows not in GATES, key, f"shape {tensor.shape}, 3H rows", found, GATES.get(int(rows), ""))
-    for key, tensor in tensors.items():  # after the loop above: an LSTM is to be named as such
+    for key, tensor in sorted(
+        tensors.items(), key=lambda item: "weight_hh" not in item[0]
+    ):  # what H was read off first
         require(tuple(state[key].shape) == tensor.shape, key, f"shape {tensor.shape}", tuple(state[key].shape))
     for key in state:
         require(key in tensors, key, f"only the keys {list(tensors)}", "this key besides", "It would be lost.")

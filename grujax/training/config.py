@@ -16,13 +16,13 @@ class TrainConfig:
     """Layers of the GRU."""
     bidirectional: bool = True
     """Read each sequence in both directions."""
-    pooling: Literal["last", "mean", "max"] = "mean"
+    pooling: Literal["last", "mean", "max"] = "max"
     """How the outputs of all steps become one vector."""
     dropout: float = 0.3
     """Between the layers and before the head."""
     reset_after: bool = True
     """True: torch.nn.GRU's equations; False: those of Cho et al. 2014."""
-    epochs: int = 100
+    epochs: int = 60
     """Passes over the training split."""
     batch_size: int = 32
     """Sequences a step."""
@@ -34,9 +34,9 @@ class TrainConfig:
     """Largest global norm of a gradient."""
     warmup: float = 0.1
     """Share of all steps in which the learning rate rises."""
-    input_noise: float = 0.0
+    input_noise: float = 0.8
     """Standard deviation of the noise added to standardised inputs in training."""
-    label_smoothing: float = 0.0
+    label_smoothing: float = 0.1
     """Share of each label spread over all classes."""
     validation: float = 0.2
     """Share of the training set held out to choose the best epoch."""
