@@ -38,6 +38,21 @@ CANDIDATES: dict[str, dict] = {
     "noise 0.8, smoothing 0.1, max": {"input_noise": 0.8, "label_smoothing": 0.1, "pooling": "max"},
     "noise 0.5, smoothing 0.1, batch 16": {"input_noise": 0.5, "label_smoothing": 0.1, "batch_size": 16},
     "noise 0.5, smoothing 0.1, rate 1e-3": {"input_noise": 0.5, "label_smoothing": 0.1, "learning_rate": 1e-3},
+    **{
+        f"noise 0.8, smoothing 0.1, max, {name}": {"input_noise": 0.8, "label_smoothing": 0.1, "pooling": "max", **more}
+        for name, more in {
+            "150 epochs": {"epochs": 150},
+            "validation 0.1": {"validation": 0.1},
+            "two layers": {"num_layers": 2},
+            "H 64": {"hidden_size": 64},
+            "decay 0.1": {"weight_decay": 0.1},
+            "one direction": {"bidirectional": False},
+            "noise 1.2": {"input_noise": 1.2},
+            "dropout 0.1": {"dropout": 0.1},
+            "H 256": {"hidden_size": 256},
+            "smoothing 0.2": {"label_smoothing": 0.2},
+        }.items()
+    },
 }
 FOLDS, SEEDS = 5, (0,)
 RESULT = Path(__file__).parent / "results" / "choose_defaults.json"

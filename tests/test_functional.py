@@ -10,6 +10,7 @@ import pytest
 from tolerances import assert_close
 
 from grujax import GRUWeights, InputError, equations, gru
+from grujax.kernels.dispatch import KERNELS
 
 NAMES = ["x", "h0", "w_ih", "w_hh", "b_ih", "b_hh"]
 LENGTHS = np.array([6, 0, 2, 5])
@@ -91,7 +92,7 @@ def test_batch_axes_may_be_none_or_two(problem):
     assert_close(h_one, h_last[2])
 
 
-@pytest.mark.parametrize("implementation", ["fused", "scan"])
+@pytest.mark.parametrize("implementation", KERNELS)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_stays_near_float32(problem, dtype, implementation):
     given = as_jax(as_jax(problem(), dtype), "float32")  # the values that half precision stores, in both
@@ -132,7 +133,7 @@ def test_a_run_in_chunks_equals_the_whole(problem):
     np.testing.assert_array_equal(h[1], given["h0"][1])
 
 
-@pytest.mark.parametrize("implementation", ["fused", "scan"])
+@pytest.mark.parametrize("implementation", KERNELS)
 def test_vmap_over_weights_equals_a_loop(problem, implementation):
     members = [as_jax(problem(seed=seed)) for seed in range(3)]
     stacked = jax.tree.map(lambda *a: jnp.stack(a), *members)

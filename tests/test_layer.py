@@ -7,6 +7,7 @@ import pytest
 from tolerances import assert_close, assert_trees_close
 
 from grujax import GRU, InputError, equations
+from grujax.kernels.dispatch import KERNELS
 
 RNG = np.random.default_rng(0)
 B, T, I, H, L = 4, 6, 3, 5, 2
@@ -47,7 +48,7 @@ def oracle(params, lengths, reset_after):
 
 @pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["full", "lengths"])
 @pytest.mark.parametrize("reset_after", [True, False], ids=["after", "before"])
-@pytest.mark.parametrize("implementation", ["fused", "scan", "reference"])
+@pytest.mark.parametrize("implementation", [*KERNELS, "reference"])
 def test_values_and_gradients_equal_the_oracle(implementation, reset_after, lengths):
     model = layer(implementation=implementation, reset_after=reset_after)
     params = model.init(jax.random.key(0), jnp.asarray(X))["params"]

@@ -1,10 +1,24 @@
 """The shapes that are measured and the arrays they are measured on."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+Kind = Literal["forward", "gradient"]
+
+TOLERANCES: dict[tuple[str, Kind], tuple[float, float]] = {
+    ("float64", "forward"): (1e-13, 1e-13),
+    ("float64", "gradient"): (1e-11, 1e-12),
+    ("float32", "forward"): (3e-6, 1e-6),
+    ("float32", "gradient"): (2e-5, 3e-6),
+    ("bfloat16", "forward"): (1.5e-2, 1e-2),
+    ("bfloat16", "gradient"): (5e-2, 3e-2),
+    ("float16", "forward"): (1.5e-2, 1e-2),  # held to the row of bfloat16, the coarser of the two
+    ("float16", "gradient"): (5e-2, 3e-2),
+}
+"""Per dtype and kind: relative to max(|expected|, rms of expected), then absolute. The tests hold to it too."""
 
 
 @dataclass(frozen=True)

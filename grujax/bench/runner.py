@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grujax import equations
-from grujax.bench.cases import CASES, Arrays, Case, make_arrays
+from grujax.bench.cases import CASES, TOLERANCES, Arrays, Case, Kind, make_arrays
 from grujax.bench.peers import PEERS, Gradients, Peer, Thunk
 from grujax.errors import require
 
@@ -27,8 +27,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 FORWARD, BACKWARD = PASSES = ("forward", "forward + backward")
-TOLERANCE = {FORWARD: (3e-6, 1e-6), BACKWARD: (2e-5, 3e-6)}
-"""float32: relative to max(|expected|, rms), then absolute."""
+KINDS: dict[str, Kind] = {FORWARD: "forward", BACKWARD: "gradient"}
 
 
 @dataclass(frozen=True)
@@ -148,7 +147,7 @@ def oracle(a: Arrays, reset_after: bool) -> tuple[NDArray, Gradients]:
 
 def unequal(found: dict[str, NDArray], expected: dict[str, NDArray], kind: str) -> str | None:
     """What is wrong with the worst array, in words; None where all are equal within the tolerance."""
-    relative, absolute = TOLERANCE[kind]
+    relative, absolute = TOLERANCES["float32", KINDS[kind]]
     for name, right in expected.items():
         if found[name].shape != right.shape:
             return f"unequal: {name} has shape {found[name].shape}, not {right.shape}"

@@ -8,6 +8,7 @@ from tolerances import assert_close
 
 from grujax import GRUSpec, InputError, equations
 from grujax.kernels import explain, gru_sequence
+from grujax.kernels.dispatch import KERNELS
 
 T, B, H = 6, 4, 3
 RNG = np.random.default_rng(0)
@@ -34,7 +35,7 @@ def by_rows(gates_x, h0, w_hh, b_hn, valid, reset, h_reset, reset_after):
 
 
 @pytest.mark.parametrize("reset_after", [True, False])
-@pytest.mark.parametrize("implementation", ["fused", "scan", None])
+@pytest.mark.parametrize("implementation", [*KERNELS, None])
 @pytest.mark.parametrize("masks", ["none", "valid", "reset", "both", "both and h_reset"])
 def test_valid_and_reset_equal_a_loop_row_by_row(masks, implementation, reset_after):
     valid = VALID if masks in ("valid",) or "both" in masks else None
