@@ -51,6 +51,10 @@ CANDIDATES: dict[str, dict] = {
             "dropout 0.1": {"dropout": 0.1},
             "H 256": {"hidden_size": 256},
             "smoothing 0.2": {"label_smoothing": 0.2},
+            "two layers, noise 1.2": {"num_layers": 2, "input_noise": 1.2},
+            "two layers, dropout 0.5": {"num_layers": 2, "dropout": 0.5},
+            "two layers, 120 epochs": {"num_layers": 2, "epochs": 120},
+            "two layers, H 256": {"num_layers": 2, "hidden_size": 256},
         }.items()
     },
 }

@@ -55,7 +55,8 @@ def load_sequences(
     40
     """
     path, beside = _files(source)
-    data = _as_trained(path if _is_path(source) else beside, labels, need_labels)
+    path = path if _is_path(source) else beside
+    data = _as_trained(path, labels, need_labels)
     if channels is not None:
         require(data.channels == channels, "channels", str(channels), f"{data.channels} in {path.name}")
     return data
