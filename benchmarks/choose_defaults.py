@@ -21,7 +21,7 @@ from grujax.saving import replacing
 from grujax.training import TrainConfig, fit
 
 BASE = TrainConfig(
-    hidden_size=128, pooling="mean", dropout=0.3, epochs=60, input_noise=0.0, label_smoothing=0.0, validation=0.2
+    hidden_size=128, num_layers=1, pooling="mean", dropout=0.3, epochs=60, input_noise=0.0, label_smoothing=0.0, validation=0.2
 )
 CANDIDATES: dict[str, dict] = {
     "base": {},
@@ -53,8 +53,6 @@ CANDIDATES: dict[str, dict] = {
             "smoothing 0.2": {"label_smoothing": 0.2},
             "two layers, noise 1.2": {"num_layers": 2, "input_noise": 1.2},
             "two layers, dropout 0.5": {"num_layers": 2, "dropout": 0.5},
-            "two layers, 120 epochs": {"num_layers": 2, "epochs": 120},
-            "two layers, H 256": {"num_layers": 2, "hidden_size": 256},
         }.items()
     },
 }
