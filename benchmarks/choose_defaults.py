@@ -21,7 +21,14 @@ from grujax.saving import replacing
 from grujax.training import TrainConfig, fit
 
 BASE = TrainConfig(
-    hidden_size=128, num_layers=1, pooling="mean", dropout=0.3, epochs=60, input_noise=0.0, label_smoothing=0.0, validation=0.2
+    hidden_size=128,
+    num_layers=1,
+    pooling="mean",
+    dropout=0.3,
+    epochs=60,
+    input_noise=0.0,
+    label_smoothing=0.0,
+    validation=0.2,
 )
 CANDIDATES: dict[str, dict] = {
     "base": {},
