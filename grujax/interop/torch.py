@@ -35,6 +35,16 @@ class Tensor(NamedTuple):
     shape: tuple[int, ...]
 
 
+class Names(NamedTuple):
+    """What the keys of a state dict tell before a tensor is looked at."""
+
+    keys: list[str]  # the GRU's and the head's
+    gru: str  # prefixes of the two
+    head: str | None
+    first: str  # the suffix of the first layer's keys; none in an nn.GRUCell
+    sizes: dict[str, Any]  # fields of the model: bias, num_layers, bidirectional
+
+
 def from_torch(module_or_state_dict: "torch.nn.Module | Mapping[str, torch.Tensor]") -> tuple[nn.Module, dict]:
     """The model and variables that compute what a torch module computes, sizes and dtype read off its tensors.
 
@@ -54,55 +64,12 @@ def from_torch(module_or_state_dict: "torch.nn.Module | Mapping[str, torch.Tenso
     >>> jax.tree.map(jax.numpy.shape, variables["params"]["l1"]["w_ih"])
     (20, 60)
     """
-    torch, dropout = _torch(), 0.0
-    state: Any = module_or_state_dict
-    if isinstance(state, torch.nn.Module):
-        _check_layers(state)
-        dropout = state.dropout if isinstance(state, torch.nn.GRU) else 0.0
-        state = state.state_dict()
-    require(isinstance(state, Mapping), "module_or_state_dict", "a torch.nn.Module or its state dict", type(state))
-    matches = {key: m for key in state if (m := KEY.fullmatch(key))}
-    for key in state:
-        require("weight_hr" not in key, key, "the keys of a GRU", "a projection", "Only an LSTM has proj_size.")
-    require(bool(matches), "module_or_state_dict", "the weights of one nn.GRU or nn.GRUCell", f"keys {sorted(state)}")
-    prefixes = sorted({m["prefix"] for m in matches.values()})
-    require(len(prefixes) == 1, "module_or_state_dict", "one nn.GRU", f"{len(prefixes)}, at {prefixes}")
-    gru = prefixes[0]
-    others = [key for key in state if key not in matches]
-    is_cell = not gru and any(m["layer"] is None for m in matches.values())
-    head = None if is_cell else _head(others, gru)
-
-    first, suffix = next(iter(matches)), "" if is_cell else "_l0"
-    for key in (f"{gru}weight_ih{suffix}", f"{gru}weight_hh{suffix}"):
-        require(key in state, key, "this key", "none of that name", f"The state dict begins with {first!r}.")
-    dtype = _check_tensors(state, [*matches, *(key for key in others if head is not None and key.startswith(head))])
-    for key in (f"{gru}weight_ih{suffix}", f"{gru}weight_hh{suffix}"):
-        require(state[key].ndim == 2, key, "two axes", f"shape {tuple(state[key].shape)}")
-    sizes: dict[str, Any] = {
-        "hidden_size": state[f"{gru}weight_hh{suffix}"].shape[1],
-        "bias": any(m["what"] == "bias" for m in matches.values()),
-        "param_dtype": dtype,
-    }
-    if not is_cell:
-        sizes["num_layers"] = 1 + max(int(m["layer"] or 0) for m in matches.values())
-        sizes["bidirectional"] = any(m["reverse"] for m in matches.values())
-    if head is not None:
-        require(state[f"{head}weight"].ndim == 2, f"{head}weight", "two axes", tuple(state[f"{head}weight"].shape))
-        sizes["output_size"] = state[f"{head}weight"].shape[0]
-    model = GRUCell(**sizes) if is_cell else GRU(dropout=dropout, **sizes) if head is None else GRUModel(**sizes)
-
-    tensors = dict(_tensors(model, state[f"{gru}weight_ih{suffix}"].shape[1], gru, head or ""))
-    for key, tensor in tensors.items():
-        require(key in state, key, f"shape {tensor.shape}", "no such key", "The state dict is not whole.")
-        found = tuple(state[key].shape)
-        rows = found[0] / sizes["hidden_size"] if found and sizes["hidden_size"] and "weight_hh" in key else 3
-        require(rows not in GATES, key, f"shape {tensor.shape}, 3H rows", found, GATES.get(int(rows), ""))
-    for key, tensor in sorted(
-        tensors.items(), key=lambda item: "weight_hh" not in item[0]
-    ):  # what H was read off first
-        require(tuple(state[key].shape) == tensor.shape, key, f"shape {tensor.shape}", tuple(state[key].shape))
-    for key in state:
-        require(key in tensors, key, f"only the keys {list(tensors)}", "this key besides", "It would be lost.")
+    state, dropout = _state(module_or_state_dict)
+    names = _names(state)
+    dtype = _check_tensors(state, names.keys)
+    model, input_size = _model(state, names, dtype, dropout)
+    tensors = dict(_tensors(model, input_size, names.gru, names.head or ""))
+    _check_shapes(state, tensors, model.hidden_size)
     return model, unflatten_dict({("params", *t.path): _to_jax(state[key], dtype) for key, t in tensors.items()})
 
 
@@ -204,14 +171,48 @@ def _tensors(model: GRU | GRUCell | GRUModel, input_size: int, gru: str, head: s
         yield f"{head}bias", Tensor(("head", "bias"), (model.output_size,))
 
 
-def _check_layers(module: "torch.nn.Module") -> None:
+def _state(source: Any) -> tuple[Mapping, float]:
+    """The state dict, and the dropout between layers, which only an `nn.GRU` itself tells."""
     nn = _torch().nn
-    if isinstance(module, (nn.GRU, nn.GRUCell)):
-        return
+    if not isinstance(source, nn.Module):
+        require(
+            isinstance(source, Mapping), "module_or_state_dict", "a torch.nn.Module or its state dict", type(source)
+        )
+        return source, 0.0
+    if isinstance(source, (nn.GRU, nn.GRUCell)):
+        return source.state_dict(), getattr(source, "dropout", 0.0)
     served = "nn.GRU, nn.GRUCell, or a module made of one nn.GRU, one nn.Linear, nn.Dropout and nn.Identity"
-    for name, layer in module.named_modules():
+    for name, layer in source.named_modules():
         if not next(layer.children(), None) and not isinstance(layer, (nn.GRU, nn.Linear, nn.Dropout, nn.Identity)):
             raise InputError(name or "module_or_state_dict", served, f"nn.{type(layer).__name__}")
+    return source.state_dict(), 0.0
+
+
+def _names(state: Mapping) -> Names:
+    """What the keys alone tell."""
+    matches = {key: m for key in state if (m := KEY.fullmatch(key))}
+    for key in state:
+        require("weight_hr" not in key, key, "the keys of a GRU", "a projection", "Only an LSTM has proj_size.")
+    require(bool(matches), "module_or_state_dict", "the weights of one nn.GRU or nn.GRUCell", f"keys {sorted(state)}")
+    prefixes = sorted({m["prefix"] for m in matches.values()})
+    require(len(prefixes) == 1, "module_or_state_dict", "one nn.GRU", f"{len(prefixes)}, at {prefixes}")
+    others, gru = [key for key in state if key not in matches], prefixes[0]
+    is_cell = not gru and any(m["layer"] is None for m in matches.values())
+    head = None if is_cell else _head(others, gru)
+    first = "" if is_cell else "_l0"
+    for key in (f"{gru}weight_ih{first}", f"{gru}weight_hh{first}"):
+        require(
+            key in state, key, "this key", "none of that name", f"The state dict begins with {next(iter(matches))!r}."
+        )
+    return Names(
+        keys=[*matches, *(key for key in others if head is not None and key.startswith(head))],
+        gru=gru,
+        head=head,
+        first=first,
+        sizes={"bias": any(m["what"] == "bias" for m in matches.values())}
+        | ({} if is_cell else {"num_layers": 1 + max(int(m["layer"] or 0) for m in matches.values())})
+        | ({} if is_cell else {"bidirectional": any(m["reverse"] for m in matches.values())}),
+    )
 
 
 def _head(keys: list[str], gru: str) -> str | None:
@@ -242,6 +243,31 @@ def _check_tensors(state: Mapping, keys: list[str]) -> Any:
     narrow = first == "float64" and jax.dtypes.canonicalize_dtype(np.float64) != np.float64
     require(not narrow, keys[0], "a dtype that JAX keeps as it is", "float64 while 64-bit values are off", x64)
     return getattr(jnp, first)
+
+
+def _model(state: Mapping, names: Names, dtype: Any, dropout: float) -> tuple[GRU | GRUCell | GRUModel, int]:
+    """The model with the sizes of the tensors, and its input size."""
+    w_ih, w_hh = (f"{names.gru}weight_{of}{names.first}" for of in ("ih", "hh"))
+    for key in (w_ih, w_hh, *([] if names.head is None else [f"{names.head}weight"])):
+        require(state[key].ndim == 2, key, "two axes", f"shape {tuple(state[key].shape)}")
+    sizes = {"hidden_size": state[w_hh].shape[1], "param_dtype": dtype, **names.sizes}
+    if names.head is not None:
+        model = GRUModel(output_size=state[f"{names.head}weight"].shape[0], **sizes)
+    else:
+        model = GRU(dropout=dropout, **sizes) if names.first else GRUCell(**sizes)
+    return model, state[w_ih].shape[1]
+
+
+def _check_shapes(state: Mapping, tensors: Mapping[str, Tensor], hidden_size: int) -> None:
+    for key, tensor in tensors.items():
+        require(key in state, key, f"shape {tensor.shape}", "no such key", "The state dict is not whole.")
+    of_hh_first = sorted(tensors, key=lambda key: "weight_hh" not in key)  # what H was read off
+    for key in of_hh_first:
+        found, expected = tuple(state[key].shape), tensors[key].shape
+        gates = found[0] / hidden_size if found and hidden_size and "weight_hh" in key else 3
+        require(found == expected, key, f"shape {expected}", found, GATES.get(gates, ""))
+    for key in state:
+        require(key in tensors, key, f"only the keys {list(tensors)}", "this key besides", "It would be lost.")
 
 
 def _to_jax(tensor: "torch.Tensor", dtype: Any) -> jax.Array:
