@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from refusals import refused
 from tolerances import assert_close, assert_trees_close
 
-from grujax import GRU, GRUCell, GRUEncoder, GRUModel, InputError
+from grujax import GRU, GRUCell, GRUEncoder, GRUModel
 from grujax.interop.torch import from_torch, to_torch
 
 torch = pytest.importorskip("torch")
@@ -295,9 +296,8 @@ FROM = {
 @pytest.mark.parametrize("case", FROM)
 def test_what_is_no_gru_is_refused_by_name(case):
     make, parts = FROM[case]
-    with pytest.raises(InputError) as error:
+    with refused(*parts):
         from_torch(make())
-    assert all(part in str(error.value) for part in parts), str(error.value)
 
 
 def initialised(model):
@@ -339,21 +339,20 @@ TO = {
 @pytest.mark.parametrize("case", TO)
 def test_what_torch_has_no_place_for_is_refused(case):
     make, parts = TO[case]
-    with pytest.raises(InputError) as error:
+    with refused(*parts):
         to_torch(*make())
-    assert all(part in str(error.value) for part in parts), str(error.value)
 
 
 def test_float64_is_never_truncated_where_64_bits_are_off():
-    with jax.enable_x64(False), pytest.raises(InputError, match=r"weight_ih_l0: .*float64.*jax_enable_x64"):
+    with jax.enable_x64(False), refused("weight_ih_l0: ", "float64", "jax_enable_x64"):
         from_torch(torch.nn.GRU(3, 4).double())
 
 
 def test_without_torch_the_message_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(InputError, match=r"pip install 'grujax\[torch\]'"):
+    with refused("pip install 'grujax[torch]'"):
         from_torch({})
-    with pytest.raises(InputError, match=r"pip install 'grujax\[torch\]'"):
+    with refused("pip install 'grujax[torch]'"):
         to_torch(GRU(4), {})
 
 
