@@ -33,7 +33,7 @@ MODEL_FILE = "model.safetensors"
 class Train:
     """Train a GRU on a data set, evaluate it on the test split, save it."""
 
-    data: tyro.conf.Positional[str] = "JapaneseVowels"
+    data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="[SOURCE]")] = "JapaneseVowels"
     """A data set that aeon carries, or a .ts or .npz file."""
     test: Path | None = None
     """The test file. None: the sibling _TEST file, else a stratified fifth."""
@@ -41,7 +41,7 @@ class Train:
     """The folder to make for the model, metrics and pictures. None: a fresh runs/NAME-k."""
     quiet: bool = False
     """Print the result alone."""
-    config: tyro.conf.OmitArgPrefixes[TrainConfig] = field(default_factory=TrainConfig)
+    config: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
 
     def run(self, console: Console) -> int:
         data = load(self.data, test=self.test, seed=self.config.seed)
@@ -99,9 +99,9 @@ class Train:
 class Evaluate:
     """The figures of a trained model on labelled data."""
 
-    model: tyro.conf.Positional[Path]
+    model: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="MODEL")]
     """A model.safetensors that `grujax train` wrote, or its folder."""
-    data: tyro.conf.Positional[str]
+    data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
     """A data set that aeon carries (its test split), or a .ts or .npz file."""
 
     def run(self, console: Console) -> int:
@@ -118,9 +118,9 @@ class Evaluate:
 class Predict:
     """A trained model's answer for each sequence, as CSV: row and label with its probability, or row and value."""
 
-    model: tyro.conf.Positional[Path]
+    model: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="MODEL")]
     """A model.safetensors that `grujax train` wrote, or its folder."""
-    data: tyro.conf.Positional[str]
+    data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
     """A data set that aeon carries (its test split), or a .ts or .npz file; labels in it are not read."""
     output: Path | None = None
     """The CSV file. None: standard output."""

@@ -126,7 +126,10 @@ BAD = {
     ),
     "output exists": (lambda: ["train", toy("t.npz"), "--output", "."], ["--output:", "does not exist yet"]),
     "output below a file": (lambda: ["train", toy("t.npz"), "--output", "t.npz/out"], ["t.npz"]),
-    "a dropout of one": (lambda: ["train", toy("t.npz"), "--dropout", "1"], ["dropout"]),
+    "a dropout of one": (
+        lambda: ["train", toy("t.npz"), "--dropout", "1"],
+        ["grujax: dropout: expected from 0 to below 1"],
+    ),
     "no model": (lambda: ["evaluate", "none", toy("t.npz")], ["no file at none"]),
     "model is no model": (lambda: ["evaluate", toy("t.npz"), "t.npz"], ["safetensors"]),
     "missing data to predict": (lambda: ["predict", trained(), "none.npz"], ["none.npz"]),
