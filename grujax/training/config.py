@@ -18,11 +18,11 @@ class TrainConfig:
     """Read each sequence in both directions."""
     pooling: Literal["last", "mean", "max"] = "max"
     """How the outputs of all steps become one vector."""
-    dropout: float = 0.3
+    dropout: float = 0.5
     """Between the layers and before the head."""
     reset_after: bool = True
     """True: torch.nn.GRU's equations; False: those of Cho et al. 2014."""
-    epochs: int = 60
+    epochs: int = 120
     """Passes over the training split."""
     batch_size: int = 32
     """Sequences a step."""
@@ -34,11 +34,17 @@ class TrainConfig:
     """Largest global norm of a gradient."""
     warmup: float = 0.1
     """Share of all steps in which the learning rate rises."""
-    input_noise: float = 0.8
-    """Standard deviation of the noise added to standardised inputs in training."""
-    label_smoothing: float = 0.1
+    input_noise: float = 0.0
+    """Standard deviation of the noise added to every step of the standardised inputs in training."""
+    input_offset: float = 0.4
+    """Standard deviation of the constant added to each channel of a sequence in training, standardised too."""
+    mixup: float = 0.3
+    """Alpha of mixup's Beta(alpha, alpha): in training each sequence is mixed with another of its batch. 0: none."""
+    label_smoothing: float = 0.0
     """Share of each label spread over all classes."""
-    validation: float = 0.2
+    averaging: float = 0.99
+    """Decay, at each step, of the moving average of the weights, which is what is validated and kept."""
+    validation: float = 0.1
     """Share of the training set held out to choose the best epoch."""
     buckets: int = 4
     """At most so many padded lengths, and so many compilations of the training step."""
@@ -50,9 +56,9 @@ class TrainConfig:
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         for name in ("learning_rate", "clip_norm"):
             require(0 < getattr(self, name) < float("inf"), name, "a positive number", getattr(self, name))
-        for name in ("weight_decay", "input_noise"):
+        for name in ("weight_decay", "input_noise", "input_offset", "mixup"):
             require(0 <= getattr(self, name) < float("inf"), name, "zero or a positive number", getattr(self, name))
-        for name in ("dropout", "warmup", "label_smoothing"):
+        for name in ("dropout", "warmup", "label_smoothing", "averaging"):
             require(0 <= getattr(self, name) < 1, name, "from 0 to below 1", getattr(self, name))
         require(0 < self.validation < 1, "validation", "between 0 and 1", self.validation)
         require(0 <= self.seed < 2**32, "seed", "an integer from 0 to 2**32 - 1", self.seed)

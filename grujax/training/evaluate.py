@@ -41,13 +41,14 @@ def outputs_of(
     return outputs
 
 
-def score(outputs: np.ndarray, data: Sequences, variables: Mapping[str, Any]) -> Scores:
-    """The figures of `outputs` (N, output_size) on data whose y is known."""
+def score(outputs: np.ndarray, data: Sequences, variables: Mapping[str, Any], label_smoothing: float = 0.0) -> Scores:
+    """The figures of `outputs` (N, output_size) on data whose y is known; the loss against labels smoothed as said."""
     from scipy.stats import binomtest
     from sklearn.metrics import confusion_matrix, r2_score, root_mean_squared_error
 
     assert data.y is not None
-    loss = float(np.mean(row_losses(jax.numpy.asarray(outputs), jax.numpy.asarray(data.y), variables["statistics"])))
+    arrays = jax.numpy.asarray(outputs), jax.numpy.asarray(data.y)
+    loss = float(np.mean(row_losses(*arrays, variables["statistics"], label_smoothing)))
     if data.labels is None:
         r2 = float(r2_score(data.y, outputs[:, 0])) if len(data) > 1 else None
         return Scores(loss, len(data), rmse=float(root_mean_squared_error(data.y, outputs[:, 0])), r2=r2)

@@ -13,15 +13,15 @@ from grujax.errors import require
 from grujax.model import GRUModel
 from grujax.training.config import TrainConfig
 from grujax.training.evaluate import Scores, outputs_of, score
-from grujax.training.step import TrainState, make_optimizer, train_step
+from grujax.training.step import draw_share, initial_state, make_optimizer, train_step
 
 
 class Epoch(NamedTuple):
     """One line of `metrics.jsonl`."""
 
     epoch: int
-    loss: float  # mean over the training rows, dropout on
-    validation_loss: float
+    loss: float  # mean over the training rows, dropout and noise on
+    validation_loss: float  # of the held-out rows, the same loss, dropout and noise off
     metric: str  # the name of the next figure: accuracy or rmse
     validation_metric: float
     sequences_per_second: float
@@ -61,7 +61,8 @@ def fit(
     """Trains on `data.train` and looks at `data.test` once, at the end.
 
     A stratified share of the training split is held out for validation; inputs (and targets of a regression) are
-    standardised by the rest; the epoch of the smallest validation loss is kept. The same config and data give the
+    standardised by the rest; the averaged weights are evaluated after each epoch, and those of the smallest validation
+    loss are kept. The same config and data give the
     same numbers on the same machine. An interrupt (Ctrl-C) after the first epoch ends training with the best so far.
 
     >>> from grujax.data import Dataset, sequences
@@ -83,18 +84,19 @@ def fit(
     )
     constants = jax.device_put(_statistics(train))
     boundaries = bucket_boundaries(train.lengths, config.buckets)
-    shuffle = np.random.default_rng(config.seed)
+    rng = np.random.default_rng(config.seed)
     steps_per_epoch = sum(1 for _ in batches(train, config.batch_size, boundaries))
     optimizer = make_optimizer(config, config.epochs * steps_per_epoch)
     init_key, key = jax.random.split(jax.random.key(config.seed))
     params = model.init(init_key, np.zeros((1, 1, train.channels), np.float32))["params"]
-    state = TrainState(params, optimizer.init(params), key)
+    state = initial_state(params, optimizer, config, key)
 
     executables = {}
     began = time.perf_counter()
     for batch in batches(train, config.batch_size, boundaries):
         if batch.x.shape not in executables:
-            lowered = train_step.lower(model, optimizer, config, state, constants, batch)
+            share = draw_share(np.random.default_rng(0), config)
+            lowered = train_step.lower(model, optimizer, config, state, constants, batch, share)
             executables[batch.x.shape] = lowered.compile()
     compiled = Compiled(
         tuple(executables), time.perf_counter() - began, padding_share(train.lengths, tuple(boundaries))
@@ -106,22 +108,23 @@ def fit(
     try:
         for number in range(1, config.epochs + 1):
             began, totals = time.perf_counter(), []
-            for batch in batches(train, config.batch_size, boundaries, shuffle):
-                state, total = executables[batch.x.shape](state, constants, batch)
+            for batch in batches(train, config.batch_size, boundaries, rng):
+                share = draw_share(rng, config)
+                state, total = executables[batch.x.shape](state, constants, batch, share)
                 totals.append(total)
             loss = float(sum(map(float, totals))) / len(train)
             seconds = time.perf_counter() - began
-            variables = {"params": state.params, "statistics": constants}
+            variables = {"params": state.average, "statistics": constants}
             outputs = outputs_of(model, variables, held, batch_size=config.batch_size, boundaries=boundaries)
             finite = bool(np.isfinite(loss) and np.isfinite(outputs).all())
             require(finite, "loss", "a finite number", f"{loss} in epoch {number}", "Lower --learning-rate.")
-            scores = score(outputs, held, variables)
+            scores = score(outputs, held, variables, config.label_smoothing)
             name, value = scores.metric
             is_best = best is None or scores.loss < best.validation_loss
             epoch = Epoch(number, loss, scores.loss, name, value, len(train) / seconds, seconds, is_best)
             history.append(epoch)
             if is_best:  # a copy: the next step takes the buffers of this one
-                best, best_params = epoch, jax.tree.map(lambda a: a.copy(), state.params)
+                best, best_params = epoch, jax.tree.map(lambda a: a.copy(), state.average)
             on_epoch(epoch)
     except KeyboardInterrupt:
         if best is None:

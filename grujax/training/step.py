@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from grujax.data import Batch
@@ -16,7 +17,9 @@ from grujax.types import Array
 
 class TrainState(NamedTuple):
     params: Any
+    average: Any  # of the params, over the steps so far: what is evaluated and kept
     optimizer: optax.OptState
+    averaging: optax.OptState
     key: Array
 
 
@@ -30,6 +33,11 @@ def make_optimizer(config: TrainConfig, num_steps: int) -> optax.GradientTransfo
     )
 
 
+def initial_state(params: Any, optimizer: optax.GradientTransformation, config: TrainConfig, key: Array) -> TrainState:
+    average = jax.tree.map(jnp.copy, params)  # buffers of its own: train_step takes those of the state
+    return TrainState(params, average, optimizer.init(params), optax.ema(config.averaging).init(params), key)
+
+
 def row_losses(outputs: Array, y: Array, statistics: Mapping[str, Array], label_smoothing: float = 0.0) -> Array:
     """(B,): cross-entropy of logits (B, K) and classes y (B,) integers; squared error, in units of the training
     targets' variance, of outputs (B, 1) and targets y (B,) floats."""
@@ -37,6 +45,44 @@ def row_losses(outputs: Array, y: Array, statistics: Mapping[str, Array], label_
         targets = optax.smooth_labels(jax.nn.one_hot(y, outputs.shape[-1], dtype=outputs.dtype), label_smoothing)
         return optax.softmax_cross_entropy(outputs, targets)
     return optax.squared_error(outputs[:, 0] / statistics["output_std"], y / statistics["output_std"])
+
+
+def disturb(key: Array, x: Array, std: Array, config: TrainConfig) -> Array:
+    """x (B, T, I) with normal noise of `input_noise` standard deviations `std` (I,) at every step, and of
+    `input_offset` that is one for the whole sequence: another day, another microphone, the same speaker."""
+    each_step, each_row = jax.random.split(key)
+    noise = config.input_noise * jax.random.normal(each_step, x.shape, x.dtype)
+    offset = config.input_offset * jax.random.normal(each_row, (x.shape[0], 1, x.shape[2]), x.dtype)
+    return x + (noise + offset) * std[None, None]
+
+
+def draw_share(rng: np.random.Generator, config: TrainConfig) -> np.ndarray:
+    """(B,) float32: how much of each row `mix` keeps, the larger side of a draw from Beta(mixup, mixup).
+
+    Drawn by NumPy: XLA takes half as long to compile that sampler as all the rest of the step.
+    """
+    if config.mixup == 0:
+        return np.ones(config.batch_size, np.float32)
+    share = rng.beta(config.mixup, config.mixup, config.batch_size)
+    return np.maximum(share, 1 - share).astype(np.float32)
+
+
+def mix(share: Array, x: Array, lengths: Array, weight: Array) -> tuple[Array, Array, Array, Array]:
+    """mixup (Zhang et al. 2018, arXiv 1710.09412) of each row with the row before it, both cut to the shorter.
+
+        x = share x + (1 - share) x[partner]
+
+    share (B,), x (B, T, I), lengths (B,), weight (B,) 1 or 0 -> share, which is now 1 where a row or its partner is
+    filler, x, lengths, partner (B,).
+    """
+    partner = jnp.roll(jnp.arange(len(lengths)), 1)
+    share = jnp.where(weight * weight[partner] > 0, share, 1)
+    lengths = jnp.where(share < 1, jnp.minimum(lengths, lengths[partner]), lengths)
+    return share, _between(share[:, None, None], x, x[partner]), lengths, partner
+
+
+def _between(share: Array, a: Array, b: Array) -> Array:
+    return share * a + (1 - share) * b
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(3,))
@@ -47,27 +93,26 @@ def train_step(
     state: TrainState,
     statistics: Mapping[str, Array],
     batch: Batch,
+    share: Array | np.ndarray,
 ) -> tuple[TrainState, Array]:
     """One step: the new state, and the sum of the batch's losses over its rows of weight 1."""
-    key, noise_key, dropout_key = jax.random.split(state.key, 3)
-    noise = jax.random.normal(noise_key, batch.x.shape, batch.x.dtype) * statistics["input_std"][None, None]
-    x = batch.x + config.input_noise * noise if config.input_noise else batch.x
+    key, disturb_key, dropout_key = jax.random.split(state.key, 3)
+    x, lengths, y, weight = map(jnp.asarray, (batch.x, batch.lengths, batch.y, batch.weight))
+    x = disturb(disturb_key, x, statistics["input_std"], config)
+    share, x, lengths, partner = mix(jnp.asarray(share), x, lengths, weight)
 
     def loss(params: Any) -> tuple[Array, Array]:
-        outputs: Any = model.apply(
-            {"params": params, "statistics": statistics},
-            x,
-            lengths=batch.lengths,
-            deterministic=False,
-            rngs={"dropout": dropout_key},
-        )
-        losses = row_losses(outputs, jnp.asarray(batch.y), statistics, config.label_smoothing)
-        total = jnp.sum(losses * batch.weight)
-        return total / jnp.sum(batch.weight), total
+        variables, rngs = {"params": params, "statistics": statistics}, {"dropout": dropout_key}
+        outputs: Any = model.apply(variables, x, lengths=lengths, deterministic=False, rngs=rngs)
+        own, other = (row_losses(outputs, y[rows], statistics, config.label_smoothing) for rows in (..., partner))
+        total = jnp.sum(_between(share, own, other) * weight)
+        return total / jnp.sum(weight), total
 
     gradients, total = jax.grad(loss, has_aux=True)(state.params)
     updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
-    return TrainState(optax.apply_updates(state.params, updates), optimizer_state, key), total
+    params = optax.apply_updates(state.params, updates)
+    average, averaging = optax.ema(config.averaging).update(params, state.averaging)
+    return TrainState(params, average, optimizer_state, averaging, key), total
 
 
 @partial(jax.jit, static_argnums=0)

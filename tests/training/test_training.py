@@ -10,7 +10,7 @@ import pytest
 import grujax
 from grujax.data import Batch, Dataset, load, sequences
 from grujax.training import TrainConfig, baselines, fit, outputs_of, score
-from grujax.training.step import TrainState, make_optimizer, row_losses, train_step
+from grujax.training.step import disturb, draw_share, initial_state, make_optimizer, mix, row_losses, train_step
 
 
 @pytest.fixture(autouse=True)
@@ -47,22 +47,98 @@ def test_squared_error_is_in_units_of_the_targets_variance():
     np.testing.assert_allclose(losses, [1.0, 9.0], rtol=1e-6)
 
 
-def step_of(batch):
+def test_smoothed_labels_by_hand():
+    logits, y = np.array([[1.0, 2.0, 0.5]], np.float32), jnp.array([1])
+    log_p = logits[0] - np.log(np.exp(logits[0]).sum())
+    expected = -(0.8 + 0.2 / 3) * log_p[1] - 0.2 / 3 * (log_p[0] + log_p[2])
+    np.testing.assert_allclose(row_losses(jnp.asarray(logits), y, {}, 0.2), [expected], rtol=1e-6)
+    data = sequences([[[1.0]]], ["b"], labels=("a", "b", "c"))
+    assert score(logits, data, {"statistics": {}}, 0.2).loss == pytest.approx(expected, rel=1e-6)
+    assert score(logits, data, {"statistics": {}}).loss == pytest.approx(-log_p[1], rel=1e-6)
+
+
+@pytest.mark.parametrize("noise, offset", [(0.5, 0.0), (0.0, 0.3), (0.5, 0.3), (0.0, 0.0)])
+def test_noise_is_new_at_every_step_and_the_offset_one_a_sequence(noise, offset):
+    config = TrainConfig(input_noise=noise, input_offset=offset)
+    x, std = jnp.ones((20000, 3, 2), jnp.float32), jnp.array([1.0, 10.0], jnp.float32)
+    added = np.float64(disturb(jax.random.key(0), x, std, config) - x) / np.float64(std)
+    covariance = np.cov(added.reshape(20000, 6).T)  # of (step, channel) with (step, channel)
+    expected = noise**2 * np.eye(6) + offset**2 * np.kron(np.ones((3, 3)), np.eye(2))
+    np.testing.assert_allclose(covariance, expected, atol=0.01)
+    np.testing.assert_allclose(added.mean(0), 0, atol=0.02)
+
+
+def test_mixing_by_hand():
+    x = jnp.asarray(np.arange(12.0, dtype=np.float32).reshape(4, 3, 1))
+    lengths, weight = jnp.array([3, 1, 2, 0]), jnp.array([1.0, 1.0, 1.0, 0.0], jnp.float32)
+    share, mixed, lengths, partner = mix(jnp.array([0.9, 0.75, 1.0, 0.5], jnp.float32), x, lengths, weight)
+    np.testing.assert_array_equal(partner, [3, 0, 1, 2])
+    np.testing.assert_array_equal(share, [1, 0.75, 1, 1])  # the first row's partner is filler, the last row is
+    np.testing.assert_array_equal(lengths, [3, 1, 2, 0])
+    np.testing.assert_array_equal(mixed[:, :, 0], [[0, 1, 2], [2.25, 3.25, 4.25], [6, 7, 8], [9, 10, 11]])
+    *_, lengths, _ = mix(jnp.full(4, 0.8, jnp.float32), x, jnp.array([3, 1, 2, 2]), jnp.ones(4, jnp.float32))
+    np.testing.assert_array_equal(lengths, [2, 1, 1, 2])
+
+
+def test_the_share_of_mixup_is_the_larger_side_of_a_beta():
+    config = TrainConfig(mixup=0.3, batch_size=100000)
+    share = draw_share(np.random.default_rng(0), config)
+    assert share.min() >= 0.5 and share.dtype == np.float32
+    other = np.minimum(share, 1 - share)
+    assert np.mean(share * other) == pytest.approx(0.25 * 0.6 / 1.6, rel=0.02)  # E b(1 - b) = a / (2 (2a + 1))
+    np.testing.assert_array_equal(draw_share(np.random.default_rng(0), TrainConfig(mixup=0.0, batch_size=3)), [1, 1, 1])
+
+
+def steps_of(batch, config=SMALL, count=2, share=1.0):  # the first step of the warm-up has rate zero
     model = grujax.GRUModel(4, 2)
     params = model.init(jax.random.key(0), batch.x)["params"]
-    optimizer = make_optimizer(SMALL, 10)
-    state = TrainState(params, optimizer.init(params), jax.random.key(1))
+    optimizer = make_optimizer(config, 10)
+    state = initial_state(params, optimizer, config, jax.random.key(1))
     constants = {"input_mean": jnp.zeros(2, jnp.float32), "input_std": jnp.ones(2, jnp.float32)}
-    for _ in range(2):  # the first step of the warm-up has rate zero
-        state, total = train_step(model, optimizer, SMALL, state, constants, batch)
-    return state.params, total
+    share = np.full(len(batch.y), share, np.float32)
+    for _ in range(count):
+        state, total = train_step(model, optimizer, config, state, constants, batch, share)
+        yield jax.tree.map(np.asarray, (state.params, state.average)), total
+
+
+def step_of(batch):
+    *_, ((params, _), total) = steps_of(batch)
+    return params, total
+
+
+def some_batch():
+    x = np.random.default_rng(0).normal(size=(3, 5, 2)).astype(np.float32)
+    y, lengths = np.array([0, 1, 1], np.int32), np.array([5, 2, 4], np.int32)
+    return Batch(x, lengths, y, np.ones(3, np.float32), np.arange(3))
+
+
+def test_the_average_is_the_mean_of_the_weights_so_far_each_older_one_counting_less():
+    config = dataclasses.replace(SMALL, averaging=0.9)
+    trees = [trees for trees, _ in steps_of(some_batch(), config, count=4)]
+    weights = 0.9 ** np.arange(3, -1, -1)
+    for k in ("kernel", "bias"):
+        params = np.stack([tree["head"][k] for tree, _ in trees])
+        assert abs(params[-1] - params[0]).max() > 1e-3
+        expected = np.tensordot(weights / weights.sum(), params, 1)
+        np.testing.assert_allclose(trees[-1][1]["head"][k], expected, rtol=1e-5)
+
+
+def test_the_loss_of_mixed_rows_is_mixed_alike():
+    batch = some_batch()
+    config = dataclasses.replace(SMALL, input_noise=0.0, input_offset=0.0, label_smoothing=0.0)
+    (_, total), *_ = steps_of(batch, config, count=1, share=0.75)
+    model, previous = grujax.GRUModel(4, 2), [2, 0, 1]
+    variables = model.init(jax.random.key(0), batch.x)
+    x = np.float32(0.75) * batch.x + np.float32(0.25) * batch.x[previous]
+    outputs = model.apply(variables, x, lengths=np.minimum(batch.lengths, batch.lengths[previous]))
+    log_p = jax.nn.log_softmax(outputs)[np.arange(3)[:, None], np.stack([batch.y, batch.y[previous]], 1)]
+    np.testing.assert_allclose(total, -(log_p @ jnp.array([0.75, 0.25], jnp.float32)).sum(), rtol=1e-5)
 
 
 def test_filler_rows_change_nothing():
-    rng = np.random.default_rng(0)
-    x, y = rng.normal(size=(3, 5, 2)).astype(np.float32), np.array([0, 1, 1], np.int32)
-    lengths, ones = np.array([5, 2, 4], np.int32), np.ones(3, np.float32)
-    plain = step_of(Batch(x, lengths, y, ones, np.arange(3)))
+    batch = some_batch()
+    x, lengths, y, ones, _ = batch
+    plain = step_of(batch)
     filled = step_of(
         Batch(
             np.concatenate([x, np.zeros((2, 5, 2), np.float32)]),
@@ -160,7 +236,8 @@ def test_baselines_on_japanese_vowels():
     "field, value",
     [("hidden_size", 0), ("epochs", 0), ("dropout", 1.0), ("learning_rate", -1.0), ("learning_rate", float("nan")),
      ("validation", 0.0), ("seed", -1), ("pooling", "sum"),
-     ("clip_norm", 0.0), ("weight_decay", -1.0), ("batch_size", 0)],
+     ("clip_norm", 0.0), ("weight_decay", -1.0), ("input_offset", -1.0), ("mixup", -1.0), ("averaging", 1.0),
+     ("batch_size", 0)],
 )  # fmt: skip
 def test_configurations_that_cannot_be(field, value):
     with pytest.raises(grujax.InputError, match=f"^{field}: expected"):
