@@ -1,6 +1,8 @@
 """Training: the loss, what the statistics do, determinism, the choice of the best epoch, interrupts."""
 
 import dataclasses
+import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -242,3 +244,9 @@ def test_baselines_on_japanese_vowels():
 def test_configurations_that_cannot_be(field, value):
     with pytest.raises(grujax.InputError, match=f"^{field}: expected"):
         TrainConfig(**{field: value})
+
+
+def test_the_defaults_are_the_best_of_the_cross_validation():
+    found = json.loads((Path(__file__).parents[2] / "benchmarks/results/choose_defaults.json").read_text())
+    best = max(found["candidates"].values(), key=lambda r: (r["accuracy"], -r["loss"]))
+    assert dataclasses.asdict(TrainConfig()) == found["base"] | best["changes"]
