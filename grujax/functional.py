@@ -13,7 +13,7 @@ from jax.typing import ArrayLike, DTypeLike
 from grujax.errors import require
 from grujax.kernels import explain, gru_sequence
 from grujax.step import candidate_bias, project
-from grujax.types import Array, GRUSpec, GRUWeights, Inputs, state_dtype
+from grujax.types import Array, GRUSpec, GRUWeights, Inputs
 
 
 def gru(
@@ -102,7 +102,7 @@ def _gru(
         # Read backwards in time the padding comes first, and holds h0: no gather is needed to reverse a sequence.
         valid = flip(valid_steps(n_steps, flat(lengths)).T)
         x = jnp.where(valid[..., None], x, 0)
-    start = jnp.zeros((n_rows, hidden_size), state_dtype(dtype)) if h0 is None else flat(h0, hidden_size)
+    start = jnp.zeros((n_rows, hidden_size), dtype) if h0 is None else flat(h0, hidden_size)
     hs, h_last = gru_sequence(
         project(x, w_ih, weights.b_ih, weights.b_hh, spec),
         start,

@@ -19,7 +19,7 @@ def plot_curves(path: str | Path, history: Sequence[Epoch], best: Epoch) -> None
     figure = _figure(8, 3.6)
     losses, metric = figure.subplots(1, 2)
     epochs = [epoch.epoch for epoch in history]
-    losses.semilogy(epochs, [epoch.loss for epoch in history], label="training (dropout on)")
+    losses.semilogy(epochs, [epoch.loss for epoch in history], label="training (dropout, noise, mixup on)")
     losses.semilogy(epochs, [epoch.validation_loss for epoch in history], label="validation")
     losses.set(xlabel="epoch", ylabel="loss", title="Loss")
     metric.plot(epochs, [epoch.validation_metric for epoch in history], color="C1", label="validation")
