@@ -51,8 +51,9 @@ def test_a_cell_and_its_float64_weights(tmp_path):
 def test_the_same_model_gives_the_same_bytes(tmp_path):
     model, variables = MODELS["model"], variables_of(MODELS["model"])
     turned = {"params": dict(reversed(variables["params"].items()))}
-    for name, v in (("a", variables), ("b", turned)):
-        grujax.save(tmp_path / name, model, v, {"labels": ["x", "y"]})
+    metadata = {"labels": ["x", "y"], "channels": 2}
+    for name, v, m in (("a", variables, metadata), ("b", turned, dict(reversed(metadata.items())))):
+        grujax.save(tmp_path / name, model, v, m)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 

@@ -104,17 +104,17 @@ def fit(
     on_compiled(compiled)
 
     history: list[Epoch] = []
-    best, best_params, interrupted = None, None, False
+    best, best_params, average, interrupted = None, None, None, False
     try:
         for number in range(1, config.epochs + 1):
             began, totals = time.perf_counter(), []
             for batch in batches(train, config.batch_size, boundaries, rng):
                 share = draw_share(rng, config)
-                state, total = executables[batch.x.shape](state, constants, batch, share)
+                state, average, total = executables[batch.x.shape](state, constants, batch, share)
                 totals.append(total)
             loss = float(sum(map(float, totals))) / len(train)
             seconds = time.perf_counter() - began
-            variables = {"params": state.average, "statistics": constants}
+            variables = {"params": average, "statistics": constants}
             outputs = outputs_of(model, variables, held, batch_size=config.batch_size, boundaries=boundaries)
             finite = bool(np.isfinite(loss) and np.isfinite(outputs).all())
             require(finite, "loss", "a finite number", f"{loss} in epoch {number}", "Lower --learning-rate.")
@@ -123,8 +123,8 @@ def fit(
             is_best = best is None or scores.loss < best.validation_loss
             epoch = Epoch(number, loss, scores.loss, name, value, len(train) / seconds, seconds, is_best)
             history.append(epoch)
-            if is_best:  # a copy: the next step takes the buffers of this one
-                best, best_params = epoch, jax.tree.map(lambda a: a.copy(), state.average)
+            if is_best:
+                best, best_params = epoch, average
             on_epoch(epoch)
     except KeyboardInterrupt:
         if best is None:

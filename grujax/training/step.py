@@ -17,7 +17,6 @@ from grujax.types import Array
 
 class TrainState(NamedTuple):
     params: Any
-    average: Any  # of the params, over the steps so far: what is evaluated and kept
     optimizer: optax.OptState
     averaging: optax.OptState
     key: Array
@@ -34,8 +33,7 @@ def make_optimizer(config: TrainConfig, num_steps: int) -> optax.GradientTransfo
 
 
 def initial_state(params: Any, optimizer: optax.GradientTransformation, config: TrainConfig, key: Array) -> TrainState:
-    average = jax.tree.map(jnp.copy, params)  # buffers of its own: train_step takes those of the state
-    return TrainState(params, average, optimizer.init(params), optax.ema(config.averaging).init(params), key)
+    return TrainState(params, optimizer.init(params), optax.ema(config.averaging).init(params), key)
 
 
 def row_losses(outputs: Array, y: Array, statistics: Mapping[str, Array], label_smoothing: float = 0.0) -> Array:
@@ -94,8 +92,9 @@ def train_step(
     statistics: Mapping[str, Array],
     batch: Batch,
     share: Array | np.ndarray,
-) -> tuple[TrainState, Array]:
-    """One step: the new state, and the sum of the batch's losses over its rows of weight 1."""
+) -> tuple[TrainState, Any, Array]:
+    """One step: the new state, the average of the weights over the steps so far, which is what is evaluated and kept,
+    and the sum of the batch's losses over its rows of weight 1."""
     key, disturb_key, dropout_key = jax.random.split(state.key, 3)
     x, lengths, y, weight = map(jnp.asarray, (batch.x, batch.lengths, batch.y, batch.weight))
     x = disturb(disturb_key, x, statistics["input_std"], config)
@@ -112,7 +111,7 @@ def train_step(
     updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)
     average, averaging = optax.ema(config.averaging).update(params, state.averaging)
-    return TrainState(params, average, optimizer_state, averaging, key), total
+    return TrainState(params, optimizer_state, averaging, key), average, total
 
 
 @partial(jax.jit, static_argnums=0)

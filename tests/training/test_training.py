@@ -91,16 +91,16 @@ def test_the_share_of_mixup_is_the_larger_side_of_a_beta():
     np.testing.assert_array_equal(draw_share(np.random.default_rng(0), TrainConfig(mixup=0.0, batch_size=3)), [1, 1, 1])
 
 
-def steps_of(batch, config=SMALL, count=2, share=1.0):  # the first step of the warm-up has rate zero
-    model = grujax.GRUModel(4, 2)
+def steps_of(batch, config=SMALL, count=2, share=1.0, dropout=0.0):  # the first step of the warm-up has rate zero
+    model = grujax.GRUModel(4, 2, dropout=dropout)
     params = model.init(jax.random.key(0), batch.x)["params"]
     optimizer = make_optimizer(config, 10)
     state = initial_state(params, optimizer, config, jax.random.key(1))
     constants = {"input_mean": jnp.zeros(2, jnp.float32), "input_std": jnp.ones(2, jnp.float32)}
     share = np.full(len(batch.y), share, np.float32)
     for _ in range(count):
-        state, total = train_step(model, optimizer, config, state, constants, batch, share)
-        yield jax.tree.map(np.asarray, (state.params, state.average)), total
+        state, average, total = train_step(model, optimizer, config, state, constants, batch, share)
+        yield jax.tree.map(np.array, (state.params, average)), total  # copies: the next step takes the state's buffers
 
 
 def step_of(batch):
@@ -137,6 +137,13 @@ def test_the_loss_of_mixed_rows_is_mixed_alike():
     np.testing.assert_allclose(total, -(log_p @ jnp.array([0.75, 0.25], jnp.float32)).sum(), rtol=1e-5)
 
 
+def test_training_drops_out():
+    (_, total), *_ = steps_of(some_batch(), count=1, dropout=1.0)
+    bias = grujax.GRUModel(4, 2).init(jax.random.key(0), some_batch().x)["params"]["head"]["bias"]
+    expected = -jax.nn.log_softmax(bias)[some_batch().y].sum()  # the head sees nothing
+    np.testing.assert_allclose(total, expected, rtol=1e-6)
+
+
 def test_filler_rows_change_nothing():
     batch = some_batch()
     x, lengths, y, ones, _ = batch
@@ -158,6 +165,7 @@ def test_fit_learns_classes_and_keeps_the_best_epoch():
     assert fitted.test is not None and fitted.test.accuracy is not None and fitted.test.accuracy > 0.9
     losses = [epoch.validation_loss for epoch in fitted.history]
     assert len(losses) == 8 and fitted.best.epoch == 1 + int(np.argmin(losses))
+    assert fitted.history[0].loss == pytest.approx(np.log(2), rel=0.3)  # a mean: at first nothing is known
     assert fitted.labels == ("down", "up")
     assert len(fitted.compiled.shapes) == 2
 
@@ -206,6 +214,15 @@ def test_an_interrupt_keeps_the_best_so_far():
 
     with pytest.raises(KeyboardInterrupt):
         fit(SMALL, DATA, on_compiled=stop_at_once)
+
+
+def test_an_interrupt_in_the_first_epoch_stays_one(monkeypatch):
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("grujax.training.fit.outputs_of", stop)
+    with pytest.raises(KeyboardInterrupt):
+        fit(SMALL, DATA)
 
 
 def test_a_loss_that_is_no_number_is_an_error():
