@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import grujax
@@ -68,6 +70,22 @@ def test_noise_is_new_at_every_step_and_the_offset_one_a_sequence(noise, offset)
     expected = noise**2 * np.eye(6) + offset**2 * np.kron(np.ones((3, 3)), np.eye(2))
     np.testing.assert_allclose(covariance, expected, atol=0.01)
     np.testing.assert_allclose(added.mean(0), 0, atol=0.02)
+
+
+def test_the_optimizer_clips_decays_rises_and_falls():
+    config = TrainConfig(learning_rate=0.1, weight_decay=0.5, clip_norm=2.0, warmup=0.25)
+    optimizer, w = make_optimizer(config, 8), jnp.array([1.0, -2.0], jnp.float32)
+    state = optimizer.init(w)
+    _, clipped = optimizer.update(jnp.array([30.0, 40.0], jnp.float32), state, w)
+    moment = optax.tree_utils.tree_get(clipped, "mu")  # a tenth of the gradient, cut to a norm of 2
+    np.testing.assert_allclose(moment, [0.12, 0.16], rtol=1e-5)
+    rates = []
+    for _ in range(9):  # without a gradient the decay alone moves the weights
+        update, state = optimizer.update(jnp.zeros(2, jnp.float32), state, w)
+        np.testing.assert_allclose(update[1], -2 * update[0], rtol=1e-5)
+        rates.append(-float(update[0]) / 0.5)
+    falling = 0.05 * (1 + np.cos(np.pi * np.arange(7) / 6))
+    np.testing.assert_allclose(rates, [0, 0.05, *falling], atol=1e-7)
 
 
 def test_mixing_by_hand():
@@ -220,7 +238,7 @@ def test_an_interrupt_in_the_first_epoch_stays_one(monkeypatch):
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("grujax.training.fit.outputs_of", stop)
+    monkeypatch.setattr(sys.modules[fit.__module__], "outputs_of", stop)
     with pytest.raises(KeyboardInterrupt):
         fit(SMALL, DATA)
 
