@@ -17,6 +17,7 @@ from grujax.saving import read
 from grujax.training import Epoch
 
 QUICK = ["--epochs", "3", "--hidden-size", "8", "--batch-size", "16", "--buckets", "1"]
+LEARNING = [*QUICK, "--epochs", "20", "--learning-rate", "0.02"]
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +44,7 @@ def run(capsys, *arguments):
 
 def test_train_evaluate_predict(tmp_path, capsys):
     source, test = toy("toy.npz"), toy("new.npz", seed=1, count=20)
-    code, out, err = run(capsys, "train", source, "--test", test, "--output", "out", *QUICK)
+    code, out, err = run(capsys, "train", source, "--test", test, "--output", "out", *LEARNING)
     assert code == 0 and err == ""
     accuracy = next(line for line in out.splitlines() if line.startswith("test accuracy"))
     assert "% (95% interval " in accuracy and "majority class" in out and "nearest neighbour" in out
@@ -51,9 +52,10 @@ def test_train_evaluate_predict(tmp_path, capsys):
         "model.safetensors", "metrics.jsonl", "curves.png", "confusion.png",
     }  # fmt: skip
     lines = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
-    assert [line.get("epoch") for line in lines] == [1, 2, 3, None]
+    assert [line.get("epoch") for line in lines] == [*range(1, 21), None]
     assert set(lines[0]) == set(Epoch._fields)
-    assert f"test accuracy {100 * lines[3]['test']['accuracy']:.2f}%" in accuracy
+    assert lines[-1]["test"]["accuracy"] > 0.8
+    assert f"test accuracy {100 * lines[-1]['test']['accuracy']:.2f}%" in accuracy
 
     code, out, _ = run(capsys, "evaluate", "out", test)
     assert code == 0 and accuracy in out  # the file alone gives the figure that training printed
@@ -62,9 +64,14 @@ def test_train_evaluate_predict(tmp_path, capsys):
     assert code == 0 and "saved 20 predictions in p.csv" in out
     rows = list(csv.DictReader((tmp_path / "p.csv").read_text().splitlines()))
     right = np.mean([row["label"] == ("up", "down")[int(row["row"]) % 2] for row in rows])
-    assert len(rows) == 20 and right == pytest.approx(lines[3]["test"]["accuracy"])
+    assert len(rows) == 20 and right == pytest.approx(lines[-1]["test"]["accuracy"])
     assert all(0.5 <= float(row["probability"]) <= 1 for row in rows)
     assert run(capsys, "predict", "out", test)[1] == (tmp_path / "p.csv").read_text()
+
+    code, out, _ = run(capsys, "evaluate", "out", toy("turned.npz", seed=1, count=20, labels=("down", "up")))
+    confused = [line for line in out.splitlines() if line.startswith("confused: ")]
+    assert code == 0 and {line.split(",")[0] for line in confused} >= {"confused: up taken for down"}
+    assert len(confused) <= 2 and all(line.endswith(" of 10") for line in confused)
 
 
 def test_regression(tmp_path, capsys):
@@ -179,13 +186,25 @@ def test_a_usage_error_exits_with_2(capsys):
     assert error.value.code == 2
 
 
-def test_a_full_disk(tmp_path, capsys, monkeypatch):
-    def full(fd):
-        raise OSError(28, "No space left on device")
+def no_space(fd):
+    raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
+
+def test_a_full_disk(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(os, "fsync", no_space)
     code, _, err = run(capsys, "train", toy("toy.npz"), "--output", "out", "--quiet", *QUICK)
     assert code == 2 and "No space left on device" in err and not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_leaves_the_earlier_predictions(tmp_path, capsys, monkeypatch):
+    model, source = trained(), toy("w.npz")
+    (tmp_path / "p.csv").write_text("earlier")
+
+    monkeypatch.setattr(os, "fsync", no_space)
+    before = set(tmp_path.rglob("*"))
+    code, _, err = run(capsys, "predict", model, source, "--output", "p.csv")
+    assert code == 2 and "No space left on device" in err
+    assert (tmp_path / "p.csv").read_text() == "earlier" and set(tmp_path.rglob("*")) == before
 
 
 def test_ctrl_c_saves_the_best_model_so_far(tmp_path):
