@@ -86,7 +86,7 @@ def configuration(seed):
     return point | extremes.get(seed, {})
 
 
-@functools.partial(jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0})  # compiles faster
+@functools.partial(jax.jit, static_argnums=0)
 def values_and_gradients(model, variables, x, h0, lengths, d_output, d_last):
     def loss(variables, x, h0):
         output, h_last = model.apply(variables, x, h0, lengths=lengths)
