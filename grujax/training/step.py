@@ -57,7 +57,7 @@ def disturb(key: Array, x: Array, std: Array, config: TrainConfig) -> Array:
 def draw_share(rng: np.random.Generator, config: TrainConfig) -> np.ndarray:
     """(B,) float32: how much of each row `mix` keeps, the larger side of a draw from Beta(mixup, mixup).
 
-    Drawn by NumPy: XLA takes half as long to compile that sampler as all the rest of the step.
+    Drawn by NumPy: XLA takes nearly half as long to compile that sampler as all the rest of the step.
     """
     if config.mixup == 0:
         return np.ones(config.batch_size, np.float32)
