@@ -87,9 +87,11 @@ def cross_validate(changes: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     console, results, setting = Console(), {}, {"base": dataclasses.asdict(BASE), "folds": FOLDS, "seeds": list(SEEDS)}
     RESULT.parent.mkdir(exist_ok=True)
-    if RESULT.exists():  # go on where an earlier run with the same base stopped
+    if RESULT.exists():  # go on where an earlier run with the same base stopped, with the candidates that are the same
         earlier = json.loads(RESULT.read_text())
-        results = earlier.pop("candidates") if {**earlier, "candidates": 0} == {**setting, "candidates": 0} else {}
+        known = earlier.pop("candidates") if earlier.keys() >= setting.keys() else {}
+        if earlier == setting:
+            results = {name: r for name, r in known.items() if CANDIDATES.get(name) == r["changes"]}
     waiting = {name: changes for name, changes in CANDIDATES.items() if name not in results}
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(os.cpu_count(), spawn, max_tasks_per_child=1) as processes:

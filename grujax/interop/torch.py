@@ -204,15 +204,12 @@ def _names(state: Mapping) -> Names:
         require(
             key in state, key, "this key", "none of that name", f"The state dict begins with {next(iter(matches))!r}."
         )
-    return Names(
-        keys=[*matches, *(key for key in others if head is not None and key.startswith(head))],
-        gru=gru,
-        head=head,
-        first=first,
-        sizes={"bias": any(m["what"] == "bias" for m in matches.values())}
-        | ({} if is_cell else {"num_layers": 1 + max(int(m["layer"] or 0) for m in matches.values())})
-        | ({} if is_cell else {"bidirectional": any(m["reverse"] for m in matches.values())}),
-    )
+    sizes: dict[str, Any] = {"bias": any(m["what"] == "bias" for m in matches.values())}
+    if not is_cell:
+        sizes["num_layers"] = 1 + max(int(m["layer"] or 0) for m in matches.values())
+        sizes["bidirectional"] = any(m["reverse"] for m in matches.values())
+    of_head = [key for key in others if head is not None and key.startswith(head)]
+    return Names([*matches, *of_head], gru, head, first, sizes)
 
 
 def _head(keys: list[str], gru: str) -> str | None:

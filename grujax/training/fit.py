@@ -95,7 +95,7 @@ def fit(
     began = time.perf_counter()
     for batch in batches(train, config.batch_size, boundaries):
         if batch.x.shape not in executables:
-            share = draw_share(np.random.default_rng(0), config)
+            share = np.ones(config.batch_size, np.float32)
             lowered = train_step.lower(model, optimizer, config, state, constants, batch, share)
             executables[batch.x.shape] = lowered.compile()
     compiled = Compiled(
