@@ -4,29 +4,31 @@ r"""The GRU in plain NumPy: the oracle that every implementation is tested again
     z  = σ(W_iz x + b_iz + W_hz h + b_hz)
     n  = tanh(W_in x + b_in + r ⊙ (W_hn h + b_hn))      reset_after=True   (torch.nn.GRU, cuDNN)
     n  = tanh(W_in x + b_in + W_hn (r ⊙ h) + b_hn)      reset_after=False  (Cho et al. 2014, arXiv 1406.1078v3)
-    h' = (1 − z) ⊙ n + z ⊙ h
+    h' = (1 − z) ⊙ n + z ⊙ h                            update="keep"
+    h' = (1 − z) ⊙ h + z ⊙ n                            update="take"      (Cho et al. 2014, Haiku)
 
-Written for reading: one row, one step, one loop. Arrays are float64 and unbatched in `step`, batched in
-`sequence` and `sequence_backward`. Weights are NumPy arrays in the layout of `GRUWeights`.
+Written for reading: one row, one step, one loop, and beside each step its derivative, by hand. Arrays are float64 and
+unbatched or batched in `step`, batched in `sequence` and `sequence_backward`. Weights are NumPy arrays in the layout
+of `GRUWeights`.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-Float = NDArray[np.float64]
+Float = NDArray[np.floating]
 
 
-class Step(NamedTuple):
-    """One step and what its derivative needs."""
+class Variant(NamedTuple):
+    """Which GRU: the fields of `GRUSpec`, in the words of this file."""
 
-    h: Float  # the new state
-    h_in: Float
-    r: Float
-    z: Float
-    n: Float
-    candidate: Float  # what r multiplies: W_hn h + b_hn when reset_after, h otherwise
+    reset_after: bool = True
+    update: str = "keep"
+    activation: str = "tanh"
+    gate_activation: str = "sigmoid"
+    clip: float | None = None  # of what stands inside an activation
 
 
 def sigmoid(a: Float) -> Float:
@@ -35,16 +37,143 @@ def sigmoid(a: Float) -> Float:
     return np.where(a >= 0, 1.0, e) / (1.0 + e)
 
 
-def step(x: Float, h: Float, w_ih: Float, w_hh: Float, b_ih: Float, b_hh: Float, reset_after: bool = True) -> Step:
-    """One step: x (..., I), h (..., H) -> the new state (..., H)."""
-    x_r, x_z, x_n = np.split(x @ w_ih + b_ih, 3, axis=-1)
-    w_r, w_z, w_n = np.split(w_hh, 3, axis=-1)
-    b_r, b_z, b_n = np.split(b_hh, 3)
-    r = sigmoid(x_r + h @ w_r + b_r)
-    z = sigmoid(x_z + h @ w_z + b_z)
-    candidate = h @ w_n + b_n if reset_after else h
-    n = np.tanh(x_n + r * candidate) if reset_after else np.tanh(x_n + (r * candidate) @ w_n + b_n)
-    return Step((1 - z) * n + z * h, h, r, z, n, candidate)
+ACTIVATIONS: dict[str, tuple[Callable[[Float], Float], Callable[[Float], Float]]] = {
+    "tanh": (np.tanh, lambda a: 1 - np.tanh(a) ** 2),
+    "sigmoid": (sigmoid, lambda a: sigmoid(a) * sigmoid(-a)),
+    "relu": (lambda a: np.maximum(a, 0), lambda a: (a > 0) * 1.0),
+    "hard_tanh": (lambda a: np.clip(a, -1, 1), lambda a: (np.abs(a) < 1) * 1.0),
+    "hard_sigmoid": (lambda a: np.clip(a / 6 + 0.5, 0, 1), lambda a: (np.abs(a) < 3) / 6.0),
+    "softsign": (lambda a: a / (1 + np.abs(a)), lambda a: (1 + np.abs(a)) ** -2.0),
+    "elu": (lambda a: np.where(a > 0, a, np.expm1(np.minimum(a, 0))), lambda a: np.exp(np.minimum(a, 0))),
+    "identity": (lambda a: a, np.ones_like),
+}
+"""Each function and its derivative."""
+
+
+class Gradients(NamedTuple):
+    x: Float
+    h0: Float
+    w_ih: Float
+    w_hh: Float
+    b_ih: Float
+    b_hh: Float
+    scale_ih: Float | None = None
+    scale_hh: Float | None = None
+
+
+class Step(NamedTuple):
+    """One step: the new state, its gates, and its derivative, dh -> the gradients of sum(dh * h)."""
+
+    h: Float
+    r: Float
+    z: Float
+    n: Float
+    backward: Callable[[Float], Gradients]
+
+
+def step(
+    x: Float,
+    h: Float,
+    w_ih: Float,
+    w_hh: Float,
+    b_ih: Float,
+    b_hh: Float,
+    scale_ih: Float | None = None,
+    scale_hh: Float | None = None,
+    *,
+    variant: Variant = Variant(),
+    state_mask: Float | None = None,
+    hold: Float | None = None,
+) -> Step:
+    """One step: x (..., I), h (..., H) -> the new state (..., H).
+
+    scale_ih, scale_hh (3H,): layer normalisation (Ba et al. 2016, arXiv 1607.06450, appendix) of the products with
+    w_ih and with w_hh, r and z together and n apart, before the biases. state_mask (..., H) multiplies the state
+    where products read it (Gal and Ghahramani 2016); hold (..., H) is the share of the state that stays as it was
+    (Krueger et al. 2017).
+    """
+    after, hidden_size = variant.reset_after, h.shape[-1]
+    act, slope = ACTIVATIONS[variant.activation]
+    gate, gate_slope = ACTIVATIONS[variant.gate_activation]
+    seen = h if state_mask is None else state_mask * h
+    w_rz, w_n, b_rz, b_n = (
+        w_hh[:, : 2 * hidden_size],
+        w_hh[:, 2 * hidden_size :],
+        b_hh[: 2 * hidden_size],
+        b_hh[2 * hidden_size :],
+    )
+    s_rz, s_n = (None, None) if scale_hh is None else (scale_hh[: 2 * hidden_size], scale_hh[2 * hidden_size :])
+    i_rz, i_n = (None, None) if scale_ih is None else (scale_ih[: 2 * hidden_size], scale_ih[2 * hidden_size :])
+
+    x_rz, x_rz_backward = normalise(x @ w_ih[:, : 2 * hidden_size], i_rz)
+    x_n, x_n_backward = normalise(x @ w_ih[:, 2 * hidden_size :], i_n)
+    h_rz, h_rz_backward = normalise(seen @ w_rz, s_rz)
+    a_r, a_z = np.split(x_rz + b_ih[: 2 * hidden_size] + h_rz + b_rz, 2, axis=-1)
+    r, z = gate(clipped(a_r, variant)), gate(clipped(a_z, variant))
+    h_n, h_n_backward = normalise((seen if after else r * seen) @ w_n, s_n)
+    a_n = x_n + b_ih[2 * hidden_size :] + (r * (h_n + b_n) if after else h_n + b_n)
+    n = act(clipped(a_n, variant))
+    keep = z if variant.update == "keep" else 1 - z
+    new = (1 - keep) * n + keep * h
+    held = np.zeros_like(h) if hold is None else hold
+
+    def backward(dh: Float) -> Gradients:
+        d_new = (1 - held) * dh
+        da_n = d_new * (1 - keep) * slope(clipped(a_n, variant)) * inside(a_n, variant)
+        dz = d_new * (h - n) * (1 if variant.update == "keep" else -1)
+        da_z = dz * gate_slope(clipped(a_z, variant)) * inside(a_z, variant)
+        if after:
+            dg_n = da_n * r  # the gradient of W_hn h + b_hn
+            dp_n, ds_n = h_n_backward(dg_n)
+            dr, d_seen, read = da_n * (h_n + b_n), dp_n @ w_n.T, seen
+        else:
+            dg_n = da_n
+            dp_n, ds_n = h_n_backward(dg_n)
+            dr, d_seen, read = (dp_n @ w_n.T) * seen, (dp_n @ w_n.T) * r, r * seen
+        da_r = dr * gate_slope(clipped(a_r, variant)) * inside(a_r, variant)
+        da_rz = np.concatenate([da_r, da_z], axis=-1)
+        dp_rz, ds_rz = h_rz_backward(da_rz)
+        d_seen = d_seen + dp_rz @ w_rz.T
+        dx_rz, di_rz = x_rz_backward(da_rz)
+        dx_n, di_n = x_n_backward(da_n)
+        dgates_x = np.concatenate([dx_rz, dx_n], axis=-1)
+        return Gradients(
+            x=dgates_x @ w_ih.T,
+            h0=held * dh + d_new * keep + (d_seen if state_mask is None else state_mask * d_seen),
+            w_ih=x.T @ dgates_x,
+            w_hh=np.concatenate([seen.T @ dp_rz, read.T @ dp_n], axis=-1),
+            b_ih=np.concatenate([da_rz, da_n], axis=-1).sum(0),
+            b_hh=np.concatenate([da_rz, dg_n], axis=-1).sum(0),
+            scale_ih=None if di_rz is None or di_n is None else np.concatenate([di_rz, di_n]),
+            scale_hh=None if ds_rz is None or ds_n is None else np.concatenate([ds_rz, ds_n]),
+        )
+
+    return Step(held * h + (1 - held) * new, r, z, n, backward)
+
+
+def clipped(a: Float, variant: Variant) -> Float:
+    return a if variant.clip is None else np.clip(a, -variant.clip, variant.clip)
+
+
+def inside(a: Float, variant: Variant) -> Float:
+    """The derivative of `clipped`."""
+    return np.ones_like(a) if variant.clip is None else np.where(np.abs(a) < variant.clip, 1.0, 0.0)
+
+
+def normalise(p: Float, scale: Float | None) -> tuple[Float, Callable[[Float], tuple[Float, Float | None]]]:
+    """scale ⊙ (p − mean) / √(variance + 1e-5) over the last axis, p itself without a scale; and its derivative."""
+    if scale is None:
+        return p, lambda dy: (dy, None)
+    centred = p - p.mean(-1, keepdims=True)
+    deviation = np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
+    unit = centred / deviation
+
+    def backward(dy: Float) -> tuple[Float, Float]:
+        d = dy * scale
+        dp = (d - d.mean(-1, keepdims=True) - unit * (d * unit).mean(-1, keepdims=True)) / deviation
+        return dp, (dy * unit).sum(0)
+
+    return scale * unit, backward
 
 
 class Sequence(NamedTuple):
@@ -60,33 +189,29 @@ def sequence(
     w_hh: Float,
     b_ih: Float,
     b_hh: Float,
+    scale_ih: Float | None = None,
+    scale_hh: Float | None = None,
     *,
     lengths: NDArray[np.integer] | None = None,
     reverse: bool = False,
-    reset_after: bool = True,
+    variant: Variant = Variant(),
+    state_mask: Float | None = None,
+    hold: Float | None = None,
 ) -> Sequence:
-    """The loop over time: x (T, B, I), h0 (B, H), lengths (B,).
+    """The loop over time: x (T, B, I), h0 (B, H), lengths (B,), state_mask (B, H), hold (T, B, H).
 
     In reverse the valid part is read backwards; `hs` stays in time order and `h_last` is the state at time 0.
     """
     n_steps, n_rows, _ = x.shape
     hs = np.zeros((n_steps, n_rows, h0.shape[-1]))
-    h, steps = h0, []
+    h, steps, weights = h0, [], (w_ih, w_hh, b_ih, b_hh, scale_ih, scale_hh)
     for t in _times(n_steps, reverse):
-        valid = _valid(t, n_rows, lengths)
-        steps.append(step(np.where(valid, x[t], 0.0), h, w_ih, w_hh, b_ih, b_hh, reset_after))
+        valid, held = _valid(t, n_rows, lengths), None if hold is None else hold[t]
+        x_t = np.where(valid, x[t], 0.0)
+        steps.append(step(x_t, h, *weights, variant=variant, state_mask=state_mask, hold=held))
         h = np.where(valid, steps[-1].h, h)
         hs[t] = np.where(valid, h, 0.0)
     return Sequence(hs, h, steps)
-
-
-class Gradients(NamedTuple):
-    x: Float
-    h0: Float
-    w_ih: Float
-    w_hh: Float
-    b_ih: Float
-    b_hh: Float
 
 
 def sequence_backward(
@@ -96,46 +221,29 @@ def sequence_backward(
     w_hh: Float,
     b_ih: Float,
     b_hh: Float,
+    scale_ih: Float | None = None,
+    scale_hh: Float | None = None,
+    *,
     dhs: Float,
     dh_last: Float,
-    *,
     lengths: NDArray[np.integer] | None = None,
     reverse: bool = False,
-    reset_after: bool = True,
+    variant: Variant = Variant(),
+    state_mask: Float | None = None,
+    hold: Float | None = None,
 ) -> Gradients:
-    """The gradients of `sum(dhs * hs) + sum(dh_last * h_last)`, derived by hand: dhs (T, B, H), dh_last (B, H)."""
+    """The gradients of `sum(dhs * hs) + sum(dh_last * h_last)`: dhs (T, B, H), dh_last (B, H)."""
     n_steps, n_rows, _ = x.shape
-    steps = sequence(x, h0, w_ih, w_hh, b_ih, b_hh, lengths=lengths, reverse=reverse, reset_after=reset_after).steps
-    w_r, w_z, w_n = np.split(w_hh, 3, axis=-1)
-    dx, dw_ih, dw_hh = np.zeros_like(x), np.zeros_like(w_ih), np.zeros_like(w_hh)
-    db_ih, db_hh = np.zeros_like(b_ih), np.zeros_like(b_hh)
-    dh = dh_last
-    for t, (_, h, r, z, n, candidate) in zip(reversed(_times(n_steps, reverse)), reversed(steps), strict=True):
+    weights = (w_ih, w_hh, b_ih, b_hh, scale_ih, scale_hh)
+    run = sequence(x, h0, *weights, lengths=lengths, reverse=reverse, variant=variant, state_mask=state_mask, hold=hold)
+    dx, dh = np.zeros_like(x), dh_last
+    totals = [None if w is None else np.zeros_like(w) for w in weights]
+    for t, one in zip(reversed(_times(n_steps, reverse)), reversed(run.steps), strict=True):
         valid = _valid(t, n_rows, lengths)
-        dh_out = np.where(valid, dh + dhs[t], 0.0)  # what reaches this step's equations
-        da_n = dh_out * (1 - z) * (1 - n**2)  # a_g: what stands inside the gate's σ or tanh
-        da_z = dh_out * (h - n) * z * (1 - z)
-        if reset_after:
-            dg_n = da_n * r  # the gradient of W_hn h + b_hn
-            dr = da_n * candidate
-            dh_in = dh_out * z + dg_n @ w_n.T
-        else:
-            dg_n = da_n
-            dr = (da_n @ w_n.T) * h
-            dh_in = dh_out * z + (da_n @ w_n.T) * r
-        da_r = dr * r * (1 - r)
-        dh_in += da_r @ w_r.T + da_z @ w_z.T
-
-        dgates_x = np.concatenate([da_r, da_z, da_n], axis=-1)
-        dgates_h = np.concatenate([da_r, da_z, dg_n], axis=-1)
-        x_t, read = np.where(valid, x[t], 0.0), h if reset_after else r * h
-        dx[t] = dgates_x @ w_ih.T
-        dw_ih += x_t.T @ dgates_x
-        dw_hh += np.concatenate([h.T @ da_r, h.T @ da_z, read.T @ dg_n], axis=-1)
-        db_ih += dgates_x.sum(0)
-        db_hh += dgates_h.sum(0)
+        dx[t], dh_in, *parts = one.backward(np.where(valid, dh + dhs[t], 0.0))
+        totals = [None if w is None or d is None else w + d for w, d in zip(totals, parts, strict=True)]
         dh = np.where(valid, dh_in, dh)
-    return Gradients(dx, dh, dw_ih, dw_hh, db_ih, db_hh)
+    return Gradients(dx, dh, *totals)  # pyright: ignore[reportArgumentType], None for a scale alone
 
 
 def _times(n_steps: int, reverse: bool) -> list[int]:

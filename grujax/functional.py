@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +12,9 @@ from jax.core import Tracer
 from jax.typing import ArrayLike, DTypeLike
 
 from grujax.errors import require
-from grujax.kernels import explain, gru_sequence
-from grujax.step import candidate_bias, project
-from grujax.types import Array, GRUSpec, GRUWeights, Inputs
+from grujax.kernels import explain, gru_sequence, sequence_gates
+from grujax.step import GateValues, cast, project, recurrent
+from grujax.types import Activation, Array, Control, GRUSpec, GRUWeights, Inputs, State, States, Valid
 
 
 def gru(
@@ -22,8 +23,17 @@ def gru(
     h0: Array | None = None,
     *,
     lengths: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
+    resets: ArrayLike | None = None,
+    h_reset: Array | None = None,
     reverse: bool = False,
+    time_major: bool = False,
+    include_initial: bool = False,
     reset_after: bool = True,
+    update: str = "keep",
+    activation: Activation = "tanh",
+    gate_activation: Activation = "sigmoid",
+    clip: float | None = None,
     implementation: str | None = None,
     dtype: DTypeLike | None = None,
     precision: jax.lax.PrecisionLike = None,
@@ -38,21 +48,32 @@ def gru(
     Args:
       x: (..., T, I), any number of batch axes, none included.
       weights: `w_ih (I, 3H)`, `w_hh (H, 3H)`, `b_ih (3H,)`, `b_hh (3H,)`, columns r | z | n; biases may be None.
+        With `scale_ih` and `scale_hh` (3H,) the products are layer-normalised, r and z together and n apart, before
+        the biases (Ba et al. 2016, arXiv 1607.06450, appendix).
       h0: (..., H), zeros where None.
       lengths: integers (...), how many steps of each sequence are valid. What stands past them, NaN included,
         reaches no output and no gradient. Under jit, where values are unknown, a length past T means T.
+      mask: bool (..., T) instead of `lengths`: which steps are valid, holes allowed. The state is held over the others.
+      resets: bool (..., T). A sequence begins at step t: forward, the state that enters t is `h_reset`; in reverse,
+        the state that enters the last valid step before t is. h0 enters only what no reset stands before.
+      h_reset: (H,), zeros where None.
       reverse: read the valid part backwards; the output stays in time order.
+      time_major: x (T, ..., I), mask and resets (T, ...), hs (T, ..., H).
+      include_initial: h0 stands in front of hs, T + 1 steps in all; not in reverse, where it would stand behind.
       reset_after: False puts r before the product, n = tanh(W_in x + b_in + W_hn (r ⊙ h) + b_hn) (Cho et al. 2014).
+      update: "take" lets z weigh the candidate, h' = (1 − z) ⊙ h + z ⊙ n (Cho et al. 2014, Haiku).
+      activation, gate_activation: a name of `grujax.step.ACTIVATIONS` or an elementwise function, of n, of r and z.
+      clip: clips what stands inside every activation to ±clip (ONNX).
       implementation: "fused", "scan", or None, which chooses (`grujax.kernels.explain`).
       dtype: compute dtype of the products; the dtype that x and the weights promote to where None.
       precision: of the products; None follows `jax.default_matmul_precision`.
 
     Returns:
       hs (..., T, H), exactly 0 at steps that are not valid, and h_last (..., H), the state after the last valid
-      step, h0 for length 0. Both in float32 at least.
+      step, h0 for length 0; with resets that of the last sequence, in reverse of the first. Both float32 at least.
 
     Raises:
-      InputError: a shape, dtype or length that does not fit.
+      InputError: a shape, dtype, length or combination that does not fit.
 
     >>> import jax, jax.numpy as jnp
     >>> w = GRUWeights(jnp.ones((4, 9)), jnp.ones((3, 9)), jnp.ones(9), jnp.ones(9))
@@ -62,68 +83,161 @@ def gru(
 
     Source: torch.nn.GRU; Cho et al. 2014, arXiv 1406.1078.
     """
-    spec = GRUSpec(reset_after, precision)
+    spec = GRUSpec(reset_after, precision, update, activation, gate_activation, clip, weights.scale_hh is not None)
     explain(spec=spec, implementation=implementation)
-    x, lengths = check_inputs(x, weights.w_ih.shape[0], lengths)
+    steps = check_inputs(x, weights.w_ih.shape[0], lengths, mask, resets, time_major)
     _check_weights(weights)
-    batch, hidden_size = x.shape[:-2], weights.w_hh.shape[0]
-    if h0 is not None:
-        require(h0.shape == (*batch, hidden_size), "h0", f"shape {(*batch, hidden_size)}", h0.shape)
-        require_floating(h0, "h0")
+    hidden_size = weights.w_hh.shape[0]
+    for name, state, shape in (("h0", h0, (*steps.batch, hidden_size)), ("h_reset", h_reset, (hidden_size,))):
+        if state is not None:
+            require(state.shape == shape, name, f"shape {shape}", state.shape)
+            require_floating(state, name)
+    check_include_initial(include_initial, reverse)
     if dtype is None:
-        dtype = jnp.result_type(x, weights.w_ih)
-    return _gru(x, weights, h0, lengths, reverse, spec, implementation, jnp.dtype(dtype))
+        dtype = jnp.result_type(steps.x, weights.w_ih)
+    options = (reverse, spec, implementation, jnp.dtype(dtype))
+    return _gru(steps.x, weights, h0, steps.valid, steps.resets, h_reset, time_major, include_initial, options)
 
 
-@partial(jax.jit, static_argnums=(4, 5, 6, 7))
-def _gru(
+@partial(jax.jit, static_argnums=(6, 7, 8))
+def _gru(x, weights, h0, valid, resets, h_reset, time_major, include_initial, options):
+    rows = to_rows(Steps(x, valid, resets, time_major))
+    batch = rows.batch
+    if h0 is not None and len(batch) != 1:
+        h0 = h0.reshape(rows.x.shape[1], h0.shape[-1])
+    control = Control(rows.valid, rows.resets, h_reset)
+    hs, h_last, h_first, _ = one_direction(rows.x, weights, h0, control, *options)
+    if include_initial:
+        hs = jnp.concatenate([h_first[None], hs])
+    if len(batch) != 1:
+        h_last = h_last.reshape(*batch, h_last.shape[-1])
+    return from_rows(hs, batch, time_major), h_last
+
+
+class Directed(NamedTuple):
+    """What one direction gives."""
+
+    hs: States  # (T, B, H) in time order, 0 at steps that are not valid
+    h_last: State
+    h_first: State  # the state before the first step that is read
+    gates: GateValues | None  # (T, B, H) each, in time order, 0 at steps that are not valid
+
+
+@partial(jax.jit, static_argnums=(4, 5, 6, 7, 8))
+def one_direction(
     x: Array,
     weights: GRUWeights,
-    h0: Array | None,
-    lengths: Array | None,
+    h0: State | None,
+    control: Control,
     reverse: bool,
     spec: GRUSpec,
     implementation: str | None,
     dtype: jnp.dtype,
-) -> tuple[Array, Array]:
-    batch, (n_steps, n_features) = x.shape[:-2], x.shape[-2:]
-    n_rows, hidden_size = math.prod(batch), weights.w_hh.shape[0]
-    w_ih, w_hh = weights.w_ih.astype(dtype), weights.w_hh.astype(dtype)
+    with_gates: bool = False,
+) -> Directed:
+    """`gru` on checked arguments, time-major with one batch axis; `control` (T, B) in time order, as the user gives it.
 
-    def flat(a: Array, *shape: int) -> Array:
-        return a if len(batch) == 1 else a.reshape(n_rows, *shape)
+    Read backwards in time the padding comes first, and holds h0: no gather is needed to reverse a sequence.
+    """
 
-    def flip(a: Array) -> Array:
-        return jnp.flip(a, 0) if reverse else a
+    def flip(a: Array | None) -> Array | None:
+        return a if a is None or not reverse else jnp.flip(a, 0)
 
-    x = flip(flat(x, n_steps, n_features).astype(dtype).swapaxes(0, 1))
-    valid = None
-    if lengths is not None:
-        # Read backwards in time the padding comes first, and holds h0: no gather is needed to reverse a sequence.
-        valid = flip(valid_steps(n_steps, flat(lengths)).T)
-        x = jnp.where(valid[..., None], x, 0)
-    start = jnp.zeros((n_rows, hidden_size), dtype) if h0 is None else flat(h0, hidden_size)
-    hs, h_last = gru_sequence(
-        project(x, w_ih, weights.b_ih, weights.b_hh, spec),
-        start,
-        w_hh,
-        candidate_bias(weights.b_hh, w_hh),
-        valid=valid,
-        spec=spec,
-        implementation=implementation,
-    )
+    valid, reset, h_reset, state_mask, hold = control
+    if reverse and reset is not None:
+        reset = resets_in_reverse(reset, valid)
+    x = x.astype(dtype)
     if valid is not None:
-        hs = jnp.where(valid[..., None], hs, 0)
-    hs = flip(hs).swapaxes(0, 1)
+        x = jnp.where(valid[..., None], x, 0)
+    weights = cast(weights, dtype)
+    inner = recurrent(weights)
+    gates_x = project(flip(x), weights, spec)  # pyright: ignore[reportArgumentType]
+    start = jnp.zeros((x.shape[1], weights.w_hh.shape[0]), gates_x.dtype) if h0 is None else h0.astype(gates_x.dtype)
+    control = Control(flip(valid), flip(reset), h_reset, state_mask, flip(hold))
+    options = {**inner._asdict(), **control._asdict(), "spec": spec, "implementation": implementation}
+    hs, h_last = gru_sequence(gates_x, start, **options)
+    gates = sequence_gates(gates_x, start, hs, inner, control, spec) if with_gates else None
+
+    def in_time(a: Array) -> Array:
+        return flip(a if control.valid is None else jnp.where(control.valid[..., None], a, 0))  # pyright: ignore[reportReturnType]
+
+    first = start + jnp.zeros_like(h_last)  # takes the input's varying axes and sharding
+    return Directed(in_time(hs), h_last, first, None if gates is None else GateValues(*map(in_time, gates)))
+
+
+def resets_in_reverse(reset: Valid, valid: Valid | None) -> Valid:
+    """Where the state is reset when time runs backwards: (T, B) in time order.
+
+    The state that enters valid step t comes from the next valid step; it is the initial one where a sequence begins
+    there. The next valid step is the one of greatest T − t' among all later: a running maximum, no gather.
+    """
+    if valid is None:
+        return jnp.concatenate([reset[1:], jnp.zeros_like(reset[:1])])
+    n_steps = reset.shape[0]
+    to_go = n_steps - lax.broadcasted_iota(jnp.int32, reset.shape, 0)
+    code = jnp.where(valid, 2 * to_go + reset.astype(jnp.int32), 0)
+    later = jnp.concatenate([code[1:], jnp.zeros_like(code[:1])])
+    return lax.cummax(later, axis=0, reverse=True) % 2 == 1
+
+
+class Steps(NamedTuple):
+    """Inputs that fit each other: x (*batch, T, I), valid and resets bool (*batch, T) or None.
+
+    T is the first axis where time_major.
+    """
+
+    x: Array
+    valid: Array | None
+    resets: Array | None
+    time_major: bool
+
+    @property
+    def batch(self) -> tuple[int, ...]:
+        return self.x.shape[1:-1] if self.time_major else self.x.shape[:-2]
+
+
+class Rows(NamedTuple):
+    """The same time-major with one batch axis: x (T, B, I), valid and resets (T, B)."""
+
+    x: Array
+    valid: Array | None
+    resets: Array | None
+    batch: tuple[int, ...]
+
+
+def to_rows(steps: Steps) -> Rows:
+    n_rows = math.prod(steps.batch)
+
+    def rows(a: Array | None, features: int) -> Array | None:
+        if a is None:
+            return None
+        a = a if steps.time_major else jnp.moveaxis(a, a.ndim - features - 1, 0)
+        return a if len(steps.batch) == 1 else a.reshape(a.shape[0], n_rows, *a.shape[a.ndim - features :])
+
+    x = rows(steps.x, 1)
+    assert x is not None
+    return Rows(x, rows(steps.valid, 0), rows(steps.resets, 0), steps.batch)
+
+
+def from_rows(a: Array, batch: tuple[int, ...], time_major: bool) -> Array:
+    """(T, B, F) -> (*batch, T, F), or (T, *batch, F)."""
     if len(batch) != 1:
-        hs, h_last = hs.reshape(*batch, n_steps, hidden_size), h_last.reshape(*batch, hidden_size)
-    return hs, h_last
+        a = a.reshape(a.shape[0], *batch, a.shape[-1])
+    return a if time_major else jnp.moveaxis(a, 0, -2)
 
 
-def check_inputs(x: Inputs, input_size: int | None, lengths: ArrayLike | None) -> tuple[Array, Array | None]:
-    """x and lengths as arrays that fit each other; `input_size` None accepts any number of features."""
+def check_inputs(
+    x: Inputs,
+    input_size: int | None,
+    lengths: ArrayLike | None,
+    mask: ArrayLike | None = None,
+    resets: ArrayLike | None = None,
+    time_major: bool = False,
+) -> Steps:
+    """Arrays that fit each other, or `InputError`; `input_size` None accepts any number of features."""
     x = jnp.asarray(x)
-    require(x.ndim >= 2, "x", "(..., T, I), at least two axes", f"shape {x.shape}")
+    axes = "(T, ..., I)" if time_major else "(..., T, I)"
+    require(x.ndim >= 2, "x", f"{axes}, at least two axes", f"shape {x.shape}")
     require_floating(x, "x")
     if input_size is not None:
         require(
@@ -131,28 +245,53 @@ def check_inputs(x: Inputs, input_size: int | None, lengths: ArrayLike | None) -
             "x",
             f"{input_size} input features on the last axis",
             f"shape {x.shape}",
-            "Axes are (batch, time, features).",
+            "Axes are (time, batch, features)." if time_major else "Axes are (batch, time, features).",
         )
+    require(
+        lengths is None or mask is None,
+        "mask",
+        "None beside lengths",
+        "both",
+        "Either says which steps are valid: pass one of them.",
+    )
+    steps = Steps(x, None, check_flags(resets, "resets", x.shape[:-1]), time_major)
+    if mask is not None:
+        return steps._replace(valid=check_flags(mask, "mask", x.shape[:-1]))
     if lengths is None:
-        return x, None
+        return steps
     if isinstance(lengths, (list, tuple)):
         lengths = np.asarray(lengths)
-    require(
-        jnp.issubdtype(jnp.result_type(lengths), jnp.integer),
-        "lengths",
-        "integers",
-        f"dtype {jnp.result_type(lengths)}",
-    )
-    require(
-        jnp.shape(lengths) == x.shape[:-2],
-        "lengths",
-        f"shape {x.shape[:-2]}, one a sequence",
-        f"shape {jnp.shape(lengths)}",
-    )
+    found = jnp.result_type(lengths)
+    require(jnp.issubdtype(found, jnp.integer), "lengths", "integers", f"dtype {found}")
+    shape = jnp.shape(lengths)
+    require(shape == steps.batch, "lengths", f"shape {steps.batch}, one a sequence", f"shape {shape}")
+    n_steps = x.shape[0] if time_major else x.shape[-2]
     if not isinstance(lengths, Tracer) and np.size(lengths):
         low, high = int(np.min(lengths)), int(np.max(lengths))
-        require(low >= 0 and high <= x.shape[-2], "lengths", f"0 to T = {x.shape[-2]}", f"{low} to {high}")
-    return x, jnp.asarray(lengths)
+        require(low >= 0 and high <= n_steps, "lengths", f"0 to T = {n_steps}", f"{low} to {high}")
+    valid = valid_steps(n_steps, jnp.asarray(lengths))
+    return steps._replace(valid=jnp.moveaxis(valid, -1, 0) if time_major else valid)
+
+
+def check_flags(flags: ArrayLike | None, name: str, shape: tuple[int, ...]) -> Array | None:
+    """A bool for each step, as an array of `shape`."""
+    if flags is None:
+        return None
+    flags = np.asarray(flags) if isinstance(flags, (list, tuple)) else flags
+    dtype, found = jnp.result_type(flags), jnp.shape(flags)
+    require(dtype == jnp.bool_, name, "dtype bool", f"dtype {dtype}", f"Compare it, {name} != 0, if that is meant.")
+    require(found == shape, name, f"shape {shape}, one a step", f"shape {found}")
+    return jnp.asarray(flags)
+
+
+def check_include_initial(include_initial: bool, reverse: bool) -> None:
+    require(
+        not (include_initial and reverse),
+        "include_initial",
+        "False where time runs backwards",
+        True,
+        "The initial state would stand behind the last step: add it where you need it.",
+    )
 
 
 def valid_steps(n_steps: int, lengths: Array) -> Array:
@@ -185,6 +324,8 @@ def _check_weights(weights: GRUWeights) -> None:
         f"(I, {3 * hidden_size})",
         weights.w_ih.shape,
     )
-    for name, bias in (("b_ih", weights.b_ih), ("b_hh", weights.b_hh)):
-        if bias is not None:
-            require(bias.shape == (3 * hidden_size,), f"weights.{name}", f"({3 * hidden_size},)", bias.shape)
+    for name in ("b_ih", "b_hh", "scale_ih", "scale_hh"):
+        if (a := getattr(weights, name)) is not None:
+            require(a.shape == (3 * hidden_size,), f"weights.{name}", f"({3 * hidden_size},)", a.shape)
+    both = (weights.scale_ih is None) == (weights.scale_hh is None)
+    require(both, "weights.scale_ih", "beside scale_hh", "one without the other", "Layer normalisation has both.")

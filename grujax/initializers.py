@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.nn.initializers import Initializer, lecun_normal, orthogonal, zeros
+from jax.nn.initializers import Initializer, glorot_uniform, lecun_normal, orthogonal, zeros
 
 from grujax.errors import require
 from grujax.types import Array, state_dtype
@@ -40,6 +40,25 @@ def gatewise(one_gate: Initializer) -> Initializer:
     return init
 
 
+def in_float32(one: Initializer) -> Initializer:
+    """`one` drawn in float32 at least, then cast: QR has no half precision."""
+
+    def init(key: Array, shape, dtype=jnp.float32, out_sharding=None) -> Array:
+        return one(key, shape, state_dtype(dtype)).astype(dtype)
+
+    return init
+
+
+def with_update_bias(bias: Initializer, value: float) -> Initializer:
+    """`bias` (3H,) with `value` added to the part of the update gate."""
+
+    def init(key: Array, shape, dtype=jnp.float32, out_sharding=None) -> Array:
+        hidden_size = shape[0] // 3
+        return bias(key, shape, dtype).at[hidden_size : 2 * hidden_size].add(jnp.asarray(value, dtype))
+
+    return init
+
+
 def _torch(hidden_size: int, head_inputs: int) -> Preset:
     cell, head = uniform_within(hidden_size**-0.5), uniform_within(head_inputs**-0.5)
     return Preset(w_ih=cell, w_hh=cell, bias=cell, head_kernel=head, head_bias=head)
@@ -51,12 +70,23 @@ def _flax(hidden_size: int, head_inputs: int) -> Preset:
         w_ih=gatewise(lecun_normal()),
         w_hh=gatewise(orthogonal()),
         bias=zeros,
-        head_kernel=lecun_normal(),
+        head_kernel=in_float32(lecun_normal()),
         head_bias=zeros,
     )
 
 
-PRESETS = {"torch": _torch, "flax": _flax}
+def _keras(hidden_size: int, head_inputs: int) -> Preset:
+    del hidden_size, head_inputs
+    return Preset(
+        w_ih=in_float32(glorot_uniform()),
+        w_hh=in_float32(orthogonal()),
+        bias=zeros,
+        head_kernel=in_float32(glorot_uniform()),
+        head_bias=zeros,
+    )
+
+
+PRESETS = {"torch": _torch, "flax": _flax, "keras": _keras}
 
 
 def preset(name: str, hidden_size: int, head_inputs: int = 1) -> Preset:
@@ -64,6 +94,8 @@ def preset(name: str, hidden_size: int, head_inputs: int = 1) -> Preset:
 
     "torch": U(±1/√H) for all four tensors, U(±1/√fan_in) for the head (torch.nn.GRU, torch.nn.Linear).
     "flax": lecun-normal input weights, orthogonal recurrent weights gate by gate, zero biases (flax.linen.GRUCell).
+    "keras": Glorot-uniform input weights, orthogonal recurrent weights (H, 3H) as one matrix, zero
+        biases (keras.layers.GRU).
     """
     require(name in PRESETS, "initializer", f"one of {sorted(PRESETS)}", repr(name))
     return PRESETS[name](hidden_size, head_inputs)

@@ -1,37 +1,109 @@
-"""The GRU layer: layers, directions, lengths and dropout around one step or one fast sequence."""
+"""The GRU layer: layers, directions, sequences and regularisation around one step or one fast sequence."""
+
+import dataclasses
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.typing import PrecisionLike
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import ArrayLike
 
-from grujax.cell import GRUCell
+from grujax.cell import CellSettings, GRUCell
 from grujax.errors import require
-from grujax.functional import check_inputs, gru, require_floating, valid_steps
-from grujax.types import Array, Inputs, state_dtype
+from grujax.functional import (
+    Directed,
+    check_include_initial,
+    check_inputs,
+    from_rows,
+    one_direction,
+    require_floating,
+    resets_in_reverse,
+    to_rows,
+)
+from grujax.step import check_spec
+from grujax.types import Array, Control, GRUWeights, Inputs, Valid, state_dtype
+
+MERGES = {
+    "concat": lambda forward, backward: jnp.concatenate([forward, backward], axis=-1),
+    "sum": lambda forward, backward: forward + backward,
+    "mean": lambda forward, backward: (forward + backward) / 2,
+    "mul": lambda forward, backward: forward * backward,
+}
+CONNECTIONS = (None, "residual", "highway")
+INITIAL_STATES = ("zeros", "learned")
+RATES = ("dropout", "input_dropout", "recurrent_dropout", "weight_dropout", "zoneout")
 
 
-class GRU(nn.Module):
-    """`torch.nn.GRU` with batch_first=True, as a Flax module: one or several layers, one or both directions.
-
-    Layer k in direction d reads the output of layer k − 1, both directions joined on the last axis. The equations of
-    one step are those of `GRUCell`; the parameter tree is `l{k}` and `l{k}_reverse`, each with `w_ih`, `w_hh`,
-    `b_ih`, `b_hh`, whatever the implementation.
+class LayerSettings(CellSettings):
+    """What a layer and a model have in common, beside the attributes of `CellSettings`.
 
     Attributes:
-      hidden_size: H.
-      num_layers: L.
+      num_layers: L. Layer k reads the output of layer k − 1.
       bidirectional: a second pass over each sequence from its last valid step to its first.
-      bias: False leaves both biases out.
-      dropout: probability, on the output of every layer but the last, as torch has it; rng stream "dropout".
-      reset_after: False is the GRU of Cho et al. 2014.
-      initializer: "torch" or "flax", see `grujax.initializers`.
+      merge: how both directions of a layer become one output: "concat" (torch), "sum", "mean", "mul"; None returns
+        them apart, a pair, from a single layer.
+      connection: from the second layer on, "residual" adds a layer's input to its output; "highway" weighs the two by
+        t = σ(W x + b), t ⊙ output + (1 − t) ⊙ input (Srivastava et al. 2015, arXiv 1505.00387), b −1 at the start.
+      initial_state: what a sequence starts from where no h0 is given, and after a reset: "zeros", or "learned", a
+        parameter `h0 (L*D, H)`, zero at the start.
+      time_major: time is the first axis of x, mask, resets and output.
+      include_initial: the last layer's h0 stands in front of the output, T + 1 steps in all; one direction only.
+      dropout: probability, on the output of every layer but the last (torch.nn.GRU).
+      input_dropout: probability, on the input of every layer, one mask for all steps of a sequence (Gal and
+        Ghahramani 2016, arXiv 1512.05287).
+      recurrent_dropout: probability, on the state where the products with w_hh read it, one mask for all steps (ibid.).
+      weight_dropout: probability, on w_hh itself, one mask for all sequences and steps: DropConnect (Merity et al.
+        2018, arXiv 1708.02182).
+      zoneout: probability that a unit keeps its state for a step; in evaluation every unit moves by its mean,
+        h' = zoneout h + (1 − zoneout) h~ (Krueger et al. 2017, arXiv 1606.01305).
       implementation: None chooses the fastest; "reference" is `nn.scan` over `GRUCell`; further names as in
         `grujax.kernels.explain`.
-      dtype: compute dtype and dtype of the output; None promotes inputs and parameters.
-      param_dtype: dtype that parameters are stored in.
-      precision: of the products; None follows `jax.default_matmul_precision`.
+
+    All five are off unless `deterministic=False`, zoneout's mean apart, and draw from the rng stream "dropout".
+    """
+
+    _: dataclasses.KW_ONLY
+    num_layers: int = 1
+    bidirectional: bool = False
+    merge: str | None = "concat"
+    connection: str | None = None
+    initial_state: str = "zeros"
+    time_major: bool = False
+    include_initial: bool = False
+    dropout: float = 0.0
+    input_dropout: float = 0.0
+    recurrent_dropout: float = 0.0
+    weight_dropout: float = 0.0
+    zoneout: float = 0.0
+    implementation: str | None = None
+
+    @property
+    def num_directions(self) -> int:
+        return 2 if self.bidirectional else 1
+
+
+class LayerRun(NamedTuple):
+    """What a layer gives, time-major with one batch axis."""
+
+    output: Array  # (T, B, F)
+    directions: list[Array]  # (T, B, H) each, of the last layer, before they are merged
+    h_last: Array  # (L*D, B, H)
+    initial: Array | None  # (L*D, H), where it is learned
+    valid: Valid | None  # (T, B)
+    batch: tuple[int, ...]
+
+
+def merged(layer: LayerSettings, directions: list[Array]) -> Array:
+    """Both directions as one output; the one there is."""
+    return MERGES[layer.merge or "concat"](*directions) if layer.bidirectional else directions[0]
+
+
+class GRU(LayerSettings):
+    """`torch.nn.GRU` with batch_first=True, as a Flax module: one or several layers, one or both directions.
+
+    The equations of one step are those of `GRUCell`; the attributes those of `LayerSettings` and `CellSettings`. The
+    parameter tree is `l{k}` and `l{k}_reverse`, each as `GRUCell` has it, whatever the implementation; beside them
+    `h0` where the initial state is learned and `l{k}_highway`.
 
     >>> import jax, jax.numpy as jnp
     >>> layer = GRU(20, num_layers=2, bidirectional=True)
@@ -40,114 +112,220 @@ class GRU(nn.Module):
     >>> output.shape, h_last.shape
     ((3, 7, 40), (4, 3, 20))
 
+    With `mutable=["intermediates"]` the gates of every step are sown: `l{k}[_reverse]_gates`, r, z and n (T, B, H).
+
     Source: torch.nn.GRU.
     """
 
-    hidden_size: int
     num_layers: int = 1
-    bidirectional: bool = False
-    bias: bool = True
-    dropout: float = 0.0
-    reset_after: bool = True
-    initializer: str = "torch"
-    implementation: str | None = None
-    dtype: DTypeLike | None = None
-    param_dtype: DTypeLike = jnp.float32
-    precision: PrecisionLike = None
 
-    @property
-    def num_directions(self) -> int:
-        return 2 if self.bidirectional else 1
-
-    @nn.compact
     def __call__(
-        self, x: Inputs, h0: Array | None = None, *, lengths: ArrayLike | None = None, deterministic: bool = True
-    ) -> tuple[Array, Array]:
+        self,
+        x: Inputs,
+        h0: Array | None = None,
+        *,
+        lengths: ArrayLike | None = None,
+        mask: ArrayLike | None = None,
+        resets: ArrayLike | None = None,
+        deterministic: bool = True,
+    ) -> tuple[Array, Array] | tuple[tuple[Array, Array], Array]:
         """Runs over whole sequences.
 
         Args:
           x: (B, T, I), or any other number of batch axes, none included.
-          h0: (L*D, B, H), index `layer * D + direction`; zeros where None.
+          h0: (L*D, B, H), index `layer * D + direction`; the initial state where None.
           lengths: integers (B,), how many steps of each sequence are valid; all where None.
-          deterministic: True switches dropout off.
+          mask: bool (B, T) instead of `lengths`, which steps are valid.
+          resets: bool (B, T), at which steps a new sequence begins: nothing passes from one to the next, in neither
+            direction.
+          deterministic: True switches the regularisation off.
 
         Returns:
           output (B, T, D*H), exactly 0 at steps that are not valid, and h_last (L*D, B, H), the state after the
-          last valid step of each direction, h0 for length 0.
+          last valid step of each direction, h0 for length 0; with resets the last sequence's, in reverse the first's.
         """
-        require(self.num_layers > 0, "num_layers", "a positive integer", self.num_layers)
-        require(0 <= self.dropout <= 1, "dropout", "a probability", self.dropout)
-        x, lengths = check_inputs(x, None, lengths)
+        run = self.run(x, h0, lengths=lengths, mask=mask, resets=resets, deterministic=deterministic)
+        h_last = run.h_last.reshape(run.h_last.shape[0], *run.batch, self.hidden_size)
+        if self.merge is None and self.bidirectional:
+            forward, backward = (from_rows(hs, run.batch, self.time_major) for hs in run.directions)
+            return (forward, backward), h_last
+        return from_rows(run.output, run.batch, self.time_major), h_last
+
+    @nn.compact
+    def run(
+        self,
+        x: Inputs,
+        h0: Array | None = None,
+        *,
+        lengths: ArrayLike | None = None,
+        mask: ArrayLike | None = None,
+        resets: ArrayLike | None = None,
+        deterministic: bool = True,
+    ) -> "LayerRun":
+        """As `__call__`, time-major with one batch axis, and what pooling needs besides."""
+        _check(self)
+        steps = check_inputs(x, None, lengths, mask, resets, self.time_major)
+        n_states = self.num_layers * self.num_directions
         if h0 is not None:
-            expected = (self.num_layers * self.num_directions, *x.shape[:-2], self.hidden_size)
+            expected = (n_states, *steps.batch, self.hidden_size)
             require(h0.shape == expected, "h0", f"shape {expected}", h0.shape, "The first axis is layers * directions.")
             require_floating(h0, "h0")
-        run = _scan_over_cell if self.implementation == "reference" else self._gru
-        h_last = []
+        x, valid, reset, batch = to_rows(steps)
+        n_rows = x.shape[1]
+        learned = None
+        if self.initial_state == "learned":
+            learned = self.param("h0", nn.initializers.zeros, (n_states, self.hidden_size), self.param_dtype)
+        drop = Drop(self, deterministic)
+        last, first, outputs = [], None, []
         for layer in range(self.num_layers):
+            dtype = self.dtype or jnp.result_type(x, self.param_dtype)
+            layer_input = x
             if layer > 0:
                 x = nn.Dropout(self.dropout, deterministic=deterministic)(x)
+            if self.input_dropout:
+                x = nn.Dropout(self.input_dropout, broadcast_dims=(0,), deterministic=deterministic)(x)
             outputs = []
             for reverse in (False, True)[: self.num_directions]:
-                cell = GRUCell(
-                    self.hidden_size,
-                    self.bias,
-                    self.reset_after,
-                    self.initializer,
-                    self.dtype,
-                    self.param_dtype,
-                    self.precision,
-                    name=f"l{layer}{'_reverse' if reverse else ''}",
-                )
-                dtype = self.dtype or jnp.result_type(x, self.param_dtype)
-                start = None if h0 is None else h0[len(h_last)]
-                hs, h = run(cell, x, start, lengths, reverse)
-                outputs.append(hs.astype(dtype))
-                h_last.append(h)
-            x = jnp.concatenate(outputs, axis=-1)
-        return x, jnp.stack(h_last)
+                name = f"l{layer}{'_reverse' if reverse else ''}"
+                cell = GRUCell(**self.settings(GRUCell), name=name)
+                start, h_reset = None, None if learned is None else learned[len(last)]
+                if h0 is not None:
+                    start = h0[len(last)].reshape(n_rows, self.hidden_size)
+                elif h_reset is not None:
+                    start = jnp.broadcast_to(h_reset[None], (n_rows, self.hidden_size))
+                weights = drop.weights(cell.weights(x.shape[-1]))
+                control = Control(valid, reset, h_reset, drop.state_mask(n_rows, dtype), drop.hold(x, dtype))
+                run = self._one_direction(cell, x, weights, start, control, reverse)
+                if run.gates is not None:
+                    self.sow("intermediates", f"{name}_gates", run.gates)
+                outputs.append(run.hs.astype(dtype))
+                last.append(run.h_last)
+                first = run.h_first
+            if self.merge is not None or not self.bidirectional:
+                x = merged(self, outputs)
+            if layer > 0:
+                x = self._connect(layer, layer_input, x)
+        if self.include_initial:
+            assert first is not None
+            x = jnp.concatenate([first.astype(x.dtype)[None], x])
+        return LayerRun(x, outputs, jnp.stack(last), learned, valid, batch)
 
-    def _gru(
-        self, cell: GRUCell, x: Array, h0: Array | None, lengths: Array | None, reverse: bool
-    ) -> tuple[Array, Array]:
-        return gru(
-            x,
-            cell.weights(x.shape[-1]),
-            h0,
-            lengths=lengths,
-            reverse=reverse,
-            reset_after=self.reset_after,
-            implementation=self.implementation,
-            dtype=self.dtype,
-            precision=self.precision,
-        )
+    def _one_direction(
+        self, cell: GRUCell, x: Array, weights: GRUWeights, h0: Array | None, control: Control, reverse: bool
+    ) -> Directed:
+        dtype = jnp.dtype(self.dtype or jnp.result_type(x, weights.w_ih))
+        sown = self.is_mutable_collection("intermediates") and not self.is_initializing()
+        reference = self.implementation == "reference"
+        run = None
+        if sown or not reference:
+            name = None if reference else self.implementation
+            run = one_direction(x, weights, h0, control, reverse, self.spec, name, dtype, sown)
+        if not reference:
+            assert run is not None
+            return run
+        hs, h_last, h_first = _scan_over_cell(cell, x, weights, h0, control, reverse)
+        return Directed(hs, h_last, h_first, None if run is None else run.gates)
+
+    def _connect(self, layer: int, x: Array, output: Array) -> Array:
+        if self.connection == "residual":
+            return x + output
+        if self.connection == "highway":
+            t = nn.Dense(
+                output.shape[-1],
+                dtype=self.dtype,
+                param_dtype=self.param_dtype,
+                precision=self.precision,
+                bias_init=nn.initializers.constant(-1.0),
+                name=f"l{layer}_highway",
+            )(x)
+            t = jax.nn.sigmoid(t)
+            return t * output + (1 - t) * x
+        return output
+
+
+@dataclasses.dataclass(frozen=True)
+class Drop:
+    """The masks of one call of a layer, drawn in its scope; None where nothing is dropped."""
+
+    layer: LayerSettings
+    deterministic: bool
+
+    def _keep(self, ones: Array, rate: float) -> Array:
+        """Ones that survive, divided by their probability."""
+        return nn.Dropout(rate, deterministic=False)(ones)
+
+    def weights(self, weights: GRUWeights) -> GRUWeights:
+        if self.deterministic or not self.layer.weight_dropout:
+            return weights
+        return weights._replace(w_hh=self._keep(weights.w_hh, self.layer.weight_dropout))
+
+    def state_mask(self, n_rows: int, dtype) -> Array | None:
+        if self.deterministic or not self.layer.recurrent_dropout:
+            return None
+        ones = jnp.ones((n_rows, self.layer.hidden_size), state_dtype(dtype))
+        return self._keep(ones, self.layer.recurrent_dropout)
+
+    def hold(self, x: Array, dtype) -> Array | None:
+        rate, shape = self.layer.zoneout, (*x.shape[:2], self.layer.hidden_size)
+        if not rate:
+            return None
+        if self.deterministic:
+            return jnp.full(shape, rate, state_dtype(dtype))
+        return jax.random.bernoulli(self.layer.make_rng("dropout"), rate, shape).astype(state_dtype(dtype))
+
+
+def _check(layer: LayerSettings) -> None:
+    check_spec(layer.spec)
+    require(layer.num_layers > 0, "num_layers", "a positive integer", layer.num_layers)
+    for name in RATES:
+        rate = getattr(layer, name)
+        require(0 <= rate <= 1, name, "a probability", rate)
+    merges = [*MERGES, None]
+    require(layer.merge in merges, "merge", f"one of {merges}", repr(layer.merge))
+    if layer.merge is None:
+        alone = layer.num_layers == 1 and layer.bidirectional
+        found = f"num_layers={layer.num_layers}, bidirectional={layer.bidirectional}"
+        require(alone, "merge", "None for one layer of two directions alone", found, "Name how they become one.")
+    require(layer.connection in CONNECTIONS, "connection", f"one of {list(CONNECTIONS)}", repr(layer.connection))
+    states = list(INITIAL_STATES)
+    require(layer.initial_state in states, "initial_state", f"one of {states}", repr(layer.initial_state))
+    check_include_initial(layer.include_initial, layer.bidirectional)
 
 
 def _scan_over_cell(
-    cell: GRUCell, x: Array, h0: Array | None, lengths: Array | None, reverse: bool
-) -> tuple[Array, Array]:
+    cell: GRUCell, x: Array, weights: GRUWeights, h0: Array | None, control: Control, reverse: bool
+) -> tuple[Array, Array, Array]:
     """The layer as everybody writes it, `nn.scan` over the cell: what the fast path must equal."""
-    batch, n_steps = x.shape[:-2], x.shape[-2]
-    time = len(batch)
-    valid = jnp.broadcast_to(True, (*batch, n_steps))
-    if lengths is not None:
-        valid = valid_steps(n_steps, lengths)
+    valid = jnp.broadcast_to(True, x.shape[:2]) if control.valid is None else control.valid
     x = jnp.where(valid[..., None], x, 0)
-    h0 = cell.initialize_carry(jax.random.key(0), x.shape[:-2] + x.shape[-1:]) if h0 is None else h0
-    h0 = h0.astype(state_dtype(cell.dtype or jnp.result_type(x, cell.param_dtype)))
+    dtype = state_dtype(cell.dtype or jnp.result_type(x, cell.param_dtype))
+    start = cell.initialize_carry(jax.random.key(0), x.shape[1:]) if h0 is None else h0
+    start = start.astype(dtype)
+    h_reset = (
+        jnp.zeros_like(start)
+        if control.h_reset is None
+        else jnp.zeros_like(start) + control.h_reset.astype(dtype)[None]
+    )
+    reset = control.reset
+    if reset is not None:
+        reset = resets_in_reverse(reset, valid) if reverse else reset & valid
 
-    def one_step(cell: GRUCell, h: Array, inputs: tuple[Array, Array]) -> tuple[Array, Array]:
-        x, valid = inputs
-        h = jnp.where(valid[..., None], cell(h, x)[0], h)
+    def one_step(cell: GRUCell, h: Array, inputs: tuple, weights: GRUWeights) -> tuple[Array, Array]:
+        x, valid, reset, hold = inputs
+        if reset is not None:
+            h = jnp.where(reset[:, None], h_reset, h)
+        new = cell(h, x, weights=weights, state_mask=control.state_mask)[0]
+        if hold is not None:
+            new = hold * h + (1 - hold) * new
+        h = jnp.where(valid[:, None], new, h)
         return h, h
 
     scan = nn.scan(
         one_step,
         variable_broadcast="params",
         split_rngs={"params": False},
-        in_axes=time,
-        out_axes=time,
+        in_axes=(0, nn.broadcast),  # pyright: ignore[reportArgumentType], a tuple is documented
         reverse=reverse,
     )
-    h_last, hs = scan(cell, h0, (x, valid))
-    return jnp.where(valid[..., None], hs, 0), h_last
+    h_last, hs = scan(cell, start, (x, valid, reset, control.hold), weights)
+    return jnp.where(valid[..., None], hs, 0), h_last, start

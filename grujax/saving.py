@@ -139,12 +139,17 @@ def _fields(model: nn.Module) -> dict[str, Any]:
         fields[key] = None if fields[key] is None else jnp.dtype(fields[key]).name
     if isinstance(fields["precision"], jax.lax.Precision):
         fields["precision"] = fields["precision"].name.lower()
+    for key, value in fields.items():
+        require(not callable(value), key, "a name, which a file can hold", f"the function {value!r}", "Save by hand.")
+    if isinstance(fields.get("output_size"), Mapping):
+        fields["output_size"] = dict(fields["output_size"])
     return fields
 
 
 def _from_json(fields: dict[str, Any]) -> dict[str, Any]:
     dtypes = {key: getattr(jnp, fields[key]) for key in ("dtype", "param_dtype") if fields.get(key) is not None}
-    return {**fields, **dtypes}
+    tuples = {"head_hidden": tuple(fields["head_hidden"])} if "head_hidden" in fields else {}
+    return {**fields, **dtypes, **tuples}
 
 
 def _input_size(tensors: Mapping[str, np.ndarray], source: str) -> int:
@@ -166,7 +171,8 @@ def _check_tensors(model: nn.Module, tensors: Mapping[str, np.ndarray], source: 
     flat: dict[str, Any] = flatten_dict(shapes, sep="/")
     expected = {key: (a.shape, a.dtype) for key, a in flat.items()}
     if isinstance(model, GRUModel):
-        for which, size in (("input", n_inputs), ("output", model.output_size)):
+        sizes = {"input": n_inputs} | ({"output": model.output_size} if isinstance(model.output_size, int) else {})
+        for which, size in sizes.items():
             if any(key.startswith(f"statistics/{which}_") for key in tensors):
                 expected |= {f"statistics/{which}_{s}": ((size,), jnp.dtype("float32")) for s in ("mean", "std")}
     for key in sorted(expected.keys() | tensors.keys()):

@@ -7,6 +7,7 @@ Axis legend
 Gates stand in the order reset, update, candidate wherever three of them share an axis (3H).
 """
 
+from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
 import jax
@@ -21,17 +22,23 @@ State: TypeAlias = Array  # (B, H)       float32 at least
 States: TypeAlias = Array  # (T, B, H)
 Valid: TypeAlias = Array  # (T, B) bool
 
+Activation: TypeAlias = (
+    str | Callable[[Array], Array]
+)  # a name of `grujax.step.ACTIVATIONS`, or an elementwise function
+
 
 class GRUWeights(NamedTuple):
     """One layer, one direction. Columns are r | z | n; both biases are kept, as torch keeps them.
 
-    `bias=False` leaves both biases None.
+    `bias=False` leaves both biases None; both scales are those of layer normalisation, None without it.
     """
 
     w_ih: Array  # (I, 3H)
     w_hh: Array  # (H, 3H)
     b_ih: Array | None = None  # (3H,)
     b_hh: Array | None = None  # (3H,)
+    scale_ih: Array | None = None  # (3H,)
+    scale_hh: Array | None = None  # (3H,)
 
 
 class GRUSpec(NamedTuple):
@@ -41,10 +48,37 @@ class GRUSpec(NamedTuple):
         False multiplies r into h before it (Cho et al. 2014).
     precision: of every matrix product, as `jax.lax.dot_general` takes it; None follows
         `jax.default_matmul_precision`.
+    update: "keep" is h' = (1 − z) ⊙ n + z ⊙ h (torch, Keras, ONNX); "take" is h' = (1 − z) ⊙ h + z ⊙ n (Cho, Haiku).
+    activation, gate_activation: of n, and of r and z.
+    clip: what stands inside every activation is clipped to ±clip first (ONNX's `clip`); None: it is not.
+    layer_norm: the products are normalised (Ba et al. 2016), their scales are among the weights.
     """
 
     reset_after: bool = True
     precision: jax.lax.PrecisionLike = None
+    update: str = "keep"
+    activation: Activation = "tanh"
+    gate_activation: Activation = "sigmoid"
+    clip: float | None = None
+    layer_norm: bool = False
+
+
+class Recurrent(NamedTuple):
+    """The weights that stand inside the recurrence; products run in the dtype of w_hh, the others are the state's."""
+
+    w_hh: Array  # (H, 3H)
+    b_hn: Array  # (H,)
+    scale_hh: Array | None = None  # (3H,), with layer normalisation
+
+
+class Control(NamedTuple):
+    """What steers the steps. Only `h_reset` has a derivative."""
+
+    valid: Valid | None = None  # (T, B): where False the state is held
+    reset: Valid | None = None  # (T, B): where True the state that enters is h_reset
+    h_reset: Array | None = None  # (H,), zeros where None
+    state_mask: Array | None = None  # (B, H), multiplies the state where the products read it
+    hold: Array | None = None  # (T, B, H), the share of each unit that stays as it was
 
 
 def state_dtype(dtype: DTypeLike) -> DTypeLike:

@@ -26,7 +26,9 @@ def test_one_step_equals_the_oracle(variables, reset_after):
     cell = GRUCell(5, reset_after=reset_after, param_dtype=jnp.float64)
     carry, y = cell.apply({"params": params}, H0[0], X[:, 0])
     weights = [np.asarray(params[name]) for name in ("w_ih", "w_hh", "b_ih", "b_hh")]
-    expected = equations.step(np.asarray(X[:, 0]), np.asarray(H0[0]), *weights, reset_after=reset_after).h
+    expected = equations.step(
+        np.asarray(X[:, 0]), np.asarray(H0[0]), *weights, variant=equations.Variant(reset_after)
+    ).h
     assert_close(carry, expected)
     assert_close(y, expected)
 

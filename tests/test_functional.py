@@ -27,8 +27,9 @@ def as_jax(given, dtype="float64"):
 
 def oracle(given, dhs, dh_last, **options):
     args = [given["x"].swapaxes(0, 1), *(given[n] for n in NAMES[1:])]
+    options["variant"] = equations.Variant(options.pop("reset_after", True))
     hs, h_last, _ = equations.sequence(*args, **options)
-    gradients = equations.sequence_backward(*args, dhs.swapaxes(0, 1), dh_last, **options)._asdict()
+    gradients = equations.sequence_backward(*args, dhs=dhs.swapaxes(0, 1), dh_last=dh_last, **options)._asdict()
     return hs.swapaxes(0, 1), h_last, gradients | {"x": gradients["x"].swapaxes(0, 1)}
 
 

@@ -57,5 +57,5 @@ def test_layers_and_directions_start_different():
 
 
 def test_an_unknown_preset_is_refused():
-    with pytest.raises(InputError, match=r"initializer: expected one of \['flax', 'torch'\], found 'glorot'"):
+    with pytest.raises(InputError, match=r"initializer: expected one of \['flax', 'keras', 'torch'\], found 'glorot'"):
         preset("glorot", 4)

@@ -29,7 +29,7 @@ def oracle(params, lengths, reset_after):
     weights = {name: [np.asarray(params[name][w]) for w in WEIGHTS] for name, _ in CELLS}
     for i, (name, reverse) in enumerate(CELLS):
         inputs.append(x)
-        options = {"lengths": lengths, "reverse": reverse, "reset_after": reset_after}
+        options = {"lengths": lengths, "reverse": reverse, "variant": equations.Variant(reset_after)}
         found = equations.sequence(x, H0[i], *weights[name], **options)
         hs.append(found.hs)
         last.append(found.h_last)
@@ -37,9 +37,9 @@ def oracle(params, lengths, reset_after):
             x = np.concatenate(hs[-2:], -1)
     gradients, dh0, d_out, dx = {}, [None] * 4, D_OUTPUT.swapaxes(0, 1), 0.0
     for i, (name, reverse) in reversed(list(enumerate(CELLS))):
-        options = {"lengths": lengths, "reverse": reverse, "reset_after": reset_after}
+        options = {"lengths": lengths, "reverse": reverse, "variant": equations.Variant(reset_after)}
         d = np.split(d_out, 2, -1)[reverse]
-        g = equations.sequence_backward(inputs[i], H0[i], *weights[name], d, D_LAST[i], **options)
+        g = equations.sequence_backward(inputs[i], H0[i], *weights[name], dhs=d, dh_last=D_LAST[i], **options)
         gradients[name], dh0[i] = {w: getattr(g, w) for w in WEIGHTS}, g.h0
         dx = dx + g.x
         if not reverse:

@@ -92,7 +92,7 @@ def test_dropout_falls_before_the_head_too():
 BAD = {
     "pooling": (
         lambda: GRUModel(5, 2, pooling="sum", param_dtype=jnp.float64).init(KEY, X),
-        ['pooling: expected "last"', "'sum'"],
+        ["pooling: expected one of ['last', 'mean', 'max', 'attention']", "'sum'"],
     ),
     "output": (lambda: GRUModel(5, 0).init(KEY, X), ["output_size: expected a positive integer, found 0"]),
     "lengths": (

@@ -6,8 +6,8 @@ import pytest
 from tolerances import assert_close
 
 from grujax import equations
-from grujax.step import candidate_bias, dot, project, split_gates, step
-from grujax.types import GRUSpec
+from grujax.step import dot, project, recurrent, split, split_gates, step
+from grujax.types import GRUSpec, GRUWeights
 
 RNG = np.random.default_rng(0)
 X, H = RNG.normal(size=(2, 4, 3)), RNG.normal(size=(2, 4, 5))
@@ -18,18 +18,26 @@ WEIGHTS = [RNG.normal(size=s) * 0.5 for s in [(3, 15), (5, 15), (15,), (15,)]]
 @pytest.mark.parametrize("reset_after", [True, False])
 def test_a_step_equals_the_oracle_whatever_the_batch_axes(reset_after, dtype):
     spec = GRUSpec(reset_after)
-    w_ih, w_hh, b_ih, b_hh = (jnp.asarray(w, dtype) for w in WEIGHTS)
-    gates_x = split_gates(project(jnp.asarray(X, dtype), w_ih, b_ih, b_hh, spec))
-    h = step(gates_x, jnp.asarray(H, dtype), split_gates(w_hh), candidate_bias(b_hh, w_hh), spec)
+    weights = GRUWeights(*(jnp.asarray(w, dtype) for w in WEIGHTS))
+    gates_x = split_gates(project(jnp.asarray(X, dtype), weights, spec))
+    h = step(gates_x, jnp.asarray(H, dtype), split(recurrent(weights)), spec)
     assert h.dtype == dtype
-    assert_close(h, equations.step(X, H, *WEIGHTS, reset_after=reset_after).h)
+    assert_close(
+        h,
+        np.stack(
+            [
+                equations.step(x, h, *WEIGHTS, variant=equations.Variant(reset_after)).h
+                for x, h in zip(X, H, strict=True)
+            ]
+        ),
+    )
 
 
 def test_the_projection_without_biases_is_one_product():
     spec = GRUSpec()
-    w_ih, w_hh = (jnp.asarray(w) for w in WEIGHTS[:2])
-    assert_close(project(jnp.asarray(X), w_ih, None, None, spec), X @ WEIGHTS[0])
-    assert not candidate_bias(None, w_hh).any()
+    weights = GRUWeights(*(jnp.asarray(w) for w in WEIGHTS[:2]))
+    assert_close(project(jnp.asarray(X), weights, spec), X @ WEIGHTS[0])
+    assert not recurrent(weights).b_hn.any()
 
 
 def test_products_of_half_precision_are_summed_in_float32():

@@ -65,7 +65,7 @@ def _converted(convert: Callable[[GRUWeights], Params], a: Arrays) -> tuple[Para
     def read(gradients: tuple[Params, Any, Any]) -> Gradients:
         dparams, dx, dh0 = gradients
         (dweights,) = transpose(jax.tree.map(jnp.asarray, dparams))
-        return Gradients(np.asarray(dx), np.asarray(dh0), *map(np.asarray, dweights))
+        return Gradients(np.asarray(dx), np.asarray(dh0), *map(np.asarray, dweights[:4]))
 
     return params, read
 

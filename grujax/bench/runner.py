@@ -136,13 +136,12 @@ def prepare(peer: Peer, a: Arrays, threads: int, hs: NDArray, gradients: Gradien
 
 def oracle(a: Arrays, reset_after: bool) -> tuple[NDArray, Gradients]:
     """hs and the gradients of sum(hs * cotangent) by the NumPy equations, in float64, batch-major."""
+    variant = equations.Variant(reset_after=reset_after)
     x, h0, *weights, cotangent = [v.astype(np.float64) for v in a]
     x, cotangent = x.swapaxes(0, 1), cotangent.swapaxes(0, 1)
-    hs = equations.sequence(x, h0, *weights, reset_after=reset_after).hs
-    dx, *others = equations.sequence_backward(
-        x, h0, *weights, dhs=cotangent, dh_last=np.zeros_like(h0), reset_after=reset_after
-    )
-    return hs.swapaxes(0, 1), Gradients(dx.swapaxes(0, 1), *others)
+    hs = equations.sequence(x, h0, *weights, variant=variant).hs
+    g = equations.sequence_backward(x, h0, *weights, dhs=cotangent, dh_last=np.zeros_like(h0), variant=variant)
+    return hs.swapaxes(0, 1), Gradients(g.x.swapaxes(0, 1), g.h0, g.w_ih, g.w_hh, g.b_ih, g.b_hh)
 
 
 def unequal(found: dict[str, NDArray], expected: dict[str, NDArray], kind: str) -> str | None:

@@ -4,6 +4,7 @@ Torch keeps `weight_ih_l{k}[_reverse]` (3H, I), `weight_hh` (3H, H), `bias_ih` a
 `weight` (O, D*H) of a Linear. Here matrices stand transposed, `w_ih` (I, 3H); both biases are kept and nothing is lost.
 """
 
+import dataclasses
 import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,6 +27,15 @@ KEY = re.compile(r"(?P<prefix>(?:.*\.)?)(?P<what>weight|bias)_(?P<of>ih|hh)(?:_l
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 FLOATS = "float16, bfloat16, float32 or float64"
 GATES = {4: "4H rows are an LSTM's, which no GRU can stand for.", 1: "H rows are a plain RNN's, which has no gates."}
+
+
+CONVERTED = ("hidden_size", "output_size", "num_layers", "bidirectional", "bias", "dropout", "param_dtype")
+FREE = ("initializer", "update_bias", "implementation", "dtype", "precision", "time_major")
+"""Fields that torch has too, and fields that say nothing of what is computed; all others must be at their default."""
+REMEDIES = {
+    "reset_after": "torch.nn.GRU multiplies r into the finished product; the two cannot be converted into each other.",
+    "pooling": "The torch class takes the last state and has no other pooling.",
+}
 
 
 class Tensor(NamedTuple):
@@ -98,11 +108,14 @@ def to_torch(model: nn.Module, variables: Mapping, gru: str = "gru", head: str =
         encoder = "Its GRU is under variables['params']['gru']: pass that with a grujax.GRU."
         remedy = encoder if type(model).__name__ == "GRUEncoder" else ""
         raise InputError("model", "a grujax.GRU, GRUCell or GRUModel", type(model).__name__, remedy)
-    reset_after = "torch.nn.GRU multiplies r into the finished product; the two cannot be converted into each other."
-    require(model.reset_after, "reset_after", "True", False, reset_after)
+    for field in dataclasses.fields(model):
+        if field.name in ("parent", "name", *FREE, *CONVERTED) or field.default is dataclasses.MISSING:
+            continue
+        found, remedy = getattr(model, field.name), REMEDIES.get(field.name, "torch.nn.GRU has no such thing.")
+        require(found == field.default, field.name, repr(field.default), repr(found), remedy)
     if isinstance(model, GRUModel):
-        pooling = "The torch class takes the last state and has no other pooling."
-        require(model.pooling == "last", "pooling", '"last"', repr(model.pooling), pooling)
+        one_head = "The torch class has one nn.Linear."
+        require(isinstance(model.output_size, int), "output_size", "one head", repr(model.output_size), one_head)
     for collection in variables:
         what = "The torch module would get raw inputs where this model standardises them: fold them into your data."
         remedy = f"It would be lost. {what if collection == 'statistics' else ''}".strip()
@@ -167,6 +180,7 @@ def _tensors(model: GRU | GRUCell | GRUModel, input_size: int, gru: str, head: s
             yield f"{gru}bias_hh{suffix}", Tensor((*path, "b_hh"), (rows,))
     if isinstance(model, GRUModel):
         n_features = (1 + model.bidirectional) * model.hidden_size
+        assert isinstance(model.output_size, int)
         yield f"{head}weight", Tensor(("head", "kernel"), (model.output_size, n_features))
         yield f"{head}bias", Tensor(("head", "bias"), (model.output_size,))
 

@@ -2,14 +2,16 @@ r"""The one derivative rule of the recurrence.
 
 Once the states are known, the tangent of the recurrence is linear in them,
 
-    dh_t = z ⊙ dh + c_r ⊙ (dh W_hr) + c_z ⊙ (dh W_hz) + c_n ⊙ (dh W_hn) + s_t        with dh = dh_{t−1}
+    dh_t = k ⊙ dh + c_r ⊙ (dh W_hr) + c_z ⊙ (dh W_hz) + c_n ⊙ (dh W_hn) + s_t        with dh = dh_{t−1}
 
-and its coefficients z, c and source s (which holds the tangents of gates_x, w_hh and b_hn) need no loop: they are
-a few products over all steps at once. Written as a `custom_jvp` whose tangent is that linear loop, JAX transposes
-it into the smallest backward loop there is (only dh goes round; the weight gradients are one product each, after
-it), and forward mode, Jacobians and Hessian products come from the same lines.
+and its coefficients k, c and source s (which holds the tangents of gates_x, w_hh and b_hn) need no loop: they are
+a few products over all steps at once. k is how much of the old state the new one keeps: z, or 1 − z with
+update="take". Written as a `custom_jvp` whose tangent is that linear loop, JAX transposes it into the smallest
+backward loop there is (only dh goes round; the weight gradients are one product each, after it), and forward mode,
+Jacobians and Hessian products come from the same lines.
 
-With reset_after=False the third term is c_n ⊙ ((a_r ⊙ (dh W_hr) + r ⊙ dh) W_hn): r multiplies h before the product.
+With reset_after=False the last product is c_n ⊙ ((a_r ⊙ (dh W_hr) + r ⊙ dh) W_hn): r multiplies h before it. A mask
+on the state that the products read multiplies dh there too; what is held of a state moves k towards 1.
 """
 
 from collections.abc import Callable
@@ -20,18 +22,16 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from grujax.step import dot, split_gates
-from grujax.types import Array, Gates, GRUSpec, State, States, Valid
+from grujax.step import activate, dot, split_gates
+from grujax.types import Activation, Array, Control, Gates, GRUSpec, Recurrent, State, States
 
-Forward = Callable[
-    [Gates, State, Array, Array, Valid | None, Valid | None, Array | None, GRUSpec], tuple[States, State]
-]
+Forward = Callable[[Gates, State, Recurrent, Control, GRUSpec], tuple[States, State]]
 
 
 class Coefficients(NamedTuple):
     """What multiplies dh in each step of the tangent, (T, B, H) each."""
 
-    keep: Array | float  # dh itself: z
+    keep: Array | float  # dh itself
     r: Array | float  # dh W_hr
     z: Array | float  # dh W_hz
     n: Array | float  # dh W_hn, or what stands for it with reset_after=False
@@ -41,65 +41,76 @@ class Coefficients(NamedTuple):
 def with_derivative(forward: Forward) -> Forward:
     """`forward`, differentiated by the rule above and not by its own lines."""
 
-    @partial(jax.custom_jvp, nondiff_argnums=(7,))
-    def run(gates_x, h0, w_hh, b_hn, valid, reset, h_reset, spec):
-        return forward(gates_x, h0, w_hh, b_hn, valid, reset, h_reset, spec)
+    @partial(jax.custom_jvp, nondiff_argnums=(4,))
+    def run(gates_x, h0, recurrent, control, spec):
+        return forward(gates_x, h0, recurrent, control, spec)
 
     @run.defjvp
     def rule(spec, primals, tangents):
-        gates_x, h0, w_hh, b_hn, valid, reset, h_reset = primals
-        dgates_x, dh0, dw_hh, db_hn, _, _, dh_reset = tangents
+        gates_x, h0, recurrent, control = primals
+        dgates_x, dh0, d_recurrent, d_control = tangents
         hs, h_last = run(*primals, spec)
-        h_in = jnp.concatenate([h0[None], hs])[:-1]  # also right for T = 0
-        if reset is not None:
-            h_in = jnp.where(reset[..., None], 0 if h_reset is None else h_reset[None, None], h_in)
-        coefficients, source = linearise(gates_x, h_in, w_hh, b_hn, dgates_x, dw_hh, db_hn, valid, spec)
-        return (hs, h_last), linear_scan(coefficients, source, dh0, w_hh, reset, dh_reset, spec)
+        coefficients, source = linearise(
+            gates_x, entering(h0, hs, control), recurrent, dgates_x, d_recurrent, control, spec
+        )
+        return (hs, h_last), linear_scan(coefficients, source, dh0, recurrent.w_hh, control, d_control.h_reset, spec)
 
     return run
+
+
+def entering(h0: State, hs: States, control: Control) -> States:
+    """The states that enter the steps, resets done: (T, B, H)."""
+    h_in = jnp.concatenate([h0[None], hs])[:-1]  # also right for T = 0
+    if control.reset is None:
+        return h_in
+    return jnp.where(control.reset[..., None], 0 if control.h_reset is None else control.h_reset[None, None], h_in)
 
 
 def linearise(
     gates_x: Gates,
     h_in: States,
-    w_hh: Array,
-    b_hn: Array,
+    recurrent: Recurrent,
     dgates_x: Gates,
-    dw_hh: Array,
-    db_hn: Array,
-    valid: Valid | None,
+    d_recurrent: Recurrent,
+    control: Control,
     spec: GRUSpec,
 ) -> tuple[Coefficients, States]:
     """The coefficients and the source of every step; h_in (T, B, H) are the states that enter the steps."""
-    (x_r, x_z, x_n), (w_r, w_z, w_n) = split_gates(gates_x), split_gates(w_hh)
-    (dx_r, dx_z, dx_n), (dw_r, dw_z, dw_n) = split_gates(dgates_x), split_gates(dw_hh)
-    b_n, db_n = b_hn[None, None], db_hn[None, None]
+    (x_r, x_z, x_n), (w_r, w_z, w_n) = split_gates(gates_x), split_gates(recurrent.w_hh)
+    (dx_r, dx_z, dx_n), (dw_r, dw_z, dw_n) = split_gates(dgates_x), split_gates(d_recurrent.w_hh)
+    b_n, db_n = recurrent.b_hn[None, None], d_recurrent.b_hn[None, None]
+    seen = h_in if control.state_mask is None else control.state_mask[None] * h_in
 
     def product(h: States, w: Array) -> States:  # flattened, so that its transpose is one product too
         return dot(h.reshape(-1, h.shape[-1]), w, spec).reshape(h.shape)
 
-    r = jax.nn.sigmoid(x_r + product(h_in, w_r))
-    z = jax.nn.sigmoid(x_z + product(h_in, w_z))
-    if spec.reset_after:
-        m = product(h_in, w_n) + b_n
-        n = jnp.tanh(x_n + r * m)
-    else:
-        m = h_in
-        n = jnp.tanh(x_n + product(r * h_in, w_n) + b_n)
-    a_n = (1 - z) * (1 - n * n)  # dh_t / d(inside of tanh)
-    a_r = m * r * (1 - r)
-    a_z = (h_in - n) * z * (1 - z)
+    def value_and_slope(activation: Activation, a: Array) -> tuple[Array, Array]:
+        return jax.jvp(activate(activation, spec.clip), (a,), (jnp.ones_like(a),))
 
-    inside_r = dx_r + product(h_in, dw_r)
-    inside_z = dx_z + product(h_in, dw_z)
+    r, slope_r = value_and_slope(spec.gate_activation, x_r + product(seen, w_r))
+    z, slope_z = value_and_slope(spec.gate_activation, x_z + product(seen, w_z))
     if spec.reset_after:
-        coefficients = Coefficients(keep=z, r=a_n * a_r, z=a_z, n=a_n * r)
-        inside_n = dx_n + a_r * inside_r + r * (product(h_in, dw_n) + db_n)
+        m = product(seen, w_n) + b_n
+        n, slope_n = value_and_slope(spec.activation, x_n + r * m)
     else:
-        coefficients = Coefficients(keep=z, r=a_r, z=a_z, n=a_n, gate_r=r)
-        inside_n = dx_n + product(a_r * inside_r, w_n) + product(r * h_in, dw_n) + db_n
+        m = seen
+        n, slope_n = value_and_slope(spec.activation, x_n + product(r * seen, w_n) + b_n)
+    keep, a_z = (z, (h_in - n) * slope_z) if spec.update == "keep" else (1 - z, (n - h_in) * slope_z)
+    if control.hold is not None:
+        keep, a_z = keep + control.hold * (1 - keep), (1 - control.hold) * a_z
+    a_n = (1 - keep) * slope_n  # dh_t / d(inside of the candidate's activation)
+    a_r = m * slope_r
+
+    inside_r = dx_r + product(seen, dw_r)
+    inside_z = dx_z + product(seen, dw_z)
+    if spec.reset_after:
+        coefficients = Coefficients(keep=keep, r=a_n * a_r, z=a_z, n=a_n * r)
+        inside_n = dx_n + a_r * inside_r + r * (product(seen, dw_n) + db_n)
+    else:
+        coefficients = Coefficients(keep=keep, r=a_r, z=a_z, n=a_n, gate_r=r)
+        inside_n = dx_n + product(a_r * inside_r, w_n) + product(r * seen, dw_n) + db_n
     source = a_z * inside_z + a_n * inside_n
-    if valid is not None:
+    if (valid := control.valid) is not None:
         held = Coefficients(keep=1.0, r=0.0, z=0.0, n=0.0, gate_r=0.0 if coefficients.gate_r is not None else None)
         coefficients = jax.tree.map(lambda c, h: jnp.where(valid[..., None], c, h), coefficients, held)
         source = jnp.where(valid[..., None], source, 0)
@@ -111,7 +122,7 @@ def linear_scan(
     source: States,
     dh0: State,
     w_hh: Array,
-    reset: Valid | None,
+    control: Control,
     dh_reset: Array | None,
     spec: GRUSpec,
 ) -> tuple[States, State]:
@@ -133,11 +144,12 @@ def linear_scan(
         c, s, reset = inputs
         if reset is not None:
             dh = jnp.where(reset[:, None], dh_start, dh)
-        inside_n = times(dh, w_n) if c.gate_r is None else times(c.r * times(dh, w_r) + c.gate_r * dh, w_n)
-        dh_new = c.keep * dh + c.z * times(dh, w_z) + c.n * inside_n + s
+        seen = dh if control.state_mask is None else control.state_mask * dh
+        inside_n = times(seen, w_n) if c.gate_r is None else times(c.r * times(seen, w_r) + c.gate_r * seen, w_n)
+        dh_new = c.keep * dh + c.z * times(seen, w_z) + c.n * inside_n + s
         if c.gate_r is None:
-            dh_new += c.r * times(dh, w_r)
+            dh_new += c.r * times(seen, w_r)
         return dh_new, dh_new
 
-    dh_last, dhs = lax.scan(body, dh0, (coefficients, source, reset))
+    dh_last, dhs = lax.scan(body, dh0, (coefficients, source, control.reset))
     return dhs, dh_last

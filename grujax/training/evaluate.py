@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from grujax.data import Sequences, batches, bucket_boundaries, statistics
+from grujax.errors import require
 from grujax.model import GRUModel
 from grujax.training.step import forward, row_losses
 
@@ -34,7 +35,10 @@ def outputs_of(
 ) -> np.ndarray:
     """The model's outputs (N, output_size) for every row, in order."""
     boundaries = bucket_boundaries(data.lengths) if boundaries is None else boundaries
-    outputs = np.zeros((len(data), model.output_size), np.float32)
+    width = model.output_size
+    require(isinstance(width, int), "model", "a model of one head", f"output_size={width}", "Apply it by hand.")
+    assert isinstance(width, int)
+    outputs = np.zeros((len(data), width), np.float32)
     for batch in batches(data, batch_size, boundaries):
         kept = batch.weight > 0
         outputs[batch.rows[kept]] = np.asarray(forward(model, variables, batch.x, batch.lengths))[kept]

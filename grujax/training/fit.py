@@ -76,10 +76,10 @@ def fit(
     model = GRUModel(
         config.hidden_size,
         1 if train.labels is None else len(train.labels),
-        config.num_layers,
-        config.bidirectional,
-        config.dropout,
-        config.pooling,
+        num_layers=config.num_layers,
+        bidirectional=config.bidirectional,
+        dropout=config.dropout,
+        pooling=config.pooling,
         reset_after=config.reset_after,
     )
     constants = jax.device_put(_statistics(train))

@@ -30,7 +30,8 @@ def by_rows(gates_x, h0, w_hh, b_hn, valid, reset, h_reset, reset_after):
                 if reset is not None and reset[t, row]:
                     h = np.zeros(H) if h_reset is None else h_reset
                 gates = gates_x[t, row]
-                h_last[row] = equations.step(gates, h, np.eye(3 * H), w_hh, np.zeros(3 * H), b_hh, reset_after).h
+                weights = (np.eye(3 * H), w_hh, np.zeros(3 * H), b_hh)
+                h_last[row] = equations.step(gates, h, *weights, variant=equations.Variant(reset_after)).h
             hs[t, row] = h_last[row]
     return hs, h_last
 
