@@ -252,7 +252,7 @@ class GRUModel(EncoderSettings):
             deterministic=deterministic,
         )
         features = nn.Dropout(self.dropout, deterministic=deterministic)(features)
-        outputs = {name: self._head(name, size, features) for name, size in heads.items()}
+        outputs = {name: self._head(layer, size, features) for name, (layer, size) in heads.items()}
         if self.pooling is None and steps.valid is not None:
             valid = steps.valid
             if self.include_initial:  # the initial state is no step, and always there
@@ -260,7 +260,7 @@ class GRUModel(EncoderSettings):
                 front = jnp.ones_like(jax.lax.slice_in_dim(valid, 0, 1, axis=time))
                 valid = jnp.concatenate([front, valid], axis=time)
             outputs = {name: jnp.where(valid[..., None], y, 0) for name, y in outputs.items()}
-        y = outputs if isinstance(self.output_size, Mapping) else outputs["head"]
+        y = outputs if isinstance(self.output_size, Mapping) else outputs[""]
         return (y, h_last) if return_state else y
 
     def _head(self, name: str, size: int, features: Array) -> Array:
@@ -294,8 +294,8 @@ class GRUModel(EncoderSettings):
         return use(a, mean.reshape(shape).astype(a.dtype), std.reshape(shape).astype(a.dtype))
 
 
-def _heads(model: GRUModel) -> dict[str, int]:
-    """The width of each head by the name of its last layer."""
+def _heads(model: GRUModel) -> dict[str, tuple[str, int]]:
+    """Of each head by its name, the name of its last layer and its width."""
     several = isinstance(model.output_size, Mapping)
     sizes = model.output_size if isinstance(model.output_size, Mapping) else {"": model.output_size}
     require(bool(sizes), "output_size", "at least one head", model.output_size)
@@ -309,7 +309,7 @@ def _heads(model: GRUModel) -> dict[str, int]:
     if several:
         statistics = model.has_variable("statistics", "output_mean")
         require(not statistics, "statistics/output_mean", "none where there are several heads", "one")
-    return {f"head_{name}" if several else "head": size for name, size in sizes.items()}
+    return {name: (f"head_{name}" if several else "head", size) for name, size in sizes.items()}
 
 
 def _check(encoder: EncoderSettings) -> None:
