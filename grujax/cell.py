@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax.typing import PrecisionLike
 from jax.typing import DTypeLike
 
-from grujax.errors import require
+from grujax.errors import require, require_count
 from grujax.functional import require_floating
 from grujax.initializers import preset, with_update_bias
 from grujax.step import cast, check_spec, project, recurrent, split, split_gates, step
@@ -65,6 +65,17 @@ class CellSettings(nn.Module):
             self.layer_norm,
         )
 
+    @nn.nowrap
+    def check(self) -> None:
+        """Raises `InputError` for a field that cannot be served."""
+        require_count(self.hidden_size, "hidden_size")
+        check_spec(self.spec)
+        for name, dtype in (("dtype", self.dtype), ("param_dtype", self.param_dtype)):
+            require(dtype is None or jnp.issubdtype(dtype, jnp.floating), name, "a floating dtype", dtype)
+        remedy = "The update gate has no bias to add it to."
+        require(self.bias or self.update_bias == 0, "update_bias", "0 with bias=False", self.update_bias, remedy)
+
+    @nn.nowrap
     def settings(self, of: type[nn.Module]) -> dict[str, Any]:
         """The fields that this module and `of` have in common, to make the one from the other."""
         mine = {f.name for f in dataclasses.fields(self)} - {"parent", "name"}
@@ -95,9 +106,7 @@ class GRUCell(CellSettings, nn.RNNCellBase):
     @nn.compact
     def weights(self, input_size: int) -> GRUWeights:
         """Declares the parameters and returns them: the one place that knows their names and shapes."""
-        require(self.hidden_size > 0, "hidden_size", "a positive integer", self.hidden_size)
-        remedy = "The update gate has no bias to add it to."
-        require(self.bias or self.update_bias == 0, "update_bias", "0 with bias=False", self.update_bias, remedy)
+        self.check()
         init, columns = preset(self.initializer, self.hidden_size), 3 * self.hidden_size
         first = with_update_bias(init.bias, self.update_bias) if self.update_bias else init.bias
         declared = {
@@ -120,7 +129,7 @@ class GRUCell(CellSettings, nn.RNNCellBase):
         require(carry.shape == expected, "carry", f"shape {expected}", carry.shape)
         require_floating(carry, "carry")
         require_floating(x, "x")
-        check_spec(self.spec)
+        self.check()
         weights = self.weights(x.shape[-1]) if weights is None else weights
         dtype = jnp.dtype(self.dtype or jnp.result_type(x, weights.w_ih))
         weights = cast(weights, dtype)

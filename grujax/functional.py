@@ -85,16 +85,16 @@ def gru(
     """
     spec = GRUSpec(reset_after, precision, update, activation, gate_activation, clip, weights.scale_hh is not None)
     explain(spec=spec, implementation=implementation)
-    steps = check_inputs(x, weights.w_ih.shape[0], lengths, mask, resets, time_major)
     _check_weights(weights)
+    steps = check_inputs(x, weights.w_ih.shape[0], lengths, mask, resets, time_major)
     hidden_size = weights.w_hh.shape[0]
-    for name, state, shape in (("h0", h0, (*steps.batch, hidden_size)), ("h_reset", h_reset, (hidden_size,))):
-        if state is not None:
-            require(state.shape == shape, name, f"shape {shape}", state.shape)
-            require_floating(state, name)
+    h0 = check_state(h0, "h0", (*steps.batch, hidden_size))
+    h_reset = check_state(h_reset, "h_reset", (hidden_size,))
+    alone = h_reset is not None and resets is None
+    require(not alone, "h_reset", "None without resets", "an array", "The state that a sequence begins with is h0.")
     check_include_initial(include_initial, reverse)
-    if dtype is None:
-        dtype = jnp.result_type(steps.x, weights.w_ih)
+    dtype = jnp.result_type(steps.x, weights.w_ih) if dtype is None else dtype
+    require(jnp.issubdtype(dtype, jnp.floating), "dtype", "a floating dtype or None", dtype)
     options = (reverse, spec, implementation, jnp.dtype(dtype))
     return _gru(steps.x, weights, h0, steps.valid, steps.resets, h_reset, time_major, include_initial, options)
 
@@ -273,6 +273,16 @@ def check_inputs(
     return steps._replace(valid=jnp.moveaxis(valid, -1, 0) if time_major else valid)
 
 
+def check_state(state: ArrayLike | None, name: str, shape: tuple[int, ...], remedy: str = "") -> Array | None:
+    """A state as an array of `shape`, or None."""
+    if state is None:
+        return None
+    state = jnp.asarray(state)
+    require(state.shape == shape, name, f"shape {shape}", state.shape, remedy)
+    require_floating(state, name)
+    return state
+
+
 def check_flags(flags: ArrayLike | None, name: str, shape: tuple[int, ...]) -> Array | None:
     """A bool for each step, as an array of `shape`."""
     if flags is None:
@@ -310,6 +320,10 @@ def require_floating(a: Array, name: str) -> None:
 
 
 def _check_weights(weights: GRUWeights) -> None:
+    for name, a in weights._asdict().items():
+        if a is not None:
+            require_floating(a, f"weights.{name}")
+    require(weights.w_hh.ndim == 2, "weights.w_hh", "(H, 3H)", weights.w_hh.shape)
     hidden_size = weights.w_hh.shape[0]
     require(
         weights.w_hh.shape == (hidden_size, 3 * hidden_size),

@@ -9,18 +9,17 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from grujax.cell import CellSettings, GRUCell
-from grujax.errors import require
+from grujax.errors import require, require_count
 from grujax.functional import (
     Directed,
     check_include_initial,
     check_inputs,
+    check_state,
     from_rows,
     one_direction,
-    require_floating,
     resets_in_reverse,
     to_rows,
 )
-from grujax.step import check_spec
 from grujax.types import Array, Control, GRUWeights, Inputs, Valid, state_dtype
 
 MERGES = {
@@ -166,10 +165,8 @@ class GRU(LayerSettings):
         _check(self)
         steps = check_inputs(x, None, lengths, mask, resets, self.time_major)
         n_states = self.num_layers * self.num_directions
-        if h0 is not None:
-            expected = (n_states, *steps.batch, self.hidden_size)
-            require(h0.shape == expected, "h0", f"shape {expected}", h0.shape, "The first axis is layers * directions.")
-            require_floating(h0, "h0")
+        expected = (n_states, *steps.batch, self.hidden_size)
+        h0 = check_state(h0, "h0", expected, "The first axis is layers * directions.")
         x, valid, reset, batch = to_rows(steps)
         n_rows = x.shape[1]
         learned = None
@@ -275,17 +272,20 @@ class Drop:
 
 
 def _check(layer: LayerSettings) -> None:
-    check_spec(layer.spec)
-    require(layer.num_layers > 0, "num_layers", "a positive integer", layer.num_layers)
+    layer.check()
+    require_count(layer.num_layers, "num_layers")
     for name in RATES:
         rate = getattr(layer, name)
         require(0 <= rate <= 1, name, "a probability", rate)
     merges = [*MERGES, None]
     require(layer.merge in merges, "merge", f"one of {merges}", repr(layer.merge))
+    remedy = "There is nothing to merge: leave it out."
+    require(layer.bidirectional or layer.merge == "concat", "merge", '"concat" in one direction', layer.merge, remedy)
     if layer.merge is None:
-        alone = layer.num_layers == 1 and layer.bidirectional
-        found = f"num_layers={layer.num_layers}, bidirectional={layer.bidirectional}"
-        require(alone, "merge", "None for one layer of two directions alone", found, "Name how they become one.")
+        remedy = "The next layer reads one input: name how they become one."
+        require(
+            layer.num_layers == 1, "merge", "None for a single layer alone", f"num_layers={layer.num_layers}", remedy
+        )
     require(layer.connection in CONNECTIONS, "connection", f"one of {list(CONNECTIONS)}", repr(layer.connection))
     states = list(INITIAL_STATES)
     require(layer.initial_state in states, "initial_state", f"one of {states}", repr(layer.initial_state))

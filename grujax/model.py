@@ -11,7 +11,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from grujax.errors import require
+from grujax.errors import require, require_count
 from grujax.functional import Steps, check_inputs, from_rows
 from grujax.initializers import preset
 from grujax.layer import GRU, MERGES, LayerRun, LayerSettings, merged
@@ -300,9 +300,9 @@ def _heads(model: GRUModel) -> dict[str, tuple[str, int]]:
     sizes = model.output_size if isinstance(model.output_size, Mapping) else {"": model.output_size}
     require(bool(sizes), "output_size", "at least one head", model.output_size)
     for name, size in sizes.items():
-        require(size > 0, "output_size", "a positive integer", size, f"It is that of head {name!r}." if several else "")
-    for width in model.head_hidden:
-        require(width > 0, "head_hidden", "positive widths", model.head_hidden)
+        require_count(size, f"output_size[{name!r}]" if several else "output_size")
+    for i, width in enumerate(model.head_hidden):
+        require_count(width, f"head_hidden[{i}]")
     known = callable(model.head_activation) or model.head_activation in ACTIVATIONS
     names = f"one of {sorted(ACTIVATIONS)} or an elementwise function"
     require(known, "head_activation", names, repr(model.head_activation))

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from refusals import refused
 from tolerances import assert_close, assert_trees_close
 
 from grujax import GRU, equations
@@ -146,28 +145,3 @@ def test_half_precision_compute_gives_half_precision_output_and_a_float32_state(
     assert (output.dtype, h_last.dtype) == (jnp.bfloat16, jnp.float32)
     assert variables["params"]["l0"]["w_hh"].dtype == jnp.float32
     assert_close(output, GRU(H).apply(variables, x)[0], dtype="bfloat16")
-
-
-def init(model, x=X, *args, **kwargs):
-    return model.init(jax.random.key(0), jnp.asarray(x), *args, **kwargs)
-
-
-BAD = {
-    "layers": (lambda: init(GRU(5, 0)), ["num_layers: expected a positive integer, found 0"]),
-    "units": (lambda: init(GRU(0, param_dtype=jnp.float64)), ["hidden_size: expected a positive integer, found 0"]),
-    "dropout": (lambda: init(GRU(5, dropout=1.5)), ["dropout: expected a probability, found 1.5"]),
-    "h0": (lambda: init(layer(), X, jnp.ones((2, B, H))), ["h0: expected shape (4, 4, 5)", "layers * directions"]),
-    "h0 dtype": (lambda: init(layer(), X, jnp.ones((4, B, H), int)), ["h0: expected a floating dtype"]),
-    "lengths": (lambda: init(layer(), lengths=[1, 2, 3]), ["lengths: expected shape (4,)"]),
-    "lengths long": (lambda: init(layer(implementation="reference"), lengths=[1, 2, 3, 7]), ["0 to T = 6", "1 to 7"]),
-    "integers": (lambda: init(layer(), X.astype(int)), ["x: expected a floating dtype"]),
-    "implementation": (lambda: init(layer(implementation="fast")), ["implementation: expected one of", "'fast'"]),
-    "initializer": (lambda: init(layer(initializer="he")), ["initializer", "'he'"]),
-}
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_refused_by_name(case):
-    call, parts = BAD[case]
-    with refused(*parts):
-        call()

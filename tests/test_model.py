@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from refusals import refused
 from tolerances import assert_close
 
 from grujax import GRU, GRUEncoder, GRUModel
@@ -87,27 +86,3 @@ def test_dropout_falls_before_the_head_too():
     np.testing.assert_array_equal(
         model.apply(variables, X), GRUModel(5, 2, param_dtype=jnp.float64).apply(variables, X)
     )
-
-
-BAD = {
-    "pooling": (
-        lambda: GRUModel(5, 2, pooling="sum", param_dtype=jnp.float64).init(KEY, X),
-        ["pooling: expected one of ['last', 'mean', 'max', 'attention']", "'sum'"],
-    ),
-    "output": (lambda: GRUModel(5, 0).init(KEY, X), ["output_size: expected a positive integer, found 0"]),
-    "lengths": (
-        lambda: GRUModel(5, 2, param_dtype=jnp.float64).init(KEY, X, lengths=[7, 1, 1, 1]),
-        ["lengths: expected 0 to T = 6", "1 to 7"],
-    ),
-    "statistics": (
-        lambda: GRUModel(5, 2).apply({"statistics": {"input_mean": jnp.ones(2), "input_std": jnp.ones(2)}}, X),
-        ["statistics/input_mean: expected shape (3,)", "(2,)"],
-    ),
-}
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_refused_by_name(case):
-    call, parts = BAD[case]
-    with refused(*parts):
-        call()
