@@ -308,7 +308,7 @@ def _scan_over_cell(
     )
     reset = control.reset
     if reset is not None:
-        reset = resets_in_reverse(reset, valid) if reverse else reset & valid
+        reset = (resets_in_reverse(reset, valid) if reverse else reset) & valid
 
     def one_step(cell: GRUCell, h: Array, inputs: tuple, weights: GRUWeights) -> tuple[Array, Array]:
         x, valid, reset, hold = inputs

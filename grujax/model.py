@@ -257,8 +257,8 @@ class GRUModel(EncoderSettings):
             valid = steps.valid
             if self.include_initial:  # the initial state is no step, and always there
                 time = 0 if self.time_major else valid.ndim - 1
-                front = jnp.ones_like(jax.lax.slice_in_dim(valid, 0, 1, axis=time))
-                valid = jnp.concatenate([front, valid], axis=time)
+                front = [(int(axis == time), 0) for axis in range(valid.ndim)]
+                valid = jnp.pad(valid, front, constant_values=True)
             outputs = {name: jnp.where(valid[..., None], y, 0) for name, y in outputs.items()}
         y = outputs if isinstance(self.output_size, Mapping) else outputs[""]
         return (y, h_last) if return_state else y
