@@ -300,7 +300,7 @@ def _scan_over_cell(
     x = jnp.where(valid[..., None], x, 0)
     dtype = state_dtype(cell.dtype or jnp.result_type(x, cell.param_dtype))
     start = cell.initialize_carry(jax.random.key(0), x.shape[1:]) if h0 is None else h0
-    start = start.astype(dtype)
+    start = start.astype(dtype) + jnp.zeros_like(x.sum((0, 2)), dtype)[:, None]  # takes x's varying axes and sharding
     h_reset = (
         jnp.zeros_like(start)
         if control.h_reset is None

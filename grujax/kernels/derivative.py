@@ -81,34 +81,31 @@ def linearise(
     b_n, db_n = recurrent.b_hn[None, None], d_recurrent.b_hn[None, None]
     seen = h_in if control.state_mask is None else control.state_mask[None] * h_in
 
-    def product(h: States, w: Array) -> States:  # flattened, so that its transpose is one product too
-        return dot(h.reshape(-1, h.shape[-1]), w, spec).reshape(h.shape)
-
     def value_and_slope(activation: Activation, a: Array) -> tuple[Array, Array]:
         return jax.jvp(activate(activation, spec.clip), (a,), (jnp.ones_like(a),))
 
-    r, slope_r = value_and_slope(spec.gate_activation, x_r + product(seen, w_r))
-    z, slope_z = value_and_slope(spec.gate_activation, x_z + product(seen, w_z))
+    r, slope_r = value_and_slope(spec.gate_activation, x_r + dot(seen, w_r, spec))
+    z, slope_z = value_and_slope(spec.gate_activation, x_z + dot(seen, w_z, spec))
     if spec.reset_after:
-        m = product(seen, w_n) + b_n
+        m = dot(seen, w_n, spec) + b_n
         n, slope_n = value_and_slope(spec.activation, x_n + r * m)
     else:
         m = seen
-        n, slope_n = value_and_slope(spec.activation, x_n + product(r * seen, w_n) + b_n)
+        n, slope_n = value_and_slope(spec.activation, x_n + dot(r * seen, w_n, spec) + b_n)
     keep, a_z = (z, (h_in - n) * slope_z) if spec.update == "keep" else (1 - z, (n - h_in) * slope_z)
     if control.hold is not None:
         keep, a_z = keep + control.hold * (1 - keep), (1 - control.hold) * a_z
     a_n = (1 - keep) * slope_n  # dh_t / d(inside of the candidate's activation)
     a_r = m * slope_r
 
-    inside_r = dx_r + product(seen, dw_r)
-    inside_z = dx_z + product(seen, dw_z)
+    inside_r = dx_r + dot(seen, dw_r, spec)
+    inside_z = dx_z + dot(seen, dw_z, spec)
     if spec.reset_after:
         coefficients = Coefficients(keep=keep, r=a_n * a_r, z=a_z, n=a_n * r)
-        inside_n = dx_n + a_r * inside_r + r * (product(seen, dw_n) + db_n)
+        inside_n = dx_n + a_r * inside_r + r * (dot(seen, dw_n, spec) + db_n)
     else:
         coefficients = Coefficients(keep=keep, r=a_r, z=a_z, n=a_n, gate_r=r)
-        inside_n = dx_n + product(a_r * inside_r, w_n) + product(r * seen, dw_n) + db_n
+        inside_n = dx_n + dot(a_r * inside_r, w_n, spec) + dot(r * seen, dw_n, spec) + db_n
     source = a_z * inside_z + a_n * inside_n
     if (valid := control.valid) is not None:
         held = Coefficients(keep=1.0, r=0.0, z=0.0, n=0.0, gate_r=0.0 if coefficients.gate_r is not None else None)
