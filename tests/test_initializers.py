@@ -1,12 +1,14 @@
 """The distributions that parameters start from."""
 
+import os
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grujax import GRU, GRUModel, InputError
-from grujax.initializers import gatewise, preset
+from grujax import GRU, GRUCell, GRUModel, InputError
+from grujax.initializers import PRESETS, gatewise, preset
 
 KEY = jax.random.key(0)
 HIDDEN = 64
@@ -15,6 +17,12 @@ HIDDEN = 64
 def params(initializer, dtype=jnp.float32, **sizes):
     model = GRUModel(HIDDEN, 9, initializer=initializer, param_dtype=dtype, **sizes)
     return model.init(KEY, jnp.zeros((1, 2, 48), dtype))["params"]
+
+
+def weights(initializer, dtype=jnp.float32, **fields):
+    """Of one cell, which need no step to be run."""
+    cell = GRUCell(HIDDEN, initializer=initializer, param_dtype=dtype, **fields)
+    return cell.init(KEY, 48, method="weights")["params"]
 
 
 def is_uniform_within(a, bound):
@@ -43,6 +51,68 @@ def test_flax_is_orthogonal_gate_by_gate_with_zero_biases(dtype, tolerance):
     assert not cell["b_ih"].any() and not cell["b_hh"].any()
     for gate in np.split(np.asarray(cell["w_ih"], np.float64), 3, axis=1):
         assert abs(gate.std() / 48**-0.5 - 1) < 0.1
+
+
+@pytest.fixture(scope="module")
+def keras_start():
+    tree = jax.tree.map(np.asarray, params("keras"))
+    return tree["encoder"]["gru"]["l0"], tree["head"]
+
+
+def test_keras_is_glorot_uniform_with_orthonormal_recurrent_rows_and_zero_biases(keras_start):
+    cell, head = keras_start
+    for tensor, fans in ((cell["w_ih"], 48 + 3 * HIDDEN), (head["kernel"], HIDDEN + 9)):
+        assert is_uniform_within(tensor, (6 / fans) ** 0.5)
+        assert abs(np.std(tensor) / (2 / fans) ** 0.5 - 1) < 2.5 / np.sqrt(tensor.size)
+    np.testing.assert_allclose(cell["w_hh"] @ cell["w_hh"].T, np.eye(HIDDEN), atol=1e-5)
+    assert not any(np.any(bias) for bias in (cell["b_ih"], cell["b_hh"], head["bias"]))
+
+
+def test_keras_is_what_keras_starts_from(keras_start):
+    os.environ["KERAS_BACKEND"] = "jax"
+    keras = pytest.importorskip("keras", reason="keras is not installed")
+    cell, head = keras_start
+    gru, dense = keras.layers.GRU(HIDDEN), keras.layers.Dense(9)
+    keras.utils.set_random_seed(0)
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        gru.build((None, None, 48))
+        dense.build((None, HIDDEN))
+    w_ih, w_hh, bias = (np.asarray(v.value) for v in gru.weights)
+    kernel, head_bias = (np.asarray(v.value) for v in dense.weights)
+    for ours, theirs in ((cell["w_ih"], w_ih), (head["kernel"], kernel)):
+        assert ours.shape == theirs.shape
+        assert abs(np.std(ours) / np.std(theirs) - 1) < 3 / np.sqrt(ours.size)  # almost five of its deviations
+        assert abs(np.abs(ours).max() / np.abs(theirs).max() - 1) < 20 / ours.size
+    for gates in (cell["w_hh"], w_hh):
+        assert gates.shape == (HIDDEN, 3 * HIDDEN)
+        np.testing.assert_allclose(gates @ gates.T, np.eye(HIDDEN), atol=1e-5)
+    np.testing.assert_array_equal(np.stack([cell["b_ih"], cell["b_hh"]]), bias)
+    np.testing.assert_array_equal(head["bias"], head_bias)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_an_update_bias_is_added_to_the_update_gate_of_b_ih_alone(name):
+    expected = weights(name)
+    r, z, n = np.split(np.asarray(expected["b_ih"]), 3)
+    expected["b_ih"] = np.concatenate([r, z + np.float32(1.5), n])
+    jax.tree.map(np.testing.assert_array_equal, weights(name, update_bias=1.5), expected)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_half_precision_parameters_are_drawn_in_all_presets(name):
+    cell = weights(name, jnp.bfloat16)
+    head = preset(name, HIDDEN, HIDDEN).head_kernel(KEY, (HIDDEN, 9), jnp.bfloat16)
+    for tensor in (*cell.values(), head):
+        assert tensor.dtype == jnp.bfloat16 and jnp.isfinite(tensor).all()
+    assert np.std(np.asarray(cell["w_ih"], np.float64)) > 0.05 and np.std(np.asarray(head, np.float64)) > 0.05
+
+
+@pytest.mark.parametrize(("name", "blocks"), [("flax", 3), ("keras", 1)])  # gate by gate, or one matrix
+def test_half_precision_rounds_an_orthogonal_matrix_of_float32(name, blocks):
+    half, wide = (weights(name, dtype)["w_hh"] for dtype in (jnp.bfloat16, jnp.float32))
+    np.testing.assert_array_equal(half, wide.astype(jnp.bfloat16))
+    half = np.asarray(half, np.float64)
+    np.testing.assert_allclose(half @ half.T, blocks * np.eye(HIDDEN), atol=blocks * 2**-8)
 
 
 def test_gates_are_drawn_apart_with_their_own_fans():

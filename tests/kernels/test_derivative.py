@@ -1,4 +1,4 @@
-"""The derivative rule against JAX's own derivative of the loop, in every mode that JAX has."""
+"""The derivative rule against JAX's own derivative of the loop, in every mode that JAX has, for every kind of GRU."""
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +11,15 @@ from grujax.kernels import gru_sequence
 
 T, B, H = 5, 3, 2
 RNG = np.random.default_rng(0)
+ARRAYS = ("gates_x", "h0", "w_hh", "b_hn")
 SHAPES = {"gates_x": (T, B, 3 * H), "h0": (B, H), "w_hh": (H, 3 * H), "b_hn": (H,), "h_reset": (H,)}
 VALID = jnp.asarray([[1, 0, 1], [1, 0, 1], [1, 0, 0], [0, 0, 1], [1, 0, 1]], bool)
 RESET = jnp.asarray([[0, 1, 1], [0, 1, 0], [1, 0, 1], [1, 0, 0], [0, 0, 1]], bool)
+STEPS = {"valid": VALID, "reset": RESET}
+STATE_MASK = jnp.asarray(2.0 * RNG.integers(0, 2, (B, H)))
+HOLD = jnp.asarray(RNG.uniform(size=(T, B, H)))
+HELD = jnp.asarray(1.0 * (RNG.uniform(size=(T, B, H)) < 0.3))  # zoneout in training: a unit moves or it does not
+EVERYTHING = STEPS | {"state_mask": STATE_MASK, "hold": HELD}
 
 
 def draw():
@@ -21,26 +27,97 @@ def draw():
 
 
 PRIMALS, TANGENTS, WEIGH = draw(), draw(), jnp.asarray(RNG.normal(size=(T, B, H)))
-MODES = {
-    "grad": lambda f: jax.grad(lambda p: (f(p)[0] * WEIGH).sum() + f(p)[1].sum())(PRIMALS),
+CASES = {
+    "plain, after": (GRUSpec(), {}),
+    "plain, before": (GRUSpec(False), {}),
+    "masks, after": (GRUSpec(), STEPS),
+    "masks, before": (GRUSpec(False), STEPS),
+    "everything": (GRUSpec(False, None, "take", "softsign", "sigmoid", 1.2), EVERYTHING),
+    "relu, hard sigmoid": (GRUSpec(activation="relu", gate_activation="hard_sigmoid"), STEPS),
+    "clip": (GRUSpec(clip=0.8), {}),
+    "state mask, after": (GRUSpec(), {"state_mask": STATE_MASK}),
+    "state mask, before": (GRUSpec(False), {"state_mask": STATE_MASK}),
+    "hold": (GRUSpec(), {"hold": HOLD}),
+    "hold, take": (GRUSpec(update="take"), {"hold": HELD}),
+}
+"""What is static and what steers the steps."""
+
+
+def recurrence(case, implementation):
+    spec, control = CASES[case]
+
+    def f(given):
+        start = {"h_reset": given["h_reset"]} if "reset" in control else {}
+        arrays = [given[name] for name in ARRAYS]
+        return gru_sequence(*arrays, **start, **control, spec=spec, implementation=implementation)
+
+    return f
+
+
+def loss(f):
+    def scalar(given):
+        hs, h_last = f(given)
+        return (hs * WEIGH).sum() + h_last.sum()
+
+    return scalar
+
+
+def along(tree):
+    return sum(jnp.vdot(tree[name], TANGENTS[name]) for name in tree)
+
+
+def products(f):
+    """The Hessian of the loss times TANGENTS, in the three ways that give all of it."""
+    g = loss(f)
+    return {
+        "forward over reverse": jax.jvp(jax.grad(g), (PRIMALS,), (TANGENTS,))[1],
+        "reverse over forward": jax.grad(lambda p: jax.jvp(g, (p,), (TANGENTS,))[1])(PRIMALS),
+        "reverse over reverse": jax.grad(lambda p: along(jax.grad(g)(p)))(PRIMALS),
+    }
+
+
+FIRST = {
+    "grad": lambda f: jax.grad(loss(f))(PRIMALS),
     "jvp": lambda f: jax.jvp(f, (PRIMALS,), (TANGENTS,)),
-    "jacfwd": lambda f: jax.jacfwd(f)(PRIMALS),
-    "jacrev": lambda f: jax.jacrev(f)(PRIMALS),
-    "hvp": lambda f: jax.jvp(jax.grad(lambda p: (f(p)[0] * WEIGH).sum() + f(p)[1].sum()), (PRIMALS,), (TANGENTS,))[1],
-    "remat": lambda f: jax.grad(lambda p: (jax.checkpoint(f)(p)[0] * WEIGH).sum())(PRIMALS),
+    "remat": lambda f: jax.grad(loss(jax.checkpoint(f)))(PRIMALS),
 }
 
 
-@pytest.mark.parametrize("masks", [False, True], ids=["plain", "masks"])
-@pytest.mark.parametrize("reset_after", [True, False], ids=["after", "before"])
-@pytest.mark.parametrize("mode", MODES)
-def test_fused_equals_scan(mode, reset_after, masks):
+def compiled(f):
+    """XLA's own optimisations are not what is tested here, and take most of the time."""
+    return jax.jit(f, compiler_options={"xla_backend_optimization_level": 0})()
+
+
+@pytest.mark.parametrize("case", list(CASES)[:4])
+def test_fused_equals_scan(case):
     def run(implementation):
-        def f(given):
-            options = {"valid": VALID, "reset": RESET, "h_reset": given["h_reset"]} if masks else {}
-            arrays = [given[name] for name in ("gates_x", "h0", "w_hh", "b_hn")]
-            return gru_sequence(*arrays, **options, spec=GRUSpec(reset_after), implementation=implementation)
+        return {mode: of(recurrence(case, implementation)) for mode, of in FIRST.items()}
 
-        return f
+    assert_trees_close(compiled(lambda: run("fused")), compiled(lambda: run("scan")), "gradient")
 
-    assert_trees_close(*(jax.jit(lambda i=i: MODES[mode](run(i)))() for i in ("fused", "scan")), "gradient")
+
+@pytest.mark.parametrize("case", CASES)
+def test_both_jacobians_are_those_of_scan(case):
+    expected = compiled(lambda: jax.jacrev(recurrence(case, "scan"))(PRIMALS))
+    for jacobian in (jax.jacrev, jax.jacfwd):
+        found = compiled(lambda jacobian=jacobian: jacobian(recurrence(case, "fused"))(PRIMALS))
+        assert_trees_close(found, expected, "gradient")
+
+
+@pytest.mark.parametrize("case", list(CASES)[:6])
+def test_hessian_products_are_those_of_scan_in_all_three_ways(case):
+    expected = compiled(lambda: products(recurrence(case, "scan"))["forward over reverse"])
+    assert all(expected[name].any() for name in ARRAYS)
+    for found in compiled(lambda: products(recurrence(case, "fused"))).values():
+        assert_trees_close(found, expected, "gradient")
+
+
+@pytest.mark.parametrize("implementation", ["fused", "scan"])
+def test_the_masks_of_regularisation_have_no_derivative(implementation):
+    arrays = [PRIMALS[name] for name in ARRAYS]
+
+    def f(masks):
+        return loss(lambda _: gru_sequence(*arrays, **masks, implementation=implementation))(None)
+
+    for gradient in jax.grad(f)({"state_mask": STATE_MASK, "hold": HOLD}).values():
+        np.testing.assert_array_equal(gradient, 0)
