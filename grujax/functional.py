@@ -267,7 +267,8 @@ def check_inputs(
     require(shape == steps.batch, "lengths", f"shape {steps.batch}, one a sequence", f"shape {shape}")
     n_steps = x.shape[0] if time_major else x.shape[-2]
     if not isinstance(lengths, Tracer) and np.size(lengths):
-        low, high = int(np.min(lengths)), int(np.max(lengths))
+        values = np.asarray(lengths)  # NumPy's own: under jit the minimum of a constant jax.Array would be traced
+        low, high = int(values.min()), int(values.max())
         require(low >= 0 and high <= n_steps, "lengths", f"0 to T = {n_steps}", f"{low} to {high}")
     valid = valid_steps(n_steps, jnp.asarray(lengths))
     return steps._replace(valid=jnp.moveaxis(valid, -1, 0) if time_major else valid)

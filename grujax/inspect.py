@@ -49,6 +49,8 @@ def gates(
     >>> found = gates(model, model.init(jax.random.key(0), x), x, lengths=[7, 2, 4])
     >>> list(found), found["l0"].z.shape
     (['l0', 'l0_reverse'], (3, 7, 20))
+
+    Source: torch.nn.GRU.
     """
     _check_model(model)
     steps = check_inputs(x, None, lengths, mask, resets, model.time_major)

@@ -73,11 +73,11 @@ def last_of_segments(run: LayerRun, ids: Array, count: int) -> list[Array]:
     there = jax.ops.segment_sum(jnp.ones_like(ids), ids, count + 1)[:count] > 0
     of_direction = zip(run.directions, (jax.ops.segment_max, jax.ops.segment_min), strict=False)
     for direction, (hs, last_read) in enumerate(of_direction):
-        step = jnp.where(there, last_read(at, ids, count + 1)[:count], 0)
         start = jnp.zeros(hs.shape[-1], hs.dtype)
         if run.initial is not None:
             start = run.initial[direction - len(run.directions)].astype(hs.dtype)
-        found.append(jnp.where(there[:, None], hs.reshape(-1, hs.shape[-1])[step], start[None]))
+        states = jnp.concatenate([hs.reshape(ids.size, hs.shape[-1]), start[None]])
+        found.append(states[jnp.where(there, last_read(at, ids, count + 1)[:count], ids.size)])
     return found
 
 
@@ -343,7 +343,8 @@ def _check_segments(
     require(jnp.issubdtype(dtype, jnp.integer), "segments", "integers", f"dtype {dtype}")
     require(jnp.shape(segments) == shape, "segments", f"shape {shape}, one a step", f"shape {jnp.shape(segments)}")
     if not isinstance(segments, Tracer) and np.size(segments):
-        low, high = int(np.min(segments)), int(np.max(segments))
+        values = np.asarray(segments)  # NumPy's own: under jit the minimum of a constant jax.Array would be traced
+        low, high = int(values.min()), int(values.max())
         fits = low >= -1 and high < num_segments
         require(fits, "segments", f"-1 to num_segments - 1 = {num_segments - 1}", f"{low} to {high}")
     return jnp.asarray(segments)

@@ -71,8 +71,6 @@ def oracle(params, x, h0, valid, resets, variant):
                         values[:, b, t] = step.r[0], step.z[0], step.n[0]
             found[name] = values
             outputs.append(hs)
-        if not outputs:
-            return found, x
         x = np.concatenate(outputs, -1)
     return found, x
 

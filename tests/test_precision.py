@@ -55,13 +55,13 @@ def test_fused_sums_the_gradient_of_w_hh_in_more_than_the_compute_dtype(measured
 
 
 @pytest.mark.parametrize("implementation", [*KERNELS, "reference"])
-@pytest.mark.parametrize(("dtype", "state"), [("bfloat16", "float32"), ("float16", "float32"), ("float64", "float64")])
+@pytest.mark.parametrize(("dtype", "state"), [("bfloat16", "float32"), ("float64", "float64")])
 def test_the_state_is_carried_in_float32_at_least(dtype, state, implementation):
-    """A thousand steps of 1/400: half precision would stand still. No product in it, so no other rounding."""
-    steps, hidden = 1000, 3
+    """Many steps of 1/60: half precision would stand still on the way. No product in it, so no other rounding."""
+    steps, hidden = 300, 3
     rng = np.random.default_rng(0)
     h0 = np.asarray(jnp.asarray(rng.normal(size=(1, 2, hidden)), dtype).astype("float64"))
-    bias = np.repeat([0.0, 6.0, 1.0], hidden)
+    bias = np.repeat([0.0, 4.0, 1.0], hidden)
     weights = {"w_ih": np.zeros((1, 9)), "w_hh": np.zeros((3, 9)), "b_ih": bias, "b_hh": bias / 64}
     layer = GRU(hidden, dtype=dtype, param_dtype=dtype, implementation=implementation)
     params = {"params": {"l0": {name: jnp.asarray(a, dtype) for name, a in weights.items()}}}
@@ -70,14 +70,14 @@ def test_the_state_is_carried_in_float32_at_least(dtype, state, implementation):
     assert (output.dtype, h_last.dtype) == (dtype, state)
     expected = equations.sequence(x.swapaxes(0, 1), h0[0], *weights.values()).h_last
     assert np.abs(expected - h0[0]).max() > 0.5
-    assert_close(h_last[0], expected, "gradient" if state == "float32" else "forward")
+    assert_close(h_last[0], expected)
 
 
 def test_bfloat16_parameters_train(problem):
     given = problem()
     x, target = jnp.asarray(given["x"], jnp.bfloat16), jnp.asarray(given["h0"][:, :2], jnp.bfloat16)
     model = GRUModel(5, 2, pooling="mean", param_dtype=jnp.bfloat16)
-    variables = model.init(jax.random.key(0), x)
+    variables = jax.jit(model.init)(jax.random.key(0), x)
 
     @jax.jit
     def update(variables):
@@ -195,7 +195,9 @@ def test_precision_reaches_every_product(problem, call):
     """Of the function and its gradient, given as an attribute or as `jax.default_matmul_precision`."""
     given = {name: jnp.asarray(a, jnp.float32) for name, a in problem().items()}
     x = given["x"]
-    p = GRUWeights(*(given[name] for name in WEIGHTS)) if call == "gru" else INIT[call].init(jax.random.key(0), x)
+    p = GRUWeights(*(given[name] for name in WEIGHTS))
+    if call != "gru":
+        p = jax.eval_shape(INIT[call].init, jax.random.key(0), x)
 
     def products(attribute, default):
         def loss(p, x):

@@ -84,9 +84,12 @@ POINTS = {name: (p, X) for name, p in PARAMS.items()}
 TANGENTS = {name: random(point) for name, point in POINTS.items()}
 
 
+JACOBIANS = [("gru", "fused"), ("GRUModel", "fused")]
+
+
 @functools.cache
 def derivatives(name, implementation):
-    """Values and derivatives with respect to all parameters and x, from one compiled program; of "fused" all kinds."""
+    """Values and derivatives with respect to all parameters and x, from one compiled program."""
     point, tangent = POINTS[name], TANGENTS[name]
 
     def f(point):
@@ -102,8 +105,9 @@ def derivatives(name, implementation):
             "jvp": jax.jvp(f, (point,), (tangent,))[1],
             "forward over reverse": jax.jvp(jax.grad(loss), (point,), (tangent,))[1],
         }
-        if implementation == "fused":
+        if (name, implementation) in JACOBIANS:
             found["jacrev"], found["jacfwd"] = jax.jacrev(f)(point), jax.jacfwd(f)(point)
+        if implementation == "fused":
             found["reverse over forward"] = jax.grad(lambda p: jax.jvp(loss, (p,), (tangent,))[1])(point)
             found["reverse over reverse"] = jax.grad(lambda p: inner(jax.grad(loss)(p), tangent))(point)
         return found
@@ -111,9 +115,9 @@ def derivatives(name, implementation):
     return compute(point)
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_forward_mode_and_reverse_mode_agree(name):
-    found, tangent = derivatives(name, "fused"), jax.tree.leaves(TANGENTS[name])
+@pytest.mark.parametrize(("name", "implementation"), JACOBIANS)
+def test_forward_mode_and_reverse_mode_agree(name, implementation):
+    found, tangent = derivatives(name, implementation), jax.tree.leaves(TANGENTS[name])
     assert_trees_close(found["jacfwd"], found["jacrev"], "gradient")
     for d, jacobian in zip(found["jvp"], found["jacrev"], strict=True):
         parts = zip(jax.tree.leaves(jacobian), tangent, strict=True)
@@ -150,13 +154,12 @@ def test_eager_value_and_grad_equals_jit():
     assert_trees_close(gradient, derivatives("gru", "fused")["gradient"], "gradient")
 
 
-@pytest.mark.parametrize("name", ["gru", "GRUModel"])
-def test_checkpointed_gradients_are_the_same(name):
+def test_checkpointed_gradients_are_the_same():
     def run(point):
-        return RUNS[name](*point, STEPS)
+        return run_model(*point, STEPS)
 
-    gradient = quick(jax.grad(loss_of(jax.checkpoint(run))))(POINTS[name])
-    assert_trees_close(gradient, derivatives(name, "fused")["gradient"], "gradient")
+    gradient = quick(jax.grad(loss_of(jax.checkpoint(run))))(POINTS["GRUModel"])
+    assert_trees_close(gradient, derivatives("GRUModel", "fused")["gradient"], "gradient")
 
 
 @pytest.mark.parametrize(("name", "implementation"), CASES)
@@ -168,7 +171,7 @@ def test_no_tracer_leaks(name, implementation):
 # vmap
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", ["gru", "GRUModel"])
 def test_vmap_equals_a_loop(name):
     """Over data and over weights, which is an ensemble; values and gradients."""
     members, batches = [PARAMS[name], random(PARAMS[name])], [(X, STEPS), batch()]

@@ -510,6 +510,24 @@ def test_a_saved_variant_is_the_same_again(tmp_path, case):
     jax.tree.map(np.testing.assert_array_equal, *outputs)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("clip", np.float32(2.5)),
+        ("num_layers", np.int64(2)),
+        ("head_hidden", (np.int32(4),)),
+        ("precision", ("high",) * 2),
+    ],
+)
+def test_numbers_of_numpy_and_pairs_are_saved(tmp_path, field, value):
+    model, x = GRUModel(**{"hidden_size": H, "output_size": 2, field: value}), jnp.ones((B, T, I), jnp.float32)
+    variables = {"params": random_params(model, x)}
+    grujax.save(tmp_path / "m.safetensors", model, variables)
+    loaded, again = grujax.load(tmp_path / "m.safetensors")
+    assert loaded == model
+    np.testing.assert_array_equal(quick(loaded.apply)(again, x), quick(model.apply)(variables, x))
+
+
 @pytest.mark.parametrize("field", ["activation", "gate_activation", "head_activation", "pooling"])
 def test_a_function_is_not_saved(tmp_path, field):
     def function(a, valid=None):

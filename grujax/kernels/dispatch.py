@@ -130,6 +130,8 @@ def sequence_gates(
 ) -> GateValues:
     """r, z and n of every step, (T, B, H) each, of a recurrence that gave the states hs."""
     h0 = h0.astype(hs.dtype)
+    if control.h_reset is not None:
+        control = control._replace(h_reset=control.h_reset.astype(hs.dtype))
     mask = None if control.state_mask is None else control.state_mask[None] + jnp.zeros_like(hs)
     return gate_values(split_gates(gates_x), entering(h0, hs, control), split(recurrent), spec, mask)
 

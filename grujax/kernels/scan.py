@@ -20,7 +20,7 @@ def scan(gates_x: Gates, h0: State, recurrent: Recurrent, control: Control, spec
             gates_x = [jnp.where(valid[:, None], g, 0) for g in gates_x]
         h_new = step(gates_x, h, weights, spec, control.state_mask)
         if hold is not None:
-            h_new = h_new + hold * (h - h_new)
+            h_new = hold * h + (1 - hold) * h_new
         if valid is not None:
             h_new = jnp.where(valid[:, None], h_new, h)
         return h_new, h_new
