@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.core import FrozenDict
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
@@ -208,6 +209,13 @@ class GRUModel(EncoderSettings):
     _: dataclasses.KW_ONLY
     head_hidden: tuple[int, ...] = ()
     head_activation: Activation = "relu"
+
+    def __post_init__(self) -> None:
+        """Hashable whatever it was given, so that a model may be a static argument of `jax.jit`."""
+        if isinstance(self.output_size, Mapping):
+            self.output_size = FrozenDict(self.output_size)
+        self.head_hidden = tuple(self.head_hidden)
+        super().__post_init__()
 
     @nn.compact
     def __call__(

@@ -148,8 +148,7 @@ def _fields(model: nn.Module) -> dict[str, Any]:
 
 def _from_json(fields: dict[str, Any]) -> dict[str, Any]:
     dtypes = {key: getattr(jnp, fields[key]) for key in ("dtype", "param_dtype") if fields.get(key) is not None}
-    tuples = {"head_hidden": tuple(fields["head_hidden"])} if "head_hidden" in fields else {}
-    return {**fields, **dtypes, **tuples}
+    return {**fields, **dtypes}
 
 
 def _input_size(tensors: Mapping[str, np.ndarray], source: str) -> int:

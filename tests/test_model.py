@@ -86,3 +86,9 @@ def test_dropout_falls_before_the_head_too():
     np.testing.assert_array_equal(
         model.apply(variables, X), GRUModel(5, 2, param_dtype=jnp.float64).apply(variables, X)
     )
+
+
+def test_equal_models_are_one_static_argument():
+    one, other = (GRUModel(5, {"a": 2, "b": 1}, head_hidden=widths) for widths in ((4,), [4]))
+    assert one == other and hash(one) == hash(other)
+    assert one != GRUModel(5, {"a": 2, "b": 3}, head_hidden=(4,))
