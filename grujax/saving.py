@@ -71,7 +71,7 @@ def save(path: str | Path, model: nn.Module, variables: Mapping, metadata: Mappi
         "input_size": _input_size(tensors, "variables"),
         "versions": {name: version(name) for name in ("grujax", "jax", "flax")},
     }
-    content = safetensors.numpy.save(tensors, {"grujax": json.dumps(header, sort_keys=True)})
+    content = safetensors.numpy.save(tensors, {"grujax": json.dumps(header, sort_keys=True, default=_number)})
     with replacing(path) as temporary:
         temporary.write_bytes(content)
 
@@ -105,8 +105,10 @@ def read(path: str | Path) -> Saved:
         model = MODELS[fields.pop("class")](**_from_json(fields))
         header.pop("input_size")
         _check_tensors(model, tensors, str(path))
-    except InputError:
-        raise
+    except InputError as error:
+        if str(path) in str(error):
+            raise
+        raise InputError(error.argument, error.expected, f"{error.found} in {path}", error.remedy) from error
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         found = f"{path}: {type(error).__name__} {str(error).splitlines()[:1]}"
         raise InputError("model", "grujax's metadata", found) from error
@@ -146,9 +148,16 @@ def _fields(model: nn.Module) -> dict[str, Any]:
     return fields
 
 
+def _number(value: Any) -> int | float:
+    """A number of NumPy as JSON's own."""
+    require(isinstance(value, np.generic), "model", "fields that JSON can hold", repr(value), "Save by hand.")
+    return value.item()
+
+
 def _from_json(fields: dict[str, Any]) -> dict[str, Any]:
     dtypes = {key: getattr(jnp, fields[key]) for key in ("dtype", "param_dtype") if fields.get(key) is not None}
-    return {**fields, **dtypes}
+    tuples = {key: tuple(value) for key, value in fields.items() if isinstance(value, list)}
+    return {**fields, **dtypes, **tuples}
 
 
 def _input_size(tensors: Mapping[str, np.ndarray], source: str) -> int:
@@ -170,7 +179,7 @@ def _check_tensors(model: nn.Module, tensors: Mapping[str, np.ndarray], source: 
     flat: dict[str, Any] = flatten_dict(shapes, sep="/")
     expected = {key: (a.shape, a.dtype) for key, a in flat.items()}
     if isinstance(model, GRUModel):
-        sizes = {"input": n_inputs} | ({"output": model.output_size} if isinstance(model.output_size, int) else {})
+        sizes = {"input": n_inputs} | ({} if isinstance(model.output_size, Mapping) else {"output": model.output_size})
         for which, size in sizes.items():
             if any(key.startswith(f"statistics/{which}_") for key in tensors):
                 expected |= {f"statistics/{which}_{s}": ((size,), jnp.dtype("float32")) for s in ("mean", "std")}

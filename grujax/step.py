@@ -5,6 +5,7 @@ with the elementwise work behind it, and one (B, 3H) product sliced into gates r
 """
 
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import NamedTuple
 
 import jax
@@ -52,7 +53,8 @@ def check_spec(spec: GRUSpec) -> None:
         known = callable(activation) or activation in ACTIVATIONS
         require(known, name, f"one of {sorted(ACTIVATIONS)} or an elementwise function", repr(activation))
     if spec.clip is not None:
-        require(spec.clip > 0, "clip", "a positive number or None", spec.clip)
+        positive = isinstance(spec.clip, Real) and spec.clip > 0
+        require(positive, "clip", "a positive number or None", repr(spec.clip))
 
 
 def activate(activation: Activation, clip: float | None) -> Callable[[Array], Array]:

@@ -1,4 +1,4 @@
-"""The guide's Python blocks run, in order, as one program; the tests that the README's table of features names exist."""
+"""The guide's Python blocks run, in order, as one program; the tests that the README's table names exist."""
 
 import re
 import subprocess

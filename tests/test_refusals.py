@@ -87,6 +87,7 @@ BAD = {
     "activation": (function(activation="swish"), [f"activation: expected {NAMES}", "'swish'"]),
     "gate activation": (function(gate_activation=3), [f"gate_activation: expected {NAMES}", "found 3"]),
     "clip": (function(clip=0.0), ["clip: expected a positive number or None", "0.0"]),
+    "clip text": (function(clip="3"), ["clip: expected a positive number or None", "'3'"]),
     "compute dtype": (function(dtype=jnp.int32), ["dtype: expected a floating dtype or None", "int32"]),
     "include_initial in reverse": (function(reverse=True, include_initial=True), ["include_initial", "last step"]),
     "implementation": (function(implementation="fast"), ["implementation", "'fused', 'scan'", "'fast'"]),

@@ -115,7 +115,8 @@ def to_torch(model: nn.Module, variables: Mapping, gru: str = "gru", head: str =
         require(found == field.default, field.name, repr(field.default), repr(found), remedy)
     if isinstance(model, GRUModel):
         one_head = "The torch class has one nn.Linear."
-        require(isinstance(model.output_size, int), "output_size", "one head", repr(model.output_size), one_head)
+        several = isinstance(model.output_size, Mapping)
+        require(not several, "output_size", "one head", repr(model.output_size), one_head)
     for collection in variables:
         what = "The torch module would get raw inputs where this model standardises them: fold them into your data."
         remedy = f"It would be lost. {what if collection == 'statistics' else ''}".strip()
@@ -180,7 +181,7 @@ def _tensors(model: GRU | GRUCell | GRUModel, input_size: int, gru: str, head: s
             yield f"{gru}bias_hh{suffix}", Tensor((*path, "b_hh"), (rows,))
     if isinstance(model, GRUModel):
         n_features = (1 + model.bidirectional) * model.hidden_size
-        assert isinstance(model.output_size, int)
+        assert not isinstance(model.output_size, Mapping)
         yield f"{head}weight", Tensor(("head", "kernel"), (model.output_size, n_features))
         yield f"{head}bias", Tensor(("head", "bias"), (model.output_size,))
 

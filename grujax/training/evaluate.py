@@ -36,8 +36,8 @@ def outputs_of(
     """The model's outputs (N, output_size) for every row, in order."""
     boundaries = bucket_boundaries(data.lengths) if boundaries is None else boundaries
     width = model.output_size
-    require(isinstance(width, int), "model", "a model of one head", f"output_size={width}", "Apply it by hand.")
-    assert isinstance(width, int)
+    require(not isinstance(width, Mapping), "model", "a model of one head", f"output_size={width}", "Apply it by hand.")
+    assert not isinstance(width, Mapping)
     outputs = np.zeros((len(data), width), np.float32)
     for batch in batches(data, batch_size, boundaries):
         kept = batch.weight > 0
