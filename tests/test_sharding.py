@@ -12,6 +12,8 @@ import traceback
 
 import pytest
 
+pytestmark = pytest.mark.xdist_group("sharding")  # one process measures for all cases
+
 MESHES = {
     "shard_map": {"data": (8, "Auto")},
     "explicit": {"data": (8, "Explicit")},
