@@ -10,10 +10,6 @@ import subprocess
 import sys
 import traceback
 
-import pytest
-
-pytestmark = pytest.mark.xdist_group("sharding")  # one process measures for all cases
-
 MESHES = {
     "shard_map": {"data": (8, "Auto")},
     "explicit": {"data": (8, "Explicit")},
@@ -41,8 +37,7 @@ CASES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def failures():
+def test_eight_devices_give_what_one_gives():
     env = os.environ | {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
         "JAX_PLATFORMS": "cpu",
@@ -51,13 +46,10 @@ def failures():
     command = [sys.executable, "-W", "error", __file__]
     done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-@pytest.mark.parametrize("case", CASES, ids="-".join)
-def test_eight_devices_give_what_one_gives(failures, case):
-    failure = failures["-".join(case)]
-    assert not failure, failure
+    failures = json.loads(done.stdout.splitlines()[-1])
+    assert len(failures) == len(CASES)
+    failed = {case: why for case, why in failures.items() if why}
+    assert not failed, "\n\n".join(f"{case}: {why}" for case, why in failed.items())
 
 
 def main():
