@@ -134,6 +134,9 @@ PROBES = {
     "finite gradients with NaN in the padding": poison,
     "bfloat16 parameters can be initialised": runs(lambda peer: peer.half()),
     "forward mode (jvp)": runs(lambda peer: jax.jvp(lambda x: peer.run(peer.params, x), (X,), (X,))),
+    "Hessian products": runs(
+        lambda peer: jax.jvp(jax.grad(lambda x: jnp.square(peer.run(peer.params, x)).sum()), (X,), (X,))
+    ),
     "shard_map with its default checks": runs(under_shard_map),
     "explicit sharding": runs(explicitly_sharded),
 }
