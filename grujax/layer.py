@@ -178,9 +178,8 @@ class GRU(LayerSettings):
             dtype = self.dtype or jnp.result_type(x, self.param_dtype)
             layer_input = x
             if layer > 0:
-                x = nn.Dropout(self.dropout, deterministic=deterministic)(x)
-            if self.input_dropout:
-                x = nn.Dropout(self.input_dropout, broadcast_dims=(0,), deterministic=deterministic)(x)
+                x = dropout(x, self.dropout, deterministic)
+            x = dropout(x, self.input_dropout, deterministic, locked_axes=(0,))
             outputs = []
             for reverse in (False, True)[: self.num_directions]:
                 name = f"l{layer}{'_reverse' if reverse else ''}"
@@ -238,6 +237,17 @@ class GRU(LayerSettings):
             t = jax.nn.sigmoid(t)
             return t * output + (1 - t) * x
         return output
+
+
+def dropout(x: Array, rate: float, deterministic: bool, locked_axes: tuple[int, ...] = ()) -> Array:
+    """x where it survives, over the probability to: one mask along each of `locked_axes`. Stream "dropout".
+
+    A product, where `nn.Dropout` selects: under explicit sharding the mask is sharded otherwise than x.
+    """
+    if deterministic or not rate:
+        return x
+    shape = [1 if axis in locked_axes else size for axis, size in enumerate(x.shape)]
+    return x * nn.Dropout(rate, deterministic=False)(jnp.ones(shape, x.dtype))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 from grujax.errors import require, require_count
 from grujax.functional import Steps, check_inputs, from_rows
 from grujax.initializers import preset
-from grujax.layer import GRU, MERGES, LayerRun, LayerSettings, merged
+from grujax.layer import GRU, MERGES, LayerRun, LayerSettings, dropout, merged
 from grujax.step import ACTIVATIONS
 from grujax.types import Activation, Array, Inputs, state_dtype
 
@@ -259,7 +259,7 @@ class GRUModel(EncoderSettings):
             return_state=True,
             deterministic=deterministic,
         )
-        features = nn.Dropout(self.dropout, deterministic=deterministic)(features)
+        features = dropout(features, self.dropout, deterministic)
         outputs = {name: self._head(layer, size, features) for name, (layer, size) in heads.items()}
         if self.pooling is None and steps.valid is not None:
             valid = steps.valid

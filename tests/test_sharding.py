@@ -27,6 +27,7 @@ CASES = [
         ("shard_map", ("gru",), ("scan",)),
         ("explicit", ("gru", "GRU", "GRUModel"), ("fused", "scan")),
         ("explicit", ("GRU",), ("reference",)),
+        ("explicit", ("dropout",), ("fused",)),
         ("data", ("GRUModel",), ("fused",)),
         ("model", ("gru",), ("fused",)),
         ("data and model", ("gru", "GRU", "GRUModel"), ("fused",)),
@@ -83,15 +84,21 @@ def main():
     def random(module):
         return jax.tree.map(lambda a: normal(*a.shape), jax.eval_shape(module.init, jax.random.key(0), data["x"]))
 
-    parameters = {"gru": bare, "GRU": random(layer), "GRUModel": random(model)}
+    rates = ("dropout", "input_dropout", "recurrent_dropout", "weight_dropout", "zoneout")
+    dropped = GRUModel(hidden, 2, num_layers=2, **dict.fromkeys(rates, 0.3), param_dtype=jnp.float64)
+    parameters = {"gru": bare, "GRU": random(layer), "GRUModel": random(model), "dropout": random(dropped)}
     # the rows of both results of each: output and last state
     results = {"gru": (P("data"), P("data")), "GRU": (P("data"), P(None, "data")), "GRUModel": (P("data"), P("data"))}
+    results["dropout"] = results["GRU"]
 
     def forward(name, implementation):
         def run(p, d):
             given = {"lengths": d["lengths"], "resets": d["resets"]}
             if name == "gru":
                 return gru(d["x"], p["weights"], d["h0"], h_reset=p["h_reset"], implementation=implementation, **given)
+            if name == "dropout":
+                rngs = {"dropout": jax.random.key(2)}
+                return dropped.apply(p, d["x"], return_state=True, deterministic=False, rngs=rngs)
             if name == "GRU":
                 return layer.copy(implementation=implementation).apply(p, d["x"], **given)
             y, h_last = model.copy(implementation=implementation).apply(
