@@ -9,8 +9,8 @@ from flax.typing import PrecisionLike
 from jax.typing import DTypeLike
 
 from grujax.errors import require, require_count
-from grujax.functional import require_floating
 from grujax.initializers import preset, with_update_bias
+from grujax.inputs import require_floating
 from grujax.step import cast, check_spec, project, recurrent, split, split_gates, step
 from grujax.types import Activation, Array, GRUSpec, GRUWeights, state_dtype
 

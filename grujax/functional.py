@@ -1,17 +1,15 @@
 """One layer, one direction, without Flax."""
 
-import math
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
-from jax.core import Tracer
 from jax.typing import ArrayLike, DTypeLike
 
 from grujax.errors import require
+from grujax.inputs import Steps, check_include_initial, check_inputs, check_state, from_rows, require_floating, to_rows
 from grujax.kernels import explain, gru_sequence, sequence_gates
 from grujax.step import GateValues, cast, project, recurrent
 from grujax.types import Activation, Array, Control, GRUSpec, GRUWeights, Inputs, State, States, Valid
@@ -178,146 +176,6 @@ def resets_in_reverse(reset: Valid, valid: Valid | None) -> Valid:
     code = jnp.where(valid, 2 * to_go + reset.astype(jnp.int32), 0)
     later = jnp.concatenate([code[1:], jnp.zeros_like(code[:1])])
     return lax.cummax(later, axis=0, reverse=True) % 2 == 1
-
-
-class Steps(NamedTuple):
-    """Inputs that fit each other: x (*batch, T, I), valid and resets bool (*batch, T) or None.
-
-    T is the first axis where time_major.
-    """
-
-    x: Array
-    valid: Array | None
-    resets: Array | None
-    time_major: bool
-
-    @property
-    def batch(self) -> tuple[int, ...]:
-        return self.x.shape[1:-1] if self.time_major else self.x.shape[:-2]
-
-
-class Rows(NamedTuple):
-    """The same time-major with one batch axis: x (T, B, I), valid and resets (T, B)."""
-
-    x: Array
-    valid: Array | None
-    resets: Array | None
-    batch: tuple[int, ...]
-
-
-def to_rows(steps: Steps) -> Rows:
-    n_rows = math.prod(steps.batch)
-
-    def rows(a: Array | None, features: int) -> Array | None:
-        if a is None:
-            return None
-        a = a if steps.time_major else jnp.moveaxis(a, a.ndim - features - 1, 0)
-        return a if len(steps.batch) == 1 else a.reshape(a.shape[0], n_rows, *a.shape[a.ndim - features :])
-
-    x = rows(steps.x, 1)
-    assert x is not None
-    return Rows(x, rows(steps.valid, 0), rows(steps.resets, 0), steps.batch)
-
-
-def from_rows(a: Array, batch: tuple[int, ...], time_major: bool) -> Array:
-    """(T, B, F) -> (*batch, T, F), or (T, *batch, F)."""
-    if len(batch) != 1:
-        a = a.reshape(a.shape[0], *batch, a.shape[-1])
-    return a if time_major else jnp.moveaxis(a, 0, -2)
-
-
-def check_inputs(
-    x: Inputs,
-    input_size: int | None,
-    lengths: ArrayLike | None,
-    mask: ArrayLike | None = None,
-    resets: ArrayLike | None = None,
-    time_major: bool = False,
-) -> Steps:
-    """Arrays that fit each other, or `InputError`; `input_size` None accepts any number of features."""
-    x = jnp.asarray(x)
-    axes = "(T, ..., I)" if time_major else "(..., T, I)"
-    require(x.ndim >= 2, "x", f"{axes}, at least two axes", f"shape {x.shape}")
-    require_floating(x, "x")
-    if input_size is not None:
-        require(
-            x.shape[-1] == input_size,
-            "x",
-            f"{input_size} input features on the last axis",
-            f"shape {x.shape}",
-            "Axes are (time, batch, features)." if time_major else "Axes are (batch, time, features).",
-        )
-    require(
-        lengths is None or mask is None,
-        "mask",
-        "None beside lengths",
-        "both",
-        "Either says which steps are valid: pass one of them.",
-    )
-    steps = Steps(x, None, check_flags(resets, "resets", x.shape[:-1]), time_major)
-    if mask is not None:
-        return steps._replace(valid=check_flags(mask, "mask", x.shape[:-1]))
-    if lengths is None:
-        return steps
-    if isinstance(lengths, (list, tuple)):
-        lengths = np.asarray(lengths)
-    found = jnp.result_type(lengths)
-    require(jnp.issubdtype(found, jnp.integer), "lengths", "integers", f"dtype {found}")
-    shape = jnp.shape(lengths)
-    require(shape == steps.batch, "lengths", f"shape {steps.batch}, one a sequence", f"shape {shape}")
-    n_steps = x.shape[0] if time_major else x.shape[-2]
-    if not isinstance(lengths, Tracer) and np.size(lengths):
-        values = np.asarray(lengths)  # NumPy's own: under jit the minimum of a constant jax.Array would be traced
-        low, high = int(values.min()), int(values.max())
-        require(low >= 0 and high <= n_steps, "lengths", f"0 to T = {n_steps}", f"{low} to {high}")
-    valid = valid_steps(n_steps, jnp.asarray(lengths))
-    return steps._replace(valid=jnp.moveaxis(valid, -1, 0) if time_major else valid)
-
-
-def check_state(state: ArrayLike | None, name: str, shape: tuple[int, ...], remedy: str = "") -> Array | None:
-    """A state as an array of `shape`, or None."""
-    if state is None:
-        return None
-    state = jnp.asarray(state)
-    require(state.shape == shape, name, f"shape {shape}", state.shape, remedy)
-    require_floating(state, name)
-    return state
-
-
-def check_flags(flags: ArrayLike | None, name: str, shape: tuple[int, ...]) -> Array | None:
-    """A bool for each step, as an array of `shape`."""
-    if flags is None:
-        return None
-    flags = np.asarray(flags) if isinstance(flags, (list, tuple)) else flags
-    dtype, found = jnp.result_type(flags), jnp.shape(flags)
-    require(dtype == jnp.bool_, name, "dtype bool", f"dtype {dtype}", f"Compare it, {name} != 0, if that is meant.")
-    require(found == shape, name, f"shape {shape}, one a step", f"shape {found}")
-    return jnp.asarray(flags)
-
-
-def check_include_initial(include_initial: bool, reverse: bool) -> None:
-    require(
-        not (include_initial and reverse),
-        "include_initial",
-        "False where time runs backwards",
-        True,
-        "The initial state would stand behind the last step: add it where you need it.",
-    )
-
-
-def valid_steps(n_steps: int, lengths: Array) -> Array:
-    """lengths (...) -> (..., T) bool: does the step belong to the sequence?"""
-    return lax.broadcasted_iota(lengths.dtype, (*lengths.shape, n_steps), lengths.ndim) < lengths[..., None]
-
-
-def require_floating(a: Array, name: str) -> None:
-    require(
-        jnp.issubdtype(a.dtype, jnp.floating),
-        name,
-        "a floating dtype",
-        f"dtype {a.dtype}",
-        f"Convert it, {name}.astype(jnp.float32), if that is what it means.",
-    )
 
 
 def _check_weights(weights: GRUWeights) -> None:

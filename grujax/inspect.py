@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from numpy.typing import NDArray
 
 from grujax.errors import InputError, require
-from grujax.functional import check_flags, check_inputs, from_rows
+from grujax.inputs import check_flags, check_inputs, from_rows
 from grujax.layer import GRU
 from grujax.model import GRUEncoder, GRUModel
 from grujax.saving import replacing

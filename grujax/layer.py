@@ -10,16 +10,8 @@ from jax.typing import ArrayLike
 
 from grujax.cell import CellSettings, GRUCell
 from grujax.errors import require, require_count
-from grujax.functional import (
-    Directed,
-    check_include_initial,
-    check_inputs,
-    check_state,
-    from_rows,
-    one_direction,
-    resets_in_reverse,
-    to_rows,
-)
+from grujax.functional import Directed, one_direction, resets_in_reverse
+from grujax.inputs import check_include_initial, check_inputs, check_state, from_rows, to_rows
 from grujax.types import Array, Control, GRUWeights, Inputs, Valid, state_dtype
 
 MERGES = {
@@ -91,6 +83,11 @@ class LayerRun(NamedTuple):
     valid: Valid | None  # (T, B)
     batch: tuple[int, ...]
 
+    @property
+    def states(self) -> Array:
+        """h_last with the batch axes that x had: (L*D, *batch, H)."""
+        return self.h_last.reshape(self.h_last.shape[0], *self.batch, self.h_last.shape[-1])
+
 
 def merged(layer: LayerSettings, directions: list[Array]) -> Array:
     """Both directions as one output; the one there is."""
@@ -144,11 +141,10 @@ class GRU(LayerSettings):
           last valid step of each direction, h0 for length 0; with resets the last sequence's, in reverse the first's.
         """
         run = self.run(x, h0, lengths=lengths, mask=mask, resets=resets, deterministic=deterministic)
-        h_last = run.h_last.reshape(run.h_last.shape[0], *run.batch, self.hidden_size)
         if self.merge is None and self.bidirectional:
             forward, backward = (from_rows(hs, run.batch, self.time_major) for hs in run.directions)
-            return (forward, backward), h_last
-        return from_rows(run.output, run.batch, self.time_major), h_last
+            return (forward, backward), run.states
+        return from_rows(run.output, run.batch, self.time_major), run.states
 
     @nn.compact
     def run(
@@ -172,7 +168,6 @@ class GRU(LayerSettings):
         learned = None
         if self.initial_state == "learned":
             learned = self.param("h0", nn.initializers.zeros, (n_states, self.hidden_size), self.param_dtype)
-        drop = Drop(self, deterministic)
         last, first, outputs = [], None, []
         for layer in range(self.num_layers):
             dtype = self.dtype or jnp.result_type(x, self.param_dtype)
@@ -189,8 +184,9 @@ class GRU(LayerSettings):
                     start = h0[len(last)].reshape(n_rows, self.hidden_size)
                 elif h_reset is not None:
                     start = jnp.broadcast_to(h_reset[None], (n_rows, self.hidden_size))
-                weights = drop.weights(cell.weights(x.shape[-1]))
-                control = Control(valid, reset, h_reset, drop.state_mask(n_rows, dtype), drop.hold(x, dtype))
+                weights = cell.weights(x.shape[-1])
+                weights = weights._replace(w_hh=dropout(weights.w_hh, self.weight_dropout, deterministic))
+                control = Control(valid, reset, h_reset, *self._masks(x.shape, dtype, deterministic))
                 run = self._one_direction(cell, x, weights, start, control, reverse)
                 if run.gates is not None:
                     self.sow("intermediates", f"{name}_gates", run.gates)
@@ -205,6 +201,18 @@ class GRU(LayerSettings):
             assert first is not None
             x = jnp.concatenate([first.astype(x.dtype)[None], x])
         return LayerRun(x, outputs, jnp.stack(last), learned, valid, batch)
+
+    def _masks(self, shape: tuple[int, ...], dtype, deterministic: bool) -> tuple[Array | None, Array | None]:
+        """state_mask (B, H) and hold (T, B, H) for x of `shape` (T, B, I); None where nothing is dropped or held."""
+        (n_steps, n_rows, _), wide = shape, state_dtype(dtype)
+        state_mask = hold = None
+        if self.recurrent_dropout and not deterministic:
+            state_mask = dropout(jnp.ones((n_rows, self.hidden_size), wide), self.recurrent_dropout, deterministic)
+        if self.zoneout:
+            hold = jnp.full((n_steps, n_rows, self.hidden_size), self.zoneout, wide)
+            if not deterministic:
+                hold = jax.random.bernoulli(self.make_rng("dropout"), hold).astype(wide)
+        return state_mask, hold
 
     def _one_direction(
         self, cell: GRUCell, x: Array, weights: GRUWeights, h0: Array | None, control: Control, reverse: bool
@@ -240,7 +248,7 @@ class GRU(LayerSettings):
 
 
 def dropout(x: Array, rate: float, deterministic: bool, locked_axes: tuple[int, ...] = ()) -> Array:
-    """x where it survives, over the probability to: one mask along each of `locked_axes`. Stream "dropout".
+    """x where it survives, over the probability to: one mask for all of each of `locked_axes`. Stream "dropout".
 
     A product, where `nn.Dropout` selects: under explicit sharding the mask is sharded otherwise than x.
     """
@@ -248,37 +256,6 @@ def dropout(x: Array, rate: float, deterministic: bool, locked_axes: tuple[int, 
         return x
     shape = [1 if axis in locked_axes else size for axis, size in enumerate(x.shape)]
     return x * nn.Dropout(rate, deterministic=False)(jnp.ones(shape, x.dtype))
-
-
-@dataclasses.dataclass(frozen=True)
-class Drop:
-    """The masks of one call of a layer, drawn in its scope; None where nothing is dropped."""
-
-    layer: LayerSettings
-    deterministic: bool
-
-    def _keep(self, ones: Array, rate: float) -> Array:
-        """Ones that survive, divided by their probability."""
-        return nn.Dropout(rate, deterministic=False)(ones)
-
-    def weights(self, weights: GRUWeights) -> GRUWeights:
-        if self.deterministic or not self.layer.weight_dropout:
-            return weights
-        return weights._replace(w_hh=self._keep(weights.w_hh, self.layer.weight_dropout))
-
-    def state_mask(self, n_rows: int, dtype) -> Array | None:
-        if self.deterministic or not self.layer.recurrent_dropout:
-            return None
-        ones = jnp.ones((n_rows, self.layer.hidden_size), state_dtype(dtype))
-        return self._keep(ones, self.layer.recurrent_dropout)
-
-    def hold(self, x: Array, dtype) -> Array | None:
-        rate, shape = self.layer.zoneout, (*x.shape[:2], self.layer.hidden_size)
-        if not rate:
-            return None
-        if self.deterministic:
-            return jnp.full(shape, rate, state_dtype(dtype))
-        return jax.random.bernoulli(self.layer.make_rng("dropout"), rate, shape).astype(state_dtype(dtype))
 
 
 def _check(layer: LayerSettings) -> None:

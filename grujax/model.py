@@ -1,85 +1,37 @@
 """The models: a GRU with pooling (a vector a sequence), and that with one or several dense heads."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
-import numpy as np
 from flax.core import FrozenDict
-from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from grujax.errors import require, require_count
-from grujax.functional import Steps, check_inputs, from_rows
 from grujax.initializers import preset
+from grujax.inputs import check_inputs, from_rows
 from grujax.layer import GRU, MERGES, LayerRun, LayerSettings, dropout, merged
-from grujax.step import ACTIVATIONS
-from grujax.types import Activation, Array, Inputs, state_dtype
-
-Pooling: TypeAlias = str | Callable[[Array, Array], Array] | None
-POOLINGS = ("last", "mean", "max", "attention")
+from grujax.pooling import POOLINGS, Pooling, check_segments, last_of_segments, pool, pool_segments
+from grujax.step import activate, check_activation
+from grujax.types import Activation, Array, Inputs
 
 
-def pool(output: Array, valid: Array, pooling: str, scores: Array | None = None) -> Array:
-    """output (T, B, F), zero at steps that are not valid (T, B) -> (B, F); over no step at all 0.
-
-    "mean" and "max" go over the valid steps; "attention" is their mean weighed by softmax(scores (T, B)).
-    """
-    wide, any_valid = state_dtype(output.dtype), valid.any(0)
-    if pooling == "mean":
-        counts = jnp.maximum(valid.sum(0), 1)[:, None].astype(wide)
-        return (output.sum(0, dtype=wide) / counts).astype(output.dtype)
-    if pooling == "max":
-        largest = jnp.where(valid[..., None], output, -jnp.inf).max(0, initial=-jnp.inf)
-        return jnp.where(any_valid[:, None], largest, 0)
-    assert pooling == "attention" and scores is not None
-    # a row without a valid step: scores of 0 keep softmax and its gradient finite, and its output is 0 already
-    scores = jnp.where(valid, scores.astype(wide), jnp.where(any_valid, -jnp.inf, 0)[None])
-    weights = jax.nn.softmax(scores, axis=0)
-    return (weights[..., None] * output.astype(wide)).sum(0).astype(output.dtype)
-
-
-def pool_segments(output: Array, ids: Array, count: int, pooling: str, scores: Array | None = None) -> Array:
-    """As `pool`, a vector a segment: output (T, B, F), ids (T, B) 0..count, the last none at all -> (count, F)."""
-    flat, ids = output.reshape(-1, output.shape[-1]), ids.reshape(-1)
-    wide = state_dtype(output.dtype)
-
-    def total(a: Array) -> Array:
-        return jax.ops.segment_sum(a, ids, count + 1)
-
-    there = (total(jnp.ones_like(ids)) > 0)[:, None]
-    if pooling == "max":
-        result = jnp.where(there, jax.ops.segment_max(flat, ids, count + 1), 0)
-    else:
-        weights = jnp.ones(ids.shape, wide)
-        if scores is not None:
-            scores = scores.reshape(-1).astype(wide)
-            largest = jax.ops.segment_max(jax.lax.stop_gradient(scores), ids, count + 1)
-            weights = jnp.exp(scores - largest[ids])
-        mass = jnp.where(there, total(weights)[:, None], 1)
-        result = total(weights[:, None] * flat.astype(wide)) / mass
-    return result[:count].astype(output.dtype)
-
-
-def last_of_segments(run: LayerRun, ids: Array, count: int) -> list[Array]:
-    """The last state of each segment in each direction, (count, H): at its last step, in reverse at its first.
-
-    A segment without a step has the initial state.
-    """
-    ids, found = ids.reshape(-1), []
-    at = jnp.arange(ids.size)
-    there = jax.ops.segment_sum(jnp.ones_like(ids), ids, count + 1)[:count] > 0
-    of_direction = zip(run.directions, (jax.ops.segment_max, jax.ops.segment_min), strict=False)
-    for direction, (hs, last_read) in enumerate(of_direction):
-        start = jnp.zeros(hs.shape[-1], hs.dtype)
-        if run.initial is not None:
-            start = run.initial[direction - len(run.directions)].astype(hs.dtype)
-        states = jnp.concatenate([hs.reshape(ids.size, hs.shape[-1]), start[None]])
-        found.append(states[jnp.where(there, last_read(at, ids, count + 1)[:count], ids.size)])
-    return found
+def dense(module: LayerSettings, x: Array, width: int, name: str, bias: bool = True) -> Array:
+    """W x + b in the scope of `module`: its dtypes, its precision, its initialiser."""
+    init = preset(module.initializer, module.hidden_size, x.shape[-1])
+    layer = nn.Dense(
+        width,
+        bias,
+        dtype=module.dtype,
+        param_dtype=module.param_dtype,
+        precision=module.precision,
+        kernel_init=init.head_kernel,
+        bias_init=init.head_bias,
+        name=name,
+    )
+    return layer(x)
 
 
 class EncoderSettings(LayerSettings):
@@ -135,7 +87,7 @@ class GRUEncoder(EncoderSettings):
         """
         _check(self)
         steps = check_inputs(x, None, lengths, mask, resets, self.time_major)
-        ids = _check_segments(self, steps, segments, num_segments)
+        ids = check_segments(self.pooling, steps, segments, num_segments)
         layer = GRU(**self.settings(GRU), name="gru")
         run = layer.run(steps.x, h0, mask=steps.valid, resets=steps.resets, deterministic=deterministic)
         if ids is not None:
@@ -145,11 +97,7 @@ class GRUEncoder(EncoderSettings):
             features = self._pool(run, None, None)
             if self.pooling is not None and not callable(self.pooling):
                 features = features.reshape(*run.batch, features.shape[-1])
-        return (
-            (features, run.h_last.reshape(run.h_last.shape[0], *run.batch, self.hidden_size))
-            if return_state
-            else features
-        )
+        return (features, run.states) if return_state else features
 
     def _pool(self, run: LayerRun, ids: Array | None, count: int | None) -> Array:
         output, pooling = run.output, self.pooling
@@ -172,15 +120,8 @@ class GRUEncoder(EncoderSettings):
 
     def _scores(self, output: Array) -> Array:
         """u · tanh(W output + b): (T, B)."""
-        init = preset(self.initializer, self.hidden_size, output.shape[-1])
-        options = {"dtype": self.dtype, "param_dtype": self.param_dtype, "precision": self.precision}
-        inside = nn.Dense(
-            output.shape[-1], **options, kernel_init=init.head_kernel, bias_init=init.head_bias, name="attention"
-        )(output)
-        kernel = init.head_kernel
-        return nn.Dense(1, use_bias=False, **options, kernel_init=kernel, name="attention_score")(jnp.tanh(inside))[
-            ..., 0
-        ]
+        inside = dense(self, output, output.shape[-1], "attention")
+        return dense(self, jnp.tanh(inside), 1, "attention_score", bias=False)[..., 0]
 
 
 class GRUModel(EncoderSettings):
@@ -272,23 +213,9 @@ class GRUModel(EncoderSettings):
         return (y, h_last) if return_state else y
 
     def _head(self, name: str, size: int, features: Array) -> Array:
-        activation = (
-            ACTIVATIONS[self.head_activation] if isinstance(self.head_activation, str) else self.head_activation
-        )
-        widths = {f"{name}_hidden{i}": width for i, width in enumerate(self.head_hidden)} | {name: size}
-        for layer, width in widths.items():
-            init = preset(self.initializer, self.hidden_size, features.shape[-1])
-            features = nn.Dense(
-                width,
-                dtype=self.dtype,
-                param_dtype=self.param_dtype,
-                precision=self.precision,
-                kernel_init=init.head_kernel,
-                bias_init=init.head_bias,
-                name=layer,
-            )(features)
-            if layer != name:
-                features = activation(features)
+        for i, width in enumerate(self.head_hidden):
+            features = activate(self.head_activation)(dense(self, features, width, f"{name}_hidden{i}"))
+        features = dense(self, features, size, name)
         return self._statistic("output", lambda y, mean, std: y * std + mean, features)
 
     def _statistic(self, which: str, use, a: Array) -> Array:
@@ -311,9 +238,7 @@ def _heads(model: GRUModel) -> dict[str, tuple[str, int]]:
         require_count(size, f"output_size[{name!r}]" if several else "output_size")
     for i, width in enumerate(model.head_hidden):
         require_count(width, f"head_hidden[{i}]")
-    known = callable(model.head_activation) or model.head_activation in ACTIVATIONS
-    names = f"one of {sorted(ACTIVATIONS)} or an elementwise function"
-    require(known, "head_activation", names, repr(model.head_activation))
+    check_activation(model.head_activation, "head_activation")
     if several:
         statistics = model.has_variable("statistics", "output_mean")
         require(not statistics, "statistics/output_mean", "none where there are several heads", "one")
@@ -327,32 +252,3 @@ def _check(encoder: EncoderSettings) -> None:
     require(one, "merge", f"one of {list(MERGES)}", None, "GRU alone returns the directions apart.")
     initial = encoder.pooling is not None and encoder.include_initial
     require(not initial, "include_initial", "False beside pooling", True, "Pooling goes over the steps of x.")
-
-
-def _check_segments(
-    encoder: EncoderSettings, steps: Steps, segments: ArrayLike | None, num_segments: int | None
-) -> Array | None:
-    if segments is None:
-        require(num_segments is None, "num_segments", "None without segments", num_segments)
-        unclear = steps.resets is not None and encoder.pooling is not None
-        remedy = "Rows hold several sequences: pass segments and num_segments, or pool nothing."
-        require(not unclear, "pooling", "None beside resets without segments", repr(encoder.pooling), remedy)
-        return None
-    pooled = isinstance(encoder.pooling, str)
-    found = "None" if encoder.pooling is None else "a function"
-    names = f"one of {list(POOLINGS)} beside segments"
-    require(pooled, "pooling", names, found, "Use unpack_sequences on the output of every step.")
-    if num_segments is None or isinstance(num_segments, Tracer):
-        found = "None" if num_segments is None else "a traced value"
-        require(False, "num_segments", "an integer beside segments", found, "It is the shape of the result.")
-    assert num_segments is not None
-    require(num_segments >= 0, "num_segments", "0 or more", num_segments)
-    dtype, shape = jnp.result_type(segments), steps.x.shape[:-1]
-    require(jnp.issubdtype(dtype, jnp.integer), "segments", "integers", f"dtype {dtype}")
-    require(jnp.shape(segments) == shape, "segments", f"shape {shape}, one a step", f"shape {jnp.shape(segments)}")
-    if not isinstance(segments, Tracer) and np.size(segments):
-        values = np.asarray(segments)  # NumPy's own: under jit the minimum of a constant jax.Array would be traced
-        low, high = int(values.min()), int(values.max())
-        fits = low >= -1 and high < num_segments
-        require(fits, "segments", f"-1 to num_segments - 1 = {num_segments - 1}", f"{low} to {high}")
-    return jnp.asarray(segments)

@@ -49,15 +49,19 @@ class Split(NamedTuple):
 def check_spec(spec: GRUSpec) -> None:
     """Raises `InputError` for a spec that names what is not there."""
     require(spec.update in UPDATES, "update", f"one of {list(UPDATES)}", repr(spec.update))
-    for name, activation in (("activation", spec.activation), ("gate_activation", spec.gate_activation)):
-        known = callable(activation) or activation in ACTIVATIONS
-        require(known, name, f"one of {sorted(ACTIVATIONS)} or an elementwise function", repr(activation))
+    check_activation(spec.activation, "activation")
+    check_activation(spec.gate_activation, "gate_activation")
     if spec.clip is not None:
         positive = isinstance(spec.clip, Real) and spec.clip > 0
         require(positive, "clip", "a positive number or None", repr(spec.clip))
 
 
-def activate(activation: Activation, clip: float | None) -> Callable[[Array], Array]:
+def check_activation(activation: Activation, argument: str) -> None:
+    known = callable(activation) or activation in ACTIVATIONS
+    require(known, argument, f"one of {sorted(ACTIVATIONS)} or an elementwise function", repr(activation))
+
+
+def activate(activation: Activation, clip: float | None = None) -> Callable[[Array], Array]:
     """The function of a gate: the activation of what stands inside it, clipped."""
     f = ACTIVATIONS[activation] if isinstance(activation, str) else activation
     return f if clip is None else lambda a: f(lax.clamp(jnp.asarray(-clip, a.dtype), a, jnp.asarray(clip, a.dtype)))

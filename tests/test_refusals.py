@@ -168,6 +168,10 @@ BAD = {
         encoder({"segments": FLAGS * 1.0, "num_segments": 2}),
         ["segments: expected integers", "float64"],
     ),
+    "segments in a list": (
+        encoder({"segments": [[3] * T] * B, "num_segments": 3}),
+        ["segments: expected -1 to num_segments - 1 = 2", "3 to 3"],
+    ),
     "segments beyond": (
         encoder({"segments": FLAGS * 3, "num_segments": 3}),
         ["segments: expected -1 to num_segments - 1 = 2", "3 to 3"],

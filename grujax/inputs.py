@@ -1,0 +1,159 @@
+"""Inputs as the rest relies on them: arrays that fit each other, and the layout that kernels read."""
+
+import math
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.core import Tracer
+from jax.typing import ArrayLike
+
+from grujax.errors import require
+from grujax.types import Array, Inputs
+
+
+class Steps(NamedTuple):
+    """Inputs that fit each other: x (*batch, T, I), valid and resets bool (*batch, T) or None.
+
+    T is the first axis where time_major.
+    """
+
+    x: Array
+    valid: Array | None
+    resets: Array | None
+    time_major: bool
+
+    @property
+    def batch(self) -> tuple[int, ...]:
+        return self.x.shape[1:-1] if self.time_major else self.x.shape[:-2]
+
+
+class Rows(NamedTuple):
+    """The same time-major with one batch axis: x (T, B, I), valid and resets (T, B)."""
+
+    x: Array
+    valid: Array | None
+    resets: Array | None
+    batch: tuple[int, ...]
+
+
+def to_rows(steps: Steps) -> Rows:
+    n_rows = math.prod(steps.batch)
+
+    def rows(a: Array | None, features: int) -> Array | None:
+        if a is None:
+            return None
+        a = a if steps.time_major else jnp.moveaxis(a, a.ndim - features - 1, 0)
+        return a if len(steps.batch) == 1 else a.reshape(a.shape[0], n_rows, *a.shape[a.ndim - features :])
+
+    x = rows(steps.x, 1)
+    assert x is not None
+    return Rows(x, rows(steps.valid, 0), rows(steps.resets, 0), steps.batch)
+
+
+def from_rows(a: Array, batch: tuple[int, ...], time_major: bool) -> Array:
+    """(T, B, F) -> (*batch, T, F), or (T, *batch, F)."""
+    if len(batch) != 1:
+        a = a.reshape(a.shape[0], *batch, a.shape[-1])
+    return a if time_major else jnp.moveaxis(a, 0, -2)
+
+
+def check_inputs(
+    x: Inputs,
+    input_size: int | None,
+    lengths: ArrayLike | None,
+    mask: ArrayLike | None = None,
+    resets: ArrayLike | None = None,
+    time_major: bool = False,
+) -> Steps:
+    """Arrays that fit each other, or `InputError`; `input_size` None accepts any number of features."""
+    x = jnp.asarray(x)
+    axes = "(T, ..., I)" if time_major else "(..., T, I)"
+    require(x.ndim >= 2, "x", f"{axes}, at least two axes", f"shape {x.shape}")
+    require_floating(x, "x")
+    if input_size is not None:
+        require(
+            x.shape[-1] == input_size,
+            "x",
+            f"{input_size} input features on the last axis",
+            f"shape {x.shape}",
+            "Axes are (time, batch, features)." if time_major else "Axes are (batch, time, features).",
+        )
+    require(
+        lengths is None or mask is None,
+        "mask",
+        "None beside lengths",
+        "both",
+        "Either says which steps are valid: pass one of them.",
+    )
+    steps = Steps(x, None, check_flags(resets, "resets", x.shape[:-1]), time_major)
+    if mask is not None:
+        return steps._replace(valid=check_flags(mask, "mask", x.shape[:-1]))
+    if lengths is None:
+        return steps
+    n_steps = x.shape[0] if time_major else x.shape[-2]
+    lengths = check_integers(lengths, "lengths", steps.batch, "sequence", (0, n_steps), f"0 to T = {n_steps}")
+    valid = valid_steps(n_steps, lengths)
+    return steps._replace(valid=jnp.moveaxis(valid, -1, 0) if time_major else valid)
+
+
+def check_state(state: ArrayLike | None, name: str, shape: tuple[int, ...], remedy: str = "") -> Array | None:
+    """A state as an array of `shape`, or None."""
+    if state is None:
+        return None
+    state = jnp.asarray(state)
+    require(state.shape == shape, name, f"shape {shape}", state.shape, remedy)
+    require_floating(state, name)
+    return state
+
+
+def check_integers(
+    values: ArrayLike, name: str, shape: tuple[int, ...], of: str, bounds: tuple[int, int], bounded: str
+) -> Array:
+    """Integers as an array of `shape`, one a step or sequence (`of`); within `bounds` where the host knows them."""
+    values = np.asarray(values) if isinstance(values, (list, tuple)) else values
+    dtype, found = jnp.result_type(values), jnp.shape(values)
+    require(jnp.issubdtype(dtype, jnp.integer), name, "integers", f"dtype {dtype}")
+    require(found == shape, name, f"shape {shape}, one a {of}", f"shape {found}")
+    if not isinstance(values, Tracer) and np.size(values):
+        known = np.asarray(values)  # NumPy's own: under jit the minimum of a constant jax.Array would be traced
+        low, high = int(known.min()), int(known.max())
+        require(bounds[0] <= low and high <= bounds[1], name, bounded, f"{low} to {high}")
+    return jnp.asarray(values)
+
+
+def check_flags(flags: ArrayLike | None, name: str, shape: tuple[int, ...]) -> Array | None:
+    """A bool for each step, as an array of `shape`."""
+    if flags is None:
+        return None
+    flags = np.asarray(flags) if isinstance(flags, (list, tuple)) else flags
+    dtype, found = jnp.result_type(flags), jnp.shape(flags)
+    require(dtype == jnp.bool_, name, "dtype bool", f"dtype {dtype}", f"Compare it, {name} != 0, if that is meant.")
+    require(found == shape, name, f"shape {shape}, one a step", f"shape {found}")
+    return jnp.asarray(flags)
+
+
+def check_include_initial(include_initial: bool, reverse: bool) -> None:
+    require(
+        not (include_initial and reverse),
+        "include_initial",
+        "False where time runs backwards",
+        True,
+        "The initial state would stand behind the last step: add it where you need it.",
+    )
+
+
+def valid_steps(n_steps: int, lengths: Array) -> Array:
+    """lengths (...) -> (..., T) bool: does the step belong to the sequence?"""
+    return lax.broadcasted_iota(lengths.dtype, (*lengths.shape, n_steps), lengths.ndim) < lengths[..., None]
+
+
+def require_floating(a: Array, name: str) -> None:
+    require(
+        jnp.issubdtype(a.dtype, jnp.floating),
+        name,
+        "a floating dtype",
+        f"dtype {a.dtype}",
+        f"Convert it, {name}.astype(jnp.float32), if that is what it means.",
+    )
