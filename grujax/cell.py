@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 from grujax.errors import require, require_count
 from grujax.initializers import preset, with_update_bias
 from grujax.inputs import require_floating
-from grujax.step import cast, check_spec, project, recurrent, split, split_gates, step
+from grujax.step import cast, check_spec, project, projection, recurrent, split, step
 from grujax.types import Activation, Array, GRUSpec, GRUWeights, state_dtype
 
 
@@ -133,7 +133,7 @@ class GRUCell(CellSettings, nn.RNNCellBase):
         weights = self.weights(x.shape[-1]) if weights is None else weights
         dtype = jnp.dtype(self.dtype or jnp.result_type(x, weights.w_ih))
         weights = cast(weights, dtype)
-        gates_x = split_gates(project(x, weights, self.spec))
+        gates_x = project(projection(x, weights), self.spec)
         carry = carry.astype(state_dtype(dtype))
         h = step(gates_x, carry, split(recurrent(weights)), self.spec, state_mask)
         return h, h.astype(dtype)

@@ -10,9 +10,9 @@ from jax.typing import ArrayLike, DTypeLike
 
 from grujax.errors import require
 from grujax.inputs import Steps, check_include_initial, check_inputs, check_state, from_rows, require_floating, to_rows
-from grujax.kernels import explain, gru_sequence, sequence_gates
-from grujax.step import GateValues, cast, project, recurrent
-from grujax.types import Activation, Array, Control, GRUSpec, GRUWeights, Inputs, State, States, Valid
+from grujax.kernels import explain, gru_sequence
+from grujax.step import GateValues, cast, projection, recurrent
+from grujax.types import Activation, Array, Control, GRUSpec, GRUWeights, Inputs, State, States, Valid, state_dtype
 
 
 def gru(
@@ -148,19 +148,17 @@ def one_direction(
     if valid is not None:
         x = jnp.where(valid[..., None], x, 0)
     weights = cast(weights, dtype)
-    inner = recurrent(weights)
-    gates_x = project(flip(x), weights, spec)  # pyright: ignore[reportArgumentType]
-    start = jnp.zeros((x.shape[1], weights.w_hh.shape[0]), gates_x.dtype) if h0 is None else h0.astype(gates_x.dtype)
+    wide = state_dtype(dtype)
+    start = jnp.zeros((x.shape[1], weights.w_hh.shape[0]), wide) if h0 is None else h0.astype(wide)
     control = Control(flip(valid), flip(reset), h_reset, state_mask, flip(hold))
-    options = {**inner._asdict(), **control._asdict(), "spec": spec, "implementation": implementation}
-    hs, h_last = gru_sequence(gates_x, start, **options)
-    gates = sequence_gates(gates_x, start, hs, inner, control, spec) if with_gates else None
+    options = {**recurrent(weights)._asdict(), **control._asdict(), "spec": spec, "implementation": implementation}
+    hs, h_last, *gates = gru_sequence(projection(flip(x), weights), start, **options, with_gates=with_gates)  # pyright: ignore[reportArgumentType]
 
     def in_time(a: Array) -> Array:
         return flip(a if control.valid is None else jnp.where(control.valid[..., None], a, 0))  # pyright: ignore[reportReturnType]
 
     first = start + jnp.zeros_like(h_last)  # takes the input's varying axes and sharding
-    return Directed(in_time(hs), h_last, first, None if gates is None else GateValues(*map(in_time, gates)))
+    return Directed(in_time(hs), h_last, first, GateValues(*map(in_time, gates[0])) if gates else None)
 
 
 def resets_in_reverse(reset: Valid, valid: Valid | None) -> Valid:

@@ -63,12 +63,33 @@ class GRUSpec(NamedTuple):
     layer_norm: bool = False
 
 
+class Projection(NamedTuple):
+    """The input, and what makes the gates' part x w_ih + bias of it. A kernel computes it where that is fastest.
+
+    x is finite at steps that are not valid, unless it is the gates themselves.
+    """
+
+    x: Array  # (T, B, I); the product itself, (T, B, 3H), where w_ih is None
+    w_ih: Array | None = None  # (I, 3H)
+    bias: Array | None = None  # (3H,): b_ih, and the parts of b_hh that r does not multiply
+    scale_ih: Array | None = None  # (3H,), with layer normalisation
+
+
 class Recurrent(NamedTuple):
     """The weights that stand inside the recurrence; products run in the dtype of w_hh, the others are the state's."""
 
     w_hh: Array  # (H, 3H)
     b_hn: Array  # (H,)
     scale_hh: Array | None = None  # (3H,), with layer normalisation
+
+
+class Emitted(NamedTuple):
+    """What the steps of a loop hand out besides the states, (T, B, H) each."""
+
+    r: Array
+    z: Array
+    n: Array
+    m: Array | None  # W_hn h + b_hn, which r multiplies; None with reset_after=False
 
 
 class Control(NamedTuple):

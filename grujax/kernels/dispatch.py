@@ -1,36 +1,87 @@
 """Which implementation runs the recurrence, and why. The only file that knows the implementations and the platforms."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from grujax.errors import InputError, require
-from grujax.kernels.derivative import Forward, entering, with_derivative
+from grujax.kernels.columns import columns
+from grujax.kernels.derivative import Forward, with_derivative
 from grujax.kernels.scan import scan
-from grujax.step import GateValues, check_spec, gate_values, split, split_gates
-from grujax.types import Array, Control, Gates, GRUSpec, Recurrent, State, States, Valid, state_dtype
+from grujax.step import GateValues, check_spec
+from grujax.types import Array, Control, Gates, GRUSpec, Projection, Recurrent, State, States, Valid, state_dtype
+
+
+class Sizes(NamedTuple):
+    """What the choice depends on; a size that is not known while compiling is None."""
+
+    n_steps: int | None  # T
+    n_rows: int | None  # B
+    hidden_size: int | None  # H
 
 
 class Kernel(NamedTuple):
-    """An implementation: what runs, what it is, and why it cannot serve a call (None where it can)."""
+    """An implementation: what runs, what it is, why it cannot serve a call, and where it is known to be fastest."""
 
-    run: Forward
+    run: Forward  # the forward loop
     about: str
-    refuses: Callable[[GRUSpec], str | None] = lambda spec: None
+    refuses: Callable[[GRUSpec, bool], str | None] = lambda spec, projected: None
+    """From the spec, and whether the caller has projected the input already; None where the kernel can serve."""
+    differentiated: bool = True
+    """By kernels/derivative.py; False leaves it to JAX."""
+    platform: str | None = None
+    """None chooses it there alone; None is everywhere."""
+    wins: Callable[[Sizes], bool] = lambda sizes: True
+    """Where it was measured to be fastest (benchmarks/NOTES.md)."""
+
+
+def _refused_by_columns(spec: GRUSpec, projected: bool) -> str | None:
+    if spec.layer_norm:
+        return "it has no layer normalisation"
+    if not spec.reset_after:
+        return "it takes r, z and n from one product, which is reset_after=True"
+    return "it projects the input itself and was given gates" if projected else None
+
+
+def _wide(sizes: Sizes) -> bool:
+    n_rows, hidden_size = sizes.n_rows, sizes.hidden_size
+    return n_rows is not None and hidden_size is not None and n_rows >= 8 and hidden_size >= 256
 
 
 KERNELS: dict[str, Kernel] = {
-    "fused": Kernel(
-        with_derivative(scan),
-        "lax.scan, each gate's product fused with its elementwise work, under the linear derivative rule",
-        lambda spec: "the linear derivative rule has no layer normalisation" if spec.layer_norm else None,
+    "columns": Kernel(
+        columns,
+        "lax.scan with the rows of the batch as columns, projecting in the loop, under the linear derivative rule",
+        _refused_by_columns,
+        platform="cpu",
+        wins=_wide,
     ),
-    "scan": Kernel(scan, "lax.scan, differentiated by JAX"),
+    "fused": Kernel(
+        scan,
+        "lax.scan, each gate's product fused with its elementwise work, under the linear derivative rule",
+        lambda spec, projected: "the linear derivative rule has no layer normalisation" if spec.layer_norm else None,
+    ),
+    "scan": Kernel(scan, "lax.scan, differentiated by JAX", differentiated=False),
 }
-"""In the order in which None tries them, on every platform: no platform has a kernel of its own yet."""
+"""In the order in which None tries them."""
+
+CHUNKED_FROM = 2**23
+"""From so many elements of a (T, B, H) array on, the derivative works in chunks of steps."""
+CHUNK = 2**18
+"""Elements of such an array in a chunk."""
+
+
+def chunk_of(sizes: Sizes) -> int | None:
+    """How many steps of a sequence have their coefficients at once; None is all of them."""
+    n_steps, n_rows, hidden_size = sizes
+    if n_steps is None or n_rows is None or hidden_size is None:
+        return None
+    step = n_rows * hidden_size
+    return None if n_steps * step < CHUNKED_FROM else max(1, CHUNK // step)
 
 
 class Explanation(NamedTuple):
@@ -43,14 +94,27 @@ class Explanation(NamedTuple):
         return f"{self.implementation}: {KERNELS[self.implementation].about} ({self.reason})"
 
 
-def explain(*, spec: GRUSpec = GRUSpec(), implementation: str | None = None) -> Explanation:
+def explain(
+    *,
+    spec: GRUSpec = GRUSpec(),
+    implementation: str | None = None,
+    sizes: tuple[int | None, int | None, int | None] = (None, None, None),
+    projected: bool = False,
+    platform: str | None = None,
+) -> Explanation:
     """Which implementation `gru_sequence` takes for a call with these arguments, and why.
 
-    >>> explain().implementation
+    sizes: (T, B, H); None for one that is not known while compiling.
+    projected: the caller hands over gates, not the input.
+    platform: "cpu", "gpu", "tpu"; JAX's default where None. Compiled elsewhere, another may run.
+
+    >>> explain(sizes=(100, 32, 64)).implementation
     'fused'
+    >>> explain(sizes=(100, 32, 512), platform="cpu").implementation
+    'columns'
     >>> explain(implementation="scan").reason
     'named by the caller'
-    >>> print(explain(spec=GRUSpec(layer_norm=True)))
+    >>> print(explain(spec=GRUSpec(layer_norm=True), platform="gpu"))
     scan: lax.scan, differentiated by JAX (fused cannot serve: the linear derivative rule has no layer normalisation)
 
     Raises `InputError` where the spec names what is not there, or the named implementation does not exist or cannot
@@ -58,11 +122,7 @@ def explain(*, spec: GRUSpec = GRUSpec(), implementation: str | None = None) -> 
     """
     check_spec(spec)
     if implementation is None:
-        refusals = {name: kernel.refuses(spec) for name, kernel in KERNELS.items()}
-        chosen = next(name for name, why in refusals.items() if why is None)
-        passed = [f"{name} cannot serve: {why}" for name, why in refusals.items() if why is not None]
-        default = "the default: fastest measured on CPU; nothing faster is known on other platforms"
-        return Explanation(chosen, "; ".join(passed) or default)
+        return _choice(spec, Sizes(*sizes), projected, platform or jax.default_backend())
     require(
         implementation in KERNELS,
         "implementation",
@@ -72,13 +132,27 @@ def explain(*, spec: GRUSpec = GRUSpec(), implementation: str | None = None) -> 
         if implementation == "reference"
         else "",
     )
-    if (why := KERNELS[implementation].refuses(spec)) is not None:
+    if (why := KERNELS[implementation].refuses(spec, projected)) is not None:
         raise InputError("implementation", "one that can serve the call", f"{implementation!r}: {why}", "Pass None.")
     return Explanation(implementation, "named by the caller")
 
 
+def _choice(spec: GRUSpec, sizes: Sizes, projected: bool, platform: str) -> Explanation:
+    """The first that can serve, is for this platform and wins at these sizes."""
+    passed = []
+    for name, kernel in KERNELS.items():
+        why = kernel.refuses(spec, projected)
+        if kernel.platform not in (None, platform) or not kernel.wins(sizes):
+            continue
+        if why is None:
+            known = "fastest measured on CPU at these sizes" if platform == "cpu" else "nothing faster is known"
+            return Explanation(name, "; ".join(passed) or f"the default on {platform}: {known}")
+        passed.append(f"{name} cannot serve: {why}")
+    raise AssertionError("scan serves everything")
+
+
 def gru_sequence(
-    gates_x: Gates,
+    gates_x: Gates | Projection,
     h0: State,
     w_hh: Array,
     b_hn: Array,
@@ -91,11 +165,13 @@ def gru_sequence(
     hold: Array | None = None,
     spec: GRUSpec = GRUSpec(),
     implementation: str | None = None,
-) -> tuple[States, State]:
+    with_gates: bool = False,
+) -> tuple[States, State] | tuple[States, State, GateValues]:
     """The recurrence alone: the narrow door through which every implementation is reached.
 
     Args:
-      gates_x: (T, B, 3H), the projected input r | z | n with `b_ih` and the r, z parts of `b_hh` added.
+      gates_x: (T, B, 3H), the projected input r | z | n with `b_ih` and the r, z parts of `b_hh` added; or a
+        `Projection` of the input, from which the implementation makes them where that is fastest.
       h0: (B, H), the state before the first step.
       w_hh: (H, 3H). Products with it run in its dtype and are summed in float32 at least.
       b_hn: (H,), the bias inside the candidate's recurrent product.
@@ -106,10 +182,12 @@ def gru_sequence(
       state_mask: (B, H), multiplies the state where the products read it. No derivative.
       hold: (T, B, H), 0 to 1, the share of each unit that stays as it was. No derivative.
       spec: what is fixed at compile time, see `GRUSpec`.
-      implementation: "fused", "scan", or None, which chooses; see `explain`.
+      implementation: a name of `KERNELS`, or None, which chooses; see `explain`.
+      with_gates: hand out r, z and n of every step too.
 
     Returns:
-      hs (T, B, H), the state after every step, and h_last (B, H), both in float32 at least.
+      hs (T, B, H), the state after every step, and h_last (B, H), both in float32 at least; `GateValues`, (T, B, H)
+      each, where asked.
 
     Raises:
       InputError: a shape or dtype that does not fit, or an implementation that cannot serve the call.
@@ -119,51 +197,70 @@ def gru_sequence(
     >>> hs.shape, bool((hs[-1] == h_last).all())
     ((5, 2, 3), True)
     """
-    chosen = explain(spec=spec, implementation=implementation).implementation
+    projection = gates_x if isinstance(gates_x, Projection) else Projection(gates_x)
     recurrent, control = Recurrent(w_hh, b_hn, scale_hh), Control(valid, reset, h_reset, state_mask, hold)
-    _check(gates_x, h0, recurrent, control, spec)
-    return _run(gates_x, h0, recurrent, control, spec, chosen)
+    _check(projection, h0, recurrent, control, spec)
+    sizes = Sizes(*(size if isinstance(size, int) else None for size in (projection.x.shape[0], *h0.shape)))
+    explain(spec=spec, implementation=implementation, projected=projection.w_ih is None)
+    names = (implementation,)
+    if implementation is None:
+        choices = [_choice(spec, sizes, projection.w_ih is None, p).implementation for p in ("cpu", "elsewhere")]
+        names = tuple(dict.fromkeys(choices))
+    chunk = chunk_of(sizes)
+    hs, h_last, emitted = _run(projection, h0, recurrent, control, spec, names, chunk, with_gates)
+    return (hs, h_last) if emitted is None else (hs, h_last, GateValues(*emitted[:3]))
 
 
-def sequence_gates(
-    gates_x: Gates, h0: State, hs: States, recurrent: Recurrent, control: Control, spec: GRUSpec
-) -> GateValues:
-    """r, z and n of every step, (T, B, H) each, of a recurrence that gave the states hs."""
-    h0 = h0.astype(hs.dtype)
-    if control.h_reset is not None:
-        control = control._replace(h_reset=control.h_reset.astype(hs.dtype))
-    mask = None if control.state_mask is None else control.state_mask[None] + jnp.zeros_like(hs)
-    return gate_values(split_gates(gates_x), entering(h0, hs, control), split(recurrent), spec, mask)
-
-
-@partial(jax.jit, static_argnums=(4, 5))
-def _run(gates_x, h0, recurrent, control, spec, implementation):
+@partial(jax.jit, static_argnums=(4, 5, 6, 7))
+def _run(projection, h0, recurrent, control, spec, names, chunk, emit):
     dtype = state_dtype(recurrent.w_hh.dtype)
 
     def cast(a: Any) -> Any:
         return None if a is None else a.astype(dtype)
 
-    gates_x = gates_x.astype(dtype)
+    if projection.w_ih is None:
+        projection = projection._replace(x=cast(projection.x))
     # A carry must vary over the mesh axes that the inputs vary over: shard_map and explicit sharding ask for it.
-    h0 = h0.astype(dtype) + jnp.zeros_like(split_gates(gates_x)[0].sum(0))
+    h0 = h0.astype(dtype) + jnp.zeros_like(projection.x.sum((0, 2)), dtype)[:, None]
     reset = control.reset
     if reset is not None and control.valid is not None:
         reset = reset & control.valid
-    state_mask, hold = (
-        None if a is None else jax.lax.stop_gradient(cast(a)) for a in (control.state_mask, control.hold)
-    )
+    state_mask, hold = (None if a is None else lax.stop_gradient(cast(a)) for a in (control.state_mask, control.hold))
     recurrent = Recurrent(recurrent.w_hh, cast(recurrent.b_hn), cast(recurrent.scale_hh))
     control = Control(control.valid, reset, cast(control.h_reset), state_mask, hold)
-    return KERNELS[implementation].run(gates_x, h0, recurrent, control, spec)
+    if not KERNELS[names[0]].differentiated:
+        return KERNELS[names[0]].run(projection, h0, recurrent, control, spec, emit)
+    return _under_the_rule(names)(projection, h0, recurrent, control, spec, emit, chunk)
 
 
-def _check(gates_x, h0, recurrent, control, spec) -> None:
-    require(gates_x.ndim == 3, "gates_x", "(T, B, 3H)", gates_x.shape)
-    n_steps, n_rows, _ = gates_x.shape
+@cache
+def _under_the_rule(names: tuple[str, ...]) -> Callable:
+    """The one that is named; or, of two, the first on its platform and the second elsewhere."""
+
+    def forward(projection, h0, recurrent, control, spec, emit):
+        def run(name: str):
+            return lambda *arrays: KERNELS[name].run(*arrays, spec, emit)
+
+        arrays, (first, *others) = (projection, h0, recurrent, control), names
+        if not others:
+            return run(first)(*arrays)
+        return lax.platform_dependent(*arrays, default=run(others[0]), **{str(KERNELS[first].platform): run(first)})
+
+    return with_derivative(forward)
+
+
+def _check(projection, h0, recurrent, control, spec) -> None:
     hidden_size = recurrent.w_hh.shape[0]
+    projected = projection.w_ih is None
+    first, features = ("gates_x", 3 * hidden_size) if projected else ("gates_x.x", projection.w_ih.shape[0])
+    require(projection.x.ndim == 3, first, f"(T, B, {'3H' if projected else 'I'})", projection.x.shape)
+    n_steps, n_rows, _ = projection.x.shape
     expected = {
         "w_hh": (hidden_size, 3 * hidden_size),
-        "gates_x": (n_steps, n_rows, 3 * hidden_size),
+        first: (n_steps, n_rows, features),
+        "w_ih": (features, 3 * hidden_size),
+        "bias": (3 * hidden_size,),
+        "scale_ih": (3 * hidden_size,),
         "h0": (n_rows, hidden_size),
         "b_hn": (hidden_size,),
         "scale_hh": (3 * hidden_size,),
@@ -173,7 +270,7 @@ def _check(gates_x, h0, recurrent, control, spec) -> None:
         "state_mask": (n_rows, hidden_size),
         "hold": (n_steps, n_rows, hidden_size),
     }
-    arrays = {"gates_x": gates_x, "h0": h0} | recurrent._asdict() | control._asdict()
+    arrays = projection._asdict() | {first: projection.x, "h0": h0} | recurrent._asdict() | control._asdict()
     for name, shape in expected.items():
         if (array := arrays[name]) is None:
             continue

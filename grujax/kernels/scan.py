@@ -1,29 +1,36 @@
-"""The recurrence as `lax.scan`, differentiated by JAX itself: always right, always there."""
+"""The recurrence as `lax.scan`, rows of the batch as rows of the products: always right, always there."""
 
 import jax.numpy as jnp
 from jax import lax
 
-from grujax.step import split, split_gates, step
-from grujax.types import Control, Gates, GRUSpec, Recurrent, State, States
+from grujax.step import add_bias, gate_values, mix, project, split, steered
+from grujax.types import Control, Emitted, GRUSpec, Projection, Recurrent, State, States
 
 
-def scan(gates_x: Gates, h0: State, recurrent: Recurrent, control: Control, spec: GRUSpec) -> tuple[States, State]:
-    """As `gru_sequence`, arguments checked and in their final dtypes."""
+def scan(
+    projection: Projection, h0: State, recurrent: Recurrent, control: Control, spec: GRUSpec, emit: bool = False
+) -> tuple[States, State, Emitted | None]:
+    """As `gru_sequence`, arguments checked and in their final dtypes; what the steps emit only where asked.
+
+    The input's bias is added inside the loop, where it costs nothing: outside it is a pass over memory for each gate.
+    """
     weights = split(recurrent)
     h_start = jnp.zeros_like(h0) if control.h_reset is None else control.h_reset[None] + jnp.zeros_like(h0)
 
-    def body(h: State, inputs: tuple) -> tuple[State, State]:
+    def body(h: State, inputs: tuple) -> tuple[State, tuple]:
         gates_x, valid, reset, hold = inputs
-        if reset is not None:
-            h = jnp.where(reset[:, None], h_start, h)
+        gates_x = add_bias(gates_x, projection.bias)
         if valid is not None:  # gates of a step that is not valid may be NaN: kept from the derivative too
             gates_x = [jnp.where(valid[:, None], g, 0) for g in gates_x]
-        h_new = step(gates_x, h, weights, spec, control.state_mask)
-        if hold is not None:
-            h_new = hold * h + (1 - hold) * h_new
-        if valid is not None:
-            h_new = jnp.where(valid[:, None], h_new, h)
-        return h_new, h_new
 
-    h_last, hs = lax.scan(body, h0, (split_gates(gates_x), control.valid, control.reset, control.hold))
-    return hs, h_last
+        def one_step(h: State) -> tuple[State, Emitted]:
+            gates, m = gate_values(gates_x, h, weights, spec, control.state_mask)
+            return mix(h, gates.z, gates.n, spec), Emitted(*gates, m)
+
+        valid, reset = (None if mask is None else mask[:, None] for mask in (valid, reset))
+        h, emitted = steered(one_step, h, h_start, valid, reset, hold)
+        return h, (h, emitted if emit else None)
+
+    xs = (project(projection, spec, with_bias=False), control.valid, control.reset, control.hold)
+    h_last, (hs, emitted) = lax.scan(body, h0, xs)
+    return hs, h_last, emitted

@@ -7,12 +7,14 @@ import pytest
 from tolerances import assert_trees_close
 
 from grujax import GRUSpec
-from grujax.kernels import gru_sequence
+from grujax.kernels import dispatch, gru_sequence
+from grujax.types import Projection
 
-T, B, H = 5, 3, 2
+T, B, I, H = 5, 3, 4, 2
 RNG = np.random.default_rng(0)
-ARRAYS = ("gates_x", "h0", "w_hh", "b_hn")
-SHAPES = {"gates_x": (T, B, 3 * H), "h0": (B, H), "w_hh": (H, 3 * H), "b_hn": (H,), "h_reset": (H,)}
+ARRAYS = ("x", "w_ih", "bias", "h0", "w_hh", "b_hn")
+SHAPES = {"x": (T, B, I), "w_ih": (I, 3 * H), "bias": (3 * H,), "h0": (B, H), "w_hh": (H, 3 * H), "b_hn": (H,)}
+SHAPES |= {"h_reset": (H,), "gates_x": (T, B, 3 * H)}
 VALID = jnp.asarray([[1, 0, 1], [1, 0, 1], [1, 0, 0], [0, 0, 1], [1, 0, 1]], bool)
 RESET = jnp.asarray([[0, 1, 1], [0, 1, 0], [1, 0, 1], [1, 0, 0], [0, 0, 1]], bool)
 STEPS = {"valid": VALID, "reset": RESET}
@@ -27,6 +29,7 @@ def draw():
 
 
 PRIMALS, TANGENTS, WEIGH = draw(), draw(), jnp.asarray(RNG.normal(size=(T, B, H)))
+GATES = RNG.normal(size=(3, T, B, H))
 CASES = {
     "plain, after": (GRUSpec(), {}),
     "plain, before": (GRUSpec(False), {}),
@@ -43,15 +46,26 @@ CASES = {
 """What is static and what steers the steps."""
 
 
+RULES = ("fused", "columns", "chunks")
+"""The loops under the rule; "chunks" is "fused" with the coefficients of two steps at once, and a rest of one."""
+
+
 def recurrence(case, implementation):
     spec, control = CASES[case]
 
     def f(given):
         start = {"h_reset": given["h_reset"]} if "reset" in control else {}
-        arrays = [given[name] for name in ARRAYS]
-        return gru_sequence(*arrays, **start, **control, spec=spec, implementation=implementation)
+        x, w_ih, bias, *arrays = [given[name] for name in ARRAYS]
+        name, chunk = ("fused", 2) if implementation == "chunks" else (implementation, None)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(dispatch, "chunk_of", lambda sizes: chunk)
+            return gru_sequence(Projection(x, w_ih, bias), *arrays, **start, **control, spec=spec, implementation=name)
 
     return f
+
+
+def rules(case):
+    return [rule for rule in RULES if rule != "columns" or CASES[case][0].reset_after]
 
 
 def loss(f):
@@ -89,32 +103,72 @@ def compiled(f):
 
 
 @pytest.mark.parametrize("case", list(CASES)[:4])
-def test_fused_equals_scan(case):
+def test_the_rule_equals_scan(case):
     def run(implementation):
         return {mode: of(recurrence(case, implementation)) for mode, of in FIRST.items()}
 
-    assert_trees_close(compiled(lambda: run("fused")), compiled(lambda: run("scan")), "gradient")
+    expected = compiled(lambda: run("scan"))
+    for rule in rules(case):
+        assert_trees_close(compiled(lambda rule=rule: run(rule)), expected, "gradient")
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_both_jacobians_are_those_of_scan(case):
     expected = compiled(lambda: jax.jacrev(recurrence(case, "scan"))(PRIMALS))
-    for jacobian in (jax.jacrev, jax.jacfwd):
-        found = compiled(lambda jacobian=jacobian: jacobian(recurrence(case, "fused"))(PRIMALS))
-        assert_trees_close(found, expected, "gradient")
+    for rule in rules(case):
+        for jacobian in (jax.jacrev, jax.jacfwd):
+            found = compiled(lambda jacobian=jacobian, rule=rule: jacobian(recurrence(case, rule))(PRIMALS))
+            assert_trees_close(found, expected, "gradient")
 
 
 @pytest.mark.parametrize("case", list(CASES)[:6])
 def test_hessian_products_are_those_of_scan_in_all_three_ways(case):
     expected = compiled(lambda: products(recurrence(case, "scan"))["forward over reverse"])
     assert all(expected[name].any() for name in ARRAYS)
-    for found in compiled(lambda: products(recurrence(case, "fused"))).values():
-        assert_trees_close(found, expected, "gradient")
+    for rule in rules(case):
+        for found in compiled(lambda rule=rule: products(recurrence(case, rule))).values():
+            assert_trees_close(found, expected, "gradient")
+
+
+def test_gates_from_outside_and_gates_handed_out_have_their_derivatives():
+    """The door with gates in place of the input, and r, z and n as outputs: the rule against JAX's own derivative."""
+
+    def run(implementation):
+        def f(given):
+            arrays = [given[name] for name in ("gates_x", "h0", "w_hh", "b_hn")]
+            control = STEPS | {"state_mask": STATE_MASK, "h_reset": given["h_reset"]}
+            return gru_sequence(*arrays, **control, implementation=implementation, with_gates=True)
+
+        def scalar(given):
+            hs, h_last, gates = f(given)
+            told = sum(
+                (g * w).sum() for g, w in zip(gates, jnp.asarray(GATES * np.asarray(VALID)[..., None]), strict=True)
+            )
+            return (hs * WEIGH).sum() + h_last.sum() + told
+
+        return {"jvp": jax.jvp(scalar, (PRIMALS,), (TANGENTS,)), "grad": jax.grad(scalar)(PRIMALS)}
+
+    expected = compiled(lambda: run("scan"))
+    assert_trees_close(compiled(lambda: run("fused")), expected, "gradient")
+    assert all(expected["grad"][name].any() for name in ("gates_x", "h0", "w_hh", "b_hn", "h_reset"))
+
+
+def test_what_is_not_differentiated_costs_no_product():
+    """The gradient of the input alone makes no weight gradient, nor the other way round."""
+
+    def products(*names):
+        def f(some):
+            return loss(recurrence("plain, after", "fused"))(PRIMALS | some)
+
+        return str(jax.make_jaxpr(jax.grad(f))({name: PRIMALS[name] for name in names})).count("dot_general")
+
+    both, x, weights = products("x", "w_ih", "w_hh"), products("x"), products("w_ih", "w_hh")
+    assert x < both and weights < both
 
 
 @pytest.mark.parametrize("implementation", ["fused", "scan"])
 def test_the_masks_of_regularisation_have_no_derivative(implementation):
-    arrays = [PRIMALS[name] for name in ARRAYS]
+    arrays = [PRIMALS[name] for name in ("gates_x", "h0", "w_hh", "b_hn")]
 
     def f(masks):
         return loss(lambda _: gru_sequence(*arrays, **masks, implementation=implementation))(None)

@@ -8,7 +8,8 @@ from tolerances import assert_close
 
 from grujax import GRUSpec, equations
 from grujax.kernels import explain, gru_sequence
-from grujax.kernels.dispatch import KERNELS
+from grujax.kernels.dispatch import KERNELS, Sizes, chunk_of
+from grujax.types import Projection
 
 T, B, H = 6, 4, 3
 RNG = np.random.default_rng(0)
@@ -45,15 +46,25 @@ def test_valid_and_reset_equal_a_loop_row_by_row(masks, implementation, reset_af
     expected = by_rows(GATES, H0, W_HH, B_HN, valid, reset, h_reset, reset_after)
     gates = GATES if valid is None else np.where(valid[..., None], GATES, np.nan)
     given = jax.tree.map(jnp.asarray, {"valid": valid, "reset": reset, "h_reset": h_reset})
-    found = gru_sequence(
-        *map(jnp.asarray, (gates, H0, W_HH, B_HN)), **given, spec=GRUSpec(reset_after), implementation=implementation
-    )
+    h0, w_hh, b_hn = map(jnp.asarray, (H0, W_HH, B_HN))
+    gates_x = jnp.asarray(gates)
+    if implementation == "columns":  # it is given the input: here one whose projection is the identity
+        if not reset_after:
+            return
+        gates_x = Projection(jnp.nan_to_num(gates_x) - 1, jnp.eye(3 * H), jnp.ones(3 * H))
+    found = gru_sequence(gates_x, h0, w_hh, b_hn, **given, spec=GRUSpec(reset_after), implementation=implementation)
     for a, b in zip(found, expected, strict=True):
         assert_close(a, b)
 
 
 def test_explain_says_what_runs_and_why():
     assert explain().implementation == "fused" and "default" in explain().reason
+    wide = {"sizes": (128, 32, 512)}
+    assert explain(**wide, platform="cpu").implementation == "columns"
+    assert explain(**wide, platform="gpu").implementation == explain(platform="cpu").implementation == "fused"
+    assert explain(**wide, platform="cpu", projected=True).implementation == "fused"
+    before = explain(**wide, platform="cpu", spec=GRUSpec(False))
+    assert before.implementation == "fused" and before.reason.startswith("columns cannot serve")
     named = explain(implementation="scan")
     assert (named.implementation, named.reason) == ("scan", "named by the caller")
     assert str(named).startswith("scan: ") and "lax.scan" in str(named) and named.reason in str(named)
@@ -62,3 +73,22 @@ def test_explain_says_what_runs_and_why():
 def test_the_state_is_float32_at_least():
     half = [jnp.asarray(a, jnp.bfloat16) for a in (GATES, H0, W_HH, B_HN)]
     assert {a.dtype.name for a in gru_sequence(*half)} == {"float32"}
+
+
+def test_a_program_takes_the_loop_of_the_platform_that_it_is_for():
+    """On CPU the columns, W (3H, H) times h (H, B), elsewhere the rows; nothing is left to choose at run time."""
+    x, w_ih = jnp.ones((4, 8, 3), jnp.float32), jnp.ones((3, 768), jnp.float32)
+    h0, w_hh, b_hn = (jnp.ones(shape, jnp.float32) for shape in ((8, 256), (256, 768), (256,)))
+    traced = jax.jit(lambda x: gru_sequence(Projection(x, w_ih), h0, w_hh, b_hn)).trace(x)
+    columns, rows = "tensor<768x256xf32>, tensor<256x8xf32>", "tensor<8x256xf32>, tensor<256x256xf32>"
+    for platform, there, absent in (("cpu", columns, rows), ("cuda", rows, columns), ("tpu", rows, columns)):
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert there in text and absent not in text, platform
+    assert "conditional(" not in traced.lower().compile().as_text()
+
+
+def test_long_sequences_are_differentiated_in_chunks():
+    assert chunk_of(Sizes(128, 32, 256)) is None and chunk_of(Sizes(None, 32, 64)) is None
+    chunk = chunk_of(Sizes(2**14, 32, 64))
+    assert chunk is not None and 1 <= chunk < 2**10
+    assert chunk_of(Sizes(2, 2**12, 2**12)) == 1

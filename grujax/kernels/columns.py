@@ -1,0 +1,55 @@
+"""The recurrence with the rows of the batch as columns, projecting inside the loop: for wide layers on CPU.
+
+W (3H, H) stands to the left of the state (H, B). XLA on CPU packs the right operand of a product anew at every step,
+which is then the small one; r, z and n come from one product whose parts are contiguous; and the input's part of the
+gates is made where it is used, so that it never goes through memory.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from grujax.step import GateValues, add_bias, along, candidate, mix, reset_and_update, steered
+from grujax.types import Array, Control, Emitted, GRUSpec, Projection, Recurrent, State, States, state_dtype
+
+UNROLL = 2
+
+
+def columns(
+    projection: Projection, h0: State, recurrent: Recurrent, control: Control, spec: GRUSpec, emit: bool = False
+) -> tuple[States, State, Emitted | None]:
+    """As `scan`; reset_after=True, no layer normalisation, and the input itself, not the gates made of it."""
+    assert projection.w_ih is not None
+    w_ih, w_hh, h0 = projection.w_ih.T, recurrent.w_hh.T, h0.T
+    h_start = jnp.zeros_like(h0) if control.h_reset is None else control.h_reset[:, None] + jnp.zeros_like(h0)
+    state_mask = None if control.state_mask is None else control.state_mask.T
+
+    def products(w: Array, a: Array, axis: int) -> list[Array]:
+        """w (3H, K) times a, which has its K on `axis`: r, z and n, (H, B) each."""
+        product = lax.dot_general(
+            w,
+            a.astype(w.dtype),
+            (((1,), (axis,)), ((), ())),
+            precision=spec.precision,
+            preferred_element_type=state_dtype(w.dtype),
+        )
+        return jnp.split(product, 3)
+
+    def body(h: State, inputs: tuple) -> tuple[State, tuple]:
+        x, valid, reset, hold = inputs
+        x_r, x_z, x_n = add_bias(products(w_ih, x, axis=1), projection.bias, axis=0)
+
+        def one_step(h: State) -> tuple[State, Emitted]:
+            p_r, p_z, p_n = products(w_hh, h if state_mask is None else state_mask * h, axis=0)
+            r, z = reset_and_update((x_r, x_z), (p_r, p_z), spec)
+            m = p_n + along(recurrent.b_hn, p_n, axis=0)
+            gates = GateValues(r, z, candidate(x_n, r, m, spec))
+            return mix(h, gates.z, gates.n, spec), Emitted(*gates, m)
+
+        valid, reset = (None if mask is None else mask[None] for mask in (valid, reset))
+        h, emitted = steered(one_step, h, h_start, valid, reset, None if hold is None else hold.T)
+        return h, jax.tree.map(jnp.transpose, (h, emitted if emit else None))
+
+    xs = (projection.x, control.valid, control.reset, control.hold)
+    h_last, (hs, emitted) = lax.scan(body, h0, xs, unroll=UNROLL)
+    return hs, h_last.T, emitted
