@@ -1,0 +1,81 @@
+"""What XLA's own switches do to grujax on CPU: `python benchmarks/settings.py`.
+
+Each setting runs in processes of its own, in turns, and each such process measures beside it nothing else: the figure
+is the median over the rounds of (time under the setting / time under the defaults of the same round).
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+
+SETTINGS = {
+    "defaults": "",
+    "512-bit vectors": "--xla_cpu_prefer_vector_width=512",
+    "no YNNPACK": "--xla_cpu_experimental_ynn_fusion_type=",
+    "concurrency-optimised scheduler": "--xla_cpu_enable_concurrency_optimized_scheduler=true",
+    "one-threaded Eigen": "--xla_cpu_multi_thread_eigen=false",
+    "fast math": "--xla_cpu_enable_fast_math=true",
+}
+"""XLA_FLAGS under each name."""
+SHAPES = ("single", "small", "medium", "large", "narrow")
+ROUNDS, REPEATS = 3, 7
+
+
+def measure() -> dict[str, list[float]]:
+    """Median ms of forward and of forward + backward, for each shape."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from grujax import GRUWeights, gru
+    from grujax.bench.cases import CASES
+
+    found = {}
+    for shape in SHAPES:
+        case, rng = CASES[shape], np.random.default_rng(0)
+        sizes = [(case.B, case.T, case.I), (case.I, 3 * case.H), (case.H, 3 * case.H), (3 * case.H,), (3 * case.H,)]
+        x, *weights = [jnp.asarray(rng.uniform(-1, 1, size) / case.H**0.5, jnp.float32) for size in sizes]
+
+        def loss(x, weights):
+            return gru(x, GRUWeights(*weights))[0].sum()
+
+        calls = [jax.jit(lambda x, w: gru(x, GRUWeights(*w))[0]), jax.jit(jax.grad(loss, argnums=(0, 1)))]
+        found[shape] = []
+        for call in calls:
+            jax.block_until_ready(call(x, weights))
+            times = []
+            for _ in range(REPEATS):
+                start = time.perf_counter()
+                jax.block_until_ready(call(x, weights))
+                times.append((time.perf_counter() - start) * 1e3)
+            found[shape].append(statistics.median(times))
+    return found
+
+
+def main() -> None:
+    rounds = []
+    for _ in range(ROUNDS):
+        rounds.append({})
+        for name, flags in SETTINGS.items():
+            environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+            done = subprocess.run([sys.executable, __file__, "--child"], env=environment, capture_output=True, text=True)
+            rounds[-1][name] = json.loads(done.stdout) if done.returncode == 0 else None
+    print("| forward, forward + backward | " + " | ".join(SHAPES) + " |")
+    print("|---|" + "---|" * len(SHAPES))
+    for name, flags in SETTINGS.items():
+        cells = []
+        for shape in SHAPES:
+            there = [r for r in rounds if r[name]]
+            pairs = [[r[name][shape][i] / r["defaults"][shape][i] for r in there] for i in (0, 1)]
+            cells.append(", ".join(f"{statistics.median(p):.2f}" if p else "failed" for p in pairs))
+        print(f"| {name} `{flags}` | " + " | ".join(cells) + " |")
+
+
+if __name__ == "__main__":
+    if "--child" in sys.argv:
+        print(json.dumps(measure()))
+    else:
+        main()
