@@ -1,0 +1,304 @@
+"""What a GRU costs besides its run time: compiling, memory, recompiling for ragged data, starting."""
+
+import random
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from grujax.bench.starts import Start, measure_imports, measure_predictions
+from grujax.data import Sequences, batches, bucket_boundaries, sequences
+from grujax.errors import require
+from grujax.layer import GRU
+from grujax.types import Array
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Say = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class Size:
+    """B rows, T steps, I input features, H hidden units, L layers."""
+
+    B: int = 32
+    T: int = 256
+    I: int = 32
+    H: int = 64
+    L: int = 1
+
+    def __str__(self) -> str:
+        return ", ".join(f"{axis} {value}" for axis, value in vars(self).items())
+
+
+GROWTH = {"T": (64, 512, 4096), "L": (1, 2, 4), "B": (1, 32, 256)}
+"""What is varied, one at a time from `Size()`, when compile time is measured."""
+
+
+@dataclass(frozen=True)
+class Compilation:
+    """Seconds to trace, lower and compile the gradient program at `value` of the varied axis; median of `repeats`."""
+
+    library: str
+    axis: str
+    value: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of temporaries and results of the gradient program; None where the backend does not report them."""
+
+    library: str
+    T: int
+    bytes: int | None
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """How often one epoch of ragged data made JAX compile, and what share of its steps was padding."""
+
+    batching: str
+    batches: int
+    compilations: int
+    padding: float
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Each part empty where it was not measured."""
+
+    compilations: tuple[Compilation, ...] = ()
+    memory: tuple[Memory, ...] = ()
+    epochs: tuple[Epoch, ...] = ()
+    imports: tuple[Start, ...] = ()
+    predictions: tuple[Start, ...] = ()
+
+
+class FlaxStack(nn.Module):
+    """L layers as Flax's user writes them: `nn.RNN`, which is `nn.scan`, over `nn.GRUCell`."""
+
+    size: Size
+
+    @nn.compact
+    def __call__(self, x: Array, h0: Array) -> Any:
+        for layer in range(self.size.L):
+            x = nn.RNN(nn.GRUCell(self.size.H))(x, initial_carry=h0[layer])  # pyright: ignore[reportAssignmentType]
+        return x
+
+
+class OurStack(nn.Module):
+    """The same of `grujax.GRU`."""
+
+    size: Size
+    implementation: str | None = None
+
+    @nn.compact
+    def __call__(self, x: Array, h0: Array) -> Array:
+        return GRU(self.size.H, num_layers=self.size.L, implementation=self.implementation)(x, h0)[0]  # pyright: ignore
+
+
+STACKS: dict[str, Callable[[Size], nn.Module]] = {
+    "grujax": OurStack,
+    "grujax, scan": partial(OurStack, implementation="scan"),
+    "Flax nn.RNN": FlaxStack,
+}
+
+
+def program(stack: nn.Module, size: Size) -> tuple[Any, tuple]:
+    """Forward + backward, float32, the gradients of sum(hs²) by weights, x and h0: a fresh jit, its arguments."""
+    x = jax.ShapeDtypeStruct((size.B, size.T, size.I), jnp.float32)
+    h0 = jax.ShapeDtypeStruct((size.L, size.B, size.H), jnp.float32)
+    variables = jax.eval_shape(stack.init, jax.random.key(0), x, h0)
+
+    def loss(variables: Any, x: Array, h0: Array) -> Array:
+        return jnp.square(jnp.asarray(stack.apply(variables, x, h0))).sum()
+
+    return jax.jit(jax.grad(loss, argnums=(0, 1, 2))), (variables, x, h0)
+
+
+def compile_seconds(stack: nn.Module, size: Size) -> float:
+    """Once, from the Python function to the executable; the persistent cache is neither read nor written."""
+    jitted, arguments = program(stack, size)
+    with without_persistent_cache():
+        began = time.perf_counter()
+        jitted.lower(*arguments).compile()
+        return time.perf_counter() - began
+
+
+def measure_compilations(say: Say, repeats: int = 3) -> tuple[Compilation, ...]:
+    """Of grujax and Flax over `GROWTH`. In rounds, in random order, so that noise falls on all alike."""
+    points = [
+        (library, axis, value) for axis in GROWTH for value in GROWTH[axis] for library in ("grujax", "Flax nn.RNN")
+    ]
+    times: dict[Any, list[float]] = {point: [] for point in points}
+    for library in ("grujax", "Flax nn.RNN"):  # what is loaded and traced once in a process is no cost of a size
+        compile_seconds(STACKS[library](Size(T=8)), Size(T=8))
+    rng = random.Random(0)
+    for number in range(repeats):
+        say(f"compile time, round {number + 1} of {repeats}")
+        for library, axis, value in rng.sample(points, len(points)):
+            size = replace(Size(), **{axis: value})
+            times[library, axis, value].append(compile_seconds(STACKS[library](size), size))
+    return tuple(Compilation(*point, statistics.median(times[point])) for point in points)
+
+
+def peak_bytes(stack: nn.Module, size: Size) -> int | None:
+    """Temporaries and results together, as XLA planned them; arguments are not counted."""
+    jitted, arguments = program(stack, size)
+    with without_persistent_cache():  # an executable out of it may not know
+        analysis = jitted.lower(*arguments).compile().memory_analysis()
+    return None if analysis is None else analysis.temp_size_in_bytes + analysis.output_size_in_bytes
+
+
+def measure_memory(say: Say, steps: tuple[int, ...] = GROWTH["T"]) -> tuple[Memory, ...]:
+    """Of every stack over T."""
+    say("memory")
+    sizes = [Size(T=T) for T in steps]
+    return tuple(Memory(name, size.T, peak_bytes(make(size), size)) for name, make in STACKS.items() for size in sizes)
+
+
+def count_compilations(ragged_batches: Sequence[tuple[np.ndarray, np.ndarray]]) -> int:
+    """How often the jitted gradient of a GRU is compiled in a pass over batches x (B, T, I), lengths (B,)."""
+    traced, layer = 0, GRU(8)
+    variables = layer.init(jax.random.key(0), ragged_batches[0][0][:, :1])
+
+    def loss(variables: Any, x: Array, lengths: Array) -> Array:
+        nonlocal traced
+        traced += 1  # runs while tracing and never again
+        return layer.apply(variables, x, lengths=lengths)[0].sum()  # pyright: ignore
+
+    step = jax.jit(jax.grad(loss))
+    for x, lengths in ragged_batches:
+        step(variables, x, lengths)
+    return traced
+
+
+def ragged(seed: int = 0) -> Sequences:
+    """270 sequences of 12 channels; their lengths, 7 to 29, have mean and spread of those of JapaneseVowels."""
+    rng = np.random.default_rng(seed)
+    lengths = np.clip(rng.normal(15.8, 3.6, 270).round(), 7, 29).astype(int)
+    return sequences([rng.normal(size=(n, 12)) for n in lengths])
+
+
+def to_the_longest(data: Sequences, batch_size: int, rng: np.random.Generator) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The plain loop: shuffled rows, each batch (x, lengths) padded to its own longest."""
+    order = rng.permutation(len(data))
+    taken = [data.take(order[first : first + batch_size]) for first in range(0, len(data), batch_size)]
+    return [(batch.x, batch.lengths) for batch in taken]
+
+
+def measure_epochs(say: Say, batch_size: int = 32, buckets: int = 4) -> tuple[Epoch, ...]:
+    """One epoch of `ragged` data: batched as `grujax.training.fit` does it, and padded to each batch's longest."""
+    say("one epoch of ragged data")
+    data, rng = ragged(), np.random.default_rng(1)
+    ours = batches(data, batch_size, bucket_boundaries(data.lengths, buckets), rng)
+    ways = {
+        "grujax's buckets": [(batch.x, batch.lengths) for batch in ours],
+        "each batch's longest": to_the_longest(data, batch_size, rng),
+    }
+    real = int(data.lengths.sum())  # rows that fill a batch up are padding too
+    return tuple(
+        Epoch(way, len(made), count_compilations(made), 1 - real / sum(x.shape[0] * x.shape[1] for x, _ in made))
+        for way, made in ways.items()
+    )
+
+
+PARTS: dict[str, Callable[[Say], tuple]] = {
+    "compilations": measure_compilations,
+    "memory": measure_memory,
+    "epochs": measure_epochs,
+    "imports": measure_imports,
+    "predictions": measure_predictions,
+}
+"""By field of `Costs`."""
+
+
+def measure(say: Say = lambda line: None, parts: tuple[str, ...] = tuple(PARTS)) -> Costs:
+    """The parts named, all by default: about a minute on two idle cores."""
+    unknown = [part for part in parts if part not in PARTS]
+    require(not unknown, "parts", f"some of {list(PARTS)}", unknown)
+    return Costs(**{part: PARTS[part](say) for part in parts})
+
+
+def tables(costs: Costs) -> "list[Table]":
+    """One of each part that was measured."""
+    from rich.table import Table
+
+    made = []
+    for title, cells, form, absent in (
+        (
+            f"compile time of forward + backward, s; one of {Size()} varied",
+            [(c.library, f"{c.axis} {c.value}", c.seconds) for c in costs.compilations],
+            ".2f",
+            "",
+        ),
+        (
+            f"memory of forward + backward, MB; T of {Size()} varied",
+            [(m.library, f"T {m.T}", m.bytes and m.bytes / 1e6) for m in costs.memory],
+            ".1f",
+            "not reported",
+        ),
+        ("import, in a fresh process", [(s.library, "s", s.seconds) for s in costs.imports], ".2f", "not installed"),
+        (
+            "from the start of Python to the first prediction",
+            [(s.library, "s", s.seconds) for s in costs.predictions],
+            ".2f",
+            "not installed",
+        ),
+    ):
+        if cells:
+            made.append(_by_library(title, cells, form, absent))
+    if costs.epochs:
+        epochs = Table("padded to", "batches", "compilations", "padding", title="one epoch of ragged data")
+        for e in costs.epochs:
+            epochs.add_row(e.batching, str(e.batches), str(e.compilations), f"{e.padding:.0%}")
+        made.append(epochs)
+    return made
+
+
+def _by_library(title: str, cells: Sequence[tuple[str, str, float | None]], form: str, absent: str) -> "Table":
+    """Libraries by columns out of (library, column, value); in the last row grujax's value over Flax's."""
+    from rich.table import Table
+
+    values = {(library, column): value for library, column, value in cells}
+    libraries, columns = (list(dict.fromkeys(names)) for names in zip(*values, strict=True))
+    made = Table(title=title)
+    made.add_column("", no_wrap=True)
+    for column in columns:
+        made.add_column(column, justify="right")
+    for library in libraries:
+        of = [values[library, column] for column in columns]
+        made.add_row(library, *(absent if value is None else format(value, form) for value in of))
+    flax = next((name for name in libraries if name.startswith("Flax")), None)
+    if flax and "grujax" in libraries:
+        pairs = [(values["grujax", column], values[flax, column]) for column in columns]
+        made.add_section()
+        made.add_row(
+            f"grujax / {flax}", *(f"{ours / theirs:.2f}x" if ours and theirs else "" for ours, theirs in pairs)
+        )
+    return made
+
+
+@contextmanager
+def without_persistent_cache() -> Iterator[None]:
+    """Inside, every compilation is one."""
+    from jax.experimental.compilation_cache import compilation_cache
+
+    before = jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        jax.config.update("jax_enable_compilation_cache", False)
+        compilation_cache.reset_cache()  # whether it is used is asked once, then remembered
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+        compilation_cache.reset_cache()
