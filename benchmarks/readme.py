@@ -1,0 +1,116 @@
+"""The README's table of times out of a saved report: `python benchmarks/readme.py benchmarks/results/FILE.json`."""
+
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from textwrap import fill
+from typing import Any
+
+from grujax.bench.runner import PASSES, Report, load, to_fastest
+from grujax.errors import require
+from grujax.saving import replacing
+
+ROOT = Path(__file__).resolve().parent.parent
+NAMES = {
+    "torch": "torch.nn.GRU",
+    "flax": "Flax nn.RNN(GRUCell)",
+    "keras": "Keras 3 on JAX",
+    "equinox": "Equinox",
+    "haiku": "Haiku",
+    "onnxruntime": "ONNX Runtime",
+    "grujax-before": "grujax, reset before",
+}
+"""How the README calls a peer, where not by its own name."""
+NO_RIVALS = ("grujax-before", "products alone")
+"""Rows that stand there to compare with: another GRU of grujax's own, and no GRU at all. They are never the fastest."""
+
+
+def block(report: Report, path: str) -> str:
+    """What stands in the README from its opening marker to its closing one, both included."""
+    parts = [f"<!-- times: {path} -->", measured_on(report, path), *(table(report, kind) for kind in PASSES)]
+    return "\n\n".join([*parts, "<!-- /times -->"])
+
+
+def table(report: Report, kind: str) -> str:
+    """Markdown: peers by cases, medians in ms, the fastest of a case bold; why a time is not there, below."""
+    rows, reasons = [], {}
+    peers = list(dict.fromkeys(r.peer for r in report.results))
+    least = {
+        case: min((t for p in peers if p not in NO_RIVALS and (t := report.median(case, p, kind))), default=None)
+        for case in report.cases
+    }
+    statuses = {(r.case, r.peer): r.status for r in report.results if r.kind == kind}
+    for peer in peers:
+        cells = []
+        for case in report.cases:
+            median = report.median(case, peer, kind)
+            bold = "**" if median == least[case] and peer not in NO_RIVALS else ""
+            cells.append("–" if median is None else f"{bold}{_ms(median)}{bold}")
+            if median is None:
+                reasons.setdefault((peer, statuses.get((case, peer), "not measured")), []).append(case)
+        rows.append([NAMES.get(peer, peer), *cells])
+    fastest = ["" if ratio is None else f"{ratio:.2f}" for ratio in to_fastest(report, kind)]
+    head = [[f"{kind}, ms", *report.cases], ["---"] * (1 + len(report.cases))]
+    lines = ["| " + " | ".join(row) + " |" for row in [*head, *rows, ["grujax / fastest other", *fastest]]]
+    lines[1] = lines[1].replace(" ", "")
+    notes = []
+    for (peer, why), cases in reasons.items():
+        where = "" if len(cases) == len(report.cases) else f" ({', '.join(cases)})"
+        notes.append(f"{NAMES.get(peer, peer)}{where}: {why}")
+    return "\n".join(lines) + (f"\n\n–: {'; '.join(notes)}." if notes else "")
+
+
+def measured_on(report: Report, path: str) -> str:
+    """On what, when and how it was measured, and the sizes of the cases."""
+    device, rounds = report.device, max((len(r.times_ms) for r in report.results), default=0)
+    load = device.get("load")
+    machine = [
+        f"{device.get('cpu')}",
+        *([] if load is None else [f"load {load[0]:.1f} in the minute before"]),
+        *(f"{name}={value}" for name, value in device.get("environment", {}).items()),
+    ]
+    versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
+    sizes = "; ".join(f"{case} ({_size(size)})" for case, size in report.cases.items())
+    dirty = " with changes" if report.dirty else ""
+    return "\n".join(
+        fill(line, 125, break_on_hyphens=False, break_long_words=False)
+        for line in (
+            f"Medians of {rounds} interleaved rounds on {report.threads} cores ({', '.join(machine)}), on "
+            f"{report.date[:10]} at commit {report.commit[:7]}{dirty} (`{path}`). "
+            "Bold is the fastest among grujax and the other libraries.",
+            f"{versions}.",
+            f"Cases: {sizes}.",
+        )
+    )
+
+
+def _size(size: Any) -> str:
+    """A case's fields in words: those that are False or None go without saying, one that is True says its name."""
+    fields = size if isinstance(size, Mapping) else dict(zip("BTIH", size, strict=True))
+    said = {k: v for k, v in fields.items() if k != "name" and v is not None and v is not False}
+    return ", ".join(k if v is True else f"{k} {v}" for k, v in said.items())
+
+
+def _ms(median: float) -> str:
+    """Three digits at least where it is short: 0.0423, 4.1, 137.5."""
+    return f"{median:.1f}" if median >= 1 else f"{median:.3g}"
+
+
+def rewritten(readme: str, report: Report, path: str) -> str:
+    """`readme` with its block made anew. Raises InputError where there is no such block, or more than one."""
+    pattern = re.compile(r"<!-- times: \S+ -->.*?<!-- /times -->", re.DOTALL)
+    found = len(pattern.findall(readme))
+    require(found == 1, "README.md", "one block from <!-- times: ... --> to <!-- /times -->", found)
+    return pattern.sub(lambda _: block(report, path), readme)
+
+
+def main(path: Path, readme: Path = ROOT / "README.md") -> None:
+    """Rewrites the README from the report at `path`."""
+    text = rewritten(readme.read_text(), load(path), path.resolve().relative_to(ROOT).as_posix())
+    with replacing(readme) as temporary:
+        temporary.write_text(text)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
