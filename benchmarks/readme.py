@@ -22,8 +22,11 @@ NAMES = {
     "grujax-before": "grujax, reset before",
 }
 """How the README calls a peer, where not by its own name."""
-NO_RIVALS = ("grujax-before", "products alone")
-"""Rows that stand there to compare with: another GRU of grujax's own, and no GRU at all. They are never the fastest."""
+
+
+def _rival(peer: str) -> bool:
+    """False for rows that stand there to compare with: grujax's other GRUs, and what is no GRU."""
+    return peer == "grujax" or not peer.startswith(("grujax", "products alone"))
 
 
 def block(report: Report, path: str) -> str:
@@ -37,7 +40,7 @@ def table(report: Report, kind: str) -> str:
     rows, reasons = [], {}
     peers = list(dict.fromkeys(r.peer for r in report.results))
     least = {
-        case: min((t for p in peers if p not in NO_RIVALS and (t := report.median(case, p, kind))), default=None)
+        case: min((t for p in peers if _rival(p) and (t := report.median(case, p, kind))), default=None)
         for case in report.cases
     }
     statuses = {(r.case, r.peer): r.status for r in report.results if r.kind == kind}
@@ -45,7 +48,7 @@ def table(report: Report, kind: str) -> str:
         cells = []
         for case in report.cases:
             median = report.median(case, peer, kind)
-            bold = "**" if median == least[case] and peer not in NO_RIVALS else ""
+            bold = "**" if median == least[case] and _rival(peer) else ""
             cells.append("–" if median is None else f"{bold}{_ms(median)}{bold}")
             if median is None:
                 reasons.setdefault((peer, statuses.get((case, peer), "not measured")), []).append(case)
@@ -93,7 +96,7 @@ def _size(size: Any) -> str:
 
 
 def _ms(median: float) -> str:
-    """Three digits at least where it is short: 0.0423, 4.1, 137.5."""
+    """One decimal; below 1 ms three digits, whatever they are."""
     return f"{median:.1f}" if median >= 1 else f"{median:.3g}"
 
 

@@ -1,4 +1,4 @@
-"""The command line: train, evaluate, predict, doctor."""
+"""The command line: train, evaluate, predict, bench, doctor."""
 
 import contextlib
 import csv
@@ -18,6 +18,8 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from grujax.bench import chart, costs
+from grujax.bench.runner import PASSES, Options, run, table
 from grujax.data import Sequences, load, load_sequences
 from grujax.errors import InputError, require
 from grujax.kernels import explain
@@ -151,6 +153,58 @@ class Predict:
 
 
 @dataclass(frozen=True)
+class Bench:
+    """grujax beside other GRUs on this machine's CPU: checked equal, timed in turns; and what else a GRU costs.
+
+    A library that is not installed is shown as such; the extra `bench` brings them all. The exit code is 1 where grujax
+    itself was found unequal to the equations.
+    """
+
+    shapes: tuple[str, ...] = Options.shapes
+    """Which cases."""
+    peers: tuple[str, ...] = Options.peers
+    """Which GRUs."""
+    repeats: int = Options.repeats
+    """How many rounds; in each one every GRU is timed once."""
+    costs: bool = True
+    """Also compile time, memory, compilations for ragged data, import time, time to the first prediction."""
+    chart: Path | None = Path("grujax-bench.png")
+    """The picture to draw (extra `plot`); an earlier one of that name is replaced. None: none."""
+    json: Path | None = None
+    """The file for the report; the costs go beside it, into NAME-costs.json. None: none."""
+
+    def run(self, console: Console) -> int:
+        self._check()
+        report = run(Options(shapes=self.shapes, peers=self.peers, repeats=self.repeats), console.print)
+        for kind in PASSES:
+            console.print(table(report, kind))
+        console.print(chart.measured_on(report), soft_wrap=True, highlight=False)
+        if self.json is not None:
+            _save_json(console, self.json, report)
+        if self.chart is not None:
+            chart.draw(report, self.chart)
+            console.print(f"drawn {self.chart}", soft_wrap=True, highlight=False)
+        if self.costs:
+            found = costs.measure(console.print)
+            for one in costs.tables(found):
+                console.print(one)
+            if self.json is not None:
+                _save_json(console, self.json.with_name(f"{self.json.stem}-costs.json"), found)
+        return int(any(r.peer.startswith("grujax") and r.status.startswith("unequal") for r in report.results))
+
+    def _check(self) -> None:
+        """What would fail after minutes of measuring fails now."""
+        for argument, path in (("--chart", self.chart), ("--json", self.json)):
+            there = path is None or (path.parent.is_dir() and not path.is_dir())
+            require(there, argument, "a file in a folder that exists", path, "Make the folder first.")
+        if self.chart is not None:
+            chart.require_matplotlib()
+            require(self.chart.suffix == ".png", "--chart", "a name that ends in .png", self.chart)
+            remedy = "The chart shows times relative to it: add it, or --chart None."
+            require("grujax" in self.peers, "--peers", "grujax among them", list(self.peers), remedy)
+
+
+@dataclass(frozen=True)
 class Doctor:
     """What this installation is: versions, devices, which kernel would run, caches."""
 
@@ -178,6 +232,7 @@ Command = (
     Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Predict, tyro.conf.subcommand("predict")]
+    | Annotated[Bench, tyro.conf.subcommand("bench")]
     | Annotated[Doctor, tyro.conf.subcommand("doctor")]
 )
 
@@ -189,7 +244,7 @@ def main(arguments: list[str] | None = None) -> int:
         command = tyro.cli(Command, args=arguments, prog="grujax", description=__doc__)  # pyright: ignore
         return command.run(console)
     except KeyboardInterrupt:
-        message, code = "interrupted before there was a model to save", 130
+        message, code = "interrupted before there was a model to save or the last table to show", 130
     except InputError as error:
         message, code = str(error), 2
     except OSError as error:
@@ -227,6 +282,12 @@ def _trained(path: Path) -> Saved:
 
 def _model(saved: Saved) -> Any:
     return saved.model
+
+
+def _save_json(console: Console, path: Path, found: Any) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(dataclasses.asdict(found), indent=1) + "\n")
+    console.print(f"saved {path}", soft_wrap=True, highlight=False)
 
 
 def _about(name: str, train: Sequences, test: Sequences) -> str:

@@ -235,57 +235,42 @@ def tables(costs: Costs) -> "list[Table]":
     from rich.table import Table
 
     made = []
-    for title, cells, form, absent in (
-        (
-            f"compile time of forward + backward, s; one of {Size()} varied",
-            [(c.library, f"{c.axis} {c.value}", c.seconds) for c in costs.compilations],
-            ".2f",
-            "",
-        ),
-        (
-            f"memory of forward + backward, MB; T of {Size()} varied",
-            [(m.library, f"T {m.T}", m.bytes and m.bytes / 1e6) for m in costs.memory],
-            ".1f",
-            "not reported",
-        ),
-        ("import, in a fresh process", [(s.library, "s", s.seconds) for s in costs.imports], ".2f", "not installed"),
-        (
-            "from the start of Python to the first prediction",
-            [(s.library, "s", s.seconds) for s in costs.predictions],
-            ".2f",
-            "not installed",
-        ),
-    ):
-        if cells:
-            made.append(_by_library(title, cells, form, absent))
+    if costs.compilations:
+        cells = [(c.library, f"{c.axis} {c.value}", f"{c.seconds:.2f}", c.seconds) for c in costs.compilations]
+        made.append(_by_library(f"compile time of forward + backward, s\n{Size()}, one varied", cells))
+    if costs.memory:
+        shown = [(m, "not reported" if m.bytes is None else f"{m.bytes / 1e6:.1f}") for m in costs.memory]
+        cells = [(m.library, f"T {m.T}", text, m.bytes) for m, text in shown]
+        made.append(_by_library(f"memory of forward + backward, MB\n{Size()}, T varied", cells))
     if costs.epochs:
         epochs = Table("padded to", "batches", "compilations", "padding", title="one epoch of ragged data")
         for e in costs.epochs:
             epochs.add_row(e.batching, str(e.batches), str(e.compilations), f"{e.padding:.0%}")
         made.append(epochs)
-    return made
+    cells = [
+        (s.library, name, "not installed" if s.seconds is None else f"{s.seconds:.2f}", s.seconds)
+        for name, starts in (("import", costs.imports), ("from start to first prediction", costs.predictions))
+        for s in starts
+    ]
+    return [*made, _by_library("in a fresh process, s", cells)] if cells else made
 
 
-def _by_library(title: str, cells: Sequence[tuple[str, str, float | None]], form: str, absent: str) -> "Table":
-    """Libraries by columns out of (library, column, value); in the last row grujax's value over Flax's."""
+def _by_library(title: str, cells: Sequence[tuple[str, str, str, float | None]]) -> "Table":
+    """Rows by libraries out of (library, row, text, value); in the last column grujax's value over Flax's."""
     from rich.table import Table
 
-    values = {(library, column): value for library, column, value in cells}
-    libraries, columns = (list(dict.fromkeys(names)) for names in zip(*values, strict=True))
+    texts = {(row, library): text for library, row, text, _ in cells}
+    values = {(row, library): value for library, row, _, value in cells}
+    rows, libraries = (list(dict.fromkeys(names)) for names in zip(*texts, strict=True))
+    flax = next((library for library in libraries if library.startswith("Flax")), None)
     made = Table(title=title)
     made.add_column("", no_wrap=True)
-    for column in columns:
-        made.add_column(column, justify="right")
-    for library in libraries:
-        of = [values[library, column] for column in columns]
-        made.add_row(library, *(absent if value is None else format(value, form) for value in of))
-    flax = next((name for name in libraries if name.startswith("Flax")), None)
-    if flax and "grujax" in libraries:
-        pairs = [(values["grujax", column], values[flax, column]) for column in columns]
-        made.add_section()
-        made.add_row(
-            f"grujax / {flax}", *(f"{ours / theirs:.2f}x" if ours and theirs else "" for ours, theirs in pairs)
-        )
+    for heading in (*libraries, *([f"grujax / {flax}"] if flax else [])):
+        made.add_column(heading, justify="right")
+    for row in rows:
+        ours, theirs = values.get((row, "grujax")), values.get((row, flax or ""))
+        ratio = [f"{ours / theirs:.2f}x" if ours and theirs else ""] if flax else []
+        made.add_row(row, *(texts.get((row, library), "") for library in libraries), *ratio)
     return made
 
 

@@ -144,7 +144,7 @@ def test_the_tables_hold_every_figure():
     shown = text(MADE)
     for part in ("0.50", "0.40", "1.25x", "not reported", "2.5", "25%", "0.60", "not installed", "2.00", "0.80x"):
         assert part in shown
-    assert costs.tables(Costs()) == [] and len(costs.tables(MADE)) == 5
+    assert costs.tables(Costs()) == [] and len(costs.tables(MADE)) == 4
 
 
 def test_costs_are_json():
