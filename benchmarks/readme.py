@@ -7,7 +7,7 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
-from grujax.bench.runner import PASSES, Report, load, to_fastest
+from grujax.bench.runner import PASSES, Report, load
 from grujax.errors import require
 from grujax.saving import replacing
 
@@ -53,7 +53,11 @@ def table(report: Report, kind: str) -> str:
             if median is None:
                 reasons.setdefault((peer, statuses.get((case, peer), "not measured")), []).append(case)
         rows.append([NAMES.get(peer, peer), *cells])
-    fastest = ["" if ratio is None else f"{ratio:.2f}" for ratio in to_fastest(report, kind)]
+    fastest = []
+    for case in report.cases:
+        mine, others = report.median(case, "grujax", kind), [p for p in peers if p != "grujax" and _rival(p)]
+        times = [t for p in others if (t := report.median(case, p, kind))]
+        fastest.append(f"{mine / min(times):.2f}" if mine and times else "")
     head = [[f"{kind}, ms", *report.cases], ["---"] * (1 + len(report.cases))]
     lines = ["| " + " | ".join(row) + " |" for row in [*head, *rows, ["grujax / fastest other", *fastest]]]
     lines[1] = lines[1].replace(" ", "")

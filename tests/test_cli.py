@@ -1,6 +1,7 @@
 """The command line as a user meets it: what it prints, what it writes, what bad input gets."""
 
 import csv
+import dataclasses
 import json
 import os
 import signal
@@ -13,6 +14,8 @@ import numpy as np
 import pytest
 
 from grujax import cli
+from grujax.bench import chart, costs, peers, runner
+from grujax.bench.cases import Case
 from grujax.saving import read
 from grujax.training import Epoch
 
@@ -237,3 +240,86 @@ def test_ctrl_c_before_the_first_epoch(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(cli, "fit", stop)
     code, _, err = run(capsys, "train", toy("toy.npz"), "--output", "out")
     assert code == 130 and "before there was a model" in err and not (tmp_path / "out").exists()
+
+
+TINY = ["--shapes", "tiny", "--peers", "grujax", "--repeats", "1"]
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    monkeypatch.setitem(runner.CASES, "tiny", Case("tiny", 3, 5, 4, 6))
+
+
+def test_bench_prints_the_table_draws_the_chart_and_saves_the_report(tmp_path, capsys, tiny):
+    code, out, err = run(capsys, "bench", *TINY, "--no-costs", "--json", "r.json")
+    assert code == 0 and err == ""
+    for part in (
+        "forward: median ms",
+        "forward + backward: median ms",
+        "tiny",
+        "drawn grujax-bench.png",
+        "saved r.json",
+    ):
+        assert part in out
+    report = runner.load(tmp_path / "r.json")
+    assert f"{report.median('tiny', 'grujax', 'forward'):.1f} 1.00x" in out
+    assert (tmp_path / "grujax-bench.png").read_bytes().startswith(b"\x89PNG")
+    assert {p.name for p in tmp_path.iterdir()} == {"grujax-bench.png", "r.json"}
+
+
+def test_bench_says_what_is_not_installed_and_measures_grujax_alone(tmp_path, capsys, tiny, monkeypatch):
+    monkeypatch.setattr(peers, "find_spec", lambda name: None)
+    code, out, _ = run(capsys, "bench", *TINY[:4], "torch", *TINY[4:], "--no-costs", "--chart", "None")
+    assert code == 0 and "not installed" in out and "1.00x" in out and list(tmp_path.iterdir()) == []
+
+
+def test_bench_shows_the_costs_and_saves_them_beside_the_report(tmp_path, capsys, tiny, monkeypatch):
+    found = costs.Costs(memory=(costs.Memory("grujax", 64, 2_500_000),))
+    monkeypatch.setattr(costs, "measure", lambda say: found)
+    code, out, _ = run(capsys, "bench", *TINY, "--chart", "None", "--json", "r.json")
+    assert code == 0 and "memory of" in out and "2.5 │" in out
+    assert json.loads((tmp_path / "r-costs.json").read_text()) == json.loads(json.dumps(dataclasses.asdict(found)))
+
+
+@pytest.mark.parametrize("peer, expected", [("grujax", 1), ("grujax-before", 1), ("torch", 0)])
+def test_bench_fails_where_grujax_is_unequal(peer, expected, capsys, tiny, monkeypatch):
+    result = runner.Result("tiny", peer, "forward", "unequal: hs is 2 times the tolerance away")
+    monkeypatch.setattr(
+        runner, "measure", lambda *arguments: [result, dataclasses.replace(result, kind=runner.BACKWARD)]
+    )
+    code, out, _ = run(capsys, "bench", *TINY, "--no-costs", "--chart", "None")
+    assert code == expected and "unequal" in out
+
+
+BAD_BENCH = {
+    "no matplotlib": (["--chart", "c.png"], ["grujax[plot]", "--chart None"]),
+    "no folder for the chart": (["--chart", "none/c.png"], ["--chart:", "none/c.png"]),
+    "no folder for the report": (["--json", "none/r.json"], ["--json:", "none/r.json"]),
+    "a chart of another kind": (["--chart", "c.pdf"], [".png"]),
+    "a chart relative to what is not measured": (["--peers", "torch"], ["grujax among them"]),
+    "no such shape": (["--shapes", "nope"], ["shapes:", "nope"]),
+}
+
+
+@pytest.mark.parametrize("name", BAD_BENCH)
+def test_bench_refuses_before_it_measures(name, tmp_path, capsys, monkeypatch):
+    def measured(*arguments):
+        raise AssertionError("measured first")
+
+    monkeypatch.setattr(runner, "measure", measured)
+    if name == "no matplotlib":
+        monkeypatch.setattr(chart, "find_spec", lambda name: None)
+    arguments, parts = BAD_BENCH[name]
+    code, _, err = run(capsys, "bench", *arguments)
+    assert code == 2 and all(part in err for part in parts), err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_chart_that_cannot_be_written_costs_neither_the_table_nor_the_report(tmp_path, capsys, tiny, monkeypatch):
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
+    code, out, err = run(capsys, "bench", *TINY, "--no-costs", "--json", "r.json")
+    assert code == 2 and "No space left on device" in err and "1.00x" in out
+    assert [p.name for p in tmp_path.iterdir()] == ["r.json"]

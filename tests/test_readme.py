@@ -1,6 +1,6 @@
 """The README's Python blocks run, in order, as one program; its main job runs; its figures are those of the files."""
 
-import json
+import importlib.util
 import os
 import re
 import subprocess
@@ -8,6 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from grujax.bench.runner import PASSES, Report, Result, load
+from grujax.errors import InputError
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -48,17 +51,77 @@ def test_every_command_shown_exists(command):
     assert done.returncode == 0 and "usage: grujax" in done.stdout
 
 
-@pytest.mark.parametrize("kind", ["forward", "forward + backward"])
-def test_the_table_of_times_is_that_of_the_file_it_names(kind):
-    report = json.loads((ROOT / re.findall(r"`(benchmarks/results/\d\S+\.json)`", README)[0]).read_text())
-    table = re.search(rf"^\| {re.escape(kind)}, ms .*\n\|[-|]+\n((?:\|.*\n)+)", README, re.MULTILINE)
-    assert table is not None and not report["dirty"]
-    shown = [[cell.strip() for cell in line.strip("|").split("|")][1:] for line in table[1].splitlines()]
-    times = {}
-    for r in report["results"]:
-        if (r["kind"], r["status"]) == (kind, "measured") and r["peer"] != "grujax-before":
-            times.setdefault(r["peer"], []).append(f"{r['median_ms']:.1f}")
-    assert shown == list(times.values())
+def generator():
+    """benchmarks/readme.py, which is no package's."""
+    spec = importlib.util.spec_from_file_location("benchmarks_readme", ROOT / "benchmarks/readme.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_table_of_times_is_that_of_the_file_it_names():
+    (path,) = re.findall(r"<!-- times: (benchmarks/results/\S+\.json) -->", README)
+    report = load(ROOT / path)
+    assert not report.dirty
+    assert generator().rewritten(README, report, path) == README
+
+
+def invented():
+    """grujax and two others on two cases, and the rows that are no rivals; trained, one case of grujax alone."""
+    times = {"grujax": (2.0, 0.5), "torch": (4.0, 0.25), "keras": (3.0, 1.0)}
+    times |= {"grujax-before": (1.0, 0.1), "products alone": (0.5, 0.1)}
+    results = [
+        Result(case, peer, PASSES[0], "measured", ms, (ms, ms, ms))
+        for peer, of in times.items()
+        for case, ms in zip(("a", "b"), of, strict=True)
+    ]
+    results += [Result("a", "grujax", PASSES[1], "measured", 12.34, (12.34,)), Result("b", "grujax", PASSES[1], "none")]
+    results += [Result(case, "torch", PASSES[1], "forward only") for case in ("a", "b")]
+    device = {"cpu": "a processor", "load": [1.25, 0, 0], "environment": {"OMP_NUM_THREADS": "2"}}
+    cases: dict = {"a": (1, 2, 3, 4), "b": {"name": "b", "B": 1, "mask": False, "bidirectional": True, "dtype": None}}
+    return Report("2026-11-23T10:11:12+00:00", "abcdef0123", True, device, {"jax": "1.2.3"}, 2, cases, tuple(results))
+
+
+def test_the_fastest_is_bold_and_the_last_row_is_the_ratio():
+    forward = generator().table(invented(), PASSES[0]).splitlines()
+    assert forward == [
+        "| forward, ms | a | b |",
+        "|---|---|---|",
+        "| grujax | **2.0** | 0.5 |",
+        "| torch.nn.GRU | 4.0 | **0.25** |",
+        "| Keras 3 on JAX | 3.0 | 1.0 |",
+        "| grujax, reset before | 1.0 | 0.1 |",
+        "| products alone | 0.5 | 0.1 |",
+        "| grujax / fastest other | 0.67 | 2.00 |",
+    ]
+
+
+def test_what_was_not_measured_says_why():
+    trained = generator().table(invented(), PASSES[1])
+    assert "| grujax | **12.3** | – |" in trained and "| torch.nn.GRU | – | – |" in trained
+    assert "| grujax / fastest other |  |  |" in trained
+    note = trained.splitlines()[-1]
+    assert "grujax (b): none; torch.nn.GRU: forward only; Keras 3 on JAX: not measured" in note
+
+
+def test_the_block_says_on_what_it_was_measured():
+    block = generator().block(invented(), "x.json")
+    said = " ".join(block.split())
+    assert "3 interleaved rounds on 2 cores (a processor, load 1.2 in the minute before, OMP_NUM_THREADS=2)" in said
+    assert "on 2026-11-23 at commit abcdef0 with changes (`x.json`)" in said and "jax 1.2.3." in said
+    assert "a (B 1, T 2, I 3, H 4); b (B 1, bidirectional)" in said
+    assert block.startswith("<!-- times: x.json -->\n") and block.endswith("\n<!-- /times -->")
+
+
+def test_a_readme_is_rewritten_between_its_markers_alone():
+    old = "before\n<!-- times: old.json -->\nold | table\n<!-- /times -->\nafter \\1"
+    new = generator().rewritten(old, invented(), "x.json")
+    assert new.startswith("before\n<!-- times: x.json -->") and new.endswith("<!-- /times -->\nafter \\1")
+    assert "old.json" not in new and "old | table" not in new
+    for wrong in ("no markers", old + old):
+        with pytest.raises(InputError, match="one block"):
+            generator().rewritten(wrong, invented(), "x.json")
 
 
 def test_the_mean_accuracy_is_that_of_the_five_seeds():
