@@ -3,10 +3,12 @@
 import re
 import sys
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from textwrap import fill
 from typing import Any
 
+from grujax.bench.cases import Case
 from grujax.bench.runner import PASSES, Report, load
 from grujax.errors import require
 from grujax.saving import replacing
@@ -70,9 +72,11 @@ def table(report: Report, kind: str) -> str:
 
 def measured_on(report: Report, path: str) -> str:
     """On what, when and how it was measured, and the sizes of the cases."""
-    device, rounds = report.device, max((len(r.times_ms) for r in report.results), default=0)
-    load = device.get("load")
+    device, load = report.device, report.device.get("load")
+    rounds = {len(r.times_ms) for r in report.results if r.times_ms} or {0}
+    count = f"{min(rounds)} to {max(rounds)}" if len(rounds) > 1 else f"{min(rounds)}"
     machine = [
+        *([device["accelerator"]] if device.get("accelerator") else []),
         f"{device.get('cpu')}",
         *([] if load is None else [f"load {load[0]:.1f} in the minute before"]),
         *(f"{name}={value}" for name, value in device.get("environment", {}).items()),
@@ -83,7 +87,7 @@ def measured_on(report: Report, path: str) -> str:
     return "\n".join(
         fill(line, 125, break_on_hyphens=False, break_long_words=False)
         for line in (
-            f"Medians of {rounds} interleaved rounds on {report.threads} cores ({', '.join(machine)}), on "
+            f"Medians of {count} interleaved rounds on {report.threads} cores ({', '.join(machine)}), on "
             f"{report.date[:10]} at commit {report.commit[:7]}{dirty} (`{path}`). "
             "Bold is the fastest among grujax and the other libraries.",
             f"{versions}.",
@@ -93,9 +97,10 @@ def measured_on(report: Report, path: str) -> str:
 
 
 def _size(size: Any) -> str:
-    """A case's fields in words: those that are False or None go without saying, one that is True says its name."""
-    fields = size if isinstance(size, Mapping) else dict(zip("BTIH", size, strict=True))
-    said = {k: v for k, v in fields.items() if k != "name" and v is not None and v is not False}
+    """B, T, I, H, and which of a case's other fields are not as in most cases; one that is True by its name alone."""
+    given = size if isinstance(size, Mapping) else dict(zip("BTIH", size, strict=True))
+    usual = {field.name: field.default for field in fields(Case)}
+    said = {k: v for k, v in given.items() if k != "name" and (k not in usual or v != usual[k])}
     return ", ".join(k if v is True else f"{k} {v}" for k, v in said.items())
 
 

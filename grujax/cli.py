@@ -153,19 +153,14 @@ class Predict:
 
 
 @dataclass(frozen=True)
-class Bench:
-    """grujax beside other GRUs on this machine's CPU: checked equal, timed in turns; and what else a GRU costs.
+class Bench(Options):
+    """grujax beside other GRUs on this machine: checked equal, timed in turns; and what else a GRU costs.
 
     A library that is not installed is shown as such; the extra `bench` brings them all. The exit code is 1 where grujax
     itself was found unequal to the equations.
     """
 
-    shapes: tuple[str, ...] = Options.shapes
-    """Which cases."""
-    peers: tuple[str, ...] = Options.peers
-    """Which GRUs."""
-    repeats: int = Options.repeats
-    """How many rounds; in each one every GRU is timed once."""
+    save: tyro.conf.Suppress[bool] = False  # of benchmarks/run.py, which knows its folder; here it is --json
     costs: bool = True
     """Also compile time, memory, compilations for ragged data, import time, time to the first prediction."""
     chart: Path | None = Path("grujax-bench.png")
@@ -175,7 +170,7 @@ class Bench:
 
     def run(self, console: Console) -> int:
         self._check()
-        report = run(Options(shapes=self.shapes, peers=self.peers, repeats=self.repeats), console.print)
+        report = run(self, console.print)
         for kind in PASSES:
             console.print(table(report, kind))
         console.print(chart.measured_on(report), soft_wrap=True, highlight=False)

@@ -76,10 +76,13 @@ def invented():
         for peer, of in times.items()
         for case, ms in zip(("a", "b"), of, strict=True)
     ]
-    results += [Result("a", "grujax", PASSES[1], "measured", 12.34, (12.34,)), Result("b", "grujax", PASSES[1], "none")]
+    results += [
+        Result("a", "grujax", PASSES[1], "measured", 12.34, (12.34,) * 9),
+        Result("b", "grujax", PASSES[1], "none"),
+    ]
     results += [Result(case, "torch", PASSES[1], "forward only") for case in ("a", "b")]
     device = {"cpu": "a processor", "load": [1.25, 0, 0], "environment": {"OMP_NUM_THREADS": "2"}}
-    cases: dict = {"a": (1, 2, 3, 4), "b": {"name": "b", "B": 1, "mask": False, "bidirectional": True, "dtype": None}}
+    cases: dict = {"a": (1, 2, 3, 4), "b": {"name": "b", "B": 1, "T": 5, "I": 6, "H": 7, "two_ways": True}}
     return Report("2026-11-23T10:11:12+00:00", "abcdef0123", True, device, {"jax": "1.2.3"}, 2, cases, tuple(results))
 
 
@@ -108,9 +111,10 @@ def test_what_was_not_measured_says_why():
 def test_the_block_says_on_what_it_was_measured():
     block = generator().block(invented(), "x.json")
     said = " ".join(block.split())
-    assert "3 interleaved rounds on 2 cores (a processor, load 1.2 in the minute before, OMP_NUM_THREADS=2)" in said
+    assert "Medians of 3 to 9 interleaved rounds on 2 cores (a processor, " in said
+    assert "load 1.2 in the minute before, OMP_NUM_THREADS=2)" in said
     assert "on 2026-11-23 at commit abcdef0 with changes (`x.json`)" in said and "jax 1.2.3." in said
-    assert "a (B 1, T 2, I 3, H 4); b (B 1, bidirectional)" in said
+    assert "a (B 1, T 2, I 3, H 4); b (B 1, T 5, I 6, H 7, two_ways)" in said
     assert block.startswith("<!-- times: x.json -->\n") and block.endswith("\n<!-- /times -->")
 
 

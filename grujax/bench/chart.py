@@ -80,4 +80,5 @@ def measured_on(report: Report) -> str:
     """The machine, the versions, the day and the commit, in words."""
     device, versions = report.device, ", ".join(f"{name} {v}" for name, v in report.versions.items())
     commit = f"commit {report.commit[:7]}{' and changes to it' if report.dirty else ''}"
-    return f"{report.threads} cores of {device.get('cpu')} · {versions} · {report.date[:10]}, {commit}"
+    machine = device.get("accelerator") or f"{report.threads} cores of {device.get('cpu')}"
+    return f"{machine} · {versions} · {report.date[:10]}, {commit}"
