@@ -264,7 +264,7 @@ def test_bench_prints_the_table_draws_the_chart_and_saves_the_report(tmp_path, c
         assert part in out
     report = runner.load(tmp_path / "r.json")
     assert {len(r.times_ms) for r in report.results} == {1}
-    assert f"{report.median('tiny', 'grujax', 'forward'):.1f} 1.00x" in out
+    assert all(report.median("tiny", "grujax", kind) for kind in runner.PASSES) and out.count(" 1.00x") >= 2
     assert (tmp_path / "grujax-bench.png").read_bytes().startswith(b"\x89PNG")
     assert {p.name for p in tmp_path.iterdir()} == {"grujax-bench.png", "r.json"}
 
