@@ -1,10 +1,13 @@
-"""The shapes that are measured and the arrays they are measured on."""
+"""What is measured: the cases, and the arrays that every peer is given."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
+
+from grujax.errors import require
 
 Kind = Literal["forward", "gradient"]
 
@@ -20,20 +23,66 @@ TOLERANCES: dict[tuple[str, Kind], tuple[float, float]] = {
 }
 """Per dtype and kind: relative to max(|expected|, rms of expected), then absolute. The tests hold to it too."""
 
+VOWELS = {7: 1, 9: 2, 10: 10, 11: 18, 12: 22, 13: 21, 14: 22, 15: 41, 16: 28, 17: 27, 18: 22}
+VOWELS |= {19: 13, 20: 8, 21: 14, 22: 5, 23: 11, 24: 2, 25: 2, 26: 1}
+"""How many of the 270 training utterances of JapaneseVowels have how many steps."""
+
+LENGTHS = (None, "uniform", "JapaneseVowels")
+
 
 @dataclass(frozen=True)
 class Case:
-    """One GRU layer in one direction: B rows, T steps, I input features, H hidden units."""
+    """B sequences of T steps, I input features, H hidden units; by default one layer in one direction, all steps valid.
+
+    Attributes:
+      num_layers: L. bidirectional: D = 2.
+      dtype: of x, weights and cotangent.
+      lengths: None, "uniform" (1..T alike) or "JapaneseVowels" (those of its training split, the longest T).
+      resets: the probability that a new sequence begins at a step, from a state of zeros.
+
+    Lengths and resets go with one direction, and not with one another: not every peer defines what both would mean.
+    """
 
     name: str
     B: int
     T: int
     I: int
     H: int
+    num_layers: int = 1
+    bidirectional: bool = False
+    dtype: str = "float32"
+    lengths: str | None = None
+    resets: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(self.lengths in LENGTHS, "lengths", f"one of {LENGTHS}", repr(self.lengths))
+        steered = (self.lengths is not None) + (self.resets > 0) + self.bidirectional
+        require(steered <= 1, "case", "one of lengths, resets, bidirectional", f"{steered} of them")
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
         return self.B, self.T, self.I, self.H
+
+    @property
+    def num_directions(self) -> int:
+        return 2 if self.bidirectional else 1
+
+    @property
+    def traits(self) -> tuple[str, ...]:
+        """What a library may be unable to do."""
+        return ("ragged" if self.lengths else "dense", self.dtype, *(("resets",) if self.resets else ()))
+
+    def shrunk(self) -> "Case":
+        """The same kind of case, tiny: for tests."""
+        return replace(self, B=4, T=1 if self.T == 1 else 5, I=3, H=6, resets=0.3 if self.resets else 0.0)
+
+    def __str__(self) -> str:
+        words = [f"{self.name} {self.shape}"]
+        words += [f"{self.num_layers} layers"] if self.num_layers > 1 else []
+        words += ["bidirectional"] if self.bidirectional else []
+        words += [f"lengths: {self.lengths}"] if self.lengths else []
+        words += [f"resets: {self.resets:.2g}"] if self.resets else []
+        return ", ".join(words + ([self.dtype] if self.dtype != "float32" else []))
 
 
 CASES = {
@@ -44,48 +93,90 @@ CASES = {
         Case("medium", 32, 256, 64, 256),
         Case("large", 64, 128, 512, 512),  # the products dominate
         Case("narrow", 128, 100, 64, 64),  # the elementwise work dominates
+        Case("rl", 1024, 128, 64, 128, resets=1 / 64),  # reinforcement learning: many environments, episodes end
+        Case("long", 1, 16384, 64, 128),
+        Case("vowels", 270, 26, 12, 64, lengths="JapaneseVowels"),
+        Case("ragged", 64, 256, 64, 128, lengths="uniform"),
+        Case("stacked", 32, 128, 64, 256, num_layers=2, bidirectional=True),
+        Case("streaming", 1, 1, 64, 256),  # one step: what a call costs
+        Case("bfloat16", 32, 256, 64, 256, dtype="bfloat16"),
     )
 }
 
+Weights = tuple[NDArray, NDArray, NDArray, NDArray]
+"""w_ih (I, 3H), w_hh (H, 3H), b_ih (3H,), b_hh (3H,), in the layout of `grujax.GRUWeights`."""
+
 
 class Arrays(NamedTuple):
-    """What every peer is given, float32; weights in the layout of `grujax.GRUWeights`."""
+    """What every peer is given, in the case's dtype.
+
+    In ragged cases one h0 serves all sequences, (L*D, 1, H), so that packed rows can start each from it.
+    """
 
     x: NDArray  # (B, T, I)
-    h0: NDArray  # (B, H)
-    w_ih: NDArray  # (I, 3H)
-    w_hh: NDArray  # (H, 3H)
-    b_ih: NDArray  # (3H,)
-    b_hh: NDArray  # (3H,)
-    cotangent: NDArray  # (B, T, H): gradients are those of sum(hs * cotangent)
+    h0: NDArray  # (L*D, B, H), index layer * D + direction
+    weights: tuple[Weights, ...]  # L*D of them; the layers after the first read D*H features
+    lengths: NDArray | None  # (B,) int32
+    resets: NDArray | None  # (B, T) bool
+    cotangent: NDArray  # (B, T, D*H), 0 at steps that are not valid: gradients are those of sum(hs * cotangent)
 
     @property
-    def weights(self) -> tuple[NDArray, NDArray, NDArray, NDArray]:
-        return self.w_ih, self.w_hh, self.b_ih, self.b_hh
+    def hidden_size(self) -> int:
+        return self.h0.shape[-1]
+
+    @property
+    def num_directions(self) -> int:
+        return self.cotangent.shape[-1] // self.hidden_size
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.weights) // self.num_directions
+
+    @property
+    def valid(self) -> NDArray:
+        """(B, T) bool."""
+        n_rows, n_steps, _ = self.x.shape
+        if self.lengths is None:
+            return np.ones((n_rows, n_steps), bool)
+        return np.arange(n_steps) < self.lengths[:, None]
 
 
 def make_arrays(case: Case, seed: int = 0) -> Arrays:
     """Random arrays with torch's scale of weights. Biases and h0 are not zero: zeros hide wrong equations.
 
-    >>> make_arrays(Case("tiny", 2, 3, 4, 5)).w_ih.shape
+    >>> make_arrays(Case("tiny", 2, 3, 4, 5)).weights[0][0].shape
     (4, 15)
     """
     rng = np.random.default_rng(seed)
     B, T, I, H = case.shape
-    limit = H**-0.5
+    D, limit, dtype = case.num_directions, H**-0.5, jnp.dtype(case.dtype)
 
     def normal(*shape: int) -> NDArray:
-        return rng.standard_normal(shape).astype(np.float32)
+        return rng.standard_normal(shape).astype(dtype)
 
     def uniform(*shape: int) -> NDArray:
-        return rng.uniform(-limit, limit, shape).astype(np.float32)
+        return rng.uniform(-limit, limit, shape).astype(dtype)
 
-    return Arrays(
+    def weights(n_features: int) -> Weights:
+        return uniform(n_features, 3 * H), uniform(H, 3 * H), uniform(3 * H), uniform(3 * H)
+
+    made = Arrays(
         x=normal(B, T, I),
-        h0=np.tanh(normal(B, H)),
-        w_ih=uniform(I, 3 * H),
-        w_hh=uniform(H, 3 * H),
-        b_ih=uniform(3 * H),
-        b_hh=uniform(3 * H),
-        cotangent=normal(B, T, H),
+        h0=rng.uniform(-1, 1, (case.num_layers * D, 1 if case.lengths else B, H)).astype(dtype),
+        weights=tuple(weights(D * H if layer else I) for layer in range(case.num_layers) for _ in range(D)),
+        lengths=_lengths(case, rng),
+        resets=rng.random((B, T)) < case.resets if case.resets else None,
+        cotangent=normal(B, T, D * H),
     )
+    return made._replace(cotangent=np.where(made.valid[..., None], made.cotangent, dtype.type(0)))
+
+
+def _lengths(case: Case, rng: np.random.Generator) -> NDArray | None:
+    """(B,) int32."""
+    if case.lengths is None:
+        return None
+    if case.lengths == "uniform":
+        return rng.integers(1, case.T + 1, case.B, dtype=np.int32)
+    utterances = np.repeat(list(VOWELS), list(VOWELS.values()))
+    drawn = rng.choice(utterances, case.B, replace=len(utterances) < case.B)
+    return np.ceil(drawn * case.T / max(VOWELS)).astype(np.int32)  # as they are where T is 26

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,32 +19,39 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from grujax import equations
 from grujax.bench.cases import CASES, TOLERANCES, Arrays, Case, Kind, make_arrays
-from grujax.bench.peers import PEERS, Gradients, Peer, Thunk
+from grujax.bench.oracle import Gradients, oracle
+from grujax.bench.peers import PEERS, Peer, Thunk, Unavailable
+from grujax.bench.products import products
 from grujax.errors import require
+from grujax.saving import replacing
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 FORWARD, BACKWARD = PASSES = ("forward", "forward + backward")
 KINDS: dict[str, Kind] = {FORWARD: "forward", BACKWARD: "gradient"}
+LIMIT = "products alone"
+"""Stands among the peers of a report: the matrix products of the case alone, in the fastest library at hand."""
+MOST_ROUNDS = 200
 
 
 @dataclass(frozen=True)
 class Options:
-    """grujax beside its peers on the CPU, in one run.
+    """grujax beside its peers, in one run: on the CPU, or on the GPU that JAX finds.
 
     Attributes:
       shapes: which cases.
       peers: which GRUs.
-      repeats: how many rounds; in each one every peer is timed once.
+      repeats: how many times each call is timed, at least.
+      seconds: calls are timed until they took this long in all (at most 200 times).
       save: write the report as JSON under benchmarks/results/.
     """
 
     shapes: tuple[str, ...] = tuple(CASES)
     peers: tuple[str, ...] = tuple(PEERS)
-    repeats: int = 15
+    repeats: int = 7
+    seconds: float = 1.0
     save: bool = False
 
 
@@ -61,7 +69,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Report:
-    """All results and where they come from."""
+    """All results and where they come from. `cases`: the fields of each `Case` by its name."""
 
     date: str
     commit: str
@@ -69,7 +77,7 @@ class Report:
     device: dict[str, Any]
     versions: dict[str, str]
     threads: int
-    cases: dict[str, tuple[int, int, int, int]]
+    cases: dict[str, dict[str, Any]]
     results: tuple[Result, ...]
 
     def median(self, case: str, peer: str, kind: str) -> float | None:
@@ -82,16 +90,17 @@ def run(options: Options, say: Callable[[str], object] = lambda line: None) -> R
         unknown = [name for name in names if name not in known]
         require(not unknown, argument, f"some of {list(known)}", unknown)
     require(options.repeats > 0, "repeats", "a positive integer", options.repeats)
-    backend = jax.default_backend()
-    require(backend == "cpu", "JAX's backend", "cpu", backend, "Set JAX_PLATFORMS=cpu: the peers run there.")
+    require(options.seconds >= 0, "seconds", "a number, not negative", options.seconds)
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     device = _device()
     commit, dirty = _git("rev-parse", "HEAD") or "unknown", bool(_git("status", "--porcelain"))
     peers = {name: PEERS[name] for name in options.peers}
     results: list[Result] = []
-    for name in options.shapes:
-        say(f"{name} {CASES[name].shape}")
-        results += measure(CASES[name], peers, options.repeats, threads)
+    # torch multiplies in full float32 too (`torch_device`); on the CPU there is nothing to choose
+    with jax.default_matmul_precision("highest" if jax.default_backend() == "gpu" else None):
+        for name in options.shapes:
+            say(str(CASES[name]))
+            results += measure(CASES[name], peers, options.repeats, threads, options.seconds)
     return Report(
         datetime.now(UTC).isoformat(timespec="seconds"),
         commit,
@@ -99,79 +108,99 @@ def run(options: Options, say: Callable[[str], object] = lambda line: None) -> R
         device,
         {"python": platform.python_version()} | _versions(peers.values()),
         threads,
-        {name: CASES[name].shape for name in options.shapes},
+        {name: asdict(CASES[name]) for name in options.shapes},
         tuple(results),
     )
 
 
-def measure(case: Case, peers: dict[str, Peer], repeats: int, threads: int) -> list[Result]:
-    """Every peer on one case. One that is not there or not equal gets its reason in place of times."""
+def measure(case: Case, peers: dict[str, Peer], repeats: int, threads: int, seconds: float = 0.0) -> list[Result]:
+    """Every peer on one case, and the limit. One that is not there or not equal gets its reason in place of times."""
     arrays = make_arrays(case)
-    expected = {mode: oracle(arrays, mode) for mode in {peer.reset_after for peer in peers.values()}}
-    prepared = {name: prepare(peer, arrays, threads, *expected[peer.reset_after]) for name, peer in peers.items()}
+    expected = {mode: oracle(arrays, mode) for mode in sorted({peer.reset_after for peer in peers.values()})}
+    traits = (jax.default_backend(), *case.traits)
+    prepared = {n: prepare(p, arrays, threads, *expected[p.reset_after], traits=traits) for n, p in peers.items()}
+    limits = products(arrays, threads)
     results = []
     for kind in PASSES:
-        times = interleave({n: t for n, p in prepared.items() if not isinstance(t := p[kind], str)}, repeats)
+        thunks: dict[Any, Thunk] = {n: t for n, p in prepared.items() if not isinstance(t := p[kind], str)}
+        thunks |= {(LIMIT, library): both[PASSES.index(kind)] for library, both in limits.items()}
+        times = interleave(thunks, repeats, seconds)
         for name in peers:
-            if name in times:
-                median = round(statistics.median(times[name]), 4)
-                results.append(Result(case.name, name, kind, "measured", median, times[name]))
-            else:
-                results.append(Result(case.name, name, kind, str(prepared[name][kind])))
+            status = prepared[name][kind]
+            results.append(_result(case, name, kind, times[name] if name in times else str(status)))
+        of_limit = [times[LIMIT, library] for library in limits]
+        results.append(_result(case, LIMIT, kind, min(of_limit, key=statistics.median, default="no library")))
     return results
 
 
-def prepare(peer: Peer, a: Arrays, threads: int, hs: NDArray, gradients: Gradients) -> dict[str, Thunk | str]:
+def _result(case: Case, peer: str, kind: str, times: tuple[float, ...] | str) -> Result:
+    if isinstance(times, str):
+        return Result(case.name, peer, kind, times)
+    return Result(case.name, peer, kind, "measured", round(statistics.median(times), 4), times)
+
+
+def prepare(
+    peer: Peer, a: Arrays, threads: int, hs: NDArray, gradients: Gradients, traits: tuple[str, ...] = ()
+) -> dict[str, Thunk | str]:
     """For each pass the call to time, run once and found equal to the oracle, or the reason why there is none."""
-    if missing := peer.missing():
-        return dict.fromkeys(PASSES, missing)
-    runs = peer.build(a, threads)
-    found = {"hs": runs.read_hs(runs.forward())}
-    prepared: dict[str, Thunk | str] = {FORWARD: unequal(found, {"hs": hs}, FORWARD) or runs.forward}
+    if reason := peer.refuses(traits) or peer.missing():
+        return dict.fromkeys(PASSES, reason)
+    try:
+        runs = peer.build(a, threads)
+    except Unavailable as error:
+        return dict.fromkeys(PASSES, str(error))
+    dtype, valid = a.x.dtype.name, a.valid[..., None]
+    found = runs.read_hs(runs.forward())
+    if found.shape == hs.shape:
+        found = np.where(valid, found, found.dtype.type(0))  # what stands in the padding is nobody's result
+    reason = unequal({"hs": found}, {"hs": hs}, FORWARD, dtype)
+    prepared: dict[str, Thunk | str] = {FORWARD: reason or runs.forward}
     if runs.gradients is None or runs.read_gradients is None:
         return prepared | {BACKWARD: "forward only"}
-    found = runs.read_gradients(runs.gradients())._asdict()
-    return prepared | {BACKWARD: unequal(found, gradients._asdict(), BACKWARD) or runs.gradients}
+    got, right = (g.named(a.num_directions) for g in (runs.read_gradients(runs.gradients()), gradients))
+    return prepared | {BACKWARD: unequal(got, right, BACKWARD, dtype) or runs.gradients}
 
 
-def oracle(a: Arrays, reset_after: bool) -> tuple[NDArray, Gradients]:
-    """hs and the gradients of sum(hs * cotangent) by the NumPy equations, in float64, batch-major."""
-    variant = equations.Variant(reset_after=reset_after)
-    x, h0, *weights, cotangent = [v.astype(np.float64) for v in a]
-    x, cotangent = x.swapaxes(0, 1), cotangent.swapaxes(0, 1)
-    hs = equations.sequence(x, h0, *weights, variant=variant).hs
-    g = equations.sequence_backward(x, h0, *weights, dhs=cotangent, dh_last=np.zeros_like(h0), variant=variant)
-    return hs.swapaxes(0, 1), Gradients(g.x.swapaxes(0, 1), g.h0, g.w_ih, g.w_hh, g.b_ih, g.b_hh)
-
-
-def unequal(found: dict[str, NDArray], expected: dict[str, NDArray], kind: str) -> str | None:
-    """What is wrong with the worst array, in words; None where all are equal within the tolerance."""
-    relative, absolute = TOLERANCES["float32", KINDS[kind]]
+def unequal(found: dict[str, NDArray], expected: dict[str, NDArray], kind: str, dtype: str = "float32") -> str | None:
+    """What is wrong with the worst array, in words; None where all are equal within the tolerance of `dtype`."""
+    relative, absolute = TOLERANCES[dtype, KINDS[kind]]
+    worst, reason = 1.0, None
     for name, right in expected.items():
         if found[name].shape != right.shape:
             return f"unequal: {name} has shape {found[name].shape}, not {right.shape}"
         allowed = relative * np.maximum(np.abs(right), np.sqrt(np.mean(right**2))) + absolute
-        used = float(np.max(np.abs(found[name] - right) / allowed))
-        if not used <= 1:  # NaN too
-            return f"unequal: {name} is {used:.3g} times the tolerance away"
-    return None
+        used = float(np.max(np.abs(found[name].astype(np.float64) - right) / allowed))
+        if np.isnan(used):
+            return f"unequal: {name} is not a number somewhere"
+        if used > worst:
+            worst, reason = used, f"unequal: {name} is {used:.3g} times the tolerance away"
+    return reason
 
 
-def interleave(thunks: dict[str, Thunk], repeats: int) -> dict[str, tuple[float, ...]]:
-    """Times in ms. In every round each thunk has its turn, in random order, so that noise falls on all alike.
+def interleave(thunks: dict[Any, Thunk], repeats: int, seconds: float = 0.0) -> dict[Any, tuple[float, ...]]:
+    """Times in ms: of each thunk at least `repeats`, and as many more as fit into `seconds`, 200 at most.
 
-    A turn is one call that is not timed and one that is: the first brings the data back into the caches and outlasts
-    the threads of the one before, which spin for a while.
+    In every round the thunks have their turns in random order, so that noise falls on all alike; one that needs fewer
+    turns than there are rounds has them evenly spread. A turn is one call that is not timed and one that is: the first
+    brings the data back into the caches and outlasts the threads of the one before, which spin for a while.
     """
-    times: dict[str, list[float]] = {name: [] for name in thunks}
+
+    def turn(thunk: Thunk) -> float:
+        thunk()
+        start = time.perf_counter()
+        thunk()
+        return time.perf_counter() - start
+
+    wanted = {n: min(ceil(seconds / max(turn(t), 1e-6)), MOST_ROUNDS) if seconds else 0 for n, t in thunks.items()}
+    turns = {name: max(count, repeats) for name, count in wanted.items()}
+    rounds = max(turns.values(), default=0)
+    times: dict[Any, list[float]] = {name: [] for name in thunks}
     order, rng = list(thunks), random.Random(0)
-    for _ in range(repeats):
+    for i in range(rounds):
         rng.shuffle(order)
         for name in order:
-            thunks[name]()
-            start = time.perf_counter()
-            thunks[name]()
-            times[name].append(round((time.perf_counter() - start) * 1e3, 4))
+            if (i + 1) * turns[name] // rounds > i * turns[name] // rounds:
+                times[name].append(round(turn(thunks[name]) * 1e3, 4))
     return {name: tuple(of_one) for name, of_one in times.items()}
 
 
@@ -183,7 +212,7 @@ def ratios(report: Report, kind: str, peer: str, to: str = "grujax") -> list[flo
 
 def to_fastest(report: Report, kind: str) -> list[float | None]:
     """grujax's median over that of the fastest other library, for every case: below 1 grujax is fastest."""
-    others = {r.peer for r in report.results if not r.peer.startswith("grujax")}
+    others = {r.peer for r in report.results if r.peer != LIMIT and not r.peer.startswith("grujax")}
     found = []
     for case in report.cases:
         times = [t for peer in others if (t := report.median(case, peer, kind))]
@@ -199,44 +228,66 @@ def geometric_mean(values: Iterable[float | None]) -> float | None:
 
 
 def table(report: Report, kind: str) -> "Table":
-    """Peers by cases: the median in ms and its ratio to grujax, the reason where there is none."""
+    """Cases by peers: the median in ms and its ratio to grujax, the reason where there is none."""
     from rich.table import Table
 
     def times(ratio: float | None) -> str:
         return "" if ratio is None else f"{ratio:.2f}x"
 
+    def share(part: float | None) -> str:
+        return "" if part is None else f"{part:.0%}"
+
+    peers = list(dict.fromkeys(r.peer for r in report.results))
+    of_peers = {peer: ratios(report, kind, peer) for peer in peers}
+    fastest, limit = to_fastest(report, kind), ratios(report, kind, LIMIT)
     made = Table(title=f"{kind}: median ms, ratio to grujax", row_styles=["", "dim"])
-    made.add_column("peer", no_wrap=True)
-    for case, shape in report.cases.items():
-        made.add_column(f"{case}\n{','.join(map(str, shape))}", justify="right")
-    made.add_column("geometric\nmean", justify="right")
-    for peer in dict.fromkeys(r.peer for r in report.results):
-        ratio = ratios(report, kind, peer)
+    made.add_column("case")
+    for name in (*peers, "µs a step", "grujax / fastest", "share of the limit"):
+        made.add_column(name.replace(" ", "\n"), justify="right")
+    for i, (case, fields) in enumerate(report.cases.items()):
         cells = []
-        for r, of_case in zip((r for r in report.results if (r.peer, r.kind) == (peer, kind)), ratio, strict=True):
-            cells.append(r.status if r.median_ms is None else f"{r.median_ms:.1f} {times(of_case)}".strip())
-        made.add_row(peer, *cells, times(geometric_mean(ratio)))
-    fastest = to_fastest(report, kind)
+        for peer in peers:
+            median = report.median(case, peer, kind)
+            cells.append(
+                f"{_digits(median)}\n{times(of_peers[peer][i])}" if median else _status(report, case, peer, kind)
+            )
+        mine = report.median(case, "grujax", kind)
+        step = _digits(mine * 1e3 / fields["T"]) if mine else ""
+        made.add_row(str(Case(**fields)).replace(" ", "\n", 1), *cells, step, times(fastest[i]), share(limit[i]))
     made.add_section()
-    made.add_row("grujax / fastest", *map(times, fastest), times(geometric_mean(fastest)))
+    means = [times(geometric_mean(of_peer)) for of_peer in of_peers.values()]
+    made.add_row("geometric mean", *means, "", times(geometric_mean(fastest)), share(geometric_mean(limit)))
     return made
 
 
+def _status(report: Report, case: str, peer: str, kind: str) -> str:
+    return next((r.status for r in report.results if (r.case, r.peer, r.kind) == (case, peer, kind)), "")
+
+
+def _digits(value: float) -> str:
+    """Three digits or more.
+
+    >>> _digits(1234.5), _digits(40.51), _digits(0.0321)
+    ('1234', '40.5', '0.032')
+    """
+    return f"{value:.{0 if value >= 1000 else 1 if value >= 10 else 2 if value >= 1 else 3}f}"
+
+
 def save(report: Report, folder: Path) -> Path:
-    """Writes the report as JSON, whole or not at all: a file of its name is never half written."""
+    """Writes the report as JSON, a line for each field and result, whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     moment = "".join(c for c in report.date[:19] if c.isalnum())
     path = folder / f"{moment}-{report.commit[:7]}{'-dirty' if report.dirty else ''}.json"
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text(json.dumps(asdict(report), indent=1) + "\n")
-    partial.replace(path)
+    fields = {name: json.dumps(value) for name, value in asdict(report).items()}
+    fields["results"] = "[\n" + ",\n".join(json.dumps(asdict(r)) for r in report.results) + "\n]"
+    with replacing(path) as temporary:
+        temporary.write_text("{\n" + ",\n".join(f'"{name}": {value}' for name, value in fields.items()) + "\n}\n")
     return path
 
 
 def load(path: Path) -> Report:
     """What `save` wrote."""
     fields = json.loads(path.read_text())
-    fields["cases"] = {case: tuple(shape) for case, shape in fields["cases"].items()}
     fields["results"] = tuple(Result(**r | {"times_ms": tuple(r["times_ms"])}) for r in fields["results"])
     return Report(**fields)
 
@@ -255,8 +306,10 @@ def _versions(peers: Iterable[Peer]) -> dict[str, str]:
 def _device() -> dict[str, Any]:
     """The machine, and what else moves the times: the load before the run (the run's own comes after) and settings."""
     settings = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "KMP_BLOCKTIME", "MKL_NUM_THREADS", "XLA_FLAGS")
+    accelerators = [device.device_kind for device in jax.devices() if device.platform != "cpu"]
     return {
         "cpu": _cpu_model(),
+        "accelerator": accelerators[0] if accelerators else None,
         "cores": os.cpu_count(),
         "system": platform.platform(),
         "load": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,

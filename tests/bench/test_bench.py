@@ -1,6 +1,7 @@
 """The benchmark's own honesty: equal before timed, unequal refused, nothing dropped, nothing lost in the file."""
 
 import subprocess
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,32 +9,117 @@ import jax
 import numpy as np
 import pytest
 from rich.console import Console
+from tolerances import assert_close
 
-from grujax.bench import runner
-from grujax.bench.cases import CASES, Case, make_arrays
-from grujax.bench.peers import PEERS, Peer
-from grujax.bench.runner import BACKWARD, FORWARD, PASSES, Options, Report, Result
+from grujax import equations
+from grujax.bench import products, runner
+from grujax.bench.cases import CASES, VOWELS, Case, make_arrays
+from grujax.bench.peers import PEERS, Peer, Unavailable
+from grujax.bench.runner import BACKWARD, FORWARD, LIMIT, PASSES, Options, Report, Result
 from grujax.errors import InputError
 
 TINY = Case("tiny", 3, 5, 4, 6)
+STACKED = replace(TINY, num_layers=2, bidirectional=True)
+SHRUNK = {name: case.shrunk() for name, case in CASES.items()}
+KINDS_OF_CASE = {replace(case, name=""): name for name, case in reversed(SHRUNK.items())}
+"""A case for each kind there is: five of the list differ in their sizes alone."""
+
+CANNOT = {
+    ("rl", "torch"): "no resets",
+    ("rl", "flax"): "no resets",
+    ("rl", "keras"): "no resets",
+    ("rl", "onnxruntime"): "no resets",
+    ("bfloat16", "onnxruntime"): "no bfloat16 on CPU",
+} | {(name, "grujax-packed"): "not ragged" for name, case in CASES.items() if not case.lengths}
 
 
-def test_arrays_hide_no_equation():
-    a = make_arrays(TINY)
-    assert all(v.dtype == np.float32 and np.abs(v).min() > 0 for v in a)
-    np.testing.assert_array_equal(a.x, make_arrays(TINY).x)
-    assert (a.x != make_arrays(TINY, seed=1).x).any()
-    assert all(name == case.name for name, case in CASES.items())
+@pytest.mark.parametrize("name", CASES)
+def test_arrays_hide_no_equation(name):
+    case = SHRUNK[name]
+    a, again, other = make_arrays(case), make_arrays(case), make_arrays(case, seed=1)
+    floating = [a.x, a.h0, *(w for weights in a.weights for w in weights), a.cotangent[a.valid]]
+    assert all(v.dtype == case.dtype and np.abs(v).min() > 0 for v in floating)
+    assert len(a.weights) == len(a.h0) == case.num_layers * case.num_directions == a.num_layers * a.num_directions
+    np.testing.assert_array_equal(a.x, again.x)
+    assert (a.x != other.x).any()
+    assert not a.cotangent[~a.valid].any()
+    assert (a.lengths is not None) == (case.lengths is not None) == bool((~a.valid).any())
+    assert (a.resets is not None) == (case.resets > 0)
+    if a.resets is not None:
+        assert 0 < a.resets.sum() < a.resets.size
+    assert CASES[name].name == name
 
 
+def test_the_vowels_are_those_of_the_training_split():
+    data = pytest.importorskip("grujax.data")
+    try:
+        lengths = data.load("JapaneseVowels").train.lengths
+    except InputError as error:
+        pytest.skip(str(error))
+    steps, counts = np.unique(lengths, return_counts=True)
+    assert dict(zip(steps.tolist(), counts.tolist(), strict=True)) == VOWELS
+    drawn = make_arrays(CASES["vowels"]).lengths
+    assert drawn is not None and (np.sort(drawn) == np.sort(lengths)).all()
+    assert lengths.max() == CASES["vowels"].T
+
+
+def test_lengths_and_resets_go_with_one_direction():
+    for more in ({"lengths": "uniform"}, {"resets": 0.5}):
+        with pytest.raises(InputError, match="bidirectional"):
+            replace(STACKED, **more)
+    with pytest.raises(InputError, match="uniform"):
+        replace(TINY, lengths="unifrom")
+
+
+@pytest.mark.parametrize("reset_after", [True, False])
+def test_the_oracle_is_the_equations_over_whole_sequences(reset_after):
+    """Two directions of `equations.sequence`, which takes no resets but holds lengths; the sum of both."""
+    a = make_arrays(replace(TINY, bidirectional=True))
+    lengths = np.array([5, 2, 3], np.int32)
+    a = a._replace(lengths=lengths)
+    a = a._replace(cotangent=a.cotangent * a.valid[..., None])
+    hs, gradients = runner.oracle(a, reset_after)
+    x, cotangent = (v.astype(np.float64).swapaxes(0, 1) for v in (a.x, a.cotangent))
+    dx = 0
+    for d, (mine, dhs) in enumerate(zip(np.split(hs, 2, -1), np.split(cotangent, 2, -1), strict=True)):
+        given = (x, *(v.astype(np.float64) for v in (a.h0[d], *a.weights[d])))
+        options = dict(lengths=lengths, reverse=d == 1, variant=equations.Variant(reset_after))
+        assert_close(mine.swapaxes(0, 1), equations.sequence(*given, **options).hs)
+        right = equations.sequence_backward(*given, dhs=dhs, dh_last=np.zeros_like(given[1]), **options)
+        assert_close(gradients.h0[d], right.h0, "gradient")
+        for found, expected in zip(gradients.weights[d], right[2:6], strict=True):
+            assert_close(found, expected, "gradient")
+        dx = dx + right.x
+    assert_close(gradients.x.swapaxes(0, 1), dx, "gradient")
+
+
+def test_the_oracle_runs_sequences_that_resets_part_as_if_they_stood_apart():
+    a = make_arrays(replace(TINY, B=1))
+    resets = np.array([[False, False, True, False, False]])
+    hs, gradients = runner.oracle(a._replace(resets=resets), True)
+    first = a._replace(x=a.x[:, :2], cotangent=a.cotangent[:, :2])
+    second = a._replace(x=a.x[:, 2:], cotangent=a.cotangent[:, 2:], h0=np.zeros_like(a.h0))
+    apart = [runner.oracle(one, True) for one in (first, second)]
+    assert_close(hs, np.concatenate([hs for hs, _ in apart], axis=1))
+    assert_close(gradients.x, np.concatenate([g.x for _, g in apart], axis=1), "gradient")
+    assert_close(gradients.h0, apart[0][1].h0, "gradient")
+    for whole, *parts in zip(gradients.weights[0], *(g.weights[0] for _, g in apart), strict=True):
+        assert_close(whole, parts[0] + parts[1], "gradient")
+
+
+@pytest.mark.parametrize("case", KINDS_OF_CASE.values())
 @pytest.mark.parametrize("name", PEERS)
-def test_peer_equals_the_oracle(name):
-    peer = PEERS[name]
+def test_peer_equals_the_oracle(name, case):
+    peer, a = PEERS[name], make_arrays(SHRUNK[case])
     if missing := peer.missing():
         pytest.skip(f"{name}: {missing}")
-    a = make_arrays(TINY)
-    with jax.numpy_rank_promotion("allow"):  # ours is tested strictly, Keras is not written so
-        prepared = runner.prepare(peer, a, 1, *runner.oracle(a, peer.reset_after))
+    promotion = "strict" if name.startswith("grujax") else "standard"  # ours is tested strictly, others are not
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion(promotion):  # written so
+        right = runner.oracle(a, peer.reset_after)
+        prepared = runner.prepare(peer, a, 1, *right, traits=SHRUNK[case].traits)
+    if (case, name) in CANNOT:
+        assert prepared == dict.fromkeys(PASSES, CANNOT[case, name])
+        return
     assert not isinstance(prepared[FORWARD], str), prepared[FORWARD]
     if name == "onnxruntime":
         assert prepared[BACKWARD] == "forward only"
@@ -45,6 +131,7 @@ def test_the_wrong_gru_is_refused_and_never_timed():
     """grujax-before claims to be the other GRU: both passes must say so and hold no time."""
     wrong = PEERS["grujax-before"]._replace(reset_after=True)
     results = runner.measure(TINY, {"grujax": PEERS["grujax"], "wrong": wrong}, repeats=2, threads=1)
+    assert {r.peer for r in results} == {"grujax", "wrong", LIMIT}
     for r in results:
         if r.peer == "wrong":
             assert r.status.startswith("unequal") and r.median_ms is None and r.times_ms == ()
@@ -53,20 +140,51 @@ def test_the_wrong_gru_is_refused_and_never_timed():
 
 
 @pytest.mark.parametrize("spoil", [lambda v: v + 1e-3, lambda v: v * np.nan, lambda v: v[:-1]])
-@pytest.mark.parametrize("field", ["hs", "x", "h0", "w_ih", "w_hh", "b_ih", "b_hh"])
+@pytest.mark.parametrize("field", ["hs", "x", "h0", "w_ih_l0", "w_hh_l0_reverse", "b_ih_l1", "b_hh_l1_reverse"])
 def test_one_wrong_array_is_seen(field, spoil):
-    hs, gradients = runner.oracle(make_arrays(TINY), True)
-    right = {"hs": hs, **gradients._asdict()}
+    hs, gradients = runner.oracle(make_arrays(STACKED), True)
+    right = {"hs": hs, **gradients.named(num_directions=2)}
+    assert len(right) == 3 + 4 * 4
     kind = FORWARD if field == "hs" else BACKWARD
     assert runner.unequal(right, right, kind) is None
-    assert field in str(runner.unequal(right | {field: spoil(right[field])}, right, kind))
+    assert f"{field} " in str(runner.unequal(right | {field: spoil(right[field])}, right, kind))
 
 
-def test_a_peer_that_is_missing_is_shown():
+def test_the_worst_array_is_the_one_that_is_named_and_bfloat16_has_its_own_tolerance():
+    right = {"a": np.ones(3), "b": np.ones(3)}
+    found = {"a": np.full(3, 1 + 1e-3), "b": np.full(3, 1 + 5e-3)}
+    assert "unequal: b" in str(runner.unequal(found, right, FORWARD))
+    assert runner.unequal(found, right, FORWARD, "bfloat16") is None
+
+
+def test_what_stands_in_the_padding_is_nobody_s_result():
+    case = SHRUNK["ragged"]
+    a = make_arrays(case)
+    runs = PEERS["grujax"].build(a, 1)
+    for where, allowed in ((~a.valid, True), (a.valid, False)):
+
+        def read(hs, where=where):
+            return np.where(where[..., None], np.float32(7), np.asarray(hs))
+
+        spoiled = Peer(lambda a, threads, read=read: runs._replace(read_hs=read))
+        status = runner.prepare(spoiled, a, 1, *runner.oracle(a, True))[FORWARD]
+        assert isinstance(status, str) != allowed
+
+
+def test_a_peer_that_is_missing_or_cannot_run_here_is_shown():
+    def unable(a, threads):
+        raise Unavailable("no such device")
+
     absent = Peer(PEERS["grujax"].build, ("no_such_library",))
-    results = runner.measure(TINY, {"absent": absent}, repeats=1, threads=1)
-    assert [r.status for r in results] == ["not installed (no_such_library)"] * 2
-    assert "not installed" in text(report(results), FORWARD)
+    results = runner.measure(TINY, {"absent": absent, "unable": Peer(unable)}, repeats=1, threads=1)
+    for peer, reason in (("absent", "not installed (no_such_library)"), ("unable", "no such device")):
+        assert [r.status for r in results if r.peer == peer] == [reason] * 2
+        assert reason.split()[0] in text(report(results), FORWARD)
+
+
+def test_on_a_gpu_what_runs_on_the_cpu_alone_has_no_time():
+    assert PEERS["onnxruntime"].refuses(("gpu", "dense", "float32")) == "CPU only"
+    assert PEERS["onnxruntime"].refuses(("cpu", "dense", "float32")) is None
 
 
 def test_every_thunk_has_its_turn_in_every_round():
@@ -78,6 +196,49 @@ def test_every_thunk_has_its_turn_in_every_round():
     assert all(len(t) == 4 and min(t) >= 0 for t in times.values())
 
 
+def test_short_calls_are_timed_more_often_and_long_ones_all_the_while(monkeypatch):
+    now, calls = [0.0], []
+
+    def thunk(name, takes):
+        calls.append(name)
+        now[0] += takes
+
+    monkeypatch.setattr(runner.time, "perf_counter", lambda: now[0])
+    long, short = (lambda: thunk("long", 0.25)), (lambda: thunk("short", 0.005))
+    times = runner.interleave({"long": long, "short": short, "least": lambda: thunk("least", 1e-9)}, 7, seconds=0.5)
+    assert {name: len(t) for name, t in times.items()} == {"long": 7, "short": 100, "least": 200}
+    timed = [i for i, name in enumerate(calls[6:]) if name == "long"]
+    assert timed[0] < len(calls) * 0.2 and timed[-1] > len(calls) * 0.9
+
+
+def test_the_products_are_as_many_as_the_equations_need(monkeypatch):
+    """In multiply-adds: forward 3H (I + H) for each valid step, backward twice that, for each layer and direction."""
+    spent = []
+    original = np.matmul
+
+    def counted(left, right, out):
+        spent.append(left.shape[0] * left.shape[1] * right.shape[1])
+        return original(left, right, out=out)
+
+    monkeypatch.setattr(products.np, "matmul", counted)
+    for case in (SHRUNK["ragged"], STACKED):
+        a = make_arrays(case)
+        sizes = sum(3 * case.H * (len(w_ih) + case.H) for w_ih, *_ in a.weights)
+        calls = products.products(a, 1)["numpy"]
+        for call, factor in zip(calls, (1, 3), strict=True):
+            spent.clear()
+            call()
+            assert sum(spent) == factor * sizes * a.valid.sum()
+
+
+@pytest.mark.parametrize("case", KINDS_OF_CASE.values())
+def test_the_limit_is_the_least_of_what_the_libraries_take(case, monkeypatch):
+    monkeypatch.setattr(runner, "interleave", lambda thunks, *_: {n: (9.0 - i, 9.0 - i) for i, n in enumerate(thunks)})
+    results = runner.measure(SHRUNK[case], {}, repeats=1, threads=1)
+    n_libraries = len(runner.products(make_arrays(SHRUNK[case]), 1))
+    assert [r.median_ms for r in results if r.peer == LIMIT] == [10.0 - n_libraries] * 2
+
+
 def test_ratios_and_the_fastest():
     made = report(
         [Result(case, peer, kind, "measured", ms, (ms,)) for kind in PASSES for case, peer, ms in MEDIANS]
@@ -85,30 +246,35 @@ def test_ratios_and_the_fastest():
     )
     assert runner.ratios(made, FORWARD, "slow") == [2.0, 8.0]
     assert runner.geometric_mean(runner.ratios(made, FORWARD, "slow")) == pytest.approx(4)
-    assert runner.to_fastest(made, FORWARD) == [2.0, 0.125]  # grujax-before is no rival
+    assert runner.to_fastest(made, FORWARD) == [2.0, 0.125]  # neither grujax-before nor the limit is a rival
+    assert runner.ratios(made, FORWARD, LIMIT) == [0.25, 0.1]
     assert runner.ratios(made, FORWARD, "gone") == [None, None]
     assert runner.geometric_mean([None]) is None
     shown = text(made, FORWARD)
-    assert "8.00x" in shown and "0.12x" in shown and "not installed" in shown
+    for part in ("8.00x", "0.12x", "not installed", "25%", "10%", "16%", "400.0", "(3, 5, 4, 6)"):
+        assert part in " ".join(shown.split()), part
 
 
 def test_the_report_survives_the_file(tmp_path):
     made = report([Result("one", "grujax", FORWARD, "measured", 1.5, (1.0, 1.5, 2.0))])
     path = runner.save(made, tmp_path / "results")
     assert runner.load(path) == made
+    assert Case(**runner.load(path).cases["one"]) == replace(TINY, name="one")
     assert [p.name for p in path.parent.iterdir()] == ["20261123T101112-abcdef0-dirty.json"]
 
 
 def test_run_names_everything(monkeypatch):
     monkeypatch.setitem(runner.CASES, "tiny", TINY)
     said = []
-    made = runner.run(Options(shapes=("tiny",), peers=("grujax",), repeats=1), said.append)
+    made = runner.run(Options(shapes=("tiny",), peers=("grujax",), repeats=1, seconds=0), said.append)
     assert {r.kind for r in made.results} == set(PASSES) and said == ["tiny (3, 5, 4, 6)"]
     assert made.versions["grujax"] and made.versions["jax"] and made.device["cpu"] and made.threads >= 1
-    assert made.cases == {"tiny": (3, 5, 4, 6)}
+    assert made.cases == {"tiny": asdict(TINY)} and made.device["accelerator"] is None
 
 
-@pytest.mark.parametrize("options", [Options(shapes=("nope",)), Options(peers=("nope",)), Options(repeats=0)])
+@pytest.mark.parametrize(
+    "options", [Options(shapes=("nope",)), Options(peers=("nope",)), Options(repeats=0), Options(seconds=-1)]
+)
 def test_unknown_options_are_refused(options):
     with pytest.raises(InputError):
         runner.run(options)
@@ -125,15 +291,17 @@ MEDIANS = [
     ("one", "grujax-before", 0.1),
     ("one", "slow", 4.0),
     ("one", "fast", 1.0),
+    ("one", LIMIT, 0.5),
     ("two", "grujax", 1.0),
     ("two", "grujax-before", 1.0),
     ("two", "slow", 8.0),
     ("two", "fast", 8.0),
+    ("two", LIMIT, 0.1),
 ]
 
 
 def report(results):
-    cases = {r.case: TINY.shape for r in results}
+    cases = {r.case: asdict(replace(TINY, name=r.case)) for r in results}
     return Report("2026-11-23T10:11:12+00:00", "abcdef0123", True, {"cpu": "x"}, {}, 2, cases, tuple(results))
 
 

@@ -1,0 +1,104 @@
+"""The measured limit: the matrix products of a case alone, no gate and no derivative, in each library at hand.
+
+Forward: the projection of all steps at once, and each step's product with w_hh. Backward: each step's product with
+w_hh transposed, and at once those that give dx, dw_ih and dw_hh. Of sequences that have ended nothing is computed.
+"""
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from grujax.bench.cases import Arrays
+from grujax.bench.peers import Thunk, torch_device
+
+Products = tuple[Thunk, Thunk]  # forward, forward + backward
+
+
+def products(a: Arrays, threads: int) -> dict[str, Products]:
+    """The calls to time, by library; the fastest of them is the limit. Random values: products take no notice."""
+    made = {}
+    if jax.default_backend() == "cpu" and a.x.dtype == np.float32:  # NumPy has no fast product of bfloat16
+        made["numpy"] = _eager(a, np.asarray, np.empty, np.matmul, lambda: None)
+    if a.lengths is None:
+        made["jax"] = _jax(a)
+    if find_spec("torch"):
+        made["torch"] = _torch(a, threads)
+    return made
+
+
+def _torch(a: Arrays, threads: int) -> Products:
+    import torch
+
+    torch.set_num_threads(threads)
+    device, synchronise = torch_device()
+    like = {"dtype": getattr(torch, a.x.dtype.name), "device": device}
+
+    def tensor(v: Any) -> Any:
+        return torch.tensor(v.astype(np.float32)).to(**like)
+
+    return _eager(a, tensor, lambda shape, dtype: torch.empty(shape, **like), torch.mm, synchronise)
+
+
+def _eager(
+    a: Arrays, array: Callable, empty: Callable, mm: Callable[..., Any], synchronise: Callable[[], Any]
+) -> Products:
+    """One call a product, its result written to memory that is there."""
+    ends = np.cumsum(a.valid.sum(0)).tolist()  # the rows that are left at each step, laid end to end
+    steps = [slice(*bounds) for bounds in zip([0, *ends[:-1]], ends, strict=True)]
+    n, H = ends[-1], a.hidden_size
+    forward, backward = [], []
+    for given_ih, given_hh, *_ in a.weights:
+        w_ih, w_hh = array(given_ih), array(given_hh)
+        I = len(given_ih)
+        x, h, d_gates = (array(_random(a, n, size)) for size in (I, H, 3 * H))
+        gates, dh, dx, dw_ih, dw_hh = (
+            empty(shape, a.x.dtype) for shape in ((n, 3 * H), (n, H), (n, I), (I, 3 * H), (H, 3 * H))
+        )
+        forward.append((x, w_ih, gates))
+        forward += [(h[step], w_hh, gates[step]) for step in steps]
+        backward += [(d_gates[step], w_hh.T, dh[step]) for step in steps]
+        backward += [(d_gates, w_ih.T, dx), (x.T, d_gates, dw_ih), (h.T, d_gates, dw_hh)]
+
+    def run(plan: list[tuple[Any, Any, Any]]) -> None:
+        for left, right, out in plan:
+            mm(left, right, out=out)
+        synchronise()
+
+    both = forward + backward
+    return lambda: run(forward), lambda: run(both)
+
+
+def _jax(a: Arrays) -> Products:
+    """One compiled loop over the steps of each direction."""
+    (B, T, _), H = a.x.shape, a.hidden_size
+    parts = [
+        (*map(jnp.asarray, (w_ih, w_hh, *(_random(a, T, B, size) for size in (len(w_ih), H, 3 * H)))),)
+        for w_ih, w_hh, *_ in a.weights
+    ]
+
+    def each_step(rows: Any, w: Any) -> Any:
+        return lax.map(lambda of_step: of_step @ w, rows)
+
+    def forward(parts: Any) -> Any:
+        return [(x @ w_ih, each_step(h, w_hh)) for w_ih, w_hh, x, h, _ in parts]
+
+    def both(parts: Any) -> Any:
+        flat = "tbi,tbj->ij"
+        backward = [
+            (each_step(d, w_hh.T), d @ w_ih.T, jnp.einsum(flat, x, d), jnp.einsum(flat, h, d))
+            for w_ih, w_hh, x, h, d in parts
+        ]
+        return forward(parts), backward
+
+    compiled = [jax.jit(function) for function in (forward, both)]
+    one, two = (lambda f=f: jax.block_until_ready(f(parts)) for f in compiled)
+    return one, two
+
+
+def _random(a: Arrays, *shape: int) -> Any:
+    return np.random.default_rng(0).standard_normal(shape, np.float32).astype(a.x.dtype)
