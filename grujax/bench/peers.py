@@ -366,7 +366,8 @@ def onnxruntime(a: Arrays, threads: int) -> Runs:
         r, z, n = np.split(p, 3, axis=-1)
         return np.ascontiguousarray(np.concatenate([z, r, n], axis=-1).T)
 
-    constants, nodes, reads = {"joined": np.array([T, B, D * H])}, [], "X"
+    constants: dict[str, NDArray] = {}
+    nodes, reads = [], "X"
     for k in range(a.num_layers):
         here = slice(k * D, (k + 1) * D)
         of_layer = [[rows_z_first(w) for w in weights] for weights in a.weights[here]]
@@ -374,6 +375,7 @@ def onnxruntime(a: Arrays, threads: int) -> Runs:
         constants[f"B{k}"] = np.stack([np.concatenate(w[2:]) for w in of_layer])
         constants[f"h{k}"] = np.ascontiguousarray(np.broadcast_to(a.h0[here], (D, B, H)))
         if k:  # (T, D, B, H) -> (T, B, D*H)
+            constants["joined"] = np.array([T, B, D * H])
             nodes.append(helper.make_node("Transpose", [reads], [f"beside{k}"], perm=[0, 2, 1, 3]))
             nodes.append(helper.make_node("Reshape", [f"beside{k}", "joined"], [f"X{k}"]))
             reads = f"X{k}"

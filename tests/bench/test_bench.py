@@ -21,8 +21,8 @@ from grujax.errors import InputError
 TINY = Case("tiny", 3, 5, 4, 6)
 STACKED = replace(TINY, num_layers=2, bidirectional=True)
 SHRUNK = {name: case.shrunk() for name, case in CASES.items()}
-KINDS_OF_CASE = {replace(case, name=""): name for name, case in reversed(SHRUNK.items())}
-"""A case for each kind there is: five of the list differ in their sizes alone."""
+KINDS_OF_CASE = {(case.T == 1, case.num_layers, case.traits): name for name, case in reversed(SHRUNK.items())}
+"""A case for each kind there is: the others differ from one of these in their sizes or lengths alone."""
 
 CANNOT = {
     ("rl", "torch"): "no resets",
