@@ -1,5 +1,6 @@
 """The benchmark's own honesty: equal before timed, unequal refused, nothing dropped, nothing lost in the file."""
 
+import importlib.util
 import subprocess
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -113,8 +114,9 @@ def test_peer_equals_the_oracle(name, case):
     peer, a = PEERS[name], make_arrays(SHRUNK[case])
     if missing := peer.missing():
         pytest.skip(f"{name}: {missing}")
-    promotion = "strict" if name.startswith("grujax") else "standard"  # ours is tested strictly, others are not
-    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion(promotion):  # written so
+    # ours is tested strictly, the others are not written so
+    ranks, dtypes = ("raise", "strict") if name.startswith("grujax") else ("allow", "standard")
+    with jax.numpy_rank_promotion(ranks), jax.numpy_dtype_promotion(dtypes):
         right = runner.oracle(a, peer.reset_after)
         prepared = runner.prepare(peer, a, 1, *right, traits=SHRUNK[case].traits)
     if (case, name) in CANNOT:
@@ -130,10 +132,13 @@ def test_peer_equals_the_oracle(name, case):
 def test_the_wrong_gru_is_refused_and_never_timed():
     """grujax-before claims to be the other GRU: both passes must say so and hold no time."""
     wrong = PEERS["grujax-before"]._replace(reset_after=True)
-    results = runner.measure(TINY, {"grujax": PEERS["grujax"], "wrong": wrong}, repeats=2, threads=1)
-    assert {r.peer for r in results} == {"grujax", "wrong", LIMIT}
+    right = {name: peer for name, peer in PEERS.items() if name.startswith("grujax")}
+    results = runner.measure(TINY, {**right, "wrong": wrong}, repeats=2, threads=1)
+    assert {r.peer for r in results} == {*right, "wrong", LIMIT}
     for r in results:
-        if r.peer == "wrong":
+        if r.peer == "grujax-packed":
+            assert r.status == "not ragged" and r.median_ms is None
+        elif r.peer == "wrong":
             assert r.status.startswith("unequal") and r.median_ms is None and r.times_ms == ()
         else:
             assert r.status == "measured" and len(r.times_ms) == 2
@@ -270,6 +275,18 @@ def test_run_names_everything(monkeypatch):
     assert {r.kind for r in made.results} == set(PASSES) and said == ["tiny (3, 5, 4, 6)"]
     assert made.versions["grujax"] and made.versions["jax"] and made.device["cpu"] and made.threads >= 1
     assert made.cases == {"tiny": asdict(TINY)} and made.device["accelerator"] is None
+
+
+@pytest.mark.parametrize(("peer", "code"), [("grujax-packed", 1), ("torch", 0)])
+def test_the_program_fails_where_a_gru_of_grujax_is_wrong(peer, code, monkeypatch):
+    path = Path(__file__).parents[2] / "benchmarks/run.py"
+    spec = importlib.util.spec_from_file_location("run", path)
+    assert spec is not None and spec.loader is not None
+    program = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(program)
+    made = report([Result("one", peer, kind, "unequal: hs is 2 times the tolerance away") for kind in PASSES])
+    monkeypatch.setattr(program, "run", lambda options, say: made)
+    assert program.main(Options()) == code
 
 
 @pytest.mark.parametrize(
