@@ -61,7 +61,9 @@ def main() -> None:
         rounds.append({})
         for name, flags in SETTINGS.items():
             environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-            done = subprocess.run([sys.executable, __file__, "--child"], env=environment, capture_output=True, text=True)
+            done = subprocess.run(
+                [sys.executable, __file__, "--child"], env=environment, capture_output=True, text=True
+            )
             rounds[-1][name] = json.loads(done.stdout) if done.returncode == 0 else None
     print("| forward, forward + backward | " + " | ".join(SHAPES) + " |")
     print("|---|" + "---|" * len(SHAPES))

@@ -206,7 +206,10 @@ BAD = {
     "door scale alone": (door(scale_hh=jnp.ones(15)), ["scale_hh: expected None with layer_norm=False"]),
     "door scale missing": (door(spec=GRUSpec(layer_norm=True)), ["scale_hh: expected an array with layer_norm=True"]),
     "door integers": (door(h0=jnp.ones((B, H), int)), ["h0: expected a floating dtype", "int"]),
-    "door implementation": (door(implementation="cudnn"), ["implementation: expected one of ['fused', 'scan']"]),
+    "door implementation": (
+        door(implementation="cudnn"),
+        ["implementation: expected one of ['columns', 'fused', 'scan']"],
+    ),
 }
 
 
