@@ -133,9 +133,10 @@ class GRUCell(CellSettings, nn.RNNCellBase):
         weights = self.weights(x.shape[-1]) if weights is None else weights
         dtype = jnp.dtype(self.dtype or jnp.result_type(x, weights.w_ih))
         weights = cast(weights, dtype)
-        gates_x = project(projection(x, weights), self.spec)
+        joint = self.reset_after and not self.layer_norm
+        gates_x = project(projection(x, weights), self.spec, joint=joint)
         carry = carry.astype(state_dtype(dtype))
-        h = step(gates_x, carry, split(recurrent(weights)), self.spec, state_mask)
+        h = step(gates_x, carry, split(recurrent(weights), joint), self.spec, state_mask)
         return h, h.astype(dtype)
 
     @nn.nowrap

@@ -1,7 +1,7 @@
 """One step of the GRU in jnp, and the projection of the input that needs no loop.
 
-Gates are handled apart, as three arrays, never as slices of one product: XLA on CPU fuses each gate's product
-with the elementwise work behind it, and one (B, 3H) product sliced into gates runs up to 2.6 times slower.
+In loops over many steps the gates' weights are taken apart once, and each gate has its own product; for a step or
+two, taking them apart costs as much as the products, and r, z and n come from one, which is split.
 """
 
 import math
@@ -42,9 +42,9 @@ class GateValues(NamedTuple):
 
 
 class Split(NamedTuple):
-    """`Recurrent` with its gates apart."""
+    """`Recurrent` as the steps use it."""
 
-    w: Sequence[Array]  # three (H, H)
+    w: Sequence[Array]  # three (H, H), or one (H, 3H): r, z and n from one product
     b_n: Array  # (H,)
     scale: Sequence[Array] | None  # three (H,)
 
@@ -76,9 +76,10 @@ def split_gates(a: Array) -> tuple[Array, Array, Array]:
     return r, z, n
 
 
-def split(recurrent: Recurrent) -> Split:
+def split(recurrent: Recurrent, joint: bool = False) -> Split:
+    """joint: leave w_hh as it is, which reset_after=True without layer normalisation can."""
     scale = None if recurrent.scale_hh is None else split_gates(recurrent.scale_hh)
-    return Split(split_gates(recurrent.w_hh), recurrent.b_hn, scale)
+    return Split((recurrent.w_hh,) if joint else split_gates(recurrent.w_hh), recurrent.b_hn, scale)
 
 
 def dot(a: Array, w: Array, spec: GRUSpec) -> Array:
@@ -132,9 +133,17 @@ def projection(x: Array, weights: GRUWeights) -> Projection:
     return Projection(x, weights.w_ih, bias, None if scale is None else scale.astype(dtype))
 
 
-def project(p: Projection, spec: GRUSpec, with_bias: bool = True) -> list[Array]:
-    """What the input gives r, z and n at every step at once, (..., H) each; the biases can be left for later."""
-    gates = list(split_gates(p.x)) if p.w_ih is None else [dot(p.x, w, spec) for w in split_gates(p.w_ih)]
+def project(p: Projection, spec: GRUSpec, with_bias: bool = True, joint: bool = False) -> list[Array]:
+    """What the input gives r, z and n at every step at once, (..., H) each; the biases can be left for later.
+
+    joint: from one product, whose result is split, not from three whose weights are.
+    """
+    if p.w_ih is None:
+        gates = list(split_gates(p.x))
+    elif joint:
+        gates = list(split_gates(dot(p.x, p.w_ih, spec)))
+    else:
+        gates = [dot(p.x, w, spec) for w in split_gates(p.w_ih)]
     if p.scale_ih is not None:
         s_r, s_z, s_n = split_gates(p.scale_ih)
         gates = [*layer_norm(gates[:2], (s_r, s_z)), *layer_norm(gates[2:], (s_n,))]
@@ -165,8 +174,13 @@ def gate_values(
     gates_x: Sequence[Array], h: State, weights: Split, spec: GRUSpec, state_mask: Array | None = None
 ) -> tuple[GateValues, Array | None]:
     """r, z, n of steps that the states h (..., H) enter, and m; gates_x three (..., H), state_mask (..., H)."""
-    w_r, w_z, w_n = weights.w
     seen = h if state_mask is None else state_mask * h
+    if len(weights.w) == 1:
+        *products, p_n = split_gates(dot(seen, weights.w[0], spec))
+        r, z = reset_and_update(gates_x, products, spec)
+        m = p_n + along(weights.b_n, h)
+        return GateValues(r, z, candidate(gates_x[2], r, m, spec)), m
+    w_r, w_z, w_n = weights.w
     p_r, p_z = dot(seen, w_r, spec), dot(seen, w_z, spec)
     if weights.scale is not None:
         p_r, p_z = layer_norm((p_r, p_z), weights.scale[:2])

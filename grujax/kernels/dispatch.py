@@ -39,7 +39,7 @@ class Kernel(NamedTuple):
     """Where it was measured to be fastest (benchmarks/NOTES.md)."""
 
 
-def _refused_by_columns(spec: GRUSpec, projected: bool) -> str | None:
+def _refused_by_one_product(spec: GRUSpec, projected: bool) -> str | None:
     if spec.layer_norm:
         return "it has no layer normalisation"
     if not spec.reset_after:
@@ -47,16 +47,37 @@ def _refused_by_columns(spec: GRUSpec, projected: bool) -> str | None:
     return "it projects the input itself and was given gates" if projected else None
 
 
+LARGE = 2**22
+"""Elements of a (T, B, H) array from which on it pays, on CPU, not to make the gates of all steps at once."""
+
+
 def _wide(sizes: Sizes) -> bool:
-    n_rows, hidden_size = sizes.n_rows, sizes.hidden_size
-    return n_rows is not None and hidden_size is not None and n_rows >= 8 and hidden_size >= 256
+    n_steps, n_rows, hidden_size = sizes
+    if n_rows is None or hidden_size is None:
+        return False
+    large = n_steps is not None and n_steps * n_rows * hidden_size >= LARGE
+    return 4096 / hidden_size <= n_rows <= hidden_size / 8 or (large and 8 <= n_rows <= 512)
+
+
+def _brief_or_tall(sizes: Sizes) -> bool:
+    n_steps, n_rows, hidden_size = sizes
+    if n_steps is None or n_rows is None or hidden_size is None:
+        return False
+    return n_steps <= 2 or (n_steps * n_rows * hidden_size >= LARGE and n_rows > 512)
 
 
 KERNELS: dict[str, Kernel] = {
+    "joint": Kernel(
+        partial(scan, joint=True),
+        "lax.scan, one product of the input and one of the state a step, under the linear derivative rule",
+        _refused_by_one_product,
+        platform="cpu",
+        wins=_brief_or_tall,
+    ),
     "columns": Kernel(
         columns,
         "lax.scan with the rows of the batch as columns, projecting in the loop, under the linear derivative rule",
-        _refused_by_columns,
+        _refused_by_one_product,
         platform="cpu",
         wins=_wide,
     ),

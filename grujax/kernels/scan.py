@@ -8,18 +8,27 @@ from grujax.types import Control, Emitted, GRUSpec, Projection, Recurrent, State
 
 
 def scan(
-    projection: Projection, h0: State, recurrent: Recurrent, control: Control, spec: GRUSpec, emit: bool = False
+    projection: Projection,
+    h0: State,
+    recurrent: Recurrent,
+    control: Control,
+    spec: GRUSpec,
+    emit: bool = False,
+    joint: bool = False,
 ) -> tuple[States, State, Emitted | None]:
     """As `gru_sequence`, arguments checked and in their final dtypes; what the steps emit only where asked.
 
+    joint: r, z and n from one product of the state and one of the input, which is then projected inside the loop:
+    nothing is made of the weights beforehand, nor of all steps at once.
+
     The input's bias is added inside the loop, where it costs nothing: outside it is a pass over memory for each gate.
     """
-    weights = split(recurrent)
+    weights = split(recurrent, joint)
     h_start = jnp.zeros_like(h0) if control.h_reset is None else control.h_reset[None] + jnp.zeros_like(h0)
 
     def body(h: State, inputs: tuple) -> tuple[State, tuple]:
-        gates_x, valid, reset, hold = inputs
-        gates_x = add_bias(gates_x, projection.bias)
+        x, valid, reset, hold = inputs
+        gates_x = project(projection._replace(x=x), spec, joint=True) if joint else add_bias(x, projection.bias)
         if valid is not None:  # gates of a step that is not valid may be NaN: kept from the derivative too
             gates_x = [jnp.where(valid[:, None], g, 0) for g in gates_x]
 
@@ -31,6 +40,11 @@ def scan(
         h, emitted = steered(one_step, h, h_start, valid, reset, hold)
         return h, (h, emitted if emit else None)
 
-    xs = (project(projection, spec, with_bias=False), control.valid, control.reset, control.hold)
+    xs = (
+        projection.x if joint else project(projection, spec, with_bias=False),
+        control.valid,
+        control.reset,
+        control.hold,
+    )
     h_last, (hs, emitted) = lax.scan(body, h0, xs)
     return hs, h_last, emitted

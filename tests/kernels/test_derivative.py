@@ -46,7 +46,7 @@ CASES = {
 """What is static and what steers the steps."""
 
 
-RULES = ("fused", "columns", "chunks")
+RULES = ("fused", "columns", "joint", "chunks")
 """The loops under the rule; "chunks" is "fused" with the coefficients of two steps at once, and a rest of one."""
 
 
@@ -65,7 +65,7 @@ def recurrence(case, implementation):
 
 
 def rules(case):
-    return [rule for rule in RULES if rule != "columns" or CASES[case][0].reset_after]
+    return [rule for rule in RULES if rule in ("fused", "chunks") or CASES[case][0].reset_after]
 
 
 def loss(f):

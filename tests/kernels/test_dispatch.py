@@ -48,7 +48,7 @@ def test_valid_and_reset_equal_a_loop_row_by_row(masks, implementation, reset_af
     given = jax.tree.map(jnp.asarray, {"valid": valid, "reset": reset, "h_reset": h_reset})
     h0, w_hh, b_hn = map(jnp.asarray, (H0, W_HH, B_HN))
     gates_x = jnp.asarray(gates)
-    if implementation == "columns":  # it is given the input: here one whose projection is the identity
+    if implementation in ("columns", "joint"):  # they are given the input: here one whose projection is the identity
         if not reset_after:
             return
         gates_x = Projection(jnp.nan_to_num(gates_x) - 1, jnp.eye(3 * H), jnp.ones(3 * H))
