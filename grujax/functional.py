@@ -1,7 +1,8 @@
 """One layer, one direction, without Flax."""
 
+from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +11,22 @@ from jax.typing import ArrayLike, DTypeLike
 
 from grujax.errors import require
 from grujax.inputs import Steps, check_include_initial, check_inputs, check_state, from_rows, require_floating, to_rows
-from grujax.kernels import explain, gru_sequence
+from grujax.kernels import explain, gru_sequences
 from grujax.step import GateValues, cast, projection, recurrent
-from grujax.types import Activation, Array, Control, GRUSpec, GRUWeights, Inputs, State, States, Valid, state_dtype
+from grujax.types import (
+    Activation,
+    Array,
+    Control,
+    GRUSpec,
+    GRUWeights,
+    Inputs,
+    Ran,
+    Recurrence,
+    State,
+    States,
+    Valid,
+    state_dtype,
+)
 
 
 def gru(
@@ -104,7 +118,8 @@ def _gru(x, weights, h0, valid, resets, h_reset, time_major, include_initial, op
     if h0 is not None and len(batch) != 1:
         h0 = h0.reshape(rows.x.shape[1], h0.shape[-1])
     control = Control(rows.valid, rows.resets, h_reset)
-    hs, h_last, h_first, _ = one_direction(rows.x, weights, h0, control, *options)
+    reverse, *others = options
+    ((hs, h_last, h_first, _),) = directions(rows.x, [Direction(weights, h0, control)], (reverse,), *others)
     if include_initial:
         hs = jnp.concatenate([h_first[None], hs])
     if len(batch) != 1:
@@ -121,24 +136,39 @@ class Directed(NamedTuple):
     gates: GateValues | None  # (T, B, H) each, in time order, 0 at steps that are not valid
 
 
-@partial(jax.jit, static_argnums=(4, 5, 6, 7, 8))
-def one_direction(
+class Direction(NamedTuple):
+    """One way of reading a layer's input."""
+
+    weights: GRUWeights
+    h0: State | None  # zeros where None
+    control: Control  # (T, B) in time order, as the user gives it
+
+
+@partial(jax.jit, static_argnums=(2, 3, 4, 5, 6))
+def directions(
     x: Array,
-    weights: GRUWeights,
-    h0: State | None,
-    control: Control,
-    reverse: bool,
+    given: Sequence[Direction],
+    reverse: tuple[bool, ...],
     spec: GRUSpec,
     implementation: str | None,
     dtype: jnp.dtype,
     with_gates: bool = False,
-) -> Directed:
-    """`gru` on checked arguments, time-major with one batch axis; `control` (T, B) in time order, as the user gives it.
+) -> list[Directed]:
+    """`gru` in each of the directions `given`, on checked arguments, time-major with one batch axis.
 
     Read backwards in time the padding comes first, and holds h0: no gather is needed to reverse a sequence.
     """
+    read = [_read(x, *direction, backwards, dtype) for direction, backwards in zip(given, reverse, strict=True)]
+    all_ran = gru_sequences(read, spec=spec, implementation=implementation, with_gates=with_gates)
+    return [_in_time(ran, made, backwards) for ran, made, backwards in zip(all_ran, read, reverse, strict=True)]
 
-    def flip(a: Array | None) -> Array | None:
+
+def _read(
+    x: Array, weights: GRUWeights, h0: State | None, control: Control, reverse: bool, dtype: jnp.dtype
+) -> Recurrence:
+    """The recurrence in the order in which its steps are read."""
+
+    def flip(a: Any) -> Any:
         return a if a is None or not reverse else jnp.flip(a, 0)
 
     valid, reset, h_reset, state_mask, hold = control
@@ -147,18 +177,23 @@ def one_direction(
     x = x.astype(dtype)
     if valid is not None:
         x = jnp.where(valid[..., None], x, 0)
-    weights = cast(weights, dtype)
-    wide = state_dtype(dtype)
+    weights, wide = cast(weights, dtype), state_dtype(dtype)
     start = jnp.zeros((x.shape[1], weights.w_hh.shape[0]), wide) if h0 is None else h0.astype(wide)
     control = Control(flip(valid), flip(reset), h_reset, state_mask, flip(hold))
-    options = {**recurrent(weights)._asdict(), **control._asdict(), "spec": spec, "implementation": implementation}
-    hs, h_last, *gates = gru_sequence(projection(flip(x), weights), start, **options, with_gates=with_gates)  # pyright: ignore[reportArgumentType]
+    return Recurrence(projection(flip(x), weights), start, recurrent(weights), control)
+
+
+def _in_time(ran: Ran, read: Recurrence, reverse: bool) -> Directed:
+    """What was read in that order, in time order."""
+    valid = read.control.valid
 
     def in_time(a: Array) -> Array:
-        return flip(a if control.valid is None else jnp.where(control.valid[..., None], a, 0))  # pyright: ignore[reportReturnType]
+        a = a if valid is None else jnp.where(valid[..., None], a, 0)
+        return jnp.flip(a, 0) if reverse else a
 
-    first = start + jnp.zeros_like(h_last)  # takes the input's varying axes and sharding
-    return Directed(in_time(hs), h_last, first, GateValues(*map(in_time, gates[0])) if gates else None)
+    first = read.h0 + jnp.zeros_like(ran.h_last)  # takes the input's varying axes and sharding
+    gates = None if ran.emitted is None else GateValues(*map(in_time, ran.emitted[:3]))
+    return Directed(in_time(ran.hs), ran.h_last, first, gates)
 
 
 def resets_in_reverse(reset: Valid, valid: Valid | None) -> Valid:

@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 
 from grujax.cell import CellSettings, GRUCell
 from grujax.errors import require, require_count
-from grujax.functional import Directed, one_direction, resets_in_reverse
+from grujax.functional import Directed, Direction, directions, resets_in_reverse
 from grujax.inputs import check_include_initial, check_inputs, check_state, from_rows, to_rows
 from grujax.types import Array, Control, GRUWeights, Inputs, Valid, state_dtype
 
@@ -175,24 +175,27 @@ class GRU(LayerSettings):
             if layer > 0:
                 x = dropout(x, self.dropout, deterministic)
             x = dropout(x, self.input_dropout, deterministic, locked_axes=(0,))
-            outputs = []
-            for reverse in (False, True)[: self.num_directions]:
-                name = f"l{layer}{'_reverse' if reverse else ''}"
+            names = [f"l{layer}{way}" for way in ("", "_reverse")[: self.num_directions]]
+            given = []
+            for name in names:
                 cell = GRUCell(**self.settings(GRUCell), name=name)
-                start, h_reset = None, None if learned is None else learned[len(last)]
+                index = len(last) + len(given)
+                start, h_reset = None, None if learned is None else learned[index]
                 if h0 is not None:
-                    start = h0[len(last)].reshape(n_rows, self.hidden_size)
+                    start = h0[index].reshape(n_rows, self.hidden_size)
                 elif h_reset is not None:
                     start = jnp.broadcast_to(h_reset[None], (n_rows, self.hidden_size))
                 weights = cell.weights(x.shape[-1])
                 weights = weights._replace(w_hh=dropout(weights.w_hh, self.weight_dropout, deterministic))
                 control = Control(valid, reset, h_reset, *self._masks(x.shape, dtype, deterministic))
-                run = self._one_direction(cell, x, weights, start, control, reverse)
+                given.append((cell, Direction(weights, start, control)))
+            runs = self._directions(x, given)
+            for name, run in zip(names, runs, strict=True):
                 if run.gates is not None:
                     self.sow("intermediates", f"{name}_gates", run.gates)
-                outputs.append(run.hs.astype(dtype))
-                last.append(run.h_last)
-                first = run.h_first
+            outputs = [run.hs.astype(dtype) for run in runs]
+            last += [run.h_last for run in runs]
+            first = runs[-1].h_first
             if self.merge is not None or not self.bidirectional:
                 x = merged(self, outputs)
             if layer > 0:
@@ -214,21 +217,20 @@ class GRU(LayerSettings):
                 hold = jax.random.bernoulli(self.make_rng("dropout"), hold).astype(wide)
         return state_mask, hold
 
-    def _one_direction(
-        self, cell: GRUCell, x: Array, weights: GRUWeights, h0: Array | None, control: Control, reverse: bool
-    ) -> Directed:
-        dtype = jnp.dtype(self.dtype or jnp.result_type(x, weights.w_ih))
+    def _directions(self, x: Array, given: list[tuple[GRUCell, Direction]]) -> list[Directed]:
+        ways, all_given = (False, True)[: len(given)], [direction for _, direction in given]
+        dtype = jnp.dtype(self.dtype or jnp.result_type(x, all_given[0].weights.w_ih))
         sown = self.is_mutable_collection("intermediates") and not self.is_initializing()
         reference = self.implementation == "reference"
-        run = None
+        runs: list[Directed] = []
         if sown or not reference:
             name = None if reference else self.implementation
-            run = one_direction(x, weights, h0, control, reverse, self.spec, name, dtype, sown)
+            runs = directions(x, all_given, ways, self.spec, name, dtype, sown)
         if not reference:
-            assert run is not None
-            return run
-        hs, h_last, h_first = _scan_over_cell(cell, x, weights, h0, control, reverse)
-        return Directed(hs, h_last, h_first, None if run is None else run.gates)
+            return runs
+        scans = [_scan_over_cell(cell, x, *of, reverse) for (cell, of), reverse in zip(given, ways, strict=True)]
+        gates = [run.gates for run in runs] or [None] * len(scans)
+        return [Directed(*scan, of) for scan, of in zip(scans, gates, strict=True)]
 
     def _connect(self, layer: int, x: Array, output: Array) -> Array:
         if self.connection == "residual":

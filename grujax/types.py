@@ -102,6 +102,23 @@ class Control(NamedTuple):
     hold: Array | None = None  # (T, B, H), the share of each unit that stays as it was
 
 
+class Recurrence(NamedTuple):
+    """All that one direction of one layer is made of."""
+
+    projection: Projection
+    h0: State  # (B, H)
+    recurrent: Recurrent
+    control: Control = Control()
+
+
+class Ran(NamedTuple):
+    """What a loop over one `Recurrence` gives."""
+
+    hs: States  # (T, B, H)
+    h_last: State  # (B, H)
+    emitted: Emitted | None  # where asked
+
+
 def state_dtype(dtype: DTypeLike) -> DTypeLike:
     """The dtype that the state is carried in when the compute dtype is `dtype`: float32 at least.
 

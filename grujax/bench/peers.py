@@ -1,7 +1,7 @@
 """The GRUs that are measured, each written as its own documentation has a user write it.
 
 A peer is one `build`, which makes the calls that are timed. A JAX peer is one layer in one direction, and one
-`convert`, which turns grujax's weights into its own; `_jax_runs` stacks layers and directions for all of them alike.
+`convert`, which turns grujax's weights into its own; `_stacked` stacks layers and directions for all of them alike.
 `convert` is linear, so its transpose brings the peer's gradients back: no second mapping to get wrong.
 All take batch-major input (ONNX Runtime's CPU kernel knows time-major only and is given it, which spares it the
 transposes that the others pay for). Weights, input and cotangent are arguments of every compiled call, never constants.
@@ -22,6 +22,7 @@ from grujax.bench.cases import Arrays
 from grujax.bench.oracle import Gradients
 from grujax.data.packing import pack_sequences, unpack_sequences
 from grujax.functional import gru
+from grujax.layer import GRU
 from grujax.types import Array, GRUWeights
 
 Thunk = Callable[[], Any]
@@ -78,11 +79,8 @@ def _converted(convert: Convert, a: Arrays) -> tuple[list[Params], Callable[...,
     return params, read
 
 
-def _jax_runs(layer: Layer, convert: Convert, a: Arrays) -> Runs:
-    """Runs of a JAX peer."""
-    params, read_gradients = _converted(convert, a)
-    x, h0, cotangent = jnp.asarray(a.x), jnp.asarray(a.h0), jnp.asarray(a.cotangent)
-    control = [None if v is None else jnp.asarray(v) for v in (a.lengths, a.resets)]
+def _stacked(layer: Layer, a: Arrays) -> Callable[..., Array]:
+    """(params of all layers and directions, x, h0, (lengths, resets)) -> the output of the last layer."""
     L, D = a.num_layers, a.num_directions
 
     def function(params: list[Params], x: Array, h0: Array, control: Any) -> Array:
@@ -91,6 +89,20 @@ def _jax_runs(layer: Layer, convert: Convert, a: Arrays) -> Runs:
             outputs = [layer(params[first + d], x, h0[first + d], d == 1, *control) for d in range(D)]
             x = jnp.concatenate(outputs, axis=-1).astype(x.dtype)
         return x
+
+    return function
+
+
+def _jax_runs(layer: Layer, convert: Convert, a: Arrays) -> Runs:
+    """Runs of a JAX peer that has layers in one direction."""
+    return _runs(_stacked(layer, a), convert, a)
+
+
+def _runs(function: Callable[..., Array], convert: Convert, a: Arrays) -> Runs:
+    """Runs of a JAX peer; `function` as `_stacked` gives it."""
+    params, read_gradients = _converted(convert, a)
+    x, h0, cotangent = jnp.asarray(a.x), jnp.asarray(a.h0), jnp.asarray(a.cotangent)
+    control = [None if v is None else jnp.asarray(v) for v in (a.lengths, a.resets)]
 
     def loss(params: list[Params], x: Array, h0: Array, control: Any, cotangent: Array) -> Array:
         return (function(params, x, h0, control) * cotangent).sum()
@@ -112,10 +124,19 @@ def _merged(w: GRUWeights) -> tuple[Array, Array]:
 
 
 def grujax(a: Arrays, threads: int, reset_after: bool = True) -> Runs:
-    def layer(w: GRUWeights, x: Array, h0: Array, reverse: bool, lengths: Any, resets: Any) -> Array:
-        return gru(x, w, h0, lengths=lengths, resets=resets, reverse=reverse, reset_after=reset_after)[0]
+    """The layer, `grujax.GRU`."""
+    L, D, dtype = a.num_layers, a.num_directions, a.x.dtype
+    module = GRU(a.hidden_size, L, bidirectional=D == 2, reset_after=reset_after, dtype=dtype, param_dtype=dtype)
+    names = [f"l{k}{way}" for k in range(L) for way in ("", "_reverse")[:D]]
 
-    return _jax_runs(layer, lambda w: w, a)
+    def function(params: list[GRUWeights], x: Array, h0: Array, control: Any) -> Any:
+        variables = {
+            name: {k: v for k, v in w._asdict().items() if v is not None} for name, w in zip(names, params, strict=True)
+        }
+        h0 = jnp.broadcast_to(h0, (L * D, len(x), a.hidden_size))
+        return module.apply({"params": variables}, x, h0, lengths=control[0], resets=control[1])[0]
+
+    return _runs(function, lambda w: w, a)
 
 
 def grujax_before(a: Arrays, threads: int) -> Runs:

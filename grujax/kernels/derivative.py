@@ -28,10 +28,22 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
 from grujax.step import SLOPES, activate, along, dot, gate_values, project, split, split_gates
-from grujax.types import Activation, Array, Control, Emitted, GRUSpec, Projection, Recurrent, State, States
+from grujax.types import (
+    Activation,
+    Array,
+    Control,
+    Emitted,
+    GRUSpec,
+    Projection,
+    Ran,
+    Recurrence,
+    Recurrent,
+    State,
+    States,
+)
 
-Forward = Callable[..., tuple[States, State, Emitted | None]]
-"""A forward loop, called as `kernels.scan.scan` is."""
+Forward = Callable[[Sequence[Recurrence], GRUSpec, bool], list[Ran]]
+"""A forward loop, or one for each recurrence; the last argument asks for what the steps emit."""
 
 
 class Coefficients(NamedTuple):
@@ -50,28 +62,34 @@ def with_derivative(forward: Forward) -> Callable:
     Its last argument, `chunk`, is how many steps have their coefficients at once; None is all of them.
     """
 
-    @partial(jax.custom_jvp, nondiff_argnums=(4, 5, 6))
-    def run(projection, h0, recurrent, control, spec, emit, chunk):
-        return forward(projection, h0, recurrent, control, spec, emit)
+    @partial(jax.custom_jvp, nondiff_argnums=(1, 2, 3))
+    def run(recurrences, spec, emit, chunk):
+        return forward(recurrences, spec, emit)
 
     @partial(run.defjvp, symbolic_zeros=True)
     def rule(spec, emit, chunk, primals, tangents):
-        tangents = jax.tree.map(lambda t: None if isinstance(t, SymbolicZero) else t, tangents)
+        moved = jax.tree.map(lambda t: None if isinstance(t, SymbolicZero) else t, tangents[0])
         told = all(activation in SLOPES for activation in (spec.activation, spec.gate_activation)) and spec.clip is None
-        hs, h_last, emitted = run(*primals, spec, emit or (told and chunk is None), chunk)
-        dhs, dh_last = tangent(primals, tangents, hs, emitted if told else None, spec, chunk)
-        d_emitted = emitted_tangent(primals, tangents, hs, dhs, spec) if emit else None
-        return (hs, h_last, emitted if emit else None), (dhs, dh_last, d_emitted)
+        outputs, d_outputs = [], []
+        all_ran = run(*primals, spec, emit or (told and chunk is None), chunk)
+        for recurrence, d_recurrence, ran in zip(primals[0], moved, all_ran, strict=True):
+            dhs, dh_last = tangent(recurrence, d_recurrence, ran if told else ran._replace(emitted=None), spec, chunk)
+            outputs.append(ran if emit else ran._replace(emitted=None))
+            d_outputs.append(
+                Ran(dhs, dh_last, emitted_tangent(recurrence, d_recurrence, ran, dhs, spec) if emit else None)
+            )
+        return outputs, d_outputs
 
     return run
 
 
 def tangent(
-    primals: tuple, tangents: tuple, hs: States, emitted: Emitted | None, spec: GRUSpec, chunk: int | None
+    recurrence: Recurrence, moved: Recurrence, ran: Ran, spec: GRUSpec, chunk: int | None
 ) -> tuple[States, State]:
-    """dhs (T, B, H) and dh_last (B, H). A tangent that is None is zero."""
-    projection, h0, recurrent, control = primals
-    d_projection, dh0, d_recurrent, d_control = tangents
+    """dhs (T, B, H) and dh_last (B, H). In `moved`, the tangent of the recurrence, None is zero."""
+    projection, h0, recurrent, control = recurrence
+    d_projection, dh0, d_recurrent, d_control = moved
+    hs, _, emitted = ran
     dh0 = jnp.zeros_like(h0) if dh0 is None else dh0
 
     def run(dh: State, x, dx, h0: State, hs: States, emitted: Emitted | None, steps: Control) -> tuple[State, States]:
@@ -183,9 +201,9 @@ def added(*terms: Array | None) -> Any:
     return sum(there[1:], there[0]) if there else 0.0
 
 
-def emitted_tangent(primals: tuple, tangents: tuple, hs: States, dhs: States, spec: GRUSpec) -> Emitted:
+def emitted_tangent(recurrence: Recurrence, moved: Recurrence, ran: Ran, dhs: States, spec: GRUSpec) -> Emitted:
     """That of what the steps emit: each step by itself, once the states and their tangents are known."""
-    projection, h0, recurrent, control = primals
+    projection, h0, recurrent, control = recurrence
 
     def emit(projection: Projection, h0: State, hs: States, recurrent: Recurrent, h_reset: Array | None) -> Emitted:
         h_in = entering(h0, hs, control._replace(h_reset=h_reset))
@@ -193,12 +211,12 @@ def emitted_tangent(primals: tuple, tangents: tuple, hs: States, dhs: States, sp
         gates, m = gate_values(project(projection, spec), h_in, split(recurrent), spec, mask)
         return Emitted(*gates, m)
 
-    d_projection, dh0, d_recurrent, d_control = tangents
-    given = (projection, h0, hs, recurrent, control.h_reset)
-    moved = (d_projection, dh0, dhs, d_recurrent, d_control.h_reset)
+    d_projection, dh0, d_recurrent, d_control = moved
+    given = (projection, h0, ran.hs, recurrent, control.h_reset)
+    along_with = (d_projection, dh0, dhs, d_recurrent, d_control.h_reset)
     zeros = jax.tree.map(jnp.zeros_like, given)
-    moved = jax.tree.map(lambda zero, t: zero if t is None else t, zeros, moved, is_leaf=lambda a: a is None)
-    return jax.jvp(emit, given, moved)[1]
+    along_with = jax.tree.map(lambda zero, t: zero if t is None else t, zeros, along_with, is_leaf=lambda a: a is None)
+    return jax.jvp(emit, given, along_with)[1]
 
 
 def linear_scan(

@@ -1,6 +1,6 @@
 """Which implementation runs the recurrence, and why. The only file that knows the implementations and the platforms."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -13,7 +13,20 @@ from grujax.kernels.columns import columns
 from grujax.kernels.derivative import Forward, with_derivative
 from grujax.kernels.scan import scan
 from grujax.step import GateValues, check_spec
-from grujax.types import Array, Control, Gates, GRUSpec, Projection, Recurrent, State, States, Valid, state_dtype
+from grujax.types import (
+    Array,
+    Control,
+    Gates,
+    GRUSpec,
+    Projection,
+    Ran,
+    Recurrence,
+    Recurrent,
+    State,
+    States,
+    Valid,
+    state_dtype,
+)
 
 
 class Sizes(NamedTuple):
@@ -219,21 +232,46 @@ def gru_sequence(
     ((5, 2, 3), True)
     """
     projection = gates_x if isinstance(gates_x, Projection) else Projection(gates_x)
-    recurrent, control = Recurrent(w_hh, b_hn, scale_hh), Control(valid, reset, h_reset, state_mask, hold)
-    _check(projection, h0, recurrent, control, spec)
+    control = Control(valid, reset, h_reset, state_mask, hold)
+    recurrence = Recurrence(projection, h0, Recurrent(w_hh, b_hn, scale_hh), control)
+    (ran,) = gru_sequences([recurrence], spec=spec, implementation=implementation, with_gates=with_gates)
+    return ran[:2] if ran.emitted is None else (*ran[:2], GateValues(*ran.emitted[:3]))
+
+
+def gru_sequences(
+    recurrences: Sequence[Recurrence],
+    *,
+    spec: GRUSpec = GRUSpec(),
+    implementation: str | None = None,
+    with_gates: bool = False,
+) -> list[Ran]:
+    """`gru_sequence` for several recurrences of one shape, such as both directions of a layer.
+
+    An implementation may run them in one loop, where their products need not wait for each other.
+    """
+    for recurrence in recurrences:
+        _check(*recurrence, spec)
+    projection, h0, *_ = recurrences[0]
+    projected = projection.w_ih is None
+    explain(spec=spec, implementation=implementation, projected=projected)
     sizes = Sizes(*(size if isinstance(size, int) else None for size in (projection.x.shape[0], *h0.shape)))
-    explain(spec=spec, implementation=implementation, projected=projection.w_ih is None)
     names = (implementation,)
     if implementation is None:
-        choices = [_choice(spec, sizes, projection.w_ih is None, p).implementation for p in ("cpu", "elsewhere")]
+        choices = [_choice(spec, sizes, projected, platform).implementation for platform in ("cpu", "elsewhere")]
         names = tuple(dict.fromkeys(choices))
-    chunk = chunk_of(sizes)
-    hs, h_last, emitted = _run(projection, h0, recurrent, control, spec, names, chunk, with_gates)
-    return (hs, h_last) if emitted is None else (hs, h_last, GateValues(*emitted[:3]))
+    return _run(list(recurrences), spec, names, chunk_of(sizes), with_gates)
 
 
-@partial(jax.jit, static_argnums=(4, 5, 6, 7))
-def _run(projection, h0, recurrent, control, spec, names, chunk, emit):
+@partial(jax.jit, static_argnums=(1, 2, 3, 4))
+def _run(recurrences, spec, names, chunk, emit):
+    recurrences = [_prepared(*recurrence) for recurrence in recurrences]
+    if not KERNELS[names[0]].differentiated:
+        return KERNELS[names[0]].run(recurrences, spec, emit)
+    return _under_the_rule(names)(recurrences, spec, emit, chunk)
+
+
+def _prepared(projection: Projection, h0: State, recurrent: Recurrent, control: Control) -> Recurrence:
+    """All in its final dtype; resets where steps are valid."""
     dtype = state_dtype(recurrent.w_hh.dtype)
 
     def cast(a: Any) -> Any:
@@ -248,24 +286,21 @@ def _run(projection, h0, recurrent, control, spec, names, chunk, emit):
         reset = reset & control.valid
     state_mask, hold = (None if a is None else lax.stop_gradient(cast(a)) for a in (control.state_mask, control.hold))
     recurrent = Recurrent(recurrent.w_hh, cast(recurrent.b_hn), cast(recurrent.scale_hh))
-    control = Control(control.valid, reset, cast(control.h_reset), state_mask, hold)
-    if not KERNELS[names[0]].differentiated:
-        return KERNELS[names[0]].run(projection, h0, recurrent, control, spec, emit)
-    return _under_the_rule(names)(projection, h0, recurrent, control, spec, emit, chunk)
+    return Recurrence(projection, h0, recurrent, Control(control.valid, reset, cast(control.h_reset), state_mask, hold))
 
 
 @cache
 def _under_the_rule(names: tuple[str, ...]) -> Callable:
     """The one that is named; or, of two, the first on its platform and the second elsewhere."""
 
-    def forward(projection, h0, recurrent, control, spec, emit):
+    def forward(recurrences, spec, emit):
         def run(name: str):
-            return lambda *arrays: KERNELS[name].run(*arrays, spec, emit)
+            return lambda recurrences: KERNELS[name].run(recurrences, spec, emit)
 
-        arrays, (first, *others) = (projection, h0, recurrent, control), names
+        first, *others = names
         if not others:
-            return run(first)(*arrays)
-        return lax.platform_dependent(*arrays, default=run(others[0]), **{str(KERNELS[first].platform): run(first)})
+            return run(first)(recurrences)
+        return lax.platform_dependent(recurrences, default=run(others[0]), **{str(KERNELS[first].platform): run(first)})
 
     return with_derivative(forward)
 

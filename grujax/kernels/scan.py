@@ -1,28 +1,26 @@
 """The recurrence as `lax.scan`, rows of the batch as rows of the products: always right, always there."""
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 from jax import lax
 
 from grujax.step import add_bias, gate_values, mix, project, split, steered
-from grujax.types import Control, Emitted, GRUSpec, Projection, Recurrent, State, States
+from grujax.types import Emitted, GRUSpec, Ran, Recurrence, State
 
 
-def scan(
-    projection: Projection,
-    h0: State,
-    recurrent: Recurrent,
-    control: Control,
-    spec: GRUSpec,
-    emit: bool = False,
-    joint: bool = False,
-) -> tuple[States, State, Emitted | None]:
-    """As `gru_sequence`, arguments checked and in their final dtypes; what the steps emit only where asked.
+def scan(recurrences: Sequence[Recurrence], spec: GRUSpec, emit: bool = False, joint: bool = False) -> list[Ran]:
+    """As `gru_sequences`, one loop after the other.
 
     joint: r, z and n from one product of the state and one of the input, which is then projected inside the loop:
     nothing is made of the weights beforehand, nor of all steps at once.
-
-    The input's bias is added inside the loop, where it costs nothing: outside it is a pass over memory for each gate.
     """
+    return [_scan(recurrence, spec, emit, joint) for recurrence in recurrences]
+
+
+def _scan(recurrence: Recurrence, spec: GRUSpec, emit: bool, joint: bool) -> Ran:
+    """The input's bias is added inside the loop, where it costs nothing: outside it is a pass over memory a gate."""
+    projection, h0, recurrent, control = recurrence
     weights = split(recurrent, joint)
     h_start = jnp.zeros_like(h0) if control.h_reset is None else control.h_reset[None] + jnp.zeros_like(h0)
 
@@ -47,4 +45,4 @@ def scan(
         control.hold,
     )
     h_last, (hs, emitted) = lax.scan(body, h0, xs)
-    return hs, h_last, emitted
+    return Ran(hs, h_last, emitted)

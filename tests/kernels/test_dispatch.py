@@ -63,6 +63,10 @@ def test_explain_says_what_runs_and_why():
     assert explain(**wide, platform="cpu").implementation == "columns"
     assert explain(**wide, platform="gpu").implementation == explain(platform="cpu").implementation == "fused"
     assert explain(**wide, platform="cpu", projected=True).implementation == "fused"
+    assert explain(sizes=(1, 1, 64), platform="cpu").implementation == "joint"
+    assert explain(sizes=(128, 1024, 128), platform="cpu").implementation == "joint"
+    assert explain(sizes=(512, 128, 128), platform="cpu").implementation == "columns"
+    assert explain(sizes=(128, 1, 512), platform="cpu").implementation == "fused"
     before = explain(**wide, platform="cpu", spec=GRUSpec(False))
     assert before.implementation == "fused" and before.reason.startswith("columns cannot serve")
     named = explain(implementation="scan")
@@ -77,10 +81,10 @@ def test_the_state_is_float32_at_least():
 
 def test_a_program_takes_the_loop_of_the_platform_that_it_is_for():
     """On CPU the columns, W (3H, H) times h (H, B), elsewhere the rows; nothing is left to choose at run time."""
-    x, w_ih = jnp.ones((4, 8, 3), jnp.float32), jnp.ones((3, 768), jnp.float32)
-    h0, w_hh, b_hn = (jnp.ones(shape, jnp.float32) for shape in ((8, 256), (256, 768), (256,)))
+    x, w_ih = jnp.ones((4, 8, 3), jnp.float32), jnp.ones((3, 1536), jnp.float32)
+    h0, w_hh, b_hn = (jnp.ones(shape, jnp.float32) for shape in ((8, 512), (512, 1536), (512,)))
     traced = jax.jit(lambda x: gru_sequence(Projection(x, w_ih), h0, w_hh, b_hn)).trace(x)
-    columns, rows = "tensor<768x256xf32>, tensor<256x8xf32>", "tensor<8x256xf32>, tensor<256x256xf32>"
+    columns, rows = "tensor<1536x512xf32>, tensor<512x8xf32>", "tensor<8x512xf32>, tensor<512x512xf32>"
     for platform, there, absent in (("cpu", columns, rows), ("cuda", rows, columns), ("tpu", rows, columns)):
         text = traced.lower(lowering_platforms=(platform,)).as_text()
         assert there in text and absent not in text, platform
