@@ -9,7 +9,7 @@ from textwrap import fill
 from typing import Any
 
 from grujax.bench.cases import Case
-from grujax.bench.runner import PASSES, Report, load
+from grujax.bench.runner import PASSES, Report, is_rival, load, to_fastest
 from grujax.errors import require
 from grujax.saving import replacing
 
@@ -21,14 +21,11 @@ NAMES = {
     "equinox": "Equinox",
     "haiku": "Haiku",
     "onnxruntime": "ONNX Runtime",
+    "flax-scan": "Flax nn.scan over GRUCell",
     "grujax-before": "grujax, reset before",
+    "grujax-packed": "grujax, packed rows",
 }
 """How the README calls a peer, where not by its own name."""
-
-
-def _rival(peer: str) -> bool:
-    """False for rows that stand there to compare with: grujax's other GRUs, and what is no GRU."""
-    return peer == "grujax" or not peer.startswith(("grujax", "products alone"))
 
 
 def block(report: Report, path: str) -> str:
@@ -41,25 +38,21 @@ def table(report: Report, kind: str) -> str:
     """Markdown: peers by cases, medians in ms, the fastest of a case bold; why a time is not there, below."""
     rows, reasons = [], {}
     peers = list(dict.fromkeys(r.peer for r in report.results))
+    racing = [p for p in peers if p == "grujax" or is_rival(p)]
     least = {
-        case: min((t for p in peers if _rival(p) and (t := report.median(case, p, kind))), default=None)
-        for case in report.cases
+        case: min((t for p in racing if (t := report.median(case, p, kind))), default=None) for case in report.cases
     }
     statuses = {(r.case, r.peer): r.status for r in report.results if r.kind == kind}
     for peer in peers:
         cells = []
         for case in report.cases:
             median = report.median(case, peer, kind)
-            bold = "**" if median == least[case] and _rival(peer) else ""
+            bold = "**" if median == least[case] and peer in racing else ""
             cells.append("–" if median is None else f"{bold}{_ms(median)}{bold}")
             if median is None:
                 reasons.setdefault((peer, statuses.get((case, peer), "not measured")), []).append(case)
         rows.append([NAMES.get(peer, peer), *cells])
-    fastest = []
-    for case in report.cases:
-        mine, others = report.median(case, "grujax", kind), [p for p in peers if p != "grujax" and _rival(p)]
-        times = [t for p in others if (t := report.median(case, p, kind))]
-        fastest.append(f"{mine / min(times):.2f}" if mine and times else "")
+    fastest = ["" if ratio is None else f"{ratio:.2f}" for ratio in to_fastest(report, kind)]
     head = [[f"{kind}, ms", *report.cases], ["---"] * (1 + len(report.cases))]
     lines = ["| " + " | ".join(row) + " |" for row in [*head, *rows, ["grujax / fastest other", *fastest]]]
     lines[1] = lines[1].replace(" ", "")

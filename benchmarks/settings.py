@@ -21,7 +21,7 @@ SETTINGS = {
 }
 """XLA_FLAGS under each name."""
 SHAPES = ("single", "small", "medium", "large", "narrow")
-ROUNDS, REPEATS = 3, 7
+ROUNDS, REPEATS = 2, 7
 
 
 def measure() -> dict[str, list[float]]:

@@ -210,9 +210,14 @@ def ratios(report: Report, kind: str, peer: str, to: str = "grujax") -> list[flo
     return [a / b if a and b else None for a, b in pairs]
 
 
+def is_rival(peer: str) -> bool:
+    """Another library's GRU: neither one of grujax's own nor what is no GRU."""
+    return peer != LIMIT and not peer.startswith("grujax")
+
+
 def to_fastest(report: Report, kind: str) -> list[float | None]:
     """grujax's median over that of the fastest other library, for every case: below 1 grujax is fastest."""
-    others = {r.peer for r in report.results if r.peer != LIMIT and not r.peer.startswith("grujax")}
+    others = {r.peer for r in report.results if is_rival(r.peer)}
     found = []
     for case in report.cases:
         times = [t for peer in others if (t := report.median(case, peer, kind))]

@@ -92,33 +92,37 @@ def tangent(
     hs, _, emitted = ran
     dh0 = jnp.zeros_like(h0) if dh0 is None else dh0
 
-    def run(dh: State, x, dx, h0: State, hs: States, emitted: Emitted | None, steps: Control) -> tuple[State, States]:
-        """Some of the steps, which the states h0 enter."""
+    def over(
+        x, dx, first: State, hs: States, emitted: Emitted | None, steps: Control, dh: State
+    ) -> tuple[State, States]:
+        """The linear loop over some of the steps; `first` is the state that enters them."""
         p, dp = projection._replace(x=x), d_projection._replace(x=dx)
-        coefficients, source = linearise(p, entering(h0, hs, steps), recurrent, dp, d_recurrent, steps, spec, emitted)
+        coefficients, source = linearise(
+            p, entering(first, hs, steps), recurrent, dp, d_recurrent, steps, spec, emitted
+        )
         return linear_scan(coefficients, source, dh, recurrent.w_hh, steps, d_control.h_reset, spec)
 
     timed = {"valid": control.valid, "reset": control.reset, "hold": control.hold}
     n_steps = hs.shape[0]
     if chunk is None or chunk >= n_steps:
-        dh_last, dhs = run(dh0, projection.x, d_projection.x, h0, hs, emitted, control)
+        dh_last, dhs = over(projection.x, d_projection.x, h0, hs, emitted, control, dh0)
         return dhs, dh_last
     n_chunks = n_steps // chunk
 
     def body(dh: State, xs: tuple) -> tuple[State, States]:
         x, dx, first, hs, timed = xs
-        return run(dh, x, dx, first, hs, None, control._replace(**timed))
+        return over(x, dx, first, hs, None, control._replace(**timed), dh)
 
-    entered = jnp.concatenate([h0[None], hs[chunk - 1 :: chunk]])
+    firsts = jnp.concatenate([h0[None], hs[chunk - 1 :: chunk]])
     over_time = (projection.x, d_projection.x, hs, timed)
     whole = jax.tree.map(lambda a: a[: n_chunks * chunk].reshape(n_chunks, chunk, *a.shape[1:]), over_time)
     x, dx, hs_whole, timed_whole = whole
-    dh, dhs = lax.scan(jax.checkpoint(body), dh0, (x, dx, entered[:n_chunks], hs_whole, timed_whole))
+    dh, dhs = lax.scan(jax.checkpoint(body), dh0, (x, dx, firsts[:n_chunks], hs_whole, timed_whole))
     dhs = dhs.reshape(n_chunks * chunk, *hs.shape[1:])
     if n_chunks * chunk == n_steps:
         return dhs, dh
     x, dx, hs, timed = jax.tree.map(lambda a: a[n_chunks * chunk :], over_time)
-    dh, last = jax.checkpoint(body)(dh, (x, dx, entered[n_chunks], hs, timed))
+    dh, last = jax.checkpoint(body)(dh, (x, dx, firsts[n_chunks], hs, timed))
     return jnp.concatenate([dhs, last]), dh
 
 
