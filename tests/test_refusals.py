@@ -91,7 +91,10 @@ BAD = {
     "clip text": (function(clip="3"), ["clip: expected a positive number or None", "'3'"]),
     "compute dtype": (function(dtype=jnp.int32), ["dtype: expected a floating dtype or None", "int32"]),
     "include_initial in reverse": (function(reverse=True, include_initial=True), ["include_initial", "last step"]),
-    "implementation": (function(implementation="fast"), ["implementation", "'fused', 'scan'", "'fast'"]),
+    "implementation": (
+        function(implementation="fast"),
+        ["implementation", "'columns', 'fused', 'joint', 'scan'", "'fast'"],
+    ),
     "implementation of layers": (function(implementation="reference"), ["only the layers"]),
     "fused layer norm": (
         lambda: explain(spec=GRUSpec(layer_norm=True), implementation="fused"),
@@ -208,7 +211,7 @@ BAD = {
     "door integers": (door(h0=jnp.ones((B, H), int)), ["h0: expected a floating dtype", "int"]),
     "door implementation": (
         door(implementation="cudnn"),
-        ["implementation: expected one of ['columns', 'fused', 'scan']"],
+        ["implementation: expected one of ['columns', 'fused', 'joint', 'scan']"],
     ),
 }
 

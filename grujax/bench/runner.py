@@ -80,6 +80,11 @@ class Report:
     cases: dict[str, dict[str, Any]]
     results: tuple[Result, ...]
 
+    @property
+    def failed(self) -> bool:
+        """grujax itself was found unequal to the oracle."""
+        return any(r.peer.startswith("grujax") and r.status.startswith("unequal") for r in self.results)
+
     def median(self, case: str, peer: str, kind: str) -> float | None:
         return next((r.median_ms for r in self.results if (r.case, r.peer, r.kind) == (case, peer, kind)), None)
 

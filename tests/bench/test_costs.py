@@ -13,6 +13,7 @@ from grujax.bench.costs import STACKS, Compilation, Costs, Epoch, Memory, Size
 from grujax.bench.starts import Start
 from grujax.errors import InputError
 
+LONG = Size(T=4096)
 SMALL = Size(B=2, T=7, I=3, H=4, L=2)
 
 
@@ -56,6 +57,20 @@ def test_memory_grows_with_steps_and_most_under_plain_autodiff():
     for library in STACKS:
         assert found[library, 512] > 8 * found[library, 16]
     assert found["grujax, scan", 512] > found["grujax", 512]
+
+
+def test_long_training_keeps_less_than_half_of_what_flax_keeps():
+    ours, flax = (costs.peak_bytes(STACKS[name](size), size) for name in ("grujax", "Flax nn.RNN") for size in [LONG])
+    assert ours is not None and flax is not None and ours < 0.5 * flax
+
+
+@pytest.mark.parametrize("steps", [(64, 512), (8192, 32768)], ids=["at once", "in chunks"])
+def test_the_program_does_not_grow_with_time(steps):
+    """So neither does its compile time."""
+    sizes = [Size(T=T) for T in steps]
+    programs = [costs.program(STACKS["grujax"](size), size) for size in sizes]
+    short, long = (jitted.lower(*arguments).as_text().splitlines() for jitted, arguments in programs)
+    assert len(short) == len(long)
 
 
 @pytest.mark.parametrize("name", STACKS)
