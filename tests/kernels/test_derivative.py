@@ -69,8 +69,9 @@ def rules(case):
 
 
 def jacobians(case):
-    """Every loop under torch's GRU and the masks; of the variants, which are the rule's affair, one."""
-    return rules(case) if case in list(CASES)[:3] else ["fused"]
+    """Every loop under torch's GRU and all that steers it; of the variants, which are the rule's affair, one."""
+    plain = CASES[case][0] in (GRUSpec(), GRUSpec(False))
+    return rules(case) if plain and case != "masks, before" else ["fused"]
 
 
 def loss(f):
