@@ -5,13 +5,14 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
-from grujax.bench.runner import PASSES, Options, run, save, table
+from grujax.bench.runner import PASSES, TABLE_WIDTH, Options, run, save, table
 
 
 def main(options: Options) -> int:
     """1 where a GRU of grujax was found unequal, 0 otherwise."""
     console = Console()
     report = run(options, console.print)
+    console.width = max(console.width, TABLE_WIDTH)
     for kind in PASSES:
         console.print(table(report, kind))
     if options.save:

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from grujax.bench import chart, costs
-from grujax.bench.runner import PASSES, Options, run, table
+from grujax.bench.runner import PASSES, TABLE_WIDTH, Options, run, table
 from grujax.data import Sequences, load, load_sequences
 from grujax.errors import InputError, require
 from grujax.kernels import explain
@@ -171,6 +171,7 @@ class Bench(Options):
     def run(self, console: Console) -> int:
         self._check()
         report = run(self, console.print)
+        console.width = max(console.width, TABLE_WIDTH)
         for kind in PASSES:
             console.print(table(report, kind))
         console.print(chart.measured_on(report), soft_wrap=True, highlight=False)

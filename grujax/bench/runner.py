@@ -34,6 +34,8 @@ KINDS: dict[str, Kind] = {FORWARD: "forward", BACKWARD: "gradient"}
 LIMIT = "products alone"
 """Stands among the peers of a report: the matrix products of the case alone, in the fastest library at hand."""
 MOST_ROUNDS = 200
+TABLE_WIDTH = 200
+"""Columns that a table of all peers needs: narrower, its numbers would be cut."""
 
 
 @dataclass(frozen=True)
