@@ -47,7 +47,7 @@ class Kernel(NamedTuple):
     differentiated: bool = True
     """By kernels/derivative.py; False leaves it to JAX."""
     platform: str | None = None
-    """None chooses it there alone; None is everywhere."""
+    """The one platform on which it is chosen unasked; None is all of them."""
     wins: Callable[[Sizes], bool] = lambda sizes: True
     """Where it was measured to be fastest (benchmarks/NOTES.md)."""
 
