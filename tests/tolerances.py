@@ -1,22 +1,20 @@
-"""Comparison by the one tolerance table, `grujax.bench.cases.TOLERANCES`."""
+"""Comparison by the one tolerance table, `grujax.tolerances.TOLERANCES`."""
 
 import jax.numpy as jnp
 import numpy as np
 
-from grujax.bench.cases import TOLERANCES, Kind
+from grujax.tolerances import Kind, tolerances_used
 
 
 def assert_close(actual, expected, kind: Kind = "forward", dtype=None, name: str = "") -> None:
     """Raises unless every element is within the row of `dtype`, by default the dtype of `actual`."""
     row = jnp.dtype(actual.dtype if dtype is None else dtype).name
-    relative, absolute = TOLERANCES[row, kind]
     actual, expected = (np.asarray(a).astype(np.float64) for a in (actual, expected))
     assert actual.shape == expected.shape, f"{name}: shape {actual.shape}, expected {expected.shape}"
     if not expected.size:
         return
     assert np.isfinite(expected).all(), f"{name}: the expected values are not finite"
-    scale = np.maximum(np.abs(expected), np.sqrt(np.mean(expected**2)))
-    excess = np.abs(actual - expected) / (relative * scale + absolute)
+    excess = tolerances_used(actual, expected, row, kind)
     worst = np.unravel_index(np.argmax(np.where(np.isnan(excess), np.inf, excess)), excess.shape)
     assert excess[worst] <= 1, (  # a NaN fails: no comparison with it holds
         f"{name or 'value'}: {excess[worst]:.3g} times the {row} {kind} tolerance at {[int(i) for i in worst]}: "

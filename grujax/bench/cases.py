@@ -1,27 +1,13 @@
 """What is measured: the cases, and the arrays that every peer is given."""
 
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
 from grujax.errors import require
-
-Kind = Literal["forward", "gradient"]
-
-TOLERANCES: dict[tuple[str, Kind], tuple[float, float]] = {
-    ("float64", "forward"): (1e-13, 1e-13),
-    ("float64", "gradient"): (1e-11, 1e-12),
-    ("float32", "forward"): (3e-6, 1e-6),
-    ("float32", "gradient"): (2e-5, 3e-6),
-    ("bfloat16", "forward"): (1.5e-2, 1e-2),
-    ("bfloat16", "gradient"): (5e-2, 3e-2),
-    ("float16", "forward"): (1.5e-2, 1e-2),  # held to the row of bfloat16, the coarser of the two
-    ("float16", "gradient"): (5e-2, 3e-2),
-}
-"""Per dtype and kind: relative to max(|expected|, rms of expected), then absolute. The tests hold to it too."""
 
 VOWELS = {7: 1, 9: 2, 10: 10, 11: 18, 12: 22, 13: 21, 14: 22, 15: 41, 16: 28, 17: 27, 18: 22}
 VOWELS |= {19: 13, 20: 8, 21: 14, 22: 5, 23: 11, 24: 2, 25: 2, 26: 1}

@@ -19,12 +19,13 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from grujax.bench.cases import CASES, TOLERANCES, Arrays, Case, Kind, make_arrays
+from grujax.bench.cases import CASES, Arrays, Case, make_arrays
 from grujax.bench.oracle import Gradients, oracle
 from grujax.bench.peers import PEERS, Peer, Thunk, Unavailable
 from grujax.bench.products import products
 from grujax.errors import require
 from grujax.saving import replacing
+from grujax.tolerances import Kind, tolerances_used
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -170,13 +171,11 @@ def prepare(
 
 def unequal(found: dict[str, NDArray], expected: dict[str, NDArray], kind: str, dtype: str = "float32") -> str | None:
     """What is wrong with the worst array, in words; None where all are equal within the tolerance of `dtype`."""
-    relative, absolute = TOLERANCES[dtype, KINDS[kind]]
     worst, reason = 1.0, None
     for name, right in expected.items():
         if found[name].shape != right.shape:
             return f"unequal: {name} has shape {found[name].shape}, not {right.shape}"
-        allowed = relative * np.maximum(np.abs(right), np.sqrt(np.mean(right**2))) + absolute
-        used = float(np.max(np.abs(found[name].astype(np.float64) - right) / allowed))
+        used = float(np.max(tolerances_used(found[name], right, dtype, KINDS[kind])))
         if np.isnan(used):
             return f"unequal: {name} is not a number somewhere"
         if used > worst:
