@@ -1,6 +1,8 @@
 """The one error that bad input gets: which argument, what was expected, what was found, what to do."""
 
+import importlib
 from numbers import Integral
+from typing import Any
 
 
 class InputError(ValueError):
@@ -9,6 +11,23 @@ class InputError(ValueError):
     def __init__(self, argument: str, expected: str, found: object, remedy: str = "") -> None:
         self.argument, self.expected, self.found, self.remedy = argument, expected, found, remedy
         super().__init__(f"{argument}: expected {expected}, found {found}.{' ' + remedy if remedy else ''}")
+
+
+class MissingPackage(InputError):
+    """A package that is not installed, and that what was asked for needs."""
+
+
+def require_package(module: str, extra: str) -> Any:
+    """The module, imported; `MissingPackage`, with what to install, where there is none.
+
+    >>> require_package("math", "math").sqrt(4.0)
+    2.0
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        remedy = f"pip install 'grujax[{extra}]'"
+        raise MissingPackage(module, "this package", f"none that can be imported ({error})", remedy) from error
 
 
 def require_count(value: object, argument: str) -> None:

@@ -26,6 +26,7 @@ from grujax.layer import GRU
 from grujax.model import GRUEncoder, GRUModel
 
 FORMAT = 1
+MODEL_FILE = "model.safetensors"
 MODELS: dict[str, type[nn.Module]] = {cls.__name__: cls for cls in (GRU, GRUCell, GRUEncoder, GRUModel)}
 
 
@@ -85,19 +86,35 @@ def load(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     return saved.model, saved.variables
 
 
-def read(path: str | Path) -> Saved:
-    """As `load`, with the metadata."""
+def model_file(path: Path) -> Path:
+    """The file itself; of a folder that `grujax train` made, the model in it."""
+    return path / MODEL_FILE if path.is_dir() else path
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """A safetensors file open for reading; whatever is wrong with it is an `InputError`."""
     import safetensors
 
-    path = Path(path)
     require(path.is_file(), "model", "a model.safetensors file", f"no file at {path}", "grujax train writes one.")
     try:
         with safetensors.safe_open(str(path), framework="np") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, not a dict
+            yield file
+    except InputError:
+        raise
     except (safetensors.SafetensorError, OSError, ValueError, KeyError, MemoryError) as error:
         raise InputError("model", "a whole safetensors file", f"{path}: {error}") from error
-    require("grujax" in metadata, "model", "a file that grujax saved", f"{path} without the metadata key 'grujax'")
+
+
+def read(path: str | Path) -> Saved:
+    """As `load`, with the metadata."""
+    path = Path(path)
+    with opened(path) as file:
+        metadata = file.metadata() or {}
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, not a dict
+    remedy = "grujax.interop.load reads files of other frameworks."
+    found = f"{path} without the metadata key 'grujax'"
+    require("grujax" in metadata, "model", "a file that grujax saved", found, remedy)
     try:
         header = json.loads(metadata["grujax"])
         require(header.pop("format") == FORMAT, "model", f"format {FORMAT}", f"another in {path}", "Update grujax.")
@@ -119,7 +136,7 @@ def read(path: str | Path) -> Saved:
 def replacing(path: str | Path) -> Iterator[Path]:
     """A temporary path beside `path`, renamed to it when the block ends well, removed when it does not."""
     path = Path(path)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix="".join(path.suffixes))
     os.close(handle)
     temporary = Path(name)
     try:
@@ -167,16 +184,20 @@ def _input_size(tensors: Mapping[str, np.ndarray], source: str) -> int:
     return tensors[key].shape[0]
 
 
+def declared(model: nn.Module, input_size: int) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
+    """Shape and dtype of every variable that the model declares for inputs of that size, by path."""
+    x = jax.ShapeDtypeStruct((1, 1, input_size), model.param_dtype)  # pyright: ignore[reportAttributeAccessIssue]
+    given = (x,)
+    if isinstance(model, GRUCell):
+        given = (jax.ShapeDtypeStruct((1, 1, model.hidden_size), model.param_dtype), x)
+    flat: dict[tuple[str, ...], Any] = flatten_dict(jax.eval_shape(model.init, jax.random.key(0), *given))
+    return flat
+
+
 def _check_tensors(model: nn.Module, tensors: Mapping[str, np.ndarray], source: str) -> None:
     """Every tensor that the model declares, in shape and dtype, and no other but its statistics."""
     n_inputs = _input_size(tensors, source)
-    x = jax.ShapeDtypeStruct((1, 1, n_inputs), model.param_dtype)  # pyright: ignore[reportAttributeAccessIssue]
-    if isinstance(model, GRUCell):
-        carry = jax.ShapeDtypeStruct((1, 1, model.hidden_size), model.param_dtype)
-        shapes = jax.eval_shape(model.init, jax.random.key(0), carry, x)
-    else:
-        shapes = jax.eval_shape(model.init, jax.random.key(0), x)
-    flat: dict[str, Any] = flatten_dict(shapes, sep="/")
+    flat = {"/".join(path): a for path, a in declared(model, n_inputs).items()}
     expected = {key: (a.shape, a.dtype) for key, a in flat.items()}
     if isinstance(model, GRUModel):
         sizes = {"input": n_inputs} | ({} if isinstance(model.output_size, Mapping) else {"output": model.output_size})

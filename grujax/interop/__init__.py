@@ -1,1 +1,8 @@
-"""Weights from and to other frameworks, one file a framework; each imports its framework only when called."""
+"""Weights from and to other frameworks: one file a framework, each imported only where it is called for."""
+
+from grujax.interop.adapters import Difference
+from grujax.interop.files import FORMATS, Converted, convert, load, save
+from grujax.interop.parts import ConversionWarning
+from grujax.interop.statistics import fold_statistics
+
+__all__ = ["FORMATS", "ConversionWarning", "Converted", "Difference", "convert", "fold_statistics", "load", "save"]

@@ -256,16 +256,16 @@ FROM = {
     ),
     "head of other inputs": (
         lambda: sequential(torch.nn.GRU(3, 4), torch.nn.Linear(5, 2)),
-        ["1.weight", "(2, 4)", "(2, 5)"],
+        ["1.weight", "4 input features", "found 5"],
     ),
     "parameter besides": (Scaled, ["scale", "this key besides", "lost"]),
-    "missing weight_hh": (lambda: changed(drop=["weight_hh_l0"]), ["weight_hh_l0", "none of that name"]),
-    "missing bias": (lambda: changed(drop=["bias_hh_l0"]), ["bias_hh_l0", "(12,)", "no such key"]),
+    "missing weight_hh": (lambda: changed(drop=["weight_hh_l0"]), ["weight_hh_l0", "no such key", "not whole"]),
+    "missing bias": (lambda: changed(drop=["bias_hh_l0"]), ["bias_hh_l0", "no such key", "not whole"]),
     "missing layer": (
         lambda: changed(
             options={"num_layers": 3}, drop=[f"{w}_{p}_l1" for w in ("weight", "bias") for p in ("ih", "hh")]
         ),
-        ["weight_ih_l1", "(12, 4)", "no such key"],
+        ["weight_ih_l1", "no such key", "not whole"],
     ),
     "half a reverse": (
         lambda: changed(weight_ih_l0_reverse=torch.ones(12, 3)),
@@ -288,7 +288,7 @@ FROM = {
     ),
     "no tensor": (lambda: changed(bias_hh_l0=[1.0] * 12), ["bias_hh_l0", "torch.Tensor", "list"]),
     "meta": (lambda: torch.nn.GRU(3, 4, device="meta"), ["weight_ih_l0", "meta device"]),
-    "empty": (dict, ["module_or_state_dict", "one nn.GRU"]),
+    "empty": (dict, ["state dict", "one nn.GRU"]),
     "neither": (lambda: 3, ["module_or_state_dict", "state dict", "int"]),
 }
 

@@ -1,0 +1,157 @@
+"""What an adapter is, one a framework; and the proof of a conversion: both sides run on the same random data."""
+
+import logging
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
+from jax.typing import ArrayLike
+from numpy.typing import NDArray
+
+from grujax.cell import GRUCell
+from grujax.errors import require
+from grujax.layer import GRU
+from grujax.tolerances import tolerances_used
+from grujax.types import state_dtype
+
+OWN_ERRORS = 4
+"""How many times as far from the exact outputs as grujax the other side may be, where rounding is large."""
+LARGEST_RATIO, SMALL = 20, 1 << 20
+"""A member of an archive may be so many times as large as the file; and in any case so many bytes."""
+
+log = logging.getLogger("grujax.interop")
+
+
+class Runner(NamedTuple):
+    """How the other side runs. `call(x, h0, lengths)` takes NumPy arrays, x (B, T, I), h0 (L*D, B, H), lengths (B,); of
+    a cell x (B, I) and h0 (B, H). It gives what it can of "output", "h_last" and "y" (the head's).
+
+    takes_h0, takes_lengths: False where it has no such argument, which is then None.
+    """
+
+    call: Callable[[NDArray, NDArray | None, NDArray | None], dict[str, NDArray]]
+    takes_h0: bool = True
+    takes_lengths: bool = False
+
+
+class Adapter(NamedTuple):
+    """A framework's files. `ours` turns what `load` gives into (model, variables), `theirs` makes what `store` writes.
+
+    endings: of its files. keeps_statistics: what standardises inputs and targets stands in the file too.
+    """
+
+    name: str
+    endings: tuple[str, ...]
+    load: Callable[[Path], Any]
+    ours: Callable[[Any], tuple[nn.Module, dict]]
+    theirs: Callable[[nn.Module, Mapping], Any]
+    store: Callable[[Path, Any], None]
+    runner: Callable[[Any, nn.Module], Runner]
+    keeps_statistics: bool = False
+
+
+class Difference(NamedTuple):
+    """The largest |theirs − ours| of all outputs, and in units of what the tolerance table allows (1 is its limit)."""
+
+    largest: float
+    tolerances: float
+
+
+def check_archive(path: Path) -> None:
+    """Raises `InputError` unless each member of a zip file is whole, stays in its folder and unfolds to no bomb."""
+    with zipfile.ZipFile(path) as archive:
+        size = path.stat().st_size
+        for member in archive.infolist():
+            outside = Path(member.filename).is_absolute() or ".." in Path(member.filename).parts
+            require(not outside, "path", "members that stay in their folder", repr(member.filename))
+            unfolds = member.file_size > max(LARGEST_RATIO * size, SMALL)
+            require(not unfolds, "path", "a file that unfolds to its own size", f"{member.file_size} bytes in {size}")
+        broken = archive.testzip()
+        require(broken is None, "path", "a whole file", f"{broken!r} with a wrong checksum")
+
+
+class Sizes(NamedTuple):
+    """What a model reads and keeps: I, H, and L*D, which is 1 for a cell."""
+
+    input_size: int
+    hidden_size: int
+    n_states: int
+
+
+def sizes(model: Any, variables: Mapping) -> Sizes:
+    params: dict[tuple[str, ...], Any] = flatten_dict(dict(variables["params"]))
+    shapes = {path: a.shape for path, a in params.items()}
+    n_states = 1 if isinstance(model, GRUCell) else model.num_layers * model.num_directions
+    return Sizes(shapes[min(path for path in shapes if path[-1] == "w_ih")][0], model.hidden_size, n_states)
+
+
+def outputs(model: Any, variables: Mapping, x: ArrayLike, h0: ArrayLike | None, lengths: ArrayLike | None) -> dict:
+    """All that the model gives, by the names of `Runner`."""
+    x, h0 = jnp.asarray(x), None if h0 is None else jnp.asarray(h0)
+    if isinstance(model, GRUCell):
+        carry = model.initialize_carry(jax.random.key(0), x.shape) if h0 is None else h0
+        return {"h_last": model.apply(variables, carry, x)[0]}
+    if isinstance(model, GRU):
+        return dict(zip(("output", "h_last"), model.apply(variables, x, h0, lengths=lengths), strict=True))
+    found = model.apply(variables, x, h0, lengths=lengths, return_state=True)
+    return dict(zip(("y", "h_last"), found, strict=True))
+
+
+def compare(model: Any, variables: Mapping, runner: Runner, seed: int = 0) -> Difference:
+    """Runs both sides on random data: 3 sequences of 7 steps, a random h0 and lengths where they take them.
+
+    Where weights are so large that rounding alone passes the table, the limit is `OWN_ERRORS` times grujax's own
+    distance from its outputs in float64.
+    """
+    rng, stored = np.random.default_rng(seed), jnp.dtype(model.param_dtype)
+    # The coarser of what weights are stored in and what is computed in. Runners are batch-major.
+    dtype = min(stored, jnp.dtype(model.dtype or stored), key=lambda d: jnp.finfo(d).bits)
+    model = model.clone(time_major=False) if getattr(model, "time_major", False) else model
+    input_size, hidden_size, n_states = sizes(model, variables)
+    x = rng.normal(size=(3, 7, input_size)).astype(dtype)
+    if "input_mean" in variables.get("statistics", {}):  # raw inputs, as the model has met them
+        mean, std = (np.asarray(variables["statistics"][f"input_{s}"]) for s in ("mean", "std"))
+        x = (x * std + mean).astype(dtype)
+    h0 = rng.normal(size=(n_states, 3, hidden_size)).astype(state_dtype(model.dtype or stored))
+    h0 = h0 if runner.takes_h0 else None
+    lengths = np.array([7, 4, 1], np.int32) if runner.takes_lengths else None
+    if isinstance(model, GRUCell):
+        x, h0 = x[:, 0], None if h0 is None else h0[0]
+    theirs, ours = runner.call(x, h0, lengths), outputs(model, variables, x, h0, lengths)
+    found = _difference(theirs, ours, dtype.name)
+    if found.tolerances <= 1:
+        return found
+    with jax.enable_x64(True):
+        wide, widened = jnp.float64, jax.tree.map(lambda a: np.asarray(a, np.float64), (variables, x, h0))
+        weights, x, h0 = jax.tree.map(jnp.asarray, widened)
+        exact = outputs(model.clone(dtype=wide, param_dtype=wide), weights, x, h0, lengths)
+    mine, other = (_difference({name: a[name] for name in theirs}, exact, dtype.name) for a in (ours, theirs))
+    return found._replace(tolerances=other.tolerances / max(1.0, OWN_ERRORS * mine.tolerances))
+
+
+def _difference(found: Mapping, expected: Mapping, dtype: str) -> Difference:
+    largest = used = 0.0
+    for name in found:
+        pairs = zip(jax.tree.leaves(found[name]), jax.tree.leaves(expected[name]), strict=True)
+        for a, e in ((np.asarray(one).astype(np.float64) for one in pair) for pair in pairs):
+            require(a.shape == e.shape, name, f"shape {e.shape}", a.shape)
+            # max() of Python would pass over a NaN
+            largest = np.maximum(largest, np.abs(a - e).max(initial=0))
+            used = np.maximum(used, tolerances_used(a, e, dtype).max(initial=0))
+    return Difference(float(largest), float(used))
+
+
+def require_equal(model: nn.Module, variables: Mapping, runner: Runner, argument: str) -> Difference:
+    """As `compare`, logged; `InputError` where the two sides do not compute the same."""
+    found = compare(model, variables, runner)
+    log.info("%s: largest difference %.3g", argument, found.largest)
+    remedy = "The conversion does not compute the same: please report it."
+    equal = found.tolerances <= 1  # a NaN is not
+    require(equal, argument, "the outputs of both sides equal", f"a difference of {found.largest:.3g}", remedy)
+    return found

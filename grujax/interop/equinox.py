@@ -1,0 +1,133 @@
+"""Weights from Equinox and back: `equinox.nn.GRUCell`, one or a list of them, a layer each.
+
+The cell has torch's matrices, `weight_ih` (3H, I) and `weight_hh` (3H, H), rows r | z | n; of the biases `bias` (3H,),
+which holds the sums of r and z, and `bias_n` (H,), b_hn. The outputs are the same; of b_hh's r and z parts the sum
+remains.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import flax.linen as nn
+import jax
+from numpy.typing import NDArray
+
+from grujax.cell import GRUCell
+from grujax.errors import require, require_package
+from grujax.interop.adapters import Runner, require_equal
+from grujax.interop.dialects import DIALECTS, Cell, read
+from grujax.interop.layers import Layer, array, cell_runner, layers_runner, to_jax, written
+from grujax.interop.parts import Place, put_together, take_apart
+from grujax.layer import GRU
+
+if TYPE_CHECKING:
+    import equinox
+
+PLACE = Place("equinox.nn.GRUCell", models=(GRU, GRUCell))
+TENSORS = ("weight_ih", "weight_hh", "bias", "bias_n")
+
+
+def from_equinox(
+    source: "equinox.nn.GRUCell | Sequence[equinox.nn.GRUCell]", *, verify: bool = False
+) -> tuple[nn.Module, dict]:
+    """The model and variables that compute what cells of Equinox compute.
+
+    - a cell -> `grujax.GRUCell`;
+    - a list of cells -> `grujax.GRU`, a layer each: the loops over time that their user writes, one over the other.
+
+    Args:
+      source: the cell or cells.
+      verify: run both sides on random data; the largest difference is logged (logger "grujax.interop", INFO), and one
+        past the tolerance table raises.
+
+    Raises:
+      InputError: naming what is no GRU cell, or does not fit the layer below it.
+
+    >>> import equinox, jax
+    >>> model, variables = from_equinox([equinox.nn.GRUCell(10, 20, key=jax.random.key(0))])
+    >>> model.hidden_size, variables["params"]["l0"]["w_ih"].shape
+    (20, (10, 60))
+    """
+    of = require_package("equinox", "equinox").nn.GRUCell
+    single = not isinstance(source, list | tuple)
+    named = {"source": source} if single else {f"source[{k}]": cell for k, cell in enumerate(source)}
+    remedy = "Pass its GRUCells, in a list, a layer each."
+    require(bool(named), "source", "at least one cell", "none")
+    for name, cell in named.items():
+        require(type(cell) is of, name, "an equinox.nn.GRUCell", type(cell).__name__, remedy)
+    model, variables = put_together({name: _read(name, cell) for name, cell in named.items()}, single=single)
+    if verify:
+        require_equal(model, variables, runner(source, model), "source")
+    return model, variables
+
+
+def to_equinox(
+    model: nn.Module, variables: Mapping, *, verify: bool = False
+) -> "equinox.nn.GRUCell | list[equinox.nn.GRUCell]":
+    """The cells of Equinox that compute what `model` computes: the inverse of `from_equinox`.
+
+    A `GRUCell` gives a cell, a `GRU` a list of cells, a layer each, for a loop such as
+
+        for cell in cells:
+            _, xs = jax.lax.scan(lambda h, x: (cell(x, h),) * 2, jnp.zeros(cell.hidden_size), xs)
+
+    Args:
+      model: a `GRUCell`, or a `GRU` of one direction.
+      variables: its variables, `{"params": ...}` alone.
+      verify: see `from_equinox`.
+
+    Warns:
+      ConversionWarning: b_hh is not 0 in r and z: its sum with b_ih is stored.
+
+    Raises:
+      InputError: what Equinox has no place for: two directions, `reset_after=False`, activations, a head.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from grujax import GRU
+    >>> model = GRU(20, num_layers=2, initializer="flax")
+    >>> cells = to_equinox(model, model.init(jax.random.key(0), jnp.ones((3, 7, 10))))
+    >>> [cell.weight_ih.shape for cell in cells]
+    [(60, 10), (60, 20)]
+    """
+    equinox = require_package("equinox", "equinox")
+    remedy = "A list of cells does not tell directions; convert a GRU of each direction."
+    require(not getattr(model, "bidirectional", False), "bidirectional", "False", "True", remedy)
+    parts = take_apart(model, variables, PLACE, DIALECTS["equinox"])
+    cells = [_cell(equinox, of) for of in written(model, parts, DIALECTS["equinox"], TENSORS)]
+    made = cells[0] if isinstance(model, GRUCell) else cells
+    if verify:
+        require_equal(model, variables, runner(made, model), "model")
+    return made
+
+
+def runner(source: Any, model: nn.Module) -> Runner:
+    """Equinox itself, its cells over rows by `vmap` and over time by `lax.scan`."""
+    if isinstance(model, GRUCell):
+        return cell_runner(jax.vmap(source))
+    return layers_runner([_scanned(cell) for cell in source])
+
+
+def _scanned(cell: Any) -> Layer:
+    def layer(x: jax.Array, h0: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def step(h: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+            h = jax.vmap(cell)(x, h)
+            return h, h
+
+        h_last, hs = jax.lax.scan(step, h0[0], x.swapaxes(0, 1))
+        return hs.swapaxes(0, 1), h_last[None]
+
+    return layer
+
+
+def _read(name: str, cell: Any) -> Cell:
+    tensors = TENSORS if cell.use_bias else TENSORS[:2]
+    return read({f"{name}.{t}": array(getattr(cell, t), f"{name}.{t}") for t in tensors}, DIALECTS["equinox"])
+
+
+def _cell(equinox: Any, of: Mapping[str, NDArray]) -> Any:
+    tensors = {name: to_jax(a, name) for name, a in of.items()}
+    sizes = {"input_size": of["weight_ih"].shape[1], "hidden_size": of["weight_hh"].shape[1]}
+    sizes |= {"use_bias": "bias" in of, "dtype": tensors["weight_hh"].dtype}
+    # Its shapes alone: random weights would be drawn to be replaced.
+    cell = equinox.filter_eval_shape(equinox.nn.GRUCell, **sizes, key=jax.random.key(0))
+    return equinox.tree_at(lambda cell: [getattr(cell, name) for name in tensors], cell, list(tensors.values()))

@@ -1,0 +1,217 @@
+"""A Keras model as plain data: its layers, what of their configs computes, and their weights.
+
+Configs are what Keras serialises, and what stands in a `.keras` file. Classes are looked up in a table: nothing is
+imported, built or run, and Keras is not needed.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from numpy.typing import NDArray
+
+from grujax.errors import InputError, require, require_count
+
+ACTIVATIONS = {name: name for name in ("tanh", "sigmoid", "relu", "hard_tanh", "hard_sigmoid", "softsign", "elu")}
+ACTIVATIONS |= {"linear": "identity"}
+"""Keras' activations by name, and what the same functions are called here."""
+MERGES = {"concat": "concat", "sum": "sum", "mul": "mul", "ave": "mean", None: None}
+COMPUTES = ("float16", "bfloat16")
+RECURRENT, HEADS = ("GRUCell", "GRU", "Bidirectional"), ("Dense", "TimeDistributed")
+POOLINGS = {"GlobalAveragePooling1D": "mean", "GlobalMaxPooling1D": "max"}
+
+
+class Kind(NamedTuple):
+    """What of a layer's config is read, with its type, and what is refused unless it is so. group: in HDF5."""
+
+    group: str
+    read: Mapping[str, tuple[type, ...]] = {}
+    fixed: Mapping[str, Any] = {}
+    remedy: str = ""
+
+
+CELL = {"units": (int,), "activation": (str,), "recurrent_activation": (str,), "use_bias": (bool,)}
+CELL |= {"reset_after": (bool,), "dropout": (int, float), "recurrent_dropout": (int, float)}
+POOLING = {"data_format": "channels_last", "keepdims": False}
+KINDS = {
+    "InputLayer": Kind("input_layer"),
+    "GRUCell": Kind("gru_cell", CELL),
+    "GRU": Kind(
+        "gru",
+        CELL | {"return_sequences": (bool,), "go_backwards": (bool,)},
+        {"stateful": False, "time_major": False},
+        "Pass grujax h0 and time_major, and convert a layer without.",
+    ),
+    "Bidirectional": Kind("bidirectional", {"merge_mode": (str, type(None))}),
+    "Dropout": Kind("dropout", {"rate": (int, float)}),
+    "GlobalAveragePooling1D": Kind("global_average_pooling1d", {}, POOLING),
+    "GlobalMaxPooling1D": Kind("global_max_pooling1d", {}, POOLING),
+    "TimeDistributed": Kind("time_distributed"),
+    "Dense": Kind(
+        "dense",
+        {"units": (int,)},
+        {"activation": "linear", "use_bias": True},
+        "The head of GRUModel is linear and has a bias: give the Dense both (activation=None, a bias of zeros), and "
+        "apply the activation to what the model gives.",
+    ),
+}
+"""The layers of Keras that have a place here; none else is read."""
+ELSEWHERE = {
+    "Masking": "It would be lost: convert keras.Sequential(model.layers[1:]), and pass what comes of it "
+    "mask=(x != mask_value).any(-1).",
+    "Sequential": "Put its layers into one keras.Sequential.",
+    "Functional": "Put its layers into one keras.Sequential.",
+    "RNN": "Use keras.layers.GRU.",
+}
+
+
+class Layer(NamedTuple):
+    """kind: a key of `KINDS`. name: Keras' own, for errors. config: what `Kind.read` names, of a `Bidirectional` that
+    of its GRU too. left: what else it has and that acts in training alone, in words. weights: by the names that errors
+    give, kernel, (recurrent_kernel,) bias; one dict a direction. compute: the dtype of a mixed policy."""
+
+    kind: str
+    name: str
+    config: dict[str, Any]
+    left: tuple[str, ...] = ()
+    weights: tuple[dict[str, NDArray], ...] = ()
+    compute: str = ""
+
+    @property
+    def input_size(self) -> int:
+        return next(iter(self.weights[0].values())).shape[0]
+
+    @property
+    def dtype(self) -> str:
+        return next(iter(self.weights[0].values())).dtype.name
+
+    @property
+    def shapes(self) -> list[tuple[int | None, ...]]:
+        """What the config implies of the weights of each direction; None for what the layer before decides."""
+        if self.kind in ("Dense", "TimeDistributed"):
+            return [(None, self.config["units"]), (self.config["units"],)]
+        if "reset_after" not in self.config:
+            return []
+        wide = 3 * self.config["units"]
+        bias = [(2, wide) if self.config["reset_after"] else (wide,)] * self.config["use_bias"]
+        return [(None, wide), (self.config["units"], wide), *bias]
+
+
+def described(saved: Any) -> list[Layer]:
+    """The layers, without weights, of what Keras serialises of a layer, a Sequential or a functional chain.
+
+    Raises:
+      InputError: naming the layer that has no place here, and the option.
+
+    >>> gru = {"units": 4, "activation": "tanh", "recurrent_activation": "sigmoid", "use_bias": True, "dropout": 0.0}
+    >>> gru |= {"name": "gru", "reset_after": True, "recurrent_dropout": 0, "return_sequences": True}
+    >>> gru |= {"go_backwards": False}
+    >>> described({"module": "keras.layers", "class_name": "GRU", "registered_name": None, "config": gru})[0].shapes
+    [(None, 12), (4, 12), (2, 12)]
+    """
+    saved = _mapping(saved, "config.json")
+    if saved.get("class_name") not in ("Sequential", "Functional"):
+        return [_layer(saved)]
+    module, config = str(saved.get("module")), _mapping(saved.get("config"), "config.json")
+    require(module.split(".")[0] == "keras", "config.json", "a model of Keras' own", f"one of {module}")
+    layers = config.get("layers")
+    require(isinstance(layers, list), "config.json", "a list of layers", type(layers).__name__)
+    assert isinstance(layers, list)
+    found = [_layer(one) for one in layers]
+    if saved["class_name"] == "Functional":
+        _check_chain(config, layers, found)
+    return [layer for layer in found if layer.kind != "InputLayer"]
+
+
+def _layer(saved: Any, backwards: bool = False) -> Layer:
+    saved = _mapping(saved, "layer")
+    config, kind = _mapping(saved.get("config"), "layer"), saved.get("class_name")
+    name = str(config.get("name", kind))[:80]
+    remedy = ELSEWHERE.get(str(kind), "")
+    require(isinstance(kind, str) and kind in KINDS, name, f"one of {sorted(KINDS)}", str(kind)[:80], remedy)
+    assert isinstance(kind, str)
+    own = saved.get("module") == "keras.layers" and saved.get("registered_name") in (None, kind)
+    require(own, name, f"keras.layers.{kind}", f"a {kind} of {str(saved.get('module'))[:80]}")
+    if kind == "TimeDistributed":
+        inner = _layer(config.get("layer"))
+        require(inner.kind == "Dense", name, "a Dense inside", inner.kind)
+        return inner._replace(kind=kind, name=name)
+    read, left = {key: _value(config, key, types, name) for key, types in KINDS[kind].read.items()}, _left(config, name)
+    for key, value in KINDS[kind].fixed.items():
+        same = config.get(key, value) == value
+        require(same, f"{name}.{key}", repr(value), repr(config.get(key))[:80], KINDS[kind].remedy)
+    for key in ("activation", "recurrent_activation"):
+        if key in read:
+            known, remedy = read[key] in ACTIVATIONS, "These are the same functions here; no other is."
+            require(known, f"{name}.{key}", f"one of {sorted(ACTIVATIONS)}", repr(read[key])[:80], remedy)
+    if read.pop("go_backwards", backwards) != backwards:
+        remedy = "Reverse the input, or the output of every step, and convert a layer without."
+        raise InputError(f"{name}.go_backwards", repr(backwards), repr(not backwards), remedy)
+    if kind == "Bidirectional":
+        forward, backward = _layer(config.get("layer")), _layer(config.get("backward_layer"), True)
+        for one in (forward, backward):
+            require(one.kind == "GRU", name, "a GRU inside", one.kind)
+        same = forward.config == backward.config
+        require(same, name, f"both directions alike, {forward.config}", str(backward.config))
+        merges = read["merge_mode"] in MERGES
+        require(merges, f"{name}.merge_mode", f"one of {list(MERGES)}", repr(read["merge_mode"])[:80])
+        return Layer(kind, name, read | forward.config, (*left, *forward.left, *backward.left), (), forward.compute)
+    if kind == "Dropout" and config.get("noise_shape") is not None:  # another function than dropout here
+        left.append(f"{name}: it acts in training alone, and has a noise_shape")
+        read["rate"] = 0.0
+    if "units" in read:
+        require_count(read["units"], f"{name}.units")
+    for key in read.keys() & {"rate", "dropout", "recurrent_dropout"}:
+        require(0 <= read[key] <= 1, f"{name}.{key}", "a probability", read[key])
+    return Layer(kind, name, read, tuple(left), (), _compute(config, name))
+
+
+def _left(config: Mapping, name: str) -> list[str]:
+    """What of a config acts in training alone."""
+    trains = [key for key in config if key.endswith(("_regularizer", "_constraint")) and config[key] is not None]
+    trains += ["trainable"] * (config.get("trainable") is False)
+    return [f"{name}.{key}: it acts in training alone" for key in sorted(trains)]
+
+
+def _compute(config: Mapping, name: str) -> str:
+    """What a mixed policy computes in; "" where that is what weights are stored in."""
+    policy = config.get("dtype")
+    policy = _mapping(policy.get("config"), f"{name}.dtype").get("name") if isinstance(policy, Mapping) else policy
+    mixed = str(policy).startswith("mixed_")
+    compute = str(policy).removeprefix("mixed_") if mixed else ""
+    require(not mixed or compute in COMPUTES, f"{name}.dtype", f"mixed_ and one of {COMPUTES}", str(policy)[:80])
+    return compute
+
+
+def _check_chain(config: Mapping, saved: list, layers: list[Layer]) -> None:
+    """Raises `InputError` unless each layer of a functional model reads the first output of the one before it alone."""
+    remedy = "Grujax has chains of layers alone."
+    for k, (one, layer) in enumerate(zip(saved, layers, strict=True)):
+        require((layer.kind == "InputLayer") == (k == 0), layer.name, "one Input, the first layer", "another", remedy)
+        nodes: Any = one.get("inbound_nodes")
+        try:
+            reads = [
+                tensor["config"]["keras_history"]
+                for node in nodes
+                for tensor in (*node["args"], *filter(None, node["kwargs"].values()))
+            ]
+        except (TypeError, KeyError, AttributeError):
+            reads = "something else"
+        expected = [[layers[k - 1].name, 0, 0]] if k else []
+        require(reads == expected, layer.name, f"to read {expected} alone", str(reads)[:200], remedy)
+    for key, layer in (("input_layers", layers[:1]), ("output_layers", layers[-1:])):
+        expected = [[one.name, 0, 0] for one in layer]
+        found = config.get(key)
+        require(found in (*expected, expected), key, f"{expected} alone", str(found)[:200], remedy)
+
+
+def _mapping(value: Any, name: str) -> Mapping:
+    require(isinstance(value, Mapping), name, "what Keras serialises", repr(value)[:80])
+    return value
+
+
+def _value(config: Mapping, key: str, types: tuple[type, ...], name: str) -> Any:
+    require(key in config, f"{name}.{key}", "this option", "none of that name")
+    value, expected = config[key], " or ".join(of.__name__ for of in types)
+    fits = isinstance(value, types) and (bool in types or not isinstance(value, bool))
+    require(fits, f"{name}.{key}", expected, repr(value)[:80], "Name one of Keras' own." if str in types else "")
+    return value

@@ -1,0 +1,253 @@
+"""What the adapters of JAX's own frameworks share: layers as Linen and NNX nest them, arrays, layers that run in turn.
+
+Linen and NNX put a `GRUCell` into an `RNN`, two of these into a `Bidirectional`, several of either into a `Sequential`.
+Classes, fields and parameter names agree but for the cell's own tensors, so one walk serves both: `of` is the module
+that holds the classes, `flax.linen` or `flax.nnx`. Tensors go by paths, `layers_1/forward_rnn/cell/` before the cell's.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from grujax.cell import GRUCell
+from grujax.errors import require
+from grujax.interop.adapters import Runner
+from grujax.interop.dialects import DTYPES, FLOATS, Dialect, write
+from grujax.interop.parts import Parts
+from grujax.layer import GRU
+from grujax.step import ACTIVATIONS
+from grujax.types import Activation
+
+KEY = re.compile(r"(?:layers_(?P<layer>\d{1,6})/)?(?P<way>(?:forward|backward)_rnn/)?(?P<rnn>cell/)?.*")
+
+
+class Layout(NamedTuple):
+    """Where the cells of a GRU stand.
+
+    cells: the module of each by the prefix of its tensors, index `layer * D + direction`; None where only tensors are
+        known. The prefix of a cell that stands alone is "". fields: of the grujax model, as far as modules tell them.
+    """
+
+    cells: dict[str, Any]
+    bidirectional: bool = False
+    fields: Mapping[str, Any] = {}
+
+    @property
+    def single(self) -> bool:
+        return "" in self.cells
+
+    @property
+    def stacked(self) -> bool:
+        """In a Sequential, which may hold one layer alone."""
+        return any(prefix.startswith("layers_") for prefix in self.cells)
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """What `parts.put_together` is told beside the cells."""
+        return {"bidirectional": self.bidirectional, "single": self.single, **self.fields}
+
+
+def array(value: Any, name: str) -> NDArray:
+    """An array of floats in NumPy; `InputError` for anything else."""
+    require(isinstance(value, np.ndarray | jax.Array), name, "an array", type(value).__name__)
+    require(value.dtype.name in DTYPES, name, FLOATS, f"dtype {value.dtype}")
+    return np.asarray(value)
+
+
+def flattened(tree: Mapping, argument: str) -> dict[str, NDArray]:
+    """The arrays of nested mappings by their paths, `a/b/c`.
+
+    Raises:
+      InputError: naming the path of what is no array of floats, or has no name.
+
+    >>> flattened({"cell": {"kernel": np.ones((2, 3))}}, "variables")["cell/kernel"].shape
+    (2, 3)
+    """
+    flat, waiting = {}, [("", tree)]
+    while waiting:
+        prefix, node = waiting.pop()
+        require(len(prefix) < 200, argument, "keys of a GRU", f"{prefix[:80]}...")
+        for key, value in node.items():
+            named = re.fullmatch(r"\w{1,80}", str(key)) is not None
+            require(named, argument, "keys that are names", repr(key)[:80])
+            path = f"{prefix}{key}"
+            if isinstance(value, nn.meta.AxisMetadata):  # a partitioned parameter: how it is sharded, around its value
+                value = value.unbox()
+            if isinstance(value, Mapping):
+                waiting.append((f"{path}/", value))
+                continue
+            flat[path] = array(value, path)
+    return flat
+
+
+def layout_of_keys(keys: Sequence[str]) -> Layout:
+    """The layout that paths tell, with room for every cell between the first and the last that they name.
+
+    >>> list(layout_of_keys(["layers_0/cell/ir/kernel", "layers_1/cell/ir/kernel"]).cells)
+    ['layers_0/cell/', 'layers_1/cell/']
+    """
+    matches = [m for key in keys if (m := KEY.fullmatch(key)) and m["rnn"]]
+    if not matches:
+        return Layout({"": None})
+    bidirectional = any(m["way"] for m in matches)
+    numbers = [int(m["layer"]) for m in matches if m["layer"]]
+    # No more layers than there are keys, and one: enough to find the first key that is missing.
+    num_layers = min(max(numbers, default=0), len(matches)) + 1
+    return Layout(dict.fromkeys(_prefixes(num_layers, bidirectional, bool(numbers))), bidirectional)
+
+
+def layout_of_model(model: nn.Module) -> Layout:
+    """The layout that a grujax model takes."""
+    if isinstance(model, GRUCell):
+        return Layout({"": None})
+    assert isinstance(model, GRU)
+    prefixes = _prefixes(model.num_layers, model.bidirectional, model.num_layers > 1)
+    return Layout(dict.fromkeys(prefixes), model.bidirectional)
+
+
+def layout_of_module(module: Any, of: Any) -> Layout:
+    """The layout of a GRUCell, RNN, Bidirectional or Sequential of `of`.
+
+    Raises:
+      InputError: naming the module or field that makes it compute what no grujax model computes.
+    """
+    if type(module) is of.GRUCell:
+        return Layout({"": module}, fields=_cell_fields(module, "module"))
+    stacked = type(module) is of.Sequential
+    layers = list(module.layers) if stacked else [module]
+    require(bool(layers), "layers", "at least one", "none")
+    names = [f"layers_{k}" if stacked else "module" for k in range(len(layers))]
+    kinds = [type(layer) for layer in layers]
+    bidirectional = kinds[0] is of.Bidirectional
+    cells, fields = [], []
+    for name, kind, layer in zip(names, kinds, layers, strict=True):
+        served = "an RNN or a Bidirectional of GRUCells" + ("" if stacked else ", a GRUCell, or a Sequential of these")
+        require(kind in (of.RNN, of.Bidirectional), name, served, kind.__name__)
+        same = (kind is of.Bidirectional) == bidirectional
+        require(same, name, f"{kinds[0].__name__}, as {names[0]}", kind.__name__, "Convert the layers one by one.")
+        if bidirectional:
+            concatenates = layer.merge_fn is of.Bidirectional.merge_fn
+            remedy = "Leave merge_fn out and merge the two halves of the output yourself."
+            require(concatenates, f"{name}.merge_fn", "the default, concatenation", repr(layer.merge_fn), remedy)
+        else:  # a Bidirectional overrides its RNNs' own options
+            remedy = "Reverse the input and convert the RNN with reverse=False."
+            require(not layer.reverse, f"{name}.reverse", "False", "True", remedy)
+        for rnn in (layer.forward_rnn, layer.backward_rnn) if bidirectional else (layer,):
+            require(type(rnn) is of.RNN, name, "RNNs", type(rnn).__name__)
+            require(type(rnn.cell) is of.GRUCell, name, "GRUCells", type(rnn.cell).__name__)
+            cells.append(rnn.cell)
+            time_major = {"time_major": True} if layer.time_major else {}
+            fields.append(_cell_fields(rnn.cell, name) | time_major)
+            require(fields[-1] == fields[0], name, f"{fields[0]}, as {names[0]}", str(fields[-1]))
+    prefixes = _prefixes(len(layers), bidirectional, stacked)
+    return Layout(dict(zip(prefixes, cells, strict=True)), bidirectional, fields[0])
+
+
+def require_tensors(flat: Mapping[str, NDArray], layout: Layout, tensors: Sequence[str]) -> None:
+    """Raises `InputError` unless `flat` holds `tensors` of each cell, and nothing else."""
+    expected = dict.fromkeys(f"{prefix}{tensor}" for prefix in layout.cells for tensor in tensors)
+    for key in flat:
+        served = f"only {', '.join(tensors)} in {', '.join(prefix or 'the tree' for prefix in layout.cells)}"
+        require(key in expected, key, served, "this key besides", "It would be lost.")
+    for key in expected:
+        require(key in flat, key, "this key", "no such key", "The tree is not whole.")
+
+
+def cell_options(model: Any) -> dict[str, Any]:
+    """The options of a GRUCell of Flax that computes what the model computes."""
+
+    def function(activation: Activation) -> Callable:
+        return ACTIVATIONS[activation] if isinstance(activation, str) else activation
+
+    functions = {"gate_fn": function(model.gate_activation), "activation_fn": function(model.activation)}
+    return {**functions, "dtype": model.dtype, "param_dtype": model.param_dtype}
+
+
+def in_layers(cells: Sequence[Any], of: Any, bidirectional: bool, time_major: bool) -> list[Any]:
+    """The cells, index `layer * D + direction`, in an RNN each; in pairs in a Bidirectional."""
+    rnns = [of.RNN(cell, time_major=time_major) for cell in cells]
+    if not bidirectional:
+        return rnns
+    pairs = zip(rnns[::2], rnns[1::2], strict=True)
+    return [of.Bidirectional(*pair, time_major=time_major) for pair in pairs]
+
+
+def written(model: Any, parts: Parts, dialect: Dialect, tensors: Sequence[str]) -> list[dict[str, NDArray]]:
+    """Each cell of the model in a dialect, by the names that its tensors have there: w_ih, w_hh, then the biases."""
+    cells = [write(cell, dialect, model.update) for cell in parts.cells]
+    return [dict(zip(tensors, (cell.w_ih, cell.w_hh, *cell.biases), strict=False)) for cell in cells]
+
+
+def to_jax(a: NDArray, name: str) -> jax.Array:
+    """A copy in the same dtype; `InputError` where JAX would narrow it."""
+    copy, remedy = jnp.array(a), 'Run jax.config.update("jax_enable_x64", True) first.'
+    require(copy.dtype == a.dtype, name, "a dtype that JAX keeps as it is", f"{a.dtype}, 64-bit values off", remedy)
+    return copy
+
+
+Layer = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+"""x (B, T, I) and h0 (D, B, H) to output (B, T, D*H) and last states (D, B, H)."""
+
+
+def recurrent(call: Callable[..., Any], bidirectional: bool) -> Layer:
+    """Flax's RNN or Bidirectional as a `Layer`, in either of its APIs."""
+
+    def layer(x: jax.Array, h0: jax.Array) -> tuple[jax.Array, jax.Array]:
+        start = tuple(h0) if bidirectional else h0[0]
+        last, output = call(x, initial_carry=start, return_carry=True, time_major=False)
+        return output, jnp.stack(last) if bidirectional else last[None]
+
+    return layer
+
+
+def layers_runner(layers: Sequence[Layer], bidirectional: bool = False) -> Runner:
+    """The layers one after another."""
+    directions = 1 + bidirectional
+
+    def call(x: NDArray, h0: NDArray | None, lengths: NDArray | None) -> dict[str, NDArray]:
+        assert h0 is not None and lengths is None
+        output, h_last = jnp.asarray(x), []
+        with jax.numpy_dtype_promotion("standard"):  # as these frameworks are run: a state beside narrower weights
+            for k, layer in enumerate(layers):
+                output, last = layer(output, jnp.asarray(h0[k * directions : (k + 1) * directions]))
+                h_last.append(np.asarray(last))
+        return {"output": np.asarray(output), "h_last": np.concatenate(h_last)}
+
+    return Runner(call)
+
+
+def cell_runner(step: Callable[[jax.Array, jax.Array], jax.Array]) -> Runner:
+    """A cell alone: x (B, I) and h (B, H) to the new state."""
+
+    def call(x: NDArray, h0: NDArray | None, lengths: NDArray | None) -> dict[str, NDArray]:
+        assert h0 is not None and lengths is None
+        with jax.numpy_dtype_promotion("standard"):
+            return {"h_last": np.asarray(step(jnp.asarray(x), jnp.asarray(h0)))}
+
+    return Runner(call)
+
+
+def _prefixes(num_layers: int, bidirectional: bool, stacked: bool) -> list[str]:
+    ways = ("forward_rnn/", "backward_rnn/") if bidirectional else ("",)
+    return [f"{f'layers_{k}/' if stacked else ''}{way}cell/" for k in range(num_layers) for way in ways]
+
+
+def _cell_fields(cell: Any, name: str) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    for argument, field in (("gate_fn", "gate_activation"), ("activation_fn", "activation")):
+        found = getattr(cell, argument)
+        known = next((key for key, f in ACTIVATIONS.items() if f is found), None)
+        remedy = f"Convert the weights alone, then model.clone({field}=...), if it is elementwise."
+        require(known is not None, f"{name}.{argument}", f"one of {sorted(ACTIVATIONS)}", repr(found), remedy)
+        fields[field] = known
+    if cell.carry_init is not None:
+        start = np.asarray(cell.carry_init(jax.random.key(0), (1, 1), jnp.float32))
+        remedy = "Pass grujax the initial state as h0, and convert a cell without carry_init."
+        require(not start.any(), f"{name}.carry_init", "zeros", "other values", remedy)
+    return fields if cell.dtype is None else fields | {"dtype": cell.dtype}

@@ -1,0 +1,317 @@
+"""A model as an ONNX graph: a GRU node a layer, batch-major at its door, and what pooling, head and statistics add."""
+
+import json
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import flax.linen as nn
+import numpy as np
+from numpy.typing import NDArray
+
+from grujax.cell import GRUCell
+from grujax.errors import require, require_package
+from grujax.heads import STATISTICS
+from grujax.interop.dialects import DIALECTS, write
+from grujax.interop.parts import Parts, Place, take_apart
+from grujax.model import GRUModel
+
+if TYPE_CHECKING:
+    import onnx
+
+OPSET, IR_VERSION = 18, 8
+LIMIT = 2**31 - 1
+"""The bytes of one file: protobuf has no longer ones."""
+
+ACTIVATIONS: dict[str, tuple[str, tuple[float, ...], tuple[float, ...]]] = {
+    "tanh": ("Tanh", (), ()),
+    "sigmoid": ("Sigmoid", (), ()),
+    "relu": ("Relu", (), ()),
+    "hard_sigmoid": ("HardSigmoid", (1 / 6,), (0.5,)),
+    "softsign": ("Softsign", (), ()),
+    "elu": ("Elu", (1.0,), ()),
+    "identity": ("Affine", (1.0,), (0.0,)),
+}
+"""ONNX's name of the same function, its alpha and its beta; there is none for `hard_tanh`."""
+
+DTYPES = ("float16", "float32")
+REDUCTIONS = {"sum": "ReduceSum", "mean": "ReduceMean", "mul": "ReduceProd"}
+PLACE = Place(
+    "ONNX",
+    {
+        "reset_after": (False,),
+        "activation": tuple(ACTIVATIONS),
+        "gate_activation": tuple(ACTIVATIONS),
+        "clip": None,
+        "merge": tuple(REDUCTIONS),
+        "pooling": ("mean", "max", None),
+    },
+)
+METADATA = "grujax"
+HINTS: dict[str, tuple] = {
+    "merge": ("concat", *REDUCTIONS),
+    "pooling": ("last", "mean", "max", None),
+    "update": ("keep", "take"),
+}
+"""Fields that the metadata hold beside the class and `clip`, and what they may be: a graph does not tell them."""
+
+
+def module() -> Any:
+    return require_package("onnx", "onnx")
+
+
+def written(model: nn.Module, variables: Mapping, lengths: bool, state: bool) -> "onnx.ModelProto":
+    """The graph of `to_onnx`."""
+    module()
+    variables = dict(variables)
+    given = variables.pop("statistics", {})
+    parts = take_apart(model, variables, PLACE, DIALECTS["onnx"])
+    statistics = _statistics(model, given, parts.input_size)
+    dtype = parts.cells[0].w_hh.dtype
+    remedy = "ONNX Runtime has no GRU of it on the CPU: cast the parameters to float32."
+    require(dtype.name in DTYPES, "variables", " or ".join(DTYPES), f"dtype {dtype}", remedy)
+    return Writer(model, parts, statistics, lengths, state).write()
+
+
+def _statistics(model: nn.Module, given: Mapping, input_size: int) -> dict[str, NDArray]:
+    remedy = "Only a GRUModel reads them."
+    require(isinstance(model, GRUModel) or not given, "statistics", "none", sorted(given), remedy)
+    statistics = {name: np.asarray(a) for name, a in given.items()}
+    for name, a in statistics.items():
+        require(name in STATISTICS, f"statistics/{name}", f"one of {list(STATISTICS)}", "another")
+        which = name.split("_")[0]
+        shape = (input_size if which == "input" else model.output_size,)  # pyright: ignore[reportAttributeAccessIssue]
+        require(a.shape == shape, f"statistics/{name}", f"shape {shape}, one a feature", a.shape)
+        for other in (f"{which}_mean", f"{which}_std"):
+            require(other in statistics, f"statistics/{other}", f"one beside {name}", "none")
+    return statistics
+
+
+class Graph:
+    """Nodes in the order in which they run, and constants; every value by its name."""
+
+    def __init__(self, dtype: np.dtype) -> None:
+        self.onnx, self.dtype = module(), dtype
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: dict[str, NDArray] = {}
+
+    def constant(self, name: str, a: Any) -> str:
+        self.constants[name] = np.ascontiguousarray(a)
+        return name
+
+    def axes(self, *of: int) -> str:
+        """Axes or a shape, as operators take them: int64 (n,)."""
+        return self.constant("_".join(["axes", *map(str, of)]), np.array(of, np.int64))
+
+    def scalar(self, name: str, a: float, dtype: Any = None) -> str:
+        return self.constant(name, np.array(a, dtype or self.dtype))
+
+    def add(self, op: str, inputs: list[str], out: str | list[str] = "", **attributes: Any) -> str:
+        """A node; the name of its first output, by default `{op}_{number}`."""
+        name = f"{op}_{len(self.nodes)}"
+        outputs = [out or name] if isinstance(out, str) else out
+        self.nodes.append(self.onnx.helper.make_node(op, inputs, outputs, name=name, **attributes))
+        return outputs[0]
+
+    def cast(self, value: str, dtype: Any) -> str:
+        to = self.onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+        return self.add("Cast", [value], to=to)
+
+    def at_full_size(self, name: str, a: NDArray) -> str:
+        """A constant kept in its own dtype, read in the graph's."""
+        constant = self.constant(name, a)
+        return constant if a.dtype == self.dtype else self.cast(constant, self.dtype)
+
+
+class Writer:
+    """Writes one model."""
+
+    def __init__(self, model: Any, parts: Parts, statistics: Mapping[str, NDArray], lengths: bool, state: bool) -> None:
+        self.model, self.parts, self.statistics = model, parts, statistics
+        self.single = isinstance(model, GRUCell)
+        self.directions = getattr(model, "num_directions", 1)
+        self.merge = getattr(model, "merge", "concat")
+        self.lengths, self.state = lengths and not self.single, state
+        self.graph = Graph(parts.cells[0].w_hh.dtype)
+        self.inputs: dict[str, tuple[Any, ...]] = {}
+        self.outputs: dict[str, tuple[Any, ...]] = {}
+
+    def write(self) -> "onnx.ModelProto":
+        g, features = self.graph, self.parts.input_size
+        rows = ("batch",) if self.single else ("batch", "time")
+        self.inputs["x"] = (*rows, features)
+        x = self._moved("input", "x", "Sub", "Div", ("mean", "std"))
+        if self.single:
+            self._cell(g.add("Unsqueeze", [x, g.axes(0)]))
+        else:
+            self._layers(g.add("Transpose", [x], perm=[1, 0, 2]))
+        return self._proto()
+
+    def _cell(self, x: str) -> None:
+        g, hidden_size = self.graph, self.model.hidden_size
+        h0 = ""
+        if self.state:
+            self.inputs["h0"] = ("batch", hidden_size)
+            h0 = g.add("Unsqueeze", ["h0", g.axes(0)])
+        self._node(0, x, h0, ["", "h_last0"])
+        self.outputs["h"] = ("batch", hidden_size)
+        g.add("Squeeze", ["h_last0", g.axes(0)], "h")
+
+    def _layers(self, x: str) -> None:
+        """x (T, B, I)."""
+        g, model, n_layers = self.graph, self.model, self.model.num_layers
+        has_head = isinstance(model, GRUModel)
+        pools_last = has_head and model.pooling == "last"
+        states, h0s = (n_layers * self.directions, "batch", model.hidden_size), [""] * n_layers
+        if self.lengths:
+            self.inputs["lengths"] = ("batch",)
+            g.add("Unsqueeze", ["lengths", g.axes(1)], "of_rows")  # (B, 1)
+        if self.state:
+            self.inputs["h0"] = states
+            h0s = [f"h0_{k}" for k in range(n_layers)]
+            g.add("Split", ["h0", g.axes(*[self.directions] * n_layers)], h0s, axis=0)
+        lasts, hs, h_last = [], "", ""
+        for k, h0 in enumerate(h0s):
+            top = k == n_layers - 1
+            hs, h_last = f"hs{k}", f"h_last{k}"
+            has_hs, has_last = not (top and pools_last), self.state or (top and pools_last)
+            self._node(k, x, h0, [hs if has_hs else "", h_last if has_last else ""])
+            if h0 and self.lengths:  # of a row without a step ONNX Runtime gives 0
+                h_last = g.add("Where", [self._empty(), h0, h_last])
+            lasts.append(h_last)
+            if not top:
+                x = self._merged(hs, 1)
+        if has_head:
+            self._head(self._pooled(h_last, hs))
+        else:
+            self.outputs["output"] = ("batch", "time", self._width)
+            self._merged(hs, 1, "output", batch_major=True)
+        if self.state:
+            self.outputs["h_last"] = states
+            g.add("Concat", lasts, "h_last", axis=0)
+
+    @property
+    def _width(self) -> int:
+        return self.model.hidden_size * (self.directions if self.merge == "concat" else 1)
+
+    def _node(self, k: int, x: str, h0: str, outputs: list[str]) -> None:
+        """The GRU node of layer k: x (T, B, I), h0 (D, B, H) -> hs (T, D, B, H), h_last (D, B, H)."""
+        g, model, onnx = self.graph, self.model, DIALECTS["onnx"]
+        cells = self.parts.cells[k * self.directions : (k + 1) * self.directions]
+        written = [write(cell, onnx, model.update) for cell in cells]
+        w, r = g.constant(f"W{k}", [of.w_ih for of in written]), g.constant(f"R{k}", [of.w_hh for of in written])
+        b = g.constant(f"B{k}", [np.concatenate(of.biases) for of in written]) if model.bias else ""
+        functions = [ACTIVATIONS[name] for name in (model.gate_activation, model.activation)] * len(cells)
+        names, alphas, betas = zip(*functions, strict=True)
+        given = {"activation_alpha": sum(alphas, ()), "activation_beta": sum(betas, ()), "clip": model.clip}
+        inputs = [x, w, r, b, "lengths" if self.lengths else "", h0]
+        while not inputs[-1]:
+            inputs.pop()
+        g.add(
+            "GRU",
+            inputs,
+            outputs if outputs[1] else outputs[:1],
+            hidden_size=model.hidden_size,
+            linear_before_reset=int(model.reset_after),
+            direction=["forward", "bidirectional"][self.directions - 1],
+            activations=list(names),
+            **{name: value for name, value in given.items() if value},
+        )
+
+    def _merged(self, hs: str, axis: int, out: str = "", batch_major: bool = False) -> str:
+        """Both directions as one, where they lie on `axis`: (T, D, B, H), axis 1, or (D, B, H), axis 0, without D."""
+        g, perm = self.graph, [1, 0, 2] if axis == 0 else [0, 2, 1, 3]
+        if self.merge == "concat":
+            beside = g.add("Transpose", [hs], perm=[2, 0, 1, 3] if batch_major else perm)
+            return g.add("Reshape", [beside, g.axes(*[0] * (axis + 1), self._width)], out)
+        reduced = g.add(REDUCTIONS[self.merge], [hs, g.axes(axis)], "" if batch_major else out, keepdims=0)
+        return g.add("Transpose", [reduced], out, perm=[1, 0, 2]) if batch_major else reduced
+
+    def _pooled(self, h_last: str, hs: str) -> str:
+        """What the head reads: (B, F), with `pooling=None` (B, T, F)."""
+        g, pooling = self.graph, self.model.pooling
+        if pooling == "last":
+            return self._merged(h_last, 0)
+        output = self._merged(hs, 1, batch_major=True)
+        if pooling is None:
+            return output
+        if pooling == "mean":
+            count = "of_rows" if self.lengths else g.cast(self._n_steps(), np.int32)
+            at_least_one = g.add("Max", [count, g.scalar("one_step", 1, np.int32)])
+            return g.add("Div", [g.add("ReduceSum", [output, g.axes(1)], keepdims=0), g.cast(at_least_one, g.dtype)])
+        if self.lengths:
+            output = g.add("Where", [self._valid(), output, g.scalar("lowest", -np.inf)])
+        largest = g.add("ReduceMax", [output, g.axes(1)], keepdims=0)
+        return g.add("Where", [self._empty(), g.scalar("zero", 0), largest]) if self.lengths else largest
+
+    def _head(self, features: str) -> None:
+        g, head = self.graph, self.parts.head
+        assert head is not None
+        kernel, bias = g.constant("head_kernel", head.kernel), g.constant("head_bias", head.bias)
+        a_step = self.model.pooling is None
+        self.outputs["y"] = ("batch", *["time"] * a_step, self.model.output_size)
+        masked = a_step and self.lengths
+        moved = "output_mean" in self.statistics
+        out = "" if masked else "y"
+        if a_step:
+            product = g.add("MatMul", [features, kernel])
+            y = g.add("Add", [product, bias], "" if moved else out)
+        else:
+            y = g.add("Gemm", [features, kernel, bias], "" if moved else out)
+        y = self._moved("output", y, "Mul", "Add", ("std", "mean"), out)
+        if masked:
+            g.add("Where", [self._valid(), y, g.scalar("zero", 0)], "y")
+
+    def _moved(self, which: str, a: str, first: str, second: str, by: tuple[str, str], out: str = "") -> str:
+        """a through two operators by the statistics of `which`, where there are such."""
+        g, names = self.graph, [f"{which}_{of}" for of in by]
+        if names[0] not in self.statistics:
+            return a
+        one, other = (g.at_full_size(name, self.statistics[name]) for name in names)
+        return g.add(second, [g.add(first, [a, one]), other], out)
+
+    def _n_steps(self) -> str:
+        """T: int64 (1,)."""
+        return self.graph.add("Shape", ["x"], start=1, end=2)
+
+    def _empty(self) -> str:
+        """Rows without a step: bool (B, 1)."""
+        return self.graph.add("Equal", ["of_rows", self.graph.scalar("no_step", 0, np.int32)])
+
+    def _valid(self) -> str:
+        """Steps that belong to their row: bool (B, T, 1)."""
+        g = self.graph
+        n_steps = g.add("Squeeze", [g.cast(self._n_steps(), np.int32), g.axes(0)])
+        steps = g.add("Range", [g.scalar("no_step", 0, np.int32), n_steps, g.scalar("one_step", 1, np.int32)])
+        return g.add("Unsqueeze", [g.add("Less", [steps, "of_rows"]), g.axes(2)])
+
+    def _proto(self) -> "onnx.ModelProto":
+        g, helper = self.graph, self.graph.onnx.helper
+        total = sum(a.nbytes for a in g.constants.values())
+        require(total < LIMIT, "variables", f"less than {LIMIT} bytes, the most that one ONNX file holds", total)
+        kind = helper.np_dtype_to_tensor_dtype(g.dtype)
+        int32 = helper.np_dtype_to_tensor_dtype(np.dtype(np.int32))
+
+        def value(name: str, shape: tuple) -> Any:
+            return helper.make_tensor_value_info(name, int32 if name == "lengths" else kind, shape)
+
+        graph = helper.make_graph(
+            g.nodes,
+            type(self.model).__name__,
+            [value(*of) for of in self.inputs.items()],
+            [value(*of) for of in self.outputs.items()],
+            [g.onnx.numpy_helper.from_array(a, name) for name, a in g.constants.items()],
+        )
+        proto = helper.make_model(
+            graph,
+            opset_imports=[helper.make_opsetid("", OPSET)],
+            ir_version=IR_VERSION,
+            producer_name="grujax",
+            producer_version=version("grujax"),
+        )
+        hints = {name: getattr(self.model, name) for name in (*HINTS, "clip") if hasattr(self.model, name)}
+        helper.set_model_props(
+            proto, {METADATA: json.dumps({"class": type(self.model).__name__, **hints}, sort_keys=True)}
+        )
+        g.onnx.checker.check_model(proto, full_check=True)
+        return proto

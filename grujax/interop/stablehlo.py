@@ -1,0 +1,100 @@
+"""A model as a program: StableHLO, its weights inside, of any batch and length, for cpu, cuda and tpu. One way only."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import export
+from numpy.typing import NDArray
+
+from grujax.cell import GRUCell
+from grujax.errors import InputError, require_package
+from grujax.interop.adapters import Adapter, Runner, outputs, sizes
+from grujax.layer import GRU
+from grujax.types import state_dtype
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+LOADER = """import jax
+program = jax.export.deserialize(bytearray(open("model.stablehlo", "rb").read()))
+y, h_last = program.call(x, h0, lengths)"""
+"""What runs it, in a process that has jax and flatbuffers and not grujax."""
+
+
+def to_stablehlo(model: nn.Module, variables: Mapping, *, lengths: bool = True, state: bool = True) -> bytes:
+    """The serialised `jax.export.Exported` of `model.apply`, in inference, of symbolic batch B and time T.
+
+    A process that has jax, and not grujax, runs it: `jax.export.deserialize(data).call(x, h0, lengths)`.
+
+    Args:
+      model: a `GRU`, `GRUCell`, or `GRUModel`; everything that it computes is in the program, statistics included.
+      variables: its variables; they are constants of the program.
+      lengths, state: False leaves the argument out; all steps are valid then, and the state begins as the model has it
+        and does not come out.
+
+    Returns:
+      bytes. The program takes x (B, T, I) in the dtype of the parameters, h0 (L*D, B, H) in that of the state, lengths
+      (B,) int32, and gives `output (B, T, D*H)` or, of a model, `y`; with `state` a pair, it and h_last (L*D, B, H).
+      Of a cell: x (B, I) and h (B, H), giving the next state.
+
+    Raises:
+      MissingPackage: flatbuffers, with which jax stores programs, is not installed.
+
+    >>> import grujax, numpy as np
+    >>> model = grujax.GRUModel(hidden_size=4, output_size=2)
+    >>> variables = model.init(jax.random.key(0), jnp.ones((1, 1, 3)))
+    >>> program = export.deserialize(to_stablehlo(model, variables, state=False))
+    >>> program.call(jnp.ones((5, 7, 3)), jnp.full(5, 7, jnp.int32)).shape
+    (5, 2)
+    """
+    found, dtype = sizes(model, variables), jnp.dtype(model.param_dtype)  # pyright: ignore[reportAttributeAccessIssue]
+    wide = state_dtype(dtype)
+    if isinstance(model, GRUCell):
+        given = [(f"b, {found.input_size}", dtype), (f"b, {found.hidden_size}", wide)]
+    else:
+        given = [(f"b, t, {found.input_size}", dtype)]
+        given += [(f"{found.n_states}, b, {found.hidden_size}", wide)] * state + [("b", jnp.int32)] * lengths
+
+    def run(x, *others):
+        if isinstance(model, GRUCell):
+            return outputs(model, variables, x, others[0], None)["h_last"]
+        result = outputs(model, variables, x, others[0] if state else None, others[-1] if lengths else None)
+        return tuple(result.values()) if state else next(iter(result.values()))
+
+    scope = export.SymbolicScope()
+    symbolic = [jax.ShapeDtypeStruct(export.symbolic_shape(shape, scope=scope), of) for shape, of in given]
+    require_package("flatbuffers", "stablehlo")  # jax stores programs with it
+    return bytes(export.export(jax.jit(run), platforms=PLATFORMS)(*symbolic).serialize())
+
+
+def load(path: Path) -> Any:
+    """The program, which jax alone runs."""
+    return export.deserialize(bytearray(path.read_bytes()))
+
+
+def from_stablehlo(program: Any) -> tuple[nn.Module, dict]:
+    """Raises `InputError`: a program is not read back into weights."""
+    remedy = "jax.export.deserialize(data).call runs it; keep the model file for everything else."
+    raise InputError("path", "a file of weights", "a StableHLO program", remedy)
+
+
+def store(path: Path, program: bytes) -> None:
+    path.write_bytes(program)
+
+
+def runner(program: Any, model: nn.Module) -> Runner:
+    names = {GRUCell: ("h_last",), GRU: ("output", "h_last")}.get(type(model), ("y", "h_last"))
+
+    def call(x: NDArray, h0: NDArray | None, lengths: NDArray | None) -> dict[str, Any]:
+        result = program.call(*(jnp.asarray(a) for a in (x, h0, lengths) if a is not None))
+        return dict(zip(names, result if isinstance(result, tuple) else (result,), strict=False))
+
+    axes = [len(a.shape) for a in program.in_avals]
+    return Runner(call, takes_h0=len(axes) > 1 and axes[1] > 1, takes_lengths=axes[-1] == 1)
+
+
+ADAPTER = Adapter(
+    "stablehlo", (".stablehlo",), load, from_stablehlo, to_stablehlo, store, runner, keeps_statistics=True
+)

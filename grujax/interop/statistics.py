@@ -1,0 +1,56 @@
+"""What standardises the inputs of a trained model, inside its weights: for frameworks without a place for it."""
+
+from collections.abc import Mapping
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from numpy.typing import NDArray
+
+from grujax.errors import require
+from grujax.model import GRUModel
+
+
+def fold_statistics(model: nn.Module, variables: Mapping) -> dict:
+    """Variables without "statistics", with which the model computes the same from raw inputs, to rounding.
+
+        w_ih ← w_ih / std        b_ih ← b_ih − (mean / std) w_ih        of the first layer
+        kernel ← kernel · std    bias ← bias · std + mean              of the head, where the targets were standardised
+
+    In float64, then in the dtype of the parameters.
+
+    Raises:
+      InputError: a model without biases or with layer normalisation, whose weights cannot hold them.
+
+    >>> import jax, grujax
+    >>> model = grujax.GRUModel(hidden_size=4, output_size=2)
+    >>> x = 5 + jax.random.normal(jax.random.key(0), (3, 7, 1))
+    >>> variables = model.init(jax.random.key(1), x)
+    >>> variables["statistics"] = {"input_mean": jnp.full(1, 5.0), "input_std": jnp.full(1, 2.0)}
+    >>> folded = fold_statistics(model, variables)
+    >>> bool(abs(model.apply(folded, x) - model.apply(variables, x)).max() < 1e-6)
+    True
+    """
+    require(isinstance(model, GRUModel), "model", "a grujax.GRUModel, which has statistics", type(model).__name__)
+    assert isinstance(model, GRUModel)
+    statistics = {key: np.asarray(a, np.float64) for key, a in variables.get("statistics", {}).items()}
+    params = {path: np.asarray(a) for path, a in flatten_dict(dict(variables["params"])).items()}
+
+    def put(path: tuple[str, ...], a: NDArray) -> None:
+        params[path] = a.astype(params[path].dtype)
+
+    if "input_mean" in statistics:
+        require(model.bias, "bias", "True, where the mean of the inputs goes", False)
+        require(not model.layer_norm, "layer_norm", "False: it takes out what is put into the weights", True)
+        mean, std = statistics["input_mean"], statistics["input_std"]
+        for way in ("", "_reverse")[: model.num_directions]:
+            layer = ("encoder", "gru", f"l0{way}")
+            w_ih = params[*layer, "w_ih"].astype(np.float64) / std[:, None]
+            put((*layer, "b_ih"), params[*layer, "b_ih"] - mean @ w_ih)
+            put((*layer, "w_ih"), w_ih)
+    if "output_mean" in statistics:
+        mean, std = statistics["output_mean"], statistics["output_std"]
+        put(("head", "kernel"), params["head", "kernel"] * std)
+        put(("head", "bias"), params["head", "bias"] * std + mean)
+    return {"params": unflatten_dict({path: jnp.asarray(a) for path, a in params.items()})}

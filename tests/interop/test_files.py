@@ -1,0 +1,364 @@
+"""Model files of every format: there and back to the same bits, hostile ones refused, nothing half-written."""
+
+import contextlib
+import os
+import pickle
+import struct
+import zipfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+from refusals import refused
+from tolerances import assert_close
+
+import grujax
+from grujax import GRU, GRUCell, GRUModel, InputError
+from grujax.interop import FORMATS, ConversionWarning, convert, load, save
+
+torch = pytest.importorskip("torch")
+os.environ.setdefault("KERAS_BACKEND", "jax")
+
+
+@pytest.fixture(autouse=True)
+def numerics_of_other_libraries():
+    """Keras promotes dtypes and ranks as it likes."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def variables_of(model, seed=0):
+    """Random float32 weights, no bias of zeros among them."""
+    x = jnp.zeros((1, 1, 3), jnp.float32)
+    given = (jnp.zeros((1, model.hidden_size), jnp.float32), x[0]) if isinstance(model, GRUCell) else (x,)
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda a: jnp.asarray(rng.normal(size=a.shape) / 2, jnp.float32),
+        jax.eval_shape(model.init, jax.random.key(0), *given),
+    )
+
+
+MODEL = GRUModel(4, 2, num_layers=2, bidirectional=True)
+LOSSLESS = {
+    "grujax": "m.safetensors",
+    "torch": "m.pt",
+    "safetensors": "m-torch.safetensors",
+    "keras": "m.keras",
+    "keras-weights": "m.weights.h5",
+    "onnx": "m.onnx",
+}
+
+
+def same_bits(a, b):
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b), strict=True), a, b)
+
+
+def test_every_format_is_told_by_its_ending_or_its_name():
+    assert set(FORMATS) == {*LOSSLESS, "flax", "stablehlo"}
+    endings = [ending for adapter in FORMATS.values() for ending in adapter.endings]
+    assert sorted(endings) == sorted(
+        [".safetensors", ".safetensors", ".pt", ".pth", ".keras", ".weights.h5", ".onnx", ".msgpack", ".stablehlo"]
+    )
+
+
+@pytest.mark.parametrize("name", LOSSLESS)
+def test_a_torch_file_becomes_each_other_format_and_comes_back_to_the_same_bits(name, tmp_path):
+    state = {key: torch.randn(t.shape) for key, t in torch.nn.GRU(3, 4, 2, bidirectional=True).state_dict().items()}
+    state = {f"gru.{key}": t for key, t in state.items()}
+    state |= {"output_layer.weight": torch.randn(2, 8), "output_layer.bias": torch.randn(2)}
+    torch.save(state, tmp_path / "source.pth")
+    there = convert(tmp_path / "source.pth", tmp_path / LOSSLESS[name], target_format=name)
+    assert (there.source_format, there.target_format) == ("torch", name)
+    assert there.left_behind == [] and there.missing is None and there.folded is None
+    assert there.difference is not None and there.difference < 1e-5  # both sides of up to 10 in absolute value
+    back = convert(tmp_path / LOSSLESS[name], tmp_path / "back.pt")  # told by its ending, safetensors by its metadata
+    assert back.source_format == name and back.model == there.model == MODEL
+    again = torch.load(tmp_path / "back.pt", weights_only=True)
+    assert list(again) == list(state)
+    assert all(torch.equal(again[key], tensor) for key, tensor in state.items())
+
+
+def test_flax_keeps_the_outputs_and_says_that_it_loses_the_split_of_the_biases(tmp_path):
+    model, x = GRU(4, bidirectional=True), jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 3)), jnp.float32)
+    variables = variables_of(model)
+    save(tmp_path / "m.pt", model, variables)
+    there = convert(tmp_path / "m.pt", tmp_path / "m.msgpack")
+    assert len(there.left_behind) == 1 and "b_ih and b_hh are stored as their sum" in there.left_behind[0]
+    loaded, again = load(tmp_path / "m.msgpack", verify=True)
+    assert loaded == model
+    assert_close(loaded.apply(again, x)[0], model.apply(variables, x)[0])
+    with pytest.warns(ConversionWarning, match="sum"):
+        save(tmp_path / "m.msgpack", model, variables)
+
+
+@pytest.mark.parametrize(
+    "model", [GRU(4), GRUCell(4), GRU(4, 2, bidirectional=True, bias=False)], ids=["layer", "cell", "deep"]
+)
+def test_layers_and_cells_there_and_back(model, tmp_path):
+    for name, file in LOSSLESS.items():
+        if isinstance(model, GRUCell) and name.startswith("keras"):
+            continue  # Keras saves models, and a cell is none
+        with contextlib.suppress(OSError):
+            os.remove(tmp_path / file)
+        variables = variables_of(model)
+        if name == "keras-weights" and not model.bias:
+            continue  # its file does not tell the reset mode then, tests/interop/test_keras.py
+        assert save(tmp_path / file, model, variables, name, verify=True).tolerances <= 1
+        loaded, again = load(tmp_path / file, name)
+        assert loaded == model
+        same_bits(again, variables)
+
+
+def test_a_safetensors_file_in_torch_keys_is_what_pytorch_loads(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    module = torch.nn.GRU(3, 4, bidirectional=True)
+    save_file(module.state_dict(), tmp_path / "theirs.safetensors", metadata={"format": "pt"})
+    model, variables = load(tmp_path / "theirs.safetensors")
+    save(tmp_path / "ours.safetensors", model, variables, "safetensors")
+    module.load_state_dict(load_file(tmp_path / "ours.safetensors"))
+    assert (tmp_path / "ours.safetensors").read_bytes() == (tmp_path / "theirs.safetensors").read_bytes()
+    half = module.to(torch.bfloat16)
+    save_file(half.state_dict(), tmp_path / "half.safetensors")
+    model, variables = load(tmp_path / "half.safetensors")
+    assert model.param_dtype == jnp.bfloat16
+    same_bits(
+        np.asarray(variables["params"]["l0"]["w_ih"]).view(np.int16), half.weight_ih_l0.view(torch.int16).numpy().T
+    )
+
+
+def test_rounding_that_large_weights_blow_up_is_no_difference_and_another_function_still_is(tmp_path, monkeypatch):
+    """Weights of standard deviation 1 and 64 units: chaos, in which both sides are wrong by far more than the table."""
+    from grujax.interop import state_dicts
+    from grujax.interop.adapters import compare
+    from grujax.interop.torch import ADAPTER
+
+    model = GRU(64, 2)
+    variables = jax.tree.map(lambda a: 2 * a, variables_of(model))
+    found = save(tmp_path / "m.pt", model, variables, verify=True)
+    assert found.largest > 1e-5 and found.tolerances <= 1
+    state = ADAPTER.theirs(model, jax.tree.map(lambda a: a * (1 + 1e-4), variables))
+    assert compare(model, variables, ADAPTER.runner(state, model)).tolerances > 1
+    right = state_dicts.DIALECTS["torch"]
+    monkeypatch.setitem(state_dicts.DIALECTS, "torch", right._replace(gates="zrn"))
+    with refused("outputs of both sides equal"):
+        save(tmp_path / "n.pt", model, variables, verify=True)
+
+
+def test_converting_without_what_would_run_the_target_says_so(tmp_path, monkeypatch):
+    import sys
+
+    save(tmp_path / "m.safetensors", MODEL, variables_of(MODEL))
+    monkeypatch.setitem(sys.modules, "torch", None)
+    found = convert(tmp_path / "m.safetensors", tmp_path / "t.safetensors", target_format="safetensors")
+    assert (found.difference, found.missing) == (None, "torch")
+    assert load(tmp_path / "t.safetensors")[0] == MODEL
+    with refused("torch", "pip install 'grujax[torch]'"):
+        convert(tmp_path / "m.safetensors", tmp_path / "t.pt")
+
+
+# -- statistics --------------------------------------------------------------------------------------------------------
+
+
+def with_statistics(model, input_size=3):
+    statistics = {"input_mean": [1.0, -2.0, 0.5], "input_std": [2.0, 0.5, 3.0]}
+    statistics |= {"output_mean": [3.0, -1.0], "output_std": [0.5, 4.0]}
+    return variables_of(model) | {"statistics": {k: jnp.asarray(v, jnp.float32) for k, v in statistics.items()}}
+
+
+def test_statistics_are_refused_or_folded_into_the_weights(tmp_path):
+    variables = with_statistics(MODEL)
+    save(tmp_path / "m.safetensors", MODEL, variables)
+    with refused("statistics", "fold_statistics"):
+        convert(tmp_path / "m.safetensors", tmp_path / "m.pt")
+    assert not (tmp_path / "m.pt").exists()
+    found = convert(tmp_path / "m.safetensors", tmp_path / "m.pt", fold=True)
+    assert found.folded is not None and 0 < found.folded < 2e-5 and found.difference < 2e-6
+    model, folded = load(tmp_path / "m.pt")
+    assert model == MODEL and set(folded) == {"params"}
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(4, 6, 3)), jnp.float32) * 2 + 1
+    lengths = jnp.array([6, 3, 1, 0])
+    assert_close(model.apply(folded, x, lengths=lengths), MODEL.apply(variables, x, lengths=lengths), "gradient")
+    for kept in ("m.onnx", "m.stablehlo"):
+        found = convert(tmp_path / "m.safetensors", tmp_path / kept, fold=True)
+        assert found.folded is None and found.difference < 2e-5
+
+
+def test_statistics_that_weights_cannot_hold_are_refused():
+    from grujax.interop import fold_statistics
+
+    for model, part in ((GRUModel(4, 2, bias=False), "bias"), (GRUModel(4, 2, layer_norm=True), "layer_norm")):
+        with refused(part):
+            fold_statistics(model, with_statistics(model))
+    with refused("model", "GRUModel"):
+        fold_statistics(GRU(4), variables_of(GRU(4)))
+    plain = variables_of(MODEL)
+    same_bits(fold_statistics(MODEL, plain), plain)
+
+
+# -- hostile files -----------------------------------------------------------------------------------------------------
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("touch pickled",)
+
+
+def rewritten(path, change):
+    """The members of the zip file again, changed."""
+    with zipfile.ZipFile(path) as archive:
+        members = {info.filename: archive.read(info) for info in archive.infolist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in change(members).items():
+            archive.writestr(name, data)
+
+
+def torch_state(**changes):
+    state = dict(torch.nn.GRU(3, 4).state_dict())
+    return {k: v for k, v in (state | changes).items() if v is not None}
+
+
+def flip(path, at):
+    data = bytearray(path.read_bytes())
+    data[at] ^= 0xFF
+    path.write_bytes(data)
+
+
+def flipped_weight(path):
+    """A bit of the first tensor's data."""
+    with zipfile.ZipFile(path) as archive:
+        info = next(i for i in archive.infolist() if i.filename.endswith("data/0"))
+    head = struct.unpack("<HH", path.read_bytes()[info.header_offset + 26 : info.header_offset + 30])
+    flip(path, info.header_offset + 30 + sum(head) + 1)
+
+
+def bomb(path):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", b"\0" * (64 << 20))
+
+
+PT = {
+    "truncated": (lambda p: p.write_bytes(p.read_bytes()[:-200]), ["torch.save"]),
+    "half": (lambda p: p.write_bytes(p.read_bytes()[: p.stat().st_size // 2]), ["torch.save"]),
+    "a weight flipped": (flipped_weight, ["whole file", "checksum"]),
+    "empty": (lambda p: p.write_bytes(b""), ["bytes"]),
+    "text": (lambda p: p.write_text("weights"), ["path"]),
+    "a pickle that runs": (lambda p: p.write_bytes(pickle.dumps({"weight_ih_l0": Evil()})), ["path"]),
+    "torch's pickle that runs": (lambda p: torch.save({"weight_ih_l0": Evil()}, p), ["tensors alone"]),
+    "a whole module": (lambda p: torch.save(torch.nn.GRU(3, 4), p), ["tensors alone", "state_dict"]),
+    "a list": (lambda p: torch.save([torch.ones(2)], p), ["a state dict", "list"]),
+    "no keys of text": (lambda p: torch.save({3: torch.ones(2)}, p), ["keys that are text", "found 3"]),
+    "a member outside": (lambda p: rewritten(p, lambda m: m | {"../evil": b"x"}), ["stay in their folder", "../evil"]),
+    "a bomb": (bomb, ["unfolds"]),
+    "an lstm": (lambda p: torch.save(torch.nn.LSTM(3, 4).state_dict(), p), ["weight_hh_l0", "LSTM"]),
+    "an lstm in disguise": (
+        lambda p: torch.save(torch_state(weight_hh_l0=torch.ones(16, 4), weight_ih_l0=torch.ones(16, 3)), p),
+        ["weight_hh_l0", "(12, 4)", "(16, 4)", "LSTM"],
+    ),
+    "not a number": (lambda p: torch.save(torch_state(bias_ih_l0=torch.full((12,), torch.nan)), p), ["b_ih", "NaN"]),
+    "infinite": (lambda p: torch.save(torch_state(bias_hh_l0=torch.full((12,), torch.inf)), p), ["b_hh", "Inf"]),
+    "integers": (lambda p: torch.save(torch_state(bias_hh_l0=torch.ones(12, dtype=int)), p), ["bias_hh_l0", "int64"]),
+    "wrong shape": (lambda p: torch.save(torch_state(bias_hh_l0=torch.ones(11)), p), ["bias_hh_l0", "(12,)", "(11,)"]),
+    "a key too few": (lambda p: torch.save(torch_state(bias_hh_l0=None), p), ["bias_hh_l0", "not whole"]),
+    "a layer far away": (
+        lambda p: torch.save(torch_state(weight_ih_l99999999999=torch.ones(12, 4)), p),
+        ["weight_ih_l1", "not whole"],
+    ),
+    "a view larger than its memory": (
+        lambda p: torch.save(torch_state(weight_hh_l0=torch.ones(1).expand(1 << 20, 1 << 20)), p),
+        ["weight_hh_l0", "bytes stored", "(1048576, 1048576)"],
+    ),
+    "a safetensors file": (lambda p: p.write_bytes(safetensors.numpy.save({"a": np.ones(3)})), ["path"]),
+}
+
+
+def torch_arrays(**changes):
+    return {k: v.numpy() if isinstance(v, torch.Tensor) else v for k, v in torch_state(**changes).items()}
+
+
+def st(arrays, metadata=None):
+    return lambda p: p.write_bytes(safetensors.numpy.save(arrays, metadata))
+
+
+SAFETENSORS = {
+    "truncated": (lambda p: p.write_bytes(p.read_bytes()[:-9]), ["whole safetensors file"]),
+    "header flipped": (lambda p: flip(p, 9), ["whole safetensors file"]),
+    "huge header": (lambda p: p.write_bytes(b"\xff" * 64), ["whole safetensors file"]),
+    "an lstm": (st({k: np.ones(v.shape) for k, v in torch.nn.LSTM(3, 4).state_dict().items()}), ["hh_l0", "LSTM"]),
+    "integers": (st(torch_arrays(bias_ih_l0=np.ones(12, int))), ["bias_ih_l0", "int64"]),
+    "not a number": (st(torch_arrays(bias_ih_l0=np.full(12, np.nan, np.float32))), ["b_ih", "NaN"]),
+    "wrong shape": (
+        st(torch_arrays(weight_ih_l0=np.ones((11, 3), np.float32))),
+        ["weight_ih_l0", "(12, 3)", "(11, 3)"],
+    ),
+    "a key besides": (st(torch_arrays(more=np.ones(1, np.float32))), ["more", "this key besides"]),
+    "none of ours": (st({"a": np.ones(2)}), ["nn.GRU"]),
+    "a torch file": (lambda p: torch.save(torch_state(), p), ["whole safetensors file"]),
+}
+HOSTILE = {f"pt: {name}": ("m.pt", *case) for name, case in PT.items()}
+HOSTILE |= {f"safetensors: {name}": ("m.safetensors", *case) for name, case in SAFETENSORS.items()}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_files_are_refused_in_one_line_and_leave_nothing(name, tmp_path, monkeypatch):
+    file, break_it, parts = HOSTILE[name]
+    path = tmp_path / file
+    monkeypatch.chdir(tmp_path)
+    model = GRU(4)
+    save(path, model, variables_of(model), None if file == "m.pt" else "safetensors")
+    break_it(path)
+    with pytest.raises(InputError) as error:
+        convert(path, tmp_path / "out.safetensors")
+    message = str(error.value)
+    assert all(part in message for part in [*parts, file]) and "\n" not in message, message
+    assert [p.name for p in tmp_path.iterdir()] == [file]  # nothing written, nothing run
+
+
+def test_a_file_of_grujax_is_not_read_in_torch_keys_nor_the_other_way_round(tmp_path):
+    save(tmp_path / "own.safetensors", MODEL, variables_of(MODEL))
+    with refused("metadata key 'grujax'", "grujax.load"):
+        load(tmp_path / "own.safetensors", "safetensors")
+    save(tmp_path / "t.safetensors", MODEL, variables_of(MODEL), "safetensors")
+    with refused("metadata key 'grujax'", "interop.load"):
+        grujax.load(tmp_path / "t.safetensors")
+
+
+def test_what_is_no_file_or_no_format(tmp_path):
+    with refused("path", "none at", "absent.pt"):
+        load(tmp_path / "absent.pt")
+    with refused("path", "none at"):
+        load(tmp_path, "torch")
+    with refused("path", ".pt", "model.tar", "name the format"):
+        load(tmp_path / "model.tar")
+    with refused("format", "one of", "'pytorch'"):
+        save(tmp_path / "m.pt", MODEL, variables_of(MODEL), "pytorch")
+    with refused("weights", "StableHLO program"):
+        save(tmp_path / "m.stablehlo", MODEL, variables_of(MODEL))
+        load(tmp_path / "m.stablehlo")
+
+
+@pytest.mark.parametrize("name", ["torch", "safetensors", "stablehlo"])
+def test_a_full_disk_leaves_the_earlier_file_whole(name, tmp_path, monkeypatch):
+    path = tmp_path / "m"
+    save(path, MODEL, variables_of(MODEL), name)
+    before = path.read_bytes()
+
+    def full(fd):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        save(path, MODEL, variables_of(MODEL, 1), name)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_conversion_that_computes_otherwise_is_not_written(tmp_path, monkeypatch):
+    from grujax.interop import state_dicts
+
+    right = state_dicts.DIALECTS["torch"]
+    monkeypatch.setitem(state_dicts.DIALECTS, "torch", right._replace(gates="zrn"))
+    with refused("outputs of both sides equal"):
+        save(tmp_path / "m.pt", MODEL, variables_of(MODEL), verify=True)
+    assert not list(tmp_path.iterdir())
