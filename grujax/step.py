@@ -6,6 +6,7 @@ two, taking them apart costs as much as the products, and r, z and n come from o
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from numbers import Real
 from typing import Any, NamedTuple
 
@@ -91,14 +92,29 @@ def dot(a: Array, w: Array, spec: GRUSpec) -> Array:
     a = a.astype(w.dtype)
     sharded = any(axis is not None for axis in jax.typeof(a).sharding.spec)
     rows = a if sharded else a.reshape(math.prod(a.shape[:-1]), a.shape[-1])
-    product = lax.dot_general(
-        rows,
-        w,
-        (((rows.ndim - 1,), (0,)), ((), ())),
-        precision=spec.precision,
-        preferred_element_type=state_dtype(w.dtype),
-    )
+    one_row = isinstance(rows.shape[0], int) and rows.shape[:-1] == (1,) and not sharded
+    product = (_one_row_product if one_row else _product)(rows, w, spec.precision)
     return product if sharded else product.reshape(*a.shape[:-1], w.shape[1])
+
+
+def _product(a: Array, w: Array, precision: jax.lax.PrecisionLike) -> Array:
+    numbers = (((a.ndim - 1,), (0,)), ((), ()))
+    return lax.dot_general(a, w, numbers, precision=precision, preferred_element_type=state_dtype(w.dtype))
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _one_row_product(a: Array, w: Array, precision: jax.lax.PrecisionLike) -> Array:
+    """`_product` of one row, whose weight gradient is an outer product made in the layout of w (K, N). As the transpose
+    of a dot it would come out as (N, K), and XLA on CPU would turn it round in a pass of its own."""
+    return _product(a, w, precision)
+
+
+@_one_row_product.defjvp
+def _one_row_tangent(precision, primals, tangents):
+    (a, w), (da, dw) = primals, tangents
+    wide = state_dtype(w.dtype)
+    by_w = (a.astype(wide).T * dw.astype(wide)).sum(0)[None]
+    return _one_row_product(a, w, precision), _one_row_product(da, w, precision) + by_w
 
 
 def along(b: Array, like: Array, axis: int = -1) -> Array:

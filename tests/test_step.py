@@ -1,5 +1,6 @@
 """One step and the projection of the input against the oracle."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -49,3 +50,32 @@ def test_products_of_half_precision_are_summed_in_float32():
 def test_gates_split_in_the_order_reset_update_candidate():
     r, z, n = split_gates(jnp.arange(6.0))
     assert (r.tolist(), z.tolist(), n.tolist()) == ([0, 1], [2, 3], [4, 5])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_product_of_one_row_is_differentiated_as_any_product(dtype):
+    """Forward, in reverse, batched and twice; of several rows the first alone has a cotangent, so all else is zero."""
+    a, w, da, dw, g = (jnp.asarray(RNG.normal(size=s), dtype) for s in [(1, 4), (4, 3), (1, 4), (4, 3), (1, 3)])
+    g = g.astype(jnp.float32)
+
+    def one(a, w):
+        return dot(a, w, GRUSpec())
+
+    def of_three(a, w):
+        return dot(jnp.concatenate([a, jnp.zeros((2, 4), a.dtype)]), w, GRUSpec())[:1]
+
+    def square(f):
+        return lambda a, w: ((f(a, w) * g) ** 2).sum()
+
+    for f in (one, of_three):
+        assert f(a, w).dtype == jnp.float32
+    row = "float32" if dtype == "float32" else "bfloat16"
+    for made in (
+        lambda f: jax.jvp(f, (a, w), (da, dw)),
+        lambda f: jax.vjp(f, a, w)[1](g),
+        lambda f: jax.vmap(f, (None, 0))(a, jnp.stack([w, dw])),
+        lambda f: jax.jvp(jax.grad(square(f), (0, 1)), (a, w), (da, dw)),
+    ):
+        for found, expected in zip(jax.tree.leaves(made(one)), jax.tree.leaves(made(of_three)), strict=True):
+            assert found.dtype == expected.dtype
+            assert_close(found, expected, "gradient", dtype=row)

@@ -72,20 +72,28 @@ def _wide(sizes: Sizes) -> bool:
     return 4096 / hidden_size <= n_rows <= hidden_size / 8 or (large and 8 <= n_rows <= 512)
 
 
-def _brief_or_tall(sizes: Sizes) -> bool:
+def _tall(sizes: Sizes) -> bool:
     n_steps, n_rows, hidden_size = sizes
     if n_steps is None or n_rows is None or hidden_size is None:
         return False
-    return n_steps <= 2 or (n_steps * n_rows * hidden_size >= LARGE and n_rows > 512)
+    return n_steps * n_rows * hidden_size >= LARGE and n_rows > 512
 
 
 KERNELS: dict[str, Kernel] = {
+    "brief": Kernel(
+        partial(scan, joint=True),
+        "lax.scan, one product of the input and one of the state a step, differentiated by JAX",
+        _refused_by_one_product,
+        differentiated=False,
+        platform="cpu",
+        wins=lambda sizes: sizes.n_steps in (1, 2),
+    ),
     "joint": Kernel(
         partial(scan, joint=True),
         "lax.scan, one product of the input and one of the state a step, under the linear derivative rule",
         _refused_by_one_product,
         platform="cpu",
-        wins=_brief_or_tall,
+        wins=_tall,
     ),
     "columns": Kernel(
         columns,
@@ -265,9 +273,29 @@ def gru_sequences(
 @partial(jax.jit, static_argnums=(1, 2, 3, 4))
 def _run(recurrences, spec, names, chunk, emit):
     recurrences = [_prepared(*recurrence) for recurrence in recurrences]
+    if len({KERNELS[name].differentiated for name in names}) == 1:
+        return _program(names, spec, chunk, emit)(recurrences)
+    programs = [_program((name,), spec, chunk, emit) for name in names]
+    return _on_platform(names, programs, recurrences)
+
+
+def _program(names: tuple[str, ...], spec: GRUSpec, chunk: int | None, emit: bool) -> Callable:
+    """What runs `names`, with its derivative, which is one for them all."""
     if not KERNELS[names[0]].differentiated:
-        return KERNELS[names[0]].run(recurrences, spec, emit)
-    return _under_the_rule(names)(recurrences, spec, emit, chunk)
+        return _loop(names[0], spec, emit)
+    return lambda recurrences: _under_the_rule(names)(recurrences, spec, emit, chunk)
+
+
+def _loop(name: str, spec: GRUSpec, emit: bool) -> Callable:
+    return lambda recurrences: KERNELS[name].run(recurrences, spec, emit)
+
+
+def _on_platform(names: Sequence[str], programs: Sequence[Callable], recurrences: Any) -> Any:
+    """The one that is named; or, of two, the first on its platform and the second elsewhere."""
+    first, *others = programs
+    if not others:
+        return first(recurrences)
+    return lax.platform_dependent(recurrences, default=others[0], **{str(KERNELS[names[0]].platform): first})
 
 
 def _prepared(projection: Projection, h0: State, recurrent: Recurrent, control: Control) -> Recurrence:
@@ -291,16 +319,9 @@ def _prepared(projection: Projection, h0: State, recurrent: Recurrent, control: 
 
 @cache
 def _under_the_rule(names: tuple[str, ...]) -> Callable:
-    """The one that is named; or, of two, the first on its platform and the second elsewhere."""
-
     def forward(recurrences, spec, emit):
-        def run(name: str):
-            return lambda recurrences: KERNELS[name].run(recurrences, spec, emit)
-
-        first, *others = names
-        if not others:
-            return run(first)(recurrences)
-        return lax.platform_dependent(recurrences, default=run(others[0]), **{str(KERNELS[first].platform): run(first)})
+        loops = [_loop(name, spec, emit) for name in names]
+        return _on_platform(names, loops, recurrences)
 
     return with_derivative(forward)
 

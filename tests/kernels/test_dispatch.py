@@ -48,7 +48,11 @@ def test_valid_and_reset_equal_a_loop_row_by_row(masks, implementation, reset_af
     given = jax.tree.map(jnp.asarray, {"valid": valid, "reset": reset, "h_reset": h_reset})
     h0, w_hh, b_hn = map(jnp.asarray, (H0, W_HH, B_HN))
     gates_x = jnp.asarray(gates)
-    if implementation in ("columns", "joint"):  # they are given the input: here one whose projection is the identity
+    if implementation in (
+        "brief",
+        "columns",
+        "joint",
+    ):  # they are given the input: here one whose projection is the identity
         if not reset_after:
             return
         gates_x = Projection(jnp.nan_to_num(gates_x) - 1, jnp.eye(3 * H), jnp.ones(3 * H))
@@ -63,7 +67,8 @@ def test_explain_says_what_runs_and_why():
     assert explain(**wide, platform="cpu").implementation == "columns"
     assert explain(**wide, platform="gpu").implementation == explain(platform="cpu").implementation == "fused"
     assert explain(**wide, platform="cpu", projected=True).implementation == "fused"
-    assert explain(sizes=(1, 1, 64), platform="cpu").implementation == "joint"
+    for n_steps, expected in ((0, "fused"), (1, "brief"), (2, "brief"), (3, "fused")):
+        assert explain(sizes=(n_steps, 1, 64), platform="cpu").implementation == expected
     assert explain(sizes=(128, 1024, 128), platform="cpu").implementation == "joint"
     assert explain(sizes=(512, 128, 128), platform="cpu").implementation == "columns"
     assert explain(sizes=(128, 1, 512), platform="cpu").implementation == "fused"
