@@ -1,7 +1,7 @@
 """How all steps become one vector: of each row, or of each segment of rows that hold several sequences."""
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +9,48 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from grujax.errors import InputError, require
-from grujax.inputs import Steps, check_integers
-from grujax.layer import LayerRun
+from grujax.inputs import Steps, check_integers, from_rows
+from grujax.settings import POOLINGS, EncoderSettings, Pooling
+from grujax.stack import LayerRun, merged
 from grujax.types import Array, state_dtype
 
-Pooling: TypeAlias = str | Callable[[Array, Array], Array] | None
-POOLINGS = ("last", "mean", "max", "attention")
+
+class Segments(NamedTuple):
+    """Which of `number` sequences each step belongs to: ids (*batch, T), −1 for none."""
+
+    ids: Array
+    number: int
+
+
+def pooled(encoder: EncoderSettings, run: LayerRun, segments: Segments | None, dense: Callable[..., Array]) -> Array:
+    """What pooling makes of a run: (*batch, F), with segments (number, F), with `pooling=None` (*batch, T, F).
+
+    `dense(name, x, width, bias=True)` is W x + b with the parameters of that name.
+    """
+    output, pooling = run.output, encoder.pooling
+    if pooling is None:
+        return from_rows(output, run.batch, encoder.time_major)
+    valid = jnp.broadcast_to(True, output.shape[:2]) if run.valid is None else run.valid
+    if callable(pooling):
+        return pooling(from_rows(output, run.batch, False), from_rows(valid[..., None], run.batch, False)[..., 0])
+    if segments is not None:
+        ids, number = segments
+        ids = (ids if encoder.time_major else jnp.moveaxis(ids, -1, 0)).reshape(output.shape[:2])
+        segments = Segments(jnp.where(valid & (ids >= 0) & (ids < number), ids, number), number)
+    if pooling == "last":
+        states = [*run.h_last[-encoder.num_directions :]]
+        states = states if segments is None else last_of_segments(run, *segments)
+        features = merged(encoder, states).astype(output.dtype)
+    else:
+        scores = None
+        if pooling == "attention":  # u · tanh(W output + b)
+            inside = dense("attention", output, output.shape[-1])
+            scores = dense("attention_score", jnp.tanh(inside), 1, bias=False)[..., 0]
+        if segments is None:
+            features = pool(output, valid, pooling, scores)
+        else:
+            features = pool_segments(output, *segments, pooling, scores)
+    return features if segments is not None else features.reshape(*run.batch, features.shape[-1])
 
 
 def pool(output: Array, valid: Array, pooling: str, scores: Array | None = None) -> Array:
@@ -78,8 +114,8 @@ def last_of_segments(run: LayerRun, ids: Array, count: int) -> list[Array]:
 
 def check_segments(
     pooling: Pooling, steps: Steps, segments: ArrayLike | None, num_segments: int | None
-) -> Array | None:
-    """Segment ids that fit the steps and the pooling, or None where there are none; `InputError` otherwise."""
+) -> Segments | None:
+    """Segments that fit the steps and the pooling, or None where there are none; `InputError` otherwise."""
     if segments is None:
         require(num_segments is None, "num_segments", "None without segments", num_segments)
         unclear = steps.resets is not None and pooling is not None
@@ -94,4 +130,4 @@ def check_segments(
         raise InputError("num_segments", "an integer beside segments", found, "It is the shape of the result.")
     require(num_segments >= 0, "num_segments", "0 or more", num_segments)
     bounds, bounded = (-1, num_segments - 1), f"-1 to num_segments - 1 = {num_segments - 1}"
-    return check_integers(segments, "segments", steps.x.shape[:-1], "step", bounds, bounded)
+    return Segments(check_integers(segments, "segments", steps.x.shape[:-1], "step", bounds, bounded), num_segments)

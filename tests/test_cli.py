@@ -16,6 +16,7 @@ import pytest
 from grujax import cli
 from grujax.bench import chart, costs, peers, runner
 from grujax.bench.cases import Case
+from grujax.cli import train
 from grujax.saving import read
 from grujax.training import Epoch
 
@@ -237,7 +238,7 @@ def test_ctrl_c_before_the_first_epoch(capsys, monkeypatch, tmp_path):
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "fit", stop)
+    monkeypatch.setattr(train, "fit", stop)
     code, _, err = run(capsys, "train", toy("toy.npz"), "--output", "out")
     assert code == 130 and "before there was a model" in err and not (tmp_path / "out").exists()
 

@@ -1,4 +1,4 @@
-"""The command line: train, evaluate, predict, bench, doctor."""
+"""Train, evaluate, predict."""
 
 import contextlib
 import csv
@@ -7,9 +7,7 @@ import importlib.util
 import io
 import json
 import shutil
-import sys
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,17 +16,12 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from grujax.bench import chart, costs
-from grujax.bench.runner import PASSES, TABLE_WIDTH, Options, run, table
 from grujax.data import Sequences, load, load_sequences
-from grujax.errors import InputError, require
-from grujax.kernels import explain
-from grujax.saving import Saved, read, replacing, save
+from grujax.errors import require
+from grujax.saving import MODEL_FILE, Saved, model_file, read, replacing, save
 from grujax.training import Fitted, Scores, TrainConfig, baselines, fit, outputs_of, score
 from grujax.training.plots import plot_confusion, plot_curves
 from grujax.training.screen import Screen
-
-MODEL_FILE = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -152,104 +145,6 @@ class Predict:
         return 0
 
 
-@dataclass(frozen=True)
-class Bench(Options):
-    """grujax beside other GRUs on this machine: checked equal, timed in turns; and what else a GRU costs.
-
-    A library that is not installed is shown as such; the extra `bench` brings them all. The exit code is 1 where grujax
-    itself was found unequal to the equations.
-    """
-
-    save: tyro.conf.Suppress[bool] = False  # of benchmarks/run.py, which knows its folder; here it is --json
-    costs: bool = True
-    """Also compile time, memory, compilations for ragged data, import time, time to the first prediction."""
-    chart: Path | None = Path("grujax-bench.png")
-    """The picture to draw (extra `plot`); an earlier one of that name is replaced. None: none."""
-    json: Path | None = None
-    """The file for the report; the costs go beside it, into NAME-costs.json. None: none."""
-
-    def run(self, console: Console) -> int:
-        self._check()
-        report = run(self, console.print)
-        console.width = max(console.width, TABLE_WIDTH)
-        for kind in PASSES:
-            console.print(table(report, kind))
-        console.print(chart.measured_on(report), soft_wrap=True, highlight=False)
-        if self.json is not None:
-            _save_json(console, self.json, report)
-        if self.chart is not None:
-            chart.draw(report, self.chart)
-            console.print(f"drawn {self.chart}", soft_wrap=True, highlight=False)
-        if self.costs:
-            found = costs.measure(console.print)
-            for one in costs.tables(found):
-                console.print(one)
-            if self.json is not None:
-                _save_json(console, self.json.with_name(f"{self.json.stem}-costs.json"), found)
-        return int(report.failed)
-
-    def _check(self) -> None:
-        """What would fail after minutes of measuring fails now."""
-        for argument, path in (("--chart", self.chart), ("--json", self.json)):
-            there = path is None or (path.parent.is_dir() and not path.is_dir())
-            require(there, argument, "a file in a folder that exists", path, "Make the folder first.")
-        if self.chart is not None:
-            chart.require_matplotlib()
-            require(self.chart.suffix == ".png", "--chart", "a name that ends in .png", self.chart)
-            remedy = "The chart shows times relative to it: add it, or --chart None."
-            require("grujax" in self.peers, "--peers", "grujax among them", list(self.peers), remedy)
-
-
-@dataclass(frozen=True)
-class Doctor:
-    """What this installation is: versions, devices, which kernel would run, caches."""
-
-    def run(self, console: Console) -> int:
-        import jax
-
-        table = Table("what", "found", title="grujax doctor")
-        for name in ("grujax", "jax", "jaxlib", "flax", "optax", "numpy", "safetensors"):
-            table.add_row(name, version(name))
-        for extra, module in (("data", "aeon"), ("data", "sklearn"), ("plot", "matplotlib"), ("torch", "torch")):
-            found = importlib.util.find_spec(module) is not None
-            table.add_row(module, "installed" if found else f"not installed: pip install 'grujax[{extra}]'")
-        table.add_row("python", sys.version.split()[0])
-        table.add_row("devices", ", ".join(f"{d.platform} {d.device_kind}" for d in jax.devices()))
-        table.add_row("kernel", str(explain()))
-        cache = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
-        table.add_row(
-            "compilation cache", str(cache or "none: set JAX_COMPILATION_CACHE_DIR to keep compiled programs")
-        )
-        console.print(table)
-        return 0
-
-
-Command = (
-    Annotated[Train, tyro.conf.subcommand("train")]
-    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
-    | Annotated[Predict, tyro.conf.subcommand("predict")]
-    | Annotated[Bench, tyro.conf.subcommand("bench")]
-    | Annotated[Doctor, tyro.conf.subcommand("doctor")]
-)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Runs a command and returns its exit code: 0, 2 for bad input, 130 after Ctrl-C."""
-    console = Console()
-    try:
-        command = tyro.cli(Command, args=arguments, prog="grujax", description=__doc__)  # pyright: ignore
-        return command.run(console)
-    except KeyboardInterrupt:
-        message, code = "interrupted before there was a model to save or the last table to show", 130
-    except InputError as error:
-        message, code = str(error), 2
-    except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
-        message, code = f"{place}{error.strerror or error}. Nothing half-written was left behind.", 2
-    print(f"grujax: {message}", file=sys.stderr)
-    return code
-
-
 @contextlib.contextmanager
 def _output_folder(output: Path | None, name: str):
     """A folder made for this run; removed again where the run ends in an error."""
@@ -270,7 +165,7 @@ def _output_folder(output: Path | None, name: str):
 
 
 def _trained(path: Path) -> Saved:
-    saved = read(path / MODEL_FILE if path.is_dir() else path)
+    saved = read(model_file(path))
     complete = {"labels", "channels"} <= saved.metadata.keys() and "statistics" in saved.variables
     require(complete, "model", "a model that grujax train saved", f"{path} without labels and statistics")
     return saved
@@ -278,12 +173,6 @@ def _trained(path: Path) -> Saved:
 
 def _model(saved: Saved) -> Any:
     return saved.model
-
-
-def _save_json(console: Console, path: Path, found: Any) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(dataclasses.asdict(found), indent=1) + "\n")
-    console.print(f"saved {path}", soft_wrap=True, highlight=False)
 
 
 def _about(name: str, train: Sequences, test: Sequences) -> str:
@@ -332,7 +221,3 @@ def _print_confused(console: Console, scores: Scores, labels: tuple[str, ...] | 
                 highlight=False,
                 markup=False,
             )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

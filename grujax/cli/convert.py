@@ -1,0 +1,79 @@
+"""Model files of other frameworks: convert, export. Both prove what they wrote."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+
+from grujax.interop import Converted, convert
+from grujax.interop.stablehlo import LOADER
+from grujax.saving import model_file
+
+EXPORTS = {
+    "onnx": "model.onnx",
+    "stablehlo": "model.stablehlo",
+    "torch": "model.pt",
+    "keras": "model.keras",
+    "safetensors": "model-torch.safetensors",
+}
+"""What `export` writes, and its name beside the model."""
+
+
+@dataclass(frozen=True)
+class Convert:
+    """One model file into that of another framework, exactly or not at all; both sides are run and compared."""
+
+    source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SOURCE")]
+    """A .pt, .pth, .keras, .weights.h5, .onnx, .msgpack or .safetensors file, or the folder of a training run."""
+    target: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="TARGET")]
+    """The file to write, its format told by its ending; .safetensors is grujax's own unless --to safetensors."""
+    source_format: Annotated[str | None, tyro.conf.arg(name="from", metavar="FORMAT")] = None
+    """None goes by the ending; else grujax, torch, safetensors, keras, keras-weights, onnx or flax."""
+    target_format: Annotated[str | None, tyro.conf.arg(name="to", metavar="FORMAT")] = None
+    """Likewise, and stablehlo."""
+
+    def run(self, console: Console) -> int:
+        source = model_file(self.source)
+        found = convert(source, self.target, self.source_format, self.target_format)
+        _report(console, found, source, self.target)
+        return 0
+
+
+@dataclass(frozen=True)
+class Export:
+    """A trained model for other programs; it is loaded again and run, and the largest difference printed."""
+
+    model: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="MODEL")]
+    """A model.safetensors that grujax wrote, or the folder of a training run."""
+    to: Literal["onnx", "stablehlo", "torch", "keras", "safetensors"]
+    """onnx, stablehlo: programs, what standardises the inputs inside. torch, keras, safetensors (torch's keys):
+    weights, into which it is folded."""
+    output: Path | None = None
+    """The file to write. None: model.onnx, model.stablehlo, model.pt, model.keras or model-torch.safetensors beside
+    the model."""
+
+    def run(self, console: Console) -> int:
+        source = model_file(self.model)
+        target = source.with_name(EXPORTS[self.to]) if self.output is None else self.output
+        found = convert(source, target, "grujax", self.to, fold=True)
+        _report(console, found, source, target)
+        if self.to == "stablehlo":
+            console.print(f"run it, without grujax:\n{LOADER}", highlight=False, markup=False, soft_wrap=True)
+        return 0
+
+
+def _report(console: Console, found: Converted, source: Path, target: Path) -> None:
+    def say(line: str) -> None:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    for sentence in found.left_behind:
+        say(f"left behind: {sentence}")
+    if found.folded is not None:
+        say(f"folded into the weights: what standardises inputs and targets (largest difference {found.folded:.3g})")
+    say(f"saved {target} ({found.target_format}), from {source} ({found.source_format})")
+    if found.difference is None:
+        say(f"not compared, {found.missing} is not installed")
+    else:
+        say(f"loaded again and run beside grujax on random data: largest difference {found.difference:.3g}")

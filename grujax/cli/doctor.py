@@ -1,0 +1,35 @@
+"""What this installation is."""
+
+import importlib.util
+import sys
+from dataclasses import dataclass
+from importlib.metadata import version
+
+from rich.console import Console
+from rich.table import Table
+
+from grujax.kernels import explain
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """What this installation is: versions, devices, which kernel would run, caches."""
+
+    def run(self, console: Console) -> int:
+        import jax
+
+        table = Table("what", "found", title="grujax doctor")
+        for name in ("grujax", "jax", "jaxlib", "flax", "optax", "numpy", "safetensors"):
+            table.add_row(name, version(name))
+        for extra, module in (("data", "aeon"), ("data", "sklearn"), ("plot", "matplotlib"), ("torch", "torch")):
+            found = importlib.util.find_spec(module) is not None
+            table.add_row(module, "installed" if found else f"not installed: pip install 'grujax[{extra}]'")
+        table.add_row("python", sys.version.split()[0])
+        table.add_row("devices", ", ".join(f"{d.platform} {d.device_kind}" for d in jax.devices()))
+        table.add_row("kernel", str(explain()))
+        cache = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+        table.add_row(
+            "compilation cache", str(cache or "none: set JAX_COMPILATION_CACHE_DIR to keep compiled programs")
+        )
+        console.print(table)
+        return 0
