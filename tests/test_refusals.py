@@ -211,7 +211,7 @@ BAD = {
     "door integers": (door(h0=jnp.ones((B, H), int)), ["h0: expected a floating dtype", "int"]),
     "door implementation": (
         door(implementation="cudnn"),
-        ["implementation: expected one of ['columns', 'fused', 'joint', 'scan']"],
+        ["implementation: expected one of ['brief', 'columns', 'fused', 'joint', 'scan']"],
     ),
 }
 

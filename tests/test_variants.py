@@ -14,7 +14,9 @@ from tolerances import assert_close
 
 import grujax
 from grujax import GRU, GRUCell, GRUEncoder, GRUModel, GRUSpec, GRUWeights, equations, gru
-from grujax.interop.torch import CONVERTED, FREE, to_torch
+from grujax.interop import ConversionWarning
+from grujax.interop.parts import FREE, SIZES, TRAINING
+from grujax.interop.torch import from_torch, to_torch
 from grujax.kernels import explain
 
 T, B, I, H = 5, 4, 3, 6
@@ -540,15 +542,15 @@ def test_a_function_is_not_saved(tmp_path, field):
 
 
 NOT_IN_TORCH = {
-    **{"reset_after": False, "update": "take", "activation": "relu", "gate_activation": "hard_sigmoid", "clip": 3.0},
+    **{"reset_after": False, "activation": "relu", "gate_activation": "hard_sigmoid", "clip": 3.0},
     **{"layer_norm": True, "merge": "sum", "connection": "residual", "initial_state": "learned"},
-    **{"include_initial": True, "input_dropout": 0.1, "recurrent_dropout": 0.1, "weight_dropout": 0.1, "zoneout": 0.1},
+    **{"include_initial": True, "zoneout": 0.1},
     **{"pooling": "mean", "head_hidden": (4,), "head_activation": "tanh"},
 }
 
 
 def test_every_field_is_converted_or_free_or_refused():
-    assert sorted([*NOT_IN_TORCH, *CONVERTED, *FREE]) == sorted(FIELDS)
+    assert sorted([*NOT_IN_TORCH, *SIZES, *TRAINING, *FREE]) == sorted([*FIELDS, "parent", "name"])
 
 
 @pytest.mark.parametrize("field", NOT_IN_TORCH)
@@ -561,8 +563,32 @@ def test_torch_is_refused_what_it_has_not(field):
                 to_torch(model, {"params": {}})
 
 
+def test_what_acts_in_training_alone_is_left_behind_and_said():
+    pytest.importorskip("torch", reason="torch is not installed")
+    for field in TRAINING:
+        model = GRU(H, **{field: 0.25})
+        variables = {"params": random_params(model, jnp.ones((B, T, I), jnp.float32))}
+        if field == "dropout":  # torch has it, and no warning comes
+            to_torch(model, variables)
+        else:
+            with pytest.warns(ConversionWarning, match=f"{field}=0.25: it acts in training alone"):
+                to_torch(model, variables)
+
+
+def test_an_update_gate_that_takes_the_candidate_is_mirrored_for_torch():
+    pytest.importorskip("torch", reason="torch is not installed")
+    model, x = (
+        GRU(H, bidirectional=True, update="take"),
+        jnp.asarray(np.random.default_rng(0).normal(size=(B, T, I)), jnp.float32),
+    )
+    variables = {"params": random_params(model, x)}
+    kept, mirrored = from_torch(to_torch(model, variables, verify=True))
+    assert kept == GRU(H, bidirectional=True)
+    assert_close(quick(kept.apply)(mirrored, x)[0], quick(model.apply)(variables, x)[0])
+
+
 def test_several_heads_are_refused_by_torch():
     pytest.importorskip("torch", reason="torch is not installed")
     model = GRUModel(H, {"y": 2, "a": 3})
-    with refused("output_size: expected one head", "one nn.Linear"):
+    with refused("output_size: expected one head", "torch.nn.GRU has one"):
         to_torch(model, {"params": random_params(model, jnp.ones((B, T, I), jnp.float32))})
