@@ -69,12 +69,12 @@ def to_stablehlo(model: nn.Module, variables: Mapping, *, lengths: bool = True, 
     return bytes(export.export(jax.jit(run), platforms=PLATFORMS)(*symbolic).serialize())
 
 
-def load(path: Path) -> Any:
-    """The program, which jax alone runs."""
-    return export.deserialize(bytearray(path.read_bytes()))
+def load(path: Path) -> bytes:
+    """The program as it stands in the file: nothing of a stranger's is opened here."""
+    return path.read_bytes()
 
 
-def from_stablehlo(program: Any) -> tuple[nn.Module, dict]:
+def from_stablehlo(program: bytes) -> tuple[nn.Module, dict]:
     """Raises `InputError`: a program is not read back into weights."""
     remedy = "jax.export.deserialize(data).call runs it; keep the model file for everything else."
     raise InputError("path", "a file of weights", "a StableHLO program", remedy)
@@ -84,14 +84,16 @@ def store(path: Path, program: bytes) -> None:
     path.write_bytes(program)
 
 
-def runner(program: Any, model: nn.Module) -> Runner:
+def runner(program: bytes, model: nn.Module) -> Runner:
+    """jax.export alone, on what `to_stablehlo` made."""
+    exported = export.deserialize(bytearray(program))
     names = {GRUCell: ("h_last",), GRU: ("output", "h_last")}.get(type(model), ("y", "h_last"))
 
     def call(x: NDArray, h0: NDArray | None, lengths: NDArray | None) -> dict[str, Any]:
-        result = program.call(*(jnp.asarray(a) for a in (x, h0, lengths) if a is not None))
+        result = exported.call(*(jnp.asarray(a) for a in (x, h0, lengths) if a is not None))
         return dict(zip(names, result if isinstance(result, tuple) else (result,), strict=False))
 
-    axes = [len(a.shape) for a in program.in_avals]
+    axes = [len(a.shape) for a in exported.in_avals]
     return Runner(call, takes_h0=len(axes) > 1 and axes[1] > 1, takes_lengths=axes[-1] == 1)
 
 

@@ -316,6 +316,45 @@ def test_hostile_files_are_refused_in_one_line_and_leave_nothing(name, tmp_path,
     assert [p.name for p in tmp_path.iterdir()] == [file]  # nothing written, nothing run
 
 
+FILES = LOSSLESS | {"flax": "m.msgpack", "stablehlo": "m.stablehlo"}
+
+
+@pytest.mark.parametrize("name", [*LOSSLESS, "flax"])
+def test_weights_that_are_not_finite_are_refused_in_every_format(name, tmp_path):
+    variables = variables_of(GRU(4))
+    of_layer = variables["params"]["l0"]
+    of_layer["b_hh"] = jnp.zeros(12, jnp.float32)  # with which Flax loses nothing
+    for value, found in ((jnp.nan, "NaN"), (-jnp.inf, "Inf")):
+        of_layer["w_hh"] = of_layer["w_hh"].at[2, 5].set(value)
+        save(tmp_path / FILES[name], GRU(4), variables, name)
+        with refused("l0/w_hh", "finite", found, FILES[name]):
+            load(tmp_path / FILES[name], name)
+
+
+@pytest.fixture(scope="module")
+def one_of_each(tmp_path_factory):
+    """A file of every format, of one model."""
+    folder, variables = tmp_path_factory.mktemp("each"), variables_of(GRU(4))
+    variables["params"]["l0"]["b_hh"] = jnp.zeros(12, jnp.float32)
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        for name, file in FILES.items():
+            save(folder / file, GRU(4), variables, name)
+    return {name: (folder / file).read_bytes() for name, file in FILES.items()}
+
+
+@pytest.mark.parametrize("claimed", FORMATS)
+def test_a_file_that_is_renamed_is_refused_in_one_line(claimed, one_of_each, tmp_path):
+    for name in FORMATS:
+        path = tmp_path / FILES[claimed]
+        path.write_bytes(one_of_each[name])
+        if name == claimed and name != "stablehlo":
+            assert load(path, claimed)[0].hidden_size == 4
+            continue
+        with pytest.raises(InputError) as error:
+            load(path, claimed)
+        assert path.name in str(error.value) and "\n" not in str(error.value), (name, claimed, str(error.value))
+
+
 def test_a_file_of_grujax_is_not_read_in_torch_keys_nor_the_other_way_round(tmp_path):
     save(tmp_path / "own.safetensors", MODEL, variables_of(MODEL))
     with refused("metadata key 'grujax'", "grujax.load"):
