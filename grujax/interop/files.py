@@ -118,9 +118,9 @@ def save(
     theirs = adapter.theirs(model, variables)
     with saving.replacing(path) as temporary:
         adapter.store(temporary, theirs)
-        return (
-            require_equal(model, variables, adapter.runner(adapter.load(temporary), model), "path") if verify else None
-        )
+        if not verify:
+            return None
+        return require_equal(model, variables, adapter.runner(adapter.load(temporary), model), "path")
 
 
 def convert(

@@ -251,6 +251,7 @@ PT = {
     "a list": (lambda p: torch.save([torch.ones(2)], p), ["a state dict", "list"]),
     "no keys of text": (lambda p: torch.save({3: torch.ones(2)}, p), ["keys that are text", "found 3"]),
     "a member outside": (lambda p: rewritten(p, lambda m: m | {"../evil": b"x"}), ["stay in their folder", "../evil"]),
+    "a member at the root": (lambda p: rewritten(p, lambda m: m | {"/evil": b"x"}), ["stay in their folder", "/evil"]),
     "a bomb": (bomb, ["unfolds"]),
     "an lstm": (lambda p: torch.save(torch.nn.LSTM(3, 4).state_dict(), p), ["weight_hh_l0", "LSTM"]),
     "an lstm in disguise": (
