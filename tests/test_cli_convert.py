@@ -131,7 +131,7 @@ def test_export_refuses_what_the_other_side_cannot_hold(capsys):
 
 
 def test_the_printed_loader_runs_as_it_is(trained, tmp_path, capsys):
-    _, out, _ = run(capsys, "export", str(trained), "--to", "stablehlo", "--output", "model.stablehlo")
+    _, out, _ = run(capsys, "export", str(trained), "--to", "stablehlo", "--output", "here.stablehlo")
     loader = out[out.index("import jax") :]
     model = read(trained / MODEL_FILE).model
     given = f"""

@@ -60,7 +60,8 @@ class Export:
         found = convert(source, target, "grujax", self.to, fold=True)
         _report(console, found, source, target)
         if self.to == "stablehlo":
-            console.print(f"run it, without grujax:\n{LOADER}", highlight=False, markup=False, soft_wrap=True)
+            loader = LOADER.replace(EXPORTS[self.to], target.as_posix())
+            console.print(f"run it, without grujax:\n{loader}", highlight=False, markup=False, soft_wrap=True)
         return 0
 
 
