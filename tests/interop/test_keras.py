@@ -740,7 +740,7 @@ TREES = {
         [f"{CELL}/1", "SoftLink"],
     ),
     "external link": (
-        lambda: with_tree(replaced(f"{CELL}/1", lambda g, n: g.update({n: h5py.ExternalLink("/tmp/a.h5", "/a")}))),
+        lambda: with_tree(replaced(f"{CELL}/1", lambda g, n: g.update({n: h5py.ExternalLink("/absent/a.h5", "/a")}))),
         [f"{CELL}/1", "ExternalLink"],
     ),
     "linked group": (
