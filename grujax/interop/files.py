@@ -91,7 +91,7 @@ def load(path: str | Path, format: str | None = None, *, verify: bool = False) -
         foreign = adapter.load(path)
         model, variables = adapter.ours(foreign)
         for key, a in flatten_dict(variables, sep="/").items():
-            require(bool(np.isfinite(np.asarray(a).astype(np.float32)).all()), key, "finite weights", "NaN or Inf")
+            require(bool(np.isfinite(np.asarray(a).astype(np.float64)).all()), key, "finite weights", "NaN or Inf")
         if verify:
             require_equal(model, variables, adapter.runner(foreign, model), "path")
     except InputError as error:
@@ -151,10 +151,8 @@ def convert(
         warnings.simplefilter("always", ConversionWarning)
         try:
             difference = save(target, model, variables, writes.name, verify=True)
-        except (
-            MissingPackage
-        ) as error:  # the package that runs it; where it is the one that writes it, this raises again
-            missing = error.argument
+        except MissingPackage as error:
+            missing = error.argument  # what runs it; where that is also what writes it, the next line raises again
             save(target, model, variables, writes.name)
     left = [str(w.message) for w in caught if issubclass(w.category, ConversionWarning)]
     largest = None if difference is None else difference.largest
