@@ -12,7 +12,8 @@ same lines.
 
 The coefficients are made of r, z, n and m, which the forward loop emits where it is differentiated; or, for all
 activations but sigmoid and tanh and for long sequences, of the states alone, all products of a chunk of steps at
-once. Chunks are checkpointed: what is kept between the passes is then the input and the states, nothing else.
+once. Chunks are checkpointed: what is kept between the passes is the input, the states and what was emitted, nothing
+else, and all the rest is made of a few steps at a time.
 
 With reset_after=False the last product is c_n ⊙ ((a_r ⊙ (dh W_hr) + r ⊙ dh) W_hn): r multiplies h before it. A mask
 on the state that the products read multiplies dh there too; what is held of a state moves k towards 1.
@@ -27,7 +28,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
-from grujax.step import SLOPES, activate, along, dot, gate_values, project, split, split_gates
+from grujax.step import SLOPES, activate, dot, gate_values, project, split, split_gates
 from grujax.types import (
     Activation,
     Array,
@@ -46,34 +47,52 @@ Forward = Callable[[Sequence[Recurrence], GRUSpec, bool], list[Ran]]
 """A forward loop, or one for each recurrence; the last argument asks for what the steps emit."""
 
 
-class Coefficients(NamedTuple):
-    """What multiplies dh in each step of the tangent, (T, B, H) each."""
+class Values(NamedTuple):
+    """What the coefficients of every step are made of, (T, B, H) each, finite at steps that are not valid too."""
 
-    keep: Array | float  # dh itself
-    r: Array | float  # dh W_hr
-    z: Array | float  # dh W_hz
-    n: Array | float  # dh W_hn, or what stands for it with reset_after=False
-    gate_r: Array | float | None = None  # the value of r, with reset_after=False alone
+    h: States  # the state that enters
+    r: Array
+    z: Array
+    n: Array
+    m: Array | None  # what r multiplies, with reset_after=True
+    slopes: tuple[Array, Array, Array] | None  # of the activations of r, z, n; None where r, z and n tell them
+
+
+class Chunks(NamedTuple):
+    """How the derivative takes a sequence: so many steps at once."""
+
+    steps: int
+    emitted: bool  # r, z, n and m are kept from the forward loop, not made anew of the states
+
+
+class Source(NamedTuple):
+    """The tangents that enter every step besides that of the state; None is zero."""
+
+    products: Array | None  # (T, B, 3H), added to dh W_hr, dh W_hz and dh W_hn, or what stands for it
+    n: Array | None  # (T, B, H), inside the candidate's activation, where r does not multiply it
 
 
 def with_derivative(forward: Forward) -> Callable:
     """`forward`, differentiated by the rule above and not by its own lines.
 
-    Its last argument, `chunk`, is how many steps have their coefficients at once; None is all of them.
+    Its last argument is the chunks in which the derivative takes the steps; None is all of them at once.
     """
 
     @partial(jax.custom_jvp, nondiff_argnums=(1, 2, 3))
-    def run(recurrences, spec, emit, chunk):
+    def run(recurrences, spec, emit, chunks):
         return forward(recurrences, spec, emit)
 
     @partial(run.defjvp, symbolic_zeros=True)
-    def rule(spec, emit, chunk, primals, tangents):
+    def rule(spec, emit, chunks, primals, tangents):
         moved = jax.tree.map(lambda t: None if isinstance(t, SymbolicZero) else t, tangents[0])
         told = all(activation in SLOPES for activation in (spec.activation, spec.gate_activation)) and spec.clip is None
         outputs, d_outputs = [], []
-        all_ran = run(*primals, spec, emit or (told and chunk is None), chunk)
+        kept = told and (chunks is None or chunks.emitted)
+        all_ran = run(*primals, spec, emit or kept, chunks)
         for recurrence, d_recurrence, ran in zip(primals[0], moved, all_ran, strict=True):
-            dhs, dh_last = tangent(recurrence, d_recurrence, ran if told else ran._replace(emitted=None), spec, chunk)
+            dhs, dh_last = tangent(
+                recurrence, d_recurrence, ran if kept else ran._replace(emitted=None), spec, chunks and chunks.steps
+            )
             outputs.append(ran if emit else ran._replace(emitted=None))
             d_outputs.append(
                 Ran(dhs, dh_last, emitted_tangent(recurrence, d_recurrence, ran, dhs, spec) if emit else None)
@@ -97,10 +116,9 @@ def tangent(
     ) -> tuple[State, States]:
         """The linear loop over some of the steps; `first` is the state that enters them."""
         p, dp = projection._replace(x=x), d_projection._replace(x=dx)
-        coefficients, source = linearise(
-            p, entering(first, hs, steps), recurrent, dp, d_recurrent, steps, spec, emitted
-        )
-        return linear_scan(coefficients, source, dh, recurrent.w_hh, steps, d_control.h_reset, spec)
+        values = values_of(p, entering(first, hs, steps), recurrent, steps, spec, emitted)
+        source = source_of(values, p, dp, d_recurrent, steps, spec)
+        return linear_scan(values, source, dh, recurrent.w_hh, steps, d_control.h_reset, spec)
 
     timed = {"valid": control.valid, "reset": control.reset, "hold": control.hold}
     n_steps = hs.shape[0]
@@ -110,19 +128,18 @@ def tangent(
     n_chunks = n_steps // chunk
 
     def body(dh: State, xs: tuple) -> tuple[State, States]:
-        x, dx, first, hs, timed = xs
-        return over(x, dx, first, hs, None, control._replace(**timed), dh)
+        first, (x, dx, hs, emitted, timed) = xs
+        return over(x, dx, first, hs, emitted, control._replace(**timed), dh)
 
     firsts = jnp.concatenate([h0[None], hs[chunk - 1 :: chunk]])
-    over_time = (projection.x, d_projection.x, hs, timed)
+    over_time = (projection.x, d_projection.x, hs, emitted, timed)
     whole = jax.tree.map(lambda a: a[: n_chunks * chunk].reshape(n_chunks, chunk, *a.shape[1:]), over_time)
-    x, dx, hs_whole, timed_whole = whole
-    dh, dhs = lax.scan(jax.checkpoint(body), dh0, (x, dx, firsts[:n_chunks], hs_whole, timed_whole))
+    dh, dhs = lax.scan(jax.checkpoint(body), dh0, (firsts[:n_chunks], whole))
     dhs = dhs.reshape(n_chunks * chunk, *hs.shape[1:])
     if n_chunks * chunk == n_steps:
         return dhs, dh
-    x, dx, hs, timed = jax.tree.map(lambda a: a[n_chunks * chunk :], over_time)
-    dh, last = jax.checkpoint(body)(dh, (x, dx, firsts[n_chunks], hs, timed))
+    rest = jax.tree.map(lambda a: a[n_chunks * chunk :], over_time)
+    dh, last = jax.checkpoint(body)(dh, (firsts[n_chunks], rest))
     return jnp.concatenate([dhs, last]), dh
 
 
@@ -134,75 +151,83 @@ def entering(h0: State, hs: States, control: Control) -> States:
     return jnp.where(control.reset[..., None], 0 if control.h_reset is None else control.h_reset[None, None], h_in)
 
 
-def linearise(
+def values_of(
     projection: Projection,
     h_in: States,
     recurrent: Recurrent,
-    d_projection: Projection,
-    d_recurrent: Recurrent,
     control: Control,
     spec: GRUSpec,
     emitted: Emitted | None,
-) -> tuple[Coefficients, States]:
-    """The coefficients and the source of every step; h_in (T, B, H) are the states that enter the steps."""
+) -> Values:
+    """From what the forward loop emitted; or from the states that enter, all products at once."""
+    if emitted is not None:
+        return Values(h_in, *emitted, slopes=None)
     w_r, w_z, w_n = split_gates(recurrent.w_hh)
     seen = h_in if control.state_mask is None else control.state_mask[None] * h_in
-    if emitted is not None:
-        r, z, n, m = emitted  # m is None with reset_after=False, and not used
-        gate_slope, slope = SLOPES[spec.gate_activation], SLOPES[spec.activation]
-        slope_r, slope_z, slope_n = gate_slope(r), gate_slope(z), slope(n)
-    else:
 
-        def value_and_slope(activation: Activation, a: Array) -> tuple[Array, Array]:
-            return jax.jvp(activate(activation, spec.clip), (a,), (jnp.ones_like(a),))
+    def value_and_slope(activation: Activation, a: Array) -> tuple[Array, Array]:
+        return jax.jvp(activate(activation, spec.clip), (a,), (jnp.ones_like(a),))
 
-        x_r, x_z, x_n = project(projection, spec)
-        r, slope_r = value_and_slope(spec.gate_activation, x_r + dot(seen, w_r, spec))
-        z, slope_z = value_and_slope(spec.gate_activation, x_z + dot(seen, w_z, spec))
-        m = dot(seen if spec.reset_after else r * seen, w_n, spec) + recurrent.b_hn[None, None]
-        n, slope_n = value_and_slope(spec.activation, x_n + (r * m if spec.reset_after else m))
-    keep, a_z = (z, (h_in - n) * slope_z) if spec.update == "keep" else (1 - z, (n - h_in) * slope_z)
-    if control.hold is not None:
-        keep, a_z = keep + control.hold * (1 - keep), (1 - control.hold) * a_z
-    a_n = (1 - keep) * slope_n  # dh_t / d(inside of the candidate's activation)
-    a_r = (m if spec.reset_after else seen) * slope_r  # pyright: ignore[reportOptionalOperand]
-
-    d_x = projection_tangent(projection, d_projection, spec)
-    read = (seen, seen, seen if spec.reset_after else r * seen)
-    d_h: list[Any] = [None] * 3
-    if d_recurrent.w_hh is not None:
-        d_h = [dot(a, dw, spec) for a, dw in zip(read, split_gates(d_recurrent.w_hh), strict=True)]
-    inside_r, inside_z = added(d_x[0], d_h[0]), added(d_x[1], d_h[1])
-    d_m = added(d_h[2], None if d_recurrent.b_hn is None else along(d_recurrent.b_hn, h_in))
-    if spec.reset_after:
-        coefficients = Coefficients(keep=keep, r=a_n * a_r, z=a_z, n=a_n * r)
-        source = coefficients.r * inside_r + a_z * inside_z + coefficients.n * d_m + a_n * added(d_x[2])
-    else:
-        coefficients = Coefficients(keep=keep, r=a_r, z=a_z, n=a_n, gate_r=r)
-        source = a_z * inside_z + a_n * added(d_x[2], dot(a_r * inside_r, w_n, spec), d_m)
-    if (valid := control.valid) is not None:
-        held = Coefficients(keep=1.0, r=0.0, z=0.0, n=0.0, gate_r=0.0 if coefficients.gate_r is not None else None)
-        coefficients = jax.tree.map(lambda c, h: jnp.where(valid[..., None], c, h), coefficients, held)
-        source = jnp.where(valid[..., None], source, 0)
-    return coefficients, source
+    gates_x = project(projection, spec)
+    if control.valid is not None and projection.w_ih is None:  # gates of a step that is not valid may be NaN
+        gates_x = [jnp.where(control.valid[..., None], g, 0) for g in gates_x]
+    x_r, x_z, x_n = gates_x
+    r, slope_r = value_and_slope(spec.gate_activation, x_r + dot(seen, w_r, spec))
+    z, slope_z = value_and_slope(spec.gate_activation, x_z + dot(seen, w_z, spec))
+    m = dot(seen if spec.reset_after else r * seen, w_n, spec) + recurrent.b_hn[None, None]
+    n, slope_n = value_and_slope(spec.activation, x_n + (r * m if spec.reset_after else m))
+    return Values(h_in, r, z, n, m if spec.reset_after else None, (slope_r, slope_z, slope_n))
 
 
-def projection_tangent(p: Projection, dp: Projection, spec: GRUSpec) -> Sequence[Array | None]:
-    """That of the input's part of r, z and n, (T, B, H) each; None where it is zero."""
+def source_of(
+    values: Values, p: Projection, dp: Projection, d_recurrent: Recurrent, control: Control, spec: GRUSpec
+) -> Source:
+    """The tangents of the input, the weights and the biases, at all steps at once."""
     if p.w_ih is None:
-        return [None] * 3 if dp.x is None else split_gates(dp.x)
-    terms = [dot(a, w, spec) for a, w in ((dp.x, p.w_ih), (p.x, dp.w_ih)) if a is not None and w is not None]
-    gates = split_gates(sum(terms[1:], terms[0])) if terms else [None] * 3
-    if dp.bias is None:
-        return gates
-    shape = jnp.zeros((*p.x.shape[:-1], p.w_ih.shape[1] // 3), dp.bias.dtype)
-    return [added(g, along(b, shape)) for g, b in zip(gates, split_gates(dp.bias), strict=True)]
+        d_rz, d_n = split_n(dp.x)
+    else:
+        d_rz, d_n = (
+            added(*(dot(a, w, spec) for a, w in ((dp.x, w), (p.x, dw)) if a is not None and w is not None))
+            for w, dw in zip(split_n(p.w_ih), split_n(dp.w_ih), strict=True)
+        )
+    db_rz, db_n = split_n(dp.bias)
+    db_m = d_recurrent.b_hn
+    d_h = None
+    if d_recurrent.w_hh is not None:
+        seen = values.h if control.state_mask is None else control.state_mask[None] * values.h
+        if spec.reset_after:
+            d_h = dot(seen, d_recurrent.w_hh, spec)
+        else:
+            dw_rz, dw_n = split_n(d_recurrent.w_hh)
+            d_h = jnp.concatenate([dot(seen, dw_rz, spec), dot(values.r * seen, dw_n, spec)], axis=-1)
+    no_h, no_b = jnp.zeros_like(values.h), jnp.zeros_like(values.h, shape=values.h.shape[-1:])
+
+    def everywhere(b: Array | None) -> Array | None:
+        return None if b is None else jnp.broadcast_to(b, (*values.h.shape[:-1], b.shape[0]))
+
+    if spec.reset_after:
+        products = added(d_h, joined(d_rz, None, no_h), everywhere(joined(db_rz, db_m, no_b)))
+        return Source(products, added(d_n, everywhere(db_n)))
+    return Source(added(d_h, joined(d_rz, d_n, no_h), everywhere(joined(db_rz, added(db_n, db_m), no_b))), None)
+
+
+def joined(rz: Array | None, n: Array | None, zero: Array) -> Array | None:
+    """What `split_n` took apart; zeros for the one that is not there, None where neither is."""
+    if rz is None and n is None:
+        return None
+    parts = [zero, zero] if rz is None else [rz]
+    return jnp.concatenate([*parts, zero if n is None else n], axis=-1)
+
+
+def split_n(a: Array | None) -> Sequence[Any]:
+    """(..., 3H) -> r and z together, (..., 2H), and n; with reset_after=True they enter a step in different places."""
+    return (None, None) if a is None else jnp.split(a, [a.shape[-1] // 3 * 2], axis=-1)
 
 
 def added(*terms: Array | None) -> Any:
-    """The sum of the terms that are there."""
+    """The sum of the terms that are there; None where none is."""
     there = [term for term in terms if term is not None]
-    return sum(there[1:], there[0]) if there else 0.0
+    return sum(there[1:], there[0]) if there else None
 
 
 def emitted_tangent(recurrence: Recurrence, moved: Recurrence, ran: Ran, dhs: States, spec: GRUSpec) -> Emitted:
@@ -224,20 +249,24 @@ def emitted_tangent(recurrence: Recurrence, moved: Recurrence, ran: Ran, dhs: St
 
 
 def linear_scan(
-    coefficients: Coefficients,
-    source: States,
+    values: Values,
+    source: Source,
     dh0: State,
     w_hh: Array,
     control: Control,
     dh_reset: Array | None,
     spec: GRUSpec,
 ) -> tuple[State, States]:
-    """The linear loop: dh_last (B, H) and dhs (T, B, H)."""
+    """The linear loop: dh_last (B, H) and dhs (T, B, H).
+
+    The coefficients of a step are made in it, where they are still in the cache, and again in the backward loop:
+    that, too, then hands out the tangents of the gates instead of passing over all steps once more for each.
+    """
     # Transposed beforehand: the backward loop, which is what training runs, then multiplies without transposing.
-    w_r, w_z, w_n = [w.T for w in split_gates(w_hh)]
+    w = [part.T for part in ([w_hh] if spec.reset_after else split_n(w_hh))]
     dh_start = jnp.zeros_like(dh0) if dh_reset is None else dh_reset[None] + jnp.zeros_like(dh0)
 
-    def times(dh: State, w: Array) -> State:
+    def times(dh: State, w: Array) -> Array:
         return lax.dot_general(
             dh.astype(w.dtype),
             w,
@@ -246,15 +275,41 @@ def linear_scan(
             preferred_element_type=dh.dtype,
         )
 
+    @partial(jax.checkpoint, prevent_cse=False)  # pyright: ignore[reportPrivateImportUsage]
     def body(dh: State, inputs: tuple) -> tuple[State, State]:
-        c, s, reset = inputs
+        values, source, valid, reset, hold = inputs
         if reset is not None:
             dh = jnp.where(reset[:, None], dh_start, dh)
         seen = dh if control.state_mask is None else control.state_mask * dh
-        inside_n = times(seen, w_n) if c.gate_r is None else times(c.r * times(seen, w_r) + c.gate_r * seen, w_n)
-        dh_new = c.keep * dh + c.z * times(seen, w_z) + c.n * inside_n + s
-        if c.gate_r is None:
-            dh_new += c.r * times(seen, w_r)
-        return dh_new, dh_new
+        keep, a_r, a_z, a_n = coefficients(values, control.state_mask, hold, spec)
+        if spec.reset_after:
+            d_r, d_z, d_m = split_gates(added(times(seen, w[0]), source.products))
+            d_n = added(a_r * d_r + values.r * d_m, source.n)
+        else:
+            s_rz, s_n = split_n(source.products)
+            d_r, d_z = jnp.split(added(times(seen, w[0]), s_rz), 2, axis=-1)
+            d_n = added(times(a_r * d_r + values.r * seen, w[1]), s_n)
+        d_new = a_z * d_z + a_n * d_n
+        if valid is not None:
+            keep, d_new = jnp.where(valid[:, None], keep, 1), jnp.where(valid[:, None], d_new, 0)
+        dh = keep * dh + d_new
+        return dh, dh
 
-    return lax.scan(body, dh0, (coefficients, source, control.reset))
+    return lax.scan(body, dh0, (values, source, control.valid, control.reset, control.hold))
+
+
+def coefficients(
+    values: Values, state_mask: Array | None, hold: Array | None, spec: GRUSpec
+) -> tuple[Array, Array, Array, Array]:
+    """keep, a_r, a_z and a_n of a step, (B, H) each."""
+    h, r, z, n, m, slopes = values
+    if slopes is None:
+        gate_slope, slope = SLOPES[spec.gate_activation], SLOPES[spec.activation]
+        slopes = gate_slope(r), gate_slope(z), slope(n)
+    slope_r, slope_z, slope_n = slopes
+    keep, a_z = (z, (h - n) * slope_z) if spec.update == "keep" else (1 - z, (n - h) * slope_z)
+    if hold is not None:
+        keep, a_z = keep + hold * (1 - keep), (1 - hold) * a_z
+    a_n = (1 - keep) * slope_n
+    read = m if m is not None else h if state_mask is None else state_mask * h
+    return keep, read * slope_r, a_z, a_n

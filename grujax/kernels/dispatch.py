@@ -10,7 +10,7 @@ from jax import lax
 
 from grujax.errors import InputError, require
 from grujax.kernels.columns import columns
-from grujax.kernels.derivative import Forward, with_derivative
+from grujax.kernels.derivative import Chunks, Forward, with_derivative
 from grujax.kernels.scan import scan
 from grujax.step import GateValues, check_spec
 from grujax.types import (
@@ -111,19 +111,28 @@ KERNELS: dict[str, Kernel] = {
 }
 """In the order in which None tries them."""
 
-CHUNKED_FROM = 2**23
-"""From so many elements of a (T, B, H) array on, the derivative works in chunks of steps."""
-CHUNK = 2**18
-"""Elements of such an array in a chunk."""
+CHUNKED_FROM = 2**19
+"""From so many elements of a (T, B, H) array on, the derivative works in chunks of steps, which stay in the cache."""
+CHUNK, SHORTEST = 2**17, 16
+"""Elements of such an array in a chunk, and the fewest steps."""
+LONG_FROM = 2**23
+"""From so many elements on, the chunks keep the input and the states alone and make the gates anew."""
+LONG_CHUNK = 2**18
 
 
-def chunk_of(sizes: Sizes) -> int | None:
-    """How many steps of a sequence have their coefficients at once; None is all of them."""
+def chunks_of(sizes: Sizes) -> Chunks | None:
+    """The chunks in which the derivative takes the steps of a sequence; None is all of them at once."""
     n_steps, n_rows, hidden_size = sizes
     if n_steps is None or n_rows is None or hidden_size is None:
         return None
     step = n_rows * hidden_size
-    return None if n_steps * step < CHUNKED_FROM else max(1, CHUNK // step)
+    if n_steps * step < CHUNKED_FROM:
+        return None
+    if n_steps * step >= LONG_FROM:
+        return Chunks(max(1, LONG_CHUNK // step), emitted=False)
+    most = max(SHORTEST, CHUNK // step)
+    without_rest = (steps for steps in range(most, most // 2, -1) if n_steps % steps == 0)
+    return Chunks(next(without_rest, most), emitted=True)
 
 
 class Explanation(NamedTuple):
@@ -267,23 +276,23 @@ def gru_sequences(
     if implementation is None:
         choices = [_choice(spec, sizes, projected, platform).implementation for platform in ("cpu", "elsewhere")]
         names = tuple(dict.fromkeys(choices))
-    return _run(list(recurrences), spec, names, chunk_of(sizes), with_gates)
+    return _run(list(recurrences), spec, names, chunks_of(sizes), with_gates)
 
 
 @partial(jax.jit, static_argnums=(1, 2, 3, 4))
-def _run(recurrences, spec, names, chunk, emit):
+def _run(recurrences, spec, names, chunks, emit):
     recurrences = [_prepared(*recurrence) for recurrence in recurrences]
     if len({KERNELS[name].differentiated for name in names}) == 1:
-        return _program(names, spec, chunk, emit)(recurrences)
-    programs = [_program((name,), spec, chunk, emit) for name in names]
+        return _program(names, spec, chunks, emit)(recurrences)
+    programs = [_program((name,), spec, chunks, emit) for name in names]
     return _on_platform(names, programs, recurrences)
 
 
-def _program(names: tuple[str, ...], spec: GRUSpec, chunk: int | None, emit: bool) -> Callable:
+def _program(names: tuple[str, ...], spec: GRUSpec, chunks: Chunks | None, emit: bool) -> Callable:
     """What runs `names`, with its derivative, which is one for them all."""
     if not KERNELS[names[0]].differentiated:
         return _loop(names[0], spec, emit)
-    return lambda recurrences: _under_the_rule(names)(recurrences, spec, emit, chunk)
+    return lambda recurrences: _under_the_rule(names)(recurrences, spec, emit, chunks)
 
 
 def _loop(name: str, spec: GRUSpec, emit: bool) -> Callable:

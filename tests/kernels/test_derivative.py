@@ -8,6 +8,7 @@ from tolerances import assert_trees_close
 
 from grujax import GRUSpec
 from grujax.kernels import dispatch, gru_sequence
+from grujax.kernels.derivative import Chunks
 from grujax.types import Projection
 
 T, B, I, H = 5, 3, 4, 2
@@ -46,8 +47,9 @@ CASES = {
 """What is static and what steers the steps."""
 
 
-RULES = ("fused", "columns", "joint", "chunks")
-"""The loops under the rule; "chunks" is "fused" with the coefficients of two steps at once, and a rest of one."""
+CHUNKS = {"chunks": Chunks(2, emitted=False), "chunks of what is emitted": Chunks(2, emitted=True)}
+RULES = ("fused", "columns", "joint", *CHUNKS)
+"""The loops under the rule; with chunks it is "fused", two steps at once and a rest of one."""
 
 
 def recurrence(case, implementation):
@@ -56,16 +58,16 @@ def recurrence(case, implementation):
     def f(given):
         start = {"h_reset": given["h_reset"]} if "reset" in control else {}
         x, w_ih, bias, *arrays = [given[name] for name in ARRAYS]
-        name, chunk = ("fused", 2) if implementation == "chunks" else (implementation, None)
+        name = "fused" if implementation in CHUNKS else implementation
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(dispatch, "chunk_of", lambda sizes: chunk)
+            patch.setattr(dispatch, "chunks_of", lambda sizes: CHUNKS.get(implementation))
             return gru_sequence(Projection(x, w_ih, bias), *arrays, **start, **control, spec=spec, implementation=name)
 
     return f
 
 
 def rules(case):
-    return [rule for rule in RULES if rule in ("fused", "chunks") or CASES[case][0].reset_after]
+    return [rule for rule in RULES if rule in ("fused", *CHUNKS) or CASES[case][0].reset_after]
 
 
 def jacobians(case):

@@ -8,7 +8,7 @@ from tolerances import assert_close
 
 from grujax import GRUSpec, equations
 from grujax.kernels import explain, gru_sequence
-from grujax.kernels.dispatch import KERNELS, Sizes, chunk_of
+from grujax.kernels.dispatch import KERNELS, Sizes, chunks_of
 from grujax.types import Projection
 
 T, B, H = 6, 4, 3
@@ -97,7 +97,10 @@ def test_a_program_takes_the_loop_of_the_platform_that_it_is_for():
 
 
 def test_long_sequences_are_differentiated_in_chunks():
-    assert chunk_of(Sizes(128, 32, 256)) is None and chunk_of(Sizes(None, 32, 64)) is None
-    chunk = chunk_of(Sizes(2**14, 32, 64))
-    assert chunk is not None and 1 <= chunk < 2**10
-    assert chunk_of(Sizes(2, 2**12, 2**12)) == 1
+    assert chunks_of(Sizes(64, 32, 128)) is None and chunks_of(Sizes(None, 32, 64)) is None
+    assert chunks_of(Sizes(256, 32, 256)) == (16, True)
+    assert chunks_of(Sizes(100, 128, 64)) == (10, True)  # no rest
+    assert chunks_of(Sizes(127, 128, 64)) == (16, True)  # a prime: with a rest
+    long = chunks_of(Sizes(2**14, 32, 64))
+    assert long is not None and 1 <= long.steps < 2**10 and not long.emitted
+    assert chunks_of(Sizes(2, 2**12, 2**12)) == (1, False)
