@@ -2,21 +2,21 @@ r"""The one derivative rule of the recurrence.
 
 Once the states are known, the tangent of the recurrence is linear in them,
 
-    dh_t = k ⊙ dh + c_r ⊙ (dh W_hr) + c_z ⊙ (dh W_hz) + c_n ⊙ (dh W_hn) + s_t        with dh = dh_{t−1}
+    dh_t = k ⊙ dh + a_z ⊙ d_z + a_n ⊙ (a_r ⊙ d_r + r ⊙ d_m + s_n)        with dh = dh_{t−1}
+    d_r, d_z, d_m = dh W_hr + s_r, dh W_hz + s_z, dh W_hn + s_m
 
-and its coefficients k, c and source s (which holds the tangents of the input, the weights and the biases) need no
-loop. k is how much of the old state the new one keeps: z, or 1 − z with update="take". Written as a `custom_jvp`
-whose tangent is that linear loop, JAX transposes it into the smallest backward loop there is (only dh goes round;
-the weight gradients are one product each, after it), and forward mode, Jacobians and Hessian products come from the
-same lines.
+and its coefficients k, a and sources s (the tangents of the input, the weights and the biases) need no loop. k is how
+much of the old state the new one keeps: z, or 1 − z with update="take". Written as a `custom_jvp` whose tangent is
+that linear loop, JAX transposes it into the smallest backward loop there is (only dh goes round; the weight gradients
+are products after it), and forward mode, Jacobians and Hessian products come from the same lines.
 
 The coefficients are made of r, z, n and m, which the forward loop emits where it is differentiated; or, for all
 activations but sigmoid and tanh and for long sequences, of the states alone, all products of a chunk of steps at
 once. Chunks are checkpointed: what is kept between the passes is the input, the states and what was emitted, nothing
 else, and all the rest is made of a few steps at a time.
 
-With reset_after=False the last product is c_n ⊙ ((a_r ⊙ (dh W_hr) + r ⊙ dh) W_hn): r multiplies h before it. A mask
-on the state that the products read multiplies dh there too; what is held of a state moves k towards 1.
+With reset_after=False the last term is a_n ⊙ ((a_r ⊙ d_r + r ⊙ dh) W_hn + s_n): r multiplies h before it. A mask on
+the state that the products read multiplies dh there too; what is held of a state moves k towards 1.
 """
 
 from collections.abc import Callable, Sequence
@@ -275,7 +275,7 @@ def linear_scan(
             preferred_element_type=dh.dtype,
         )
 
-    @partial(jax.checkpoint, prevent_cse=False)  # pyright: ignore[reportPrivateImportUsage]
+    @partial(jax.checkpoint, prevent_cse=False)
     def body(dh: State, inputs: tuple) -> tuple[State, State]:
         values, source, valid, reset, hold = inputs
         if reset is not None:
