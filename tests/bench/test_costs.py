@@ -12,6 +12,7 @@ from grujax.bench import costs, starts
 from grujax.bench.costs import STACKS, Compilation, Costs, Epoch, Memory, Size
 from grujax.bench.starts import Start
 from grujax.errors import InputError
+from grujax.kernels.dispatch import Sizes, chunks_of
 
 LONG = Size(T=4096)
 SMALL = Size(B=2, T=7, I=3, H=4, L=2)
@@ -64,10 +65,14 @@ def test_long_training_keeps_less_than_half_of_what_flax_keeps():
     assert ours is not None and flax is not None and ours < 0.5 * flax
 
 
-@pytest.mark.parametrize("steps", [(64, 512), (8192, 32768)], ids=["at once", "in chunks"])
+@pytest.mark.parametrize(
+    "steps", [(64, 200), (512, 2048), (8192, 32768)], ids=["at once", "in chunks", "in chunks, the gates made anew"]
+)
 def test_the_program_does_not_grow_with_time(steps):
-    """So neither does its compile time."""
+    """So neither does its compile time. There are three programs; each is the same for all T that it serves."""
     sizes = [Size(T=T) for T in steps]
+    chunks = [chunks_of(Sizes(size.T, size.B, size.H)) for size in sizes]
+    assert len({c and c.emitted for c in chunks}) == 1
     programs = [costs.program(STACKS["grujax"](size), size) for size in sizes]
     short, long = (jitted.lower(*arguments).as_text().splitlines() for jitted, arguments in programs)
     assert len(short) == len(long)
