@@ -112,7 +112,8 @@ KERNELS: dict[str, Kernel] = {
 """In the order in which None tries them."""
 
 CHUNKED_FROM = 2**19
-"""From so many elements of a (T, B, H) array on, the derivative works in chunks of steps, which stay in the cache."""
+"""From so many elements of a (T, B, H) array on, the derivative works, where the default backend is the CPU, in chunks
+of steps, which stay in the cache. Elsewhere that was not measured."""
 CHUNK, SHORTEST = 2**17, 16
 """Elements of such an array in a chunk, and the fewest steps."""
 LONG_FROM = 2**23
@@ -126,7 +127,7 @@ def chunks_of(sizes: Sizes) -> Chunks | None:
     if n_steps is None or n_rows is None or hidden_size is None:
         return None
     step = n_rows * hidden_size
-    if n_steps * step < CHUNKED_FROM:
+    if n_steps * step < (CHUNKED_FROM if jax.default_backend() == "cpu" else LONG_FROM):
         return None
     if n_steps * step >= LONG_FROM:
         return Chunks(max(1, LONG_CHUNK // step), emitted=False)

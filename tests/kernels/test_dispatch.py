@@ -96,6 +96,12 @@ def test_a_program_takes_the_loop_of_the_platform_that_it_is_for():
     assert "conditional(" not in traced.lower().compile().as_text()
 
 
+def test_only_long_sequences_are_differentiated_in_chunks_where_it_was_not_measured(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert chunks_of(Sizes(256, 32, 256)) is None
+    assert chunks_of(Sizes(2**14, 32, 64)) == (128, False)
+
+
 def test_long_sequences_are_differentiated_in_chunks():
     assert chunks_of(Sizes(64, 32, 128)) is None and chunks_of(Sizes(None, 32, 64)) is None
     assert chunks_of(Sizes(256, 32, 256)) == (16, True)
