@@ -11,7 +11,7 @@ from jax import lax
 from grujax.errors import InputError, require
 from grujax.kernels.columns import columns
 from grujax.kernels.derivative import Chunks, Forward, with_derivative
-from grujax.kernels.scan import scan
+from grujax.kernels.scan import halves, scan
 from grujax.step import GateValues, check_spec
 from grujax.types import (
     Array,
@@ -33,7 +33,7 @@ class Sizes(NamedTuple):
     """What the choice depends on; a size that is not known while compiling is None."""
 
     n_steps: int | None  # T
-    n_rows: int | None  # B
+    n_rows: int | None  # B; None too where explicit sharding splits them among devices
     hidden_size: int | None  # H
 
 
@@ -72,6 +72,15 @@ def _wide(sizes: Sizes) -> bool:
     return 4096 / hidden_size <= n_rows <= hidden_size / 8 or (large and 8 <= n_rows <= 512)
 
 
+def _halved(sizes: Sizes) -> bool:
+    """Where half the rows are work enough for a core, and the weights fit into its own cache."""
+    _, n_rows, hidden_size = sizes
+    if n_rows is None or hidden_size is None:
+        return False
+    few = 128 <= hidden_size < 512 and 2048 / hidden_size <= n_rows <= 64
+    return few or (64 <= hidden_size < 128 and 256 <= n_rows <= 512)
+
+
 def _tall(sizes: Sizes) -> bool:
     n_steps, n_rows, hidden_size = sizes
     if n_steps is None or n_rows is None or hidden_size is None:
@@ -94,6 +103,13 @@ KERNELS: dict[str, Kernel] = {
         _refused_by_one_product,
         platform="cpu",
         wins=_tall,
+    ),
+    "halves": Kernel(
+        halves,
+        "as joint, one direction alone as two recurrences of half the rows, which run side by side",
+        _refused_by_one_product,
+        platform="cpu",
+        wins=_halved,
     ),
     "columns": Kernel(
         columns,
@@ -273,6 +289,8 @@ def gru_sequences(
     projected = projection.w_ih is None
     explain(spec=spec, implementation=implementation, projected=projected)
     sizes = Sizes(*(size if isinstance(size, int) else None for size in (projection.x.shape[0], *h0.shape)))
+    if jax.typeof(projection.x).sharding.spec[1] is not None:
+        sizes = sizes._replace(n_rows=None)
     names = (implementation,)
     if implementation is None:
         choices = [_choice(spec, sizes, projected, platform).implementation for platform in ("cpu", "elsewhere")]

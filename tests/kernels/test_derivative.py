@@ -48,7 +48,7 @@ CASES = {
 
 
 CHUNKS = {"chunks": Chunks(2, emitted=False), "chunks of what is emitted": Chunks(2, emitted=True)}
-RULES = ("fused", "columns", "joint", *CHUNKS)
+RULES = ("fused", "columns", "halves", "joint", *CHUNKS)
 """The loops under the rule; with chunks it is "fused", two steps at once and a rest of one."""
 
 

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 from tolerances import assert_close
 
 from grujax import GRUSpec, equations
@@ -48,11 +50,7 @@ def test_valid_and_reset_equal_a_loop_row_by_row(masks, implementation, reset_af
     given = jax.tree.map(jnp.asarray, {"valid": valid, "reset": reset, "h_reset": h_reset})
     h0, w_hh, b_hn = map(jnp.asarray, (H0, W_HH, B_HN))
     gates_x = jnp.asarray(gates)
-    if implementation in (
-        "brief",
-        "columns",
-        "joint",
-    ):  # they are given the input: here one whose projection is the identity
+    if implementation in ("brief", "columns", "halves", "joint"):  # given the input, here projected by the identity
         if not reset_after:
             return
         gates_x = Projection(jnp.nan_to_num(gates_x) - 1, jnp.eye(3 * H), jnp.ones(3 * H))
@@ -70,6 +68,10 @@ def test_explain_says_what_runs_and_why():
     for n_steps, expected in ((0, "fused"), (1, "brief"), (2, "brief"), (3, "fused")):
         assert explain(sizes=(n_steps, 1, 64), platform="cpu").implementation == expected
     assert explain(sizes=(128, 1024, 128), platform="cpu").implementation == "joint"
+    for n_rows, hidden_size in ((32, 128), (8, 256), (64, 511), (270, 64)):
+        assert explain(sizes=(26, n_rows, hidden_size), platform="cpu").implementation == "halves"
+    for n_rows, hidden_size in ((8, 128), (1, 256), (128, 256), (64, 512), (128, 64)):
+        assert explain(sizes=(26, n_rows, hidden_size), platform="cpu").implementation != "halves"
     assert explain(sizes=(512, 128, 128), platform="cpu").implementation == "columns"
     assert explain(sizes=(128, 1, 512), platform="cpu").implementation == "fused"
     before = explain(**wide, platform="cpu", spec=GRUSpec(False))
@@ -94,6 +96,21 @@ def test_a_program_takes_the_loop_of_the_platform_that_it_is_for():
         text = traced.lower(lowering_platforms=(platform,)).as_text()
         assert there in text and absent not in text, platform
     assert "conditional(" not in traced.lower().compile().as_text()
+
+
+def test_rows_that_are_split_among_devices_are_not_halved():
+    h0, w_hh, b_hn = (jnp.ones(shape, jnp.float32) for shape in ((32, 128), (128, 384), (128,)))
+    x, w_ih = jnp.ones((3, 32, 4), jnp.float32), jnp.ones((4, 384), jnp.float32)
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Explicit,))
+
+    def program(x, h0):
+        run = jax.jit(lambda x, h0: gru_sequence(Projection(x, w_ih), h0, w_hh, b_hn))
+        return run.trace(x, h0).lower(lowering_platforms=("cpu",)).as_text()
+
+    assert "tensor<16x128xf32>" in program(x, h0)
+    with jax.set_mesh(mesh):
+        split = [jax.device_put(a, NamedSharding(mesh, spec)) for a, spec in ((x, P(None, "data")), (h0, P("data")))]
+        assert "tensor<16x128xf32>" not in program(*split)
 
 
 def test_only_long_sequences_are_differentiated_in_chunks_where_it_was_not_measured(monkeypatch):
