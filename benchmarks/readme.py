@@ -52,9 +52,13 @@ def table(report: Report, kind: str) -> str:
             if median is None:
                 reasons.setdefault((peer, statuses.get((case, peer), "not measured")), []).append(case)
         rows.append([NAMES.get(peer, peer), *cells])
-    fastest = ["" if ratio is None else f"{ratio:.2f}" for ratio in to_fastest(report, kind)]
+    fastest = [
+        [f"{NAMES.get(mine, mine)} / fastest other", *("" if r is None else f"{r:.2f}" for r in ratios)]
+        for mine in ("grujax", "grujax-packed")
+        if any(ratios := to_fastest(report, kind, mine)) or mine == "grujax"
+    ]
     head = [[f"{kind}, ms", *report.cases], ["---"] * (1 + len(report.cases))]
-    lines = ["| " + " | ".join(row) + " |" for row in [*head, *rows, ["grujax / fastest other", *fastest]]]
+    lines = ["| " + " | ".join(row) + " |" for row in [*head, *rows, *fastest]]
     lines[1] = lines[1].replace(" ", "")
     notes = []
     for (peer, why), cases in reasons.items():

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,16 @@ def test_the_fastest_is_bold_and_the_last_row_is_the_ratio():
         "| products alone | 0.5 | 0.1 |",
         "| grujax / fastest other | 0.67 | 2.00 |",
     ]
+
+
+def test_packed_rows_have_a_ratio_of_their_own_where_they_were_measured():
+    packed = Result("b", "grujax-packed", PASSES[0], "measured", 0.125, (0.125,))
+    made = invented()
+    lines = generator().table(replace(made, results=(*made.results, packed)), PASSES[0]).splitlines()
+    assert (
+        "| grujax / fastest other | 0.67 | 2.00 |" in lines
+        and "| grujax, packed rows / fastest other |  | 0.50 |" in lines
+    )
 
 
 def test_what_was_not_measured_says_why():

@@ -221,13 +221,13 @@ def is_rival(peer: str) -> bool:
     return peer != LIMIT and not peer.startswith("grujax")
 
 
-def to_fastest(report: Report, kind: str) -> list[float | None]:
-    """grujax's median over that of the fastest other library, for every case: below 1 grujax is fastest."""
+def to_fastest(report: Report, kind: str, of: str = "grujax") -> list[float | None]:
+    """The median of `of` over that of the fastest other library, for every case: below 1 it is the fastest."""
     others = {r.peer for r in report.results if is_rival(r.peer)}
     found = []
     for case in report.cases:
         times = [t for peer in others if (t := report.median(case, peer, kind))]
-        mine = report.median(case, "grujax", kind)
+        mine = report.median(case, of, kind)
         found.append(mine / min(times) if mine and times else None)
     return found
 
