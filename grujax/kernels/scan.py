@@ -1,4 +1,7 @@
-"""The recurrence as `lax.scan`, rows of the batch as rows of the products: always right, always there."""
+"""The recurrence as `lax.scan`, rows of the batch as rows of the products: always right, always there.
+
+Each recurrence in a loop of its own (`scan`); or all in one, where XLA runs their products side by side (`halves`).
+"""
 
 from collections.abc import Callable, Sequence
 
