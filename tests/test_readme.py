@@ -105,10 +105,10 @@ def test_packed_rows_have_a_ratio_of_their_own_where_they_were_measured():
     packed = Result("b", "grujax-packed", PASSES[0], "measured", 0.125, (0.125,))
     made = invented()
     lines = generator().table(replace(made, results=(*made.results, packed)), PASSES[0]).splitlines()
-    assert (
-        "| grujax / fastest other | 0.67 | 2.00 |" in lines
-        and "| grujax, packed rows / fastest other |  | 0.50 |" in lines
-    )
+    assert [line for line in lines if "fastest other" in line] == [
+        "| grujax / fastest other | 0.67 | 2.00 |",
+        "| grujax, packed rows / fastest other |  | 0.50 |",
+    ]
 
 
 def test_what_was_not_measured_says_why():

@@ -39,11 +39,11 @@ def halves(recurrences: Sequence[Recurrence], spec: GRUSpec, emit: bool = False)
     """
     middle = recurrences[0].h0.shape[0] // 2
     shares = [slice(middle), slice(middle, None)] if len(recurrences) == 1 else [slice(None)]
-    steps = [[_step(_of_rows(r, rows), spec, emit, joint=True) for rows in shares] for r in recurrences]
+    steps = [[_step_of_rows(recurrence, rows, spec, emit) for rows in shares] for recurrence in recurrences]
 
     def body(states: list[list[State]], inputs: list[tuple]) -> tuple[list[list[State]], list]:
         ran = [
-            [step(h, jax.tree.map(lambda a: a[rows], x)) for step, h, rows in zip(parts, hs, shares, strict=True)]  # noqa: B023
+            [step(h, x) for step, h in zip(parts, hs, strict=True)]
             for parts, hs, x in zip(steps, states, inputs, strict=True)
         ]
         together = [jax.tree.map(lambda *a: jnp.concatenate(a), *(out for _, out in parts)) for parts in ran]
@@ -60,11 +60,15 @@ def _inputs(recurrence: Recurrence) -> tuple:
     return projection.x, control.valid, control.reset, control.hold
 
 
-def _of_rows(recurrence: Recurrence, rows: slice) -> Recurrence:
-    """Of some of the rows, but for what each step is given."""
+def _step_of_rows(
+    recurrence: Recurrence, rows: slice, spec: GRUSpec, emit: bool
+) -> Callable[[State, tuple], tuple[State, tuple]]:
+    """The joint step of some of the rows, which takes its own out of what all are given."""
     h0, control = recurrence.h0, recurrence.control
     state_mask = None if control.state_mask is None else control.state_mask[rows]
-    return recurrence._replace(h0=h0[rows], control=control._replace(state_mask=state_mask))
+    own = recurrence._replace(h0=h0[rows], control=control._replace(state_mask=state_mask))
+    step = _step(own, spec, emit, joint=True)
+    return lambda h, inputs: step(h, jax.tree.map(lambda a: a[rows], inputs))
 
 
 def _step(recurrence: Recurrence, spec: GRUSpec, emit: bool, joint: bool) -> Callable[[State, tuple], tuple]:
