@@ -5,10 +5,10 @@ from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 
 from grujax.errors import InputError, require
+from grujax.kernels.arguments import check, prepared
 from grujax.kernels.columns import columns
 from grujax.kernels.derivative import Chunks, Forward, with_derivative
 from grujax.kernels.scan import halves, scan
@@ -25,7 +25,6 @@ from grujax.types import (
     State,
     States,
     Valid,
-    state_dtype,
 )
 
 
@@ -284,7 +283,7 @@ def gru_sequences(
     An implementation may run them in one loop, where their products need not wait for each other.
     """
     for recurrence in recurrences:
-        _check(*recurrence, spec)
+        check(*recurrence, spec)
     projection, h0, *_ = recurrences[0]
     projected = projection.w_ih is None
     explain(spec=spec, implementation=implementation, projected=projected)
@@ -300,7 +299,7 @@ def gru_sequences(
 
 @partial(jax.jit, static_argnums=(1, 2, 3, 4))
 def _run(recurrences, spec, names, chunks, emit):
-    recurrences = [_prepared(*recurrence) for recurrence in recurrences]
+    recurrences = [prepared(*recurrence) for recurrence in recurrences]
     if len({KERNELS[name].differentiated for name in names}) == 1:
         return _program(names, spec, chunks, emit)(recurrences)
     programs = [_program((name,), spec, chunks, emit) for name in names]
@@ -326,25 +325,6 @@ def _on_platform(names: Sequence[str], programs: Sequence[Callable], recurrences
     return lax.platform_dependent(recurrences, default=others[0], **{str(KERNELS[names[0]].platform): first})
 
 
-def _prepared(projection: Projection, h0: State, recurrent: Recurrent, control: Control) -> Recurrence:
-    """All in its final dtype; resets where steps are valid."""
-    dtype = state_dtype(recurrent.w_hh.dtype)
-
-    def cast(a: Any) -> Any:
-        return None if a is None else a.astype(dtype)
-
-    if projection.w_ih is None:
-        projection = projection._replace(x=cast(projection.x))
-    # A carry must vary over the mesh axes that the inputs vary over: shard_map and explicit sharding ask for it.
-    h0 = h0.astype(dtype) + jnp.zeros_like(projection.x.sum((0, 2)), dtype)[:, None]
-    reset = control.reset
-    if reset is not None and control.valid is not None:
-        reset = reset & control.valid
-    state_mask, hold = (None if a is None else lax.stop_gradient(cast(a)) for a in (control.state_mask, control.hold))
-    recurrent = Recurrent(recurrent.w_hh, cast(recurrent.b_hn), cast(recurrent.scale_hh))
-    return Recurrence(projection, h0, recurrent, Control(control.valid, reset, cast(control.h_reset), state_mask, hold))
-
-
 @cache
 def _under_the_rule(names: tuple[str, ...]) -> Callable:
     def forward(recurrences, spec, emit):
@@ -352,38 +332,3 @@ def _under_the_rule(names: tuple[str, ...]) -> Callable:
         return _on_platform(names, loops, recurrences)
 
     return with_derivative(forward)
-
-
-def _check(projection, h0, recurrent, control, spec) -> None:
-    hidden_size = recurrent.w_hh.shape[0]
-    projected = projection.w_ih is None
-    first, features = ("gates_x", 3 * hidden_size) if projected else ("gates_x.x", projection.w_ih.shape[0])
-    require(projection.x.ndim == 3, first, f"(T, B, {'3H' if projected else 'I'})", projection.x.shape)
-    n_steps, n_rows, _ = projection.x.shape
-    expected = {
-        "w_hh": (hidden_size, 3 * hidden_size),
-        first: (n_steps, n_rows, features),
-        "w_ih": (features, 3 * hidden_size),
-        "bias": (3 * hidden_size,),
-        "scale_ih": (3 * hidden_size,),
-        "h0": (n_rows, hidden_size),
-        "b_hn": (hidden_size,),
-        "scale_hh": (3 * hidden_size,),
-        "valid": (n_steps, n_rows),
-        "reset": (n_steps, n_rows),
-        "h_reset": (hidden_size,),
-        "state_mask": (n_rows, hidden_size),
-        "hold": (n_steps, n_rows, hidden_size),
-    }
-    arrays = projection._asdict() | {first: projection.x, "h0": h0} | recurrent._asdict() | control._asdict()
-    for name, shape in expected.items():
-        if (array := arrays[name]) is None:
-            continue
-        require(array.shape == shape, name, f"shape {shape}", array.shape, "The order of axes is (T, B, features).")
-        if name in ("valid", "reset"):
-            require(array.dtype == jnp.bool_, name, "dtype bool", array.dtype)
-        else:
-            require(jnp.issubdtype(array.dtype, jnp.floating), name, "a floating dtype", array.dtype)
-    given = "an array" if recurrent.scale_hh is not None else "None"
-    wanted = "an array" if spec.layer_norm else "None"
-    require(given == wanted, "scale_hh", f"{wanted} with layer_norm={spec.layer_norm}", given)
