@@ -93,7 +93,7 @@ BAD = {
     "include_initial in reverse": (function(reverse=True, include_initial=True), ["include_initial", "last step"]),
     "implementation": (
         function(implementation="fast"),
-        ["implementation", "'columns', 'fused', 'halves', 'joint', 'scan'", "'fast'"],
+        ["implementation", "'columns', 'fused', 'halves', 'joint', 'merged', 'scan'", "'fast'"],
     ),
     "implementation of layers": (function(implementation="reference"), ["only the layers"]),
     "fused layer norm": (
@@ -211,7 +211,7 @@ BAD = {
     "door integers": (door(h0=jnp.ones((B, H), int)), ["h0: expected a floating dtype", "int"]),
     "door implementation": (
         door(implementation="cudnn"),
-        ["implementation: expected one of ['brief', 'columns', 'fused', 'halves', 'joint', 'scan']"],
+        ["implementation: expected one of ['brief', 'columns', 'fused', 'halves', 'joint', 'merged', 'scan']"],
     ),
 }
 

@@ -59,9 +59,9 @@ class Values(NamedTuple):
 
 
 class Chunks(NamedTuple):
-    """How the derivative takes a sequence: so many steps at once."""
+    """How the derivative takes a sequence."""
 
-    steps: int
+    steps: int | None  # None: all of them
     emitted: bool  # r, z, n and m are kept from the forward loop, not made anew of the states
 
 
@@ -75,7 +75,7 @@ class Source(NamedTuple):
 def with_derivative(forward: Forward) -> Callable:
     """`forward`, differentiated by the rule above and not by its own lines.
 
-    Its last argument is the chunks in which the derivative takes the steps; None is all of them at once.
+    Its last argument is the chunks in which the derivative takes the steps.
     """
 
     @partial(jax.custom_jvp, nondiff_argnums=(1, 2, 3))
@@ -87,11 +87,11 @@ def with_derivative(forward: Forward) -> Callable:
         moved = jax.tree.map(lambda t: None if isinstance(t, SymbolicZero) else t, tangents[0])
         told = all(activation in SLOPES for activation in (spec.activation, spec.gate_activation)) and spec.clip is None
         outputs, d_outputs = [], []
-        kept = told and (chunks is None or chunks.emitted)
+        kept = told and chunks.emitted
         all_ran = run(*primals, spec, emit or kept, chunks)
         for recurrence, d_recurrence, ran in zip(primals[0], moved, all_ran, strict=True):
             dhs, dh_last = tangent(
-                recurrence, d_recurrence, ran if kept else ran._replace(emitted=None), spec, chunks and chunks.steps
+                recurrence, d_recurrence, ran if kept else ran._replace(emitted=None), spec, chunks.steps
             )
             outputs.append(ran if emit else ran._replace(emitted=None))
             d_outputs.append(

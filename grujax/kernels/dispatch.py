@@ -11,7 +11,7 @@ from grujax.errors import InputError, require
 from grujax.kernels.arguments import check, prepared
 from grujax.kernels.columns import columns
 from grujax.kernels.derivative import Chunks, Forward, with_derivative
-from grujax.kernels.scan import halves, scan
+from grujax.kernels.scan import halves, merged, scan
 from grujax.step import GateValues, check_spec
 from grujax.types import (
     Array,
@@ -45,8 +45,8 @@ class Kernel(NamedTuple):
     """From the spec, and whether the caller has projected the input already; None where the kernel can serve."""
     differentiated: bool = True
     """By kernels/derivative.py; False leaves it to JAX."""
-    platform: str | None = None
-    """The one platform on which it is chosen unasked; None is all of them."""
+    on_cpu: bool | None = None
+    """Chosen unasked on CPU alone; elsewhere alone; or, None, wherever it wins."""
     wins: Callable[[Sizes], bool] = lambda sizes: True
     """Where it was measured to be fastest (benchmarks/NOTES.md)."""
 
@@ -54,9 +54,12 @@ class Kernel(NamedTuple):
 def _refused_by_one_product(spec: GRUSpec, projected: bool) -> str | None:
     if spec.layer_norm:
         return "it has no layer normalisation"
-    if not spec.reset_after:
-        return "it takes r, z and n from one product, which is reset_after=True"
-    return "it projects the input itself and was given gates" if projected else None
+    return None if spec.reset_after else "it takes r, z and n from one product, which is reset_after=True"
+
+
+def _refused_by_projecting(spec: GRUSpec, projected: bool) -> str | None:
+    by_gates = "it projects the input itself and was given gates" if projected else None
+    return _refused_by_one_product(spec, projected) or by_gates
 
 
 LARGE = 2**22
@@ -91,31 +94,37 @@ KERNELS: dict[str, Kernel] = {
     "brief": Kernel(
         partial(scan, joint=True),
         "lax.scan, one product of the input and one of the state a step, differentiated by JAX",
-        _refused_by_one_product,
+        _refused_by_projecting,
         differentiated=False,
-        platform="cpu",
+        on_cpu=True,
         wins=lambda sizes: sizes.n_steps in (1, 2),
     ),
     "joint": Kernel(
         partial(scan, joint=True),
         "lax.scan, one product of the input and one of the state a step, under the linear derivative rule",
-        _refused_by_one_product,
-        platform="cpu",
+        _refused_by_projecting,
+        on_cpu=True,
         wins=_tall,
     ),
     "halves": Kernel(
         halves,
         "as joint, one direction alone as two recurrences of half the rows, which run side by side",
-        _refused_by_one_product,
-        platform="cpu",
+        _refused_by_projecting,
+        on_cpu=True,
         wins=_halved,
     ),
     "columns": Kernel(
         columns,
         "lax.scan with the rows of the batch as columns, projecting in the loop, under the linear derivative rule",
-        _refused_by_one_product,
-        platform="cpu",
+        _refused_by_projecting,
+        on_cpu=True,
         wins=_wide,
+    ),
+    "merged": Kernel(
+        merged,
+        "lax.scan, the input projected beforehand, one product of the state a step, under the linear derivative rule",
+        _refused_by_one_product,
+        on_cpu=False,
     ),
     "fused": Kernel(
         scan,
@@ -128,7 +137,7 @@ KERNELS: dict[str, Kernel] = {
 
 CHUNKED_FROM = 2**19
 """From so many elements of a (T, B, H) array on, the derivative works, where the default backend is the CPU, in chunks
-of steps, which stay in the cache. Elsewhere that was not measured."""
+of steps, which stay in the cache."""
 CHUNK, SHORTEST = 2**17, 16
 """Elements of such an array in a chunk, and the fewest steps."""
 LONG_FROM = 2**23
@@ -136,16 +145,21 @@ LONG_FROM = 2**23
 LONG_CHUNK = 2**18
 
 
-def chunks_of(sizes: Sizes) -> Chunks | None:
-    """The chunks in which the derivative takes the steps of a sequence; None is all of them at once."""
+def chunks_of(sizes: Sizes) -> Chunks:
+    """The chunks in which the derivative takes the steps of a sequence.
+
+    Only on CPU do the steps hand out their gates: elsewhere each array they fill is one more launch a step, and to make
+    the gates anew is one product of all steps.
+    """
+    at_once = Chunks(None, emitted=jax.default_backend() == "cpu")
     n_steps, n_rows, hidden_size = sizes
     if n_steps is None or n_rows is None or hidden_size is None:
-        return None
+        return at_once
     step = n_rows * hidden_size
-    if n_steps * step < (CHUNKED_FROM if jax.default_backend() == "cpu" else LONG_FROM):
-        return None
     if n_steps * step >= LONG_FROM:
         return Chunks(max(1, LONG_CHUNK // step), emitted=False)
+    if n_steps * step < CHUNKED_FROM or not at_once.emitted:
+        return at_once
     most = max(SHORTEST, CHUNK // step)
     without_rest = (steps for steps in range(most, most // 2, -1) if n_steps % steps == 0)
     return Chunks(next(without_rest, most), emitted=True)
@@ -175,13 +189,13 @@ def explain(
     projected: the caller hands over gates, not the input.
     platform: "cpu", "gpu", "tpu"; JAX's default where None. Compiled elsewhere, another may run.
 
-    >>> explain(sizes=(100, 32, 64)).implementation
-    'fused'
-    >>> explain(sizes=(100, 32, 512), platform="cpu").implementation
-    'columns'
+    >>> [explain(sizes=(100, 32, H), platform="cpu").implementation for H in (64, 256, 512)]
+    ['fused', 'halves', 'columns']
+    >>> explain(sizes=(100, 32, 512), platform="gpu").implementation
+    'merged'
     >>> explain(implementation="scan").reason
     'named by the caller'
-    >>> print(explain(spec=GRUSpec(layer_norm=True), platform="gpu"))
+    >>> print(explain(spec=GRUSpec(layer_norm=True), platform="cpu"))
     scan: lax.scan, differentiated by JAX (fused cannot serve: the linear derivative rule has no layer normalisation)
 
     Raises `InputError` where the spec names what is not there, or the named implementation does not exist or cannot
@@ -209,7 +223,7 @@ def _choice(spec: GRUSpec, sizes: Sizes, projected: bool, platform: str) -> Expl
     passed = []
     for name, kernel in KERNELS.items():
         why = kernel.refuses(spec, projected)
-        if kernel.platform not in (None, platform) or not kernel.wins(sizes):
+        if kernel.on_cpu not in (None, platform == "cpu") or not kernel.wins(sizes):
             continue
         if why is None:
             known = "fastest measured on CPU at these sizes" if platform == "cpu" else "nothing faster is known"
@@ -303,10 +317,10 @@ def _run(recurrences, spec, names, chunks, emit):
     if len({KERNELS[name].differentiated for name in names}) == 1:
         return _program(names, spec, chunks, emit)(recurrences)
     programs = [_program((name,), spec, chunks, emit) for name in names]
-    return _on_platform(names, programs, recurrences)
+    return _on_platform(programs, recurrences)
 
 
-def _program(names: tuple[str, ...], spec: GRUSpec, chunks: Chunks | None, emit: bool) -> Callable:
+def _program(names: tuple[str, ...], spec: GRUSpec, chunks: Chunks, emit: bool) -> Callable:
     """What runs `names`, with its derivative, which is one for them all."""
     if not KERNELS[names[0]].differentiated:
         return _loop(names[0], spec, emit)
@@ -317,18 +331,15 @@ def _loop(name: str, spec: GRUSpec, emit: bool) -> Callable:
     return lambda recurrences: KERNELS[name].run(recurrences, spec, emit)
 
 
-def _on_platform(names: Sequence[str], programs: Sequence[Callable], recurrences: Any) -> Any:
-    """The one that is named; or, of two, the first on its platform and the second elsewhere."""
+def _on_platform(programs: Sequence[Callable], recurrences: Any) -> Any:
+    """The one there is; or, of two, the first on CPU and the second elsewhere."""
     first, *others = programs
-    if not others:
-        return first(recurrences)
-    return lax.platform_dependent(recurrences, default=others[0], **{str(KERNELS[names[0]].platform): first})
+    return lax.platform_dependent(recurrences, cpu=first, default=others[0]) if others else first(recurrences)
 
 
 @cache
 def _under_the_rule(names: tuple[str, ...]) -> Callable:
     def forward(recurrences, spec, emit):
-        loops = [_loop(name, spec, emit) for name in names]
-        return _on_platform(names, loops, recurrences)
+        return _on_platform([_loop(name, spec, emit) for name in names], recurrences)
 
     return with_derivative(forward)

@@ -47,9 +47,14 @@ CASES = {
 """What is static and what steers the steps."""
 
 
-CHUNKS = {"chunks": Chunks(2, emitted=False), "chunks of what is emitted": Chunks(2, emitted=True)}
-RULES = ("fused", "columns", "halves", "joint", *CHUNKS)
-"""The loops under the rule; with chunks it is "fused", two steps at once and a rest of one."""
+AT_ONCE = Chunks(None, emitted=True)
+CHUNKS = {
+    "chunks": Chunks(2, emitted=False),
+    "chunks of what is emitted": Chunks(2, emitted=True),
+    "at once, the gates made anew": Chunks(None, emitted=False),
+}
+RULES = ("fused", "columns", "halves", "joint", "merged", *CHUNKS)
+"""The loops under the rule; with CHUNKS it is "fused", where there are some two steps at once and a rest of one."""
 
 
 def recurrence(case, implementation):
@@ -60,7 +65,7 @@ def recurrence(case, implementation):
         x, w_ih, bias, *arrays = [given[name] for name in ARRAYS]
         name = "fused" if implementation in CHUNKS else implementation
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(dispatch, "chunks_of", lambda sizes: CHUNKS.get(implementation))
+            patch.setattr(dispatch, "chunks_of", lambda sizes: CHUNKS.get(implementation, AT_ONCE))
             return gru_sequence(Projection(x, w_ih, bias), *arrays, **start, **control, spec=spec, implementation=name)
 
     return f

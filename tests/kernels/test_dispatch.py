@@ -50,9 +50,10 @@ def test_valid_and_reset_equal_a_loop_row_by_row(masks, implementation, reset_af
     given = jax.tree.map(jnp.asarray, {"valid": valid, "reset": reset, "h_reset": h_reset})
     h0, w_hh, b_hn = map(jnp.asarray, (H0, W_HH, B_HN))
     gates_x = jnp.asarray(gates)
-    if implementation in ("brief", "columns", "halves", "joint"):  # given the input, here projected by the identity
-        if not reset_after:
-            return
+    projecting = implementation in ("brief", "columns", "halves", "joint")
+    if (projecting or implementation == "merged") and not reset_after:
+        return
+    if projecting:  # given the input, here projected by the identity
         gates_x = Projection(jnp.nan_to_num(gates_x) - 1, jnp.eye(3 * H), jnp.ones(3 * H))
     found = gru_sequence(gates_x, h0, w_hh, b_hn, **given, spec=GRUSpec(reset_after), implementation=implementation)
     for a, b in zip(found, expected, strict=True):
@@ -63,7 +64,10 @@ def test_explain_says_what_runs_and_why():
     assert explain().implementation == "fused" and "default" in explain().reason
     wide = {"sizes": (128, 32, 512)}
     assert explain(**wide, platform="cpu").implementation == "columns"
-    assert explain(**wide, platform="gpu").implementation == explain(platform="cpu").implementation == "fused"
+    assert explain(platform="cpu").implementation == "fused"
+    assert explain(**wide, platform="gpu").implementation == explain(platform="tpu").implementation == "merged"
+    assert explain(platform="gpu", projected=True).implementation == "merged"
+    assert explain(platform="gpu", spec=GRUSpec(False)).implementation == "fused"
     assert explain(**wide, platform="cpu", projected=True).implementation == "fused"
     for n_steps, expected in ((0, "fused"), (1, "brief"), (2, "brief"), (3, "fused")):
         assert explain(sizes=(n_steps, 1, 64), platform="cpu").implementation == expected
@@ -87,11 +91,12 @@ def test_the_state_is_float32_at_least():
 
 
 def test_a_program_takes_the_loop_of_the_platform_that_it_is_for():
-    """On CPU the columns, W (3H, H) times h (H, B), elsewhere the rows; nothing is left to choose at run time."""
+    """On CPU the columns, W (3H, H) times h (H, B), elsewhere the rows, one product for all gates; nothing is left to
+    choose at run time."""
     x, w_ih = jnp.ones((4, 8, 3), jnp.float32), jnp.ones((3, 1536), jnp.float32)
     h0, w_hh, b_hn = (jnp.ones(shape, jnp.float32) for shape in ((8, 512), (512, 1536), (512,)))
     traced = jax.jit(lambda x: gru_sequence(Projection(x, w_ih), h0, w_hh, b_hn)).trace(x)
-    columns, rows = "tensor<1536x512xf32>, tensor<512x8xf32>", "tensor<8x512xf32>, tensor<512x512xf32>"
+    columns, rows = "tensor<1536x512xf32>, tensor<512x8xf32>", "tensor<8x512xf32>, tensor<512x1536xf32>"
     for platform, there, absent in (("cpu", columns, rows), ("cuda", rows, columns), ("tpu", rows, columns)):
         text = traced.lower(lowering_platforms=(platform,)).as_text()
         assert there in text and absent not in text, platform
@@ -113,14 +118,14 @@ def test_rows_that_are_split_among_devices_are_not_halved():
         assert "tensor<16x128xf32>" not in program(*split)
 
 
-def test_only_long_sequences_are_differentiated_in_chunks_where_it_was_not_measured(monkeypatch):
+def test_off_the_cpu_the_steps_keep_no_gates_and_only_long_sequences_are_chunked(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert chunks_of(Sizes(256, 32, 256)) is None
+    assert chunks_of(Sizes(256, 32, 256)) == chunks_of(Sizes(None, 32, 256)) == (None, False)
     assert chunks_of(Sizes(2**14, 32, 64)) == (128, False)
 
 
 def test_long_sequences_are_differentiated_in_chunks():
-    assert chunks_of(Sizes(64, 32, 128)) is None and chunks_of(Sizes(None, 32, 64)) is None
+    assert chunks_of(Sizes(64, 32, 128)) == chunks_of(Sizes(None, 32, 64)) == (None, True)
     assert chunks_of(Sizes(256, 32, 256)) == (16, True)
     assert chunks_of(Sizes(100, 128, 64)) == (10, True)  # no rest
     assert chunks_of(Sizes(127, 128, 64)) == (16, True)  # a prime: with a rest

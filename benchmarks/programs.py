@@ -1,0 +1,94 @@
+"""What a step becomes on an H100 and on a TPU v5e, without one: `python benchmarks/programs.py [IMPLEMENTATION ...]`.
+
+The compilers need no device, only their packages: pip install nvidia-cuda-nvcc-cu12 libtpu and, of jax's own version,
+jax-cuda12-plugin. What is counted is what is launched at each step of a loop; how long that takes, they do not tell.
+"""
+
+import os
+import re
+import sys
+from collections.abc import Iterator
+from functools import partial
+
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # or libtpu asks a cloud which machine this is
+os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+from rich.console import Console
+from rich.table import Table
+
+from grujax.bench.cases import CASES
+from grujax.kernels import gru_sequence
+from grujax.types import Array, Projection
+
+H100 = """
+gpu_device_info {
+  cuda_compute_capability { major: 9 }
+  core_count: 132 fpus_per_core: 128 clock_rate_ghz: 1.98
+  threads_per_warp: 32 threads_per_block_limit: 1024 threads_per_core_limit: 2048
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+  shared_memory_per_block: 49152 shared_memory_per_core: 233472 shared_memory_per_block_optin: 232448
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  memory_bandwidth: 3352320000000 l2_cache_size: 52428800 device_memory_size: 84929871872
+}
+platform_name: "CUDA"
+dnn_version_info { major: 9 }
+device_description_str: "NVIDIA H100 80GB HBM3"
+"""
+"""As XLA asks for it (GpuTargetConfigProto)."""
+TARGETS = {
+    "gpu": partial(topologies.get_topology_desc, "1x1x1", "cuda", topology="1x1x1", target_config=H100),
+    "tpu": partial(topologies.get_topology_desc, "v5e:2x2x1", "tpu"),
+}
+CASE = CASES["medium"]
+
+
+def hs(x: Array, w_ih: Array, bias: Array, h0: Array, w_hh: Array, b_hn: Array, name: str | None) -> Array:
+    return gru_sequence(Projection(x, w_ih, bias), h0, w_hh, b_hn, implementation=name)[0]
+
+
+def gradient(*arrays: Array, name: str | None) -> tuple[Array, ...]:
+    return jax.grad(lambda *a: jnp.square(hs(*a, name=name)).sum(), argnums=(0, 1, 2, 4, 5))(*arrays)
+
+
+def program(target: str, name: str | None, of: str) -> str:
+    """The compiled text of `hs` or of its `gradient`."""
+    jax.clear_caches()
+    one = jax.sharding.SingleDeviceSharding(TARGETS[target]().devices[0])
+    T, B, I, H = CASE.T, CASE.B, CASE.I, CASE.H
+    shapes = [(T, B, I), (I, 3 * H), (3 * H,), (B, H), (H, 3 * H), (H,)]
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.float32, sharding=one) for shape in shapes]
+    f = {"hs": hs, "gradient": gradient}[of]
+    return jax.jit(partial(f, name=name), out_shardings=one).lower(*arrays).compile().as_text() or ""
+
+
+def launched(text: str) -> Iterator[tuple[int, int, int]]:
+    """Of each loop of the program: products, other fusions over (B, H) and more, and copies, at every step."""
+    computations = {name: block for block in text.split("\n\n") for name in re.findall(r"^%([\w.-]+) \(", block, re.M)}
+    for body in re.findall(r"body=%([\w.-]+)", text):
+        lines = [line for line in computations[body].splitlines() if not re.search(r"= [a-z0-9]+\[\]", line)]
+        fusions = [
+            computations[called] for line in lines for called in re.findall(r" fusion\(.*calls=%([\w.-]+)", line)
+        ]
+        products = sum(bool(re.search(r" (dot|convolution)\(", fusion)) for fusion in fusions)
+        moved = sum(bool(re.search(r"ROOT \S+ = \S+ dynamic-update-slice\(.*copy", fusion)) for fusion in fusions)
+        copies = sum(" copy(" in line for line in lines) + moved
+        yield products, len(fusions) - products - moved, copies
+
+
+def main() -> None:
+    table = Table("for", "loop", "forward", "forward, differentiated", "backward")
+    for target in TARGETS:
+        jax.default_backend = lambda target=target: target  # the one thing that grujax asks of the machine itself
+        for name in sys.argv[1:] or ("fused", "merged"):
+            found = [loop for of in ("hs", "gradient") for loop in launched(program(target, name, of))]
+            table.add_row(target, name, *(f"{p} products, {f} others, {c} copies" for p, f, c in found))
+    console = Console()
+    console.print(f"at each step of {CASE.B} rows, I {CASE.I}, H {CASE.H}; jax {jax.__version__}", table, sep="\n")
+
+
+if __name__ == "__main__":
+    main()
