@@ -96,7 +96,7 @@ def test_a_program_takes_the_loop_of_the_platform_that_it_is_for():
     x, w_ih = jnp.ones((4, 8, 3), jnp.float32), jnp.ones((3, 1536), jnp.float32)
     h0, w_hh, b_hn = (jnp.ones(shape, jnp.float32) for shape in ((8, 512), (512, 1536), (512,)))
     traced = jax.jit(lambda x: gru_sequence(Projection(x, w_ih), h0, w_hh, b_hn)).trace(x)
-    columns, rows = "tensor<1536x512xf32>, tensor<512x8xf32>", "tensor<8x512xf32>, tensor<512x1536xf32>"
+    columns, rows = "(tensor<1536x512xf32>, tensor<512x8xf32>) ->", "(tensor<8x512xf32>, tensor<512x1536xf32>) ->"
     for platform, there, absent in (("cpu", columns, rows), ("cuda", rows, columns), ("tpu", rows, columns)):
         text = traced.lower(lowering_platforms=(platform,)).as_text()
         assert there in text and absent not in text, platform
