@@ -119,7 +119,9 @@ def _gru(x, weights, h0, valid, resets, h_reset, time_major, include_initial, op
         h0 = h0.reshape(rows.x.shape[1], h0.shape[-1])
     control = Control(rows.valid, rows.resets, h_reset)
     reverse, *others = options
-    ((hs, h_last, h_first, _),) = directions(rows.x, [Direction(weights, h0, control)], (reverse,), *others)
+    ((hs, h_last, h_first, _),) = directions(
+        rows.x, [Direction(weights, h0, control)], (reverse,), *others, time_major=time_major
+    )
     if include_initial:
         hs = jnp.concatenate([h_first[None], hs])
     if len(batch) != 1:
@@ -144,7 +146,7 @@ class Direction(NamedTuple):
     control: Control  # (T, B) in time order, as the user gives it
 
 
-@partial(jax.jit, static_argnums=(2, 3, 4, 5, 6))
+@partial(jax.jit, static_argnums=(2, 3, 4, 5, 6), static_argnames=("time_major",))
 def directions(
     x: Array,
     given: Sequence[Direction],
@@ -153,13 +155,19 @@ def directions(
     implementation: str | None,
     dtype: jnp.dtype,
     with_gates: bool = False,
+    *,
+    time_major: bool,
 ) -> list[Directed]:
     """`gru` in each of the directions `given`, on checked arguments, time-major with one batch axis.
+
+    time_major: whether the user's arrays are; all here are, or are seen so.
 
     Read backwards in time the padding comes first, and holds h0: no gather is needed to reverse a sequence.
     """
     read = [_read(x, *direction, backwards, dtype) for direction, backwards in zip(given, reverse, strict=True)]
-    all_ran = gru_sequences(read, spec=spec, implementation=implementation, with_gates=with_gates)
+    all_ran = gru_sequences(
+        read, spec=spec, implementation=implementation, with_gates=with_gates, time_major=time_major
+    )
     return [_in_time(ran, made, backwards) for ran, made, backwards in zip(all_ran, read, reverse, strict=True)]
 
 

@@ -12,10 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from grujax.kernels.scan import trips_of_two
 from grujax.step import GateValues, add_bias, along, candidate, mix, reset_and_update, steered
 from grujax.types import Array, Emitted, GRUSpec, Ran, Recurrence, State, state_dtype
-
-UNROLL = 2
 
 
 def columns(recurrences: Sequence[Recurrence], spec: GRUSpec, emit: bool = False) -> list[Ran]:
@@ -28,7 +27,7 @@ def columns(recurrences: Sequence[Recurrence], spec: GRUSpec, emit: bool = False
 
     starts = [recurrence.h0.T for recurrence in recurrences]
     xs = [(r.projection.x, r.control.valid, r.control.reset, r.control.hold) for r in recurrences]
-    last, outputs = lax.scan(body, starts, xs, unroll=UNROLL)
+    last, outputs = lax.scan(body, starts, xs, unroll=trips_of_two(recurrences))
     return [Ran(hs, h_last.T, emitted) for h_last, (hs, emitted) in zip(last, outputs, strict=True)]
 
 

@@ -72,10 +72,11 @@ class Source(NamedTuple):
     n: Array | None  # (T, B, H), inside the candidate's activation, where r does not multiply it
 
 
-def with_derivative(forward: Forward) -> Callable:
+def with_derivative(forward: Forward, differentiated: Callable | None = None) -> Callable:
     """`forward`, differentiated by the rule above and not by its own lines.
 
-    Its last argument is the chunks in which the derivative takes the steps.
+    Its last argument is the chunks in which the derivative takes the steps. Where it is differentiated,
+    `differentiated`, such a function too, runs in its place.
     """
 
     @partial(jax.custom_jvp, nondiff_argnums=(1, 2, 3))
@@ -88,7 +89,7 @@ def with_derivative(forward: Forward) -> Callable:
         told = all(activation in SLOPES for activation in (spec.activation, spec.gate_activation)) and spec.clip is None
         outputs, d_outputs = [], []
         kept = told and chunks.emitted
-        all_ran = run(*primals, spec, emit or kept, chunks)
+        all_ran = (differentiated or run)(*primals, spec, emit or kept, chunks)
         for recurrence, d_recurrence, ran in zip(primals[0], moved, all_ran, strict=True):
             dhs, dh_last = tangent(
                 recurrence, d_recurrence, ran if kept else ran._replace(emitted=None), spec, chunks.steps

@@ -11,7 +11,8 @@ from grujax.errors import InputError, require
 from grujax.kernels.arguments import check, prepared
 from grujax.kernels.columns import columns
 from grujax.kernels.derivative import Chunks, Forward, with_derivative
-from grujax.kernels.scan import halves, merged, scan
+from grujax.kernels.rows import halves, joint
+from grujax.kernels.scan import merged, scan
 from grujax.step import GateValues, check_spec
 from grujax.types import (
     Array,
@@ -49,6 +50,8 @@ class Kernel(NamedTuple):
     """Chosen unasked on CPU alone; elsewhere alone; or, None, wherever it wins."""
     wins: Callable[[Sizes], bool] = lambda sizes: True
     """Where it was measured to be fastest (benchmarks/NOTES.md)."""
+    batch_major: Forward | None = None
+    """`run` for a caller whose own x and hs are batch-major; None where that is the same."""
 
 
 def _refused_by_one_product(spec: GRUSpec, projected: bool) -> str | None:
@@ -100,11 +103,12 @@ KERNELS: dict[str, Kernel] = {
         wins=lambda sizes: sizes.n_steps in (1, 2),
     ),
     "joint": Kernel(
-        partial(scan, joint=True),
+        joint,
         "lax.scan, one product of the input and one of the state a step, under the linear derivative rule",
         _refused_by_projecting,
         on_cpu=True,
         wins=_tall,
+        batch_major=partial(joint, time_axis=1),
     ),
     "halves": Kernel(
         halves,
@@ -112,6 +116,7 @@ KERNELS: dict[str, Kernel] = {
         _refused_by_projecting,
         on_cpu=True,
         wins=_halved,
+        batch_major=partial(halves, time_axis=1),
     ),
     "columns": Kernel(
         columns,
@@ -291,10 +296,13 @@ def gru_sequences(
     spec: GRUSpec = GRUSpec(),
     implementation: str | None = None,
     with_gates: bool = False,
+    time_major: bool = True,
 ) -> list[Ran]:
     """`gru_sequence` for several recurrences of one shape, such as both directions of a layer.
 
     An implementation may run them in one loop, where their products need not wait for each other.
+
+    time_major: False where x is a batch-major array, with its axes swapped, and hs will be. All shapes stay the same.
     """
     for recurrence in recurrences:
         check(*recurrence, spec)
@@ -308,27 +316,29 @@ def gru_sequences(
     if implementation is None:
         choices = [_choice(spec, sizes, projected, platform).implementation for platform in ("cpu", "elsewhere")]
         names = tuple(dict.fromkeys(choices))
-    return _run(list(recurrences), spec, names, chunks_of(sizes), with_gates)
+    return _run(list(recurrences), spec, names, chunks_of(sizes), with_gates, time_major)
 
 
-@partial(jax.jit, static_argnums=(1, 2, 3, 4))
-def _run(recurrences, spec, names, chunks, emit):
+@partial(jax.jit, static_argnums=(1, 2, 3, 4, 5))
+def _run(recurrences, spec, names, chunks, emit, time_major):
     recurrences = [prepared(*recurrence) for recurrence in recurrences]
     if len({KERNELS[name].differentiated for name in names}) == 1:
-        return _program(names, spec, chunks, emit)(recurrences)
-    programs = [_program((name,), spec, chunks, emit) for name in names]
+        return _program(names, time_major, spec, chunks, emit)(recurrences)
+    programs = [_program((name,), time_major, spec, chunks, emit) for name in names]
     return _on_platform(programs, recurrences)
 
 
-def _program(names: tuple[str, ...], spec: GRUSpec, chunks: Chunks, emit: bool) -> Callable:
+def _program(names: tuple[str, ...], time_major: bool, spec: GRUSpec, chunks: Chunks, emit: bool) -> Callable:
     """What runs `names`, with its derivative, which is one for them all."""
     if not KERNELS[names[0]].differentiated:
-        return _loop(names[0], spec, emit)
-    return lambda recurrences: _under_the_rule(names)(recurrences, spec, emit, chunks)
+        return _loop(names[0], time_major, spec, emit)
+    return lambda recurrences: _under_the_rule(names, time_major)(recurrences, spec, emit, chunks)
 
 
-def _loop(name: str, spec: GRUSpec, emit: bool) -> Callable:
-    return lambda recurrences: KERNELS[name].run(recurrences, spec, emit)
+def _loop(name: str, time_major: bool, spec: GRUSpec, emit: bool) -> Callable:
+    kernel = KERNELS[name]
+    run = kernel.run if time_major or kernel.batch_major is None else kernel.batch_major
+    return lambda recurrences: run(recurrences, spec, emit)
 
 
 def _on_platform(programs: Sequence[Callable], recurrences: Any) -> Any:
@@ -338,8 +348,9 @@ def _on_platform(programs: Sequence[Callable], recurrences: Any) -> Any:
 
 
 @cache
-def _under_the_rule(names: tuple[str, ...]) -> Callable:
+def _under_the_rule(names: tuple[str, ...], time_major: bool) -> Callable:
     def forward(recurrences, spec, emit):
-        return _on_platform([_loop(name, spec, emit) for name in names], recurrences)
+        return _on_platform([_loop(name, time_major, spec, emit) for name in names], recurrences)
 
-    return with_derivative(forward)
+    # The derivative reads the states time-major: where it is wanted, they are written so.
+    return with_derivative(forward, None if time_major else _under_the_rule(names, True))

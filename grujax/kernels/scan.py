@@ -1,19 +1,12 @@
-"""The recurrence as `lax.scan`, rows of the batch as rows of the products: always right, always there.
-
-Each recurrence in a loop of its own (`scan`); or all in one, where XLA runs their products side by side (`halves`).
-"""
+"""The recurrence as `lax.scan`, rows of the batch as rows of the products: always right, always there."""
 
 from collections.abc import Callable, Sequence
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 
 from grujax.step import add_bias, dot, gate_values, mix, project, split, steered
 from grujax.types import Emitted, GRUSpec, Projection, Ran, Recurrence, State
-
-UNROLL = 2
-"""Steps of one trip of `halves`: the projection of the second does not wait for the state after the first."""
 
 
 def scan(recurrences: Sequence[Recurrence], spec: GRUSpec, emit: bool = False, joint: bool = False) -> list[Ran]:
@@ -24,9 +17,10 @@ def scan(recurrences: Sequence[Recurrence], spec: GRUSpec, emit: bool = False, j
     """
 
     def run(recurrence: Recurrence) -> Ran:
-        x, *steered_by = _inputs(recurrence)
-        gates_x = x if joint else project(recurrence.projection, spec, with_bias=False)
-        h_last, (hs, emitted) = lax.scan(_step(recurrence, spec, emit, joint), recurrence.h0, (gates_x, *steered_by))
+        projection, h0, _, control = recurrence
+        x = projection.x if joint else project(projection, spec, with_bias=False)
+        inputs = (x, control.valid, control.reset, control.hold)
+        h_last, (hs, emitted) = lax.scan(make_step(recurrence, spec, emit, joint), h0, inputs)
         return Ran(hs, h_last, emitted)
 
     return [run(recurrence) for recurrence in recurrences]
@@ -45,46 +39,7 @@ def merged(recurrences: Sequence[Recurrence], spec: GRUSpec, emit: bool = False)
     return scan(made, spec, emit, joint=True)
 
 
-def halves(recurrences: Sequence[Recurrence], spec: GRUSpec, emit: bool = False) -> list[Ran]:
-    """As `scan` with joint, all in one loop; one that is alone goes round as two, of half the rows each.
-
-    Products that do not wait for each other run side by side: XLA on CPU gives one core to a product of this size.
-    """
-    middle = recurrences[0].h0.shape[0] // 2
-    shares = [slice(middle), slice(middle, None)] if len(recurrences) == 1 else [slice(None)]
-    steps = [[_step_of_rows(recurrence, rows, spec, emit) for rows in shares] for recurrence in recurrences]
-
-    def body(states: list[list[State]], inputs: list[tuple]) -> tuple[list[list[State]], list]:
-        ran = [
-            [step(h, x) for step, h in zip(parts, hs, strict=True)]
-            for parts, hs, x in zip(steps, states, inputs, strict=True)
-        ]
-        together = [jax.tree.map(lambda *a: jnp.concatenate(a), *(out for _, out in parts)) for parts in ran]
-        return [[h for h, _ in parts] for parts in ran], together
-
-    starts = [[recurrence.h0[rows] for rows in shares] for recurrence in recurrences]
-    last, outputs = lax.scan(body, starts, [_inputs(recurrence) for recurrence in recurrences], unroll=UNROLL)
-    return [Ran(hs, jnp.concatenate(h_last), emitted) for h_last, (hs, emitted) in zip(last, outputs, strict=True)]
-
-
-def _inputs(recurrence: Recurrence) -> tuple:
-    """What each step is given."""
-    projection, _, _, control = recurrence
-    return projection.x, control.valid, control.reset, control.hold
-
-
-def _step_of_rows(
-    recurrence: Recurrence, rows: slice, spec: GRUSpec, emit: bool
-) -> Callable[[State, tuple], tuple[State, tuple]]:
-    """The joint step of some of the rows, which takes its own out of what all are given."""
-    h0, control = recurrence.h0, recurrence.control
-    state_mask = None if control.state_mask is None else control.state_mask[rows]
-    own = recurrence._replace(h0=h0[rows], control=control._replace(state_mask=state_mask))
-    step = _step(own, spec, emit, joint=True)
-    return lambda h, inputs: step(h, jax.tree.map(lambda a: a[rows], inputs))
-
-
-def _step(recurrence: Recurrence, spec: GRUSpec, emit: bool, joint: bool) -> Callable[[State, tuple], tuple]:
+def make_step(recurrence: Recurrence, spec: GRUSpec, emit: bool, joint: bool) -> Callable[[State, tuple], tuple]:
     """The input's bias is added inside the loop, where it costs nothing: outside it is a pass over memory a gate."""
     projection, h0, recurrent, control = recurrence
     weights = split(recurrent, joint)
@@ -105,3 +60,11 @@ def _step(recurrence: Recurrence, spec: GRUSpec, emit: bool, joint: bool) -> Cal
         return h, (h, emitted if emit else None)
 
     return step
+
+
+def trips_of_two(recurrences: Sequence[Recurrence]) -> int:
+    """How often to unroll, where the projection of a second step need not wait for the state after the first.
+
+    JAX unrolls loops of known length alone.
+    """
+    return 2 if isinstance(recurrences[0].projection.x.shape[0], int) else 1

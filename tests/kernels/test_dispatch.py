@@ -4,11 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from tolerances import assert_close
 
-from grujax import GRUSpec, equations
+from grujax import GRUSpec, GRUWeights, equations, gru
 from grujax.kernels import explain, gru_sequence
 from grujax.kernels.dispatch import KERNELS, Sizes, chunks_of
 from grujax.types import Projection
@@ -101,6 +102,26 @@ def test_a_program_takes_the_loop_of_the_platform_that_it_is_for():
         text = traced.lower(lowering_platforms=(platform,)).as_text()
         assert there in text and absent not in text, platform
     assert "conditional(" not in traced.lower().compile().as_text()
+
+
+@pytest.mark.parametrize("time_major", [False, True], ids=["batch-major", "time-major"])
+@pytest.mark.parametrize("implementation", ["halves", "joint"])
+def test_arrays_are_read_and_written_as_they_lie(implementation, time_major):
+    x = jnp.ones((24, 40, 8) if time_major else (40, 24, 8), jnp.float32)
+    weights = GRUWeights(*(jnp.ones(shape, jnp.float32) for shape in ((8, 48), (16, 48), (48,), (48,))))
+    run = jax.jit(lambda x: gru(x, weights, implementation=implementation, time_major=time_major)[0])
+    assert " transpose(" not in run.lower(x).compile().as_text()
+
+
+@pytest.mark.parametrize("shape", ["4, t, 8", "b, t, 8"])
+@pytest.mark.parametrize("implementation", KERNELS)
+def test_sizes_need_not_be_known(implementation, shape):
+    x = jnp.asarray(RNG.normal(size=(4, 7, 8)))
+    weights = GRUWeights(*(jnp.asarray(RNG.normal(size=size)) for size in ((8, 48), (16, 48), (48,), (48,))))
+    run = jax.jit(lambda x: gru(x, weights, implementation=implementation))
+    given = jax.ShapeDtypeStruct(export.symbolic_shape(shape), x.dtype)
+    for found, expected in zip(export.export(run)(given).call(x), gru(x, weights, implementation="scan"), strict=True):
+        assert_close(found, expected)
 
 
 def test_rows_that_are_split_among_devices_are_not_halved():
