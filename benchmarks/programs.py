@@ -80,12 +80,12 @@ def launched(text: str) -> Iterator[tuple[int, int, int]]:
 
 
 def main() -> None:
-    table = Table("for", "loop", "forward", "forward, differentiated", "backward")
+    table = Table("for", "loop", "forward", "differentiated", "backward", title="products, other fusions, copies")
     for target in TARGETS:
         jax.default_backend = lambda target=target: target  # the one thing that grujax asks of the machine itself
         for name in sys.argv[1:] or ("fused", "merged"):
             found = [loop for of in ("hs", "gradient") for loop in launched(program(target, name, of))]
-            table.add_row(target, name, *(f"{p} products, {f} others, {c} copies" for p, f, c in found))
+            table.add_row(target, name, *(f"{p}, {f}, {c}" for p, f, c in found))
     console = Console()
     console.print(f"at each step of {CASE.B} rows, I {CASE.I}, H {CASE.H}; jax {jax.__version__}", table, sep="\n")
 

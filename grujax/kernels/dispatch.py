@@ -153,17 +153,18 @@ LONG_CHUNK = 2**18
 def chunks_of(sizes: Sizes) -> Chunks:
     """The chunks in which the derivative takes the steps of a sequence.
 
-    Only on CPU do the steps hand out their gates: elsewhere each array they fill is one more launch a step, and to make
-    the gates anew is one product of all steps.
+    Where the default backend is a GPU the steps do not hand out their gates: each array that they fill is one more
+    launch a step there, and to make the gates anew is one product of all steps.
     """
-    at_once = Chunks(None, emitted=jax.default_backend() == "cpu")
+    platform = jax.default_backend()
+    at_once = Chunks(None, emitted=platform != "gpu")
     n_steps, n_rows, hidden_size = sizes
     if n_steps is None or n_rows is None or hidden_size is None:
         return at_once
     step = n_rows * hidden_size
     if n_steps * step >= LONG_FROM:
         return Chunks(max(1, LONG_CHUNK // step), emitted=False)
-    if n_steps * step < CHUNKED_FROM or not at_once.emitted:
+    if n_steps * step < CHUNKED_FROM or platform != "cpu":
         return at_once
     most = max(SHORTEST, CHUNK // step)
     without_rest = (steps for steps in range(most, most // 2, -1) if n_steps % steps == 0)

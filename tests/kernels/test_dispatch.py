@@ -139,9 +139,10 @@ def test_rows_that_are_split_among_devices_are_not_halved():
         assert "tensor<16x128xf32>" not in program(*split)
 
 
-def test_off_the_cpu_the_steps_keep_no_gates_and_only_long_sequences_are_chunked(monkeypatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert chunks_of(Sizes(256, 32, 256)) == chunks_of(Sizes(None, 32, 256)) == (None, False)
+@pytest.mark.parametrize(("platform", "emitted"), [("gpu", False), ("tpu", True)])
+def test_off_the_cpu_only_long_sequences_are_chunked_and_a_gpu_keeps_no_gates(platform, emitted, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    assert chunks_of(Sizes(256, 32, 256)) == chunks_of(Sizes(None, 32, 256)) == (None, emitted)
     assert chunks_of(Sizes(2**14, 32, 64)) == (128, False)
 
 
