@@ -336,13 +336,14 @@ def test_layers_equal_the_plain_runs_of_their_pieces(implementation, by, h0_give
 EDGES = {"no steps": (4, 0, 3, 5), "no rows": (0, 7, 3, 5), "one unit": (4, 7, 3, 1)}
 
 
+@pytest.mark.parametrize("implementation", [None, "columns", "halves", "joint", "merged"])
 @pytest.mark.parametrize("edge", EDGES)
-def test_sizes_at_the_edge(edge):
+def test_sizes_at_the_edge(edge, implementation):
     n_rows, n_steps, input_size, hidden_size = EDGES[edge]
     rng = np.random.default_rng(3)
     params, h0 = random_layers(rng, input_size, hidden_size, n_rows)
     x, (valid, resets) = rng.normal(size=EDGES[edge][:3]), rng.random((2, n_rows, n_steps)) < 0.7
-    check_layers(rng, params, x, h0, valid, resets, "mask", False, implementation=None, reset_after=True)
+    check_layers(rng, params, x, h0, valid, resets, "mask", False, implementation=implementation, reset_after=True)
 
 
 # Packing and pooling.

@@ -24,8 +24,9 @@ CASES = [
     (way, model, implementation)
     for way, models, implementations in (
         ("shard_map", ("gru", "GRU", "GRUModel"), ("fused",)),
-        ("shard_map", ("gru",), ("scan",)),
+        ("shard_map", ("gru",), ("scan", "joint")),
         ("explicit", ("gru", "GRU", "GRUModel"), ("fused", "scan")),
+        ("explicit", ("gru",), ("joint", "merged")),
         ("explicit", ("GRU",), ("reference",)),
         ("explicit", ("dropout",), ("fused",)),
         ("data", ("GRUModel",), ("fused",)),
