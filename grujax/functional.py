@@ -76,7 +76,7 @@ def gru(
       update: "take" lets z weigh the candidate, h' = (1 − z) ⊙ h + z ⊙ n (Cho et al. 2014, Haiku).
       activation, gate_activation: a name of `grujax.step.ACTIVATIONS` or an elementwise function, of n, of r and z.
       clip: clips what stands inside every activation to ±clip (ONNX).
-      implementation: "fused", "scan", or None, which chooses (`grujax.kernels.explain`).
+      implementation: a loop by its name (docs/speed.md), or None, which chooses (`grujax.kernels.explain`).
       dtype: compute dtype of the products; the dtype that x and the weights promote to where None.
       precision: of the products; None follows `jax.default_matmul_precision`.
 
@@ -165,9 +165,10 @@ def directions(
     Read backwards in time the padding comes first, and holds h0: no gather is needed to reverse a sequence.
     """
     read = [_read(x, *direction, backwards, dtype) for direction, backwards in zip(given, reverse, strict=True)]
-    all_ran = gru_sequences(
-        read, spec=spec, implementation=implementation, with_gates=with_gates, time_major=time_major
-    )
+    # What masks and merges pass over time-major would be turned round before it and after it.
+    time_major = time_major or len(given) > 1 or given[0].control.valid is not None
+    options = {"spec": spec, "implementation": implementation, "with_gates": with_gates, "time_major": time_major}
+    all_ran = gru_sequences(read, **options)
     return [_in_time(ran, made, backwards) for ran, made, backwards in zip(all_ran, read, reverse, strict=True)]
 
 

@@ -62,9 +62,9 @@ def make_step(recurrence: Recurrence, spec: GRUSpec, emit: bool, joint: bool) ->
     return step
 
 
-def trips_of_two(recurrences: Sequence[Recurrence]) -> int:
-    """How often to unroll, where the projection of a second step need not wait for the state after the first.
+def unrolled(recurrences: Sequence[Recurrence], steps: int) -> int:
+    """Steps of one trip: the projection of a later one need not wait for the state after the first.
 
     JAX unrolls loops of known length alone.
     """
-    return 2 if isinstance(recurrences[0].projection.x.shape[0], int) else 1
+    return steps if isinstance(recurrences[0].projection.x.shape[0], int) else 1
