@@ -11,8 +11,8 @@ that linear loop, JAX transposes it into the smallest backward loop there is (on
 are products after it), and forward mode, Jacobians and Hessian products come from the same lines.
 
 The coefficients are made of r, z, n and m, which the forward loop emits where it is differentiated; or, for all
-activations but sigmoid and tanh and for long sequences, of the states alone, all products of a chunk of steps at
-once. Chunks are checkpointed: what is kept between the passes is the input, the states and what was emitted, nothing
+activations but sigmoid and tanh and where `Chunks` asks for it, of the states alone, all products of a chunk of steps
+at once. Chunks are checkpointed: what is kept between the passes is the input, the states and what was emitted, nothing
 else, and all the rest is made of a few steps at a time.
 
 With reset_after=False the last term is a_n ⊙ ((a_r ⊙ d_r + r ⊙ dh) W_hn + s_n): r multiplies h before it. A mask on
