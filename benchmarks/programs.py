@@ -73,10 +73,13 @@ def launched(text: str) -> Iterator[tuple[int, int, int]]:
         fusions = [
             computations[called] for line in lines for called in re.findall(r" fusion\(.*calls=%([\w.-]+)", line)
         ]
-        products = sum(bool(re.search(r" (dot|convolution)\(", fusion)) for fusion in fusions)
+        bare = sum(bool(re.search(r" (dot|convolution|custom-call)\(", line)) for line in lines)
+        fused = sum(bool(re.search(r" (dot|convolution)\(", fusion)) for fusion in fusions)
         moved = sum(bool(re.search(r"ROOT \S+ = \S+ dynamic-update-slice\(.*copy", fusion)) for fusion in fusions)
         copies = sum(" copy(" in line for line in lines) + moved
-        yield products, len(fusions) - products - moved, copies
+        if not bare + fused:
+            raise RuntimeError(f"no product is found in the loop {body}: the text of programs has changed")
+        yield bare + fused, len(fusions) - fused - moved, copies
 
 
 def main() -> None:
@@ -85,6 +88,8 @@ def main() -> None:
         jax.default_backend = lambda target=target: target  # the one thing that grujax asks of the machine itself
         for name in sys.argv[1:] or ("fused", "merged"):
             found = [loop for of in ("hs", "gradient") for loop in launched(program(target, name, of))]
+            if len(found) != 3:
+                raise RuntimeError(f"{name}: {len(found)} loops, not one forward and two where it is differentiated")
             table.add_row(target, name, *(f"{p}, {f}, {c}" for p, f, c in found))
     console = Console()
     console.print(f"at each step of {CASE.B} rows, I {CASE.I}, H {CASE.H}; jax {jax.__version__}", table, sep="\n")

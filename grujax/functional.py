@@ -120,7 +120,7 @@ def _gru(x, weights, h0, valid, resets, h_reset, time_major, include_initial, op
     control = Control(rows.valid, rows.resets, h_reset)
     reverse, *others = options
     ((hs, h_last, h_first, _),) = directions(
-        rows.x, [Direction(weights, h0, control)], (reverse,), *others, time_major=time_major
+        rows.x, [Direction(weights, h0, control)], (reverse,), *others, time_major=time_major or include_initial
     )
     if include_initial:
         hs = jnp.concatenate([h_first[None], hs])
@@ -160,13 +160,13 @@ def directions(
 ) -> list[Directed]:
     """`gru` in each of the directions `given`, on checked arguments, time-major with one batch axis.
 
-    time_major: whether the user's arrays are; all here are, or are seen so.
+    time_major: whether the arrays behind x and hs are; here all are seen so.
 
     Read backwards in time the padding comes first, and holds h0: no gather is needed to reverse a sequence.
     """
     read = [_read(x, *direction, backwards, dtype) for direction, backwards in zip(given, reverse, strict=True)]
-    # What masks and merges pass over time-major would be turned round before it and after it.
-    time_major = time_major or len(given) > 1 or given[0].control.valid is not None
+    # Masks, flips and joins are made of time-major arrays: others would be turned round before them and after them.
+    time_major = time_major or any(reverse) or given[0].control.valid is not None
     options = {"spec": spec, "implementation": implementation, "with_gates": with_gates, "time_major": time_major}
     all_ran = gru_sequences(read, **options)
     return [_in_time(ran, made, backwards) for ran, made, backwards in zip(all_ran, read, reverse, strict=True)]

@@ -151,7 +151,8 @@ def _directions(layer: LayerSettings, x: Array, given: list[tuple[Cell, Directio
     runs: list[Directed] = []
     if sown or not reference:
         name = None if reference else layer.implementation
-        runs = directions(x, all_given, ways, layer.spec, name, dtype, sown, time_major=layer.time_major)
+        time_major = layer.time_major or layer.include_initial
+        runs = directions(x, all_given, ways, layer.spec, name, dtype, sown, time_major=time_major)
     if not reference:
         return runs
     scans = [

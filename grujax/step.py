@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from grujax.errors import require
-from grujax.types import Activation, Array, GRUSpec, GRUWeights, Projection, Recurrent, State, state_dtype
+from grujax.types import Activation, Array, GRUSpec, GRUWeights, Projection, Recurrence, Recurrent, State, state_dtype
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "tanh": jnp.tanh,
@@ -255,3 +255,11 @@ def steered(
     if hold is not None:
         h_new = hold * h + (1 - hold) * h_new
     return h_new if valid is None else jnp.where(valid, h_new, h), more
+
+
+def steps_a_trip(recurrence: Recurrence, most: int) -> int:
+    """How far to unroll, where the projection of a later step need not wait for the state after the first.
+
+    JAX unrolls loops of known length alone.
+    """
+    return most if isinstance(recurrence.projection.x.shape[0], int) else 1

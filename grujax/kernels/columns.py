@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from grujax.kernels.scan import unrolled
-from grujax.step import GateValues, add_bias, along, candidate, mix, reset_and_update, steered
+from grujax.step import GateValues, add_bias, along, candidate, mix, reset_and_update, steered, steps_a_trip
 from grujax.types import Array, Emitted, GRUSpec, Ran, Recurrence, State, state_dtype
 
 
@@ -27,7 +26,7 @@ def columns(recurrences: Sequence[Recurrence], spec: GRUSpec, emit: bool = False
 
     starts = [recurrence.h0.T for recurrence in recurrences]
     xs = [(r.projection.x, r.control.valid, r.control.reset, r.control.hold) for r in recurrences]
-    last, outputs = lax.scan(body, starts, xs, unroll=unrolled(recurrences, 2))
+    last, outputs = lax.scan(body, starts, xs, unroll=steps_a_trip(recurrences[0], 2))
     return [Ran(hs, h_last.T, emitted) for h_last, (hs, emitted) in zip(last, outputs, strict=True)]
 
 

@@ -12,8 +12,8 @@ are products after it), and forward mode, Jacobians and Hessian products come fr
 
 The coefficients are made of r, z, n and m, which the forward loop emits where it is differentiated; or, for all
 activations but sigmoid and tanh and where `Chunks` asks for it, of the states alone, all products of a chunk of steps
-at once. Chunks are checkpointed: what is kept between the passes is the input, the states and what was emitted, nothing
-else, and all the rest is made of a few steps at a time.
+at once. What is made of the states is checkpointed, and so are chunks: what is kept between the passes is the input,
+the states and what was emitted, nothing else.
 
 With reset_after=False the last term is a_n ⊙ ((a_r ⊙ d_r + r ⊙ dh) W_hn + s_n): r multiplies h before it. A mask on
 the state that the products read multiplies dh there too; what is held of a state moves k towards 1.
@@ -75,8 +75,8 @@ class Source(NamedTuple):
 def with_derivative(forward: Forward, differentiated: Callable | None = None) -> Callable:
     """`forward`, differentiated by the rule above and not by its own lines.
 
-    Its last argument is the chunks in which the derivative takes the steps. Where it is differentiated,
-    `differentiated`, such a function too, runs in its place.
+    The last argument of what it returns is the chunks in which the derivative takes the steps. `differentiated`, such a
+    function too, runs in its place where a derivative is wanted.
     """
 
     @partial(jax.custom_jvp, nondiff_argnums=(1, 2, 3))
@@ -86,9 +86,8 @@ def with_derivative(forward: Forward, differentiated: Callable | None = None) ->
     @partial(run.defjvp, symbolic_zeros=True)
     def rule(spec, emit, chunks, primals, tangents):
         moved = jax.tree.map(lambda t: None if isinstance(t, SymbolicZero) else t, tangents[0])
-        told = all(activation in SLOPES for activation in (spec.activation, spec.gate_activation)) and spec.clip is None
         outputs, d_outputs = [], []
-        kept = told and chunks.emitted
+        kept = slopes_are_told(spec) and (chunks.emitted or emit)
         all_ran = (differentiated or run)(*primals, spec, emit or kept, chunks)
         for recurrence, d_recurrence, ran in zip(primals[0], moved, all_ran, strict=True):
             dhs, dh_last = tangent(
@@ -101,6 +100,11 @@ def with_derivative(forward: Forward, differentiated: Callable | None = None) ->
         return outputs, d_outputs
 
     return run
+
+
+def slopes_are_told(spec: GRUSpec) -> bool:
+    """Whether r, z and n tell the slopes of their activations."""
+    return all(activation in SLOPES for activation in (spec.activation, spec.gate_activation)) and spec.clip is None
 
 
 def tangent(
@@ -124,7 +128,8 @@ def tangent(
     timed = {"valid": control.valid, "reset": control.reset, "hold": control.hold}
     n_steps = hs.shape[0]
     if chunk is None or chunk >= n_steps:
-        dh_last, dhs = over(projection.x, d_projection.x, h0, hs, emitted, control, dh0)
+        at_once = over if emitted is not None else jax.checkpoint(over)
+        dh_last, dhs = at_once(projection.x, d_projection.x, h0, hs, emitted, control, dh0)
         return dhs, dh_last
     n_chunks = n_steps // chunk
 
@@ -177,7 +182,8 @@ def values_of(
     z, slope_z = value_and_slope(spec.gate_activation, x_z + dot(seen, w_z, spec))
     m = dot(seen if spec.reset_after else r * seen, w_n, spec) + recurrent.b_hn[None, None]
     n, slope_n = value_and_slope(spec.activation, x_n + (r * m if spec.reset_after else m))
-    return Values(h_in, r, z, n, m if spec.reset_after else None, (slope_r, slope_z, slope_n))
+    slopes = None if slopes_are_told(spec) else (slope_r, slope_z, slope_n)
+    return Values(h_in, r, z, n, m if spec.reset_after else None, slopes)
 
 
 def source_of(

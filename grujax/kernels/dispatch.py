@@ -11,8 +11,7 @@ from grujax.errors import InputError, require
 from grujax.kernels.arguments import check, prepared
 from grujax.kernels.columns import columns
 from grujax.kernels.derivative import Chunks, Forward, with_derivative
-from grujax.kernels.rows import halves, joint
-from grujax.kernels.scan import merged, scan
+from grujax.kernels.scan import halves, joint, merged, scan
 from grujax.step import GateValues, check_spec
 from grujax.types import (
     Array,
@@ -49,7 +48,7 @@ class Kernel(NamedTuple):
     on_cpu: bool | None = None
     """Chosen unasked on CPU alone; elsewhere alone; or, None, wherever it wins."""
     wins: Callable[[Sizes], bool] = lambda sizes: True
-    """Where it was measured to be fastest (benchmarks/NOTES.md)."""
+    """Where it was measured to be fastest (benchmarks/NOTES.md); or, nothing being timed there, to launch least."""
     batch_major: Forward | None = None
     """`run` for a caller whose own x and hs are batch-major; None where that is the same."""
 
@@ -154,7 +153,7 @@ def chunks_of(sizes: Sizes) -> Chunks:
     """The chunks in which the derivative takes the steps of a sequence.
 
     Where the default backend is a GPU the steps do not hand out their gates: each array that they fill is one more
-    launch a step there, and to make the gates anew is one product of all steps.
+    launch a step there, and the gates of all steps at once are a few products.
     """
     platform = jax.default_backend()
     at_once = Chunks(None, emitted=platform != "gpu")
@@ -313,10 +312,10 @@ def gru_sequences(
     sizes = Sizes(*(size if isinstance(size, int) else None for size in (projection.x.shape[0], *h0.shape)))
     if jax.typeof(projection.x).sharding.spec[1] is not None:
         sizes = sizes._replace(n_rows=None)
-    names = (implementation,)
-    if implementation is None:
-        choices = [_choice(spec, sizes, projected, platform).implementation for platform in ("cpu", "elsewhere")]
-        names = tuple(dict.fromkeys(choices))
+    places = ("cpu", "elsewhere")
+    names = [implementation or _choice(spec, sizes, projected, place).implementation for place in places]
+    names = tuple(dict.fromkeys(names))
+    time_major = time_major or not any(KERNELS[name].batch_major for name in names)
     return _run(list(recurrences), spec, names, chunks_of(sizes), with_gates, time_major)
 
 

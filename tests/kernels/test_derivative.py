@@ -53,7 +53,7 @@ CHUNKS = {
     "chunks of what is emitted": Chunks(2, emitted=True),
     "at once, the gates made anew": Chunks(None, emitted=False),
 }
-RULES = ("fused", "columns", "halves", "joint", "merged", *CHUNKS)
+RULES = (*(name for name, kernel in dispatch.KERNELS.items() if kernel.differentiated), *CHUNKS)
 """The loops under the rule; with CHUNKS it is "fused", where there are some two steps at once and a rest of one."""
 
 
@@ -72,7 +72,8 @@ def recurrence(case, implementation):
 
 
 def rules(case):
-    return [rule for rule in RULES if rule in ("fused", *CHUNKS) or CASES[case][0].reset_after]
+    kernels = dispatch.KERNELS
+    return [rule for rule in RULES if rule in CHUNKS or kernels[rule].refuses(CASES[case][0], False) is None]
 
 
 def jacobians(case):

@@ -1,5 +1,8 @@
 """The door to the kernels: valid steps and resets against a loop, row by row; who runs, and why."""
 
+import re
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,12 +10,12 @@ import pytest
 from jax import export
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from tolerances import assert_close
+from tolerances import assert_close, assert_trees_close
 
 from grujax import GRUSpec, GRUWeights, equations, gru
-from grujax.kernels import explain, gru_sequence
+from grujax.kernels import explain, gru_sequence, gru_sequences
 from grujax.kernels.dispatch import KERNELS, Sizes, chunks_of
-from grujax.types import Projection
+from grujax.types import Control, Projection, Recurrence, Recurrent
 
 T, B, H = 6, 4, 3
 RNG = np.random.default_rng(0)
@@ -20,6 +23,7 @@ GATES, H0, W_HH = RNG.normal(size=(T, B, 3 * H)), RNG.normal(size=(B, H)), RNG.n
 B_HN, H_RESET = RNG.normal(size=H), RNG.normal(size=H)
 VALID, RESET = RNG.random((T, B)) < 0.7, RNG.random((T, B)) < 0.4
 VALID[:, 1], RESET[0, 0], VALID[0, 0], RESET[2, 1] = False, True, True, True
+IN_PLACE = [name for name, kernel in KERNELS.items() if kernel.batch_major]
 
 
 def by_rows(gates_x, h0, w_hh, b_hn, valid, reset, h_reset, reset_after):
@@ -51,10 +55,10 @@ def test_valid_and_reset_equal_a_loop_row_by_row(masks, implementation, reset_af
     given = jax.tree.map(jnp.asarray, {"valid": valid, "reset": reset, "h_reset": h_reset})
     h0, w_hh, b_hn = map(jnp.asarray, (H0, W_HH, B_HN))
     gates_x = jnp.asarray(gates)
-    projecting = implementation in ("brief", "columns", "halves", "joint")
-    if (projecting or implementation == "merged") and not reset_after:
+    kernel = KERNELS[implementation or "scan"]
+    if kernel.refuses(GRUSpec(reset_after), False):
         return
-    if projecting:  # given the input, here projected by the identity
+    if kernel.refuses(GRUSpec(reset_after), True):  # given the input, here projected by the identity
         gates_x = Projection(jnp.nan_to_num(gates_x) - 1, jnp.eye(3 * H), jnp.ones(3 * H))
     found = gru_sequence(gates_x, h0, w_hh, b_hn, **given, spec=GRUSpec(reset_after), implementation=implementation)
     for a, b in zip(found, expected, strict=True):
@@ -105,12 +109,54 @@ def test_a_program_takes_the_loop_of_the_platform_that_it_is_for():
 
 
 @pytest.mark.parametrize("time_major", [False, True], ids=["batch-major", "time-major"])
-@pytest.mark.parametrize("implementation", ["halves", "joint"])
+@pytest.mark.parametrize("implementation", IN_PLACE)
 def test_arrays_are_read_and_written_as_they_lie(implementation, time_major):
     x = jnp.ones((24, 40, 8) if time_major else (40, 24, 8), jnp.float32)
     weights = GRUWeights(*(jnp.ones(shape, jnp.float32) for shape in ((8, 48), (16, 48), (48,), (48,))))
     run = jax.jit(lambda x: gru(x, weights, implementation=implementation, time_major=time_major)[0])
     assert " transpose(" not in run.lower(x).compile().as_text()
+
+
+@pytest.mark.parametrize("implementation", IN_PLACE)
+@pytest.mark.parametrize("steered", ["not", "valid, resets", "mask, hold"])
+def test_batch_major_arrays_give_what_time_major_ones_give(steered, implementation):
+    """Values, and both modes of the derivative, against the loop that JAX differentiates; an odd number of rows."""
+    n_rows, width = 5, 3
+    arrays = {"x": (n_rows, T, 2), "w_ih": (2, 9), "bias": (9,), "h0": (n_rows, 3), "w_hh": (3, 9), "b_hn": (3,)}
+    primals = {name: jnp.asarray(RNG.normal(size=shape)) for name, shape in arrays.items()}
+    tangents = {name: jnp.asarray(RNG.normal(size=shape)) for name, shape in arrays.items()}
+    control = {
+        "not": Control(),
+        "valid, resets": Control(*(jnp.asarray(RNG.random((T, n_rows)) < 0.6) for _ in range(2)), jnp.ones(width)),
+        "mask, hold": Control(
+            state_mask=jnp.asarray(RNG.random((n_rows, width))), hold=jnp.asarray(RNG.random((T, n_rows, width)))
+        ),
+    }[steered]
+
+    def run(given, name, time_major):
+        projection = Projection(given["x"].swapaxes(0, 1), given["w_ih"], given["bias"])
+        recurrence = Recurrence(projection, given["h0"], Recurrent(given["w_hh"], given["b_hn"]), control)
+        (ran,) = gru_sequences([recurrence], implementation=name, time_major=time_major)
+        return ran.hs.swapaxes(0, 1), ran.h_last
+
+    def all_of(name, time_major):
+        of = partial(run, name=name, time_major=time_major)
+        loss = lambda given: sum(jnp.sin(a).sum() for a in of(given))  # noqa: E731
+        return of(primals), jax.jvp(of, (primals,), (tangents,))[1], jax.grad(loss)(primals)
+
+    assert_trees_close(jax.jit(all_of, static_argnums=(0, 1))(implementation, False), all_of("scan", True))
+
+
+@pytest.mark.parametrize("implementation", IN_PLACE)
+def test_where_a_derivative_is_wanted_the_states_are_written_time_major(implementation):
+    """The rule reads them so; were they not, they would be turned round once more."""
+    x = jnp.ones((40, 24, 8), jnp.float32)
+    weights = GRUWeights(*(jnp.ones(shape, jnp.float32) for shape in ((8, 48), (16, 48), (48,), (48,))))
+    run = jax.jit(lambda x: gru(x, weights, implementation=implementation)[0].sum())
+    written = r"dynamic_update_slice .*: \(tensor<{}xf32>"
+    forward, gradient = run.lower(x).as_text(), jax.jit(jax.grad(run)).lower(x).as_text()
+    for text, shape, other in ((forward, "40x24x16", "24x40x16"), (gradient, "24x40x16", "40x24x16")):
+        assert re.search(written.format(shape), text) and not re.search(written.format(other), text)
 
 
 @pytest.mark.parametrize("shape", ["4, t, 8", "b, t, 8"])
@@ -140,7 +186,7 @@ def test_rows_that_are_split_among_devices_are_not_halved():
 
 
 @pytest.mark.parametrize(("platform", "emitted"), [("gpu", False), ("tpu", True)])
-def test_off_the_cpu_only_long_sequences_are_chunked_and_a_gpu_keeps_no_gates(platform, emitted, monkeypatch):
+def test_off_the_cpu_only_long_sequences_are_chunked_and_a_gpu_hands_out_no_gates(platform, emitted, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: platform)
     assert chunks_of(Sizes(256, 32, 256)) == chunks_of(Sizes(None, 32, 256)) == (None, emitted)
     assert chunks_of(Sizes(2**14, 32, 64)) == (128, False)
