@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import importlib.util
 import json
 import os
 import signal
@@ -107,9 +108,12 @@ def test_the_same_seed_writes_the_same_model(tmp_path, capsys):
     assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()
 
 
-def test_doctor(capsys):
+def test_doctor(capsys, monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else found(name))
     code, out, _ = run(capsys, "doctor")
     assert code == 0 and jax.__version__ in out and "fused" in out and "cpu" in out
+    assert "pip install 'grujax[torch]'" in out
 
 
 def nan(path):

@@ -25,7 +25,7 @@ Command = (
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command and returns its exit code: 0, 2 for bad input, 130 after Ctrl-C."""
-    console = Console()
+    console = Console(markup=False)  # "[plot]" in a remedy or a path is text
     try:
         command = tyro.cli(Command, args=arguments, prog="grujax", description=__doc__)  # pyright: ignore
         return command.run(console)

@@ -61,13 +61,13 @@ class Export:
         _report(console, found, source, target)
         if self.to == "stablehlo":
             loader = LOADER.replace(EXPORTS[self.to], target.as_posix())
-            console.print(f"run it, without grujax:\n{loader}", highlight=False, markup=False, soft_wrap=True)
+            console.print(f"run it, without grujax:\n{loader}", highlight=False, soft_wrap=True)
         return 0
 
 
 def _report(console: Console, found: Converted, source: Path, target: Path) -> None:
     def say(line: str) -> None:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(line, highlight=False, soft_wrap=True)
 
     for sentence in found.left_behind:
         say(f"left behind: {sentence}")

@@ -219,5 +219,4 @@ def _print_confused(console: Console, scores: Scores, labels: tuple[str, ...] | 
             console.print(
                 f"confused: {labels[true]} taken for {labels[predicted]}, {wrong[true, predicted]} of {total}",
                 highlight=False,
-                markup=False,
             )
