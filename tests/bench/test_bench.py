@@ -3,6 +3,7 @@
 import importlib.util
 import subprocess
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,12 +13,13 @@ import pytest
 from rich.console import Console
 from tolerances import assert_close
 
-from grujax import equations
-from grujax.bench import products, runner
+from grujax import GRU, equations
+from grujax.bench import peers, products, runner
 from grujax.bench.cases import CASES, VOWELS, Case, make_arrays
 from grujax.bench.peers import PEERS, Peer, Unavailable
 from grujax.bench.runner import BACKWARD, FORWARD, LIMIT, PASSES, Options, Report, Result
 from grujax.errors import InputError
+from grujax.kernels.dispatch import KERNELS
 
 TINY = Case("tiny", 3, 5, 4, 6)
 STACKED = replace(TINY, num_layers=2, bidirectional=True)
@@ -106,6 +108,16 @@ def test_the_oracle_runs_sequences_that_resets_part_as_if_they_stood_apart():
     assert_close(gradients.h0, apart[0][1].h0, "gradient")
     for whole, *parts in zip(gradients.weights[0], *(g.weights[0] for _, g in apart), strict=True):
         assert_close(whole, parts[0] + parts[1], "gradient")
+
+
+@pytest.mark.parametrize("case", KINDS_OF_CASE.values())
+@pytest.mark.parametrize("implementation", KERNELS)
+def test_every_implementation_equals_the_oracle_on_every_kind_of_case(implementation, case, monkeypatch):
+    """What None takes at the sizes that are timed is one of them, and not the one that it takes at these."""
+    monkeypatch.setattr(peers, "GRU", partial(GRU, implementation=implementation))
+    a = make_arrays(SHRUNK[case])
+    prepared = runner.prepare(PEERS["grujax"], a, 1, *runner.oracle(a, True), traits=SHRUNK[case].traits)
+    assert all(map(callable, prepared.values())), prepared
 
 
 @pytest.mark.parametrize("case", KINDS_OF_CASE.values())
