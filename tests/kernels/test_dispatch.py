@@ -192,6 +192,13 @@ def test_off_the_cpu_only_long_sequences_are_chunked_and_a_gpu_hands_out_no_gate
     assert chunks_of(Sizes(2**14, 32, 64)) == (128, False)
 
 
+def test_gates_that_are_made_anew_are_not_kept_between_the_passes(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    x, weights = jnp.ones((16, 64, 4)), GRUWeights(*(jnp.ones(size) for size in ((4, 96), (32, 96), (96,), (96,))))
+    _, backward = jax.vjp(lambda x: gru(x, weights, implementation="merged")[0], x)
+    assert sum(a.size for a in jax.tree.leaves(backward)) < 2 * 64 * 16 * 32  # the states, the input, the weights
+
+
 def test_long_sequences_are_differentiated_in_chunks():
     assert chunks_of(Sizes(64, 32, 128)) == chunks_of(Sizes(None, 32, 64)) == (None, True)
     assert chunks_of(Sizes(256, 32, 256)) == (16, True)
