@@ -1,11 +1,11 @@
 """grujax: the gated recurrent unit for JAX, exactly as torch.nn.GRU computes it."""
 
 from grujax import kernels
-from grujax.cell import GRUCell
+from grujax.core.sequence import gru
 from grujax.errors import InputError
-from grujax.functional import gru
-from grujax.layer import GRU
-from grujax.model import GRUEncoder, GRUModel
+from grujax.linen.cell import GRUCell
+from grujax.linen.layer import GRU
+from grujax.linen.model import GRUEncoder, GRUModel
 from grujax.saving import load, save
 from grujax.types import GRUSpec, GRUWeights
 

@@ -24,7 +24,7 @@ Valid: TypeAlias = Array  # (T, B) bool
 
 Activation: TypeAlias = (
     str | Callable[[Array], Array]
-)  # a name of `grujax.step.ACTIVATIONS`, or an elementwise function
+)  # a name of `grujax.kernels.step.ACTIVATIONS`, or an elementwise function
 
 
 class GRUWeights(NamedTuple):

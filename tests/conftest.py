@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-sys.path.append(str(Path(__file__).parent))  # for `from tolerances import assert_close`
+sys.path.append(str(Path(__file__).parent))  # for `from grujax.testing import assert_close`
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_enable_x64", True)

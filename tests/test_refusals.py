@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from refusals import refused
-from tolerances import assert_close
 
 from grujax import GRU, GRUCell, GRUEncoder, GRUModel, GRUSpec, GRUWeights, gru
 from grujax.kernels import explain, gru_sequence
-from grujax.kernels.dispatch import KERNELS
+from grujax.kernels.table import KERNELS
+from grujax.testing import assert_close
 
 B, T, I, H = 4, 6, 3, 5
 X, KEY = jnp.ones((B, T, I)), jax.random.key(0)

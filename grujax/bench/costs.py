@@ -17,7 +17,7 @@ import numpy as np
 from grujax.bench.starts import Start, measure_imports, measure_predictions
 from grujax.data import Sequences, batches, bucket_boundaries, sequences
 from grujax.errors import require
-from grujax.layer import GRU
+from grujax.linen.layer import GRU
 from grujax.types import Array
 
 if TYPE_CHECKING:

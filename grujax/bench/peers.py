@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from grujax.bench.cases import Arrays
 from grujax.bench.oracle import Gradients
+from grujax.core.sequence import gru
 from grujax.data.packing import pack_sequences, unpack_sequences
-from grujax.functional import gru
-from grujax.layer import GRU
+from grujax.linen.layer import GRU
 from grujax.types import Array, GRUWeights
 
 Thunk = Callable[[], Any]

@@ -25,7 +25,7 @@ from grujax.bench.peers import PEERS, Peer, Thunk, Unavailable
 from grujax.bench.products import products
 from grujax.errors import require
 from grujax.saving import replacing
-from grujax.tolerances import Kind, tolerances_used
+from grujax.testing.tolerances import Kind, tolerances_used
 
 if TYPE_CHECKING:
     from rich.table import Table

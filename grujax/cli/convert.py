@@ -9,7 +9,7 @@ from rich.console import Console
 
 from grujax.interop import Converted, convert
 from grujax.interop.stablehlo import LOADER
-from grujax.saving import model_file
+from grujax.saving import find_model_file
 
 EXPORTS = {
     "onnx": "model.onnx",
@@ -35,7 +35,7 @@ class Convert:
     """Likewise, and stablehlo."""
 
     def run(self, console: Console) -> int:
-        source = model_file(self.source)
+        source = find_model_file(self.source)
         found = convert(source, self.target, self.source_format, self.target_format)
         _report(console, found, source, self.target)
         return 0
@@ -55,7 +55,7 @@ class Export:
     the model."""
 
     def run(self, console: Console) -> int:
-        source = model_file(self.model)
+        source = find_model_file(self.model)
         target = source.with_name(EXPORTS[self.to]) if self.output is None else self.output
         found = convert(source, target, "grujax", self.to, fold=True)
         _report(console, found, source, target)

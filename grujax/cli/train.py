@@ -18,10 +18,10 @@ from rich.table import Table
 
 from grujax.data import Sequences, load, load_sequences
 from grujax.errors import require
-from grujax.saving import MODEL_FILE, Saved, model_file, read, replacing, save
+from grujax.saving import MODEL_FILE, Saved, find_model_file, read, replacing, save
 from grujax.training import Fitted, Scores, TrainConfig, baselines, fit, outputs_of, score
 from grujax.training.plots import plot_confusion, plot_curves
-from grujax.training.screen import Screen
+from grujax.training.progress import Screen
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ def _output_folder(output: Path | None, name: str):
 
 
 def _trained(path: Path) -> Saved:
-    saved = read(model_file(path))
+    saved = read(find_model_file(path))
     complete = {"labels", "channels"} <= saved.metadata.keys() and "statistics" in saved.variables
     require(complete, "model", "a model that grujax train saved", f"{path} without labels and statistics")
     return saved

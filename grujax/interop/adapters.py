@@ -14,10 +14,10 @@ from flax.traverse_util import flatten_dict
 from jax.typing import ArrayLike
 from numpy.typing import NDArray
 
-from grujax.cell import GRUCell
 from grujax.errors import require
-from grujax.layer import GRU
-from grujax.tolerances import tolerances_used
+from grujax.linen.cell import GRUCell
+from grujax.linen.layer import GRU
+from grujax.testing.tolerances import tolerances_used
 from grujax.types import state_dtype
 
 OWN_ERRORS = 4

@@ -13,7 +13,7 @@ from grujax import saving
 from grujax.errors import InputError, MissingPackage, require
 from grujax.interop import flax, keras, onnx, safetensors, stablehlo, torch
 from grujax.interop.adapters import Adapter, Difference, Runner, compare, outputs, require_equal
-from grujax.interop.parts import ConversionWarning
+from grujax.interop.model_parts import ConversionWarning
 from grujax.interop.statistics import fold_statistics
 
 LARGEST = 4 << 30

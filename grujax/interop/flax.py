@@ -15,10 +15,8 @@ from flax.serialization import msgpack_restore, to_bytes
 from flax.traverse_util import unflatten_dict
 from numpy.typing import NDArray
 
-from grujax.cell import GRUCell
 from grujax.errors import InputError, require
 from grujax.interop.adapters import Adapter, Runner, require_equal
-from grujax.interop.dialects import DIALECTS, Cell, read
 from grujax.interop.layers import (
     Layout,
     cell_options,
@@ -34,8 +32,10 @@ from grujax.interop.layers import (
     to_jax,
     written,
 )
-from grujax.interop.parts import Place, put_together, take_apart
-from grujax.layer import GRU
+from grujax.interop.model_parts import Place, put_together, take_apart
+from grujax.interop.weight_layouts import DIALECTS, Cell, read
+from grujax.linen.cell import GRUCell
+from grujax.linen.layer import GRU
 
 PLACE = Place("flax.linen.GRUCell", {"activation": None, "gate_activation": None}, (GRU, GRUCell))
 KERNELS = tuple(f"{side}{gate}/kernel" for side in "ih" for gate in "rzn")

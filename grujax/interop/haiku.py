@@ -11,13 +11,13 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from grujax.cell import GRUCell
 from grujax.errors import require, require_package
 from grujax.interop.adapters import Runner, require_equal
-from grujax.interop.dialects import DIALECTS, read
 from grujax.interop.layers import Layer, array, cell_runner, layers_runner, to_jax, written
-from grujax.interop.parts import REMEDIES, Place, put_together, take_apart
-from grujax.layer import GRU
+from grujax.interop.model_parts import REMEDIES, Place, put_together, take_apart
+from grujax.interop.weight_layouts import DIALECTS, read
+from grujax.linen.cell import GRUCell
+from grujax.linen.layer import GRU
 
 PLACE = Place("hk.GRU", {"reset_after": (False,)}, (GRU, GRUCell))
 TENSORS = ("w_i", "w_h", "b")

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from grujax.errors import InputError, require, require_package
 from grujax.interop.adapters import check_archive
-from grujax.interop.dialects import DTYPES, FLOATS, REMEDIES
 from grujax.interop.keras_layers import KINDS, Layer, described
+from grujax.interop.weight_layouts import DTYPES, FLOATS, REMEDIES
 
 MEMBERS = {"metadata.json", "config.json", "model.weights.h5"}
 LARGEST_CONFIG = 1 << 20

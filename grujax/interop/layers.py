@@ -15,13 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from grujax.cell import GRUCell
 from grujax.errors import require
 from grujax.interop.adapters import Runner
-from grujax.interop.dialects import DTYPES, FLOATS, Dialect, write
-from grujax.interop.parts import Parts
-from grujax.layer import GRU
-from grujax.step import ACTIVATIONS
+from grujax.interop.model_parts import Parts
+from grujax.interop.weight_layouts import DTYPES, FLOATS, Dialect, write
+from grujax.kernels.step import ACTIVATIONS
+from grujax.linen.cell import GRUCell
+from grujax.linen.layer import GRU
 from grujax.types import Activation
 
 KEY = re.compile(r"(?:layers_(?P<layer>\d{1,6})/)?(?P<way>(?:forward|backward)_rnn/)?(?P<rnn>cell/)?.*")

@@ -13,10 +13,8 @@ from flax import nnx
 from flax.traverse_util import unflatten_dict
 from numpy.typing import NDArray
 
-from grujax.cell import GRUCell
 from grujax.errors import require
 from grujax.interop.adapters import Runner, require_equal
-from grujax.interop.dialects import DIALECTS, read
 from grujax.interop.layers import (
     Layout,
     cell_options,
@@ -32,8 +30,10 @@ from grujax.interop.layers import (
     to_jax,
     written,
 )
-from grujax.interop.parts import Place, put_together, take_apart
-from grujax.layer import GRU
+from grujax.interop.model_parts import Place, put_together, take_apart
+from grujax.interop.weight_layouts import DIALECTS, read
+from grujax.linen.cell import GRUCell
+from grujax.linen.layer import GRU
 
 PLACE = Place("flax.nnx.GRUCell", {"activation": None, "gate_activation": None}, (GRU, GRUCell))
 TENSORS = {

@@ -13,15 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
+from grujax.core.heads import STATISTICS
 from grujax.errors import InputError, require, require_package
-from grujax.heads import STATISTICS
 from grujax.interop.adapters import Adapter, Runner, log, outputs, require_equal, sizes
+from grujax.interop.model_parts import Dense, put_together
 from grujax.interop.onnx_node import cells_of
 from grujax.interop.onnx_read import Found, follow
 from grujax.interop.onnx_tensors import array, checked, line, load
 from grujax.interop.onnx_write import HINTS, METADATA, written
-from grujax.interop.parts import Dense, put_together
-from grujax.tolerances import tolerances_used
+from grujax.testing.tolerances import tolerances_used
 from grujax.types import state_dtype
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grujax.errors import InputError, require
-from grujax.interop.dialects import DIALECTS, Cell, read
 from grujax.interop.onnx_write import ACTIVATIONS, module
+from grujax.interop.weight_layouts import DIALECTS, Cell, read
 
 if TYPE_CHECKING:
     import onnx

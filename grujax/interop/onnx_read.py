@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grujax.errors import InputError, require
-from grujax.interop.dialects import Cell
+from grujax.interop.model_parts import Dense, put_together
 from grujax.interop.onnx_moves import ARITHMETIC, MOVES, SMALL, bound
 from grujax.interop.onnx_node import attributes_of, cells_of, name_of
 from grujax.interop.onnx_tensors import array, line
 from grujax.interop.onnx_write import module
-from grujax.interop.parts import Dense, put_together
+from grujax.interop.weight_layouts import Cell
 
 if TYPE_CHECKING:
     import onnx

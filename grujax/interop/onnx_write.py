@@ -9,12 +9,12 @@ import flax.linen as nn
 import numpy as np
 from numpy.typing import NDArray
 
-from grujax.cell import GRUCell
+from grujax.core.heads import STATISTICS
 from grujax.errors import require, require_package
-from grujax.heads import STATISTICS
-from grujax.interop.dialects import DIALECTS, write
-from grujax.interop.parts import Parts, Place, take_apart
-from grujax.model import GRUModel
+from grujax.interop.model_parts import Parts, Place, take_apart
+from grujax.interop.weight_layouts import DIALECTS, write
+from grujax.linen.cell import GRUCell
+from grujax.linen.model import GRUModel
 
 if TYPE_CHECKING:
     import onnx

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from jax import export
 from numpy.typing import NDArray
 
-from grujax.cell import GRUCell
 from grujax.errors import InputError, require_package
 from grujax.interop.adapters import Adapter, Runner, outputs, sizes
-from grujax.layer import GRU
+from grujax.linen.cell import GRUCell
+from grujax.linen.layer import GRU
 from grujax.types import state_dtype
 
 PLATFORMS = ("cpu", "cuda", "tpu")

@@ -12,11 +12,11 @@ import flax.linen as nn
 import numpy as np
 from numpy.typing import NDArray
 
-from grujax.cell import GRUCell
 from grujax.errors import require
-from grujax.interop.dialects import DIALECTS, DTYPES, FLOATS, Cell, read, write
-from grujax.interop.parts import Dense, Place, put_together, take_apart
-from grujax.model import GRUModel
+from grujax.interop.model_parts import Dense, Place, put_together, take_apart
+from grujax.interop.weight_layouts import DIALECTS, DTYPES, FLOATS, Cell, read, write
+from grujax.linen.cell import GRUCell
+from grujax.linen.model import GRUModel
 
 KEY = re.compile(r"(?P<prefix>(?:.*\.)?)(?P<what>weight|bias)_(?P<of>ih|hh)(?:_l(?P<layer>\d+)(?P<reverse>_reverse)?)?")
 PLACE = Place("torch.nn.GRU", {"dropout": None})

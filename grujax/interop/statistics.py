@@ -9,7 +9,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from numpy.typing import NDArray
 
 from grujax.errors import require
-from grujax.model import GRUModel
+from grujax.linen.model import GRUModel
 
 
 def fold_statistics(model: nn.Module, variables: Mapping) -> dict:

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from grujax.errors import InputError, require, require_package
 from grujax.interop.adapters import Adapter, Runner, check_archive, require_equal
-from grujax.interop.dialects import DTYPES, FLOATS
 from grujax.interop.state_dicts import from_arrays, read_names, to_arrays
+from grujax.interop.weight_layouts import DTYPES, FLOATS
 
 if TYPE_CHECKING:
     import torch

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from grujax.step import GateValues, add_bias, along, candidate, mix, reset_and_update, steered, steps_a_trip
+from grujax.kernels.step import GateValues, add_bias, along, candidate, mix, reset_and_update, steered, steps_a_trip
 from grujax.types import Array, Emitted, GRUSpec, Ran, Recurrence, State, state_dtype
 
 

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
-from grujax.step import SLOPES, activate, dot, gate_values, project, split, split_gates
+from grujax.kernels.step import SLOPES, activate, dot, gate_values, project, split, split_gates
 from grujax.types import (
     Activation,
     Array,

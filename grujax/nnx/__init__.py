@@ -7,7 +7,9 @@ shapes and dtypes; the same seed gives other values of the same distributions. F
     grujax.save(path, *to_linen(module))            module = from_linen(*grujax.load(path), rngs=nnx.Rngs(0))
 """
 
-from grujax.nnx.linen import from_linen, to_linen
-from grujax.nnx.modules import GRU, GRUCell, GRUEncoder, GRUModel, Statistic
+from grujax.nnx.bridge import from_linen, to_linen
+from grujax.nnx.cell import GRUCell
+from grujax.nnx.layer import GRU
+from grujax.nnx.model import GRUEncoder, GRUModel, Statistic
 
 __all__ = ["GRU", "GRUCell", "GRUEncoder", "GRUModel", "Statistic", "from_linen", "to_linen"]

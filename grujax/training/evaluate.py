@@ -8,7 +8,7 @@ import numpy as np
 
 from grujax.data import Sequences, batches, bucket_boundaries, statistics
 from grujax.errors import require
-from grujax.model import GRUModel
+from grujax.linen.model import GRUModel
 from grujax.training.step import forward, row_losses
 
 

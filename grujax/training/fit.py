@@ -10,7 +10,7 @@ import numpy as np
 
 from grujax.data import Dataset, Sequences, batches, bucket_boundaries, padding_share, statistics, stratified_split
 from grujax.errors import require
-from grujax.model import GRUModel
+from grujax.linen.model import GRUModel
 from grujax.training.config import TrainConfig
 from grujax.training.evaluate import Scores, outputs_of, score
 from grujax.training.step import draw_share, initial_state, make_optimizer, train_step

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from grujax.data import Batch
-from grujax.model import GRUModel
+from grujax.linen.model import GRUModel
 from grujax.training.config import TrainConfig
 from grujax.types import Array
 

@@ -11,7 +11,6 @@ import jax
 import numpy as np
 import pytest
 from rich.console import Console
-from tolerances import assert_close
 
 from grujax import GRU, equations
 from grujax.bench import peers, products, runner
@@ -19,7 +18,8 @@ from grujax.bench.cases import CASES, VOWELS, Case, make_arrays
 from grujax.bench.peers import PEERS, Peer, Unavailable
 from grujax.bench.runner import BACKWARD, FORWARD, LIMIT, PASSES, Options, Report, Result
 from grujax.errors import InputError
-from grujax.kernels.dispatch import KERNELS
+from grujax.kernels.table import KERNELS
+from grujax.testing import assert_close
 
 TINY = Case("tiny", 3, 5, 4, 6)
 STACKED = replace(TINY, num_layers=2, bidirectional=True)

@@ -12,7 +12,7 @@ from grujax.bench import costs, starts
 from grujax.bench.costs import STACKS, Compilation, Costs, Epoch, Memory, Size
 from grujax.bench.starts import Start
 from grujax.errors import InputError
-from grujax.kernels.dispatch import Sizes, chunks_of
+from grujax.kernels.table import Sizes, chunks_of
 
 LONG = Size(T=4096)
 SMALL = Size(B=2, T=7, I=3, H=4, L=2)

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from refusals import refused
-from tolerances import assert_close
 
 import grujax
 from grujax import GRU, GRUCell, GRUModel, InputError
 from grujax.interop import FORMATS, ConversionWarning, convert, load, save
+from grujax.testing import assert_close
 
 torch = pytest.importorskip("torch")
 os.environ.setdefault("KERAS_BACKEND", "jax")

@@ -11,14 +11,14 @@ from flax import nnx
 from flax.serialization import from_bytes, msgpack_serialize, to_bytes
 from flax.traverse_util import flatten_dict, unflatten_dict
 from refusals import refused
-from tolerances import assert_close
 
 from grujax import GRU, GRUCell, InputError
 from grujax.interop import nnx as interop_nnx
 from grujax.interop.adapters import compare
 from grujax.interop.flax import ADAPTER, from_flax, to_flax
+from grujax.interop.model_parts import ConversionWarning
 from grujax.interop.nnx import from_nnx, to_nnx
-from grujax.interop.parts import ConversionWarning
+from grujax.testing import assert_close
 
 I, H = 3, 4
 

@@ -16,18 +16,18 @@ import pytest
 from flax import nnx
 from flax.traverse_util import flatten_dict
 from refusals import refused
-from tolerances import assert_close
 
 from grujax import GRU, GRUCell, GRUEncoder, GRUModel
 from grujax.interop import equinox, flax, haiku
 from grujax.interop import nnx as interop_nnx
 from grujax.interop.adapters import compare
-from grujax.interop.dialects import DIALECTS
 from grujax.interop.equinox import from_equinox, to_equinox
 from grujax.interop.flax import from_flax, to_flax
 from grujax.interop.haiku import from_haiku, to_haiku
+from grujax.interop.model_parts import ConversionWarning
 from grujax.interop.nnx import from_nnx, to_nnx
-from grujax.interop.parts import ConversionWarning
+from grujax.interop.weight_layouts import DIALECTS
+from grujax.testing import assert_close
 
 I, H = 3, 4
 BEFORE = {"reset_after": False, "update": "take"}

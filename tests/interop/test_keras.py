@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from refusals import refused
-from tolerances import assert_close
 
 from grujax import GRU, GRUCell, GRUEncoder, GRUModel, InputError
 from grujax.interop.adapters import compare
@@ -24,8 +23,9 @@ from grujax.interop.keras import ADAPTER, WEIGHTS_ADAPTER, from_keras, to_keras
 from grujax.interop.keras_files import load_keras, load_weights
 from grujax.interop.keras_layers import ACTIVATIONS as ours_by_theirs
 from grujax.interop.keras_live import runner
-from grujax.interop.parts import ConversionWarning
-from grujax.step import ACTIVATIONS
+from grujax.interop.model_parts import ConversionWarning
+from grujax.kernels.step import ACTIVATIONS
+from grujax.testing import assert_close
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 keras = pytest.importorskip("keras")
@@ -463,7 +463,7 @@ FILES = {
 
 
 @pytest.mark.parametrize(("name", "kind"), [(name, kind) for name, kinds in FILES.items() for kind in kinds])
-@pytest.mark.filterwarnings("ignore::grujax.interop.parts.ConversionWarning")  # dropout, in files of weights
+@pytest.mark.filterwarnings("ignore::grujax.interop.model_parts.ConversionWarning")  # dropout, in files of weights
 def test_files_hold_the_same_bits(name, kind, tmp_path):
     """Files of Keras read here, files of grujax read here and by Keras."""
     source, _, _, _, (model, variables) = case(name)

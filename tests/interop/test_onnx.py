@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from flax.traverse_util import unflatten_dict
 from refusals import refused
-from tolerances import assert_close
 
 from grujax import GRU, GRUCell, GRUEncoder, GRUModel, InputError
 from grujax.interop.adapters import require_equal
+from grujax.interop.model_parts import ConversionWarning
 from grujax.interop.onnx import ADAPTER, from_onnx, runner, to_onnx
 from grujax.interop.onnx_tensors import load
-from grujax.interop.parts import ConversionWarning
+from grujax.kernels.step import ACTIVATIONS
 from grujax.saving import declared
-from grujax.step import ACTIVATIONS
+from grujax.testing import assert_close
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")

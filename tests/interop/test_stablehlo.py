@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tolerances import assert_trees_close
 
 from grujax import GRU, GRUCell, GRUEncoder, GRUModel
 from grujax.errors import MissingPackage
 from grujax.interop import save
 from grujax.interop.stablehlo import LOADER, PLATFORMS, to_stablehlo
+from grujax.testing import assert_trees_close
 
 RNG = np.random.default_rng(0)
 

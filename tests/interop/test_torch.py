@@ -12,10 +12,10 @@ import numpy as np
 import optax
 import pytest
 from refusals import refused
-from tolerances import assert_close, assert_trees_close
 
 from grujax import GRU, GRUCell, GRUEncoder, GRUModel
 from grujax.interop.torch import from_torch, to_torch
+from grujax.testing import assert_close, assert_trees_close
 
 torch = pytest.importorskip("torch")
 GOLDEN = Path(__file__).parents[1] / "golden"

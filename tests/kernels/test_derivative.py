@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tolerances import assert_trees_close
 
 from grujax import GRUSpec
-from grujax.kernels import dispatch, gru_sequence
+from grujax.kernels import gru_sequence, table
 from grujax.kernels.derivative import Chunks
+from grujax.testing import assert_trees_close
 from grujax.types import Projection
 
 T, B, I, H = 5, 3, 4, 2
@@ -53,7 +53,7 @@ CHUNKS = {
     "chunks of what is emitted": Chunks(2, emitted=True),
     "at once, the gates made anew": Chunks(None, emitted=False),
 }
-RULES = (*(name for name, kernel in dispatch.KERNELS.items() if kernel.differentiated), *CHUNKS)
+RULES = (*(name for name, kernel in table.KERNELS.items() if kernel.differentiated), *CHUNKS)
 """The loops under the rule; with CHUNKS it is "fused", where there are some two steps at once and a rest of one."""
 
 
@@ -65,14 +65,14 @@ def recurrence(case, implementation):
         x, w_ih, bias, *arrays = [given[name] for name in ARRAYS]
         name = "fused" if implementation in CHUNKS else implementation
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(dispatch, "chunks_of", lambda sizes: CHUNKS.get(implementation, AT_ONCE))
+            patch.setattr(table, "chunks_of", lambda sizes: CHUNKS.get(implementation, AT_ONCE))
             return gru_sequence(Projection(x, w_ih, bias), *arrays, **start, **control, spec=spec, implementation=name)
 
     return f
 
 
 def rules(case):
-    kernels = dispatch.KERNELS
+    kernels = table.KERNELS
     return [rule for rule in RULES if rule in CHUNKS or kernels[rule].refuses(CASES[case][0], False) is None]
 
 

@@ -1,0 +1,1 @@
+"""The GRU without a framework: configuration, inputs, layers, pooling, heads."""

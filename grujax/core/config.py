@@ -1,0 +1,273 @@
+"""What a cell, a layer and the models are made of: their fields, what these may be, and what follows from them.
+
+Plain dataclasses, which the modules of Flax Linen and of Flax NNX inherit.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax.nn.initializers import Initializer, ones
+from jax.typing import DTypeLike
+
+from grujax.core.initializers import preset, with_update_bias
+from grujax.core.inputs import check_include_initial, require_floating
+from grujax.errors import require, require_count
+from grujax.kernels.step import cast, check_activation, check_spec, project, projection, recurrent, split, step
+from grujax.types import Activation, Array, GRUSpec, GRUWeights, state_dtype
+
+MERGES = {
+    "concat": lambda forward, backward: jnp.concatenate([forward, backward], axis=-1),
+    "sum": lambda forward, backward: forward + backward,
+    "mean": lambda forward, backward: (forward + backward) / 2,
+    "mul": lambda forward, backward: forward * backward,
+}
+CONNECTIONS = (None, "residual", "highway")
+INITIAL_STATES = ("zeros", "learned")
+RATES = ("dropout", "input_dropout", "recurrent_dropout", "weight_dropout", "zoneout")
+POOLINGS = ("last", "mean", "max", "attention")
+
+Precision: TypeAlias = (
+    str | jax.lax.Precision | tuple[str, str] | tuple[jax.lax.Precision, jax.lax.Precision] | None
+)  # as the dense layers of Flax take it
+Pooling: TypeAlias = str | Callable[[Array, Array], Array] | None
+
+
+@dataclasses.dataclass(eq=False, repr=False)
+class CellSettings:
+    """What a cell, a layer and a model have in common. All but `hidden_size` by keyword alone.
+
+    Attributes:
+      hidden_size: H.
+      bias: False leaves both biases out.
+      reset_after: True is n = tanh(... + r ⊙ (W_hn h + b_hn)), as torch and Keras 3 have it; False
+        n = tanh(... + W_hn (r ⊙ h) + b_hn), as Cho et al. 2014 and Haiku.
+      update: "keep" is h' = (1 − z) ⊙ n + z ⊙ h, as torch and Keras have it; "take" h' = (1 − z) ⊙ h + z ⊙ n, as Cho
+        et al. 2014 and Haiku.
+      activation, gate_activation: of n, and of r and z; a name of `grujax.kernels.step.ACTIVATIONS` or an elementwise
+        function.
+      clip: clips what stands inside every activation to ±clip (ONNX); None does not.
+      layer_norm: normalises the products with w_ih and with w_hh, each r and z together and n apart, before the
+        biases, with learned scales `scale_ih` and `scale_hh` (Ba et al. 2016, arXiv 1607.06450, appendix).
+      initializer: "torch", "flax" or "keras", see `grujax.core.initializers`.
+      update_bias: added to the update gate's part of `b_ih` at the start; with update="keep" a positive one remembers.
+      dtype: compute dtype of the products and dtype of the output; None promotes inputs and parameters. The state is
+        carried in float32 at least.
+      param_dtype: dtype that parameters are stored in.
+      precision: of the products; None follows `jax.default_matmul_precision`.
+    """
+
+    hidden_size: int
+    _: dataclasses.KW_ONLY
+    bias: bool = True
+    reset_after: bool = True
+    update: str = "keep"
+    activation: Activation = "tanh"
+    gate_activation: Activation = "sigmoid"
+    clip: float | None = None
+    layer_norm: bool = False
+    initializer: str = "torch"
+    update_bias: float = 0.0
+    dtype: DTypeLike | None = None
+    param_dtype: DTypeLike = jnp.float32
+    precision: Precision = None
+
+    @property
+    def spec(self) -> GRUSpec:
+        """The static part of the equations, as the kernels and `grujax.kernels.explain` take it."""
+        return GRUSpec(
+            self.reset_after,
+            self.precision,
+            self.update,
+            self.activation,
+            self.gate_activation,
+            self.clip,
+            self.layer_norm,
+        )
+
+    def check(self) -> None:
+        """Raises `InputError` for a field that cannot be served."""
+        require_count(self.hidden_size, "hidden_size")
+        check_spec(self.spec)
+        for name, dtype in (("dtype", self.dtype), ("param_dtype", self.param_dtype)):
+            require(dtype is None or jnp.issubdtype(dtype, jnp.floating), name, "a floating dtype", dtype)
+        remedy = "The update gate has no bias to add it to."
+        require(self.bias or self.update_bias == 0, "update_bias", "0 with bias=False", self.update_bias, remedy)
+
+    def settings(self, of: type) -> dict[str, Any]:
+        """The fields that this module and `of` have in common, to make the one from the other."""
+        mine = {f.name for f in dataclasses.fields(self)} - {"parent", "name"}
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(of) if f.name in mine}
+
+    def parameters(self, input_size: int) -> dict[str, tuple[Initializer, tuple[int, ...]]]:
+        """How each parameter of a cell starts, and its shape: the one place that knows their names and shapes."""
+        self.check()
+        init, columns = preset(self.initializer, self.hidden_size), 3 * self.hidden_size
+        first = with_update_bias(init.bias, self.update_bias) if self.update_bias else init.bias
+        return {
+            "w_ih": (init.w_ih, (input_size, columns)),
+            "w_hh": (init.w_hh, (self.hidden_size, columns)),
+            **({"b_ih": (first, (columns,)), "b_hh": (init.bias, (columns,))} if self.bias else {}),
+            **(dict.fromkeys(("scale_ih", "scale_hh"), (ones, (columns,))) if self.layer_norm else {}),
+        }
+
+    def step(self, carry: Array, x: Array, weights: GRUWeights, state_mask: Array | None) -> tuple[Array, Array]:
+        """carry (..., H), x (..., I) -> the new state twice: in float32 at least, and in the compute dtype."""
+        expected = (*x.shape[:-1], self.hidden_size)
+        require(carry.shape == expected, "carry", f"shape {expected}", carry.shape)
+        require_floating(carry, "carry")
+        require_floating(x, "x")
+        self.check()
+        dtype = jnp.dtype(self.dtype or jnp.result_type(x, weights.w_ih))
+        weights = cast(weights, dtype)
+        joint = self.reset_after and not self.layer_norm
+        gates_x = project(projection(x, weights), self.spec, joint=joint)
+        carry = carry.astype(state_dtype(dtype))
+        h = step(gates_x, carry, split(recurrent(weights), joint), self.spec, state_mask)
+        return h, h.astype(dtype)
+
+
+@dataclasses.dataclass(eq=False, repr=False)
+class LayerSettings(CellSettings):
+    """What a layer and a model have in common, beside the attributes of `CellSettings`.
+
+    Attributes:
+      num_layers: L. Layer k reads the output of layer k − 1.
+      bidirectional: a second pass over each sequence from its last valid step to its first.
+      merge: how both directions of a layer become one output: "concat" (torch), "sum", "mean", "mul"; None returns
+        them apart, a pair, from a single layer.
+      connection: from the second layer on, "residual" adds a layer's input to its output; "highway" weighs the two by
+        t = σ(W x + b), t ⊙ output + (1 − t) ⊙ input (Srivastava et al. 2015, arXiv 1505.00387), b −1 at the start.
+      initial_state: what a sequence starts from where no h0 is given, and after a reset: "zeros", or "learned", a
+        parameter `h0 (L*D, H)`, zero at the start.
+      time_major: time is the first axis of x, mask, resets and output.
+      include_initial: the last layer's h0 stands in front of the output, T + 1 steps in all; one direction only.
+      dropout: probability, on the output of every layer but the last (torch.nn.GRU).
+      input_dropout: probability, on the input of every layer, one mask for all steps of a sequence (Gal and
+        Ghahramani 2016, arXiv 1512.05287).
+      recurrent_dropout: probability, on the state where the products with w_hh read it, one mask for all steps (ibid.).
+      weight_dropout: probability, on w_hh itself, one mask for all sequences and steps: DropConnect (Merity et al.
+        2018, arXiv 1708.02182).
+      zoneout: probability that a unit keeps its state for a step; in evaluation every unit moves by its mean,
+        h' = zoneout h + (1 − zoneout) h~ (Krueger et al. 2017, arXiv 1606.01305).
+      implementation: None chooses the fastest; "reference" is Flax's scan over `GRUCell`; further names as in
+        `grujax.kernels.explain`.
+
+    All five are off where `deterministic`, zoneout's mean apart, and draw from the rng stream "dropout".
+    """
+
+    _: dataclasses.KW_ONLY
+    num_layers: int = 1
+    bidirectional: bool = False
+    merge: str | None = "concat"
+    connection: str | None = None
+    initial_state: str = "zeros"
+    time_major: bool = False
+    include_initial: bool = False
+    dropout: float = 0.0
+    input_dropout: float = 0.0
+    recurrent_dropout: float = 0.0
+    weight_dropout: float = 0.0
+    zoneout: float = 0.0
+    implementation: str | None = None
+
+    @property
+    def num_directions(self) -> int:
+        return 2 if self.bidirectional else 1
+
+    @property
+    def num_states(self) -> int:
+        """L*D."""
+        return self.num_layers * self.num_directions
+
+    @property
+    def width(self) -> int:
+        """Of a layer's output, both directions merged: the features that the next layer and pooling read."""
+        return self.hidden_size * (self.num_directions if self.merge == "concat" else 1)
+
+    def check(self) -> None:
+        """Raises `InputError` for a field that cannot be served."""
+        super().check()
+        require_count(self.num_layers, "num_layers")
+        for name in RATES:
+            rate = getattr(self, name)
+            require(0 <= rate <= 1, name, "a probability", rate)
+        merges = [*MERGES, None]
+        require(self.merge in merges, "merge", f"one of {merges}", repr(self.merge))
+        remedy = "There is nothing to merge: leave it out."
+        require(self.bidirectional or self.merge == "concat", "merge", '"concat" in one direction', self.merge, remedy)
+        if self.merge is None:
+            remedy = "The next layer reads one input: name how they become one."
+            found = f"num_layers={self.num_layers}"
+            require(self.num_layers == 1, "merge", "None for a single layer alone", found, remedy)
+        require(self.connection in CONNECTIONS, "connection", f"one of {list(CONNECTIONS)}", repr(self.connection))
+        states = list(INITIAL_STATES)
+        require(self.initial_state in states, "initial_state", f"one of {states}", repr(self.initial_state))
+        check_include_initial(self.include_initial, self.bidirectional)
+
+
+@dataclasses.dataclass(eq=False, repr=False)
+class EncoderSettings(LayerSettings):
+    """What an encoder and a model have in common, beside the attributes of `LayerSettings` and `CellSettings`.
+
+    Attributes:
+      pooling: how all steps become one vector. "last": the true last state of each direction of the top layer, not
+        `output[:, -1]`, which is wrong for padded rows and for the reverse direction; length 0 gives h0. "mean" and
+        "max" over the valid steps, "attention" their mean weighed by softmax(u · tanh(W output + b)) (Yang et al.
+        2016, Hierarchical Attention Networks); length 0 gives 0. A function `f(output (..., T, F), valid (..., T))`
+        of the output, 0 where not valid. None: an output a step.
+    """
+
+    _: dataclasses.KW_ONLY
+    pooling: Pooling = "last"
+
+    def check(self) -> None:
+        """Raises `InputError` for a field that cannot be served."""
+        super().check()
+        named = callable(self.pooling) or self.pooling in (*POOLINGS, None)
+        require(named, "pooling", f"one of {list(POOLINGS)}, a function or None", repr(self.pooling))
+        one = self.merge is not None or not self.bidirectional
+        require(one, "merge", f"one of {list(MERGES)}", None, "GRU alone returns the directions apart.")
+        initial = self.pooling is not None and self.include_initial
+        require(not initial, "include_initial", "False beside pooling", True, "Pooling goes over the steps of x.")
+
+
+@dataclasses.dataclass(eq=False, repr=False)
+class ModelSettings(EncoderSettings):
+    """A model's own, beside the attributes of `EncoderSettings`, `LayerSettings` and `CellSettings`.
+
+    Attributes:
+      output_size: width of the head; or several heads, a dict of widths by name, whose outputs are a dict too.
+      head_hidden: widths of hidden layers in each head, W f(... f(W pool + b)) + b; none by default.
+      head_activation: f, a name of `grujax.kernels.step.ACTIVATIONS` or a function.
+      dropout: between the layers, as torch has it, and before the head; rng stream "dropout".
+    """
+
+    output_size: int | Mapping[str, int]
+    _: dataclasses.KW_ONLY
+    head_hidden: tuple[int, ...] = ()
+    head_activation: Activation = "relu"
+
+    @property
+    def heads(self) -> dict[str, list[tuple[str, int]]]:
+        """The dense layers of each head by its name, in order: how they are called and how wide they are."""
+        sizes = self.output_size if isinstance(self.output_size, Mapping) else {"": self.output_size}
+        layers = {name: f"head_{name}" if isinstance(self.output_size, Mapping) else "head" for name in sizes}
+        hidden = list(enumerate(self.head_hidden))
+        return {
+            name: [*((f"{layers[name]}_hidden{i}", width) for i, width in hidden), (layers[name], size)]
+            for name, size in sizes.items()
+        }
+
+    def check(self) -> None:
+        """Raises `InputError` for a field that cannot be served."""
+        super().check()
+        several = isinstance(self.output_size, Mapping)
+        require(bool(self.heads), "output_size", "at least one head", self.output_size)
+        for name, layers in self.heads.items():
+            require_count(layers[-1][1], f"output_size[{name!r}]" if several else "output_size")
+        for i, width in enumerate(self.head_hidden):
+            require_count(width, f"head_hidden[{i}]")
+        check_activation(self.head_activation, "head_activation")

@@ -1,0 +1,59 @@
+"""What a model adds to its encoder: statistics before it; dropout, dense heads and statistics after it."""
+
+from collections.abc import Callable, Mapping
+
+import jax.numpy as jnp
+
+from grujax.core.config import ModelSettings
+from grujax.core.stack import Noise, dropped
+from grujax.errors import require
+from grujax.kernels.step import activate
+from grujax.types import Array, Valid
+
+STATISTICS = ("input_mean", "input_std", "output_mean", "output_std")
+
+
+def standardised(model: ModelSettings, x: Array, statistics: Mapping[str, Array]) -> Array:
+    """(x − input_mean) / input_std, where there are such."""
+    alone = "output_mean" not in statistics or not isinstance(model.output_size, Mapping)
+    require(alone, "statistics/output_mean", "none where there are several heads", "one")
+    return _with_statistics(statistics, "input", lambda x, mean, std: (x - mean) / std, x)
+
+
+def answer(
+    model: ModelSettings,
+    features: Array,
+    valid: Valid | None,
+    statistics: Mapping[str, Array],
+    dense: Callable[..., Array],
+    noise: Noise | None,
+) -> Array | dict[str, Array]:
+    """What the heads make of what was pooled; with `pooling=None` 0 at steps that are not valid (*batch, T).
+
+    `dense(name, x, width)` is W x + b with the parameters of that name.
+    """
+    features = dropped(features, model.dropout, noise)
+    outputs = {}
+    for name, layers in model.heads.items():
+        y = features
+        *hidden, (last, size) = layers
+        for layer, width in hidden:
+            y = activate(model.head_activation)(dense(layer, y, width))
+        y = dense(last, y, size)
+        outputs[name] = _with_statistics(statistics, "output", lambda y, mean, std: y * std + mean, y)
+    if model.pooling is None and valid is not None:
+        if model.include_initial:  # the initial state is no step, and always there
+            time = 0 if model.time_major else valid.ndim - 1
+            front = [(int(axis == time), 0) for axis in range(valid.ndim)]
+            valid = jnp.pad(valid, front, constant_values=True)
+        outputs = {name: jnp.where(valid[..., None], y, 0) for name, y in outputs.items()}
+    return outputs if isinstance(model.output_size, Mapping) else outputs[""]
+
+
+def _with_statistics(statistics: Mapping[str, Array], which: str, use: Callable[..., Array], a: Array) -> Array:
+    if f"{which}_mean" not in statistics:
+        return a
+    mean, std = (statistics[f"{which}_{s}"] for s in ("mean", "std"))
+    require(mean.shape == a.shape[-1:], f"statistics/{which}_mean", f"shape {a.shape[-1:]}, one a feature", mean.shape)
+    shape = (1,) * (a.ndim - 1) + a.shape[-1:]
+    return use(a, mean.reshape(shape).astype(a.dtype), std.reshape(shape).astype(a.dtype))

@@ -1,0 +1,133 @@
+"""How all steps become one vector: of each row, or of each segment of rows that hold several sequences."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+from jax.typing import ArrayLike
+
+from grujax.core.config import POOLINGS, EncoderSettings, Pooling
+from grujax.core.inputs import Steps, check_integers, from_rows
+from grujax.core.stack import LayerRun, merged
+from grujax.errors import InputError, require
+from grujax.types import Array, state_dtype
+
+
+class Segments(NamedTuple):
+    """Which of `number` sequences each step belongs to: ids (*batch, T), −1 for none."""
+
+    ids: Array
+    number: int
+
+
+def pooled(encoder: EncoderSettings, run: LayerRun, segments: Segments | None, dense: Callable[..., Array]) -> Array:
+    """What pooling makes of a run: (*batch, F), with segments (number, F), with `pooling=None` (*batch, T, F).
+
+    `dense(name, x, width, bias=True)` is W x + b with the parameters of that name.
+    """
+    output, pooling = run.output, encoder.pooling
+    if pooling is None:
+        return from_rows(output, run.batch, encoder.time_major)
+    valid = jnp.broadcast_to(True, output.shape[:2]) if run.valid is None else run.valid
+    if callable(pooling):
+        return pooling(from_rows(output, run.batch, False), from_rows(valid[..., None], run.batch, False)[..., 0])
+    if segments is not None:
+        ids, number = segments
+        ids = (ids if encoder.time_major else jnp.moveaxis(ids, -1, 0)).reshape(output.shape[:2])
+        segments = Segments(jnp.where(valid & (ids >= 0) & (ids < number), ids, number), number)
+    if pooling == "last":
+        states = [*run.h_last[-encoder.num_directions :]]
+        states = states if segments is None else last_of_segments(run, *segments)
+        features = merged(encoder, states).astype(output.dtype)
+    else:
+        scores = None
+        if pooling == "attention":  # u · tanh(W output + b)
+            inside = dense("attention", output, output.shape[-1])
+            scores = dense("attention_score", jnp.tanh(inside), 1, bias=False)[..., 0]
+        if segments is None:
+            features = pool(output, valid, pooling, scores)
+        else:
+            features = pool_segments(output, *segments, pooling, scores)
+    return features if segments is not None else features.reshape(*run.batch, features.shape[-1])
+
+
+def pool(output: Array, valid: Array, pooling: str, scores: Array | None = None) -> Array:
+    """output (T, B, F), zero at steps that are not valid (T, B) -> (B, F); over no step at all 0.
+
+    "mean" and "max" go over the valid steps; "attention" is their mean weighed by softmax(scores (T, B)).
+    """
+    wide, any_valid = state_dtype(output.dtype), valid.any(0)
+    if pooling == "mean":
+        counts = jnp.maximum(valid.sum(0), 1)[:, None].astype(wide)
+        return (output.sum(0, dtype=wide) / counts).astype(output.dtype)
+    if pooling == "max":
+        largest = jnp.where(valid[..., None], output, -jnp.inf).max(0, initial=-jnp.inf)
+        return jnp.where(any_valid[:, None], largest, 0)
+    assert pooling == "attention" and scores is not None
+    # a row without a valid step: scores of 0 keep softmax and its gradient finite, and its output is 0 already
+    scores = jnp.where(valid, scores.astype(wide), jnp.where(any_valid, -jnp.inf, 0)[None])
+    weights = jax.nn.softmax(scores, axis=0)
+    return (weights[..., None] * output.astype(wide)).sum(0).astype(output.dtype)
+
+
+def pool_segments(output: Array, ids: Array, count: int, pooling: str, scores: Array | None = None) -> Array:
+    """As `pool`, a vector a segment: output (T, B, F), ids (T, B) 0..count, the last none at all -> (count, F)."""
+    flat, ids = output.reshape(-1, output.shape[-1]), ids.reshape(-1)
+    wide = state_dtype(output.dtype)
+
+    def total(a: Array) -> Array:
+        return jax.ops.segment_sum(a, ids, count + 1)
+
+    there = (total(jnp.ones_like(ids)) > 0)[:, None]
+    if pooling == "max":
+        result = jnp.where(there, jax.ops.segment_max(flat, ids, count + 1), 0)
+    else:
+        weights = jnp.ones(ids.shape, wide)
+        if scores is not None:
+            scores = scores.reshape(-1).astype(wide)
+            largest = jax.ops.segment_max(jax.lax.stop_gradient(scores), ids, count + 1)
+            weights = jnp.exp(scores - largest[ids])
+        mass = jnp.where(there, total(weights)[:, None], 1)
+        result = total(weights[:, None] * flat.astype(wide)) / mass
+    return result[:count].astype(output.dtype)
+
+
+def last_of_segments(run: LayerRun, ids: Array, count: int) -> list[Array]:
+    """The last state of each segment in each direction, (count, H): at its last step, in reverse at its first.
+
+    A segment without a step has the initial state.
+    """
+    ids, found = ids.reshape(-1), []
+    at = jnp.arange(ids.size)
+    there = jax.ops.segment_sum(jnp.ones_like(ids), ids, count + 1)[:count] > 0
+    of_direction = zip(run.directions, (jax.ops.segment_max, jax.ops.segment_min), strict=False)
+    for direction, (hs, last_read) in enumerate(of_direction):
+        start = jnp.zeros(hs.shape[-1], hs.dtype)
+        if run.initial is not None:
+            start = run.initial[direction - len(run.directions)].astype(hs.dtype)
+        states = jnp.concatenate([hs.reshape(ids.size, hs.shape[-1]), start[None]])
+        found.append(states[jnp.where(there, last_read(at, ids, count + 1)[:count], ids.size)])
+    return found
+
+
+def check_segments(
+    pooling: Pooling, steps: Steps, segments: ArrayLike | None, num_segments: int | None
+) -> Segments | None:
+    """Segments that fit the steps and the pooling, or None where there are none; `InputError` otherwise."""
+    if segments is None:
+        require(num_segments is None, "num_segments", "None without segments", num_segments)
+        unclear = steps.resets is not None and pooling is not None
+        remedy = "Rows hold several sequences: pass segments and num_segments, or pool nothing."
+        require(not unclear, "pooling", "None beside resets without segments", repr(pooling), remedy)
+        return None
+    found = "None" if pooling is None else "a function"
+    remedy = "Use unpack_sequences on the output of every step."
+    require(isinstance(pooling, str), "pooling", f"one of {list(POOLINGS)} beside segments", found, remedy)
+    if num_segments is None or isinstance(num_segments, Tracer):
+        found = "None" if num_segments is None else "a traced value"
+        raise InputError("num_segments", "an integer beside segments", found, "It is the shape of the result.")
+    require(num_segments >= 0, "num_segments", "0 or more", num_segments)
+    bounds, bounded = (-1, num_segments - 1), f"-1 to num_segments - 1 = {num_segments - 1}"
+    return Segments(check_integers(segments, "segments", steps.x.shape[:-1], "step", bounds, bounded), num_segments)

@@ -1,0 +1,200 @@
+"""What the gates do, how long units remember, how far back gradients reach."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from numpy.typing import NDArray
+
+from grujax.core.inputs import check_flags, check_inputs, from_rows
+from grujax.errors import require
+from grujax.kernels.step import UPDATES, GateValues
+from grujax.linen import GRU, GRUEncoder, GRUModel
+from grujax.types import Array, Inputs, state_dtype
+
+MODELS = (GRU, GRUEncoder, GRUModel)
+
+
+def gates(
+    model: GRU | GRUEncoder | GRUModel,
+    variables: Mapping[str, Any],
+    x: Inputs,
+    h0: Array | None = None,
+    *,
+    lengths: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
+    resets: ArrayLike | None = None,
+) -> dict[str, GateValues]:
+    """r, z and n of every step, by layer: "l0", "l0_reverse", "l1", ...
+
+        r = σ(W_ir x + b_ir + W_hr h + b_hr)        z = σ(W_iz x + b_iz + W_hz h + b_hz)
+        n = tanh(W_in x + b_in + r ⊙ (W_hn h + b_hn))
+
+    Arguments as the model takes them, `model.time_major` included, regularisation off. Each array is (B, T, H), the
+    batch first whatever `time_major` says, in time order in both directions, exactly 0 at steps that are not valid.
+
+    >>> import jax, jax.numpy as jnp
+    >>> model = GRU(20, bidirectional=True)
+    >>> x = jnp.ones((3, 7, 10))
+    >>> found = gates(model, model.init(jax.random.key(0), x), x, lengths=[7, 2, 4])
+    >>> list(found), found["l0"].z.shape
+    (['l0', 'l0_reverse'], (3, 7, 20))
+
+    Source: torch.nn.GRU.
+    """
+    _check_model(model)
+    steps = check_inputs(x, None, lengths, mask, resets, model.time_major)
+    if not isinstance(model, GRU):
+        model = model.clone(pooling=None)  # gates come before pooling, which has conditions of its own
+    sown = _sown(model, dict(variables), steps.x, h0, steps.valid, steps.resets)
+    directions = ("", "_reverse")[: model.num_directions]
+    names = [f"l{layer}{direction}" for layer in range(model.num_layers) for direction in directions]
+    return {name: GateValues(*(from_rows(g, steps.batch, False) for g in sown[f"{name}_gates"][-1])) for name in names}
+
+
+@partial(jax.jit, static_argnums=0)
+def _sown(model, variables, x, h0, valid, resets):
+    _, found = model.apply(variables, x, h0, mask=valid, resets=resets, mutable=["intermediates"])
+    sown = found["intermediates"]
+    for name in ("encoder", "gru"):
+        sown = sown.get(name, sown)
+    return sown
+
+
+class Saturation(NamedTuple):
+    """The share of steps, (H,) each, at which a gate is nearly closed (left) or nearly open (right)."""
+
+    left_r: NDArray
+    right_r: NDArray
+    left_z: NDArray
+    right_z: NDArray
+
+
+def saturation(gates: GateValues, valid: ArrayLike | None = None, low: float = 0.1, high: float = 0.9) -> Saturation:
+    """How often each unit's gates are saturated.
+
+        left = mean_t [g_t < low]        right = mean_t [g_t > high]        g = r, z
+
+    Args:
+      gates: those of one layer, (..., T, H) each.
+      valid: bool (..., T), which steps count; all where None. Steps that are not valid have gates of 0: say which.
+      low, high: what counts as closed and as open.
+
+    >>> from grujax.kernels.step import GateValues
+    >>> z = np.array([[0.05], [0.5], [0.95], [0.99]])
+    >>> print(saturation(GateValues(r=z, z=z, n=z)).right_z)
+    [0.5]
+
+    Source: Karpathy, Johnson and Fei-Fei 2015, Visualizing and Understanding Recurrent Networks, arXiv 1506.02078.
+    """
+    require(low < high, "low", f"less than high = {high}", low)
+    r, z = _counted(gates, valid)
+    return Saturation((r < low).mean(0), (r > high).mean(0), (z < low).mean(0), (z > high).mean(0))
+
+
+def time_scale(gates: GateValues, valid: ArrayLike | None = None, update: str = "keep") -> NDArray:
+    """How many steps each unit remembers: (H,), infinite where nothing is ever forgotten, 0 where all is, once.
+
+        τ = −1 / mean_t log k_t        k = z with update="keep", 1 − z with update="take"
+
+    Over n steps the product of the k is left of a state on the direct path, about exp(−n / τ); for a constant k near 1
+    that is τ = 1 / (1 − k), the time constant of a leaky unit. What a unit remembers through other units, and what
+    zoneout keeps, is not in it.
+
+    Args: gates and valid as in `saturation`; update as the model has it.
+
+    >>> from grujax.kernels.step import GateValues
+    >>> z = np.full((3, 7, 2), 0.9)
+    >>> print(time_scale(GateValues(z, z, z)).round(2))
+    [9.49 9.49]
+
+    Source: Tallec and Ollivier 2018, Can Recurrent Neural Networks Warp Time?, arXiv 1804.11188.
+    """
+    require(update in UPDATES, "update", f"one of {list(UPDATES)}", repr(update))
+    _, z = _counted(gates, valid)
+    require(bool(((z >= 0) & (z <= 1)).all()), "gates.z", "values from 0 to 1", f"{z.min()} to {z.max()}")
+    with np.errstate(divide="ignore"):
+        logs = np.log(z) if update == "keep" else np.log1p(-z)
+        return 1 / np.abs(logs.mean(0))  # the logs are 0 or less: abs turns the sign, that of 0 too
+
+
+def gradient_norm(
+    model: GRU | GRUEncoder | GRUModel,
+    variables: Mapping[str, Any],
+    x: Inputs,
+    loss: Callable[[Any], Array] | None = None,
+    *,
+    h0: Array | None = None,
+    lengths: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
+    resets: ArrayLike | None = None,
+    segments: ArrayLike | None = None,
+    num_segments: int | None = None,
+) -> NDArray:
+    """‖∂ loss / ∂ x_t‖₂, over the features of each step: (B, T), the batch first whatever `model.time_major` says.
+
+    How far back a loss is felt: a norm that falls towards the steps read first is a vanishing gradient.
+
+    Args:
+      loss: of what the model returns, to a scalar. None is half the sum of squares of the model's output, whose
+        gradient is the output itself; of a `GRU`, which also returns its states, that of the last states of its top
+        layer, as pooling="last" has them.
+      others: as the model takes them, regularisation off. x is what the model is given: raw, where it standardises.
+
+    Returns:
+      float64, exactly 0 at steps that are not valid.
+
+    >>> import jax, jax.numpy as jnp
+    >>> model = GRUModel(hidden_size=20, output_size=5)
+    >>> x = jnp.ones((3, 7, 10))
+    >>> norms = gradient_norm(model, model.init(jax.random.key(0), x), x, lambda y: y[:, 0].sum(), lengths=[7, 2, 4])
+    >>> norms.shape, int((norms > 0).sum())
+    ((3, 7), 13)
+
+    Source: Pascanu, Mikolov and Bengio 2013, On the difficulty of training recurrent neural networks, arXiv 1211.5063.
+    """
+    _check_model(model)
+    x = check_inputs(x, None, None, time_major=model.time_major).x
+    options: dict[str, Any] = {"lengths": lengths, "mask": mask, "resets": resets}
+    if isinstance(model, GRU):
+        require(segments is None and num_segments is None, "segments", "None for a GRU, which does not pool", "some")
+    else:
+        options |= {"segments": segments, "num_segments": num_segments}
+
+    def value(x: Array) -> Array:
+        outputs: Any = model.apply(dict(variables), x, h0, **options)
+        if loss is None:
+            return _half_sum_of_squares(outputs[1][-model.num_directions :] if isinstance(model, GRU) else outputs)
+        result = loss(outputs)
+        require(jnp.shape(result) == (), "loss", "a function that gives a scalar", f"shape {jnp.shape(result)}")
+        return result
+
+    gradient = np.asarray(jax.grad(value)(x)).astype(np.float64)  # wide: squares of vanishing gradients underflow
+    return np.linalg.norm(np.moveaxis(gradient, 0, -2) if model.time_major else gradient, axis=-1)
+
+
+def _check_model(model: Any) -> None:
+    require(isinstance(model, MODELS), "model", "a GRU, GRUEncoder or GRUModel", type(model).__name__)
+
+
+def _counted(gates: GateValues, valid: ArrayLike | None) -> tuple[NDArray, NDArray]:
+    """r and z at the steps that count, as float64 (N, H)."""
+    one = isinstance(gates, tuple) and len(gates) == 3
+    require(one, "gates", "the GateValues of one layer", type(gates).__name__, 'Of a model: gates(...)["l0"].')
+    shapes = [np.shape(g) for g in gates]
+    alike = len(set(shapes)) == 1 and len(shapes[0]) >= 2
+    require(alike, "gates", "r, z and n of one shape (..., T, H)", ", ".join(map(str, shapes)))
+    flags = check_flags(np.ones(shapes[0][:-1], bool) if valid is None else valid, "valid", shapes[0][:-1])
+    counts = np.asarray(flags)
+    require(bool(counts.any()), "valid", "at least one step", "none")
+    r, z = (np.asarray(g).astype(np.float64)[counts] for g in gates[:2])
+    return r, z
+
+
+def _half_sum_of_squares(outputs: Any) -> Array:
+    wide = [y.astype(state_dtype(y.dtype)) for y in jax.tree.leaves(outputs)]
+    return sum((jnp.square(y).sum() for y in wide[1:]), start=jnp.square(wide[0]).sum()) / 2

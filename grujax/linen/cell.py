@@ -1,0 +1,55 @@
+"""One step of the GRU as a Flax Linen cell."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from grujax.core.config import CellSettings
+from grujax.types import Array, GRUWeights, state_dtype
+
+
+class GRUCell(CellSettings, nn.RNNCellBase):
+    """One step: `carry, y = cell(carry, x)`, both the new state h'.
+
+        r  = σ(W_ir x + b_ir + W_hr h + b_hr)
+        z  = σ(W_iz x + b_iz + W_hz h + b_hz)
+        n  = tanh(W_in x + b_in + r ⊙ (W_hn h + b_hn))
+        h' = (1 − z) ⊙ n + z ⊙ h
+
+    The equations of `torch.nn.GRUCell`; the switches to others are the attributes of `CellSettings`. It works
+    wherever a Linen cell does: `nn.RNN`, `nn.Bidirectional`, `nn.scan`, `nn.vmap`, `nn.remat`.
+
+    Parameters: `w_ih (I, 3H)`, `w_hh (H, 3H)`, `b_ih (3H,)`, `b_hh (3H,)`, columns r | z | n; with `layer_norm` also
+    `scale_ih (3H,)` and `scale_hh (3H,)`.
+
+    >>> import flax.linen as nn, jax, jax.numpy as jnp
+    >>> x = jnp.ones((3, 7, 10))
+    >>> rnn = nn.RNN(GRUCell(20))
+    >>> rnn.apply(rnn.init(jax.random.key(0), x), x).shape
+    (3, 7, 20)
+    """
+
+    @nn.compact
+    def weights(self, input_size: int) -> GRUWeights:
+        """Declares the parameters and returns them."""
+        declared = self.parameters(input_size)
+        return GRUWeights(**{name: self.param(name, *of, self.param_dtype) for name, of in declared.items()})
+
+    def __call__(
+        self, carry: Array, x: Array, *, weights: GRUWeights | None = None, state_mask: Array | None = None
+    ) -> tuple[Array, Array]:
+        """carry (..., H), x (..., I) -> the new state twice: in float32 at least, and in the compute dtype.
+
+        `weights` stand in for the cell's own (weight dropout); `state_mask` (..., H) multiplies the state where the
+        products read it (recurrent dropout).
+        """
+        return self.step(carry, x, self.weights(x.shape[-1]) if weights is None else weights, state_mask)
+
+    @nn.nowrap
+    def initialize_carry(self, rng: Array, input_shape: tuple[int, ...]) -> Array:
+        """The zero state for inputs of shape (..., I): (..., H). `rng` is not used."""
+        del rng
+        return jnp.zeros((*input_shape[:-1], self.hidden_size), state_dtype(self.dtype or self.param_dtype))
+
+    @property
+    def num_feature_axes(self) -> int:
+        return 1

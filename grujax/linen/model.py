@@ -1,0 +1,150 @@
+"""The models as Flax Linen modules: a GRU with pooling (a vector a sequence), and that with one or several heads."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+from flax.core import FrozenDict
+from jax.typing import ArrayLike
+
+from grujax.core.config import EncoderSettings, LayerSettings, ModelSettings
+from grujax.core.heads import STATISTICS, answer, standardised
+from grujax.core.initializers import preset
+from grujax.core.inputs import check_inputs
+from grujax.core.pooling import check_segments, pooled
+from grujax.linen.layer import GRU, noise
+from grujax.types import Array, Inputs
+
+
+def dense(module: LayerSettings, name: str, x: Array, width: int, bias: bool = True) -> Array:
+    """W x + b in the scope of `module`: its dtypes, its precision, its initialiser."""
+    init = preset(module.initializer, module.hidden_size, x.shape[-1])
+    layer = nn.Dense(
+        width,
+        bias,
+        dtype=module.dtype,
+        param_dtype=module.param_dtype,
+        precision=module.precision,
+        kernel_init=init.head_kernel,
+        bias_init=init.head_bias,
+        name=name,
+    )
+    return layer(x)
+
+
+class GRUEncoder(EncoderSettings, nn.Module):
+    """A vector a sequence: `GRU`, then pooling over the valid steps. Attributes: see `EncoderSettings`.
+
+    >>> import jax, jax.numpy as jnp
+    >>> encoder = GRUEncoder(20, bidirectional=True, pooling="mean")
+    >>> x = jnp.ones((3, 7, 10))
+    >>> encoder.apply(encoder.init(jax.random.key(0), x), x).shape
+    (3, 40)
+    """
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Inputs,
+        h0: Array | None = None,
+        *,
+        lengths: ArrayLike | None = None,
+        mask: ArrayLike | None = None,
+        resets: ArrayLike | None = None,
+        segments: ArrayLike | None = None,
+        num_segments: int | None = None,
+        return_state: bool = False,
+        deterministic: bool = True,
+    ) -> Any:
+        """Runs over whole sequences.
+
+        Args:
+          x, h0, lengths, mask, resets, deterministic: see `GRU`.
+          segments: integers (B, T), which of the `num_segments` sequences a step belongs to, −1 for none: pooling
+            gives a vector a sequence. `grujax.data.pack_sequences` makes them.
+          num_segments: N, fixed when compiled.
+          return_state: also return h_last (L*D, B, H).
+
+        Returns:
+          (B, F), with `segments` (N, F), with `pooling=None` (B, T, F); F is D*H, or H for a merge but "concat".
+        """
+        self.check()
+        steps = check_inputs(x, None, lengths, mask, resets, self.time_major)
+        kept = check_segments(self.pooling, steps, segments, num_segments)
+        run = GRU(**self.settings(GRU), name="gru").run(steps, h0, deterministic)
+        features = pooled(self, run, kept, partial(dense, self))
+        return (features, run.states) if return_state else features
+
+
+class GRUModel(ModelSettings, nn.Module):
+    """A GRU encoder with a dense head: in PyTorch `nn.GRU`, the last time step, `nn.Linear`.
+
+        y = W pool(GRU(x)) + b
+
+    Attributes: those of `ModelSettings`, `EncoderSettings`, `LayerSettings` and `CellSettings`.
+
+    Where `variables` has a collection "statistics" (a model trained by `grujax.training.fit` has), raw inputs go in
+    and raw targets come out: x is standardised by its `input_mean` and `input_std` (I,), and y is multiplied by
+    `output_std` and moved by `output_mean` (output_size,), the latter in regression with a single head alone.
+
+    >>> import jax, jax.numpy as jnp
+    >>> model = GRUModel(hidden_size=20, output_size=5)
+    >>> x = jnp.ones((3, 7, 10))
+    >>> model.apply(model.init(jax.random.key(0), x), x).shape
+    (3, 5)
+    """
+
+    def __post_init__(self) -> None:
+        """Hashable whatever it was given, so that a model may be a static argument of `jax.jit`."""
+        if isinstance(self.output_size, Mapping):
+            self.output_size = FrozenDict(self.output_size)
+        self.head_hidden = tuple(self.head_hidden)
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Inputs,
+        h0: Array | None = None,
+        *,
+        lengths: ArrayLike | None = None,
+        mask: ArrayLike | None = None,
+        resets: ArrayLike | None = None,
+        segments: ArrayLike | None = None,
+        num_segments: int | None = None,
+        return_state: bool = False,
+        deterministic: bool = True,
+    ) -> Any:
+        """Runs the model over whole sequences.
+
+        Args:
+          x: (B, T, I), or any other number of batch axes, none included.
+          h0: (L*D, B, H), the initial state where None.
+          lengths, mask, resets: which steps are valid, where sequences begin; see `GRU`.
+          segments, num_segments: which sequence a step belongs to; see `GRUEncoder`.
+          return_state: also return h_last (L*D, B, H), to go on from: streaming, truncated backpropagation.
+          deterministic: True switches dropout off.
+
+        Returns:
+          (B, output_size), (N, output_size) with `segments`, or (B, T, output_size) with `pooling=None`, 0 at steps
+          that are not valid; a dict of such arrays where there are several heads.
+        """
+        self.check()
+        steps = check_inputs(x, None, lengths, mask, resets, self.time_major)
+        has = [name for name in STATISTICS if self.has_variable("statistics", name)]
+        statistics = {name: self.get_variable("statistics", name) for name in has}
+        x = standardised(self, steps.x, statistics)
+        encoder = GRUEncoder(**self.settings(GRUEncoder), name="encoder")
+        features, h_last = encoder(
+            x,
+            h0,
+            mask=steps.valid,
+            resets=steps.resets,
+            segments=segments,
+            num_segments=num_segments,
+            return_state=True,
+            deterministic=deterministic,
+        )
+        y = answer(self, features, steps.valid, statistics, partial(dense, self), noise(self, deterministic))
+        return (y, h_last) if return_state else y

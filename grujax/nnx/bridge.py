@@ -1,0 +1,77 @@
+"""From a module of Flax NNX to one of Flax Linen and back, bit for bit."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from flax import nnx
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from grujax.core.heads import STATISTICS
+from grujax.errors import require
+from grujax.linen import MODELS
+from grujax.nnx.cell import GRUCell
+from grujax.nnx.layer import GRU
+from grujax.nnx.model import GRUEncoder, GRUModel, Statistic
+
+MODULES = {cls.__name__: cls for cls in (GRU, GRUCell, GRUEncoder, GRUModel)}
+
+
+def to_linen(module: GRU | GRUCell | GRUEncoder | GRUModel) -> tuple[nn.Module, dict[str, Any]]:
+    """(model, variables) of Flax Linen with the same settings and values, as `grujax.save` and `to_torch` take them.
+
+    >>> from flax import nnx
+    >>> module = GRU(10, 20, rngs=nnx.Rngs(0))
+    >>> model, variables = to_linen(module)
+    >>> x = jnp.ones((3, 7, 10))
+    >>> bool((model.apply(variables, x)[0] == module(x)[0]).all())
+    True
+    """
+    found = type(module).__name__
+    require(type(module) in MODULES.values(), "module", f"one of {sorted(MODULES)} of grujax.nnx", found)
+    of = MODELS[found]
+    variables = {"params": nnx.to_pure_dict(nnx.state(module, nnx.Param))}
+    statistics = nnx.to_pure_dict(nnx.state(module, Statistic))
+    return of(**module.settings(of)), variables | ({"statistics": statistics} if statistics else {})
+
+
+def from_linen(model: nn.Module, variables: Mapping[str, Any], *, rngs: nnx.Rngs) -> Any:
+    """The module of the same name here, with the settings of `model` and the values of `variables`, bit for bit.
+
+    Args:
+      model: a `grujax.GRU`, `GRUCell`, `GRUEncoder` or `GRUModel`.
+      variables: its variables, "params" and, of a trained `GRUModel`, "statistics".
+      rngs: what training drops is drawn from its stream "dropout".
+
+    Raises:
+      InputError: a model of another class, variables that do not fit it.
+
+    >>> import grujax, jax
+    >>> from flax import nnx
+    >>> model, x = grujax.GRU(20), jnp.ones((3, 7, 10))
+    >>> variables = model.init(jax.random.key(0), x)
+    >>> module = from_linen(model, variables, rngs=nnx.Rngs(0))
+    >>> bool((model.apply(variables, x)[0] == module(x)[0]).all())
+    True
+    """
+    found = type(model).__name__
+    require(type(model) in MODELS.values(), "model", f"one of {sorted(MODELS)}", found)
+    of, params = MODULES[found], _flat(variables.get("params", {}))
+    sizes = [a.shape[0] for path, a in params.items() if path in ("w_ih", "l0/w_ih") or path.endswith("/l0/w_ih")]
+    require(len(sizes) == 1, "variables", "parameters w_ih of the first layer", sorted(params))
+    module = of(input_size=sizes[0], **model.settings(of), rngs=rngs)  # pyright: ignore[reportAttributeAccessIssue]
+    ours = _flat(nnx.to_pure_dict(nnx.state(module, nnx.Param)))
+    for path in sorted(ours.keys() | params.keys()):
+        expected, given = (f"{a[path].dtype} {a[path].shape}" if path in a else "none" for a in (ours, params))
+        require(expected == given, f"params/{path}", expected, given)
+    values = {path: jnp.asarray(a) for path, a in params.items()}
+    nnx.update(module, nnx.State(unflatten_dict(values, sep="/")))
+    for name, a in variables.get("statistics", {}).items():
+        require(of is GRUModel and name in STATISTICS, f"statistics/{name}", "one of a GRUModel's", "another")
+        setattr(module, name, Statistic(jnp.asarray(a)))
+    return module
+
+
+def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
+    return flatten_dict(dict(tree), sep="/")

@@ -1,0 +1,86 @@
+"""One step of the GRU as a Flax NNX cell, and what every module here begins with."""
+
+import dataclasses
+
+import jax.numpy as jnp
+from flax import nnx
+from jax.nn.initializers import Initializer
+
+from grujax.core.config import CellSettings
+from grujax.errors import InputError, require, require_count
+from grujax.types import Array, GRUWeights, state_dtype
+
+Rngs = nnx.Rngs | nnx.RngStream
+
+
+@dataclasses.dataclass(eq=False, repr=False)
+class Sized:
+    """What comes first in every module here: I, before what it shares with Linen, and `rngs`.
+
+    Parameters are drawn from the stream "params" of `rngs`, what training drops from "dropout".
+    """
+
+    input_size: int
+    _: dataclasses.KW_ONLY
+    rngs: dataclasses.InitVar[nnx.Rngs]
+
+
+@dataclasses.dataclass(eq=False, repr=False)
+class GRUCell(CellSettings, Sized, nnx.RNNCellBase):
+    """One step: `carry, y = cell(carry, x)`, both the new state h'. `GRUCell(input_size, hidden_size, *, ..., rngs)`.
+
+        r  = σ(W_ir x + b_ir + W_hr h + b_hr)
+        z  = σ(W_iz x + b_iz + W_hz h + b_hz)
+        n  = tanh(W_in x + b_in + r ⊙ (W_hn h + b_hn))
+        h' = (1 − z) ⊙ n + z ⊙ h
+
+    The equations of `torch.nn.GRUCell`, b_hn included, which `flax.nnx.GRUCell` lacks; attributes and parameters are
+    those of `grujax.GRUCell`. It works wherever an NNX cell does: `nnx.RNN`, `nnx.Bidirectional`, `nnx.scan`.
+
+    >>> from flax import nnx
+    >>> rnn = nnx.RNN(GRUCell(10, 20, rngs=nnx.Rngs(0)))
+    >>> rnn(jnp.ones((3, 7, 10))).shape
+    (3, 7, 20)
+    """
+
+    def __post_init__(self, rngs: nnx.Rngs) -> None:
+        require_count(self.input_size, "input_size")
+        for name, (init, shape) in self.parameters(self.input_size).items():
+            setattr(self, name, nnx.Param(init(rngs.params(), shape, self.param_dtype)))
+
+    def weights(self, input_size: int) -> GRUWeights:
+        """The parameters, for an input of that many features."""
+        require(input_size == self.input_size, "x", f"{self.input_size} input features on the last axis", input_size)
+        return GRUWeights(**{name: getattr(self, name)[...] for name in GRUWeights._fields if hasattr(self, name)})
+
+    def __call__(
+        self, carry: Array, x: Array, *, weights: GRUWeights | None = None, state_mask: Array | None = None
+    ) -> tuple[Array, Array]:
+        """carry (..., H), x (..., I) -> the new state twice: in float32 at least, and in the compute dtype.
+
+        `weights` stand in for the cell's own (weight dropout); `state_mask` (..., H) multiplies the state where the
+        products read it (recurrent dropout).
+        """
+        return self.step(carry, x, self.weights(x.shape[-1]) if weights is None else weights, state_mask)
+
+    def initialize_carry(
+        self, input_shape: tuple[int, ...], rngs: Rngs | None = None, carry_init: Initializer | None = None
+    ) -> Array:
+        """The state to begin with for inputs of shape (..., I): (..., H), zeros or what `carry_init` draws."""
+        shape, dtype = (*input_shape[:-1], self.hidden_size), state_dtype(self.dtype or self.param_dtype)
+        if carry_init is None:
+            return jnp.zeros(shape, dtype)
+        return carry_init(stream_of(rngs, "carry")(), shape, dtype)
+
+    @property
+    def num_feature_axes(self) -> int:
+        return 1
+
+
+def stream_of(rngs: Rngs | None, name: str) -> nnx.RngStream:
+    if isinstance(rngs, nnx.RngStream):
+        return rngs
+    if not isinstance(rngs, nnx.Rngs) or not {name, "default"} & {*rngs}:
+        found = f"streams {[*rngs]}" if isinstance(rngs, nnx.Rngs) else repr(rngs)
+        raise InputError("rngs", f'an nnx.Rngs with a stream "{name}"', found, f"nnx.Rngs(0, {name}=1) has one.")
+    return rngs[name]

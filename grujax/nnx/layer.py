@@ -1,0 +1,137 @@
+"""The GRU layer as a Flax NNX module: layers, directions, sequences and regularisation."""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jax.nn.initializers import constant, lecun_normal
+from jax.typing import ArrayLike
+
+from grujax.core.config import RATES, LayerSettings
+from grujax.core.initializers import preset
+from grujax.core.inputs import Steps, check_inputs
+from grujax.core.stack import LayerRun, Noise, Parts, returned, run_layers
+from grujax.nnx.cell import GRUCell, Rngs, Sized, stream_of
+from grujax.types import Array, Inputs
+
+
+@dataclasses.dataclass(eq=False, repr=False)
+class Regularised(Sized, nnx.Module):
+    """What a layer and the models have in common.
+
+    Attributes:
+      deterministic: True switches the regularisation off; `module.eval()` and `module.train()` set it.
+    """
+
+    _: dataclasses.KW_ONLY
+    deterministic: bool = False
+
+    def set_view(self, deterministic: bool | None = None) -> None:
+        """For `nnx.view`.
+
+        Args:
+          deterministic: True switches the regularisation off.
+        """
+        if deterministic is not None:
+            self.deterministic = deterministic
+
+    def _draws(self, rngs: nnx.Rngs, *rates: float) -> None:
+        """Keeps a stream of its own, where anything is drawn."""
+        self.stream = stream_of(rngs, "dropout").fork() if any(rates) else nnx.data(None)
+
+    def _noise(self, deterministic: bool | None, rngs: Rngs | None) -> Noise | None:
+        if self.deterministic if deterministic is None else deterministic:
+            return None
+        stream = self.stream if rngs is None else rngs
+        return Noise(
+            lambda x, rate: nnx.Dropout(rate, deterministic=False)(x, rngs=stream_of(stream, "dropout")),
+            lambda: stream_of(stream, "dropout")(),
+        )
+
+    def _dense(self, name: str, x: Array, *_: Any, **__: Any) -> Array:
+        """W x + b of that name; how wide it is and whether it has a bias was said when it was made."""
+        return getattr(self, name)(x)
+
+
+@dataclasses.dataclass(eq=False, repr=False)
+class GRU(LayerSettings, Regularised):
+    """`torch.nn.GRU` with batch_first=True: `GRU(input_size, hidden_size, num_layers=1, *, ..., rngs)`.
+
+    The equations of one step are those of `GRUCell`; attributes and parameters those of `grujax.GRU`.
+
+    >>> from flax import nnx
+    >>> layer = GRU(10, 20, num_layers=2, bidirectional=True, rngs=nnx.Rngs(0))
+    >>> output, h_last = layer(jnp.ones((3, 7, 10)), lengths=jnp.array([7, 4, 2]))
+    >>> output.shape, h_last.shape
+    ((3, 7, 40), (4, 3, 20))
+    >>> layer.l0.w_ih.shape
+    (10, 60)
+
+    Source: torch.nn.GRU.
+    """
+
+    num_layers: int = 1
+
+    def __post_init__(self, rngs: nnx.Rngs) -> None:
+        self.check()
+        if self.initial_state == "learned":
+            self.h0 = nnx.Param(jnp.zeros((self.num_states, self.hidden_size), self.param_dtype))
+        for k in range(self.num_layers):
+            size = self.input_size if k == 0 else self.width
+            for way in ("", "_reverse")[: self.num_directions]:
+                setattr(self, f"l{k}{way}", GRUCell(**dict(self.settings(GRUCell), input_size=size), rngs=rngs))
+            if k > 0 and self.connection == "highway":
+                inits = {"kernel_init": lecun_normal(), "bias_init": constant(-1.0)}
+                setattr(self, f"l{k}_highway", linear(self, size, size, rngs, **inits))
+        self._draws(rngs, *(getattr(self, rate) for rate in RATES))
+
+    def __call__(
+        self,
+        x: Inputs,
+        h0: Array | None = None,
+        *,
+        lengths: ArrayLike | None = None,
+        mask: ArrayLike | None = None,
+        resets: ArrayLike | None = None,
+        deterministic: bool | None = None,
+        rngs: Rngs | None = None,
+    ) -> tuple[Array, Array] | tuple[tuple[Array, Array], Array]:
+        """Runs over whole sequences.
+
+        Args:
+          x, h0, lengths, mask, resets: see `grujax.GRU`.
+          deterministic: True switches the regularisation off; the attribute where None.
+          rngs: what is dropped is drawn from its stream "dropout"; from the module's own where None.
+
+        Returns:
+          output (B, T, D*H), exactly 0 at steps that are not valid, and h_last (L*D, B, H); see `grujax.GRU`.
+        """
+        self.check()
+        steps = check_inputs(x, self.input_size, lengths, mask, resets, self.time_major)
+        return returned(self, self.run(steps, h0, deterministic, rngs))
+
+    def run(
+        self, steps: Steps, h0: Array | None = None, deterministic: bool | None = None, rngs: Rngs | None = None
+    ) -> LayerRun:
+        """As `__call__`, on checked steps; time-major with one batch axis, and what pooling needs besides."""
+        parts = Parts(
+            cell=lambda name: getattr(self, name),
+            highway=self._dense,
+            scan=_scan,
+            initial=self.h0[...] if self.initial_state == "learned" else None,
+            noise=self._noise(deterministic, rngs),
+        )
+        return run_layers(self, steps, h0, parts)
+
+
+def linear(module: LayerSettings, inputs: int, width: int, rngs: nnx.Rngs, **options: Any) -> nnx.Linear:
+    """W x + b: the dtypes, the precision and the initialiser of `module`."""
+    init = preset(module.initializer, module.hidden_size, inputs)
+    options = {"kernel_init": init.head_kernel, "bias_init": init.head_bias} | options
+    dtypes = {"dtype": module.dtype, "param_dtype": module.param_dtype}
+    return nnx.Linear(inputs, width, **dtypes, precision=module.precision, **options, rngs=rngs)
+
+
+def _scan(one_step, reverse: bool):
+    return nnx.scan(one_step, in_axes=(None, nnx.Carry, 0, None), out_axes=(nnx.Carry, 0), reverse=reverse)

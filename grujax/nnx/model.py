@@ -1,0 +1,144 @@
+"""The models as Flax NNX modules: a GRU with pooling, and that with one or several heads."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.core import FrozenDict
+from jax.typing import ArrayLike
+
+from grujax.core.config import EncoderSettings, ModelSettings
+from grujax.core.heads import STATISTICS, answer, standardised
+from grujax.core.inputs import check_inputs
+from grujax.core.pooling import check_segments, pooled
+from grujax.nnx.cell import Rngs
+from grujax.nnx.layer import GRU, Regularised, linear
+from grujax.types import Array, Inputs
+
+
+class Statistic(nnx.Variable):
+    """What is no parameter but measured: `input_mean`, `input_std`, `output_mean`, `output_std` of a `GRUModel`."""
+
+
+@dataclasses.dataclass(eq=False, repr=False)
+class GRUEncoder(EncoderSettings, Regularised):
+    """A vector a sequence: `GRU`, then pooling: `GRUEncoder(input_size, hidden_size, *, ..., rngs)`.
+
+    Attributes and parameters are those of `grujax.GRUEncoder`.
+
+    >>> from flax import nnx
+    >>> encoder = GRUEncoder(10, 20, bidirectional=True, pooling="mean", rngs=nnx.Rngs(0))
+    >>> encoder(jnp.ones((3, 7, 10))).shape
+    (3, 40)
+    """
+
+    def __post_init__(self, rngs: nnx.Rngs) -> None:
+        self.check()
+        self.gru = GRU(**self.settings(GRU), rngs=rngs)
+        if self.pooling == "attention":
+            self.attention = linear(self, self.width, self.width, rngs)
+            self.attention_score = linear(self, self.width, 1, rngs, use_bias=False)
+
+    def __call__(
+        self,
+        x: Inputs,
+        h0: Array | None = None,
+        *,
+        lengths: ArrayLike | None = None,
+        mask: ArrayLike | None = None,
+        resets: ArrayLike | None = None,
+        segments: ArrayLike | None = None,
+        num_segments: int | None = None,
+        return_state: bool = False,
+        deterministic: bool | None = None,
+        rngs: Rngs | None = None,
+    ) -> Any:
+        """Runs over whole sequences. Arguments: see `grujax.GRUEncoder`, and `GRU` for `deterministic` and `rngs`.
+
+        Returns:
+          (B, F), with `segments` (N, F), with `pooling=None` (B, T, F); F is D*H, or H for a merge but "concat".
+        """
+        self.check()
+        steps = check_inputs(x, self.input_size, lengths, mask, resets, self.time_major)
+        kept = check_segments(self.pooling, steps, segments, num_segments)
+        run = self.gru.run(steps, h0, deterministic, rngs)
+        features = pooled(self, run, kept, self._dense)
+        return (features, run.states) if return_state else features
+
+
+@dataclasses.dataclass(eq=False, repr=False)
+class GRUModel(ModelSettings, Regularised):
+    """A GRU encoder with a dense head: `GRUModel(input_size, hidden_size, output_size, *, ..., rngs)`.
+
+        y = W pool(GRU(x)) + b
+
+    Attributes and parameters are those of `grujax.GRUModel`. Its collection "statistics" are here the attributes
+    `input_mean`, `input_std`, `output_mean`, `output_std`, of type `Statistic`, each where it is known: raw inputs go
+    in and raw targets come out.
+
+    >>> from flax import nnx
+    >>> model = GRUModel(10, 20, 5, rngs=nnx.Rngs(0))
+    >>> model(jnp.ones((3, 7, 10))).shape
+    (3, 5)
+    """
+
+    def __post_init__(self, rngs: nnx.Rngs) -> None:
+        if isinstance(self.output_size, Mapping):
+            self.output_size = FrozenDict(self.output_size)  # hashable, as what is static must be
+        self.head_hidden = tuple(self.head_hidden)
+        self.check()
+        self.encoder = GRUEncoder(**self.settings(GRUEncoder), rngs=rngs)
+        for layers in self.heads.values():
+            size = self._features()
+            for name, width in layers:
+                setattr(self, name, linear(self, size, width, rngs))
+                size = width
+        self._draws(rngs, self.dropout)
+
+    def __call__(
+        self,
+        x: Inputs,
+        h0: Array | None = None,
+        *,
+        lengths: ArrayLike | None = None,
+        mask: ArrayLike | None = None,
+        resets: ArrayLike | None = None,
+        segments: ArrayLike | None = None,
+        num_segments: int | None = None,
+        return_state: bool = False,
+        deterministic: bool | None = None,
+        rngs: Rngs | None = None,
+    ) -> Any:
+        """Runs the model over whole sequences. Arguments: see `grujax.GRUModel`, and `GRU` for the last two.
+
+        Returns:
+          (B, output_size), (N, output_size) with `segments`, or (B, T, output_size) with `pooling=None`, 0 at steps
+          that are not valid; a dict of such arrays where there are several heads.
+        """
+        self.check()
+        steps = check_inputs(x, self.input_size, lengths, mask, resets, self.time_major)
+        statistics = {name: getattr(self, name)[...] for name in STATISTICS if hasattr(self, name)}
+        features, h_last = self.encoder(
+            standardised(self, steps.x, statistics),
+            h0,
+            mask=steps.valid,
+            resets=steps.resets,
+            segments=segments,
+            num_segments=num_segments,
+            return_state=True,
+            deterministic=deterministic,
+            rngs=rngs,
+        )
+        y = answer(self, features, steps.valid, statistics, self._dense, self._noise(deterministic, rngs))
+        return (y, h_last) if return_state else y
+
+    def _features(self) -> int:
+        """How many the head reads: what the pooling leaves."""
+        if not callable(self.pooling):
+            return self.width
+        dtype = jnp.dtype(self.dtype or self.param_dtype)
+        output, valid = jax.ShapeDtypeStruct((1, 1, self.width), dtype), jax.ShapeDtypeStruct((1, 1), jnp.bool_)
+        return jax.eval_shape(self.pooling, output, valid).shape[-1]

@@ -1,0 +1,318 @@
+"""The command line as a user meets it: what it prints, what it writes, what bad input gets."""
+
+import csv
+import dataclasses
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from commands import QUICK, run, toy
+
+from grujax import cli
+from grujax.bench import chart, costs, peers, runner
+from grujax.bench.cases import Case
+from grujax.cli import train
+from grujax.saving import read
+from grujax.training import Epoch
+
+LEARNING = [*QUICK, "--epochs", "20", "--learning-rate", "0.02"]
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    with jax.numpy_dtype_promotion("standard"):  # optax's schedules mix integers with floats
+        yield
+
+
+def test_train_evaluate_predict(tmp_path, capsys):
+    source, test = toy("toy.npz"), toy("new.npz", seed=1, count=20)
+    code, out, err = run(capsys, "train", source, "--test", test, "--output", "out", *LEARNING)
+    assert code == 0 and err == ""
+    accuracy = next(line for line in out.splitlines() if line.startswith("test accuracy"))
+    assert "% (95% interval " in accuracy and "majority class" in out and "nearest neighbour" in out
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {
+        "model.safetensors", "metrics.jsonl", "curves.png", "confusion.png",
+    }  # fmt: skip
+    lines = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
+    assert [line.get("epoch") for line in lines] == [*range(1, 21), None]
+    assert set(lines[0]) == set(Epoch._fields)
+    assert lines[-1]["test"]["accuracy"] > 0.8
+    assert f"test accuracy {100 * lines[-1]['test']['accuracy']:.2f}%" in accuracy
+
+    code, out, _ = run(capsys, "evaluate", "out", test)
+    assert code == 0 and accuracy in out  # the file alone gives the figure that training printed
+
+    code, out, _ = run(capsys, "predict", "out/model.safetensors", test, "--output", "p.csv")
+    assert code == 0 and "saved 20 predictions in p.csv" in out
+    rows = list(csv.DictReader((tmp_path / "p.csv").read_text().splitlines()))
+    right = np.mean([row["label"] == ("up", "down")[int(row["row"]) % 2] for row in rows])
+    assert len(rows) == 20 and right == pytest.approx(lines[-1]["test"]["accuracy"])
+    assert all(0.5 <= float(row["probability"]) <= 1 for row in rows)
+    assert run(capsys, "predict", "out", test)[1] == (tmp_path / "p.csv").read_text()
+
+    code, out, _ = run(capsys, "evaluate", "out", toy("turned.npz", seed=1, count=20, labels=("down", "up")))
+    confused = [line for line in out.splitlines() if line.startswith("confused: ")]
+    assert code == 0 and {line.split(",")[0] for line in confused} >= {"confused: up taken for down"}
+    assert len(confused) <= 2 and all(line.endswith(" of 10") for line in confused)
+
+
+def test_regression(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    y = rng.uniform(500, 600, 80)
+    np.savez("r.npz", X=y[:, None, None] + rng.normal(size=(80, 5, 1)), y=y)
+    code, out, _ = run(capsys, "train", "r.npz", "--output", "out", *QUICK, "--epochs", "40", "--learning-rate", "0.02")
+    assert code == 0 and "test RMSE" in out and "mean target" in out
+    code, out, _ = run(capsys, "predict", "out", "r.npz")
+    values = [float(line.split(",")[1]) for line in out.splitlines()[1:]]
+    assert np.corrcoef(values, y)[0, 1] > 0.9
+
+
+def test_a_set_that_aeon_carries_into_fresh_folders(tmp_path, capsys):
+    for k in (1, 2):
+        assert run(capsys, "train", "BasicMotions", *QUICK, "--quiet")[0] == 0
+        assert (tmp_path / f"runs/BasicMotions-{k}/model.safetensors").is_file()
+
+
+def test_quiet_prints_the_result_alone(capsys):
+    out = run(capsys, "train", toy("toy.npz"), "--output", "out", "--quiet", *QUICK)[1]
+    assert out.startswith("test accuracy") and len(out.splitlines()) == 1
+
+
+def test_the_same_seed_writes_the_same_model(tmp_path, capsys):
+    source = toy("toy.npz")
+    for name in ("a", "b"):
+        run(capsys, "train", source, "--output", name, "--quiet", *QUICK)
+    assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()
+
+
+def test_doctor(capsys, monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else found(name))
+    code, out, _ = run(capsys, "doctor")
+    assert code == 0 and jax.__version__ in out and "fused" in out and "cpu" in out
+    assert "pip install 'grujax[torch]'" in out
+
+
+def nan(path):
+    x = np.zeros((40, 6, 2))
+    x[7, 3, 1] = np.nan
+    return toy(path, X=x, lengths=np.full(40, 6))
+
+
+BAD = {
+    "unknown data set": (lambda: ["train", "JapaneseVowel"], ["source:", "'JapaneseVowel'", "Nearest: JapaneseVowels"]),
+    "missing file": (lambda: ["train", "none.npz"], ["none.npz"]),
+    "missing test file": (lambda: ["train", toy("t.npz"), "--test", "none.npz"], ["none.npz"]),
+    "truncated npz": (lambda: ["train", cut(toy("t.npz"))], ["t.npz"]),
+    "foreign npz": (lambda: ["train", written("t.npz", b"not a zip")], ["t.npz"]),
+    "empty file": (lambda: ["train", written("t.ts", b"")], ["t.ts"]),
+    "another ending": (lambda: ["train", written("t.csv", b"1,2")], [".ts"]),
+    "nan": (lambda: ["train", nan("t.npz")], ["row 7", "channel 1"]),
+    "lengths past T": (lambda: ["train", toy("t.npz", lengths=np.full(40, 7))], ["lengths:", "7"]),
+    "negative lengths": (lambda: ["train", toy("t.npz", lengths=np.full(40, -1))], ["lengths:", "-1"]),
+    "fractional lengths": (lambda: ["train", toy("t.npz", lengths=np.full(40, 2.5))], ["lengths:", "2.5"]),
+    "one class": (lambda: ["train", toy("t.npz", labels=("up",))], ["two classes"]),
+    "labels unseen in training": (
+        lambda: ["train", toy("t.npz"), "--test", toy("u.npz", labels=("up", "left"))],
+        ["'left'"],
+    ),
+    "output exists": (lambda: ["train", toy("t.npz"), "--output", "."], ["--output:", "does not exist yet"]),
+    "output below a file": (lambda: ["train", toy("t.npz"), "--output", "t.npz/out"], ["t.npz"]),
+    "a dropout of one": (
+        lambda: ["train", toy("t.npz"), "--dropout", "1"],
+        ["grujax: dropout: expected from 0 to below 1"],
+    ),
+    "no model": (lambda: ["evaluate", "none", toy("t.npz")], ["no file at none"]),
+    "model is no model": (lambda: ["evaluate", toy("t.npz"), "t.npz"], ["safetensors"]),
+    "missing data to predict": (lambda: ["predict", trained(), "none.npz"], ["none.npz"]),
+    "wrong channels": (lambda: ["predict", trained(), toy("w.npz", channels=3)], ["channels: expected 2, found 3"]),
+    "unseen labels": (lambda: ["evaluate", trained(), toy("w.npz", labels=("up", "left"))], ["'left'"]),
+    "cannot write": (lambda: ["predict", trained(), toy("w.npz"), "--output", "none/p.csv"], ["none"]),
+}
+
+
+def cut(path):
+    with open(path, "rb+") as file:
+        file.truncate(200)
+    return path
+
+
+def written(path, content):
+    with open(path, "wb") as file:
+        file.write(content)
+    return path
+
+
+def trained():
+    cli.main(["train", toy("toy.npz"), "--output", "trained", "--quiet", *QUICK, "--epochs", "1"])
+    return "trained"
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_gets_one_or_two_lines_and_exit_code_2(name, tmp_path, capsys):
+    arguments, parts = BAD[name]
+    arguments = arguments()
+    before = set(tmp_path.rglob("*"))
+    capsys.readouterr()
+    boxed = False
+    try:
+        code, _, err = run(capsys, *arguments)
+    except SystemExit as exit:  # a usage error keeps tyro's box
+        code, err, boxed = exit.code, capsys.readouterr().err, True
+    assert code == 2 and "Traceback" not in err
+    assert all(part in err for part in parts), err
+    assert boxed or len(err.splitlines()) <= 2
+    assert set(tmp_path.rglob("*")) == before  # nothing half-written
+
+
+def test_a_usage_error_exits_with_2(capsys):
+    with pytest.raises(SystemExit) as error:
+        cli.main(["train", "--epochs", "many"])
+    assert error.value.code == 2
+
+
+def no_space(fd):
+    raise OSError(28, "No space left on device")
+
+
+def test_a_full_disk(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(os, "fsync", no_space)
+    code, _, err = run(capsys, "train", toy("toy.npz"), "--output", "out", "--quiet", *QUICK)
+    assert code == 2 and "No space left on device" in err and not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_leaves_the_earlier_predictions(tmp_path, capsys, monkeypatch):
+    model, source = trained(), toy("w.npz")
+    (tmp_path / "p.csv").write_text("earlier")
+
+    monkeypatch.setattr(os, "fsync", no_space)
+    before = set(tmp_path.rglob("*"))
+    code, _, err = run(capsys, "predict", model, source, "--output", "p.csv")
+    assert code == 2 and "No space left on device" in err
+    assert (tmp_path / "p.csv").read_text() == "earlier" and set(tmp_path.rglob("*")) == before
+
+
+def test_ctrl_c_saves_the_best_model_so_far(tmp_path):
+    toy("toy.npz")
+    program = (  # a job in the background ignores SIGINT, and so would what it starts
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from grujax.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", program, "train", "toy.npz", "--output", "out", "--epochs", "100000"]
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    metrics, deadline = tmp_path / "out/metrics.jsonl", time.time() + 90
+    while time.time() < deadline and not (metrics.exists() and metrics.read_text().count("\n") > 3):
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out = process.communicate(timeout=30)[0]
+    assert process.returncode == 130 and "Traceback" not in out
+    assert "interrupted: the best model so far (epoch " in out
+    assert read("out/model.safetensors").metadata["labels"] == ["down", "up"]
+
+
+def test_ctrl_c_before_the_first_epoch(capsys, monkeypatch, tmp_path):
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "fit", stop)
+    code, _, err = run(capsys, "train", toy("toy.npz"), "--output", "out")
+    assert code == 130 and "before there was a model" in err and not (tmp_path / "out").exists()
+
+
+TINY = ["--shapes", "tiny", "--peers", "grujax", "--repeats", "1"]
+TINY += ["--seconds", "0"] if hasattr(runner.Options, "seconds") else []
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    monkeypatch.setitem(runner.CASES, "tiny", Case("tiny", 3, 5, 4, 6))
+
+
+def test_bench_prints_the_table_draws_the_chart_and_saves_the_report(tmp_path, capsys, tiny):
+    code, out, err = run(capsys, "bench", *TINY, "--no-costs", "--json", "r.json")
+    assert code == 0 and err == ""
+    for part in (
+        "forward: median ms",
+        "forward + backward: median ms",
+        "tiny",
+        "drawn grujax-bench.png",
+        "saved r.json",
+    ):
+        assert part in out
+    report = runner.load(tmp_path / "r.json")
+    assert {len(r.times_ms) for r in report.results} == {1}
+    assert all(report.median("tiny", "grujax", kind) for kind in runner.PASSES) and out.count(" 1.00x") >= 2
+    assert (tmp_path / "grujax-bench.png").read_bytes().startswith(b"\x89PNG")
+    assert {p.name for p in tmp_path.iterdir()} == {"grujax-bench.png", "r.json"}
+
+
+def test_bench_says_what_is_not_installed_and_measures_grujax_alone(tmp_path, capsys, tiny, monkeypatch):
+    monkeypatch.setattr(peers, "find_spec", lambda name: None)
+    code, out, _ = run(capsys, "bench", *TINY[:4], "torch", *TINY[4:], "--no-costs", "--chart", "None")
+    assert code == 0 and "not installed" in out and "1.00x" in out and list(tmp_path.iterdir()) == []
+
+
+def test_bench_shows_the_costs_and_saves_them_beside_the_report(tmp_path, capsys, tiny, monkeypatch):
+    found = costs.Costs(memory=(costs.Memory("grujax", 64, 2_500_000),))
+    monkeypatch.setattr(costs, "measure", lambda say: found)
+    code, out, _ = run(capsys, "bench", *TINY, "--chart", "None", "--json", "r.json")
+    assert code == 0 and "memory of" in out and "2.5 │" in out
+    assert json.loads((tmp_path / "r-costs.json").read_text()) == json.loads(json.dumps(dataclasses.asdict(found)))
+
+
+@pytest.mark.parametrize("peer, expected", [("grujax", 1), ("grujax-before", 1), ("torch", 0)])
+def test_bench_fails_where_grujax_is_unequal(peer, expected, capsys, tiny, monkeypatch):
+    result = runner.Result("tiny", peer, "forward", "unequal: hs is 2 times the tolerance away")
+    monkeypatch.setattr(
+        runner, "measure", lambda *arguments: [result, dataclasses.replace(result, kind=runner.BACKWARD)]
+    )
+    code, out, _ = run(capsys, "bench", *TINY, "--no-costs", "--chart", "None")
+    assert code == expected and "unequal" in out
+
+
+BAD_BENCH = {
+    "no matplotlib": (["--chart", "c.png"], ["grujax[plot]", "--chart None"]),
+    "no folder for the chart": (["--chart", "none/c.png"], ["--chart:", "none/c.png"]),
+    "no folder for the report": (["--json", "none/r.json"], ["--json:", "none/r.json"]),
+    "a chart of another kind": (["--chart", "c.pdf"], [".png"]),
+    "a chart relative to what is not measured": (["--peers", "torch"], ["grujax among them"]),
+    "no such shape": (["--shapes", "nope"], ["shapes:", "nope"]),
+}
+
+
+@pytest.mark.parametrize("name", BAD_BENCH)
+def test_bench_refuses_before_it_measures(name, tmp_path, capsys, monkeypatch):
+    def measured(*arguments):
+        raise AssertionError("measured first")
+
+    monkeypatch.setattr(runner, "measure", measured)
+    if name == "no matplotlib":
+        monkeypatch.setattr(chart, "find_spec", lambda name: None)
+    arguments, parts = BAD_BENCH[name]
+    code, _, err = run(capsys, "bench", *arguments)
+    assert code == 2 and all(part in err for part in parts), err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_chart_that_cannot_be_written_costs_neither_the_table_nor_the_report(tmp_path, capsys, tiny, monkeypatch):
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
+    code, out, err = run(capsys, "bench", *TINY, "--no-costs", "--json", "r.json")
+    assert code == 2 and "No space left on device" in err and "1.00x" in out
+    assert [p.name for p in tmp_path.iterdir()] == ["r.json"]

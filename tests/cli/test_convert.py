@@ -1,0 +1,140 @@
+"""convert and export from the command line: what they print, what they write, what they refuse."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from commands import QUICK, run, toy
+
+from grujax import GRUModel, cli, save
+from grujax.cli.convert import EXPORTS
+from grujax.interop import FORMATS
+from grujax.interop import load as load_any
+from grujax.saving import MODEL_FILE, read
+from grujax.testing import assert_close
+
+torch = pytest.importorskip("torch")
+os.environ.setdefault("KERAS_BACKEND", "jax")
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def saved_model(path, **fields):
+    model = GRUModel(4, 2, **fields)
+    variables = model.init(jax.random.key(0), jnp.ones((1, 1, 3), jnp.float32))
+    save(path, model, variables)
+    return model, variables
+
+
+def test_convert_turns_a_torch_file_into_another_and_says_how_far_both_are_apart(tmp_path, capsys):
+    module = torch.nn.GRU(3, 4, bidirectional=True)
+    torch.save(module.state_dict(), "gru.pt")
+    code, out, err = run(capsys, "convert", "gru.pt", "gru.onnx")
+    assert (code, err) == (0, "")
+    assert "saved gru.onnx (onnx), from gru.pt (torch)" in out and "largest difference " in out
+    assert float(out.split("largest difference ")[1].split()[0]) < 1e-6
+    assert run(capsys, "convert", "gru.onnx", "back.pth")[0] == 0
+    again = torch.load("back.pth", weights_only=True)
+    assert all(torch.equal(again[key], tensor) for key, tensor in module.state_dict().items())
+    code, out, _ = run(capsys, "convert", "gru.pt", "keys.bin", "--to", "safetensors")
+    assert code == 0 and "(safetensors)" in out
+    assert run(capsys, "convert", "keys.bin", "own.safetensors", "--from", "safetensors")[0] == 0
+    assert load_any("own.safetensors", "grujax")[0] == load_any("gru.pt")[0]
+
+
+def test_convert_says_what_is_left_behind(capsys):
+    torch.save(torch.nn.GRU(3, 4).state_dict(), "gru.pt")
+    code, out, _ = run(capsys, "convert", "gru.pt", "gru.msgpack")
+    assert code == 0 and "left behind: " in out and "b_ih and b_hh are stored as their sum" in out
+
+
+REFUSED = {
+    "no such file": (["absent.pt", "out.onnx"], ["absent.pt"]),
+    "no such ending": (["gru.pt", "out.tar"], ["out.tar", ".onnx", "name the format"]),
+    "no such format": (["gru.pt", "out.onnx", "--to", "tar"], ["format", "'tar'"]),
+    "no such folder": (["gru.pt", "absent/out.onnx"], ["absent"]),
+    "an lstm": (["lstm.pt", "out.onnx"], ["weight_hh_l0", "LSTM", "lstm.pt"]),
+    "renamed": (["renamed.onnx", "out.pt"], ["renamed.onnx"]),
+    "another reset mode": (["before.safetensors", "out.pt"], ["reset_after", "cannot be converted"]),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_convert_refuses_in_one_line_and_writes_nothing(name, tmp_path, capsys):
+    arguments, parts = REFUSED[name]
+    torch.save(torch.nn.GRU(3, 4).state_dict(), "gru.pt")
+    torch.save(torch.nn.LSTM(3, 4).state_dict(), "lstm.pt")
+    torch.save(torch.nn.GRU(3, 4).state_dict(), "renamed.onnx")
+    saved_model("before.safetensors", reset_after=False)
+    before = sorted(os.listdir())
+    code, out, err = run(capsys, "convert", *arguments)
+    assert (code, out) == (2, "") and err.startswith("grujax: ") and err.count("\n") == 1
+    assert all(part in err for part in parts), err
+    assert sorted(os.listdir()) == before
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder of a training run whose model every export can hold."""
+    folder = tmp_path_factory.mktemp("trained")
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        source = toy(folder / "toy.npz")
+        arguments = ["train", source, "--output", str(folder / "run"), "--pooling", "last", "--quiet", *QUICK]
+        assert cli.main(arguments) == 0
+    return folder / "run"
+
+
+@pytest.mark.parametrize("to", EXPORTS)
+def test_export_a_trained_model(to, trained, tmp_path, capsys):
+    target = tmp_path / EXPORTS[to]
+    code, out, err = run(capsys, "export", str(trained), "--to", to, "--output", str(target))
+    assert (code, err) == (0, "")
+    assert f"saved {target} ({to})" in out and "loaded again and run beside grujax" in out
+    assert ("folded into the weights" in out) == (not FORMATS[to].keeps_statistics)
+    assert ("program.call" in out) == (to == "stablehlo")
+    if to == "stablehlo":
+        return
+    saved, (model, variables) = read(trained / MODEL_FILE), load_any(target, to)
+    x = np.random.default_rng(0).normal(size=(3, 5, 2)).astype(np.float32) * 2 + 1
+    assert "statistics" in saved.variables and np.ptp(saved.variables["statistics"]["input_mean"]) > 0
+    expected = saved.model.apply(saved.variables, jnp.asarray(x), lengths=jnp.array([5, 2, 1]))
+    assert_close(model.apply(variables, jnp.asarray(x), lengths=jnp.array([5, 2, 1])), expected, "gradient")
+
+
+def test_export_writes_beside_the_model_and_leaves_the_model_itself_alone(trained, capsys):
+    before = (trained / MODEL_FILE).read_bytes()
+    assert run(capsys, "export", str(trained), "--to", "safetensors")[0] == 0
+    assert (trained / "model-torch.safetensors").is_file() and (trained / MODEL_FILE).read_bytes() == before
+
+
+def test_export_refuses_what_the_other_side_cannot_hold(capsys):
+    saved_model("m.safetensors", pooling="max")
+    code, _, err = run(capsys, "export", "m.safetensors", "--to", "torch")
+    assert code == 2 and "pooling" in err and "'max'" in err and not os.path.exists("model.pt")
+    code, _, err = run(capsys, "export", "absent", "--to", "onnx")
+    assert code == 2 and "absent" in err
+
+
+def test_the_printed_loader_runs_as_it_is(trained, tmp_path, capsys):
+    _, out, _ = run(capsys, "export", str(trained), "--to", "stablehlo", "--output", "here.stablehlo")
+    loader = out[out.index("import jax") :]
+    model = read(trained / MODEL_FILE).model
+    given = f"""
+import numpy as np
+x, h0 = np.ones((3, 4, 2), np.float32), np.zeros(({model.num_directions}, 3, 8), np.float32)
+lengths = np.full(3, 4, np.int32)
+"""
+    shown = subprocess.run(
+        [sys.executable, "-c", given + loader + "\nprint(y.shape)"], capture_output=True, text=True, timeout=120
+    )
+    assert shown.stdout == "(3, 2)\n", shown.stderr

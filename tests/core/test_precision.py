@@ -1,0 +1,217 @@
+"""What dtypes cost, numbers at the edge of what they hold, and the precision of every product."""
+
+import contextlib
+import importlib.util
+import re
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from grujax import GRU, GRUModel, GRUWeights, equations, gru
+from grujax.kernels.table import KERNELS
+from grujax.testing import assert_close
+
+ROOT = Path(__file__).parents[2]
+SPEC = importlib.util.spec_from_file_location("precision", ROOT / "benchmarks/precision.py")
+precision = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(precision)
+
+NAMES = ["x", "h0", "w_ih", "w_hh", "b_ih", "b_hh"]
+WEIGHTS = NAMES[2:]
+
+
+@pytest.fixture(scope="module")
+def measured():
+    return precision.measure()
+
+
+def published():
+    """The table in the documentation: of each pair of dtypes the figures by column."""
+    _, table, _ = (ROOT / "docs/precision.md").read_text().split("<!-- table -->")
+    head, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.strip().splitlines()]
+    return {tuple(row[0].split(" / ")): dict(zip(head[1:], map(float, row[1:]), strict=True)) for row in rows}
+
+
+def test_the_published_table_has_every_row_and_column():
+    assert {pair: tuple(row) for pair, row in published().items()} == dict.fromkeys(precision.DTYPES, precision.COLUMNS)
+
+
+@pytest.mark.parametrize("pair", precision.DTYPES, ids="/".join)
+def test_every_published_figure_is_what_is_measured(measured, pair):
+    """Within a factor of two: other processors round in another order."""
+    for name, figure in published()[pair].items():
+        error = measured[pair][name]
+        assert error / 2 <= figure <= 2 * error, f"{name}: published {figure:.1e}, measured {error:.2e}"
+
+
+def test_fused_sums_the_gradient_of_w_hh_in_more_than_the_compute_dtype(measured):
+    pair = ("bfloat16", "bfloat16")
+    right = precision.expected()["dw_hh"]
+    scan = np.abs(precision.found(*pair, "scan")["dw_hh"] - right).max() / np.sqrt(np.mean(right**2))
+    assert 2 * measured[pair]["dw_hh"] < scan
+
+
+@pytest.mark.parametrize("implementation", [*KERNELS, "reference"])
+@pytest.mark.parametrize(("dtype", "state"), [("bfloat16", "float32"), ("float64", "float64")])
+def test_the_state_is_carried_in_float32_at_least(dtype, state, implementation):
+    """Many steps of 1/60: half precision would stand still on the way. No product in it, so no other rounding."""
+    steps, hidden = 300, 3
+    rng = np.random.default_rng(0)
+    h0 = np.asarray(jnp.asarray(rng.normal(size=(1, 2, hidden)), dtype).astype("float64"))
+    bias = np.repeat([0.0, 4.0, 1.0], hidden)
+    weights = {"w_ih": np.zeros((1, 9)), "w_hh": np.zeros((3, 9)), "b_ih": bias, "b_hh": bias / 64}
+    layer = GRU(hidden, dtype=dtype, param_dtype=dtype, implementation=implementation)
+    params = {"params": {"l0": {name: jnp.asarray(a, dtype) for name, a in weights.items()}}}
+    x = np.zeros((2, steps, 1))
+    output, h_last = layer.apply(params, jnp.asarray(x, dtype), jnp.asarray(h0, dtype))
+    assert (output.dtype, h_last.dtype) == (dtype, state)
+    expected = equations.sequence(x.swapaxes(0, 1), h0[0], *weights.values()).h_last
+    assert np.abs(expected - h0[0]).max() > 0.5
+    assert_close(h_last[0], expected)
+
+
+def test_bfloat16_parameters_train(problem):
+    given = problem()
+    x, target = jnp.asarray(given["x"], jnp.bfloat16), jnp.asarray(given["h0"][:, :2], jnp.bfloat16)
+    model = GRUModel(5, 2, pooling="mean", param_dtype=jnp.bfloat16)
+    variables = jax.jit(model.init)(jax.random.key(0), x)
+
+    @jax.jit
+    def update(variables):
+        def loss(variables):
+            return jnp.square((model.apply(variables, x, lengths=[6, 0, 2, 5]) - target).astype(jnp.float32)).mean()
+
+        value, gradients = jax.value_and_grad(loss)(variables)
+        return value, gradients, jax.tree.map(lambda p, g: p - jnp.asarray(0.3, p.dtype) * g, variables, gradients)
+
+    losses = []
+    for _ in range(40):
+        value, gradients, variables = update(variables)
+        losses.append(float(value))
+        for gradient in jax.tree.leaves(gradients):
+            assert gradient.dtype == jnp.bfloat16 and jnp.isfinite(gradient).all()
+    assert losses[-1] < losses[0] / 2
+
+
+def saturate(*gates):
+    """What stands inside these gates is about 1e4, of either sign; the bias inside the candidate stays as it is."""
+
+    def change(given):
+        signs = np.sign(np.random.default_rng(2).normal(size=given["b_ih"].shape))
+        chosen = np.isin(np.repeat([0, 1, 2], given["b_ih"].size // 3), gates)
+        return given | {"b_ih": given["b_ih"] + 1e4 * signs * chosen}
+
+    return change
+
+
+def infinite(given):
+    x = given["x"].copy()
+    x[0, 2, 0], x[1, 3, 1], x[2, 1, :2] = np.inf, -np.inf, np.inf  # the last: Inf − Inf in some gates
+    return given | {"x": x}
+
+
+def large(given):
+    x = given["x"].copy()
+    x[0, 2, 0], x[1, 3, 1], x[2, 1] = 1e38, -1e38, [1e38, -1e38, 1e38]
+    return given | {"x": x}
+
+
+def tiny(given):
+    return given | {name: given[name] * 1e-310 for name in ("x", "h0")}
+
+
+def tiny_float32(given):
+    return given | {name: given[name] * 1e-40 for name in ("x", "h0")}
+
+
+EXTREMES = {
+    "all gates saturated": saturate(0, 1, 2),
+    "reset saturated": saturate(0),
+    "update saturated": saturate(1),
+    "candidate saturated": saturate(2),
+    "inputs of 1e38": large,
+    "denormals of float64": tiny,
+    "denormals of float32": tiny_float32,
+    "infinite inputs": infinite,
+}
+
+
+@partial(jax.jit, static_argnums=(2, 3))
+def differentiate(given, weigh, implementation, reset_after):
+    def loss(given):
+        weights = GRUWeights(*(given[name] for name in WEIGHTS))
+        hs, h_last = gru(given["x"], weights, given["h0"], implementation=implementation, reset_after=reset_after)
+        return (hs * weigh).sum() + h_last.sum(), (hs, h_last)
+
+    return jax.grad(loss, has_aux=True)(given)
+
+
+@pytest.mark.parametrize("case", EXTREMES)
+@pytest.mark.parametrize("reset_after", [True, False], ids=["after", "before"])
+@pytest.mark.parametrize(("implementation", "dtype"), [("fused", "float64"), ("fused", "float32"), ("scan", "float32")])
+def test_extreme_inputs_give_what_the_oracle_gives(problem, implementation, dtype, reset_after, case):
+    """NaN exactly where it has NaN; the gradients too, where no input is infinite."""
+    given = {name: a.astype(dtype) for name, a in EXTREMES[case](problem()).items()}
+    weigh = np.random.default_rng(1).normal(size=(4, 6, 5)).astype(dtype)
+    wide = [given[name].astype(np.float64) for name in NAMES]
+    wide[0] = wide[0].swapaxes(0, 1)
+    variant = equations.Variant(reset_after)
+    with np.errstate(all="ignore"):
+        hs, h_last, _ = equations.sequence(*wide, variant=variant)
+    gradients, found = differentiate(jax.tree.map(jnp.asarray, given), weigh, implementation, reset_after)
+    for a, expected in zip(found, (hs.swapaxes(0, 1), h_last), strict=True):
+        np.testing.assert_array_equal(np.isnan(a), np.isnan(expected))
+        assert_close(jnp.nan_to_num(a), np.nan_to_num(expected))
+    if case == "infinite inputs":
+        assert np.isnan(h_last[2]).any() and not np.isnan(h_last[[0, 1, 3]]).any()
+        return
+    dhs, dh_last = weigh.astype(np.float64).swapaxes(0, 1), np.ones_like(h_last)
+    expected = equations.sequence_backward(*wide, dhs=dhs, dh_last=dh_last, variant=variant)._asdict()
+    expected["x"] = expected["x"].swapaxes(0, 1)
+    for name in NAMES:
+        assert_close(gradients[name], expected[name], "gradient", name=name)
+
+
+CALLS = {
+    "gru": lambda p, x, precision: gru(x, p, precision=precision)[0],
+    "GRU": lambda p, x, precision: GRU(5, 2, connection="highway", precision=precision).apply(p, x)[0],
+    "GRU, reference": lambda p, x, precision: GRU(5, precision=precision, implementation="reference").apply(p, x)[0],
+    "GRUModel": lambda p, x, precision: GRUModel(
+        5, 2, head_hidden=(3,), pooling="attention", precision=precision
+    ).apply(p, x),
+}
+INIT = {
+    "GRU": GRU(5, 2, connection="highway"),
+    "GRU, reference": GRU(5),
+    "GRUModel": GRUModel(5, 2, head_hidden=(3,), pooling="attention"),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_precision_reaches_every_product(problem, call):
+    """Of the function and its gradient, given as an attribute or as `jax.default_matmul_precision`."""
+    given = {name: jnp.asarray(a, jnp.float32) for name, a in problem().items()}
+    x = given["x"]
+    p = GRUWeights(*(given[name] for name in WEIGHTS))
+    if call != "gru":
+        p = jax.eval_shape(INIT[call].init, jax.random.key(0), x)
+
+    def products(attribute, default):
+        def loss(p, x):
+            return CALLS[call](p, x, attribute).sum()
+
+        with contextlib.nullcontext() if default is None else jax.default_matmul_precision(default):
+            texts = [jax.jit(f).lower(p, x).as_text() for f in (loss, jax.grad(loss, (0, 1)))]
+        lines = [[line for line in text.splitlines() if "stablehlo.dot_general" in line] for text in texts]
+        forward, both = (len(found) for found in lines)
+        assert both >= 2 * forward > 0
+        return {tuple(re.findall(r"algorithm = <\w+ = \w+|\[[A-Z]+, [A-Z]+\]", x)) for found in lines for x in found}
+
+    assert products(None, "BF16_BF16_F32") == {("[DEFAULT, DEFAULT]", "algorithm = <lhs_precision_type = bf16")}
+    assert products(None, "tensorfloat32") == {("[HIGH, HIGH]",)}
+    assert products("highest", "bfloat16") == {("[HIGHEST, HIGHEST]",)}
+    assert products("default", "highest") == {("[DEFAULT, DEFAULT]",)}

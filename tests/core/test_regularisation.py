@@ -1,0 +1,370 @@
+"""Regularisation: masks recovered and counted, the oracle under them, implementations alike, off where it is off."""
+
+import functools
+
+import flax.errors
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from refusals import refused
+
+from grujax import GRU, GRUModel, equations
+from grujax.kernels import explain
+from grujax.testing import assert_close, assert_trees_close
+
+RNG = np.random.default_rng(0)
+B, T, I, H = 12, 5, 24, 32
+X, H0 = RNG.normal(size=(B, T, I)), RNG.normal(size=(4, B, H))
+D_OUTPUT, D_LAST = RNG.normal(size=(B, T, 2 * H)), RNG.normal(size=(4, B, H))
+LENGTHS = np.array([5, 0, 2, 4, 1, 5, 3, 3, 0, 5, 4, 2])
+VALID = np.arange(T) < LENGTHS[:, None]
+RESETS = RNG.random((B, T)) < 0.3
+PADDED = np.where(VALID[..., None], X, np.nan)
+WEIGHTS = ("w_ih", "w_hh", "b_ih", "b_hh")
+CELLS = (("l0", False), ("l0_reverse", True))
+RATE = {"dropout": 0.35, "input_dropout": 0.3, "recurrent_dropout": 0.4, "weight_dropout": 0.3, "zoneout": 0.4}
+DROPOUTS = [name for name in RATE if name != "zoneout"]
+KEY, OTHER, *_ = KEYS = jax.random.split(jax.random.key(0), 16)
+TRAINING = {"deterministic": False, "rngs": {"dropout": KEY}}
+OPEN = 1e3
+"""A bias at which σ is 1, and with the other sign 0."""
+
+quickly = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+"""`jax.jit` without LLVM's optimisations, which would be half of the time here and are no part of what is compared."""
+
+
+def layer(name, rate, bidirectional=True, hidden_size=H, **options):
+    """The smallest layer in which there is something to drop."""
+    layers = 2 if name == "dropout" else 1
+    options = {"bidirectional": bidirectional, "param_dtype": jnp.float64} | options
+    return GRU(hidden_size, num_layers=layers, **{name: rate}, **options)
+
+
+def drawn(model, x=X):
+    shapes, rng = jax.eval_shape(model.init, KEY, jnp.asarray(x)), np.random.default_rng(1)
+    return jax.tree.map(lambda a: jnp.asarray(rng.uniform(-0.4, 0.4, a.shape)), shapes)
+
+
+def start(model):
+    return jnp.asarray(H0[: model.num_layers * model.num_directions, :, : model.hidden_size])
+
+
+def training(model, variables, x=X, key=KEY, h0=None, **options):
+    h0 = start(model) if h0 is None else jnp.asarray(h0)
+    return model.apply(variables, jnp.asarray(x), h0, deterministic=False, rngs={"dropout": key}, **options)
+
+
+def put(cells, **parts):
+    """Overwrites one gate's part of a weight in every cell: `w_hh_of_n=...`."""
+    for cell in cells:
+        for part, value in parts.items():
+            weight, gate = part.split("_of_")
+            size = cell[weight].shape[-1] // 3
+            first = size * "rzn".index(gate)
+            cell[weight] = cell[weight].at[..., first : first + size].set(value)
+
+
+def entering(hs, h0, reverse):
+    """The states that enter the steps: hs (..., B, T, H), h0 (B, H)."""
+    first = np.broadcast_to(h0[:, None], (*hs.shape[:-2], 1, hs.shape[-1]))
+    return np.concatenate([hs[..., 1:, :], first] if reverse else [first, hs[..., :-1, :]], -2)
+
+
+@functools.cache
+def masks(name):
+    """What a layer draws with each of KEYS, read off the output of one whose weights let the masks through.
+
+    (K, D, B, T, features) at every step, of weights (K, D, H, 3H); D is 1 for what falls between layers.
+    """
+    on_weights = name == "weight_dropout"
+    options = {"activation": "identity", "gate_activation": "identity" if on_weights else "sigmoid"}
+    model = layer(name, RATE[name], bidirectional=name != "dropout", **options)
+    x, h0 = np.ones((B, T, I)) * np.arange(1.0, T + 1)[:, None], np.ones((2, B, H))
+    shapes = jax.eval_shape(model.init, KEY, jnp.asarray(x))
+    cells = jax.tree.map(lambda a: jnp.zeros(a.shape), shapes)["params"]
+    every = list(cells.values())
+    # r = 1 and z = 0, so that the new state is W_in x + b_in + W_hn h
+    put(every, b_ih_of_r=OPEN, b_ih_of_z=-OPEN)
+    match name:
+        case "dropout":  # the first layer gives ones, the second what it is given
+            put(every[:1], b_ih_of_n=1.0)
+            put(every[1:], w_ih_of_n=jnp.eye(H))
+        case "input_dropout":
+            put(every, w_ih_of_n=jnp.eye(I, H))
+        case "recurrent_dropout":  # h' = 1 + mask ⊙ h
+            put(every, w_hh_of_n=jnp.eye(H), b_ih_of_n=1.0)
+        case (
+            "weight_dropout"
+        ):  # a unit vector h picks a row: r = 1 + that of W_hr, z = that of W_hz, n = r ⊙ that of W_hn
+            put(every, b_ih_of_r=1.0, b_ih_of_z=0.0, w_hh_of_r=1.0, w_hh_of_z=1.0, w_hh_of_n=1.0)
+            x, h0 = np.ones((H, 1, I)), np.stack([np.eye(H)] * 2)
+        case "zoneout":  # the number of the step, which no state was before
+            put(every, w_ih_of_n=jnp.eye(1, I).T)
+            h0 = 0 * h0
+
+    def run(key):
+        return training(model, {"params": cells}, x, key, h0, mutable=["intermediates"])
+
+    (output, _), sown = quickly(jax.vmap(run))(KEYS)
+    directions = np.split(np.asarray(output), model.num_directions, -1)
+    match name:
+        case "input_dropout":
+            found = [h[..., :I] / x for h in directions]
+        case "recurrent_dropout":
+            found = [(h - 1) / entering(h, h0[0], reverse) for h, (_, reverse) in zip(directions, CELLS, strict=True)]
+        case "weight_dropout":
+            gates = [map(np.asarray, sown["intermediates"][f"{cell}_gates"][0]) for cell, _ in CELLS]
+            found = [np.concatenate([r - 1, z, n / r], -1)[:, 0] for r, z, n in gates]
+        case "zoneout":
+            found = [(h != x[..., :1]).astype(float) for h in directions]
+        case _:
+            found = directions
+    return np.stack(found, 1)
+
+
+def exact(name):
+    """The masks of KEY without the rounding of their recovery: zeros and what survivors are multiplied by."""
+    found = masks(name)[0]
+    return found if name == "zoneout" else np.where(found > 0.5, 1 / (1 - RATE[name]), 0.0)
+
+
+def draws(name):
+    """Every draw once, by key, direction, row and step, as far as these differ: (N, features), True where dropped."""
+    found = masks(name)
+    if name in ("input_dropout", "recurrent_dropout"):
+        found = found[..., 0, :]
+    if name == "input_dropout":
+        found = found[:, 0]
+    return found.reshape(-1, found.shape[-1]) == (name == "zoneout")
+
+
+@pytest.mark.parametrize("name", RATE)
+def test_as_many_are_dropped_as_the_rate_says(name):
+    """Within five standard deviations of the binomial."""
+    dropped, rate = draws(name), RATE[name]
+    assert dropped.size > 3000
+    assert abs(dropped.mean() - rate) < 5 * np.sqrt(rate * (1 - rate) / dropped.size)
+
+
+@pytest.mark.parametrize("name", DROPOUTS)
+def test_what_survives_is_divided_by_the_probability_to(name):
+    found = masks(name)
+    survives = np.abs(found) > 0.5
+    assert_close(found, np.where(survives, 1 / (1 - RATE[name]), 0.0))
+    assert survives.any() and not survives.all()
+
+
+@pytest.mark.parametrize("name", ["input_dropout", "recurrent_dropout"])
+def test_a_locked_mask_is_the_same_at_every_step_and_another_for_every_sequence(name):
+    found = masks(name)
+    assert_close(found, np.broadcast_to(found[..., :1, :], found.shape))
+    each = draws(name)
+    assert len(np.unique(each, axis=0)) == len(each)
+    if name == "input_dropout":  # it falls on the input, which both directions read
+        np.testing.assert_array_equal(found[:, 0], found[:, 1])
+
+
+@pytest.mark.parametrize("name", ["dropout", "zoneout"])
+def test_an_unlocked_mask_is_another_at_every_step(name):
+    each = draws(name)
+    assert len(np.unique(each, axis=0)) == len(each)
+
+
+def test_a_mask_on_weights_serves_all_sequences_and_steps():
+    """It is recovered from a single step; the gates at other steps, of other states, are those of the same weights."""
+    model = layer("weight_dropout", RATE["weight_dropout"])
+    variables = drawn(model)
+    (output, _), sown = quickly(lambda v: training(model, v, mutable=["intermediates"]))(variables)
+    for i, (name, reverse) in enumerate(CELLS):
+        w_ih, w_hh, b_ih, b_hh = (np.asarray(variables["params"][name][w]) for w in WEIGHTS)
+        h = entering(np.split(np.asarray(output), 2, -1)[i], H0[i], reverse)
+        inside = X @ w_ih + b_ih + h @ (w_hh * exact("weight_dropout")[i]) + b_hh
+        r, z, _ = (np.asarray(g).swapaxes(0, 1) for g in sown["intermediates"][f"{name}_gates"][0])
+        assert_close(r, equations.sigmoid(inside[..., :H]))
+        assert_close(z, equations.sigmoid(inside[..., H : 2 * H]))
+    each = masks("weight_dropout").reshape(2 * len(KEYS), -1) > 0.5
+    assert len(np.unique(each, axis=0)) == len(each)  # another with every key and in each direction
+
+
+STEPS = {"recurrent_dropout": 1, "weight_dropout": 1}
+"""For how long expectations pass through a linear layer: a mask that stays is multiplied with itself at step two."""
+
+
+@pytest.mark.parametrize("name", RATE)
+def test_the_expectation_of_a_linear_layer_is_its_evaluation(name):
+    """r = 1, z = 1/2 and no tanh: within five standard errors of the mean over 4000 keys, at every element."""
+    x, keys = X[:, : STEPS.get(name, T)], jax.random.split(KEY, 4000)
+    model = layer(name, 0.4, bidirectional=False, hidden_size=3, activation="identity")
+    variables = drawn(model)
+    for weight in WEIGHTS:
+        put(variables["params"].values(), **{f"{weight}_of_r": 0.0, f"{weight}_of_z": 0.0})
+    put(variables["params"].values(), b_ih_of_r=OPEN)
+    outputs = np.asarray(quickly(jax.vmap(lambda key: training(model, variables, x, key)[0]))(keys))
+    expected, _ = model.apply(variables, jnp.asarray(x), start(model))
+    error = outputs.std(0) / np.sqrt(len(keys))
+    assert (error > 1e-5).all() and (np.abs(outputs.mean(0) - expected) < 5 * error).all()
+
+
+def value_and_gradients(model, variables, **options):
+    """Output and h_last on PADDED; the gradients of the parameters, x and h0."""
+
+    def loss(params, x, h0):
+        output, h_last = model.apply({"params": params}, x, h0, lengths=LENGTHS, **options)
+        d_output, d_last = jnp.asarray(D_OUTPUT[..., : output.shape[-1]]), jnp.asarray(D_LAST[: len(h_last)])
+        return (output * d_output).sum() + (h_last * d_last).sum(), (output, h_last)
+
+    run = quickly(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))
+    (_, values), gradients = run(variables["params"], jnp.asarray(PADDED), start(model))
+    return values, gradients
+
+
+def oracle(params, of_direction):
+    """The same of one layer, by the oracle; `of_direction(i)` gives what multiplies x and w_hh, and options."""
+    hs, h_last, gradients, dx, dh0 = [], [], {}, 0.0, []
+    for i, (cell, reverse) in enumerate(CELLS):
+        on_x, on_w, options = of_direction(i)
+        options = {"lengths": LENGTHS, "reverse": reverse} | options
+        w_ih, w_hh, b_ih, b_hh = (np.asarray(params[cell][w]) for w in WEIGHTS)
+        given = ((X * on_x).swapaxes(0, 1), H0[i], w_ih, w_hh * on_w, b_ih, b_hh)
+        run = equations.sequence(*given, **options)
+        dhs = np.split(D_OUTPUT.swapaxes(0, 1), 2, -1)[i]
+        g = equations.sequence_backward(*given, dhs=dhs, dh_last=D_LAST[i], **options)
+        hs.append(run.hs)
+        h_last.append(run.h_last)
+        gradients[cell] = {w: getattr(g, w) for w in WEIGHTS} | {"w_hh": g.w_hh * on_w}
+        dx = dx + g.x.swapaxes(0, 1) * on_x
+        dh0.append(g.h0)
+    return (np.concatenate(hs, -1).swapaxes(0, 1), np.stack(h_last)), (gradients, dx, np.stack(dh0))
+
+
+UNDER_MASKS = {
+    "input_dropout": lambda mask: (mask, 1.0, {}),
+    "recurrent_dropout": lambda mask: (1.0, 1.0, {"state_mask": mask[:, 0]}),
+    "weight_dropout": lambda mask: (1.0, mask, {}),
+    "zoneout": lambda mask: (1.0, 1.0, {"hold": mask.swapaxes(0, 1)}),
+}
+
+
+@pytest.mark.parametrize("name", UNDER_MASKS)
+def test_values_and_gradients_equal_the_oracle_under_the_recovered_masks(name):
+    model = layer(name, RATE[name])
+    variables = drawn(model)
+    values, gradients = value_and_gradients(model, variables, **TRAINING)
+    expected = oracle(variables["params"], lambda i: UNDER_MASKS[name](exact(name)[i]))
+    assert_trees_close(values, expected[0])
+    assert_trees_close(gradients, expected[1], "gradient")
+
+
+def test_zoneout_in_evaluation_moves_every_unit_by_its_mean():
+    model = layer("zoneout", RATE["zoneout"])
+    variables = drawn(model)
+    values, gradients = value_and_gradients(model, variables)
+    hold = np.full((T, B, H), RATE["zoneout"])
+    expected = oracle(variables["params"], lambda i: (1.0, 1.0, {"hold": hold}))
+    assert_trees_close(values, expected[0])
+    assert_trees_close(gradients, expected[1], "gradient")
+
+
+def test_dropout_between_layers_masks_the_output_of_the_first_and_not_of_the_last():
+    model = layer("dropout", RATE["dropout"], bidirectional=False)
+    variables = drawn(model)
+    first, second = ([np.asarray(variables["params"][cell][w]) for w in WEIGHTS] for cell in ("l0", "l1"))
+    below = equations.sequence(X.swapaxes(0, 1), H0[0], *first)
+    above = equations.sequence(below.hs * exact("dropout")[0].swapaxes(0, 1), H0[1], *second)
+    output, h_last = quickly(lambda v: training(model, v))(variables)
+    assert_close(output, above.hs.swapaxes(0, 1))
+    assert_close(h_last, np.stack([below.h_last, above.h_last]))
+
+
+@pytest.mark.parametrize("name", DROPOUTS)
+def test_it_is_off_in_evaluation_and_at_rate_zero(name):
+    """To the bit, and without a stream of random numbers."""
+    model, plain = (layer(name, rate, bidirectional=False) for rate in (0.5, 0.0))
+    variables, given = drawn(model), (jnp.asarray(X), start(model))
+    expected = plain.apply(variables, *given, lengths=LENGTHS)
+    for one, options in ((model, {}), (model, {"deterministic": True}), (plain, {"deterministic": False})):
+        found = one.apply(variables, *given, lengths=LENGTHS, **options)
+        jax.tree.map(np.testing.assert_array_equal, found, expected)
+    assert (expected[0] != training(model, variables, lengths=LENGTHS)[0]).any()
+
+
+@pytest.mark.parametrize("name", RATE)
+def test_the_stream_dropout_decides_every_bit(name):
+    model = layer(name, 0.5, bidirectional=False)
+    variables, x = drawn(model), jnp.asarray(X)
+    with pytest.raises(flax.errors.InvalidRngError, match="dropout"):
+        model.apply(variables, x, deterministic=False)
+    one, again, other = (training(model, variables, key=key)[0] for key in (KEY, KEY, OTHER))
+    np.testing.assert_array_equal(one, again)
+    assert (one != other).any((1, 2)).all()  # in every sequence
+    streams = {"dropout": KEY, "params": OTHER, "noise": OTHER}
+    np.testing.assert_array_equal(one, model.apply(variables, x, start(model), deterministic=False, rngs=streams)[0])
+
+
+JOINT = {
+    "after, two layers": {"num_layers": 2, "bidirectional": True},
+    "before, take": {"num_layers": 1, "bidirectional": True, "reset_after": False, "update": "take"},
+}
+
+
+@pytest.mark.parametrize("case", JOINT)
+def test_every_implementation_draws_the_same_masks_and_gives_the_same_gradients(case):
+    """All five at once, with padding that holds NaN and with resets."""
+    found = {}
+    for implementation in (None, "scan", "reference"):
+        model = GRU(H, param_dtype=jnp.float64, implementation=implementation, **JOINT[case], **RATE)
+        found[implementation] = value_and_gradients(model, drawn(model), resets=RESETS, **TRAINING)
+    for name in ("scan", "reference"):
+        assert_trees_close(found[None][0], found[name][0])
+        assert_trees_close(found[None][1], found[name][1], "gradient")
+
+
+@pytest.mark.parametrize("name", RATE)
+def test_the_fast_path_runs(name):
+    """And with it its derivative rule, which alone is a custom_jvp."""
+    assert explain(spec=layer(name, 0.5).spec).implementation == "fused"
+    for implementation, ruled in ((None, True), ("scan", False), ("reference", False)):
+        model = layer(name, 0.5, implementation=implementation)
+        jaxpr = jax.make_jaxpr(lambda v, m=model: training(m, v))(drawn(model))
+        assert ("custom_jvp_call" in str(jaxpr)) == ruled
+
+
+CUT = {
+    "dropout": ("l1", "w_ih"),
+    "input_dropout": ("l0", "w_ih"),
+    "recurrent_dropout": ("l0", "w_hh"),
+    "weight_dropout": ("l0", "w_hh"),
+}
+"""At a rate of 1 a layer is what it is without these weights."""
+
+
+@pytest.mark.parametrize("name", DROPOUTS)
+def test_at_rate_one_nothing_passes(name):
+    model, plain = (layer(name, rate, bidirectional=False) for rate in (1.0, 0.0))
+    variables, (cell, weight) = drawn(model), CUT[name]
+    values, gradients = value_and_gradients(model, variables, **TRAINING)
+    blank = jnp.zeros_like(variables["params"][cell][weight])
+    cut = variables["params"] | {cell: variables["params"][cell] | {weight: blank}}
+    assert_trees_close(values, plain.apply({"params": cut}, jnp.asarray(X), start(model), lengths=LENGTHS))
+    assert not gradients[0][cell][weight].any()
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradients))
+
+
+@pytest.mark.parametrize("implementation", [None, "scan", "reference"])
+def test_at_rate_one_zoneout_keeps_the_state_to_the_bit(implementation):
+    model = layer("zoneout", 1.0, bidirectional=False, implementation=implementation)
+    (output, h_last), (params, x, h0) = value_and_gradients(model, drawn(model), **TRAINING)
+    np.testing.assert_array_equal(h_last, H0[:1])
+    np.testing.assert_array_equal(output, np.where(VALID[..., None], H0[0][:, None], 0.0))
+    assert not any(np.asarray(g).any() for g in jax.tree.leaves((params, x)))
+    through_time = (D_OUTPUT[..., :H] * VALID[..., None]).sum(1) + D_LAST[0]
+    assert_close(h0[0], through_time, "gradient")
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.5, float("nan")])
+@pytest.mark.parametrize("name", RATE)
+def test_a_rate_that_is_no_probability_is_refused_by_name(name, rate):
+    for model in (GRU(H, **{name: rate}), GRUModel(H, 2, **{name: rate})):
+        with refused(f"{name}: expected a probability, found {rate}"):
+            jax.eval_shape(model.init, KEY, jnp.ones((B, T, I)))

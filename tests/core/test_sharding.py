@@ -1,0 +1,177 @@
+"""On eight devices, however the work is shared out, values and gradients are those of one device.
+
+The devices need a process of their own: this file, run as a program, prints what failed in each case.
+"""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import traceback
+
+MESHES = {
+    "shard_map": {"data": (8, "Auto")},
+    "explicit": {"data": (8, "Explicit")},
+    "data": {"data": (8, "Auto")},
+    "model": {"model": (2, "Auto")},
+    "data and model": {"data": (4, "Auto"), "model": (2, "Auto")},
+    "explicit data, model": {"data": (4, "Explicit"), "model": (2, "Auto")},
+}
+"""Of each way to share the work out the axes of the mesh: over "data" the rows, over "model" the hidden units."""
+
+CASES = [
+    (way, model, implementation)
+    for way, models, implementations in (
+        ("shard_map", ("gru", "GRU", "GRUModel"), ("fused",)),
+        ("shard_map", ("gru",), ("scan",)),
+        ("shard_map", ("whole",), ("joint",)),
+        ("explicit", ("gru", "GRU", "GRUModel"), ("fused", "scan")),
+        ("explicit", ("gru",), ("merged",)),
+        ("explicit", ("whole",), ("joint",)),
+        ("explicit", ("GRU",), ("reference",)),
+        ("explicit", ("dropout",), ("fused",)),
+        ("data", ("GRUModel",), ("fused",)),
+        ("model", ("gru",), ("fused",)),
+        ("data and model", ("gru", "GRU", "GRUModel"), ("fused",)),
+        ("explicit data, model", ("GRUModel",), ("fused",)),
+    )
+    for model in models
+    for implementation in implementations
+]
+
+
+def test_eight_devices_give_what_one_gives():
+    env = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": ":".join(sys.path),
+    }
+    command = [sys.executable, "-W", "error", __file__]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)
+    assert done.returncode == 0, done.stderr
+    failures = json.loads(done.stdout.splitlines()[-1])
+    assert len(failures) == len(CASES)
+    failed = {case: why for case, why in failures.items() if why}
+    assert not failed, "\n\n".join(f"{case}: {why}" for case, why in failed.items())
+
+
+def main():
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    from jax.sharding import AxisType, NamedSharding
+    from jax.sharding import PartitionSpec as P
+
+    import conftest  # noqa: F401, its numerics are those of every test
+    from grujax import GRU, GRUModel, GRUWeights, gru
+    from grujax.testing import assert_trees_close
+
+    rows, steps, features, hidden = 8, 5, 3, 4
+    rng = np.random.default_rng(0)
+
+    def normal(*shape):
+        return jnp.asarray(rng.normal(size=shape))
+
+    data = {
+        "x": normal(rows, steps, features),
+        "h0": normal(rows, hidden),
+        "lengths": jnp.asarray([5, 0, 2, 3, 5, 1, 4, 5]),
+        "resets": jnp.asarray(rng.uniform(size=(rows, steps)) < 0.3),
+    }
+    shapes = [(features, 3 * hidden), (hidden, 3 * hidden), (3 * hidden,), (3 * hidden,)]
+    bare = {"weights": GRUWeights(*(normal(*shape) for shape in shapes)), "h_reset": normal(hidden)}
+    options = {"bidirectional": True, "initial_state": "learned", "param_dtype": jnp.float64}
+    layer, model = GRU(hidden, 2, **options), GRUModel(hidden, 2, pooling="attention", **options)
+
+    def random(module):
+        return jax.tree.map(lambda a: normal(*a.shape), jax.eval_shape(module.init, jax.random.key(0), data["x"]))
+
+    rates = ("dropout", "input_dropout", "recurrent_dropout", "weight_dropout", "zoneout")
+    dropped = GRUModel(hidden, 2, num_layers=2, **dict.fromkeys(rates, 0.3), param_dtype=jnp.float64)
+    parameters = {
+        "gru": bare,
+        "whole": bare,
+        "GRU": random(layer),
+        "GRUModel": random(model),
+        "dropout": random(dropped),
+    }
+    # the rows of both results of each: output and last state
+    results = {"gru": (P("data"), P("data")), "GRU": (P("data"), P(None, "data")), "GRUModel": (P("data"), P("data"))}
+    results |= {"dropout": results["GRU"], "whole": results["gru"]}
+
+    def forward(name, implementation):
+        def run(p, d):
+            given = {"lengths": d["lengths"], "resets": d["resets"]}
+            if name == "whole":  # no step is padding, so the arrays of the user are read and written in place
+                return gru(d["x"], p["weights"], d["h0"], implementation=implementation)
+            if name == "gru":
+                return gru(d["x"], p["weights"], d["h0"], h_reset=p["h_reset"], implementation=implementation, **given)
+            if name == "dropout":
+                rngs = {"dropout": jax.random.key(2)}
+                return dropped.apply(p, d["x"], return_state=True, deterministic=False, rngs=rngs)
+            if name == "GRU":
+                return layer.copy(implementation=implementation).apply(p, d["x"], **given)
+            y, h_last = model.copy(implementation=implementation).apply(
+                p, d["x"], lengths=d["lengths"], return_state=True
+            )
+            return y, jnp.moveaxis(h_last, 0, 1)
+
+        return run
+
+    def differentiate(run):
+        """The results, and the gradients of a function of them, with respect to parameters and x."""
+
+        def loss(p, x, d):
+            found = run(p, d | {"x": x})
+            return sum(jnp.sin(a).sum() for a in found), found
+
+        quick = {"xla_backend_optimization_level": 0}  # compiling is most of the time
+        return jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True), compiler_options=quick)
+
+    expected = {name: differentiate(forward(name, None))(p, data["x"], data) for name, p in parameters.items()}
+    for gradient in jax.tree.leaves([g for name, (_, g) in expected.items() if name != "whole"]):
+        assert gradient.any(), "a gradient of zero proves nothing"
+
+    def columns(mesh, a):
+        """The hidden units of a weight over "model"; what has none is on every device."""
+        model = "model" in mesh.axis_names and a.shape[-1:] == (3 * hidden,)
+        return NamedSharding(mesh, P(*[None] * (a.ndim - 1), "model") if model else P())
+
+    def check(way, name, implementation):
+        axes = MESHES[way]
+        sizes, kinds = zip(*axes.values(), strict=True)
+        mesh = jax.make_mesh(sizes, tuple(axes), axis_types=tuple(getattr(AxisType, kind) for kind in kinds))
+        run, p, d = forward(name, implementation), parameters[name], data
+        if way == "shard_map":
+            run = jax.shard_map(run, mesh=mesh, in_specs=(P(), P("data")), out_specs=results[name])
+        else:
+            p = jax.tree.map(lambda a: jax.device_put(a, columns(mesh, a)), p)
+            batch = P("data") if "data" in axes else P()
+            d = jax.tree.map(lambda a: jax.device_put(a, NamedSharding(mesh, batch)), d)
+        with jax.set_mesh(mesh) if "Explicit" in kinds else contextlib.nullcontext():
+            found, alone = differentiate(run)(p, d["x"], d), jax.jit(run)(p, d) if name == "whole" else None
+        assert_trees_close(found, expected[name], "gradient")
+        if alone is not None:
+            assert_trees_close(alone, found[0][1])
+        (_, outputs), (dp, dx) = found
+        if "data" in axes:
+            for a, spec in zip(outputs, results[name], strict=True):
+                assert tuple(a.sharding.spec)[: len(spec)] == tuple(spec), f"a result is sharded {a.sharding.spec}"
+            assert tuple(dx.sharding.spec)[:1] == ("data",), f"dx is sharded {dx.sharding.spec}"
+        if way == "explicit":  # elsewhere XLA chooses
+            for a, da in zip(jax.tree.leaves(p), jax.tree.leaves(dp), strict=True):
+                assert da.sharding.is_equivalent_to(a.sharding, a.ndim), f"{a.sharding.spec} -> {da.sharding.spec}"
+
+    failures = {}
+    for case in CASES:
+        try:
+            check(*case)
+            failures["-".join(case)] = ""
+        except Exception:
+            failures["-".join(case)] = traceback.format_exc(limit=-8)
+    print(json.dumps(failures))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,424 @@
+"""Every transformation of JAX and Flax on `gru`, `GRU` and `GRUModel`, with padding and resets."""
+
+import functools
+import warnings
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from compilations import compilations
+from jax import export
+
+from grujax import GRU, GRUModel, GRUWeights, gru
+from grujax.testing import assert_close, assert_trees_close
+
+B, T, I, H = 3, 5, 2, 4
+RNG = np.random.default_rng(0)
+quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+"""`jax.jit` where compiling would take longest; nothing that is tested here depends on how much XLA optimises."""
+
+
+def normal(*shape):
+    return jnp.asarray(RNG.normal(size=shape))
+
+
+def random(tree):
+    """The shapes of a tree, filled; none of them zero, as biases and learned states are at the start."""
+    return jax.tree.map(lambda a: normal(*a.shape), tree)
+
+
+def batch(rows=B, steps=T):
+    """x, and what steers the steps: of each row how long it is, and where sequences begin."""
+    lengths = (np.arange(rows) * 2 + steps) % (steps + 1)  # T, 1, 3, ...
+    return normal(rows, steps, I), {"lengths": lengths, "resets": RNG.uniform(size=(rows, steps)) < 0.3}
+
+
+X, STEPS = batch()
+WEIGHTS = GRUWeights(*(normal(*shape) for shape in [(I, 3 * H), (H, 3 * H), (3 * H,), (3 * H,)]))
+LAYER = GRU(H, initial_state="learned", param_dtype=jnp.float64)
+MODEL = GRUModel(H, 2, pooling="attention", param_dtype=jnp.float64)
+
+
+def run_gru(p, x, steps, implementation=None):
+    return gru(x, p["weights"], p["h0"], h_reset=p["h_reset"], reverse=True, implementation=implementation, **steps)
+
+
+def run_layer(p, x, steps, implementation=None):
+    return LAYER.copy(implementation=implementation).apply(p, x, **steps)
+
+
+def run_model(p, x, steps, implementation=None):
+    model = MODEL.copy(implementation=implementation)
+    return model.apply(p, x, lengths=steps["lengths"], return_state=True)  # a pooled row holds one sequence: no resets
+
+
+RUNS = {"gru": run_gru, "GRU": run_layer, "GRUModel": run_model}
+PARAMS = {
+    "gru": {"weights": WEIGHTS, "h0": normal(B, H), "h_reset": normal(H)},
+    "GRU": random(jax.eval_shape(LAYER.init, jax.random.key(0), X)),
+    "GRUModel": random(jax.eval_shape(MODEL.init, jax.random.key(0), X)),
+}
+CASES = [(name, i) for name in RUNS for i in ("fused", "scan", "reference")[: 2 + (name == "GRU")]]
+
+
+def loss_of(run):
+    """A number from all results, no two of them weighed alike."""
+
+    def loss(*args):
+        leaves = [a.ravel() for a in jax.tree.leaves(run(*args))]
+        return sum((a * jnp.sin(1 + jnp.arange(a.size, dtype=a.dtype))).sum() for a in leaves)
+
+    return loss
+
+
+def inner(a, b):
+    return sum(jnp.vdot(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+# Derivatives
+
+
+POINTS = {name: (p, X) for name, p in PARAMS.items()}
+TANGENTS = {name: random(point) for name, point in POINTS.items()}
+JACOBIANS = [("gru", "fused"), ("GRUModel", "fused")]
+
+
+@functools.cache
+def derivatives(name, implementation):
+    """Values and derivatives with respect to all parameters and x, from one compiled program."""
+    point, tangent = POINTS[name], TANGENTS[name]
+
+    def f(point):
+        return RUNS[name](*point, STEPS, implementation)
+
+    loss = loss_of(f)
+
+    @quick
+    def compute(point):
+        found = {
+            "value": f(point),
+            "gradient": jax.grad(loss)(point),
+            "jvp": jax.jvp(f, (point,), (tangent,))[1],
+            "forward over reverse": jax.jvp(jax.grad(loss), (point,), (tangent,))[1],
+        }
+        if (name, implementation) in JACOBIANS:
+            found["jacrev"], found["jacfwd"] = jax.jacrev(f)(point), jax.jacfwd(f)(point)
+        if implementation == "fused":
+            found["reverse over forward"] = jax.grad(lambda p: jax.jvp(loss, (p,), (tangent,))[1])(point)
+            found["reverse over reverse"] = jax.grad(lambda p: inner(jax.grad(loss)(p), tangent))(point)
+        return found
+
+    return compute(point)
+
+
+@pytest.mark.parametrize(("name", "implementation"), JACOBIANS)
+def test_forward_mode_and_reverse_mode_agree(name, implementation):
+    found, tangent = derivatives(name, implementation), jax.tree.leaves(TANGENTS[name])
+    assert_trees_close(found["jacfwd"], found["jacrev"], "gradient")
+    for d, jacobian in zip(found["jvp"], found["jacrev"], strict=True):
+        parts = zip(jax.tree.leaves(jacobian), tangent, strict=True)
+        assert_close(d, sum(np.tensordot(j, t, t.ndim) for j, t in parts), "gradient")
+    assert_close(inner(found["gradient"], TANGENTS[name]), loss_of(lambda: found["jvp"])(), "gradient")
+
+
+@pytest.mark.parametrize(("name", "implementation"), [case for case in CASES if case[1] != "scan"])
+def test_derivatives_are_those_of_scan(name, implementation):
+    expected, found = derivatives(name, "scan"), derivatives(name, implementation)
+    product = expected["forward over reverse"]
+    zero = [jax.tree_util.keystr(path) for path, a in jax.tree.leaves_with_path(product) if not np.any(a)]
+    assert all("['head']['bias']" in path for path in zero)  # in which the output is linear
+    for kind in ("value", "gradient", "jvp"):
+        assert_trees_close(found[kind], expected[kind], "gradient")
+    ways = [way for way in found if " over " in way]
+    assert len(ways) == (3 if implementation == "fused" else 1)
+    for way in ways:
+        assert_trees_close(found[way], product, "gradient")
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_eager_equals_jit(name):
+    eager = RUNS[name](*POINTS[name], STEPS, "fused")
+    assert_trees_close(eager, derivatives(name, "fused")["value"])
+    told = jax.eval_shape(RUNS[name], *POINTS[name], STEPS)
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), told) == jax.tree.map(lambda a: (a.shape, a.dtype), eager)
+
+
+def test_eager_value_and_grad_equals_jit():
+    loss = loss_of(lambda point: run_gru(*point, STEPS))
+    value, gradient = jax.value_and_grad(loss)(POINTS["gru"])
+    assert_close(value, loss_of(lambda: derivatives("gru", "fused")["value"])())
+    assert_trees_close(gradient, derivatives("gru", "fused")["gradient"], "gradient")
+
+
+def test_checkpointed_gradients_are_the_same():
+    def run(point):
+        return run_model(*point, STEPS)
+
+    gradient = quick(jax.grad(loss_of(jax.checkpoint(run))))(POINTS["GRUModel"])
+    assert_trees_close(gradient, derivatives("GRUModel", "fused")["gradient"], "gradient")
+
+
+@pytest.mark.parametrize(("name", "implementation"), CASES)
+def test_no_tracer_leaks(name, implementation):
+    jax.clear_caches()  # what was traced before is not looked at
+    with jax.checking_leaks():
+        jax.jit(jax.grad(loss_of(RUNS[name])), static_argnums=3).lower(*POINTS[name], STEPS, implementation)
+
+
+# vmap
+
+
+@pytest.mark.parametrize("name", ["gru", "GRUModel"])
+def test_vmap_equals_a_loop(name):
+    """Over data and over weights, which is an ensemble; values and gradients."""
+    members, batches = [PARAMS[name], random(PARAMS[name])], [(X, STEPS), batch()]
+
+    def both(p, x, steps):
+        return jax.value_and_grad(loss_of(RUNS[name]), (0, 1))(p, x, steps)
+
+    def stack(*trees):
+        return jax.tree.map(lambda *a: jnp.stack(a), *trees)
+
+    @quick
+    def together(members, batches):
+        over_data = jax.vmap(both, (None, 0, 0))(members[0], *stack(*batches))
+        over_weights = jax.vmap(both, (0, None, None))(stack(*members), *batches[0])
+        return over_data, over_weights
+
+    one = quick(both)
+    first = one(members[0], *batches[0])
+    expected = stack(first, one(members[0], *batches[1])), stack(first, one(members[1], *batches[0]))
+    assert_trees_close(together(members, batches), expected, "gradient")
+
+
+def test_linen_vmap_over_members_equals_each_alone():
+    class Members(nn.Module):
+        @nn.compact
+        def __call__(self, x, lengths, resets):  # a lifted function: lifted modules take no keywords
+            def run(layer, x, lengths, resets):
+                return layer(x, lengths=lengths, resets=resets)
+
+            lifted = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}}
+            layer = GRU(H, param_dtype=jnp.float64, name="layer")
+            return nn.vmap(run, in_axes=None, axis_size=3, **lifted)(layer, x, lengths, resets)
+
+    variables = quick(Members().init)(jax.random.key(0), X, **STEPS)
+    assert not np.array_equal(*variables["params"]["layer"]["l0"]["w_hh"][:2])
+
+    def of(module):
+        def loss(variables, weigh):
+            output, _ = module.apply(variables, X, **STEPS)
+            return (output * weigh).sum(), output
+
+        return quick(jax.grad(loss, has_aux=True))
+
+    weigh = normal(3, B, T, H)
+    gradients, outputs = of(Members())(variables, weigh)
+    alone = of(GRU(H, param_dtype=jnp.float64))
+    for i in range(3):
+        gradient, output = jax.tree.map(lambda a: a[i], (gradients["params"]["layer"], outputs))  # noqa: B023
+        own = jax.tree.map(lambda a: a[i], variables["params"]["layer"])  # noqa: B023
+        expected, expected_output = alone({"params": own}, weigh[i])
+        assert_close(output, expected_output)
+        assert_trees_close(gradient, expected["params"], "gradient")
+
+
+# Loops
+
+
+def test_linen_remat_keeps_tree_values_and_gradients():
+    variables = PARAMS["GRU"]
+    wrapped = nn.remat(GRU)(**LAYER.settings(GRU))
+    shapes = jax.eval_shape(wrapped.init, jax.random.key(0), X)
+    assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, variables)
+
+    @quick
+    def gradient(point):
+        def run(point):
+            return wrapped.apply(*point, **STEPS)
+
+        return run(point), jax.grad(loss_of(run))(point)
+
+    value, found = gradient((variables, X))
+    assert_trees_close(value, derivatives("GRU", "fused")["value"])
+    assert_trees_close(found, derivatives("GRU", "fused")["gradient"], "gradient")
+
+
+def test_a_model_inside_an_outer_scan_equals_one_run():
+    """A stream in chunks of three steps, the state handed on by the outer loop; and the gradient through it all."""
+    model = GRUModel(H, 2, pooling=None, num_layers=2, param_dtype=jnp.float64)
+    x, chunks = normal(B, 6, I), 2
+    resets = jnp.asarray(RNG.uniform(size=(B, 6)) < 0.3)
+    variables, h0 = random(jax.eval_shape(model.init, jax.random.key(0), x)), normal(2, B, H)
+
+    def whole(variables, x, h0):
+        return model.apply(variables, x, h0, resets=resets, return_state=True)
+
+    def split(a):
+        return jnp.moveaxis(a.reshape(B, chunks, 6 // chunks, *a.shape[2:]), 1, 0)
+
+    def streamed(variables, x, h0):
+        def chunk(h, inputs):
+            y, h = model.apply(variables, inputs[0], h, resets=inputs[1], return_state=True)
+            return h, y
+
+        h_last, y = jax.lax.scan(chunk, h0, (split(x), split(resets)))
+        return jnp.moveaxis(y, 0, 1).reshape(B, 6, 2), h_last
+
+    def both(run):
+        def value_and_gradient(*args):
+            return run(*args), jax.grad(loss_of(run), (0, 1, 2))(*args)
+
+        return quick(value_and_gradient)(variables, x, h0)
+
+    assert_trees_close(both(streamed), both(whole), "gradient")
+
+
+def test_linen_scan_over_a_module_that_holds_a_layer_equals_a_loop():
+    """Depth as a scan: three layers of one shape, each with its own parameters."""
+
+    class Block(nn.Module):
+        @nn.compact
+        def __call__(self, x, steps):
+            return x + GRU(I, param_dtype=jnp.float64)(x, **steps)[0], None
+
+    stack = nn.scan(Block, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=nn.broadcast, length=3)()
+    variables = random(jax.eval_shape(stack.init, jax.random.key(0), X, STEPS))
+
+    def scanned(variables, x):
+        return stack.apply(variables, x, STEPS)[0]
+
+    def looped(variables, x):
+        for i in range(3):
+            x, _ = Block().apply(jax.tree.map(lambda a: a[i], variables), x, STEPS)  # noqa: B023
+        return x
+
+    found, expected = (quick(jax.value_and_grad(loss_of(f), (0, 1)))(variables, X) for f in (scanned, looped))
+    assert_trees_close(found, expected, "gradient")
+
+
+# Export
+
+
+BOTH = GRU(H, bidirectional=True, initial_state="learned", param_dtype=jnp.float64)
+DEEP = GRUModel(H, 2, num_layers=2, bidirectional=True, pooling="last", param_dtype=jnp.float64)
+MEAN = GRUModel(H, 2, pooling="mean", param_dtype=jnp.float64)
+
+
+def export_both(v, x, lengths, resets):
+    return BOTH.apply(v, x, lengths=lengths, resets=resets)
+
+
+def export_deep(v, x, lengths, resets):
+    return DEEP.apply(v, x, lengths=lengths)
+
+
+def export_gradient(v, x, lengths, resets):
+    return jax.value_and_grad(loss_of(lambda v, x: MEAN.apply(v, x, lengths=lengths)), (0, 1))(v, x)
+
+
+EXPORTED = {
+    "both directions, resets": (export_both, BOTH),
+    "two layers, both directions, pooling last": (export_deep, DEEP),
+    "gradient, pooling mean": (export_gradient, MEAN),
+}
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+@pytest.mark.parametrize("case", EXPORTED)
+def test_an_exported_program_of_any_batch_and_length_equals_the_call(case):
+    run, module = EXPORTED[case]
+    variables = random(jax.eval_shape(module.init, jax.random.key(0), X))
+    shapes = {"x": ("b, t, 2", jnp.float64), "lengths": ("b", jnp.int64), "resets": ("b, t", jnp.bool_)}
+    scope = export.SymbolicScope()
+    symbolic = {
+        name: jax.ShapeDtypeStruct(export.symbolic_shape(shape, scope=scope), dtype)
+        for name, (shape, dtype) in shapes.items()
+    }
+    program = export.export(jax.jit(run), platforms=PLATFORMS)(variables, **symbolic)
+    stored = export.deserialize(program.serialize())
+    assert stored.platforms == PLATFORMS
+    for rows, steps in ((B, T), (2, 7)):
+        x, given = batch(rows, steps)
+        found = quick(stored.call)(variables, x=x, **given)
+        assert_trees_close(found, quick(run)(variables, x=x, **given), "gradient")
+
+
+# Programs that run many times
+
+
+LENGTHS, SEGMENTS = jnp.asarray(STEPS["lengths"]), jnp.arange(B * T).reshape(B, T)
+CONSTANTS = {
+    "lengths": lambda x: LAYER.apply(PARAMS["GRU"], x, lengths=LENGTHS),
+    "a list of lengths": lambda x: LAYER.apply(PARAMS["GRU"], x, lengths=STEPS["lengths"].tolist()),
+    "segments": lambda x: MODEL.apply(PARAMS["GRUModel"], x, segments=SEGMENTS, num_segments=B * T),
+}
+
+
+@pytest.mark.parametrize("what", CONSTANTS)
+def test_what_steers_may_be_a_constant_of_a_compiled_program(what):
+    assert_trees_close(jax.jit(CONSTANTS[what])(X), CONSTANTS[what](X))
+
+
+def test_a_donated_state_is_used_up_and_changes_nothing():
+    layer = GRU(H, 2, param_dtype=jnp.float64)
+    variables, h0 = random(jax.eval_shape(layer.init, jax.random.key(0), X)), normal(2, B, H)
+
+    def update(variables, h0):
+        def loss(variables):
+            output, h_last = layer.apply(variables, X, h0, lengths=STEPS["lengths"])
+            return jnp.square(output).mean(), h_last
+
+        gradients, h_last = jax.grad(loss, has_aux=True)(variables)
+        return jax.tree.map(lambda p, g: p - 0.1 * g, variables, gradients), h_last
+
+    expected = quick(update)(variables, h0)
+    given = jax.tree.map(jnp.copy, (variables, h0))
+    with warnings.catch_warnings(action="error"):  # "Some donated buffers were not usable"
+        found = quick(update, donate_argnums=(0, 1))(*given)
+    assert_trees_close(found, expected)
+    assert all(a.is_deleted() for a in jax.tree.leaves(given))
+
+
+def train_step(model):
+    def step(variables, x, valid, key):
+        def loss(variables):
+            given = {"lengths": valid} if valid.ndim == 1 else {"mask": valid}
+            y = model.apply(variables, x, deterministic=False, rngs={"dropout": key}, **given)
+            return jnp.square(y).mean()
+
+        value, gradients = jax.value_and_grad(loss)(variables)
+        return jax.tree.map(lambda p, g: p - 0.1 * g, variables, gradients), value
+
+    return step
+
+
+@pytest.mark.parametrize("kind", ["lengths", "mask"])
+def test_an_epoch_compiles_once_a_shape(kind):
+    rng, key = np.random.default_rng(1), jax.random.key(0)
+    valid = {
+        "lengths": lambda rows, steps: rng.integers(0, steps + 1, rows),
+        "mask": lambda rows, steps: rng.uniform(size=(rows, steps)) < 0.7,
+    }[kind]
+    step, first = quick(train_step(MEAN)), random(jax.eval_shape(MEAN.init, key, X))
+
+    def epoch():
+        variables = first
+        for rows, steps in [(3, 5), (3, 7), (2, 5)] * 3:
+            variables, value = step(variables, rng.normal(size=(rows, steps, I)), valid(rows, steps), key)
+        return value
+
+    assert compilations(epoch) == 3
+    assert compilations(epoch) == 0
+
+
+def test_the_same_program_gives_the_same_bits():
+    """Values and gradients, what is dropped included; another key drops something else."""
+    model = GRUModel(H, 2, dropout=0.3, zoneout=0.1, recurrent_dropout=0.2, param_dtype=jnp.float64)
+    variables = random(jax.eval_shape(model.init, jax.random.key(0), X))
+    step = jax.jit(train_step(model))
+    first, again, other = (step(variables, X, STEPS["lengths"], jax.random.key(seed)) for seed in (1, 1, 2))
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    assert other[1] != first[1]

@@ -1,0 +1,594 @@
+"""Every variant of the GRU: against the oracle, against the frameworks that compute it too, and in model files."""
+
+import contextlib
+import dataclasses
+import os
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from refusals import refused
+
+import grujax
+from grujax import GRU, GRUCell, GRUEncoder, GRUModel, GRUSpec, GRUWeights, equations, gru
+from grujax.interop import ConversionWarning
+from grujax.interop.model_parts import FREE, SIZES, TRAINING
+from grujax.interop.torch import from_torch, to_torch
+from grujax.kernels import explain
+from grujax.testing import assert_close
+
+T, B, I, H = 5, 4, 3, 6
+LENGTHS = np.array([5, 0, 2, 4])
+KEY = jax.random.key(0)
+
+
+def quick(function):
+    """`jax.jit` for what runs once: XLA compiles it in a third of the time."""
+    return jax.jit(
+        function, compiler_options={"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+    )
+
+
+def scaled_tanh(a):
+    return jnp.tanh(a) * 0.9
+
+
+def steep_sigmoid(a):
+    return jax.nn.sigmoid(a * 2)
+
+
+FUNCTIONS = {  # the same two for the oracle, each with its derivative
+    "scaled_tanh": (lambda a: 0.9 * np.tanh(a), lambda a: 0.9 * (1 - np.tanh(a) ** 2)),
+    "steep_sigmoid": (
+        lambda a: equations.sigmoid(2 * a),
+        lambda a: 2 * equations.sigmoid(2 * a) * equations.sigmoid(-2 * a),
+    ),
+}
+VARIANTS = {
+    "take": {"update": "take"},
+    "take, before, no bias": {"update": "take", "reset_after": False, "bias": False},
+    # every name in both places, never the same in both
+    "tanh, relu": {"activation": "tanh", "gate_activation": "relu"},
+    "sigmoid, identity": {"activation": "sigmoid", "gate_activation": "identity", "reset_after": False},
+    "relu, hard_sigmoid, no bias": {"activation": "relu", "gate_activation": "hard_sigmoid", "bias": False},
+    "hard_tanh, elu": {"activation": "hard_tanh", "gate_activation": "elu", "reset_after": False},
+    "hard_sigmoid, softsign, take": {"activation": "hard_sigmoid", "gate_activation": "softsign", "update": "take"},
+    "softsign, hard_tanh": {"activation": "softsign", "gate_activation": "hard_tanh", "reset_after": False},
+    "elu, sigmoid": {"activation": "elu", "gate_activation": "sigmoid"},
+    "identity, tanh": {"activation": "identity", "gate_activation": "tanh", "reset_after": False},
+    "functions, clip": {"activation": scaled_tanh, "gate_activation": steep_sigmoid, "clip": 0.7},
+    "clip, before": {"clip": 0.7, "reset_after": False},
+    "layer norm": {"layer_norm": True},
+    "layer norm, before": {"layer_norm": True, "reset_after": False},
+    "layer norm and more": {"layer_norm": True, "bias": False, "update": "take", "clip": 0.9, "activation": "elu"},
+}
+IMPLEMENTATIONS = {"fused": ("float64", "float32"), "scan": ("float64",), "reference": ("float64",)}
+"""And the dtypes that each is run in; the fused one, which has a derivative of its own, in both."""
+RUNS = [
+    (case, implementation, dtype)
+    for case, options in VARIANTS.items()
+    for implementation, dtypes in IMPLEMENTATIONS.items()
+    for dtype in dtypes
+    if not (options.get("layer_norm") and implementation == "scan")  # what None chooses, which stands for "fused"
+]
+
+
+@pytest.fixture
+def drawn(problem, monkeypatch):
+    """`drawn(options)` -> arrays that float32 holds, by name: x, h0 and the weights that the variant has."""
+
+    def make(options):
+        given, rng = problem(T, B, I, H), np.random.default_rng(1)
+        grows = options.get("gate_activation") in ("relu", "elu", "identity")
+        given["x"] *= 0.5 if grows else 2  # to the pieces of every activation, and no growth from step to step
+        if options.get("layer_norm"):
+            given |= {name: rng.normal(size=3 * H) for name in ("scale_ih", "scale_hh")}
+        if not options.get("bias", True):
+            del given["b_ih"], given["b_hh"]
+        return {name: a.astype(np.float32).astype(np.float64) for name, a in given.items()}
+
+    for name, pair in FUNCTIONS.items():
+        monkeypatch.setitem(equations.ACTIVATIONS, name, pair)
+    return make
+
+
+def weights_of(given):
+    return {name: given[name] for name in GRUWeights._fields if name in given}
+
+
+def spec_of(options):
+    return {name: value for name, value in options.items() if name not in ("bias", "layer_norm")}
+
+
+def for_oracle(given, options):
+    """h0, the weights with zeros for a missing bias, and the variant."""
+    arrays = {"b_ih": np.zeros(3 * H), "b_hh": np.zeros(3 * H), "scale_ih": None, "scale_hh": None} | given
+    fields = {name: value.__name__ if callable(value) else value for name, value in spec_of(options).items()}
+    return [arrays[name] for name in ("h0", *GRUWeights._fields)], equations.Variant(**fields)
+
+
+def run(given, options, implementation=None, lengths=LENGTHS):
+    if implementation != "reference":
+        weights = GRUWeights(**weights_of(given))
+        return gru(given["x"], weights, given["h0"], lengths=lengths, implementation=implementation, **spec_of(options))
+    layer = GRU(H, implementation=implementation, param_dtype=given["w_ih"].dtype, **options)
+    params = {"params": {"l0": weights_of(given)}}
+    output, h_last = layer.apply(params, given["x"], given["h0"][None], lengths=lengths)
+    return output, h_last[0]
+
+
+def values_and_gradients(run, given, dhs, dh_last):
+    """The values (hs, h_last) of `run(given)`, and the gradients of their sum weighed by dhs and dh_last."""
+
+    def loss(given):
+        hs, h_last = run(given)
+        return (hs * dhs).sum() + (h_last * dh_last).sum(), (hs, h_last)
+
+    dhs, dh_last = (jnp.asarray(a, given["x"].dtype) for a in (dhs, dh_last))
+    (_, values), gradients = quick(jax.value_and_grad(loss, has_aux=True))(given)
+    return values, gradients
+
+
+def cotangents():
+    rng = np.random.default_rng(2)
+    return rng.normal(size=(B, T, H)), rng.normal(size=(B, H))
+
+
+def as_jax(given, dtype="float64"):
+    return {name: jnp.asarray(a, dtype) for name, a in given.items()}
+
+
+# -- against the oracle ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("case", "implementation", "dtype"), RUNS)
+def test_values_and_gradients_equal_the_oracle(drawn, case, implementation, dtype):
+    options, (dhs, dh_last) = VARIANTS[case], cotangents()
+    if options.get("layer_norm") and implementation == "fused":
+        implementation = None
+    given = drawn(options)
+    arrays, variant = for_oracle(given, options)
+    x = given["x"].swapaxes(0, 1)
+    hs, h_last, _ = equations.sequence(x, *arrays, lengths=LENGTHS, variant=variant)
+    cotangent = {"dhs": dhs.swapaxes(0, 1), "dh_last": dh_last}
+    expected = equations.sequence_backward(x, *arrays, **cotangent, lengths=LENGTHS, variant=variant)._asdict()
+
+    found = as_jax(given, dtype)
+    values, gradients = values_and_gradients(lambda g: run(g, options, implementation), found, dhs, dh_last)
+    assert_close(values[0], hs.swapaxes(0, 1))
+    assert_close(values[1], h_last)
+    expected["x"] = expected["x"].swapaxes(0, 1)
+    assert set(gradients) == set(given)
+    for name, gradient in gradients.items():
+        assert_close(gradient, expected[name], "gradient", name=name)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("case", VARIANTS)
+def test_a_step_of_the_cell_equals_the_oracle(drawn, case, dtype):
+    options, given = VARIANTS[case], drawn(VARIANTS[case])
+    arrays, variant = for_oracle(given, options)
+    found, cell = as_jax(given, dtype), GRUCell(H, **options)
+    for h in quick(lambda g: cell.apply({"params": weights_of(g)}, g["h0"], g["x"][:, 0]))(found):
+        assert_close(h, equations.step(given["x"][:, 0], *arrays, variant=variant).h, dtype=dtype)
+
+
+def test_layer_normalisation_runs_as_scan_and_is_refused_by_fused():
+    found = explain(spec=GRUSpec(layer_norm=True))
+    assert found.implementation == "scan" and "fused cannot serve" in found.reason
+    assert "layer normalisation" in found.reason
+    weights = GRUWeights(*(np.ones(shape) for shape in ((I, 3 * H), (H, 3 * H), *[(3 * H,)] * 4)))
+    for call in (
+        lambda: explain(spec=GRUSpec(layer_norm=True), implementation="fused"),
+        lambda: gru(jnp.ones((B, T, I)), weights, implementation="fused"),
+        lambda: GRU(H, layer_norm=True, implementation="fused", param_dtype=jnp.float64).init(KEY, np.ones((B, T, I))),
+    ):
+        with refused("implementation: expected one that can serve the call", "'fused'", "no layer normalisation"):
+            call()
+
+
+# -- against other frameworks ------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def plain_numerics():
+    """As other packages expect JAX to be."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def z_first(a):
+    """(..., 3H) in the order z, r, n of the others."""
+    r, z, n = jnp.split(a, 3, axis=-1)
+    return jnp.concatenate([z, r, n], axis=-1)
+
+
+def test_haiku_is_reset_before_and_take(drawn):
+    reason = "dm-haiku is not installed"
+    hk = pytest.importorskip("haiku", reason=reason)
+    options, (dhs, dh_last) = {"reset_after": False, "update": "take"}, cotangents()
+
+    def unroll(x, h0):
+        return hk.dynamic_unroll(hk.GRU(H), x, h0, time_major=False)
+
+    def theirs(given):
+        params = {"w_i": z_first(given["w_ih"]), "w_h": z_first(given["w_hh"])}
+        params["b"] = z_first(given["b_ih"] + given["b_hh"])
+        return hk.without_apply_rng(hk.transform(unroll)).apply({"gru": params}, given["x"], given["h0"])
+
+    given = as_jax(drawn(options))
+    with plain_numerics():
+        expected, expected_gradients = values_and_gradients(theirs, given, dhs, dh_last)
+    found, gradients = values_and_gradients(lambda g: run(g, options, lengths=None), given, dhs, dh_last)
+    for a, b in zip(found, expected, strict=True):
+        assert_close(a, b)
+    for name, gradient in gradients.items():
+        assert_close(gradient, expected_gradients[name], "gradient", name=name)
+
+
+@pytest.fixture(scope="module")
+def keras():
+    os.environ["KERAS_BACKEND"] = "jax"
+    return pytest.importorskip("keras", reason="keras is not installed")
+
+
+def keras_weights(given, reset_after=True):
+    biases = jnp.stack([given["b_ih"], given["b_hh"]])
+    return [*map(z_first, (given["w_ih"], given["w_hh"], biases if reset_after else biases.sum(0)))]
+
+
+def run_keras(layer, weights, x, states):
+    """In float32: Keras's tanh rounds float64 to it."""
+    with plain_numerics():
+        layer.build((B, T, I))
+        others = [v.value for v in layer.non_trainable_variables]
+        return quick(lambda w, x, s: layer.stateless_call(w, others, x, initial_state=s)[0])(weights, x, states)
+
+
+ELSEWHERE = {"after": {}, "before": {"reset_after": False}} | {
+    case: {name: options[name] for name in ("activation", "gate_activation", "reset_after") if name in options}
+    for case, options in VARIANTS.items()
+    if isinstance(options.get("gate_activation"), str)
+}
+"""What Keras and ONNX Runtime have too: both resets, and the activations of `VARIANTS`."""
+
+
+@pytest.mark.parametrize("case", ELSEWHERE)
+def test_keras_computes_the_same(drawn, keras, case):
+    options = ELSEWHERE[case]
+    given, reset_after = as_jax(drawn(options), "float32"), options.get("reset_after", True)
+    roles = {"activation": ("activation", "tanh"), "recurrent_activation": ("gate_activation", "sigmoid")}
+    names = {role: options.get(*of).replace("identity", "linear") for role, of in roles.items()}
+    layer = keras.layers.GRU(H, return_sequences=True, return_state=True, reset_after=reset_after, **names)
+    expected = run_keras(layer, keras_weights(given, reset_after), given["x"], given["h0"])
+    for a, b in zip(quick(lambda g: run(g, options, lengths=None))(given), expected, strict=True):
+        assert_close(a, b)
+
+
+@pytest.mark.parametrize(("merge", "theirs"), [("concat", "concat"), ("sum", "sum"), ("mul", "mul"), ("mean", "ave")])
+def test_keras_merges_both_directions_alike(drawn, keras, merge, theirs):
+    given = as_jax(drawn({}), "float32")
+    other = {name: jnp.flip(a, 0) for name, a in given.items()}
+    layer = keras.layers.Bidirectional(keras.layers.GRU(H, return_sequences=True), merge_mode=theirs)
+    weights, states = [*keras_weights(given), *keras_weights(other)], [given["h0"], other["h0"]]
+    expected = run_keras(layer, weights, given["x"], states)
+    params = {"l0": weights_of(given), "l0_reverse": weights_of(other)}
+    output, _ = GRU(H, bidirectional=True, merge=merge).apply({"params": params}, given["x"], jnp.stack(states))
+    assert_close(output, expected)
+
+
+IN_ONNX = {  # name of the function, its alpha and beta
+    "tanh": ("Tanh", [], []),
+    "sigmoid": ("Sigmoid", [], []),
+    "relu": ("Relu", [], []),
+    "hard_sigmoid": ("HardSigmoid", [1 / 6], [0.5]),
+    "softsign": ("Softsign", [], []),
+    "elu": ("Elu", [1.0], []),
+    "identity": ("Affine", [1.0], [0.0]),
+}
+DIRECTIONS = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
+
+
+def onnx_gru(given, lengths, options, direction):
+    """Y (T, D, B, H) and Y_h (D, B, H) of a model of one GRU node; `given`, one a direction, float32."""
+    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    onnx = pytest.importorskip("onnx", reason="onnx is not installed")
+    helper, float32, count = onnx.helper, onnx.TensorProto.FLOAT, len(given)
+    functions = [IN_ONNX[options.get(*of)] for of in (("gate_activation", "sigmoid"), ("activation", "tanh"))] * count
+    names, *parameters = zip(*functions, strict=True)
+    alphas, betas = ([a for of_one in all_of for a in of_one] for all_of in parameters)
+    attributes = {"activation_alpha": alphas, "activation_beta": betas, "clip": options.get("clip")}
+    node = helper.make_node(
+        "GRU",
+        ["X", "W", "R", "B", "sequence_lens", "initial_h"],
+        ["Y", "Y_h"],
+        hidden_size=H,
+        direction=direction,
+        activations=list(names),
+        linear_before_reset=int(options.get("reset_after", True)),
+        **{name: value for name, value in attributes.items() if value},
+    )
+    constants = {
+        "W": [z_first(g["w_ih"]).T for g in given],
+        "R": [z_first(g["w_hh"]).T for g in given],
+        "B": [jnp.concatenate([z_first(g["b_ih"]), z_first(g["b_hh"])]) for g in given],
+    }
+    shapes = {"X": (T, B, I), "initial_h": (count, B, H), "Y": (T, count, B, H), "Y_h": (count, B, H)}
+    x, h0, y, y_h = [helper.make_tensor_value_info(name, float32, shape) for name, shape in shapes.items()]
+    lens = helper.make_tensor_value_info("sequence_lens", onnx.TensorProto.INT32, (B,))
+    arrays = [onnx.numpy_helper.from_array(np.stack(a), name) for name, a in constants.items()]
+    graph = helper.make_graph([node], "gru", [x, lens, h0], [y, y_h], arrays)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)], ir_version=8)
+    onnx.checker.check_model(model, full_check=True)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    feed = {"X": given[0]["x"].swapaxes(0, 1), "sequence_lens": lengths.astype(np.int32)}
+    feed["initial_h"] = np.stack([g["h0"] for g in given])
+    return session.run(None, {name: np.ascontiguousarray(a) for name, a in feed.items()})
+
+
+ONNX_CASES = {
+    "reverse": ({}, "reverse"),
+    "reverse, before": ({"reset_after": False}, "reverse"),
+    "bidirectional": ({}, "bidirectional"),
+    "bidirectional, before, clip": (
+        {"reset_after": False, "clip": 0.5, "activation": "softsign", "gate_activation": "hard_sigmoid"},
+        "bidirectional",
+    ),
+    "clip": ({"clip": 0.7}, "forward"),
+    "clip, before": ({"clip": 0.7, "reset_after": False}, "forward"),
+    **{case: (options, "forward") for case, options in ELSEWHERE.items() if set(options.values()) <= {*IN_ONNX, False}},
+}
+
+
+@pytest.mark.parametrize("case", ONNX_CASES)
+def test_onnx_runtime_computes_the_same(drawn, case):
+    options, direction = ONNX_CASES[case]
+    given = [as_jax(drawn(options), "float32")]
+    given += [{name: jnp.flip(a, 0) for name, a in given[0].items()}][: len(DIRECTIONS[direction]) - 1]
+    lengths = np.array([5, 1, 2, 4])  # of a row of no steps the runtime gives 0 as its last state, and not initial_h
+    hs, h_last = onnx_gru([jax.tree.map(np.asarray, g) for g in given], lengths, options, direction)
+    for i, reverse in enumerate(DIRECTIONS[direction]):
+        weights = GRUWeights(**weights_of(given[i]))
+        found = quick(partial(gru, lengths=lengths, reverse=reverse, **options))(given[0]["x"], weights, given[i]["h0"])
+        assert_close(found[0], hs[:, i].swapaxes(0, 1))
+        assert_close(found[1], h_last[i])
+
+
+@pytest.mark.parametrize("reset_after", [True, False])
+def test_layer_normalisation_equals_torch_functions(drawn, reset_after):
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    options, (dhs, dh_last) = {"layer_norm": True, "reset_after": reset_after}, cotangents()
+    given = drawn(options)
+    x, h, w_ih, w_hh, b_ih, b_hh, scale_ih, scale_hh = leaves = [
+        torch.tensor(given[name], requires_grad=True) for name in ("x", "h0", *GRUWeights._fields)
+    ]
+
+    def normed(product, scale):
+        return torch.nn.functional.layer_norm(product, product.shape[-1:], scale, eps=1e-5)
+
+    n, hs = slice(2 * H, None), []
+    for x_t in x.unbind(1):
+        both = normed(x_t @ w_ih[:, : 2 * H], scale_ih[: 2 * H]) + normed(h @ w_hh[:, : 2 * H], scale_hh[: 2 * H])
+        r, z = torch.sigmoid(both + b_ih[: 2 * H] + b_hh[: 2 * H]).chunk(2, -1)
+        inner = normed((h if reset_after else r * h) @ w_hh[:, n], scale_hh[n]) + b_hh[n]
+        outer = normed(x_t @ w_ih[:, n], scale_ih[n]) + b_ih[n]
+        h = (1 - z) * torch.tanh(outer + (r * inner if reset_after else inner)) + z * h
+        hs.append(h)
+    hs = torch.stack(hs, 1)
+    loss = (hs * torch.tensor(dhs)).sum() + (h * torch.tensor(dh_last)).sum()
+    expected = dict(zip(("x", "h0", *GRUWeights._fields), torch.autograd.grad(loss, leaves), strict=True))
+
+    found, gradients = values_and_gradients(lambda g: run(g, options, lengths=None), as_jax(given), dhs, dh_last)
+    assert_close(found[0], hs.detach().numpy())
+    assert_close(found[1], h.detach().numpy())
+    for name, gradient in gradients.items():
+        assert_close(gradient, expected[name].numpy(), "gradient", name=name)
+
+
+# -- layers ------------------------------------------------------------------------------------------------------------
+
+MERGED = {
+    "concat": lambda forward, backward: np.concatenate([forward, backward], -1),
+    "sum": lambda forward, backward: forward + backward,
+    "mean": lambda forward, backward: 0.5 * (forward + backward),
+    "mul": lambda forward, backward: forward * backward,
+}
+
+
+def random_params(model, x):
+    """Random values in place of the initial ones, of which some are zero."""
+    rng, shapes = np.random.default_rng(3), jax.eval_shape(model.init, KEY, x)["params"]
+    return jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape) * 0.5, a.dtype), shapes)
+
+
+def both_directions(params, layer, x, h0):
+    """hs (B, T, H) and h_last of layer number `layer`, forward and backward, by the oracle."""
+    found = []
+    for name, reverse, h in ((f"l{layer}", False, h0[0]), (f"l{layer}_reverse", True, h0[1])):
+        arrays = [np.asarray(params[name][w]) for w in ("w_ih", "w_hh", "b_ih", "b_hh")]
+        one = equations.sequence(x.swapaxes(0, 1), h, *arrays, lengths=LENGTHS, reverse=reverse)
+        found.append((one.hs.swapaxes(0, 1), one.h_last))
+    return tuple(zip(*found, strict=True))
+
+
+@pytest.fixture
+def rows(problem):
+    """`rows(n_features=I)` -> x, NaN in the padding, and h0 of one layer in two directions."""
+
+    def make(n_features=I):
+        x, h0 = problem(T, B, n_features, H)["x"], np.random.default_rng(4).normal(size=(2, B, H))
+        return np.where((np.arange(T) < LENGTHS[:, None])[..., None], x, np.nan), h0
+
+    return make
+
+
+@pytest.mark.parametrize("merge", [*MERGED, None])
+def test_both_directions_are_merged(rows, merge):
+    x, h0 = rows()
+    layer = GRU(H, bidirectional=True, merge=merge, param_dtype=jnp.float64)
+    params = random_params(layer, x)
+    output, h_last = layer.apply({"params": params}, x, jnp.asarray(h0), lengths=LENGTHS)
+    hs, last = both_directions(params, 0, x, h0)
+    assert_close(h_last, np.stack(last))
+    if merge is None:
+        assert isinstance(output, tuple) and len(output) == 2
+        for found, expected in zip(output, hs, strict=True):
+            assert_close(found, expected)
+    else:
+        assert_close(output, MERGED[merge](*hs))
+        encoder = GRUEncoder(**layer.settings(GRUEncoder))
+        pooled = encoder.apply({"params": {"gru": params}}, x, jnp.asarray(h0), lengths=LENGTHS)
+        assert_close(pooled, MERGED[merge](*last))
+
+
+@pytest.mark.parametrize(
+    ("connection", "merge", "n_features"),  # the first layer has no connection, be its input as wide as its output too
+    [("residual", "concat", I), ("residual", "sum", H), ("highway", "concat", I), ("highway", "mean", H)],
+)
+def test_connections_join_the_input_of_a_layer_to_its_output(rows, connection, merge, n_features):
+    x, h0 = rows(n_features)
+    fields = {"num_layers": 3, "bidirectional": True, "merge": merge, "param_dtype": jnp.float64}
+    layer, h0 = GRU(H, connection=connection, **fields), np.concatenate([h0, h0 + 1, h0 - 1])
+    params = random_params(layer, x)
+    output, h_last = layer.apply({"params": params}, x, jnp.asarray(h0), lengths=LENGTHS)
+    expected, last = x, []
+    for k in range(3):
+        hs, states = both_directions(params, k, expected, h0[2 * k : 2 * k + 2])
+        joined = MERGED[merge](*hs)
+        last += states
+        if k > 0 and connection == "residual":
+            joined = joined + expected
+        elif k > 0:
+            dense = jax.tree.map(np.asarray, params[f"l{k}_highway"])
+            t = equations.sigmoid(expected @ dense["kernel"] + dense["bias"])
+            joined = t * joined + (1 - t) * expected
+        expected = joined
+    assert_close(output, expected)
+    assert_close(h_last, np.stack(last))
+    assert not np.asarray(output)[np.arange(T) >= LENGTHS[:, None]].any()
+
+
+def test_a_highway_starts_at_minus_one_and_the_first_layer_has_none(rows):
+    layer = GRU(H, num_layers=2, bidirectional=True, connection="highway", param_dtype=jnp.float64)
+    params = quick(layer.init)(KEY, rows()[0])["params"]
+    assert set(params) == {"l0", "l0_reverse", "l1", "l1_reverse", "l1_highway"}
+    assert (params["l1_highway"]["bias"] == -1).all() and params["l1_highway"]["kernel"].shape == (2 * H, 2 * H)
+
+
+# -- model files, and PyTorch's ----------------------------------------------------------------------------------------
+
+SAVED = {
+    "cell": {"update": "take", "reset_after": False, "activation": "softsign", "clip": 2.5},
+    "norm": {"layer_norm": True, "bias": False, "gate_activation": "hard_sigmoid", "param_dtype": jnp.float64},
+    "start": {"initializer": "keras", "update_bias": 1.5, "initial_state": "learned", "dtype": jnp.bfloat16},
+    "layers": {"num_layers": 2, "bidirectional": True, "merge": "mean", "connection": "highway", "precision": "high"},
+    "steps": {"pooling": None, "time_major": True, "include_initial": True, "implementation": "scan"},
+    "drops": {
+        **{"dropout": 0.1, "input_dropout": 0.2, "recurrent_dropout": 0.3, "weight_dropout": 0.4, "zoneout": 0.5},
+        **{"implementation": "reference", "pooling": "attention"},
+    },
+    "heads": {"output_size": {"y": 2, "a": 3}, "head_hidden": (4, 7), "head_activation": "elu"},
+}
+FIELDS = {f.name: f.default for f in dataclasses.fields(GRUModel) if f.name not in ("parent", "name")}
+
+
+def test_every_field_is_saved_away_from_its_default():
+    assert {field for fields in SAVED.values() for field in fields} | {"hidden_size"} == set(FIELDS)
+    assert all(value != FIELDS[field] for fields in SAVED.values() for field, value in fields.items())
+
+
+@pytest.mark.parametrize("case", SAVED)
+def test_a_saved_variant_is_the_same_again(tmp_path, case):
+    model = GRUModel(**{"hidden_size": H, "output_size": 2} | SAVED[case])
+    x = jnp.asarray(np.random.default_rng(5).normal(size=(B, T, I)), model.param_dtype)
+    variables = {"params": random_params(model, x)}
+    grujax.save(tmp_path / "m.safetensors", model, variables)
+    loaded, again = grujax.load(tmp_path / "m.safetensors")
+    assert loaded == model
+    jax.tree.map(partial(np.testing.assert_array_equal, strict=True), again, variables)
+    outputs = [quick(m.apply)(v, x) for m, v in ((model, variables), (loaded, again))]
+    jax.tree.map(np.testing.assert_array_equal, *outputs)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("clip", np.float32(2.5)),
+        ("num_layers", np.int64(2)),
+        ("head_hidden", (np.int32(4),)),
+        ("precision", ("high",) * 2),
+    ],
+)
+def test_numbers_of_numpy_and_pairs_are_saved(tmp_path, field, value):
+    model, x = GRUModel(**{"hidden_size": H, "output_size": 2, field: value}), jnp.ones((B, T, I), jnp.float32)
+    variables = {"params": random_params(model, x)}
+    grujax.save(tmp_path / "m.safetensors", model, variables)
+    loaded, again = grujax.load(tmp_path / "m.safetensors")
+    assert loaded == model
+    np.testing.assert_array_equal(quick(loaded.apply)(again, x), quick(model.apply)(variables, x))
+
+
+@pytest.mark.parametrize("field", ["activation", "gate_activation", "head_activation", "pooling"])
+def test_a_function_is_not_saved(tmp_path, field):
+    def function(a, valid=None):
+        return jnp.tanh(a if valid is None else a[:, 0])
+
+    model = GRUModel(H, 2, head_hidden=(3,), **{field: function})
+    with refused(f"{field}: expected a name, which a file can hold", "the function", "Save by hand"):
+        grujax.save(tmp_path / "m", model, {"params": random_params(model, jnp.ones((B, T, I), jnp.float32))})
+    assert not list(tmp_path.iterdir())
+
+
+NOT_IN_TORCH = {
+    **{"reset_after": False, "activation": "relu", "gate_activation": "hard_sigmoid", "clip": 3.0},
+    **{"layer_norm": True, "merge": "sum", "connection": "residual", "initial_state": "learned"},
+    **{"include_initial": True, "zoneout": 0.1},
+    **{"pooling": "mean", "head_hidden": (4,), "head_activation": "tanh"},
+}
+
+
+def test_every_field_is_converted_or_free_or_refused():
+    assert sorted([*NOT_IN_TORCH, *SIZES, *TRAINING, *FREE]) == sorted([*FIELDS, "parent", "name"])
+
+
+@pytest.mark.parametrize("field", NOT_IN_TORCH)
+def test_torch_is_refused_what_it_has_not(field):
+    pytest.importorskip("torch", reason="torch is not installed")
+    for kind, sizes in ((GRU, {}), (GRUCell, {}), (GRUModel, {"output_size": 2})):
+        if field in {f.name for f in dataclasses.fields(kind)}:
+            model = kind(H, **sizes, **{field: NOT_IN_TORCH[field]})
+            with refused(f"{field}: expected {FIELDS[field]!r}, found {NOT_IN_TORCH[field]!r}"):
+                to_torch(model, {"params": {}})
+
+
+def test_what_acts_in_training_alone_is_left_behind_and_said():
+    pytest.importorskip("torch", reason="torch is not installed")
+    for field in TRAINING:
+        model = GRU(H, **{field: 0.25})
+        variables = {"params": random_params(model, jnp.ones((B, T, I), jnp.float32))}
+        if field == "dropout":  # torch has it, and no warning comes
+            to_torch(model, variables)
+        else:
+            with pytest.warns(ConversionWarning, match=f"{field}=0.25: it acts in training alone"):
+                to_torch(model, variables)
+
+
+def test_an_update_gate_that_takes_the_candidate_is_mirrored_for_torch():
+    pytest.importorskip("torch", reason="torch is not installed")
+    model, x = (
+        GRU(H, bidirectional=True, update="take"),
+        jnp.asarray(np.random.default_rng(0).normal(size=(B, T, I)), jnp.float32),
+    )
+    variables = {"params": random_params(model, x)}
+    kept, mirrored = from_torch(to_torch(model, variables, verify=True))
+    assert kept == GRU(H, bidirectional=True)
+    assert_close(quick(kept.apply)(mirrored, x)[0], quick(model.apply)(variables, x)[0])
+
+
+def test_several_heads_are_refused_by_torch():
+    pytest.importorskip("torch", reason="torch is not installed")
+    model = GRUModel(H, {"y": 2, "a": 3})
+    with refused("output_size: expected one head", "torch.nn.GRU has one"):
+        to_torch(model, {"params": random_params(model, jnp.ones((B, T, I), jnp.float32))})

@@ -1,0 +1,59 @@
+"""The cell: one step, and the layer again through everything that Flax offers to run a cell with."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from grujax import GRU, GRUCell, equations
+from grujax.testing import assert_close
+
+RNG = np.random.default_rng(0)
+X, H0 = jnp.asarray(RNG.normal(size=(4, 6, 3))), jnp.asarray(RNG.normal(size=(1, 4, 5)))
+LENGTHS = jnp.asarray([6, 1, 3, 5])
+
+
+@pytest.fixture(scope="module")
+def variables():
+    return GRU(5, bidirectional=True, param_dtype=jnp.float64).init(jax.random.key(0), X)
+
+
+@pytest.mark.parametrize("reset_after", [True, False])
+def test_one_step_equals_the_oracle(variables, reset_after):
+    params = variables["params"]["l0"]
+    cell = GRUCell(5, reset_after=reset_after, param_dtype=jnp.float64)
+    carry, y = cell.apply({"params": params}, H0[0], X[:, 0])
+    weights = [np.asarray(params[name]) for name in ("w_ih", "w_hh", "b_ih", "b_hh")]
+    expected = equations.step(
+        np.asarray(X[:, 0]), np.asarray(H0[0]), *weights, variant=equations.Variant(reset_after)
+    ).h
+    assert_close(carry, expected)
+    assert_close(y, expected)
+
+
+def test_rnn_and_bidirectional_equal_the_layer(variables):
+    cells = [GRUCell(5, param_dtype=jnp.float64) for _ in range(2)]
+    flax = nn.Bidirectional(nn.RNN(cells[0]), nn.RNN(cells[1]))
+    l0, l0_reverse = (variables["params"][name] for name in ("l0", "l0_reverse"))
+    params = {"forward_rnn": {"cell": l0}, "backward_rnn": {"cell": l0_reverse}}
+    output = flax.apply({"params": params}, X, seq_lengths=LENGTHS)
+    expected, _ = GRU(5, bidirectional=True, param_dtype=jnp.float64).apply(variables, X, lengths=LENGTHS)
+    valid = (np.arange(6) < np.asarray(LENGTHS)[:, None])[..., None]
+    assert_close(np.where(valid, output, 0.0), expected)
+
+
+def test_scan_equals_the_layer(variables):
+    scan = nn.scan(GRUCell, variable_broadcast="params", split_rngs={"params": False}, in_axes=1, out_axes=1)
+    params = {"params": variables["params"]["l0"]}
+    h_last, hs = scan(5, param_dtype=jnp.float64).apply(params, H0[0], X)
+    output, last = GRU(5, param_dtype=jnp.float64).apply({"params": {"l0": params["params"]}}, X, H0)
+    assert_close(hs, output)
+    assert_close(h_last, last[0])
+
+
+def test_a_half_precision_cell_carries_float32():
+    cell = GRUCell(5, dtype=jnp.bfloat16)
+    carry = cell.initialize_carry(jax.random.key(0), (4, 3))
+    (carry, y), _ = cell.init_with_output(jax.random.key(0), carry, X[:, 0].astype(jnp.float32))
+    assert (carry.dtype, y.dtype, carry.shape) == (jnp.float32, jnp.bfloat16, (4, 5))
