@@ -50,7 +50,7 @@ def rows():
 def test_each_feature_names_a_test_that_exists(row):
     feature, grujax, *_, held_by = row
     assert feature and grujax
-    named = re.findall(r"`(?P<file>\w+)::(?P<test>test_\w+)`", held_by)
+    named = re.findall(r"`(?P<file>[\w/]+)::(?P<test>test_\w+)`", held_by)
     assert named, held_by
     for file, test in named:
         (path,) = (ROOT / "tests").rglob(f"{file}.py")
