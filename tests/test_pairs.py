@@ -1,0 +1,15 @@
+"""The cases of `pairwise` hold every pair, and are few."""
+
+from itertools import combinations
+
+from pairs import pairwise
+
+
+def test_any_two_values_meet_in_few_cases():
+    values = {"a": range(6), "b": "vwxyz", "c": [None, (1,)], "d": [False, True], "e": [1.5, 2.5, 3.5]}
+    cases = pairwise(**values)
+    for one, other in combinations(values, 2):
+        met = {(case[one], case[other]) for case in cases}
+        assert len(met) == len(values[one]) * len(values[other])
+    assert 30 <= len(cases) <= 36  # 30 pairs of a and b alone; the product has 360
+    assert cases == pairwise(**values)
