@@ -13,7 +13,6 @@ from grujax.saving import declared
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed")
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
-onnxruntime = pytest.importorskip("onnxruntime")
 helper, FLOAT, INT32, INT64 = onnx.helper, onnx.TensorProto.FLOAT, onnx.TensorProto.INT32, onnx.TensorProto.INT64
 I, H, O = 3, 4, 2
 

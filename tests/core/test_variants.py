@@ -24,13 +24,6 @@ LENGTHS = np.array([5, 0, 2, 4])
 KEY = jax.random.key(0)
 
 
-def quick(function):
-    """`jax.jit` for what runs once: XLA compiles it in a third of the time."""
-    return jax.jit(
-        function, compiler_options={"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
-    )
-
-
 def scaled_tanh(a):
     return jnp.tanh(a) * 0.9
 
@@ -127,7 +120,7 @@ def values_and_gradients(run, given, dhs, dh_last):
         return (hs * dhs).sum() + (h_last * dh_last).sum(), (hs, h_last)
 
     dhs, dh_last = (jnp.asarray(a, given["x"].dtype) for a in (dhs, dh_last))
-    (_, values), gradients = quick(jax.value_and_grad(loss, has_aux=True))(given)
+    (_, values), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(given)
     return values, gradients
 
 
@@ -171,7 +164,7 @@ def test_a_step_of_the_cell_equals_the_oracle(drawn, case, dtype):
     options, given = VARIANTS[case], drawn(VARIANTS[case])
     arrays, variant = for_oracle(given, options)
     found, cell = as_jax(given, dtype), GRUCell(H, **options)
-    for h in quick(lambda g: cell.apply({"params": weights_of(g)}, g["h0"], g["x"][:, 0]))(found):
+    for h in jax.jit(lambda g: cell.apply({"params": weights_of(g)}, g["h0"], g["x"][:, 0]))(found):
         assert_close(h, equations.step(given["x"][:, 0], *arrays, variant=variant).h, dtype=dtype)
 
 
@@ -244,7 +237,7 @@ def run_keras(layer, weights, x, states):
     with plain_numerics():
         layer.build((B, T, I))
         others = [v.value for v in layer.non_trainable_variables]
-        return quick(lambda w, x, s: layer.stateless_call(w, others, x, initial_state=s)[0])(weights, x, states)
+        return jax.jit(lambda w, x, s: layer.stateless_call(w, others, x, initial_state=s)[0])(weights, x, states)
 
 
 ELSEWHERE = {"after": {}, "before": {"reset_after": False}} | {
@@ -263,7 +256,7 @@ def test_keras_computes_the_same(drawn, keras, case):
     names = {role: options.get(*of).replace("identity", "linear") for role, of in roles.items()}
     layer = keras.layers.GRU(H, return_sequences=True, return_state=True, reset_after=reset_after, **names)
     expected = run_keras(layer, keras_weights(given, reset_after), given["x"], given["h0"])
-    for a, b in zip(quick(lambda g: run(g, options, lengths=None))(given), expected, strict=True):
+    for a, b in zip(jax.jit(lambda g: run(g, options, lengths=None))(given), expected, strict=True):
         assert_close(a, b)
 
 
@@ -351,7 +344,9 @@ def test_onnx_runtime_computes_the_same(drawn, case):
     hs, h_last = onnx_gru([jax.tree.map(np.asarray, g) for g in given], lengths, options, direction)
     for i, reverse in enumerate(DIRECTIONS[direction]):
         weights = GRUWeights(**weights_of(given[i]))
-        found = quick(partial(gru, lengths=lengths, reverse=reverse, **options))(given[0]["x"], weights, given[i]["h0"])
+        found = jax.jit(partial(gru, lengths=lengths, reverse=reverse, **options))(
+            given[0]["x"], weights, given[i]["h0"]
+        )
         assert_close(found[0], hs[:, i].swapaxes(0, 1))
         assert_close(found[1], h_last[i])
 
@@ -472,7 +467,7 @@ def test_connections_join_the_input_of_a_layer_to_its_output(rows, connection, m
 
 def test_a_highway_starts_at_minus_one_and_the_first_layer_has_none(rows):
     layer = GRU(H, num_layers=2, bidirectional=True, connection="highway", param_dtype=jnp.float64)
-    params = quick(layer.init)(KEY, rows()[0])["params"]
+    params = jax.jit(layer.init)(KEY, rows()[0])["params"]
     assert set(params) == {"l0", "l0_reverse", "l1", "l1_reverse", "l1_highway"}
     assert (params["l1_highway"]["bias"] == -1).all() and params["l1_highway"]["kernel"].shape == (2 * H, 2 * H)
 
@@ -508,7 +503,7 @@ def test_a_saved_variant_is_the_same_again(tmp_path, case):
     loaded, again = grujax.load(tmp_path / "m.safetensors")
     assert loaded == model
     jax.tree.map(partial(np.testing.assert_array_equal, strict=True), again, variables)
-    outputs = [quick(m.apply)(v, x) for m, v in ((model, variables), (loaded, again))]
+    outputs = [jax.jit(m.apply)(v, x) for m, v in ((model, variables), (loaded, again))]
     jax.tree.map(np.testing.assert_array_equal, *outputs)
 
 
@@ -527,7 +522,7 @@ def test_numbers_of_numpy_and_pairs_are_saved(tmp_path, field, value):
     grujax.save(tmp_path / "m.safetensors", model, variables)
     loaded, again = grujax.load(tmp_path / "m.safetensors")
     assert loaded == model
-    np.testing.assert_array_equal(quick(loaded.apply)(again, x), quick(model.apply)(variables, x))
+    np.testing.assert_array_equal(jax.jit(loaded.apply)(again, x), jax.jit(model.apply)(variables, x))
 
 
 @pytest.mark.parametrize("field", ["activation", "gate_activation", "head_activation", "pooling"])
@@ -584,7 +579,7 @@ def test_an_update_gate_that_takes_the_candidate_is_mirrored_for_torch():
     variables = {"params": random_params(model, x)}
     kept, mirrored = from_torch(to_torch(model, variables, verify=True))
     assert kept == GRU(H, bidirectional=True)
-    assert_close(quick(kept.apply)(mirrored, x)[0], quick(model.apply)(variables, x)[0])
+    assert_close(jax.jit(kept.apply)(mirrored, x)[0], jax.jit(model.apply)(variables, x)[0])
 
 
 def test_several_heads_are_refused_by_torch():

@@ -236,7 +236,7 @@ TORCH = {
 
 @pytest.mark.parametrize("case", TORCH)
 def test_a_graph_that_torch_exported_is_read(case):
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="torch is not installed")
     options = TORCH[case]
     if options.get("dynamo"):
         pytest.importorskip("onnxscript", reason="torch's newer exporter needs it")
@@ -259,7 +259,7 @@ def test_a_graph_that_torch_exported_is_read(case):
 
 
 def test_the_last_step_of_both_directions_is_not_their_last_state():
-    torch = pytest.importorskip("torch")
+    torch = pytest.importorskip("torch", reason="torch is not installed")
     options = {"batch_first": True, "bidirectional": True, "last": lambda torch, output, h_n: output[:, -1]}
     with refused("/fc/Gemm", "reverse direction has read one step"):
         from_onnx(exported(torch, **options)[2])
