@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from grujax.bench.runner import PASSES, Report, Result, load
+from grujax.bench.report import PASSES, Report, Result, read_report
 from grujax.errors import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -63,7 +63,7 @@ def generator():
 
 def test_the_table_of_times_is_that_of_the_file_it_names():
     (path,) = re.findall(r"<!-- times: (benchmarks/results/\S+\.json) -->", README)
-    report = load(ROOT / path)
+    report = read_report(ROOT / path)
     assert not report.dirty
     assert generator().rewritten(README, report, path) == README
 
