@@ -5,7 +5,7 @@ from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING
 
-from grujax.bench.runner import PASSES, Report, ratios
+from grujax.bench.report import PASSES, Report, ratios
 from grujax.errors import require
 from grujax.saving import replacing
 

@@ -14,7 +14,8 @@ import numpy as np
 from jax import lax
 
 from grujax.bench.cases import Arrays
-from grujax.bench.peers import Thunk, torch_device
+from grujax.bench.peers.peer import Thunk
+from grujax.bench.peers.torch import torch_device
 
 Products = tuple[Thunk, Thunk]  # forward, forward + backward
 

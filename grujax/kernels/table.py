@@ -48,7 +48,7 @@ class Kernel(NamedTuple):
     on_cpu: bool | None = None
     """Chosen unasked on CPU alone; elsewhere alone; or, None, wherever it wins."""
     wins: Callable[[Sizes], bool] = lambda sizes: True
-    """Where it was measured to be fastest (benchmarks/NOTES.md); or, nothing being timed there, to launch least."""
+    """Where it was measured to be fastest (docs/decisions/cpu-loops.md), or to launch least where nothing was timed."""
     batch_major: Forward | None = None
     """`run` for a caller whose own x and hs are batch-major; None where that is the same."""
 

@@ -16,8 +16,10 @@ import pytest
 from commands import QUICK, run, toy
 
 from grujax import cli
-from grujax.bench import chart, costs, peers, runner
+from grujax.bench import chart, measure
+from grujax.bench import report as reports
 from grujax.bench.cases import Case
+from grujax.bench.peers import peer as peer_module
 from grujax.cli import train
 from grujax.saving import read
 from grujax.training import Epoch
@@ -234,16 +236,16 @@ def test_ctrl_c_before_the_first_epoch(capsys, monkeypatch, tmp_path):
 
 
 TINY = ["--shapes", "tiny", "--peers", "grujax", "--repeats", "1"]
-TINY += ["--seconds", "0"] if hasattr(runner.Options, "seconds") else []
+TINY += ["--seconds", "0"] if hasattr(measure.Options, "seconds") else []
 
 
 @pytest.fixture
 def tiny(monkeypatch):
-    monkeypatch.setitem(runner.CASES, "tiny", Case("tiny", 3, 5, 4, 6))
+    monkeypatch.setitem(measure.CASES, "tiny", Case("tiny", 3, 5, 4, 6))
 
 
 def test_bench_prints_the_table_draws_the_chart_and_saves_the_report(tmp_path, capsys, tiny):
-    code, out, err = run(capsys, "bench", *TINY, "--no-costs", "--json", "r.json")
+    code, out, err = run(capsys, "bench", *TINY, "--json", "r.json")
     assert code == 0 and err == ""
     for part in (
         "forward: median ms",
@@ -253,34 +255,26 @@ def test_bench_prints_the_table_draws_the_chart_and_saves_the_report(tmp_path, c
         "saved r.json",
     ):
         assert part in out
-    report = runner.load(tmp_path / "r.json")
+    report = reports.read_report(tmp_path / "r.json")
     assert {len(r.times_ms) for r in report.results} == {1}
-    assert all(report.median("tiny", "grujax", kind) for kind in runner.PASSES) and out.count(" 1.00x") >= 2
+    assert all(report.median("tiny", "grujax", kind) for kind in reports.PASSES) and out.count(" 1.00x") >= 2
     assert (tmp_path / "grujax-bench.png").read_bytes().startswith(b"\x89PNG")
     assert {p.name for p in tmp_path.iterdir()} == {"grujax-bench.png", "r.json"}
 
 
 def test_bench_says_what_is_not_installed_and_measures_grujax_alone(tmp_path, capsys, tiny, monkeypatch):
-    monkeypatch.setattr(peers, "find_spec", lambda name: None)
-    code, out, _ = run(capsys, "bench", *TINY[:4], "torch", *TINY[4:], "--no-costs", "--chart", "None")
+    monkeypatch.setattr(peer_module, "find_spec", lambda name: None)
+    code, out, _ = run(capsys, "bench", *TINY[:4], "torch", *TINY[4:], "--chart", "None")
     assert code == 0 and "not installed" in out and "1.00x" in out and list(tmp_path.iterdir()) == []
-
-
-def test_bench_shows_the_costs_and_saves_them_beside_the_report(tmp_path, capsys, tiny, monkeypatch):
-    found = costs.Costs(memory=(costs.Memory("grujax", 64, 2_500_000),))
-    monkeypatch.setattr(costs, "measure", lambda say: found)
-    code, out, _ = run(capsys, "bench", *TINY, "--chart", "None", "--json", "r.json")
-    assert code == 0 and "memory of" in out and "2.5 │" in out
-    assert json.loads((tmp_path / "r-costs.json").read_text()) == json.loads(json.dumps(dataclasses.asdict(found)))
 
 
 @pytest.mark.parametrize("peer, expected", [("grujax", 1), ("grujax-before", 1), ("torch", 0)])
 def test_bench_fails_where_grujax_is_unequal(peer, expected, capsys, tiny, monkeypatch):
-    result = runner.Result("tiny", peer, "forward", "unequal: hs is 2 times the tolerance away")
+    result = reports.Result("tiny", peer, "forward", "unequal: hs is 2 times the tolerance away")
     monkeypatch.setattr(
-        runner, "measure", lambda *arguments: [result, dataclasses.replace(result, kind=runner.BACKWARD)]
+        measure, "measure", lambda *arguments: [result, dataclasses.replace(result, kind=reports.BACKWARD)]
     )
-    code, out, _ = run(capsys, "bench", *TINY, "--no-costs", "--chart", "None")
+    code, out, _ = run(capsys, "bench", *TINY, "--chart", "None")
     assert code == expected and "unequal" in out
 
 
@@ -299,7 +293,7 @@ def test_bench_refuses_before_it_measures(name, tmp_path, capsys, monkeypatch):
     def measured(*arguments):
         raise AssertionError("measured first")
 
-    monkeypatch.setattr(runner, "measure", measured)
+    monkeypatch.setattr(measure, "measure", measured)
     if name == "no matplotlib":
         monkeypatch.setattr(chart, "find_spec", lambda name: None)
     arguments, parts = BAD_BENCH[name]
@@ -313,6 +307,6 @@ def test_a_chart_that_cannot_be_written_costs_neither_the_table_nor_the_report(t
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
-    code, out, err = run(capsys, "bench", *TINY, "--no-costs", "--json", "r.json")
+    code, out, err = run(capsys, "bench", *TINY, "--json", "r.json")
     assert code == 2 and "No space left on device" in err and "1.00x" in out
     assert [p.name for p in tmp_path.iterdir()] == ["r.json"]
