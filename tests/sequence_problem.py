@@ -62,7 +62,7 @@ def as_jax(tree):
 @cache
 def compiled_layers(by, h0_given, hidden_size=H, **options):
     """(params, x, h0, valid, resets, d_output, d_last) -> the gradients of params, x and h0, output and h_last."""
-    model = GRU(hidden_size, L, bidirectional=True, **LEARNED, **options)
+    model = GRU(hidden_size, num_layers=L, bidirectional=True, **LEARNED, **options)
 
     def loss(params, x, h0, valid, resets, d_output, d_last):
         steer = {by: valid, "resets": resets}
@@ -74,7 +74,7 @@ def compiled_layers(by, h0_given, hidden_size=H, **options):
 
 def random_layers(rng, input_size=I, hidden_size=H, n_rows=B):
     """params and h0 of two layers in both directions."""
-    model = GRU(hidden_size, L, bidirectional=True, **LEARNED)
+    model = GRU(hidden_size, num_layers=L, bidirectional=True, **LEARNED)
     return random_params(model, rng, input_size), rng.normal(size=(2 * L, n_rows, hidden_size))
 
 

@@ -154,7 +154,7 @@ def test_the_initial_state_stands_in_front(time_major, h0_given):
 @pytest.mark.parametrize("residual", [False, True])
 def test_the_initial_state_in_front_is_the_last_layers(residual):
     rng = np.random.default_rng(8)
-    model = GRU(H, L, include_initial=True, connection="residual" if residual else None, **LEARNED)
+    model = GRU(H, num_layers=L, include_initial=True, connection="residual" if residual else None, **LEARNED)
     params, d = random_params(model, rng), rng.normal(size=(B, T + 1, H))
 
     @jax.jit
