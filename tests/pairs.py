@@ -1,8 +1,10 @@
 """All pairs instead of all products: most faults of combinations need two values to meet, and rarely three."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import combinations, product
 from typing import Any
+
+import pytest
 
 
 def pairwise(**values: Sequence[Any]) -> list[dict[str, Any]]:
@@ -38,3 +40,12 @@ def pairwise(**values: Sequence[Any]) -> list[dict[str, Any]]:
 def _new(chosen: dict[str, int], missing: dict) -> list:
     """The pairs of a case, whole or in the making, that no other has."""
     return [p for pair in combinations(chosen.items(), 2) for p in (pair, pair[::-1]) if p in missing]
+
+
+def by_turns(rows: Iterable[Any], columns: Sequence[Any], quick: int) -> list:
+    """Parameters (row, column): each row with `quick` of the columns by turns; the rest of the product is marked slow."""
+    return [
+        pytest.param(row, column, marks=[] if (j - quick * i) % len(columns) < quick else pytest.mark.slow)
+        for i, row in enumerate(rows)
+        for j, column in enumerate(columns)
+    ]

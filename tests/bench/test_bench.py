@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from pairs import by_turns
 from rich.console import Console
 
 from grujax import GRU, equations
@@ -113,8 +114,7 @@ def test_the_oracle_runs_sequences_that_resets_part_as_if_they_stood_apart():
         assert_close(whole, parts[0] + parts[1], "gradient")
 
 
-@pytest.mark.parametrize("case", KINDS_OF_CASE.values())
-@pytest.mark.parametrize("implementation", KERNELS)
+@pytest.mark.parametrize(("implementation", "case"), by_turns(KERNELS, [*KINDS_OF_CASE.values()], quick=2))
 def test_every_implementation_equals_the_oracle_on_every_kind_of_case(implementation, case, monkeypatch):
     """What None takes at the sizes that are timed is one of them, and not the one that it takes at these."""
     monkeypatch.setattr(ours, "GRU", partial(GRU, implementation=implementation))
@@ -123,8 +123,7 @@ def test_every_implementation_equals_the_oracle_on_every_kind_of_case(implementa
     assert all(map(callable, prepared.values())), prepared
 
 
-@pytest.mark.parametrize("case", KINDS_OF_CASE.values())
-@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize(("name", "case"), by_turns(PEERS, [*KINDS_OF_CASE.values()], quick=3))
 def test_peer_equals_the_oracle(name, case):
     peer, a = PEERS[name], make_arrays(SHRUNK[case])
     if missing := peer.missing():
