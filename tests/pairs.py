@@ -43,7 +43,7 @@ def _new(chosen: dict[str, int], missing: dict) -> list:
 
 
 def by_turns(rows: Iterable[Any], columns: Sequence[Any], quick: int) -> list:
-    """Parameters (row, column): each row with `quick` of the columns by turns; the rest of the product is marked slow."""
+    """Parameters (row, column): each row with `quick` of the columns by turns; the others are marked slow."""
     return [
         pytest.param(row, column, marks=[] if (j - quick * i) % len(columns) < quick else pytest.mark.slow)
         for i, row in enumerate(rows)
