@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from grujax import cli
 from grujax.bench.report import PASSES, Report, Result, read_report
 from grujax.errors import InputError
 
@@ -22,6 +23,7 @@ def blocks(language, page=README):
 
 
 def test_every_python_block_runs(tmp_path):
+    pytest.importorskip("torch", reason="a block needs torch, which is not installed")
     program = "\n".join(blocks("python"))
     assert program.count("import grujax") == 1
     command = [sys.executable, "-W", "error", "-c", program]
@@ -35,9 +37,8 @@ def test_the_two_commands_are_there_and_the_main_job_reaches_its_figure(tmp_path
     assert main.startswith("python3 -m venv") and main.endswith("grujax train")
     assert re.search(r"pytest( -n 2)?$", tests)
     command = [sys.executable, "-m", "grujax.cli", *main.rsplit("grujax ", 1)[1].split()]
-    done = subprocess.run(
-        command, capture_output=True, text=True, cwd=tmp_path, timeout=300, env={**os.environ, "COLUMNS": "200"}
-    )
+    as_a_user = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {"COLUMNS": "200"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300, env=as_a_user)
     assert done.returncode == 0, done.stderr
     figure = re.search(r"^test accuracy ([\d.]+)% \(95% interval ([\d.]+)–([\d.]+)\)$", done.stdout, re.MULTILINE)
     assert (
@@ -49,9 +50,10 @@ def test_the_two_commands_are_there_and_the_main_job_reaches_its_figure(tmp_path
 
 
 @pytest.mark.parametrize("command", re.findall(r"^grujax (\w+)", "\n".join(blocks("text", TRAINING)), re.MULTILINE))
-def test_every_command_shown_exists(command):
-    done = subprocess.run([sys.executable, "-m", "grujax.cli", command, "--help"], capture_output=True, text=True)
-    assert done.returncode == 0 and "usage: grujax" in done.stdout
+def test_every_command_shown_exists(command, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main([command, "--help"])
+    assert f"usage: grujax {command}" in capsys.readouterr().out
 
 
 def generator():
