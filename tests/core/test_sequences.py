@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from refusals import refused
 
 from grujax import GRU, GRUEncoder, GRUModel, GRUWeights, equations, gru
 from grujax.data import pack_sequences, unpack_sequences
@@ -211,18 +210,18 @@ def encoded(params, x, h0, valid, resets, pooling, directions=2, merge="concat",
 # One layer, one direction.
 
 STEERED = {  # by, reverse, steering: implementation, reset_after. Each implementation meets each way to steer
-    ("lengths", False, "nothing"): ("fused", True),
-    ("lengths", True, "nothing"): ("scan", False),
-    ("mask", False, "nothing"): ("scan", True),
-    ("mask", True, "nothing"): ("fused", False),
-    ("lengths", False, "resets"): ("scan", False),
-    ("lengths", True, "resets"): ("fused", False),
-    ("mask", False, "resets"): ("fused", True),
-    ("mask", True, "resets"): ("scan", True),
-    ("lengths", False, "resets to h_reset"): ("fused", False),
-    ("lengths", True, "resets to h_reset"): ("scan", True),
-    ("mask", False, "resets to h_reset"): ("scan", False),
-    ("mask", True, "resets to h_reset"): ("fused", True),
+    ("lengths", False, "nothing"): ("xla", True),
+    ("lengths", True, "nothing"): ("autodiff", False),
+    ("mask", False, "nothing"): ("autodiff", True),
+    ("mask", True, "nothing"): ("xla", False),
+    ("lengths", False, "resets"): ("autodiff", False),
+    ("lengths", True, "resets"): ("xla", False),
+    ("mask", False, "resets"): ("xla", True),
+    ("mask", True, "resets"): ("autodiff", True),
+    ("lengths", False, "resets to h_reset"): ("xla", False),
+    ("lengths", True, "resets to h_reset"): ("autodiff", True),
+    ("mask", False, "resets to h_reset"): ("autodiff", False),
+    ("mask", True, "resets to h_reset"): ("xla", True),
 }
 
 
@@ -318,7 +317,7 @@ def check_layers(rng, params, x, h0, valid, resets, by, h0_given, **options):
     [
         (None, "lengths", False, True),
         (None, "mask", True, False),
-        ("scan", "lengths", True, False),
+        ("autodiff", "lengths", True, False),
         ("reference", "mask", False, True),
     ],
 )
@@ -336,7 +335,7 @@ def test_layers_equal_the_plain_runs_of_their_pieces(implementation, by, h0_give
 EDGES = {"no steps": (4, 0, 3, 5), "no rows": (0, 7, 3, 5), "one unit": (4, 7, 3, 1)}
 
 
-@pytest.mark.parametrize("implementation", [None, "columns", "halves", "joint", "merged"])
+@pytest.mark.parametrize("implementation", [None, "columns", "halves", "joint", "xla"])
 @pytest.mark.parametrize("edge", EDGES)
 def test_sizes_at_the_edge(edge, implementation):
     n_rows, n_steps, input_size, hidden_size = EDGES[edge]
@@ -713,82 +712,6 @@ def test_truncated_backpropagation_stops_at_the_chunk():
     of_whole = expected(x, None, resets)["encoder"]["gru"]
     for name, d_weights in found["encoder"]["gru"]["l0"].items():
         assert np.abs(d_weights - of_whole["l0"][name]).max() > 1e-2
-
-
-# The initial state in front of the output.
-
-
-@pytest.mark.parametrize(("time_major", "h0_given"), [(False, True), (True, False)])
-def test_the_initial_state_stands_in_front(time_major, h0_given):
-    rng, states = np.random.default_rng(7), H0[:L] if h0_given else None
-    x, mask, resets = (jnp.asarray(a.swapaxes(0, 1) if time_major else a) for a in (X, VALID, RESETS))
-    steering = {"mask": mask, "resets": resets}
-
-    def batch_first(a):
-        return np.asarray(a).swapaxes(0, 1) if time_major else np.asarray(a)
-
-    weights, h0 = random_weights(rng), H0[0] if h0_given else np.zeros((B, H))
-    expected, expected_last, _ = one_direction(X, h0, np.zeros(H), weights, VALID, RESETS, False)
-    options = {"time_major": time_major, "include_initial": True, **steering}
-    hs, h_last = gru(x, GRUWeights(**as_jax(weights)), jnp.asarray(h0) if h0_given else None, **options)
-    np.testing.assert_array_equal(batch_first(hs)[:, 0], h0)
-    assert_close(batch_first(hs)[:, 1:], expected)
-    assert_close(h_last, expected_last)
-
-    model = GRUModel(H, 2, num_layers=L, pooling=None, include_initial=True, time_major=time_major, **LEARNED)
-    params = random_params(model, rng)
-    y = model.apply({"params": as_jax(params)}, x, as_jax(states), **steering)
-    learned = np.repeat(params["encoder"]["gru"]["h0"][:, None], B, 1)
-    first = dense(params["head"], (states if h0_given else learned)[-1])
-    output = layers(params["encoder"]["gru"], X, states, VALID, RESETS, 1)[0]
-    assert_close(batch_first(y)[:, 0], first)
-    assert_close(batch_first(y)[:, 1:], np.where(VALID[..., None], dense(params["head"], output), 0))
-
-
-@pytest.mark.parametrize("residual", [False, True])
-def test_the_initial_state_in_front_is_the_last_layers(residual):
-    rng = np.random.default_rng(8)
-    model = GRU(H, L, include_initial=True, connection="residual" if residual else None, **LEARNED)
-    params, d = random_params(model, rng), rng.normal(size=(B, T + 1, H))
-
-    @jax.jit
-    def run(params, x):
-        def loss(params):
-            output, _ = model.apply({"params": params}, x, mask=VALID, resets=RESETS)
-            return (output * d).sum(), output
-
-        return jax.grad(loss, has_aux=True)(params)
-
-    gradients, output = run(*as_jax((params, X)))
-    expected, h_last, backward = layers(params, X, None, VALID, RESETS, 1, residual=residual)
-    expected_gradients = backward(d[:, 1:] * VALID[..., None], 0 * h_last)[0]
-    expected_gradients["h0"][-1] += d[:, 0].sum(0)
-    np.testing.assert_array_equal(output[:, 0], np.repeat(params["h0"][-1][None], B, 0))
-    assert_close(output[:, 1:], np.where(VALID[..., None], expected, 0))
-    assert_trees_close(gradients, expected_gradients, "gradient")
-
-
-INITIAL = {"include_initial": True, "param_dtype": jnp.float64}
-NO_FRONT = {
-    "gru in reverse": (
-        lambda: gru(
-            jnp.asarray(X),
-            GRUWeights(**as_jax(random_weights(np.random.default_rng(0)))),
-            include_initial=True,
-            reverse=True,
-        ),
-        "False where time runs backwards",
-    ),
-    "both directions": (lambda: GRU(H, bidirectional=True, **INITIAL).init(KEY, jnp.asarray(X)), "False where time"),
-    "pooling": (lambda: GRUModel(H, 2, pooling="last", **INITIAL).init(KEY, jnp.asarray(X)), "False beside pooling"),
-}
-
-
-@pytest.mark.parametrize("case", NO_FRONT)
-def test_where_there_is_no_front_the_initial_state_is_refused(case):
-    call, expected = NO_FRONT[case]
-    with refused("include_initial: expected", expected):
-        call()
 
 
 # Heads.

@@ -64,14 +64,14 @@ VARIANTS = {
     "layer norm, before": {"layer_norm": True, "reset_after": False},
     "layer norm and more": {"layer_norm": True, "bias": False, "update": "take", "clip": 0.9, "activation": "elu"},
 }
-IMPLEMENTATIONS = {"fused": ("float64", "float32"), "scan": ("float64",), "reference": ("float64",)}
+IMPLEMENTATIONS = {"xla": ("float64", "float32"), "autodiff": ("float64",), "reference": ("float64",)}
 """And the dtypes that each is run in; the fused one, which has a derivative of its own, in both."""
 RUNS = [
     (case, implementation, dtype)
     for case, options in VARIANTS.items()
     for implementation, dtypes in IMPLEMENTATIONS.items()
     for dtype in dtypes
-    if not (options.get("layer_norm") and implementation == "scan")  # what None chooses, which stands for "fused"
+    if not (options.get("layer_norm") and implementation == "autodiff")  # what None chooses, which stands for "xla"
 ]
 
 
@@ -146,7 +146,7 @@ def as_jax(given, dtype="float64"):
 @pytest.mark.parametrize(("case", "implementation", "dtype"), RUNS)
 def test_values_and_gradients_equal_the_oracle(drawn, case, implementation, dtype):
     options, (dhs, dh_last) = VARIANTS[case], cotangents()
-    if options.get("layer_norm") and implementation == "fused":
+    if options.get("layer_norm") and implementation == "xla":
         implementation = None
     given = drawn(options)
     arrays, variant = for_oracle(given, options)
@@ -175,17 +175,17 @@ def test_a_step_of_the_cell_equals_the_oracle(drawn, case, dtype):
         assert_close(h, equations.step(given["x"][:, 0], *arrays, variant=variant).h, dtype=dtype)
 
 
-def test_layer_normalisation_runs_as_scan_and_is_refused_by_fused():
+def test_layer_normalisation_runs_as_autodiff_and_is_refused_by_xla():
     found = explain(spec=GRUSpec(layer_norm=True))
-    assert found.implementation == "scan" and "fused cannot serve" in found.reason
+    assert found.implementation == "autodiff" and "xla cannot serve" in found.reason
     assert "layer normalisation" in found.reason
     weights = GRUWeights(*(np.ones(shape) for shape in ((I, 3 * H), (H, 3 * H), *[(3 * H,)] * 4)))
     for call in (
-        lambda: explain(spec=GRUSpec(layer_norm=True), implementation="fused"),
-        lambda: gru(jnp.ones((B, T, I)), weights, implementation="fused"),
-        lambda: GRU(H, layer_norm=True, implementation="fused", param_dtype=jnp.float64).init(KEY, np.ones((B, T, I))),
+        lambda: explain(spec=GRUSpec(layer_norm=True), implementation="xla"),
+        lambda: gru(jnp.ones((B, T, I)), weights, implementation="xla"),
+        lambda: GRU(H, layer_norm=True, implementation="xla", param_dtype=jnp.float64).init(KEY, np.ones((B, T, I))),
     ):
-        with refused("implementation: expected one that can serve the call", "'fused'", "no layer normalisation"):
+        with refused("implementation: expected one that can serve the call", "'xla'", "no layer normalisation"):
             call()
 
 
@@ -484,7 +484,7 @@ SAVED = {
     "norm": {"layer_norm": True, "bias": False, "gate_activation": "hard_sigmoid", "param_dtype": jnp.float64},
     "start": {"initializer": "keras", "update_bias": 1.5, "initial_state": "learned", "dtype": jnp.bfloat16},
     "layers": {"num_layers": 2, "bidirectional": True, "merge": "mean", "connection": "highway", "precision": "high"},
-    "steps": {"pooling": None, "time_major": True, "include_initial": True, "implementation": "scan"},
+    "steps": {"pooling": None, "time_major": True, "implementation": "autodiff"},
     "drops": {
         **{"dropout": 0.1, "input_dropout": 0.2, "recurrent_dropout": 0.3, "weight_dropout": 0.4, "zoneout": 0.5},
         **{"implementation": "reference", "pooling": "attention"},
@@ -544,7 +544,7 @@ def test_a_function_is_not_saved(tmp_path, field):
 NOT_IN_TORCH = {
     **{"reset_after": False, "activation": "relu", "gate_activation": "hard_sigmoid", "clip": 3.0},
     **{"layer_norm": True, "merge": "sum", "connection": "residual", "initial_state": "learned"},
-    **{"include_initial": True, "zoneout": 0.1},
+    "zoneout": 0.1,
     **{"pooling": "mean", "head_hidden": (4,), "head_activation": "tanh"},
 }
 
