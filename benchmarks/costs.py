@@ -117,7 +117,7 @@ class OurStack(nn.Module):
 
 STACKS: dict[str, Callable[[Size], nn.Module]] = {
     "grujax": OurStack,
-    "grujax, scan": partial(OurStack, implementation="scan"),
+    "grujax, autodiff": partial(OurStack, implementation="autodiff"),
     "Flax nn.RNN": FlaxStack,
 }
 

@@ -29,7 +29,7 @@ def test_every_python_block_runs(tmp_path):
     command = [sys.executable, "-W", "error", "-c", program]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "fused" in done.stdout
+    assert "xla" in done.stdout
 
 
 def test_the_two_commands_are_there_and_the_main_job_reaches_its_figure(tmp_path):

@@ -100,7 +100,7 @@ def test_doctor(capsys, monkeypatch):
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else found(name))
     code, out, _ = run(capsys, "doctor")
-    assert code == 0 and jax.__version__ in out and "fused" in out and "cpu" in out
+    assert code == 0 and jax.__version__ in out and "xla" in out and "cpu" in out
     assert "pip install 'grujax[torch]'" in out
 
 

@@ -30,18 +30,18 @@ from grujax import GRUWeights, equations, gru
 from grujax.testing import assert_close, assert_trees_close
 
 STEERED = {  # by, reverse, steering: implementation, reset_after. Each implementation meets each way to steer
-    ("lengths", False, "nothing"): ("fused", True),
-    ("lengths", True, "nothing"): ("scan", False),
-    ("mask", False, "nothing"): ("scan", True),
-    ("mask", True, "nothing"): ("fused", False),
-    ("lengths", False, "resets"): ("scan", False),
-    ("lengths", True, "resets"): ("fused", False),
-    ("mask", False, "resets"): ("fused", True),
-    ("mask", True, "resets"): ("scan", True),
-    ("lengths", False, "resets to h_reset"): ("fused", False),
-    ("lengths", True, "resets to h_reset"): ("scan", True),
-    ("mask", False, "resets to h_reset"): ("scan", False),
-    ("mask", True, "resets to h_reset"): ("fused", True),
+    ("lengths", False, "nothing"): ("xla", True),
+    ("lengths", True, "nothing"): ("autodiff", False),
+    ("mask", False, "nothing"): ("autodiff", True),
+    ("mask", True, "nothing"): ("xla", False),
+    ("lengths", False, "resets"): ("autodiff", False),
+    ("lengths", True, "resets"): ("xla", False),
+    ("mask", False, "resets"): ("xla", True),
+    ("mask", True, "resets"): ("autodiff", True),
+    ("lengths", False, "resets to h_reset"): ("xla", False),
+    ("lengths", True, "resets to h_reset"): ("autodiff", True),
+    ("mask", False, "resets to h_reset"): ("autodiff", False),
+    ("mask", True, "resets to h_reset"): ("xla", True),
 }
 
 
@@ -118,7 +118,7 @@ def check_layers(rng, params, x, h0, valid, resets, by, h0_given, **options):
     [
         (None, "lengths", False, True),
         (None, "mask", True, False),
-        ("scan", "lengths", True, False),
+        ("autodiff", "lengths", True, False),
         ("reference", "mask", False, True),
     ],
 )
@@ -133,7 +133,7 @@ def test_layers_equal_the_plain_runs_of_their_pieces(implementation, by, h0_give
     check_layers(rng, params, x, h0, valid, resets, by, h0_given, **options)
 
 
-@pytest.mark.parametrize("implementation", [None, "columns", "halves", "joint", "merged"])
+@pytest.mark.parametrize("implementation", [None, "columns", "halves", "joint", "xla"])
 @pytest.mark.parametrize("edge", EDGES)
 def test_sizes_at_the_edge(edge, implementation):
     n_rows, n_steps, input_size, hidden_size = EDGES[edge]

@@ -23,18 +23,18 @@ MESHES = {
 CASES = [
     (way, model, implementation)
     for way, models, implementations in (
-        ("shard_map", ("gru", "GRU", "GRUModel"), ("fused",)),
-        ("shard_map", ("gru",), ("scan",)),
+        ("shard_map", ("gru", "GRU", "GRUModel"), ("xla",)),
+        ("shard_map", ("gru",), ("autodiff",)),
         ("shard_map", ("whole",), ("joint",)),
-        ("explicit", ("gru", "GRU", "GRUModel"), ("fused", "scan")),
-        ("explicit", ("gru",), ("merged",)),
+        ("explicit", ("gru", "GRU", "GRUModel"), ("xla", "autodiff")),
+        ("explicit", ("gru",), ("xla",)),
         ("explicit", ("whole",), ("joint",)),
         ("explicit", ("GRU",), ("reference",)),
-        ("explicit", ("dropout",), ("fused",)),
-        ("data", ("GRUModel",), ("fused",)),
-        ("model", ("gru",), ("fused",)),
-        ("data and model", ("gru", "GRU", "GRUModel"), ("fused",)),
-        ("explicit data, model", ("GRUModel",), ("fused",)),
+        ("explicit", ("dropout",), ("xla",)),
+        ("data", ("GRUModel",), ("xla",)),
+        ("model", ("gru",), ("xla",)),
+        ("data and model", ("gru", "GRU", "GRUModel"), ("xla",)),
+        ("explicit data, model", ("GRUModel",), ("xla",)),
     )
     for model in models
     for implementation in implementations

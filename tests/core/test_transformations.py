@@ -58,7 +58,7 @@ PARAMS = {
     "GRU": random(jax.eval_shape(LAYER.init, jax.random.key(0), X)),
     "GRUModel": random(jax.eval_shape(MODEL.init, jax.random.key(0), X)),
 }
-CASES = [(name, i) for name in RUNS for i in ("fused", "scan", "reference")[: 2 + (name == "GRU")]]
+CASES = [(name, i) for name in RUNS for i in ("xla", "autodiff", "reference")[: 2 + (name == "GRU")]]
 
 
 def loss_of(run):
@@ -80,7 +80,7 @@ def inner(a, b):
 
 POINTS = {name: (p, X) for name, p in PARAMS.items()}
 TANGENTS = {name: random(point) for name, point in POINTS.items()}
-JACOBIANS = [("gru", "fused"), ("GRUModel", "fused")]
+JACOBIANS = [("gru", "xla"), ("GRUModel", "xla")]
 
 
 @functools.cache
@@ -103,7 +103,7 @@ def derivatives(name, implementation):
         }
         if (name, implementation) in JACOBIANS:
             found["jacrev"], found["jacfwd"] = jax.jacrev(f)(point), jax.jacfwd(f)(point)
-        if implementation == "fused":
+        if implementation == "xla":
             found["reverse over forward"] = jax.grad(lambda p: jax.jvp(loss, (p,), (tangent,))[1])(point)
             found["reverse over reverse"] = jax.grad(lambda p: inner(jax.grad(loss)(p), tangent))(point)
         return found
@@ -121,24 +121,24 @@ def test_forward_mode_and_reverse_mode_agree(name, implementation):
     assert_close(inner(found["gradient"], TANGENTS[name]), loss_of(lambda: found["jvp"])(), "gradient")
 
 
-@pytest.mark.parametrize(("name", "implementation"), [case for case in CASES if case[1] != "scan"])
+@pytest.mark.parametrize(("name", "implementation"), [case for case in CASES if case[1] != "autodiff"])
 def test_derivatives_are_those_of_scan(name, implementation):
-    expected, found = derivatives(name, "scan"), derivatives(name, implementation)
+    expected, found = derivatives(name, "autodiff"), derivatives(name, implementation)
     product = expected["forward over reverse"]
     zero = [jax.tree_util.keystr(path) for path, a in jax.tree.leaves_with_path(product) if not np.any(a)]
     assert all("['head']['bias']" in path for path in zero)  # in which the output is linear
     for kind in ("value", "gradient", "jvp"):
         assert_trees_close(found[kind], expected[kind], "gradient")
     ways = [way for way in found if " over " in way]
-    assert len(ways) == (3 if implementation == "fused" else 1)
+    assert len(ways) == (3 if implementation == "xla" else 1)
     for way in ways:
         assert_trees_close(found[way], product, "gradient")
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_eager_equals_jit(name):
-    eager = RUNS[name](*POINTS[name], STEPS, "fused")
-    assert_trees_close(eager, derivatives(name, "fused")["value"])
+    eager = RUNS[name](*POINTS[name], STEPS, "xla")
+    assert_trees_close(eager, derivatives(name, "xla")["value"])
     told = jax.eval_shape(RUNS[name], *POINTS[name], STEPS)
     assert jax.tree.map(lambda a: (a.shape, a.dtype), told) == jax.tree.map(lambda a: (a.shape, a.dtype), eager)
 
@@ -146,8 +146,8 @@ def test_eager_equals_jit(name):
 def test_eager_value_and_grad_equals_jit():
     loss = loss_of(lambda point: run_gru(*point, STEPS))
     value, gradient = jax.value_and_grad(loss)(POINTS["gru"])
-    assert_close(value, loss_of(lambda: derivatives("gru", "fused")["value"])())
-    assert_trees_close(gradient, derivatives("gru", "fused")["gradient"], "gradient")
+    assert_close(value, loss_of(lambda: derivatives("gru", "xla")["value"])())
+    assert_trees_close(gradient, derivatives("gru", "xla")["gradient"], "gradient")
 
 
 def test_checkpointed_gradients_are_the_same():
@@ -155,7 +155,7 @@ def test_checkpointed_gradients_are_the_same():
         return run_model(*point, STEPS)
 
     gradient = jax.jit(jax.grad(loss_of(jax.checkpoint(run))))(POINTS["GRUModel"])
-    assert_trees_close(gradient, derivatives("GRUModel", "fused")["gradient"], "gradient")
+    assert_trees_close(gradient, derivatives("GRUModel", "xla")["gradient"], "gradient")
 
 
 @pytest.mark.parametrize(("name", "implementation"), CASES)
@@ -240,8 +240,8 @@ def test_linen_remat_keeps_tree_values_and_gradients():
         return run(point), jax.grad(loss_of(run))(point)
 
     value, found = gradient((variables, X))
-    assert_trees_close(value, derivatives("GRU", "fused")["value"])
-    assert_trees_close(found, derivatives("GRU", "fused")["gradient"], "gradient")
+    assert_trees_close(value, derivatives("GRU", "xla")["value"])
+    assert_trees_close(found, derivatives("GRU", "xla")["gradient"], "gradient")
 
 
 def test_a_model_inside_an_outer_scan_equals_one_run():

@@ -58,8 +58,8 @@ VARIANTS = {
     "layer norm, before": {"layer_norm": True, "reset_after": False},
     "layer norm and more": {"layer_norm": True, "bias": False, "update": "take", "clip": 0.9, "activation": "elu"},
 }
-RUNS = by_turns(VARIANTS, [("fused", "float32"), ("scan", "float64"), ("reference", "float64")], quick=1)
-"""Besides "fused" in float64, which has a derivative of its own and runs every variant."""
+RUNS = by_turns(VARIANTS, [("xla", "float32"), ("autodiff", "float64"), ("reference", "float64")], quick=1)
+"""Besides "xla" in float64, which has a derivative of its own and runs every variant."""
 
 
 @pytest.fixture
@@ -130,11 +130,11 @@ def as_jax(given, dtype="float64"):
 # -- against the oracle ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("case", "run_by"), [(case, ("fused", "float64")) for case in VARIANTS] + RUNS)
+@pytest.mark.parametrize(("case", "run_by"), [(case, ("xla", "float64")) for case in VARIANTS] + RUNS)
 def test_values_and_gradients_equal_the_oracle(drawn, case, run_by):
     options, (dhs, dh_last), (implementation, dtype) = VARIANTS[case], cotangents(), run_by
-    if options.get("layer_norm") and implementation == "fused":
-        implementation = None  # which is "scan"
+    if options.get("layer_norm") and implementation == "xla":
+        implementation = None  # which is "autodiff"
     given = drawn(options)
     arrays, variant = for_oracle(given, options)
     x = given["x"].swapaxes(0, 1)
@@ -162,17 +162,17 @@ def test_a_step_of_the_cell_equals_the_oracle(drawn, case, dtype):
         assert_close(h, equations.step(given["x"][:, 0], *arrays, variant=variant).h, dtype=dtype)
 
 
-def test_layer_normalisation_runs_as_scan_and_is_refused_by_fused():
+def test_layer_normalisation_runs_as_autodiff_and_is_refused_by_xla():
     found = explain(spec=GRUSpec(layer_norm=True))
-    assert found.implementation == "scan" and "fused cannot serve" in found.reason
+    assert found.implementation == "autodiff" and "xla cannot serve" in found.reason
     assert "layer normalisation" in found.reason
     weights = GRUWeights(*(np.ones(shape) for shape in ((I, 3 * H), (H, 3 * H), *[(3 * H,)] * 4)))
     for call in (
-        lambda: explain(spec=GRUSpec(layer_norm=True), implementation="fused"),
-        lambda: gru(jnp.ones((B, T, I)), weights, implementation="fused"),
-        lambda: GRU(H, layer_norm=True, implementation="fused", param_dtype=jnp.float64).init(KEY, np.ones((B, T, I))),
+        lambda: explain(spec=GRUSpec(layer_norm=True), implementation="xla"),
+        lambda: gru(jnp.ones((B, T, I)), weights, implementation="xla"),
+        lambda: GRU(H, layer_norm=True, implementation="xla", param_dtype=jnp.float64).init(KEY, np.ones((B, T, I))),
     ):
-        with refused("implementation: expected one that can serve the call", "'fused'", "no layer normalisation"):
+        with refused("implementation: expected one that can serve the call", "'xla'", "no layer normalisation"):
             call()
 
 
@@ -473,7 +473,7 @@ SAVED = {
     "norm": {"layer_norm": True, "bias": False, "gate_activation": "hard_sigmoid", "param_dtype": jnp.float64},
     "start": {"initializer": "keras", "update_bias": 1.5, "initial_state": "learned", "dtype": jnp.bfloat16},
     "layers": {"num_layers": 2, "bidirectional": True, "merge": "mean", "connection": "highway", "precision": "high"},
-    "steps": {"pooling": None, "time_major": True, "include_initial": True, "implementation": "scan"},
+    "steps": {"pooling": None, "time_major": True, "implementation": "autodiff"},
     "drops": {
         **{"dropout": 0.1, "input_dropout": 0.2, "recurrent_dropout": 0.3, "weight_dropout": 0.4, "zoneout": 0.5},
         **{"implementation": "reference", "pooling": "attention"},
@@ -533,7 +533,7 @@ def test_a_function_is_not_saved(tmp_path, field):
 NOT_IN_TORCH = {
     **{"reset_after": False, "activation": "relu", "gate_activation": "hard_sigmoid", "clip": 3.0},
     **{"layer_norm": True, "merge": "sum", "connection": "residual", "initial_state": "learned"},
-    **{"include_initial": True, "zoneout": 0.1},
+    "zoneout": 0.1,
     **{"pooling": "mean", "head_hidden": (4,), "head_activation": "tanh"},
 }
 

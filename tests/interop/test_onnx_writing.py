@@ -180,7 +180,6 @@ TO = {
     "zoneout": (lambda: plain(GRU(H, zoneout=0.5)), ["zoneout", "0.5"]),
     "residual": (lambda: plain(GRU(H, num_layers=2, connection="residual")), ["connection", "'residual'"]),
     "apart": (lambda: plain(GRU(H, bidirectional=True, merge=None)), ["merge", "None"]),
-    "initial": (lambda: plain(GRU(H, include_initial=True)), ["include_initial", "True"]),
     "heads": (lambda: plain(GRUModel(H, {"a": 2, "b": 3})), ["output_size", "one head"]),
     "deep head": (lambda: plain(GRUModel(H, O, head_hidden=(5,))), ["head_hidden", "(5,)"]),
     "encoder": (lambda: plain(GRUEncoder(H)), ["model", "GRUEncoder"]),
