@@ -1,6 +1,7 @@
 """How the tests run: quickly, or with `--slow` all of them and compiled as users compile."""
 
 import os
+from importlib.util import find_spec
 
 import jax
 import pytest
@@ -32,5 +33,9 @@ def plain_numerics_in_doctests(request):
     if not isinstance(request.node, pytest.DoctestItem):
         yield
         return
+    text = "".join(example.source for example in request.node.dtest.examples)
+    for package in ("torch", "keras", "onnx"):
+        if package in text and find_spec(package) is None:
+            pytest.skip(f"{package} is not installed")
     with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
