@@ -65,5 +65,5 @@ class Bench(Options):
 
 def _save_json(console: Console, path: Path, found: Any) -> None:
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(dataclasses.asdict(found), indent=1) + "\n")
+        temporary.write_text(json.dumps(dataclasses.asdict(found), indent=1) + "\n", encoding="utf-8")
     console.print(f"saved {path}", soft_wrap=True, highlight=False)
