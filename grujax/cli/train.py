@@ -44,9 +44,9 @@ class Train:
         data = load(self.data, test=self.test, seed=self.config.seed)
         folder = _new_folder(self.output, data.name)
         about = {"data": data.name, "channels": data.train.channels, "training": dataclasses.asdict(self.config)}
-        kept = Kept(folder / MODEL_FILE, about)
+        kept, metrics = Kept(folder / MODEL_FILE, about), Metrics(folder / "metrics.jsonl")
         try:
-            fitted = self._train(console, data, folder, kept)
+            fitted = self._train(console, data, kept, metrics)
         except BaseException:
             if kept.epoch is not None:
                 tell(f"the best model so far (epoch {kept.epoch}) is saved in {kept.path}")
@@ -57,7 +57,7 @@ class Train:
             tell(f"{stop.name}: the best model so far (epoch {kept.epoch}) is saved in {kept.path}")
             return stop.exit_code
         try:
-            code = self._show(console, data, folder, fitted)
+            code = self._show(console, data, kept, metrics, fitted)
         except KeyboardInterrupt:
             tell(f"{stop.name}: the model is saved in {kept.path}; grujax evaluate shows its figures")
             return stop.exit_code
@@ -65,11 +65,10 @@ class Train:
             tell(f"standard output could not be written; the model is saved in {kept.path}")
         return code
 
-    def _train(self, console: Console, data: Dataset, folder: Path, kept: "Kept") -> Fitted:
+    def _train(self, console: Console, data: Dataset, kept: "Kept", metrics: "Metrics") -> Fitted:
         """The model is on disk, whole, from the first epoch on, and the best one when this returns or raises."""
         if not self.quiet:
             show_data(console, data)
-        metrics = Metrics(folder / "metrics.jsonl")
         with Screen(console, self.config.epochs, self.quiet) as screen:
 
             def on_epoch(epoch: Epoch) -> None:
@@ -90,24 +89,23 @@ class Train:
             finally:
                 kept.save()
 
-    def _show(self, console: Console, data: Dataset, folder: Path, fitted: Fitted) -> int:
+    def _show(self, console: Console, data: Dataset, kept: "Kept", metrics: "Metrics", fitted: Fitted) -> int:
         test = None
         with warned("the test split could not be evaluated"):
             test = fitted.scores(data.test)
             show_scores(console, "test", test)
-            Metrics(folder / "metrics.jsonl").add({"test": _as_json(test)})
-        pictures = _draw(folder, fitted, test)
+            metrics.add({"test": _as_json(test)})
+        pictures = _draw(kept.path.parent, fitted, test)
         if not self.quiet:
             with warned("no table of baselines"):
                 if test is not None:
                     others = baselines(data.train, data.test)
                     show_beside(console, test, others)
                     show_confused(console, test, fitted.labels)
-            path = folder / MODEL_FILE
             console.print(
-                f"saved {', '.join([str(path), 'metrics.jsonl', *pictures])}\n"
-                f"next:\n  grujax evaluate {path} {self.data}\n"
-                f"  grujax predict {path} {self.data} --output predictions.csv",
+                f"saved {', '.join([str(kept.path), 'metrics.jsonl', *pictures])}\n"
+                f"next:\n  grujax evaluate {kept.path} {self.data}\n"
+                f"  grujax predict {kept.path} {self.data} --output predictions.csv",
                 soft_wrap=True,
                 highlight=False,
             )
