@@ -292,13 +292,15 @@ def save(report: Report, folder: Path) -> Path:
     fields = {name: json.dumps(value) for name, value in asdict(report).items()}
     fields["results"] = "[\n" + ",\n".join(json.dumps(asdict(r)) for r in report.results) + "\n]"
     with replacing(path) as temporary:
-        temporary.write_text("{\n" + ",\n".join(f'"{name}": {value}' for name, value in fields.items()) + "\n}\n")
+        temporary.write_text(
+            "{\n" + ",\n".join(f'"{name}": {value}' for name, value in fields.items()) + "\n}\n", encoding="utf-8"
+        )
     return path
 
 
 def load(path: Path) -> Report:
     """What `save` wrote."""
-    fields = json.loads(path.read_text())
+    fields = json.loads(path.read_text(encoding="utf-8"))
     fields["results"] = tuple(Result(**r | {"times_ms": tuple(r["times_ms"])}) for r in fields["results"])
     return Report(**fields)
 
@@ -331,7 +333,7 @@ def _device() -> dict[str, Any]:
 def _cpu_model() -> str:
     """The processor's name; what Python knows of it where /proc/cpuinfo is not there."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor()
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
