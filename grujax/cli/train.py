@@ -3,10 +3,6 @@
 import contextlib
 import dataclasses
 import importlib.util
-import itertools
-import json
-import math
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,12 +11,12 @@ import numpy as np
 import tyro
 from rich.console import Console
 
+from grujax.cli.run_folder import Kept, Metrics, new_folder
 from grujax.cli.show import show_beside, show_confused, show_data, show_scores
 from grujax.cli.signals import stop
 from grujax.cli.streams import tell, warned
 from grujax.data import Dataset, load
-from grujax.errors import InputError
-from grujax.saving import MODEL_FILE, remove_left_over, save
+from grujax.saving import MODEL_FILE
 from grujax.training import Epoch, Fitted, Scores, TrainConfig, baselines, fit
 from grujax.training.plots import plot_confusion, plot_curves
 from grujax.training.progress import Screen
@@ -42,7 +38,7 @@ class Train:
 
     def run(self, console: Console) -> int:
         data = load(self.data, test=self.test, seed=self.config.seed)
-        folder = _new_folder(self.output, data.name)
+        folder = new_folder(self.output, data.name)
         about = {"data": data.name, "channels": data.train.channels, "training": dataclasses.asdict(self.config)}
         kept, metrics = Kept(folder / MODEL_FILE, about), Metrics(folder / "metrics.jsonl")
         try:
@@ -65,7 +61,7 @@ class Train:
             tell(f"standard output could not be written; the model is saved in {kept.path}")
         return code
 
-    def _train(self, console: Console, data: Dataset, kept: "Kept", metrics: "Metrics") -> Fitted:
+    def _train(self, console: Console, data: Dataset, kept: Kept, metrics: Metrics) -> Fitted:
         """The model is on disk, whole, from the first epoch on, and the best one when this returns or raises."""
         if not self.quiet:
             show_data(console, data)
@@ -89,7 +85,7 @@ class Train:
             finally:
                 kept.save()
 
-    def _show(self, console: Console, data: Dataset, kept: "Kept", metrics: "Metrics", fitted: Fitted) -> int:
+    def _show(self, console: Console, data: Dataset, kept: Kept, metrics: Metrics, fitted: Fitted) -> int:
         test = None
         with warned("the test split could not be evaluated"):
             test = fitted.scores(data.test)
@@ -110,69 +106,6 @@ class Train:
                 highlight=False,
             )
         return 0 if test is not None else 1
-
-
-class Kept:
-    """The best model so far and its file, which a run that is killed leaves behind."""
-
-    def __init__(self, path: Path, metadata: dict[str, Any]) -> None:
-        self.path, self.metadata = path, metadata
-        self.epoch: int | None = None  # of the model on disk
-        self._best: Fitted | None = None
-        self._due = 0.0
-
-    def keep(self, fitted: Fitted) -> None:
-        self._best = fitted
-
-    def save_in_time(self) -> None:
-        """Saves at most once a second, and for a twentieth of the time; after an error no more until `save`."""
-        began = time.monotonic()
-        if began < self._due:
-            return
-        self._due = math.inf
-        with warned("the best model so far could not be saved"):
-            self.save()
-            now = time.monotonic()
-            self._due = now + max(1.0, 20 * (now - began))
-
-    def save(self) -> None:
-        if self._best is not None and self._best.best.epoch != self.epoch:
-            with stop.shielded():
-                metadata = {"labels": self._best.labels, **self.metadata}
-                save(self.path, self._best.model, self._best.variables, metadata)
-                self.epoch = self._best.best.epoch
-
-
-class Metrics:
-    """metrics.jsonl, a line an epoch; after an error no more."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self._ended = path, False
-
-    def add(self, line: dict[str, Any]) -> None:
-        if not self._ended:
-            self._ended = True
-            with warned(f"{self.path} ends early"), self.path.open("a", encoding="utf-8") as file:
-                print(json.dumps(line), file=file, flush=True)
-                self._ended = False
-
-
-def _new_folder(output: Path | None, name: str) -> Path:
-    """A folder made for this run; `mkdir` is the check, so that two runs never get the same."""
-    if output is None:
-        for number in itertools.count(1):
-            folder = Path("runs") / f"{name}-{number}"
-            with contextlib.suppress(FileExistsError):
-                folder.mkdir(parents=True)
-                return folder
-    assert output is not None
-    try:
-        output.mkdir(parents=True)
-    except FileExistsError as error:
-        remove_left_over(output)
-        expected = "a folder that does not exist yet"
-        raise InputError("--output", expected, str(output), "Name another.") from error
-    return output
 
 
 def _draw(folder: Path, fitted: Fitted, test: Scores | None) -> list[str]:

@@ -15,7 +15,7 @@ import pytest
 from commands import QUICK, run, toy
 
 from grujax import GRUModel, InputError, cli, save
-from grujax.cli import evaluate, signals, streams, train
+from grujax.cli import evaluate, run_folder, signals, streams, train
 from grujax.data import load
 from grujax.saving import read
 from grujax.training import Fitted, TrainConfig, fit
@@ -132,7 +132,7 @@ def test_what_ends_training_leaves_the_best_so_far(name, capsys, trains_at_once,
 
 
 def test_a_signal_in_the_second_epoch_keeps_the_first(capsys, monkeypatch):
-    add = train.Metrics.add
+    add = run_folder.Metrics.add
 
     def add_and_end(self, line):
         add(self, line)
@@ -140,7 +140,7 @@ def test_a_signal_in_the_second_epoch_keeps_the_first(capsys, monkeypatch):
             assert_whole()  # what SIGKILL would leave
             os.kill(os.getpid(), signal.SIGHUP)
 
-    monkeypatch.setattr(train.Metrics, "add", add_and_end)
+    monkeypatch.setattr(run_folder.Metrics, "add", add_and_end)
     before = signal.getsignal(signal.SIGHUP)
     code, _, err = train_it(capsys)
     assert code == 129 and "the best model so far (epoch " in err
@@ -197,16 +197,17 @@ def test_a_disk_that_is_full_for_a_while(working, code, capsys, monkeypatch, tra
 
 
 def test_a_metrics_file_that_cannot_be_written_costs_no_training(capsys, monkeypatch, trains_at_once):
-    monkeypatch.setattr(train.json, "dumps", failing(OSError(28, "No space left")))
-    monkeypatch.setattr(train, "save", lambda path, *_: path.touch())  # it writes JSON too
+    monkeypatch.setattr(run_folder.json, "dumps", failing(OSError(28, "No space left")))
+    monkeypatch.setattr(run_folder, "save", lambda path, *_: path.touch())  # it writes JSON too
     trains_at_once()
     code, _, err = train_it(capsys)
     assert code == 0 and err.count("metrics.jsonl ends early") == 1 and os.path.exists("out/model.safetensors")
 
 
 def test_two_runs_at_once_get_two_folders(monkeypatch, tmp_path):
-    monkeypatch.setattr("pathlib.Path.exists", lambda path, **_: False)  # the other run's folder is not there yet
-    folders = [train._new_folder(None, "toy") for _ in range(3)]
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.exists", lambda path, **_: False)  # the other run's folder is not there yet
+        folders = [run_folder.new_folder(None, "toy") for _ in range(3)]
     assert len(set(folders)) == 3 and all(folder.is_dir() for folder in folders)
 
 
