@@ -136,12 +136,14 @@ def write_report(report: Report, folder: Path) -> Path:
     fields = {name: json.dumps(value) for name, value in asdict(report).items()}
     fields["results"] = "[\n" + ",\n".join(json.dumps(asdict(r)) for r in report.results) + "\n]"
     with replacing(path) as temporary:
-        temporary.write_text("{\n" + ",\n".join(f'"{name}": {value}' for name, value in fields.items()) + "\n}\n")
+        temporary.write_text(
+            "{\n" + ",\n".join(f'"{name}": {value}' for name, value in fields.items()) + "\n}\n", encoding="utf-8"
+        )
     return path
 
 
 def read_report(path: Path) -> Report:
     """The report that `write_report` wrote."""
-    fields = json.loads(path.read_text())
+    fields = json.loads(path.read_text(encoding="utf-8"))
     fields["results"] = tuple(Result(**r | {"times_ms": tuple(r["times_ms"])}) for r in fields["results"])
     return Report(**fields)
