@@ -68,7 +68,7 @@ def run_layers(layer: LayerSettings, steps: Steps, h0: ArrayLike | None, hooks: 
     expected = (layer.num_states, *steps.batch, layer.hidden_size)
     h0 = check_state(h0, "h0", expected, "The first axis is layers * directions.")
     # Batch-major arrays stay as they are where nothing between the layers is made time-major.
-    as_they_are = not (layer.bidirectional or layer.implementation == "reference" or hooks.noise)
+    as_they_are = not (layer.bidirectional or layer.implementation == "reference" or hooks.noise is not None)
     time_major = layer.time_major or not as_they_are or steps.valid is not None
     x, valid, reset = to_rows(steps, time_major)
     last, outputs = [], []

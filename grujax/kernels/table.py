@@ -176,9 +176,17 @@ def explain(
     Raises `InputError` where the spec names what is not there, or the named implementation does not exist or cannot
     serve the call.
     """
-    check_spec(spec)
+    check_named(spec, implementation)
     if implementation is None:
         return choice(spec, sizes, platform or jax.default_backend())
+    return Explanation(implementation, "named by the caller")
+
+
+def check_named(spec: GRUSpec, implementation: str | None) -> None:
+    """Raises `InputError` as `explain` does."""
+    check_spec(spec)
+    if implementation is None:
+        return
     require(
         implementation in KERNELS,
         "implementation",
@@ -190,7 +198,6 @@ def explain(
     )
     if (why := KERNELS[implementation].refuses(spec)) is not None:
         raise InputError("implementation", "one that can serve the call", f"{implementation!r}: {why}", "Pass None.")
-    return Explanation(implementation, "named by the caller")
 
 
 def choice(spec: GRUSpec, sizes: Sizes, platform: str) -> Explanation:
