@@ -1,6 +1,7 @@
 """Ctrl-C, SIGTERM (SLURM, Kubernetes) and SIGHUP (a terminal that was closed) end a command in the same way."""
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,17 +46,24 @@ class Stop:
 
     @contextmanager
     def handled(self) -> Iterator[None]:
-        """Signals raise `Stopped` in the block; those that are ignored (nohup, a background job) stay ignored."""
+        """Signals raise `Stopped` in the block; those that are ignored (nohup, a background job) stay ignored.
+
+        Where Python cannot raise it, in a destructor or a callback of the garbage collector, nothing is printed:
+        `check` raises it again.
+        """
         self.number = None
         before = {s: signal.getsignal(s) for s in SIGNALS}
         before = {s: handler for s, handler in before.items() if handler not in (None, signal.SIG_IGN)}
         if threading.current_thread() is not threading.main_thread():
             before = {}  # only the main thread may set handlers
+        hook = sys.unraisablehook
         try:
+            sys.unraisablehook = lambda lost: None if lost.exc_type is Stopped else hook(lost)
             for number in before:
                 signal.signal(number, self._handle)
             yield
         finally:
+            sys.unraisablehook = hook
             for number, handler in before.items():
                 signal.signal(number, handler)
 

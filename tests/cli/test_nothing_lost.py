@@ -18,7 +18,7 @@ from grujax import GRUModel, InputError, cli, save
 from grujax.cli import evaluate, run_folder, signals, streams, train
 from grujax.data import load
 from grujax.saving import read
-from grujax.training import Fitted, TrainConfig, fit
+from grujax.training import Fitted, TrainConfig, fit, outputs_of, score
 
 LABELS = ("hinauf – ↑", '上, "ж"\n')
 CONFIG = TrainConfig(epochs=2, hidden_size=8, batch_size=16, buckets=1)
@@ -32,11 +32,19 @@ def in_a_folder_of_its_own(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def fitted(tmp_path_factory):
-    """What one real training gives; most attacks come before or after it, and hand it on."""
+def training(tmp_path_factory):
+    """One real training: its data, what `fit` called back with and what it returned."""
+    calls = {"compiled": [], "epoch": [], "best": []}
     with jax.numpy_dtype_promotion("standard"):
         data = load(toy(tmp_path_factory.mktemp("data") / "toy.npz", labels=LABELS))
-        return fit(CONFIG, data, evaluate_test=False)
+        callbacks = {f"on_{name}": found.append for name, found in calls.items()}
+        return data, calls, fit(CONFIG, data, evaluate_test=False, **callbacks)
+
+
+@pytest.fixture
+def fitted(training):
+    """What one real training gives; most attacks come before or after it, and hand it on."""
+    return training[2]
 
 
 @pytest.fixture
@@ -55,6 +63,16 @@ def trains_at_once(monkeypatch, fitted):
             monkeypatch.setattr(train, "_draw", lambda *_: [])
 
     return prepare
+
+
+def test_fit_hands_over_every_shape_and_every_best_epoch_and_leaves_the_test_split_alone(training):
+    data, calls, fitted = training
+    assert [len(compiled.seconds) for compiled in calls["compiled"]] == [0, 1]
+    assert all(compiled.shapes == fitted.compiled.shapes for compiled in calls["compiled"])
+    assert [best.best for best in calls["best"]] == [epoch for epoch in calls["epoch"] if epoch.best]
+    assert calls["best"][-1].variables is fitted.variables and fitted.test is None and not fitted.interrupted
+    expected = score(outputs_of(fitted.model, fitted.variables, data.test), data.test, fitted.variables)
+    assert fitted.scores(data.test).loss == pytest.approx(expected.loss, rel=1e-5)
 
 
 def train_it(capsys, *options):
@@ -148,14 +166,21 @@ def test_a_signal_in_the_second_epoch_keeps_the_first(capsys, monkeypatch):
     assert_whole()
 
 
-def test_a_signal_whose_exception_was_lost_ends_training_at_the_next_epoch(capsys, trains_at_once, fitted):
-    def lost(on_best):
-        signals.stop.number = signal.SIGTERM
+def test_a_signal_whose_exception_is_lost_ends_training_after_the_epoch(capsys, monkeypatch, fitted):
+    class Dies:
+        def __del__(self):  # as in JAX's callback of the garbage collector: Python drops what is raised here
+            os.kill(os.getpid(), signal.SIGTERM)
 
-    trains_at_once(lost)
-    assert train_it(capsys)[0] == 143
-    with pytest.raises(signals.Stopped):
-        signals.stop.check()
+    def fit_that_loses_it(config, data, *, on_epoch, on_best, **_):
+        on_best(fitted)
+        Dies()
+        with pytest.raises(signals.Stopped):
+            on_epoch(fitted.best)
+        return fitted
+
+    monkeypatch.setattr(train, "fit", fit_that_loses_it)
+    code, _, err = train_it(capsys)
+    assert code == 143 and "ended by SIGTERM: the best model so far" in err and "ignored" not in err
     assert_whole(fitted=fitted)
 
 
