@@ -77,7 +77,7 @@ def test_the_program_does_not_grow_with_time(steps):
     """So neither does its compile time. There are three programs, each for all the T that it serves."""
     sizes = [Size(T=T) for T in steps]
     chunks = [chunks_of((size.T, size.B, size.H), "cpu") for size in sizes]
-    assert len({(c.steps is None, c.emitted) for c in chunks}) == 1
+    assert len({(c.steps is None, c.kept) for c in chunks}) == 1
     programs = [costs.gradient_program(STACKS["grujax"](size), size) for size in sizes]
     short, long = (jitted.lower(*arguments).as_text().splitlines() for jitted, arguments in programs)
     assert len(short) == len(long)
