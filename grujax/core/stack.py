@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
 from grujax.core.config import MERGES, LayerSettings
-from grujax.core.inputs import Steps, check_state, from_rows, to_rows
+from grujax.core.inputs import Steps, check_state, from_rows, to_rows, with_states_axis
 from grujax.core.sequence import Directed, Direction, directions, resets_in_reverse
 from grujax.kernels.step import GateValues
 from grujax.types import Array, Control, GRUWeights, Valid, state_dtype
@@ -64,7 +64,7 @@ class LayerRun(NamedTuple):
 def run_layers(layer: LayerSettings, steps: Steps, h0: ArrayLike | None, parts: Parts) -> LayerRun:
     """All layers in all directions; h0 (L*D, *batch, H), the initial state where None."""
     expected = (layer.num_states, *steps.batch, layer.hidden_size)
-    h0 = check_state(h0, "h0", expected, "The first axis is layers * directions.")
+    h0 = check_state(with_states_axis(h0, expected), "h0", expected, "The first axis is layers * directions.")
     x, valid, reset, batch = to_rows(steps)
     n_rows = x.shape[1]
     last, first, outputs = [], None, []
@@ -105,11 +105,10 @@ def run_layers(layer: LayerSettings, steps: Steps, h0: ArrayLike | None, parts: 
     return LayerRun(x, outputs, jnp.stack(last), parts.initial, valid, batch)
 
 
-def returned(layer: LayerSettings, run: LayerRun) -> tuple[Array, Array] | tuple[tuple[Array, Array], Array]:
-    """The run in the layout of x: output, with `merge=None` that of each direction, and h_last."""
+def returned(layer: LayerSettings, run: LayerRun) -> tuple[Array, Array]:
+    """The run in the layout of x: output, with `merge=None` that of each direction, stacked, and h_last."""
     if layer.merge is None and layer.bidirectional:
-        forward, backward = (from_rows(hs, run.batch, layer.time_major) for hs in run.directions)
-        return (forward, backward), run.states
+        return jnp.stack([from_rows(hs, run.batch, layer.time_major) for hs in run.directions]), run.states
     return from_rows(run.output, run.batch, layer.time_major), run.states
 
 
@@ -145,7 +144,7 @@ def _masks(
 
 
 def _directions(layer: LayerSettings, x: Array, given: list[tuple[Cell, Direction]], parts: Parts) -> list[Directed]:
-    ways, all_given = (False, True)[: len(given)], [direction for _, direction in given]
+    ways, all_given = layer.backwards, [direction for _, direction in given]
     dtype = jnp.dtype(layer.dtype or jnp.result_type(x, all_given[0].weights.w_ih))
     sown, reference = parts.sow is not None, layer.implementation == "reference"
     runs: list[Directed] = []

@@ -178,14 +178,14 @@ def test_extreme_inputs_give_what_the_oracle_gives(problem, implementation, dtyp
 
 CALLS = {
     "gru": lambda p, x, precision: gru(x, p, precision=precision)[0],
-    "GRU": lambda p, x, precision: GRU(5, 2, connection="highway", precision=precision).apply(p, x)[0],
+    "GRU": lambda p, x, precision: GRU(5, num_layers=2, connection="highway", precision=precision).apply(p, x)[0],
     "GRU, reference": lambda p, x, precision: GRU(5, precision=precision, implementation="reference").apply(p, x)[0],
     "GRUModel": lambda p, x, precision: GRUModel(
         5, 2, head_hidden=(3,), pooling="attention", precision=precision
     ).apply(p, x),
 }
 INIT = {
-    "GRU": GRU(5, 2, connection="highway"),
+    "GRU": GRU(5, num_layers=2, connection="highway"),
     "GRU, reference": GRU(5),
     "GRUModel": GRUModel(5, 2, head_hidden=(3,), pooling="attention"),
 }

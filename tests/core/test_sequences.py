@@ -277,7 +277,7 @@ def test_gru_equals_the_plain_runs_of_its_pieces(case, data):
 @cache
 def compiled_layers(by, h0_given, hidden_size=H, **options):
     """(params, x, h0, valid, resets, d_output, d_last) -> the gradients of params, x and h0, output and h_last."""
-    model = GRU(hidden_size, L, bidirectional=True, **LEARNED, **options)
+    model = GRU(hidden_size, num_layers=L, bidirectional=True, **LEARNED, **options)
 
     def loss(params, x, h0, valid, resets, d_output, d_last):
         steer = {by: valid, "resets": resets}
@@ -289,7 +289,7 @@ def compiled_layers(by, h0_given, hidden_size=H, **options):
 
 def random_layers(rng, input_size=I, hidden_size=H, n_rows=B):
     """params and h0 of two layers in both directions."""
-    model = GRU(hidden_size, L, bidirectional=True, **LEARNED)
+    model = GRU(hidden_size, num_layers=L, bidirectional=True, **LEARNED)
     return random_params(model, rng, input_size), rng.normal(size=(2 * L, n_rows, hidden_size))
 
 
@@ -748,7 +748,7 @@ def test_the_initial_state_stands_in_front(time_major, h0_given):
 @pytest.mark.parametrize("residual", [False, True])
 def test_the_initial_state_in_front_is_the_last_layers(residual):
     rng = np.random.default_rng(8)
-    model = GRU(H, L, include_initial=True, connection="residual" if residual else None, **LEARNED)
+    model = GRU(H, num_layers=L, include_initial=True, connection="residual" if residual else None, **LEARNED)
     params, d = random_params(model, rng), rng.normal(size=(B, T + 1, H))
 
     @jax.jit

@@ -363,7 +363,7 @@ def test_what_steers_may_be_a_constant_of_a_compiled_program(what):
 
 
 def test_a_donated_state_is_used_up_and_changes_nothing():
-    layer = GRU(H, 2, param_dtype=jnp.float64)
+    layer = GRU(H, num_layers=2, param_dtype=jnp.float64)
     variables, h0 = random(jax.eval_shape(layer.init, jax.random.key(0), X)), normal(2, B, H)
 
     def update(variables, h0):

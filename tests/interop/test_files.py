@@ -94,7 +94,7 @@ def test_flax_keeps_the_outputs_and_says_that_it_loses_the_split_of_the_biases(t
 
 
 @pytest.mark.parametrize(
-    "model", [GRU(4), GRUCell(4), GRU(4, 2, bidirectional=True, bias=False)], ids=["layer", "cell", "deep"]
+    "model", [GRU(4), GRUCell(4), GRU(4, num_layers=2, bidirectional=True, bias=False)], ids=["layer", "cell", "deep"]
 )
 def test_layers_and_cells_there_and_back(model, tmp_path):
     for name, file in LOSSLESS.items():
@@ -135,7 +135,7 @@ def test_rounding_that_large_weights_blow_up_is_no_difference_and_another_functi
     from grujax.interop.adapters import compare
     from grujax.interop.torch import ADAPTER
 
-    model = GRU(64, 2)
+    model = GRU(64, num_layers=2)
     variables = jax.tree.map(lambda a: 2 * a, variables_of(model))
     found = save(tmp_path / "m.pt", model, variables, verify=True)
     assert found.largest > 1e-5 and found.tolerances <= 1

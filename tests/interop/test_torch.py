@@ -214,8 +214,8 @@ def test_a_tree_that_flax_made_goes_there_and_back():
 
 def test_sizes_and_dropout_are_read_off_the_module():
     module = seeded(torch.nn.GRU, 3, 4, num_layers=2, bidirectional=True, bias=False, dropout=0.25)
-    assert from_torch(module)[0] == GRU(4, 2, bidirectional=True, bias=False, dropout=0.25)
-    assert from_torch(module.state_dict())[0] == GRU(4, 2, bidirectional=True, bias=False)
+    assert from_torch(module)[0] == GRU(4, num_layers=2, bidirectional=True, bias=False, dropout=0.25)
+    assert from_torch(module.state_dict())[0] == GRU(4, num_layers=2, bidirectional=True, bias=False)
     wrapped = torch.nn.ModuleDict({"a": torch.nn.GRU(3, 4), "b": torch.nn.Dropout(0.5), "c": torch.nn.Linear(4, 7)})
     assert from_torch(wrapped)[0] == GRUModel(4, 7)
 

@@ -20,7 +20,7 @@ CELLS = [("l0", False), ("l0_reverse", True), ("l1", False), ("l1_reverse", True
 
 
 def layer(**options):
-    return GRU(H, L, bidirectional=True, param_dtype=jnp.float64, **options)
+    return GRU(H, num_layers=L, bidirectional=True, param_dtype=jnp.float64, **options)
 
 
 def oracle(params, lengths, reset_after):
