@@ -68,7 +68,7 @@ CASES = {
         STEPS | {"return_state": True},
     ),
     "model, pooled by a function": (grujax.GRUModel(H, 2, pooling=norms_of_three, **WIDE), (X,), {"lengths": LENGTHS}),
-    "model, zoneout": (NOISY.clone(zoneout=0.2), (X,), {"lengths": LENGTHS}),
+    "model, zoneout, backwards": (NOISY.clone(zoneout=0.2, reverse=True), (X,), {"lengths": LENGTHS}),
     "cell": (grujax.GRUCell(H, **WIDE), (H0[0], X[:, 0]), {}),
 }  # fmt: skip
 STATISTICS = {"input_mean": RNG.normal(size=I), "input_std": RNG.uniform(1, 2, I), "output_mean": RNG.normal(size=2)}
