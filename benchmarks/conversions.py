@@ -57,8 +57,15 @@ ROWS = (
     Row(
         "Flax NNX 0.12", (GRUCell(20), *LAYERS), lambda m, v: nnx.runner(nnx.to_nnx(m, v), m), f"{SPLIT}; b_hn refused"
     ),
-    Row("Equinox", (GRUCell(20), GRU(20, 2)), lambda m, v: equinox.runner(equinox.to_equinox(m, v), m), SPLIT),
-    Row("Haiku", (BEFORE[0], GRU(20, 2, reset_after=False)), lambda m, v: haiku.runner(haiku.to_haiku(m, v), m), SPLIT),
+    Row(
+        "Equinox", (GRUCell(20), GRU(20, num_layers=2)), lambda m, v: equinox.runner(equinox.to_equinox(m, v), m), SPLIT
+    ),
+    Row(
+        "Haiku",
+        (BEFORE[0], GRU(20, num_layers=2, reset_after=False)),
+        lambda m, v: haiku.runner(haiku.to_haiku(m, v), m),
+        SPLIT,
+    ),
     Row(
         "StableHLO (not read back)",
         (*LAYERS, *MODELS),
