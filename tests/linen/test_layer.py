@@ -9,10 +9,8 @@ import pytest
 from flax import nnx
 from refusals import refused
 
-from grujax import GRU, GRUEncoder, GRUModel, GRUSpec, InputError, equations
+from grujax import GRU, GRUEncoder, GRUModel, equations
 from grujax.interop.torch import to_torch
-from grujax.kernels import explain
-from grujax.kernels.table import KERNELS
 from grujax.nnx import from_linen
 from grujax.testing import assert_close, assert_trees_close
 
