@@ -10,7 +10,7 @@ from pathlib import Path
 import nox
 
 nox.options.sessions = ["lint", "tests"]
-PROJECT = tomllib.loads(Path("pyproject.toml").read_text())["project"]
+PROJECT = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
 def lower_bounds() -> list[str]:

@@ -1,10 +1,10 @@
-"""The table of docs/interop.md: what each framework can hold, what a conversion loses, how far both sides are apart.
+"""Prints the table of docs/interop.md: what a conversion loses, and the largest difference of both frameworks.
 
     python benchmarks/conversions.py
 
-Each row converts random float32 models of 10 features and 20 units there, runs the other framework and grujax on the
-same random data (3 sequences of 7 steps, a random state and lengths where it takes them), and prints the largest
-absolute difference of all outputs, over five seeds.
+Each row converts random float32 models of 10 features and 20 units, runs the other framework and grujax on the same
+random data (3 sequences of 7 steps, with a random state and lengths if it takes them), and prints the largest absolute
+difference of all outputs over five seeds.
 """
 
 import contextlib
@@ -57,8 +57,15 @@ ROWS = (
     Row(
         "Flax NNX 0.12", (GRUCell(20), *LAYERS), lambda m, v: nnx.runner(nnx.to_nnx(m, v), m), f"{SPLIT}; b_hn refused"
     ),
-    Row("Equinox", (GRUCell(20), GRU(20, 2)), lambda m, v: equinox.runner(equinox.to_equinox(m, v), m), SPLIT),
-    Row("Haiku", (BEFORE[0], GRU(20, 2, reset_after=False)), lambda m, v: haiku.runner(haiku.to_haiku(m, v), m), SPLIT),
+    Row(
+        "Equinox", (GRUCell(20), GRU(20, num_layers=2)), lambda m, v: equinox.runner(equinox.to_equinox(m, v), m), SPLIT
+    ),
+    Row(
+        "Haiku",
+        (BEFORE[0], GRU(20, num_layers=2, reset_after=False)),
+        lambda m, v: haiku.runner(haiku.to_haiku(m, v), m),
+        SPLIT,
+    ),
     Row(
         "StableHLO (not read back)",
         (*LAYERS, *MODELS),
@@ -69,7 +76,7 @@ ROWS = (
 
 
 def variables_of(model: Any, seed: int, with_b_hn: bool = True) -> dict:
-    """Parameters as torch draws them, none of them zero; b_hn zero where it has no place."""
+    """Parameters as torch draws them, none of them zero, but b_hn zero if the framework does not store it."""
     x = jnp.zeros((1, 1, 10))
     given = (jnp.zeros((1, model.hidden_size)), x[0]) if isinstance(model, GRUCell) else (x,)
     variables = model.init(jax.random.key(seed), *given)
@@ -81,7 +88,7 @@ def variables_of(model: Any, seed: int, with_b_hn: bool = True) -> dict:
 
 
 def difference(row: Row) -> float:
-    """The largest of all models and seeds."""
+    """The largest difference of all models and seeds."""
     found = []
     for seed in SEEDS:
         for model in row.models:

@@ -1,7 +1,8 @@
 """What a step becomes on an H100 and on a TPU v5e, without one: `python benchmarks/programs.py [IMPLEMENTATION ...]`.
 
 The compilers need no device, only their packages: pip install nvidia-cuda-nvcc-cu12 libtpu and, of jax's own version,
-jax-cuda12-plugin. What is counted is what is launched at each step of a loop; how long that takes, they do not tell.
+jax-cuda12-plugin. The counts say what each step of a loop launches, and not how long it takes. The result is in
+docs/decisions/gpu-and-tpu-programs.md.
 """
 
 import os
@@ -10,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from functools import partial
 
-os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # or libtpu asks a cloud which machine this is
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # otherwise libtpu asks a cloud service which machine this is
 os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -56,7 +57,7 @@ def gradient(*arrays: Array, name: str | None) -> tuple[Array, ...]:
 
 
 def program(target: str, name: str | None, of: str) -> str:
-    """The compiled text of `hs` or of its `gradient`."""
+    """The compiled program of `hs` or of its `gradient`, as text."""
     jax.clear_caches()
     one = jax.sharding.SingleDeviceSharding(TARGETS[target]().devices[0])
     T, B, I, H = CASE.T, CASE.B, CASE.I, CASE.H
@@ -67,7 +68,7 @@ def program(target: str, name: str | None, of: str) -> str:
 
 
 def launched(text: str) -> Iterator[tuple[int, int, int]]:
-    """Of each loop of the program: products, other fusions over (B, H) and more, and copies, at every step."""
+    """For each loop of the program, what one step launches: products, other fusions over (B, H) or more, and copies."""
     computations = {name: block for block in text.split("\n\n") for name in re.findall(r"^%([\w.-]+) \(", block, re.M)}
     for body in re.findall(r"body=%([\w.-]+)", text):
         lines = [line for line in computations[body].splitlines() if not re.search(r"= [a-z0-9]+\[\]", line)]
@@ -86,7 +87,7 @@ def launched(text: str) -> Iterator[tuple[int, int, int]]:
 def main() -> None:
     table = Table("for", "loop", "forward", "differentiated", "backward", title="products, other fusions, copies")
     for target in TARGETS:
-        jax.default_backend = lambda target=target: target  # the one thing that grujax asks of the machine itself
+        jax.default_backend = lambda target=target: target  # grujax asks JAX for nothing else about the machine
         for name in sys.argv[1:] or ("xla", "autodiff"):
             found = [loop for of in ("hs", "gradient") for loop in launched(program(target, name, of))]
             if len(found) != 3:

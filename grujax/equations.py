@@ -183,7 +183,7 @@ class Sequence(NamedTuple):
     steps: list[Step]
 
 
-class Steps(NamedTuple):
+class Reading(NamedTuple):
     """Which steps count, and what enters them; all of it as the steps are read."""
 
     lengths: NDArray[np.integer] | None = None  # (B,), how many steps of each sequence are valid
@@ -221,12 +221,12 @@ def sequence(
     hold: Float | None = None,
     **which: Any,
 ) -> Sequence:
-    """The loop over time: x (T, B, I), h0 (B, H), state_mask (B, H), hold (T, B, H); `which` are the fields of `Steps`.
+    """The loop over time: x (T, B, I), h0 (B, H), state_mask (B, H), hold (T, B, H); `which`: the fields of `Reading`.
 
     In reverse the valid part is read backwards; `hs` stays in time order and `h_last` is the state at time 0.
     """
     n_steps, n_rows, _ = x.shape
-    hs, of = np.zeros((n_steps, n_rows, h0.shape[-1])), Steps(**which)
+    hs, of = np.zeros((n_steps, n_rows, h0.shape[-1])), Reading(**which)
     h, steps, weights = h0, [], (w_ih, w_hh, b_ih, b_hh, scale_ih, scale_hh)
     for t in of.times(n_steps):
         valid, held = of.are_valid(t, n_rows), None if hold is None else hold[t]
@@ -257,7 +257,7 @@ def sequence_backward(
 ) -> Gradients:
     """The gradients of `sum(dhs * hs) + sum(dh_last * h_last)`: dhs (T, B, H), dh_last (B, H)."""
     n_steps, n_rows, _ = x.shape
-    of, weights = Steps(**which), (w_ih, w_hh, b_ih, b_hh, scale_ih, scale_hh)
+    of, weights = Reading(**which), (w_ih, w_hh, b_ih, b_hh, scale_ih, scale_hh)
     run = sequence(x, h0, *weights, variant=variant, state_mask=state_mask, hold=hold, **which)
     dx, dh, dh_reset = np.zeros_like(x), dh_last, np.zeros(h0.shape[-1])
     totals = [None if w is None else np.zeros_like(w) for w in weights]

@@ -177,12 +177,43 @@ EXTRAS = {  # fields of the variant, scales of layer normalisation, further argu
     "layer norm": ({}, SCALES, {}),
     "state mask": ({}, [], {"state_mask": STATE_MASK}),
     "hold": ({}, [], {"hold": HOLD}),
+    "resets": ({}, [], {"valid": DRAW.random((N_STEPS, N_ROWS)) < 0.7, "reset": DRAW.random((N_STEPS, N_ROWS)) < 0.4}),
     "all": (
         {"update": "take", "clip": 1.2},
         SCALES,
         {"state_mask": STATE_MASK, "hold": HOLD, "lengths": LENGTHS, "reverse": True},
     ),
 }
+
+
+VALID, RESET = DRAW.random((N_STEPS, N_ROWS)) < 0.7, DRAW.random((N_STEPS, N_ROWS)) < 0.5
+RESET[1, 0], VALID[1, 0] = True, True
+
+
+def test_a_reset_begins_anew_and_has_a_gradient_of_its_own():
+    """Two sequences in one row are those apart; the gradient by finite differences; an invalid step never resets."""
+    x, h0, *weights = arguments(8, hidden=3)
+    h_reset = np.array([0.3, -0.5, 0.8])
+    begins = np.zeros((N_STEPS, N_ROWS), bool)
+    begins[2] = True
+    whole = sequence(x, h0, *weights, reset=begins, h_reset=h_reset)
+    second = sequence(x[2:], np.broadcast_to(h_reset, h0.shape), *weights)
+    np.testing.assert_allclose(whole.hs, np.concatenate([sequence(x[:2], h0, *weights).hs, second.hs]), rtol=1e-14)
+    steps = {"valid": VALID, "reset": RESET}
+    held = sequence(x, h0, *weights, **steps, h_reset=h_reset)
+    np.testing.assert_array_equal(
+        held.hs, sequence(x, h0, *weights, valid=VALID, reset=RESET & VALID, h_reset=h_reset).hs
+    )
+    dhs, dh_last = DRAW.normal(size=held.hs.shape), DRAW.normal(size=h0.shape)
+
+    def value(h_reset):
+        hs, h_last, _ = sequence(x, h0, *weights, **steps, h_reset=h_reset)
+        return (dhs * hs).sum() + (dh_last * h_last).sum()
+
+    found = sequence_backward(x, h0, *weights, dhs=dhs, dh_last=dh_last, **steps, h_reset=h_reset).h_reset
+    numeric = [(value(h_reset + e) - value(h_reset - e)) / 2e-6 for e in 1e-6 * np.eye(3)]
+    np.testing.assert_allclose(found, numeric, rtol=1e-7, atol=1e-8)
+    assert np.abs(found).min() > 1e-3
 
 
 @pytest.mark.parametrize("case", EXTRAS)

@@ -41,7 +41,7 @@ def device() -> dict[str, Any]:
 def _cpu_model() -> str:
     """The name of the processor; where there is no /proc/cpuinfo, what Python knows of it."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor()
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")

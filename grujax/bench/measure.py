@@ -31,13 +31,13 @@ MOST_ROUNDS = 200
 
 @dataclass(frozen=True)
 class Options:
-    """grujax beside its peers, in one run: on the CPU, or on the GPU that JAX finds.
+    """What to measure, on the CPU or on the GPU that JAX finds.
 
     Attributes:
       shapes: which cases.
       peers: which GRUs.
-      repeats: how many times each call is timed, at least.
-      seconds: calls are timed until they took this long in all (at most 200 times).
+      repeats: how many times each call is timed at least.
+      seconds: each call is timed until its calls have taken this long in all (200 times at most).
       save: write the report as JSON under benchmarks/results/.
     """
 
@@ -49,7 +49,7 @@ class Options:
 
 
 def run(options: Options, say: Callable[[str], object] = lambda line: None) -> Report:
-    """Measures all that `options` names."""
+    """Measures what `options` says; `say` gets a line for each case."""
     for argument, names, known in (("shapes", options.shapes, CASES), ("peers", options.peers, PEERS)):
         unknown = [name for name in names if name not in known]
         require(not unknown, argument, f"some of {list(known)}", unknown)
@@ -60,7 +60,7 @@ def run(options: Options, say: Callable[[str], object] = lambda line: None) -> R
     commit, dirty = git("rev-parse", "HEAD") or "unknown", bool(git("status", "--porcelain"))
     peers = {name: PEERS[name] for name in options.peers}
     results: list[Result] = []
-    # torch multiplies in full float32 too (`torch_device`); on the CPU there is nothing to choose
+    # torch multiplies in full float32 as well (`torch_device`); on the CPU there is nothing to choose
     with jax.default_matmul_precision("highest" if jax.default_backend() == "gpu" else None):
         for name in options.shapes:
             say(str(CASES[name]))
@@ -78,7 +78,7 @@ def run(options: Options, say: Callable[[str], object] = lambda line: None) -> R
 
 
 def measure(case: Case, peers: dict[str, Peer], repeats: int, threads: int, seconds: float = 0.0) -> list[Result]:
-    """Every peer on one case, and the limit. One that is not there or not equal gets its reason in place of times."""
+    """Every peer on one case, and the limit. A peer that is missing or wrong has a reason in place of times."""
     arrays = make_arrays(case)
     expected = {mode: oracle(arrays, mode) for mode in sorted({peer.reset_after for peer in peers.values()})}
     traits = (jax.default_backend(), *case.traits)
@@ -106,7 +106,7 @@ def _result(case: Case, peer: str, kind: str, times: tuple[float, ...] | str) ->
 def prepare(
     peer: Peer, a: Arrays, threads: int, hs: NDArray, gradients: Gradients, traits: tuple[str, ...] = ()
 ) -> dict[str, Thunk | str]:
-    """For each pass the call to time, run once and found equal to the oracle, or the reason why there is none."""
+    """For each pass, the call to time, already run and compared with the oracle; or the reason why there is none."""
     if reason := peer.refuses(traits) or peer.missing():
         return dict.fromkeys(PASSES, reason)
     try:
@@ -142,9 +142,9 @@ def unequal(found: dict[str, NDArray], expected: dict[str, NDArray], kind: str, 
 def interleave(thunks: dict[Any, Thunk], repeats: int, seconds: float = 0.0) -> dict[Any, tuple[float, ...]]:
     """Times in ms: of each thunk at least `repeats`, and as many more as fit into `seconds`, 200 at most.
 
-    In every round the thunks have their turns in random order, so that noise falls on all alike; one that needs fewer
-    turns than there are rounds has them evenly spread. A turn is one call that is not timed and one that is: the first
-    brings the data back into the caches and outlasts the threads of the one before, which spin for a while.
+    In every round the thunks take turns in random order, so that noise falls on all alike. The turns of a thunk that
+    needs fewer than there are rounds are spread evenly. A turn is one untimed call and one timed call. The first brings
+    the data back into the caches, and lets the threads of the thunk before, which spin for a while, come to rest.
     """
 
     def turn(thunk: Thunk) -> float:

@@ -22,7 +22,7 @@ TABLE_WIDTH = 200
 
 @dataclass(frozen=True)
 class Result:
-    """One peer on one case in one pass. `status` is "measured", or why there are no times."""
+    """One peer on one case in one pass. `status` is "measured", or the reason why there are no times."""
 
     case: str
     peer: str
@@ -55,18 +55,18 @@ class Report:
 
 
 def ratios(report: Report, kind: str, peer: str, to: str = "grujax") -> list[float | None]:
-    """The peer's median over that of `to`, for every case: above 1 the peer is slower."""
+    """For every case, the median of the peer over that of `to`; above 1 the peer is slower."""
     pairs = [(report.median(case, peer, kind), report.median(case, to, kind)) for case in report.cases]
     return [a / b if a and b else None for a, b in pairs]
 
 
 def is_rival(peer: str) -> bool:
-    """Another library's GRU: neither one of grujax's own nor what is no GRU."""
+    """True for the GRU of another library; False for those of grujax, and for the products alone."""
     return peer != LIMIT and not peer.startswith("grujax")
 
 
 def to_fastest(report: Report, kind: str, of: str = "grujax") -> list[float | None]:
-    """The median of `of` over that of the fastest other library, for every case: below 1 it is the fastest."""
+    """For every case, the median of `of` over that of the fastest other library; below 1 it is the fastest."""
     others = {r.peer for r in report.results if is_rival(r.peer)}
     found = []
     for case in report.cases:
@@ -77,13 +77,13 @@ def to_fastest(report: Report, kind: str, of: str = "grujax") -> list[float | No
 
 
 def geometric_mean(values: Iterable[float | None]) -> float | None:
-    """Of the values that are there; None where none is."""
+    """Of the values that are not None; None if all are."""
     there = [value for value in values if value is not None]
     return statistics.geometric_mean(there) if there else None
 
 
 def table(report: Report, kind: str) -> "Table":
-    """Cases by peers: the median in ms and its ratio to grujax, the reason where there is none."""
+    """Cases by peers: the median in ms and its ratio to grujax, or the reason why there is none."""
     from rich.table import Table
 
     def times(ratio: float | None) -> str:
@@ -136,12 +136,14 @@ def write_report(report: Report, folder: Path) -> Path:
     fields = {name: json.dumps(value) for name, value in asdict(report).items()}
     fields["results"] = "[\n" + ",\n".join(json.dumps(asdict(r)) for r in report.results) + "\n]"
     with replacing(path) as temporary:
-        temporary.write_text("{\n" + ",\n".join(f'"{name}": {value}' for name, value in fields.items()) + "\n}\n")
+        temporary.write_text(
+            "{\n" + ",\n".join(f'"{name}": {value}' for name, value in fields.items()) + "\n}\n", encoding="utf-8"
+        )
     return path
 
 
 def read_report(path: Path) -> Report:
     """The report that `write_report` wrote."""
-    fields = json.loads(path.read_text())
+    fields = json.loads(path.read_text(encoding="utf-8"))
     fields["results"] = tuple(Result(**r | {"times_ms": tuple(r["times_ms"])}) for r in fields["results"])
     return Report(**fields)

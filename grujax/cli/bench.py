@@ -38,7 +38,7 @@ class Bench(Options):
         console.print(chart.measured_on(report), soft_wrap=True, highlight=False)
         if self.json is not None:
             with replacing(self.json) as temporary:
-                temporary.write_text(json.dumps(dataclasses.asdict(report), indent=1) + "\n")
+                temporary.write_text(json.dumps(dataclasses.asdict(report), indent=1) + "\n", encoding="utf-8")
             console.print(f"saved {self.json}", soft_wrap=True, highlight=False)
         if self.chart is not None:
             chart.draw(report, self.chart)

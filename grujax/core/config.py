@@ -5,7 +5,7 @@ Plain dataclasses, which the modules of Flax Linen and of Flax NNX inherit.
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,7 @@ POOLINGS = ("last", "mean", "max", "attention")
 Precision: TypeAlias = (
     str | jax.lax.Precision | tuple[str, str] | tuple[jax.lax.Precision, jax.lax.Precision] | None
 )  # as the dense layers of Flax take it
+Sizes = TypeVar("Sizes", int, Mapping[str, int])
 Pooling: TypeAlias = str | Callable[[Array, Array], Array] | None
 
 
@@ -125,8 +126,10 @@ class LayerSettings(CellSettings):
     Attributes:
       num_layers: L. Layer k reads the output of layer k − 1.
       bidirectional: a second pass over each sequence from its last valid step to its first.
+      reverse: the one pass reads each sequence backwards (Keras: `go_backwards`, ONNX: `direction="reverse"`). The
+        output stays in time order; `h_last` is the state after the first step of time; with bidirectional=False.
       merge: how both directions of a layer become one output: "concat" (torch), "sum", "mean", "mul"; None returns
-        them apart, a pair, from a single layer.
+        them apart, (2, B, T, H), from a single layer.
       connection: from the second layer on, "residual" adds a layer's input to its output; "highway" weighs the two by
         t = σ(W x + b), t ⊙ output + (1 − t) ⊙ input (Srivastava et al. 2015, arXiv 1505.00387), b −1 at the start.
       initial_state: what a sequence starts from where no h0 is given, and after a reset: "zeros", or "learned", a
@@ -149,6 +152,7 @@ class LayerSettings(CellSettings):
     _: dataclasses.KW_ONLY
     num_layers: int = 1
     bidirectional: bool = False
+    reverse: bool = False
     merge: str | None = "concat"
     connection: str | None = None
     initial_state: str = "zeros"
@@ -161,8 +165,14 @@ class LayerSettings(CellSettings):
     implementation: str | None = None
 
     @property
+    def backwards(self) -> tuple[bool, ...]:
+        """For each direction, whether it reads backwards."""
+        return (False, True) if self.bidirectional else (self.reverse,)
+
+    @property
     def num_directions(self) -> int:
-        return 2 if self.bidirectional else 1
+        """D."""
+        return len(self.backwards)
 
     @property
     def num_states(self) -> int:
@@ -181,6 +191,8 @@ class LayerSettings(CellSettings):
         for name in RATES:
             rate = getattr(self, name)
             require(0 <= rate <= 1, name, "a probability", rate)
+        remedy = "A layer that reads both ways has a backward pass already: leave reverse out."
+        require(not (self.reverse and self.bidirectional), "reverse", "False with bidirectional=True", True, remedy)
         merges = [*MERGES, None]
         require(self.merge in merges, "merge", f"one of {merges}", repr(self.merge))
         remedy = "There is nothing to merge: leave it out."
@@ -219,7 +231,7 @@ class EncoderSettings(LayerSettings):
 
 
 @dataclasses.dataclass(eq=False, repr=False)
-class ModelSettings(EncoderSettings):
+class ModelSettings(EncoderSettings, Generic[Sizes]):
     """A model's own, beside the attributes of `EncoderSettings`, `LayerSettings` and `CellSettings`.
 
     Attributes:
@@ -229,7 +241,7 @@ class ModelSettings(EncoderSettings):
       dropout: between the layers, as torch has it, and before the head; rng stream "dropout".
     """
 
-    output_size: int | Mapping[str, int]
+    output_size: Sizes
     _: dataclasses.KW_ONLY
     head_hidden: tuple[int, ...] = ()
     head_activation: Activation = "relu"

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.nn.initializers import Initializer, glorot_uniform, lecun_normal, orthogonal, zeros
+from jax.typing import DTypeLike
 
 from grujax.errors import require
 from grujax.types import Array, state_dtype
@@ -57,6 +58,14 @@ def with_update_bias(bias: Initializer, value: float) -> Initializer:
         return bias(key, shape, dtype).at[hidden_size : 2 * hidden_size].add(jnp.asarray(value, dtype))
 
     return init
+
+
+def initial_states(learned: Array | None, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+    """The states (L*D, *batch, H) that sequences start from: `learned` (L*D, H), zeros where None."""
+    if learned is None:
+        return jnp.zeros(shape, dtype)
+    each = learned.reshape(shape[0], *(1,) * (len(shape) - 2), shape[-1])
+    return jnp.broadcast_to(each, shape).astype(dtype)
 
 
 def _torch(hidden_size: int, head_inputs: int) -> Preset:

@@ -95,6 +95,12 @@ def check_inputs(
     return steps._replace(valid=jnp.moveaxis(valid, -1, 0) if time_major else valid)
 
 
+def with_states_axis(h0: ArrayLike | None, shape: tuple[int, ...]) -> ArrayLike | None:
+    """(*batch, H) as (1, *batch, H), the state of a single layer in one direction; all else as it is."""
+    one = h0 is not None and shape[0] == 1 and jnp.shape(h0) == shape[1:]
+    return jnp.asarray(h0)[None] if one else h0
+
+
 def check_state(state: ArrayLike | None, name: str, shape: tuple[int, ...], remedy: str = "") -> Array | None:
     """A state as an array of `shape`, or None."""
     if state is None:
@@ -126,7 +132,7 @@ def check_flags(flags: ArrayLike | None, name: str, shape: tuple[int, ...]) -> A
         return None
     flags = np.asarray(flags) if isinstance(flags, (list, tuple)) else flags
     dtype, found = jnp.result_type(flags), jnp.shape(flags)
-    require(dtype == jnp.bool_, name, "dtype bool", f"dtype {dtype}", f"Compare it, {name} != 0, if that is meant.")
+    require(dtype == jnp.bool_, name, "dtype bool", f"dtype {dtype}", f"Compare it: {name} != 0, or {name} > 0.5.")
     require(found == shape, name, f"shape {shape}, one a step", f"shape {found}")
     return jnp.asarray(flags)
 

@@ -6,7 +6,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from grujax.core.inputs import check_inputs, check_state, from_rows, require_floating, to_rows
 from grujax.errors import require
-from grujax.kernels import explain, run
+from grujax.kernels import run
 from grujax.kernels.step import cast
 from grujax.types import Activation, Array, Control, GRUSpec, GRUWeights, Inputs, Recurrence
 
@@ -85,7 +85,6 @@ def gru(
         clip=clip,
         layer_norm=weights.scale_hh is not None,
     )
-    explain(spec=spec, implementation=implementation)
     _check_weights(weights)
     steps = check_inputs(x, weights.w_ih.shape[0], lengths, mask, resets, time_major)
     hidden_size = weights.w_hh.shape[0]

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from grujax.core.config import MERGES, LayerSettings
-from grujax.core.inputs import Steps, check_state, from_rows, to_rows
+from grujax.core.inputs import Steps, check_state, from_rows, to_rows, with_states_axis
 from grujax.kernels import run
 from grujax.kernels.order import resets_in_reverse
 from grujax.kernels.step import cast
@@ -66,9 +66,9 @@ class LayerRun(NamedTuple):
 def run_layers(layer: LayerSettings, steps: Steps, h0: ArrayLike | None, hooks: Hooks) -> LayerRun:
     """All layers in all directions; h0 (L*D, *batch, H), the initial state where None."""
     expected = (layer.num_states, *steps.batch, layer.hidden_size)
-    h0 = check_state(h0, "h0", expected, "The first axis is layers * directions.")
+    h0 = check_state(with_states_axis(h0, expected), "h0", expected, "The first axis is layers * directions.")
     # Batch-major arrays stay as they are where nothing between the layers is made time-major.
-    as_they_are = not (layer.bidirectional or layer.implementation == "reference" or hooks.noise)
+    as_they_are = not (any(layer.backwards) or layer.implementation == "reference" or hooks.noise is not None)
     time_major = layer.time_major or not as_they_are or steps.valid is not None
     x, valid, reset = to_rows(steps, time_major)
     last, outputs = [], []
@@ -86,7 +86,7 @@ def run_layers(layer: LayerSettings, steps: Steps, h0: ArrayLike | None, hooks: 
             masks = valid, reset, None if hooks.initial is None else hooks.initial[index]
             start = None if h0 is None else h0[index]
             recurrences.append(_recurrence(layer, hooks, cell, x, start, Control(*masks), time_major))
-        reverse, reference = (False, True)[: len(cells)], layer.implementation == "reference"
+        reverse, reference = layer.backwards, layer.implementation == "reference"
         results: list[Result] = []
         if hooks.sow is not None or not reference:
             name, sown = None if reference else layer.implementation, hooks.sow is not None
@@ -126,11 +126,10 @@ def _recurrence(
     return Recurrence(x.astype(dtype), cast(weights, dtype), h0, control)
 
 
-def returned(layer: LayerSettings, run: LayerRun) -> tuple[Array, Array] | tuple[tuple[Array, Array], Array]:
-    """The run in the layout of x: output, with `merge=None` that of each direction, and h_last."""
+def returned(layer: LayerSettings, run: LayerRun) -> tuple[Array, Array]:
+    """The run in the layout of x: output, with `merge=None` that of each direction, stacked, and h_last."""
     if layer.merge is None and layer.bidirectional:
-        forward, backward = (from_rows(hs, run.batch, layer.time_major) for hs in run.directions)
-        return (forward, backward), run.states
+        return jnp.stack([from_rows(hs, run.batch, layer.time_major) for hs in run.directions]), run.states
     return from_rows(run.output, run.batch, layer.time_major), run.states
 
 

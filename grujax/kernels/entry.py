@@ -9,7 +9,7 @@ from jax import lax
 from grujax.kernels.checks import check
 from grujax.kernels.derivative import on_platform, under_the_rule
 from grujax.kernels.order import as_read, in_time
-from grujax.kernels.table import KERNELS, choice, chunks_of, explain
+from grujax.kernels.table import KERNELS, check_named, choice, chunks_of
 from grujax.types import GRUSpec, Recurrence, Result
 
 
@@ -58,7 +58,7 @@ def run(
 
     Source: torch.nn.GRU; Cho et al. 2014, arXiv 1406.1078.
     """
-    explain(spec=spec, implementation=implementation)
+    check_named(spec, implementation)
     ways = (False,) * len(recurrences) if reverse is None else tuple(reverse)
     return _run(list(recurrences), spec, implementation, ways, with_gates, time_major, jax.default_backend())
 

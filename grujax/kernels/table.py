@@ -55,8 +55,8 @@ def _ruled_out(spec: GRUSpec) -> str | None:
 
 
 KERNELS: dict[str, Kernel] = {
-    # Measured: docs/decisions/cpu-loops.md, "A step or two"; "streaming" of
-    # benchmarks/results/20261125T204426-95b0e1a.json.
+    # Measured: docs/decisions/one-step-calls.md, '"brief" against the linear rule';
+    # "streaming" of benchmarks/results/20261125T204426-95b0e1a.json.
     "brief": Kernel(
         brief,
         "lax.scan, one product of the input and one of the state a step, differentiated by JAX",
@@ -65,8 +65,8 @@ KERNELS: dict[str, Kernel] = {
         cpu_only=True,
         regions=[{"T": (1, 2)}],
     ),
-    # Measured: docs/decisions/cpu-loops.md, "Who runs where", 1024 rows; "rl" of
-    # benchmarks/results/20261125T204426-95b0e1a.json.
+    # Measured: docs/decisions/cpu-loops.md, '"columns" and "joint"', 1024 rows;
+    # "rl" of benchmarks/results/20261125T204426-95b0e1a.json.
     "joint": Kernel(
         in_place,
         "lax.scan, one product of the input and one of the state a step, under the linear derivative rule",
@@ -74,9 +74,9 @@ KERNELS: dict[str, Kernel] = {
         cpu_only=True,
         regions=[{"T*B*H": (2**22, inf), "B": (513, inf)}],
     ),
-    # Measured: docs/decisions/cpu-loops.md, "Two halves of the rows, side by side": half the rows are work enough for
-    # a core, and the weights fit into its own cache; from 256 units on four steps unrolled beat two. "small" and
-    # "medium" of benchmarks/results/20261125T173950-641de9e.json.
+    # Measured: docs/decisions/cpu-loops.md, '"halves"': half the rows are work enough for a core, and the weights fit
+    # into its own cache; from 256 units on four steps unrolled beat two. "small" and "medium" of
+    # benchmarks/results/20261125T173950-641de9e.json.
     "halves": Kernel(
         partial(in_place, halved=True, unroll=lambda hidden_size: 4 if hidden_size >= 256 else 2),
         "as joint; the batch of one direction alone is split in two halves that advance in one loop body",
@@ -87,8 +87,8 @@ KERNELS: dict[str, Kernel] = {
             {"H": (64, 127), "B": (256, 512)},
         ],
     ),
-    # Measured: docs/decisions/cpu-loops.md, "Forward" (unrolled twice) and "Who runs where"; "large" of
-    # benchmarks/results/20261125T204426-95b0e1a.json.
+    # Measured: docs/decisions/cpu-loops.md, '"columns" and "joint"' (two steps unrolled as well);
+    # "large" of benchmarks/results/20261125T204426-95b0e1a.json.
     "columns": Kernel(
         partial(columns, unroll=2),
         "lax.scan with the rows of the batch as columns, projecting in the loop, under the linear derivative rule",
@@ -99,7 +99,7 @@ KERNELS: dict[str, Kernel] = {
             {"T*B*H": (2**22, inf), "B": (8, 512)},
         ],
     ),
-    # One product elsewhere: docs/decisions/cpu-loops.md; `python benchmarks/programs.py` counts what a step launches.
+    # One product elsewhere: counted, not timed, in docs/decisions/gpu-and-tpu-programs.md by benchmarks/programs.py.
     "xla": Kernel(
         xla,
         "lax.scan, the input projected beforehand, under the linear derivative rule",
@@ -110,11 +110,12 @@ KERNELS: dict[str, Kernel] = {
 }
 """In the order in which None tries them."""
 
+# Measured: docs/decisions/derivative-rule.md, "Chunks of steps"; benchmarks/results/20261125T204426-95b0e1a.json.
 CHUNKED_FROM = 2**19
 """From so many elements of a (T, B, H) array on, the derivative works, where the default backend is the CPU, in chunks
-of steps, which stay in the cache. Measured: docs/decisions/cpu-loops.md."""
+of steps, which stay in the cache."""
 CHUNK, SHORTEST = 2**17, 16
-"""Elements of such an array in a chunk, and the fewest steps. Measured: docs/decisions/cpu-loops.md."""
+"""Elements of such an array in a chunk, and the fewest steps."""
 LONG_FROM = 2**23
 """From so many elements on, the chunks keep the input and the states alone and make the gates anew."""
 LONG_CHUNK = 2**18
@@ -175,9 +176,17 @@ def explain(
     Raises `InputError` where the spec names what is not there, or the named implementation does not exist or cannot
     serve the call.
     """
-    check_spec(spec)
+    check_named(spec, implementation)
     if implementation is None:
         return choice(spec, sizes, platform or jax.default_backend())
+    return Explanation(implementation, "named by the caller")
+
+
+def check_named(spec: GRUSpec, implementation: str | None) -> None:
+    """Raises `InputError` as `explain` does."""
+    check_spec(spec)
+    if implementation is None:
+        return
     require(
         implementation in KERNELS,
         "implementation",
@@ -189,7 +198,6 @@ def explain(
     )
     if (why := KERNELS[implementation].refuses(spec)) is not None:
         raise InputError("implementation", "one that can serve the call", f"{implementation!r}: {why}", "Pass None.")
-    return Explanation(implementation, "named by the caller")
 
 
 def choice(spec: GRUSpec, sizes: Sizes, platform: str) -> Explanation:

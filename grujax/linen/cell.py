@@ -1,12 +1,16 @@
 """One step of the GRU as a Flax Linen cell."""
 
+from typing import Never
+
 import flax.linen as nn
 import jax.numpy as jnp
 
 from grujax.core.config import CellSettings
+from grujax.core.keywords import explained, refuse_others
 from grujax.types import Array, GRUWeights, state_dtype
 
 
+@explained
 class GRUCell(CellSettings, nn.RNNCellBase):
     """One step: `carry, y = cell(carry, x)`, both the new state h'.
 
@@ -35,13 +39,29 @@ class GRUCell(CellSettings, nn.RNNCellBase):
         return GRUWeights(**{name: self.param(name, *of, self.param_dtype) for name, of in declared.items()})
 
     def __call__(
-        self, carry: Array, x: Array, *, weights: GRUWeights | None = None, state_mask: Array | None = None
+        self,
+        carry: Array,
+        x: Array,
+        *,
+        weights: GRUWeights | None = None,
+        state_mask: Array | None = None,
+        **others: Never,
     ) -> tuple[Array, Array]:
-        """carry (..., H), x (..., I) -> the new state twice: in float32 at least, and in the compute dtype.
+        """One step.
 
-        `weights` stand in for the cell's own (weight dropout); `state_mask` (..., H) multiplies the state where the
-        products read it (recurrent dropout).
+        Args:
+          carry: the state h (..., H).
+          x: the input (..., I).
+          weights: used instead of the cell's own (weight dropout).
+          state_mask: (..., H), multiplies the state where the products read it (recurrent dropout).
+
+        Returns:
+          h' (..., H) twice: the carry, in float32 at least, and the output, in the compute dtype.
+
+        Raises:
+          InputError: a shape or dtype that does not fit. TypeError: a keyword of another framework.
         """
+        refuse_others(self, others)
         return self.step(carry, x, self.weights(x.shape[-1]) if weights is None else weights, state_mask)
 
     @nn.nowrap

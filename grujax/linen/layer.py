@@ -1,15 +1,20 @@
 """The GRU layer as a Flax Linen module: layers, directions, sequences and regularisation."""
 
+from typing import Never
+
 import flax.linen as nn
 from jax.typing import ArrayLike
 
 from grujax.core.config import LayerSettings
+from grujax.core.initializers import initial_states
 from grujax.core.inputs import Steps, check_inputs
+from grujax.core.keywords import explained, refuse_others
 from grujax.core.stack import Hooks, LayerRun, Noise, returned, run_layers
 from grujax.linen.cell import GRUCell
-from grujax.types import Array, Inputs
+from grujax.types import Array, Inputs, state_dtype
 
 
+@explained
 class GRU(LayerSettings, nn.Module):
     """`torch.nn.GRU` with batch_first=True, as a Flax module: one or several layers, one or both directions.
 
@@ -29,8 +34,6 @@ class GRU(LayerSettings, nn.Module):
     Source: torch.nn.GRU.
     """
 
-    num_layers: int = 1
-
     def __call__(
         self,
         x: Inputs,
@@ -40,12 +43,14 @@ class GRU(LayerSettings, nn.Module):
         mask: ArrayLike | None = None,
         resets: ArrayLike | None = None,
         deterministic: bool = True,
-    ) -> tuple[Array, Array] | tuple[tuple[Array, Array], Array]:
+        **others: Never,
+    ) -> tuple[Array, Array]:
         """Runs over whole sequences.
 
         Args:
           x: (B, T, I), or any other number of batch axes, none included.
-          h0: (L*D, B, H), index `layer * D + direction`; the initial state where None.
+          h0: (L*D, B, H), index `layer * D + direction`; (B, H) serves too where L*D = 1; the initial state where
+            None.
           lengths: integers (B,), how many steps of each sequence are valid; all where None.
           mask: bool (B, T) instead of `lengths`, which steps are valid.
           resets: bool (B, T), at which steps a new sequence begins: nothing passes from one to the next, in neither
@@ -53,12 +58,40 @@ class GRU(LayerSettings, nn.Module):
           deterministic: True switches the regularisation off.
 
         Returns:
-          output (B, T, D*H), exactly 0 at steps that are not valid, and h_last (L*D, B, H), the state after the
-          last valid step of each direction, h0 for length 0; with resets the last sequence's, in reverse the first's.
+          output: (B, T, D*H), exactly 0 at steps that are not valid; with `merge=None` (2, B, T, H), the forward
+            direction first. Its dtype is the compute dtype.
+          h_last: (L*D, B, H), the state after the last valid step of each direction, h0 for length 0; with resets
+            that of the last sequence, of a backward direction that of the first. float32 at least.
+            `h_last[layer * D + direction]` is one of them: `h_last[0]` of a single layer in one direction,
+            `h_last[-1]` the backward direction of the top layer with bidirectional=True.
+
+        Raises:
+          InputError: a field, shape, dtype, length or combination that cannot be served.
+          TypeError: a keyword of another framework; it names ours.
         """
+        refuse_others(self, others)
         self.check()
         steps = check_inputs(x, None, lengths, mask, resets, self.time_major)
         return returned(self, self.run(steps, h0, deterministic))
+
+    @nn.nowrap
+    def initialize_carry(self, rng: Array, input_shape: tuple[int, ...]) -> Array:
+        """The state h0 that a rollout begins with: (L*D, *batch, H), in the dtype that the state is carried in.
+
+        Zeros; with initial_state="learned" the learned state, where the layer is bound to variables:
+
+        >>> import jax, jax.numpy as jnp
+        >>> layer, key = GRU(20, num_layers=2, initial_state="learned"), jax.random.key(0)
+        >>> variables = layer.init(key, jnp.ones((3, 7, 10)))
+        >>> layer.apply(variables, key, (3, 10), method="initialize_carry").shape
+        (2, 3, 20)
+
+        Args:
+          rng: not used; Flax's cells take one.
+          input_shape: (*batch, I), that of one step.
+        """
+        del rng
+        return carry_of(self, input_shape)
 
     @nn.compact
     def run(self, steps: Steps, h0: Array | None = None, deterministic: bool = True) -> LayerRun:
@@ -88,6 +121,15 @@ class GRU(LayerSettings, nn.Module):
             name=name,
         )
         return dense(x)
+
+
+def carry_of(module: nn.Module, input_shape: tuple[int, ...], *path: str) -> Array:
+    """What `initialize_carry` returns of a layer or model whose layer stands at `path` below it."""
+    params = {} if module.scope is None else module.variables.get("params", {})
+    for name in path:
+        params = params.get(name, {})
+    shape = (module.num_states, *input_shape[:-1], module.hidden_size)
+    return initial_states(params.get("h0"), shape, state_dtype(module.dtype or module.param_dtype))
 
 
 def noise(module: nn.Module, deterministic: bool) -> Noise | None:

@@ -2,19 +2,26 @@
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Generic, Literal, Never, Unpack, overload
 
 import flax.linen as nn
 from flax.core import FrozenDict
 from jax.typing import ArrayLike
 
-from grujax.core.config import EncoderSettings, LayerSettings, ModelSettings
+from grujax.core.config import EncoderSettings, LayerSettings, ModelSettings, Sizes
 from grujax.core.heads import STATISTICS, answer, standardised
 from grujax.core.initializers import preset
 from grujax.core.inputs import check_inputs
+from grujax.core.keywords import CallOptions, explained, refuse_others
 from grujax.core.pooling import check_segments, pooled
-from grujax.linen.layer import GRU, noise
+from grujax.linen.layer import GRU, carry_of, noise
 from grujax.types import Array, Inputs
+
+
+class Options(CallOptions, total=False):
+    """The same in a call of a Linen module."""
+
+    deterministic: bool
 
 
 def dense(module: LayerSettings, name: str, x: Array, width: int, bias: bool = True) -> Array:
@@ -33,6 +40,7 @@ def dense(module: LayerSettings, name: str, x: Array, width: int, bias: bool = T
     return layer(x)
 
 
+@explained
 class GRUEncoder(EncoderSettings, nn.Module):
     """A vector a sequence: `GRU`, then pooling over the valid steps. Attributes: see `EncoderSettings`.
 
@@ -43,6 +51,14 @@ class GRUEncoder(EncoderSettings, nn.Module):
     (3, 40)
     """
 
+    @overload
+    def __call__(
+        self, x: Inputs, h0: Array | None = None, *, return_state: Literal[False] = False, **options: Unpack[Options]
+    ) -> Array: ...
+    @overload
+    def __call__(
+        self, x: Inputs, h0: Array | None = None, *, return_state: Literal[True], **options: Unpack[Options]
+    ) -> tuple[Array, Array]: ...
     @nn.compact
     def __call__(
         self,
@@ -56,7 +72,8 @@ class GRUEncoder(EncoderSettings, nn.Module):
         num_segments: int | None = None,
         return_state: bool = False,
         deterministic: bool = True,
-    ) -> Any:
+        **others: Never,
+    ) -> Array | tuple[Array, Array]:
         """Runs over whole sequences.
 
         Args:
@@ -64,11 +81,17 @@ class GRUEncoder(EncoderSettings, nn.Module):
           segments: integers (B, T), which of the `num_segments` sequences a step belongs to, −1 for none: pooling
             gives a vector a sequence. `grujax.data.pack_sequences` makes them.
           num_segments: N, fixed when compiled.
-          return_state: also return h_last (L*D, B, H).
+          return_state: also return h_last.
 
         Returns:
-          (B, F), with `segments` (N, F), with `pooling=None` (B, T, F); F is D*H, or H for a merge but "concat".
+          (B, F), with `segments` (N, F), with `pooling=None` (B, T, F), in the compute dtype; F is D*H, or H for
+          another merge than "concat". With return_state=True also h_last (L*D, B, H); see `GRU`.
+
+        Raises:
+          InputError: a field, shape, dtype, length or combination that cannot be served.
+          TypeError: a keyword of another framework; it names ours.
         """
+        refuse_others(self, others)
         self.check()
         steps = check_inputs(x, None, lengths, mask, resets, self.time_major)
         kept = check_segments(self.pooling, steps, segments, num_segments)
@@ -76,8 +99,15 @@ class GRUEncoder(EncoderSettings, nn.Module):
         features = pooled(self, run, kept, partial(dense, self))
         return (features, run.states) if return_state else features
 
+    @nn.nowrap
+    def initialize_carry(self, rng: Array, input_shape: tuple[int, ...]) -> Array:
+        """The state h0 that a rollout begins with, (L*D, *batch, H); see `GRU.initialize_carry`."""
+        del rng
+        return carry_of(self, input_shape, "gru")
 
-class GRUModel(ModelSettings, nn.Module):
+
+@explained
+class GRUModel(ModelSettings[Sizes], nn.Module, Generic[Sizes]):
     """A GRU encoder with a dense head: in PyTorch `nn.GRU`, the last time step, `nn.Linear`.
 
         y = W pool(GRU(x)) + b
@@ -98,10 +128,47 @@ class GRUModel(ModelSettings, nn.Module):
     def __post_init__(self) -> None:
         """Hashable whatever it was given, so that a model may be a static argument of `jax.jit`."""
         if isinstance(self.output_size, Mapping):
-            self.output_size = FrozenDict(self.output_size)
+            heads: Any = FrozenDict(self.output_size)
+            self.output_size = heads
         self.head_hidden = tuple(self.head_hidden)
         super().__post_init__()
 
+    @overload
+    def __call__(
+        self: "GRUModel[int]",
+        x: Inputs,
+        h0: Array | None = None,
+        *,
+        return_state: Literal[False] = False,
+        **options: Unpack[Options],
+    ) -> Array: ...
+    @overload
+    def __call__(
+        self: "GRUModel[int]",
+        x: Inputs,
+        h0: Array | None = None,
+        *,
+        return_state: Literal[True],
+        **options: Unpack[Options],
+    ) -> tuple[Array, Array]: ...
+    @overload
+    def __call__(
+        self: "GRUModel[Mapping[str, int]]",
+        x: Inputs,
+        h0: Array | None = None,
+        *,
+        return_state: Literal[False] = False,
+        **options: Unpack[Options],
+    ) -> dict[str, Array]: ...
+    @overload
+    def __call__(
+        self: "GRUModel[Mapping[str, int]]",
+        x: Inputs,
+        h0: Array | None = None,
+        *,
+        return_state: Literal[True],
+        **options: Unpack[Options],
+    ) -> tuple[dict[str, Array], Array]: ...
     @nn.compact
     def __call__(
         self,
@@ -115,21 +182,28 @@ class GRUModel(ModelSettings, nn.Module):
         num_segments: int | None = None,
         return_state: bool = False,
         deterministic: bool = True,
-    ) -> Any:
+        **others: Never,
+    ) -> Array | dict[str, Array] | tuple[Array | dict[str, Array], Array]:
         """Runs the model over whole sequences.
 
         Args:
           x: (B, T, I), or any other number of batch axes, none included.
-          h0: (L*D, B, H), the initial state where None.
+          h0: (L*D, B, H), the initial state where None; see `GRU`.
           lengths, mask, resets: which steps are valid, where sequences begin; see `GRU`.
           segments, num_segments: which sequence a step belongs to; see `GRUEncoder`.
-          return_state: also return h_last (L*D, B, H), to go on from: streaming, truncated backpropagation.
+          return_state: also return h_last, to go on from: streaming, truncated backpropagation.
           deterministic: True switches dropout off.
 
         Returns:
           (B, output_size), (N, output_size) with `segments`, or (B, T, output_size) with `pooling=None`, 0 at steps
-          that are not valid; a dict of such arrays where there are several heads.
+          that are not valid; a dict of such arrays where there are several heads. In the compute dtype.
+          With return_state=True also h_last (L*D, B, H); see `GRU`.
+
+        Raises:
+          InputError: a field, shape, dtype, length or combination that cannot be served.
+          TypeError: a keyword of another framework; it names ours.
         """
+        refuse_others(self, others)
         self.check()
         steps = check_inputs(x, None, lengths, mask, resets, self.time_major)
         has = [name for name in STATISTICS if self.has_variable("statistics", name)]
@@ -148,3 +222,9 @@ class GRUModel(ModelSettings, nn.Module):
         )
         y = answer(self, features, steps.valid, statistics, partial(dense, self), noise(self, deterministic))
         return (y, h_last) if return_state else y
+
+    @nn.nowrap
+    def initialize_carry(self, rng: Array, input_shape: tuple[int, ...]) -> Array:
+        """The state h0 that a rollout begins with, (L*D, *batch, H); see `GRU.initialize_carry`."""
+        del rng
+        return carry_of(self, input_shape, "encoder", "gru")

@@ -1,12 +1,14 @@
 """One step of the GRU as a Flax NNX cell, and what every module here begins with."""
 
 import dataclasses
+from typing import Never
 
 import jax.numpy as jnp
 from flax import nnx
 from jax.nn.initializers import Initializer
 
 from grujax.core.config import CellSettings
+from grujax.core.keywords import explained, refuse_others
 from grujax.errors import InputError, require, require_count
 from grujax.types import Array, GRUWeights, state_dtype
 
@@ -25,6 +27,7 @@ class Sized:
     rngs: dataclasses.InitVar[nnx.Rngs]
 
 
+@explained
 @dataclasses.dataclass(eq=False, repr=False)
 class GRUCell(CellSettings, Sized, nnx.RNNCellBase):
     """One step: `carry, y = cell(carry, x)`, both the new state h'. `GRUCell(input_size, hidden_size, *, ..., rngs)`.
@@ -54,13 +57,16 @@ class GRUCell(CellSettings, Sized, nnx.RNNCellBase):
         return GRUWeights(**{name: getattr(self, name)[...] for name in GRUWeights._fields if hasattr(self, name)})
 
     def __call__(
-        self, carry: Array, x: Array, *, weights: GRUWeights | None = None, state_mask: Array | None = None
+        self,
+        carry: Array,
+        x: Array,
+        *,
+        weights: GRUWeights | None = None,
+        state_mask: Array | None = None,
+        **others: Never,
     ) -> tuple[Array, Array]:
-        """carry (..., H), x (..., I) -> the new state twice: in float32 at least, and in the compute dtype.
-
-        `weights` stand in for the cell's own (weight dropout); `state_mask` (..., H) multiplies the state where the
-        products read it (recurrent dropout).
-        """
+        """carry (..., H), x (..., I) -> h' (..., H) twice. Arguments, dtypes, errors: see `grujax.GRUCell`."""
+        refuse_others(self, others)
         return self.step(carry, x, self.weights(x.shape[-1]) if weights is None else weights, state_mask)
 
     def initialize_carry(

@@ -1,19 +1,20 @@
 """The GRU layer as a Flax NNX module: layers, directions, sequences and regularisation."""
 
 import dataclasses
-from typing import Any
+from typing import Any, Never
 
 import jax.numpy as jnp
 from flax import nnx
-from jax.nn.initializers import constant, lecun_normal
+from jax.nn.initializers import Initializer, constant, lecun_normal
 from jax.typing import ArrayLike
 
 from grujax.core.config import RATES, LayerSettings
-from grujax.core.initializers import preset
+from grujax.core.initializers import initial_states, preset
 from grujax.core.inputs import Steps, check_inputs
+from grujax.core.keywords import explained, refuse_others
 from grujax.core.stack import Hooks, LayerRun, Noise, returned, run_layers
 from grujax.nnx.cell import GRUCell, Rngs, Sized, stream_of
-from grujax.types import Array, Inputs
+from grujax.types import Array, Inputs, state_dtype
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -54,9 +55,10 @@ class Regularised(Sized, nnx.Module):
         return getattr(self, name)(x)
 
 
+@explained
 @dataclasses.dataclass(eq=False, repr=False)
 class GRU(LayerSettings, Regularised):
-    """`torch.nn.GRU` with batch_first=True: `GRU(input_size, hidden_size, num_layers=1, *, ..., rngs)`.
+    """`torch.nn.GRU` with batch_first=True: `GRU(input_size, hidden_size, *, ..., rngs)`.
 
     The equations of one step are those of `GRUCell`; attributes and parameters those of `grujax.GRU`.
 
@@ -70,8 +72,6 @@ class GRU(LayerSettings, Regularised):
 
     Source: torch.nn.GRU.
     """
-
-    num_layers: int = 1
 
     def __post_init__(self, rngs: nnx.Rngs) -> None:
         self.check()
@@ -96,7 +96,8 @@ class GRU(LayerSettings, Regularised):
         resets: ArrayLike | None = None,
         deterministic: bool | None = None,
         rngs: Rngs | None = None,
-    ) -> tuple[Array, Array] | tuple[tuple[Array, Array], Array]:
+        **others: Never,
+    ) -> tuple[Array, Array]:
         """Runs over whole sequences.
 
         Args:
@@ -105,11 +106,30 @@ class GRU(LayerSettings, Regularised):
           rngs: what is dropped is drawn from its stream "dropout"; from the module's own where None.
 
         Returns:
-          output (B, T, D*H), exactly 0 at steps that are not valid, and h_last (L*D, B, H); see `grujax.GRU`.
+          output (B, T, D*H), exactly 0 at steps that are not valid, and h_last (L*D, B, H), `h_last[0]` of a single
+          layer in one direction. Dtypes, errors: see `grujax.GRU`.
         """
+        refuse_others(self, others)
         self.check()
         steps = check_inputs(x, self.input_size, lengths, mask, resets, self.time_major)
         return returned(self, self.run(steps, h0, deterministic, rngs))
+
+    def initialize_carry(
+        self, input_shape: tuple[int, ...], rngs: Rngs | None = None, carry_init: Initializer | None = None
+    ) -> Array:
+        """The state h0 that a rollout begins with: (L*D, *batch, H), in the dtype that the state is carried in.
+
+        What `carry_init` draws; where None zeros, with initial_state="learned" the learned state.
+
+        Args:
+          input_shape: (*batch, I), that of one step.
+          rngs: `carry_init` draws from its stream "carry".
+        """
+        shape = (self.num_states, *input_shape[:-1], self.hidden_size)
+        dtype = state_dtype(self.dtype or self.param_dtype)
+        if carry_init is not None:
+            return carry_init(stream_of(rngs, "carry")(), shape, dtype)
+        return initial_states(self.h0[...] if self.initial_state == "learned" else None, shape, dtype)
 
     def run(
         self, steps: Steps, h0: Array | None = None, deterministic: bool | None = None, rngs: Rngs | None = None

@@ -2,17 +2,19 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Generic, Literal, Never, Unpack, overload
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from flax.core import FrozenDict
+from jax.nn.initializers import Initializer
 from jax.typing import ArrayLike
 
-from grujax.core.config import EncoderSettings, ModelSettings
+from grujax.core.config import EncoderSettings, ModelSettings, Sizes
 from grujax.core.heads import STATISTICS, answer, standardised
 from grujax.core.inputs import check_inputs
+from grujax.core.keywords import CallOptions, explained, refuse_others
 from grujax.core.pooling import check_segments, pooled
 from grujax.nnx.cell import Rngs
 from grujax.nnx.layer import GRU, Regularised, linear
@@ -23,6 +25,14 @@ class Statistic(nnx.Variable):
     """What is no parameter but measured: `input_mean`, `input_std`, `output_mean`, `output_std` of a `GRUModel`."""
 
 
+class Options(CallOptions, total=False):
+    """The same in a call of an NNX module."""
+
+    deterministic: bool | None
+    rngs: Rngs | None
+
+
+@explained
 @dataclasses.dataclass(eq=False, repr=False)
 class GRUEncoder(EncoderSettings, Regularised):
     """A vector a sequence: `GRU`, then pooling: `GRUEncoder(input_size, hidden_size, *, ..., rngs)`.
@@ -42,6 +52,14 @@ class GRUEncoder(EncoderSettings, Regularised):
             self.attention = linear(self, self.width, self.width, rngs)
             self.attention_score = linear(self, self.width, 1, rngs, use_bias=False)
 
+    @overload
+    def __call__(
+        self, x: Inputs, h0: Array | None = None, *, return_state: Literal[False] = False, **options: Unpack[Options]
+    ) -> Array: ...
+    @overload
+    def __call__(
+        self, x: Inputs, h0: Array | None = None, *, return_state: Literal[True], **options: Unpack[Options]
+    ) -> tuple[Array, Array]: ...
     def __call__(
         self,
         x: Inputs,
@@ -55,12 +73,15 @@ class GRUEncoder(EncoderSettings, Regularised):
         return_state: bool = False,
         deterministic: bool | None = None,
         rngs: Rngs | None = None,
-    ) -> Any:
+        **others: Never,
+    ) -> Array | tuple[Array, Array]:
         """Runs over whole sequences. Arguments: see `grujax.GRUEncoder`, and `GRU` for `deterministic` and `rngs`.
 
         Returns:
-          (B, F), with `segments` (N, F), with `pooling=None` (B, T, F); F is D*H, or H for a merge but "concat".
+          (B, F), with `segments` (N, F), with `pooling=None` (B, T, F); F is D*H, or H for another merge than
+          "concat". With return_state=True also h_last (L*D, B, H). Dtypes, errors: see `grujax.GRUEncoder`.
         """
+        refuse_others(self, others)
         self.check()
         steps = check_inputs(x, self.input_size, lengths, mask, resets, self.time_major)
         kept = check_segments(self.pooling, steps, segments, num_segments)
@@ -68,9 +89,16 @@ class GRUEncoder(EncoderSettings, Regularised):
         features = pooled(self, run, kept, self._dense)
         return (features, run.states) if return_state else features
 
+    def initialize_carry(
+        self, input_shape: tuple[int, ...], rngs: Rngs | None = None, carry_init: Initializer | None = None
+    ) -> Array:
+        """The state h0 that a rollout begins with, (L*D, *batch, H); see `GRU.initialize_carry`."""
+        return self.gru.initialize_carry(input_shape, rngs, carry_init)
 
+
+@explained
 @dataclasses.dataclass(eq=False, repr=False)
-class GRUModel(ModelSettings, Regularised):
+class GRUModel(ModelSettings[Sizes], Regularised, Generic[Sizes]):
     """A GRU encoder with a dense head: `GRUModel(input_size, hidden_size, output_size, *, ..., rngs)`.
 
         y = W pool(GRU(x)) + b
@@ -87,7 +115,8 @@ class GRUModel(ModelSettings, Regularised):
 
     def __post_init__(self, rngs: nnx.Rngs) -> None:
         if isinstance(self.output_size, Mapping):
-            self.output_size = FrozenDict(self.output_size)  # hashable, as what is static must be
+            heads: Any = FrozenDict(self.output_size)
+            self.output_size = heads  # hashable, as what is static must be
         self.head_hidden = tuple(self.head_hidden)
         self.check()
         self.encoder = GRUEncoder(**self.settings(GRUEncoder), rngs=rngs)
@@ -98,6 +127,42 @@ class GRUModel(ModelSettings, Regularised):
                 size = width
         self._draws(rngs, self.dropout)
 
+    @overload
+    def __call__(
+        self: "GRUModel[int]",
+        x: Inputs,
+        h0: Array | None = None,
+        *,
+        return_state: Literal[False] = False,
+        **options: Unpack[Options],
+    ) -> Array: ...
+    @overload
+    def __call__(
+        self: "GRUModel[int]",
+        x: Inputs,
+        h0: Array | None = None,
+        *,
+        return_state: Literal[True],
+        **options: Unpack[Options],
+    ) -> tuple[Array, Array]: ...
+    @overload
+    def __call__(
+        self: "GRUModel[Mapping[str, int]]",
+        x: Inputs,
+        h0: Array | None = None,
+        *,
+        return_state: Literal[False] = False,
+        **options: Unpack[Options],
+    ) -> dict[str, Array]: ...
+    @overload
+    def __call__(
+        self: "GRUModel[Mapping[str, int]]",
+        x: Inputs,
+        h0: Array | None = None,
+        *,
+        return_state: Literal[True],
+        **options: Unpack[Options],
+    ) -> tuple[dict[str, Array], Array]: ...
     def __call__(
         self,
         x: Inputs,
@@ -111,13 +176,16 @@ class GRUModel(ModelSettings, Regularised):
         return_state: bool = False,
         deterministic: bool | None = None,
         rngs: Rngs | None = None,
-    ) -> Any:
+        **others: Never,
+    ) -> Array | dict[str, Array] | tuple[Array | dict[str, Array], Array]:
         """Runs the model over whole sequences. Arguments: see `grujax.GRUModel`, and `GRU` for the last two.
 
         Returns:
           (B, output_size), (N, output_size) with `segments`, or (B, T, output_size) with `pooling=None`, 0 at steps
-          that are not valid; a dict of such arrays where there are several heads.
+          that are not valid; a dict of such arrays where there are several heads. With return_state=True also
+          h_last (L*D, B, H). Dtypes, errors: see `grujax.GRUModel`.
         """
+        refuse_others(self, others)
         self.check()
         steps = check_inputs(x, self.input_size, lengths, mask, resets, self.time_major)
         statistics = {name: getattr(self, name)[...] for name in STATISTICS if hasattr(self, name)}
@@ -134,6 +202,12 @@ class GRUModel(ModelSettings, Regularised):
         )
         y = answer(self, features, steps.valid, statistics, self._dense, self._noise(deterministic, rngs))
         return (y, h_last) if return_state else y
+
+    def initialize_carry(
+        self, input_shape: tuple[int, ...], rngs: Rngs | None = None, carry_init: Initializer | None = None
+    ) -> Array:
+        """The state h0 that a rollout begins with, (L*D, *batch, H); see `GRU.initialize_carry`."""
+        return self.encoder.initialize_carry(input_shape, rngs, carry_init)
 
     def _features(self) -> int:
         """How many the head reads: what the pooling leaves."""

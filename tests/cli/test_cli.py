@@ -5,10 +5,7 @@ import dataclasses
 import importlib.util
 import json
 import os
-import signal
-import subprocess
-import sys
-import time
+from importlib.metadata import version
 
 import jax
 import numpy as np
@@ -20,8 +17,6 @@ from grujax.bench import chart, measure
 from grujax.bench import report as reports
 from grujax.bench.cases import Case
 from grujax.bench.peers import peer as peer_module
-from grujax.cli import train
-from grujax.saving import read
 from grujax.training import Epoch
 
 LEARNING = [*QUICK, "--epochs", "20", "--learning-rate", "0.02"]
@@ -55,6 +50,8 @@ def test_train_evaluate_predict(tmp_path, capsys):
 
     code, out, _ = run(capsys, "predict", "out/model.safetensors", test, "--output", "p.csv")
     assert code == 0 and "saved 20 predictions in p.csv" in out
+    again = ["predict", "out", test, "--output", "p.csv"]
+    assert (run(capsys, *again)[0], run(capsys, *again, "--overwrite")[0]) == (2, 0)
     rows = list(csv.DictReader((tmp_path / "p.csv").read_text().splitlines()))
     right = np.mean([row["label"] == ("up", "down")[int(row["row"]) % 2] for row in rows])
     assert len(rows) == 20 and right == pytest.approx(lines[-1]["test"]["accuracy"])
@@ -89,6 +86,10 @@ def test_quiet_prints_the_result_alone(capsys):
     assert out.startswith("test accuracy") and len(out.splitlines()) == 1
 
 
+def test_version(capsys):
+    assert run(capsys, "--version") == (0, f"grujax {version('grujax')}\n", "")
+
+
 def test_the_same_seed_writes_the_same_model(tmp_path, capsys):
     source = toy("toy.npz")
     for name in ("a", "b"):
@@ -100,7 +101,7 @@ def test_doctor(capsys, monkeypatch):
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else found(name))
     code, out, _ = run(capsys, "doctor")
-    assert code == 0 and jax.__version__ in out and "xla" in out and "cpu" in out
+    assert code == 0 and jax.__version__ in out and "xla" in out and "cpu" in out and "cpu cpu" not in out
     assert "pip install 'grujax[torch]'" in out
 
 
@@ -138,6 +139,15 @@ BAD = {
     "missing data to predict": (lambda: ["predict", trained(), "none.npz"], ["none.npz"]),
     "wrong channels": (lambda: ["predict", trained(), toy("w.npz", channels=3)], ["channels: expected 2, found 3"]),
     "unseen labels": (lambda: ["evaluate", trained(), toy("w.npz", labels=("up", "left"))], ["'left'"]),
+    "predictions that exist": (
+        lambda: ["predict", trained(), toy("w.npz"), "--output", written("p.csv", b"earlier")],
+        ["--output: expected a file that does not exist yet", "--overwrite"],
+    ),
+    "predictions into a folder": (
+        lambda: ["predict", trained(), toy("w.npz"), "--output", ".", "--overwrite"],
+        ["--output: expected a file,"],
+    ),
+    "no such command": (lambda: ["trian"], ["'trian'", "Did you mean train?", "Commands: train, evaluate, predict"]),
     "cannot write": (lambda: ["predict", trained(), toy("w.npz"), "--output", "none/p.csv"], ["none"]),
 }
 
@@ -189,7 +199,8 @@ def no_space(fd):
 def test_a_full_disk(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(os, "fsync", no_space)
     code, _, err = run(capsys, "train", toy("toy.npz"), "--output", "out", "--quiet", *QUICK)
-    assert code == 2 and "No space left on device" in err and not (tmp_path / "out").exists()
+    assert code == 2 and err.splitlines()[-1].startswith("grujax: No space left on device")
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["metrics.jsonl"]
 
 
 def test_a_full_disk_leaves_the_earlier_predictions(tmp_path, capsys, monkeypatch):
@@ -198,41 +209,9 @@ def test_a_full_disk_leaves_the_earlier_predictions(tmp_path, capsys, monkeypatc
 
     monkeypatch.setattr(os, "fsync", no_space)
     before = set(tmp_path.rglob("*"))
-    code, _, err = run(capsys, "predict", model, source, "--output", "p.csv")
+    code, _, err = run(capsys, "predict", model, source, "--output", "p.csv", "--overwrite")
     assert code == 2 and "No space left on device" in err
     assert (tmp_path / "p.csv").read_text() == "earlier" and set(tmp_path.rglob("*")) == before
-
-
-def test_ctrl_c_saves_the_best_model_so_far(tmp_path):
-    toy("toy.npz")
-    program = (  # a job in the background ignores SIGINT, and so would what it starts
-        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
-        "from grujax.cli import main; sys.exit(main(sys.argv[1:]))"
-    )
-    command = [sys.executable, "-c", program, "train", "toy.npz", "--output", "out", "--epochs", "100000"]
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    metrics, deadline = tmp_path / "out/metrics.jsonl", time.time() + 90
-    while time.time() < deadline and not (metrics.exists() and metrics.read_text().count("\n") > 3):
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    out = process.communicate(timeout=30)[0]
-    assert process.returncode == 130 and "Traceback" not in out
-    assert "interrupted: the best model so far (epoch " in out
-    assert read("out/model.safetensors").metadata["labels"] == ["down", "up"]
-
-
-def test_ctrl_c_before_the_first_epoch(capsys, monkeypatch, tmp_path):
-    def stop(*args, **kwargs):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(train, "fit", stop)
-    code, _, err = run(capsys, "train", toy("toy.npz"), "--output", "out")
-    assert code == 130 and "before there was a model" in err and not (tmp_path / "out").exists()
 
 
 TINY = ["--shapes", "tiny", "--peers", "grujax", "--repeats", "1"]

@@ -14,6 +14,7 @@ from refusals import refused
 
 import grujax
 from grujax import GRU, GRUCell, GRUEncoder, GRUModel, GRUSpec, GRUWeights, equations, gru
+from grujax.core.weight_layouts import DIALECTS, arranged
 from grujax.interop import ConversionWarning
 from grujax.interop.model_parts import FREE, SIZES, TRAINING
 from grujax.interop.torch import from_torch, to_torch
@@ -186,10 +187,9 @@ def plain_numerics():
         yield
 
 
-def z_first(a):
-    """(..., 3H) in the order z, r, n of the others."""
-    r, z, n = jnp.split(a, 3, axis=-1)
-    return jnp.concatenate([z, r, n], axis=-1)
+def stored(given, dialect, update="keep"):
+    """w_ih, w_hh and the biases as another framework stores them."""
+    return arranged(GRUWeights(**weights_of(given)), DIALECTS[dialect], update)
 
 
 def test_haiku_is_reset_before_and_take(drawn):
@@ -201,8 +201,7 @@ def test_haiku_is_reset_before_and_take(drawn):
         return hk.dynamic_unroll(hk.GRU(H), x, h0, time_major=False)
 
     def theirs(given):
-        params = {"w_i": z_first(given["w_ih"]), "w_h": z_first(given["w_hh"])}
-        params["b"] = z_first(given["b_ih"] + given["b_hh"])
+        params = dict(zip(("w_i", "w_h", "b"), stored(given, "haiku", "take"), strict=True))
         return hk.without_apply_rng(hk.transform(unroll)).apply({"gru": params}, given["x"], given["h0"])
 
     given = as_jax(drawn(options))
@@ -222,8 +221,8 @@ def keras():
 
 
 def keras_weights(given, reset_after=True):
-    biases = jnp.stack([given["b_ih"], given["b_hh"]])
-    return [*map(z_first, (given["w_ih"], given["w_hh"], biases if reset_after else biases.sum(0)))]
+    kernel, recurrent, *biases = stored(given, "keras" if reset_after else "keras, reset before")
+    return [kernel, recurrent, jnp.stack(biases) if reset_after else biases[0]]
 
 
 def run_keras(layer, weights, x, states):
@@ -297,10 +296,11 @@ def onnx_gru(given, lengths, options, direction):
         linear_before_reset=int(options.get("reset_after", True)),
         **{name: value for name, value in attributes.items() if value},
     )
+    weights = [stored(g, "onnx") for g in given]
     constants = {
-        "W": [z_first(g["w_ih"]).T for g in given],
-        "R": [z_first(g["w_hh"]).T for g in given],
-        "B": [jnp.concatenate([z_first(g["b_ih"]), z_first(g["b_hh"])]) for g in given],
+        "W": [w[0] for w in weights],
+        "R": [w[1] for w in weights],
+        "B": [np.concatenate(w[2:]) for w in weights],
     }
     shapes = {"X": (T, B, I), "initial_h": (count, B, H), "Y": (T, count, B, H), "Y_h": (count, B, H)}
     x, h0, y, y_h = [helper.make_tensor_value_info(name, float32, shape) for name, shape in shapes.items()]

@@ -1,11 +1,17 @@
 """The layer: layers and directions against the oracle, one tree for every path, dropout, refusals."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
+from refusals import refused
 
-from grujax import GRU, equations
+from grujax import GRU, GRUEncoder, GRUModel, equations
+from grujax.interop.torch import to_torch
+from grujax.nnx import from_linen
 from grujax.testing import assert_close, assert_trees_close
 
 RNG = np.random.default_rng(0)
@@ -18,7 +24,7 @@ CELLS = [("l0", False), ("l0_reverse", True), ("l1", False), ("l1_reverse", True
 
 
 def layer(**options):
-    return GRU(H, L, bidirectional=True, param_dtype=jnp.float64, **options)
+    return GRU(H, num_layers=L, bidirectional=True, param_dtype=jnp.float64, **options)
 
 
 def oracle(params, lengths, reset_after):
@@ -146,3 +152,91 @@ def test_half_precision_compute_gives_half_precision_output_and_a_float32_state(
     assert (output.dtype, h_last.dtype) == (jnp.bfloat16, jnp.float32)
     assert variables["params"]["l0"]["w_hh"].dtype == jnp.float32
     assert_close(output, GRU(H).apply(variables, x)[0], dtype="bfloat16")
+
+
+@pytest.mark.parametrize("implementation", [None, "reference"])
+def test_a_layer_that_reads_backwards_equals_the_oracle(implementation):
+    model = GRU(H, num_layers=L, reverse=True, implementation=implementation, param_dtype=jnp.float64)
+    params = model.init(jax.random.key(0), jnp.asarray(X))["params"]
+    assert set(params) == {"l0", "l1"}
+    hs, last = X.swapaxes(0, 1), []
+    for k in range(L):
+        weights = [np.asarray(params[f"l{k}"][name]) for name in WEIGHTS]
+        hs, h_last, _ = equations.sequence(hs, H0[k], *weights, lengths=LENGTHS, reverse=True)
+        last.append(h_last)
+    output, h_last = model.apply({"params": params}, jnp.asarray(X), jnp.asarray(H0[:L]), lengths=LENGTHS)
+    assert_close(output, hs.swapaxes(0, 1))
+    assert_close(h_last, np.stack(last))
+
+
+def test_without_a_merge_the_directions_come_apart_on_the_first_axis():
+    both, apart = (GRU(H, bidirectional=True, merge=merge, param_dtype=jnp.float64) for merge in ("concat", None))
+    variables = both.init(jax.random.key(0), jnp.asarray(X))
+    (expected, last), (found, h_last) = (m.apply(variables, jnp.asarray(X), lengths=LENGTHS) for m in (both, apart))
+    np.testing.assert_array_equal(found, np.stack(np.split(np.asarray(expected), 2, -1)), strict=True)
+    np.testing.assert_array_equal(h_last, last)
+
+
+@pytest.mark.parametrize("options", [{"pooling": "last"}, {"pooling": "mean"}, {"pooling": None}], ids=str)
+def test_a_layer_that_reads_backwards_is_the_backward_direction_of_one_that_reads_both_ways(options):
+    rng = np.random.default_rng(1)
+    both, backward = (
+        GRUEncoder(H, initial_state="learned", param_dtype=jnp.float64, **way, **options)
+        for way in ({"bidirectional": True}, {"reverse": True})
+    )
+    shapes = jax.eval_shape(both.init, jax.random.key(0), X)["params"]["gru"]
+    params = jax.tree.map(lambda a: jnp.asarray(rng.uniform(-0.6, 0.6, a.shape)), shapes)
+    steps = {"resets": rng.random((B, T)) < 0.4, "mask": rng.random((B, T)) < 0.8, "return_state": True}
+    if options["pooling"]:
+        steps |= {"segments": rng.integers(-1, 3, (B, T)), "num_segments": 4}
+    expected, last = both.apply({"params": {"gru": params}}, jnp.asarray(X), **steps)
+    one = {"l0": params["l0_reverse"], "h0": params["h0"][1:]}
+    found, h_last = backward.apply({"params": {"gru": one}}, jnp.asarray(X), **steps)
+    np.testing.assert_array_equal(found, expected[..., H:])
+    np.testing.assert_array_equal(h_last, last[1:])
+
+
+def test_reverse_is_refused_beside_both_directions_and_where_another_framework_has_no_place_for_it():
+    with refused("reverse", "bidirectional"):
+        layer(reverse=True).init(jax.random.key(0), jnp.asarray(X))
+    model = GRU(H, reverse=True)
+    with refused("reverse: expected False", "True"):
+        to_torch(model, model.init(jax.random.key(0), jnp.asarray(X, jnp.float32)))
+
+
+@pytest.mark.parametrize("batch", [(), (B,), (2, 2)], ids=str)
+@pytest.mark.parametrize("of, scope", [(GRU, ()), (GRUEncoder, ("gru",)), (GRUModel, ("encoder", "gru"))])
+def test_initialize_carry_is_what_a_sequence_starts_from(of, scope, batch):
+    key, sizes = jax.random.key(0), {"output_size": 2} if of is GRUModel else {}
+    options = {"num_layers": 2, "bidirectional": True, "dtype": jnp.bfloat16, **sizes}
+    expected = np.zeros((4, *batch, H), np.float32)
+    zeros, learned = of(H, **options), of(H, initial_state="learned", **options)
+    variables = learned.init(key, jnp.asarray(X, jnp.float32))
+    params = functools.reduce(lambda tree, name: tree[name], scope, variables["params"])
+    params["h0"] = jnp.arange(4 * H, dtype=jnp.float32).reshape(4, H)
+    for carry in (zeros.initialize_carry(key, (*batch, I)), learned.initialize_carry(key, (*batch, I))):
+        np.testing.assert_array_equal(carry, expected, strict=True)
+    carry = zeros.apply(zeros.init(key, jnp.asarray(X, jnp.float32)), key, (*batch, I), method="initialize_carry")
+    np.testing.assert_array_equal(carry, expected, strict=True)
+    carry = learned.apply(variables, key, (*batch, I), method="initialize_carry")
+    expected = expected + np.asarray(params["h0"]).reshape(4, *(1,) * len(batch), H)
+    np.testing.assert_array_equal(carry, expected, strict=True)
+    module = from_linen(learned, variables, rngs=nnx.Rngs(0))
+    np.testing.assert_array_equal(module.initialize_carry((*batch, I)), expected, strict=True)
+    np.testing.assert_array_equal(module.initialize_carry((*batch, I), None), expected)
+    ones = module.initialize_carry((*batch, I), nnx.Rngs(0), nnx.initializers.ones)
+    np.testing.assert_array_equal(ones, np.ones_like(expected), strict=True)
+
+
+@pytest.mark.parametrize("batch", [(), (B,), (2, 2)], ids=str)
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_single_layer_takes_a_state_without_the_axis_of_layers(batch, reverse):
+    x, h0 = X[: B if batch else 1].reshape(*batch, T, I), H0[0, : B if batch else 1].reshape(*batch, H)
+    model = GRU(H, reverse=reverse, param_dtype=jnp.float64)
+    variables = model.init(jax.random.key(0), jnp.asarray(x))
+    found, expected = (model.apply(variables, jnp.asarray(x), jnp.asarray(h)) for h in (h0, h0[None]))
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    module = from_linen(model, variables, rngs=nnx.Rngs(0))
+    jax.tree.map(np.testing.assert_array_equal, module(jnp.asarray(x), jnp.asarray(h0)), expected)
+    with refused("h0: expected shape (2, "):
+        GRU(H, num_layers=2).init(jax.random.key(0), jnp.asarray(x), jnp.asarray(h0))

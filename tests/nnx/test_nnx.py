@@ -40,20 +40,21 @@ def norms_of_three(output, valid):
     return jnp.sqrt(jnp.square(jnp.where(valid[..., None], output, 1)).sum(-2))[..., :3]
 
 
-LAYER = grujax.GRU(H, 2, bidirectional=True, **WIDE)
+LAYER = grujax.GRU(H, num_layers=2, bidirectional=True, **WIDE)
 MODEL = grujax.GRUModel(H, 2, num_layers=2, pooling="attention", head_hidden=(5,), dropout=0.4, **WIDE)
 NOISY = grujax.GRUModel(H, 2, num_layers=2, dropout=0.4, **WIDE)
 CASES = {
     "layers, directions, h0, lengths, resets": (LAYER, (X, H0), STEPS),
     "reference": (LAYER.clone(implementation="reference"), (X, H0), STEPS),
     "variant": (
-        grujax.GRU(H, 2, bidirectional=True, merge="mul", reset_after=False, update="take", activation="softsign",
-                   gate_activation="hard_sigmoid", clip=1.5, connection="highway", layer_norm=True, **WIDE),
+        grujax.GRU(H, num_layers=2, bidirectional=True, merge="mul", reset_after=False, update="take",
+                   activation="softsign", gate_activation="hard_sigmoid", clip=1.5, connection="highway",
+                   layer_norm=True, **WIDE),
         (X,),
         STEPS,
     ),
     "learned initial state": (
-        grujax.GRU(H, 2, initial_state="learned", connection="residual", bias=False,
+        grujax.GRU(H, num_layers=2, initial_state="learned", connection="residual", bias=False,
                    time_major=True, **WIDE),
         (X.swapaxes(0, 1),),
         {"resets": RESETS.T},
@@ -67,7 +68,7 @@ CASES = {
         STEPS | {"return_state": True},
     ),
     "model, pooled by a function": (grujax.GRUModel(H, 2, pooling=norms_of_three, **WIDE), (X,), {"lengths": LENGTHS}),
-    "model, zoneout": (NOISY.clone(zoneout=0.2), (X,), {"lengths": LENGTHS}),
+    "model, zoneout, backwards": (NOISY.clone(zoneout=0.2, reverse=True), (X,), {"lengths": LENGTHS}),
     "cell": (grujax.GRUCell(H, **WIDE), (H0[0], X[:, 0]), {}),
 }  # fmt: skip
 STATISTICS = {"input_mean": RNG.normal(size=I), "input_std": RNG.uniform(1, 2, I), "output_mean": RNG.normal(size=2)}
@@ -323,7 +324,7 @@ def test_initial_values_have_the_distributions_of_linen(initializer):
 
 
 def test_layers_and_directions_start_apart_and_a_highway_lets_most_through():
-    layer = gnnx.GRU(H, H, 2, bidirectional=True, merge="sum", connection="highway", rngs=nnx.Rngs(0))
+    layer = gnnx.GRU(H, H, num_layers=2, bidirectional=True, merge="sum", connection="highway", rngs=nnx.Rngs(0))
     cells = [layer.l0, layer.l0_reverse, layer.l1, layer.l1_reverse]
     drawn = [np.asarray(a) for cell in cells for a in (cell.w_ih[...], cell.w_hh[...])]
     assert not any(np.isin(a, drawn[:i]).any() for i, a in enumerate(drawn) if i)
@@ -412,7 +413,7 @@ def test_only_what_drops_holds_a_stream():
     plain = gnnx.GRUModel(I, H, 2, pooling="attention", rngs=nnx.Rngs(0))
     assert {type(v) for _, v in nnx.to_flat_state(nnx.state(plain))} == {nnx.Param}
     for rate in RATES:
-        layer = gnnx.GRU(I, H, 2, **{rate: 0.5}, **WIDE, rngs=nnx.Rngs(0))
+        layer = gnnx.GRU(I, H, num_layers=2, **{rate: 0.5}, **WIDE, rngs=nnx.Rngs(0))
         assert not np.allclose(layer(X)[0], layer(X)[0]), rate  # its own stream goes on
 
 
@@ -456,7 +457,7 @@ BAD = {
     "another's model": (lambda: MODULE(grujax.nnx.GRU(2, 3, rngs=nnx.Rngs(0)), {}), ["model: expected one of", "GRU"]),
     "no parameters": (lambda: MODULE(grujax.GRU(H), {}), ["variables", "w_ih of the first layer"]),
     "a parameter missing": (
-        lambda: MODULE(grujax.GRU(H, 2, **WIDE), params()),
+        lambda: MODULE(grujax.GRU(H, num_layers=2, **WIDE), params()),
         ["params/l1/b_hh: expected float64 (12,), found none"],
     ),
     "a parameter too many": (

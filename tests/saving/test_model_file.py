@@ -19,6 +19,7 @@ MODELS = {
     "without bias": grujax.GRUModel(5, 2, bias=False, reset_after=False, initializer="flax"),
     "bfloat16": grujax.GRUModel(5, 2, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16, precision="highest"),
     "layer": grujax.GRU(5, bidirectional=True),
+    "backwards": grujax.GRU(5, reverse=True),
     "encoder": grujax.GRUEncoder(5, pooling="max"),
 }
 

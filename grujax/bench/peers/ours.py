@@ -19,7 +19,9 @@ from grujax.types import Array, GRUWeights
 def layers(a: Arrays, threads: int, reset_after: bool = True) -> Runs:
     """`grujax.GRU`."""
     L, D, dtype = a.num_layers, a.num_directions, a.x.dtype
-    module = GRU(a.hidden_size, L, bidirectional=D == 2, reset_after=reset_after, dtype=dtype, param_dtype=dtype)
+    module = GRU(
+        a.hidden_size, num_layers=L, bidirectional=D == 2, reset_after=reset_after, dtype=dtype, param_dtype=dtype
+    )
     names = [f"l{k}{way}" for k in range(L) for way in ("", "_reverse")[:D]]
 
     def function(params: list[GRUWeights], x: Array, h0: Array, control: Any) -> Any:

@@ -1,0 +1,116 @@
+"""What other frameworks call an argument, and what it is called here: a TypeError says what to write."""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Iterable
+from typing import NoReturn, TypedDict, TypeVar
+
+from jax.typing import ArrayLike
+
+FOREIGN = {
+    "input_size": ("in_features", "input_dim", "input_features", "num_features"),
+    "hidden_size": ("features", "units", "num_units", "hidden_features", "hidden_dim", "state_size", "rnn_units"),
+    "output_size": ("out_features", "output_dim", "num_classes", "num_outputs"),
+    "num_layers": ("layers", "n_layers", "depth"),
+    "bias": ("use_bias",),
+    "dropout": ("dropout_rate",),
+    "reset_after": ("linear_before_reset",),
+    "activation": ("activation_fn", "nonlinearity"),
+    "gate_activation": ("gate_fn", "recurrent_activation"),
+    "merge": ("merge_mode",),
+    "reverse": ("go_backwards",),
+    "initializer": ("kernel_init", "recurrent_kernel_init", "kernel_initializer", "recurrent_initializer"),
+    "lengths": ("seq_lengths", "sequence_lengths", "sequence_length", "seq_lens", "seq_len", "input_lengths"),
+    "mask": ("padding_mask", "attention_mask"),
+    "resets": ("dones", "reset", "done"),
+    "h0": ("initial_carry", "initial_state", "hx", "h_0", "hidden", "state", "carry"),
+    "segments": ("segment_ids",),
+    "return_state": ("return_carry",),
+}
+"""Our word for an argument, and those of PyTorch, Flax, Keras, ONNX and others."""
+
+INSTEAD = {
+    "input_size": "the number of input features is read from x",
+    "batch_first": "x is (batch, time, features); with time_major=True it is (time, batch, features)",
+    "return_state": "a call always returns (output, h_last)",
+    "return_sequences": "GRU returns the output of every step, GRUEncoder and GRUModel do with pooling=None",
+    "train": "write deterministic=not train in the call",
+    "training": "write deterministic=not training in the call",
+    "rngs": 'write model.apply(variables, x, rngs={"dropout": key})',
+    "direction": "write bidirectional=True, or reverse=True for a layer that reads backwards only",
+    "num_directions": "write bidirectional=True",
+    "stateful": "pass h_last to the next call as h0",
+    "device": "jax.device_put moves x and the variables to a device",
+    "unroll": "the implementation chooses it",
+}
+"""What to do where no single word of ours stands for theirs."""
+
+
+class CallOptions(TypedDict, total=False):
+    """Keyword arguments that a call of an encoder or model takes, for its overloads: which steps are valid, where
+    sequences begin, which sequence a step belongs to."""
+
+    lengths: ArrayLike | None
+    mask: ArrayLike | None
+    resets: ArrayLike | None
+    segments: ArrayLike | None
+    num_segments: int | None
+
+
+OURS = {theirs: ours for ours, words in FOREIGN.items() for theirs in words}
+FLAX = ("self", "parent", "name", "others")
+Class = TypeVar("Class", bound=type)
+
+
+def explained(cls: Class) -> Class:
+    """`cls` with a constructor that refuses a surplus positional argument, and a word that is not ours, by a TypeError
+    that says what to write."""
+    made = cls.__init__
+    names = [f.name for f in dataclasses.fields(cls) if not f.kw_only and f.name not in FLAX]
+    accepted = {*inspect.signature(made).parameters}
+
+    @functools.wraps(made)
+    def __init__(self, *args, **fields) -> None:
+        if len(args) > len(names):
+            raise TypeError(_surplus(cls, names, args))
+        if unknown := [word for word in fields if word not in accepted]:
+            _refuse(cls, unknown[0], _constructor(cls), _call(cls), "the call")
+        made(self, *args, **fields)
+
+    setattr(cls, "__init__", __init__)  # noqa: B010, pyright knows no method that may be assigned
+    return cls
+
+
+def refuse_others(module: object, others: Iterable[str]) -> None:
+    """Raises TypeError where a call has keyword arguments that are not ours, saying what to write."""
+    for word in others:
+        _refuse(type(module), word, _call(type(module)), _constructor(type(module)), "the constructor")
+
+
+def _refuse(cls: type, word: str, here: list[str], there: list[str], place: str) -> NoReturn:
+    ours = OURS.get(word, word)
+    if ours in here:
+        what = f"write {ours}="
+    elif word in INSTEAD or ours in INSTEAD:
+        what = INSTEAD.get(word) or INSTEAD[ours]
+    elif ours in there:
+        what = f"{ours}= belongs to {place}"
+    else:
+        what = f"it takes {', '.join(here)}"
+    raise TypeError(f"{cls.__name__} takes no {word}= here: {what}.")
+
+
+def _surplus(cls: type, names: list[str], args: tuple) -> str:
+    reads = "" if "input_size" in names else ": the number of input features is read from x"
+    values = args[1:] if reads else args  # torch.nn.GRU(input_size, hidden_size)
+    fields = ", ".join(f"{name}={value!r:.30}" for name, value in zip(names, values, strict=False))
+    return f"{cls.__name__} takes {', '.join(names)} alone by position; write {cls.__name__}({fields}){reads}."
+
+
+def _constructor(cls: type) -> list[str]:
+    return [name for name in inspect.signature(cls.__init__).parameters if name not in FLAX]
+
+
+def _call(cls: type) -> list[str]:
+    return [name for name in inspect.signature(cls.__call__).parameters if name not in FLAX]
