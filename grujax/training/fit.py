@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -86,17 +86,18 @@ def fit(
     boundaries = bucket_boundaries(train.lengths, config.buckets)
     rng = np.random.default_rng(config.seed)
     steps_per_epoch = sum(1 for _ in batches(train, config.batch_size, boundaries))
-    optimizer = make_optimizer(config, config.epochs * steps_per_epoch)
+    num_steps = config.epochs * steps_per_epoch
+    step_config = replace(config, seed=0)  # the step does not read it: runs with other seeds share its programs
     init_key, key = jax.random.split(jax.random.key(config.seed))
     params = model.init(init_key, np.zeros((1, 1, train.channels), np.float32))["params"]
-    state = initial_state(params, optimizer, config, key)
+    state = initial_state(params, make_optimizer(config, num_steps), config, key)
 
     executables = {}
     began = time.perf_counter()
     for batch in batches(train, config.batch_size, boundaries):
         if batch.x.shape not in executables:
             share = np.ones(config.batch_size, np.float32)
-            lowered = train_step.lower(model, optimizer, config, state, constants, batch, share)
+            lowered = train_step.lower(model, step_config, num_steps, state, constants, batch, share)
             executables[batch.x.shape] = lowered.compile()
     compiled = Compiled(
         tuple(executables), time.perf_counter() - began, padding_share(train.lengths, tuple(boundaries))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from compilations import compilations
 
 import grujax
 from grujax.data import Batch, Dataset, load, sequences
@@ -112,12 +114,11 @@ def test_the_share_of_mixup_is_the_larger_side_of_a_beta():
 def steps_of(batch, config=SMALL, count=2, share=1.0, dropout=0.0):  # the first step of the warm-up has rate zero
     model = grujax.GRUModel(4, 2, dropout=dropout)
     params = model.init(jax.random.key(0), batch.x)["params"]
-    optimizer = make_optimizer(config, 10)
-    state = initial_state(params, optimizer, config, jax.random.key(1))
+    state = initial_state(params, make_optimizer(config, 10), config, jax.random.key(1))
     constants = {"input_mean": jnp.zeros(2, jnp.float32), "input_std": jnp.ones(2, jnp.float32)}
     share = np.full(len(batch.y), share, np.float32)
     for _ in range(count):
-        state, average, total = train_step(model, optimizer, config, state, constants, batch, share)
+        state, average, total = train_step(model, config, 10, state, constants, batch, share)
         yield jax.tree.map(np.array, (state.params, average)), total  # copies: the next step takes the state's buffers
 
 
@@ -217,6 +218,16 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not():
     for key in w:
         pick = [p[key] for p in pick]
     assert not np.array_equal(*pick)
+
+
+def test_ten_equal_fits_compile_once_and_keep_nothing():
+    counts, pages = [], []
+    for seed in (3, 3, 3, 3, 3, 4, 3, 3, 3, 3):
+        config = dataclasses.replace(SMALL, hidden_size=6, epochs=2, seed=seed)
+        counts.append(compilations(lambda config=config: fit(config, DATA).variables))
+        pages.append(int(Path("/proc/self/statm").read_text().split()[1]))
+    assert counts[0] > 0 and counts[1:] == [0] * 9
+    assert (pages[-1] - pages[2]) * os.sysconf("SC_PAGE_SIZE") < 2**24
 
 
 def test_an_interrupt_keeps_the_best_so_far():
