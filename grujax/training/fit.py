@@ -60,10 +60,11 @@ def fit(
 ) -> Fitted:
     """Trains on `data.train` and looks at `data.test` once, at the end.
 
-    A stratified share of the training split is held out for validation; inputs (and targets of a regression) are
-    standardised by the rest; the averaged weights are evaluated after each epoch, and those of the smallest validation
-    loss are kept. The same config and data give the
-    same numbers on the same machine. An interrupt (Ctrl-C) after the first epoch ends training with the best so far.
+    A share of the training split, `config.validation`, is held out by `stratified_split`; inputs (and targets of a
+    regression) are standardised by the rest; the averaged weights are evaluated after each epoch, and those of the
+    smallest validation loss are kept. The same config and data give the same numbers on the same machine. A further
+    call with the same sizes compiles nothing. An interrupt (Ctrl-C) after the first epoch ends training with the best
+    so far.
 
     >>> from grujax.data import Dataset, sequences
     >>> x = [[[float(i % 2)]] * 5 for i in range(40)]
