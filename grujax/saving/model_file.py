@@ -290,7 +290,7 @@ def _check_tensors(model: nn.Module, tensors: Mapping[str, np.ndarray]) -> None:
         require(not wide, key, "float32 or narrower", "float64", 'Set jax.config.update("jax_enable_x64", True).')
         found = (a.shape, a.dtype)
         require(found == expected[key], key, _shown(expected[key]), _shown(found))
-        require(bool(np.isfinite(a).all()), key, "finite numbers", "NaN or infinity")
+        require(bool(np.isfinite(a).all()), key, "finite numbers", "NaN or Inf")
         std = key.startswith("statistics/") and key.endswith("_std")
         require(not std or bool((a > 0).all()), key, "positive numbers", a.min() if a.size else None)
 
