@@ -5,9 +5,8 @@ import dataclasses
 import importlib.util
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import numpy as np
 import tyro
 from rich.console import Console
 
@@ -90,7 +89,7 @@ class Train:
         with warned("the test split could not be evaluated"):
             test = fitted.scores(data.test)
             show_scores(console, "test", test)
-            metrics.add({"test": _as_json(test)})
+            metrics.add({"test": test.as_json()})
         pictures = _draw(kept.path.parent, fitted, test)
         if not self.quiet:
             with warned("no table of baselines"):
@@ -121,8 +120,3 @@ def _draw(folder: Path, fitted: Fitted, test: Scores | None) -> list[str]:
             plot_confusion(folder / "confusion.png", test.confusion, fitted.labels)
             drawn.append("confusion.png")
     return drawn
-
-
-def _as_json(scores: Scores) -> dict[str, Any]:
-    kept = {key: value for key, value in scores._asdict().items() if value is not None}
-    return {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in kept.items()}

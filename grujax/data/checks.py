@@ -65,15 +65,15 @@ def checked_y(
         return targets, None
     expected = "class labels (strings or integers)" + (" or real targets" if labels is None else "")
     require(values.dtype.kind in "UTbiu", "y", expected, f"{values.dtype} in {source}")
-    names = values.astype(str).tolist()
-    known = tuple(sorted(set(names), key=_order) if labels is None else labels)
-    index = {name: number for number, name in enumerate(known)}
-    unseen = next((row for row, name in enumerate(names) if name not in index), None)
-    if unseen is not None:
-        raise InputError(
-            "y", f"one of the known labels {shown(known)}", f"{names[unseen]!r} in row {unseen} of {source}"
-        )
-    return np.array([index[name] for name in names], np.int32), known
+    distinct, first, number = np.unique(values, return_index=True, return_inverse=True)
+    names = [str(name) for name in distinct.tolist()]
+    known = tuple(sorted(names, key=_order) if labels is None else labels)
+    index = {name: place for place, name in enumerate(known)}
+    unseen = [(row, name) for row, name in zip(first.tolist(), names, strict=True) if name not in index]
+    if unseen:
+        row, name = min(unseen)
+        raise InputError("y", f"one of the known labels {shown(known)}", f"{name!r} in row {row} of {source}")
+    return np.array([index[name] for name in names], np.int32)[number], known
 
 
 def _order(label: str) -> tuple[float, str]:

@@ -10,7 +10,8 @@ import numpy as np
 from grujax.data.checks import shown
 from grujax.errors import InputError, require
 
-MAX_BYTES = 8 * 2**30  # of an unpacked .npz: a small file can claim to hold any amount
+MAX_BYTES = 2**31
+"""How much of a file's arrays is read where the caller does not say: a small .npz can declare any amount."""
 
 
 class Raw(NamedTuple):
@@ -21,13 +22,17 @@ class Raw(NamedTuple):
     lengths: np.ndarray | None = None
 
 
-def read(path: Path) -> Raw:
-    """The arrays of a `.ts` or `.npz` file. Raises InputError, with the file's name, for one that cannot be read."""
+def read(path: Path, max_bytes: int = MAX_BYTES) -> Raw:
+    """The arrays of a `.ts` or `.npz` file. Raises InputError, with the file's name, for one that cannot be read.
+
+    max_bytes: refused, before any of it is read, is a `.ts` file that is larger, and an `.npz` whose headers declare
+        more, a value counted as its own size and at least the 4 bytes of the float32 that it becomes.
+    """
     try:
         require(path.suffix.lower() in _READERS, str(path), "a file ending in .ts or .npz", path.suffix or "no ending")
         require(not path.is_dir(), str(path), "a file", "a folder")
         require(path.is_file(), str(path), "a file", "none there")
-        return _READERS[path.suffix.lower()](path)
+        return _READERS[path.suffix.lower()](path, max_bytes)
     except InputError:
         raise
     except Exception as error:  # a damaged or foreign file raises whatever its reader happens to trip over
@@ -35,11 +40,12 @@ def read(path: Path) -> Raw:
         raise InputError(str(path), f"a readable {path.suffix} file", found) from error
 
 
-def _read_ts(path: Path) -> Raw:
+def _read_ts(path: Path, max_bytes: int) -> Raw:
     try:
         from aeon.datasets import load_from_ts_file
     except ImportError as error:
         raise InputError("aeon", "an installed package", "none", "pip install 'grujax[data]'") from error
+    _check_size(path, path.stat().st_size, max_bytes)
     x, y, header = load_from_ts_file(str(path), return_meta_data=True)  # pyright: ignore[reportAssignmentType]
     require(len(x) > 0, str(path), "a .ts file with sequences after @data", "none")
     # aeon's reader of timestamped values loses their signs, their exponents and every integer
@@ -60,7 +66,7 @@ def _read_ts(path: Path) -> Raw:
     return Raw(series, names)
 
 
-def _read_npz(path: Path) -> Raw:
+def _read_npz(path: Path, max_bytes: int) -> Raw:
     arrays = {}
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
@@ -68,18 +74,20 @@ def _read_npz(path: Path) -> Raw:
         require("X" in keys, str(path), "an array X", shown(keys))
         known = set(keys) <= {"X", "y", "lengths"} and len(set(keys)) == len(keys)
         require(known, str(path), "the arrays X, y and lengths alone", shown(keys))
-        size = sum(member.file_size for member in members)
-        require(size <= MAX_BYTES, str(path), f"at most {MAX_BYTES} bytes unpacked", size)
+        needed = 0
+        for member in members:
+            with archive.open(member) as file:
+                needed += _declared(file, member, path)
+        _check_size(path, needed, max_bytes)
         for key, member in zip(keys, members, strict=True):
             with archive.open(member) as file:
-                _check_header(file, member, path)
-                file.seek(0)
                 arrays[key] = np.lib.format.read_array(file, allow_pickle=False)
     return Raw(arrays["X"], arrays.get("y"), arrays.get("lengths"))
 
 
-def _check_header(file: IO[bytes], member: zipfile.ZipInfo, path: Path) -> None:
-    """Refuses pickled objects, and a shape that the bytes do not fill before NumPy allocates it."""
+def _declared(file: IO[bytes], member: zipfile.ZipInfo, path: Path) -> int:
+    """The bytes that an array takes by its header, at least 4 a value. Refuses pickled objects, and a shape that the
+    bytes do not fill before NumPy allocates it."""
     format = np.lib.format
     version = format.read_magic(file)
     read = format.read_array_header_1_0 if version == (1, 0) else format.read_array_header_2_0
@@ -87,6 +95,11 @@ def _check_header(file: IO[bytes], member: zipfile.ZipInfo, path: Path) -> None:
     require(not dtype.hasobject, f"{member.filename} in {path}", "plain numbers or strings", "pickled objects")
     promised, there = math.prod(shape) * dtype.itemsize, member.file_size - file.tell()
     require(promised == there, f"{member.filename} in {path}", f"{promised} bytes for shape {shape}", there)
+    return math.prod(shape) * max(dtype.itemsize, 4)
+
+
+def _check_size(path: Path, needed: int, max_bytes: int) -> None:
+    require(needed <= max_bytes, str(path), f"at most max_bytes={max_bytes}", needed, "Give a larger max_bytes.")
 
 
 _READERS = {".ts": _read_ts, ".npz": _read_npz}

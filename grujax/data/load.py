@@ -8,18 +8,26 @@ from pathlib import Path
 import numpy as np
 
 from grujax.data.checks import shown
-from grujax.data.files import read
+from grujax.data.files import MAX_BYTES, read
 from grujax.data.sequences import Dataset, Sequences, sequences, stratified_split
 from grujax.errors import InputError, require
 
 
-def load(source: str | Path, *, test: str | Path | None = None, seed: int = 0, fraction: float = 0.2) -> Dataset:
+def load(
+    source: str | Path,
+    *,
+    test: str | Path | None = None,
+    seed: int = 0,
+    fraction: float = 0.2,
+    max_bytes: int = MAX_BYTES,
+) -> Dataset:
     """A training and a test split.
 
     source: the name of a set in aeon's own data folder, or a file: `.ts`, or `.npz` with X (N, T, C), y (N,) and
     optionally lengths (N,).
     test: the test file. None takes the file beside `source` that ends in `_TEST`, or else holds out `fraction` of the
-    training rows, chosen by `seed`, the classes in proportion.
+    training rows, chosen by `seed`, the classes in proportion (`stratified_split`).
+    max_bytes: what each file may hold; see `load_sequences`.
 
     Raises InputError for a name or file that is not there, a file that is damaged or not what it says, values that
     `sequences` refuses, a single class, test labels unknown in training.
@@ -28,7 +36,7 @@ def load(source: str | Path, *, test: str | Path | None = None, seed: int = 0, f
     ('badminton', 'running', 'standing', 'walking')
     """
     path, beside = _files(source)
-    raw = read(path)
+    raw = read(path, max_bytes)
     require(raw.y is not None, "y", "labels or targets", f"none in {path.name}")
     train = sequences(raw.x, raw.y, raw.lengths, source=path.name)
     if train.labels is not None and len(train.labels) < 2:
@@ -36,7 +44,7 @@ def load(source: str | Path, *, test: str | Path | None = None, seed: int = 0, f
     name = path.stem.removesuffix("_TRAIN")
     if test is None and not beside.is_file():
         return Dataset(name, *stratified_split(train, fraction, seed))
-    return Dataset(name, train, _as_trained(beside if test is None else Path(test), train.labels))
+    return Dataset(name, train, _as_trained(beside if test is None else Path(test), train.labels, max_bytes=max_bytes))
 
 
 def load_sequences(
@@ -45,10 +53,13 @@ def load_sequences(
     labels: Iterable[str] | None = None,
     channels: int | None = None,
     need_labels: bool = True,
+    max_bytes: int = MAX_BYTES,
 ) -> Sequences:
     """What a trained model is to judge: the test split of a named set, or one file alone.
 
     labels: the model's class names; None for regression. channels: the model's C. need_labels: False ignores y.
+    max_bytes: a file that declares more, each value counted as 4 bytes at least, is refused before it is read: a small
+    `.npz` can unpack to any amount. Loading takes about twice as much memory: the file's values and those in float32.
     Raises InputError as `load` does, and where the labels or channels are not the model's.
 
     >>> len(load_sequences("BasicMotions", channels=6, need_labels=False))
@@ -56,15 +67,17 @@ def load_sequences(
     """
     path, beside = _files(source)
     path = path if _is_path(source) else beside
-    data = _as_trained(path, labels, need_labels)
+    data = _as_trained(path, labels, need_labels, max_bytes)
     if channels is not None:
         require(data.channels == channels, "channels", str(channels), f"{data.channels} in {path.name}")
     return data
 
 
-def _as_trained(path: Path, labels: Iterable[str] | None, need_labels: bool = True) -> Sequences:
+def _as_trained(
+    path: Path, labels: Iterable[str] | None, need_labels: bool = True, max_bytes: int = MAX_BYTES
+) -> Sequences:
     """The file read as the model or the training split understands it."""
-    raw = read(path)
+    raw = read(path, max_bytes)
     if not need_labels:
         return sequences(raw.x, None, raw.lengths, source=path.name)
     y = raw.y

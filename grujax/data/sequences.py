@@ -103,10 +103,10 @@ def sequences(
     require(values.size > 0, "x", "at least one sequence, step and channel", f"shape {values.shape} in {source}")
 
     steps = checked_lengths(lengths, values.shape, source)
-    values[~_valid(values, steps)] = 0
-    broken = np.argwhere(~np.isfinite(values))
-    if len(broken):
-        row, step, channel = broken[0].tolist()
+    for row, length in zip(values, steps.tolist(), strict=True):  # in place: a mask would be as large as x of bools
+        row[length:] = 0
+    if not np.isfinite([values.min(), values.max()]).all():
+        row, step, channel = np.argwhere(~np.isfinite(values))[0].tolist()
         found = f"{rows[row][step, channel]} at row {row}, step {step}, channel {channel} of {source}"
         raise InputError("x", "finite float32 values", found, "Fill in or drop what is missing or too large.")
     if y is None:
@@ -115,8 +115,15 @@ def sequences(
 
 
 def stratified_split(data: Sequences, fraction: float, seed: int) -> tuple[Sequences, Sequences]:
-    """(rest, held out): about `fraction` of the rows held out, at least as many as there are classes, the classes in
-    proportion; without classes at random. The same `seed` gives the same split. Raises InputError for too few rows."""
+    """(rest, held out): `fraction` of the rows held out, rounded, at least one, the classes in proportion; without
+    classes at random. Where that is fewer rows than there are classes, each row is of another class, and some classes
+    have none: never more is held out than was asked for. Every class stays in the rest. The same `seed` gives the same
+    split. Raises InputError for too few rows.
+
+    >>> data = sequences([[[1.0]]] * 20, [*"aabbccddeeffgghhiijj"])
+    >>> [len(part) for part in stratified_split(data, 0.1, seed=0)]
+    [18, 2]
+    """
     try:
         from sklearn.model_selection import train_test_split
     except ImportError as error:
@@ -128,11 +135,17 @@ def stratified_split(data: Sequences, fraction: float, seed: int) -> tuple[Seque
     if data.labels is not None and counts.min() < 2:
         label = data.labels[present[counts.argmin()]]
         raise InputError("y", "two sequences or more of each class", f"one of {label!r}", "Give a test file.")
-    held_size = max(len(present), round(fraction * len(data)))
+    held_size = max(1, round(fraction * len(data)))
     enough = len(data) - held_size >= len(present)
     found = f"{len(data)} with {held_size} of them held out"
     require(enough, "data", f"{len(present)} sequences or more left to train on", found, "Give a test file.")
-    rest, held = train_test_split(np.arange(len(data)), test_size=held_size, random_state=seed, stratify=classes)
+    if classes is not None and held_size < len(present):
+        order = np.random.default_rng(seed).permutation(len(data))
+        firsts = np.unique(classes[order], return_index=True)[1]  # of each class, its first row in that order
+        held = np.sort(order[np.sort(firsts)[:held_size]])
+        rest = np.setdiff1d(order, held)
+    else:
+        rest, held = train_test_split(np.arange(len(data)), test_size=held_size, random_state=seed, stratify=classes)
     if classes is not None and len(np.unique(classes[rest])) < len(present):
         raise InputError("fraction", "a share that leaves every class in training", fraction, "Hold out less.")
     return data.take(rest), data.take(held)

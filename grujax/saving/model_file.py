@@ -1,11 +1,16 @@
 """One model file: weights, input statistics, configuration. Safetensors, so nothing in it can run.
 
 Keys are Flax paths (`params/encoder/gru/l0/w_ih`, `statistics/input_mean`); one metadata key, `grujax`, holds a JSON
-with the format version, the model's class and fields, and what the caller adds. The same model gives the same bytes.
+with the format version, the model's class and fields, what the caller adds, and the SHA-256 of all this and of the
+tensors. The same model gives the same bytes.
 """
 
 import dataclasses
+import hashlib
 import json
+import reprlib
+import types
+import typing
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -24,6 +29,8 @@ from grujax.saving.atomic import replacing
 
 FORMAT = 1
 MODEL_FILE = "model.safetensors"
+RESERVED = {"format", "model", "input_size", "sha256"}
+"""Keys of the JSON that a caller's metadata may not have."""
 
 
 class Saved(NamedTuple):
@@ -44,7 +51,8 @@ def save(path: str | Path, model: nn.Module, variables: Mapping, metadata: Mappi
       metadata: anything that JSON can hold, read again by `read`.
 
     Raises:
-      InputError: a model of another class, variables that do not fit it. OSError: the file cannot be written.
+      InputError: a model of another class, variables that do not fit it or are not finite, metadata with one of the
+      file's own keys. OSError: the file cannot be written.
 
     >>> import jax, jax.numpy as jnp, tempfile, grujax
     >>> model = grujax.GRUModel(hidden_size=20, output_size=5)
@@ -58,17 +66,23 @@ def save(path: str | Path, model: nn.Module, variables: Mapping, metadata: Mappi
 
     found = type(model).__name__
     require(type(model) in MODELS.values(), "model", f"one of {sorted(MODELS)}", found)
+    taken = sorted(RESERVED & set(metadata or {}))
+    require(not taken, "metadata", f"other keys than {sorted(RESERVED)}", taken)
     # Contiguous: safetensors writes the memory behind a view, not the view.
     tensors = {key: np.ascontiguousarray(a) for key, a in sorted(flatten_dict(dict(variables), sep="/").items())}
-    _check_tensors(model, tensors, "variables")
+    _check_tensors(model, tensors)
+    fields = json.loads(json.dumps(_fields(model), default=_number))
+    _from_json(type(model), fields)  # what could not be loaded again is not saved
     header = {
         **(metadata or {}),
         "format": FORMAT,
-        "model": {"class": found, **_fields(model)},
-        "input_size": _input_size(tensors, "variables"),
+        "model": {"class": found, **fields},
+        "input_size": tensors[_first(tensors)].shape[0],
         "versions": {name: version(name) for name in ("grujax", "jax", "flax")},
     }
-    content = safetensors.numpy.save(tensors, {"grujax": json.dumps(header, sort_keys=True, default=_number)})
+    header = json.loads(json.dumps(header, default=_number))  # as it is read again
+    text = json.dumps({**header, "sha256": _sha256(header, tensors)}, sort_keys=True)
+    content = safetensors.numpy.save(tensors, {"grujax": text})
     with replacing(path) as temporary:
         temporary.write_bytes(content)
 
@@ -76,7 +90,8 @@ def save(path: str | Path, model: nn.Module, variables: Mapping, metadata: Mappi
 def load(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     """(model, variables) from a file that `save` wrote, ready for `model.apply(variables, x)`.
 
-    Raises `InputError` for a file that is not there, truncated, foreign, or whose tensors are not the model's.
+    Raises `InputError` for a file that is not there, truncated, damaged (a single bit is found), foreign, of a newer
+    format, whose tensors are not the model's or not finite. Nothing in the file is believed before it is checked.
     """
     saved = read(path)
     return saved.model, saved.variables
@@ -92,14 +107,15 @@ def opened(path: Path) -> Iterator[Any]:
     """A safetensors file open for reading; whatever is wrong with it is an `InputError`."""
     import safetensors
 
-    require(path.is_file(), "model", "a model.safetensors file", f"no file at {path}", "grujax train writes one.")
     try:
+        found = f"a folder at {path}" if path.is_dir() else f"no file at {path}"
+        require(path.is_file(), "model", "a model.safetensors file", found, "grujax train writes one.")
         with safetensors.safe_open(str(path), framework="np") as file:
             yield file
     except InputError:
         raise
-    except (safetensors.SafetensorError, OSError, ValueError, KeyError, MemoryError) as error:
-        raise InputError("model", "a whole safetensors file", f"{path}: {error}") from error
+    except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError, MemoryError) as error:
+        raise InputError("model", "a whole safetensors file", f"{path}: {_line(error)}") from error
 
 
 def read(path: str | Path) -> Saved:
@@ -107,25 +123,55 @@ def read(path: str | Path) -> Saved:
     path = Path(path)
     with opened(path) as file:
         metadata = file.metadata() or {}
+        remedy = "grujax.interop.load reads files of other frameworks."
+        found = f"{path} without the metadata key 'grujax'"
+        require("grujax" in metadata, "model", "a file that grujax saved", found, remedy)
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, not a dict
-    remedy = "grujax.interop.load reads files of other frameworks."
-    found = f"{path} without the metadata key 'grujax'"
-    require("grujax" in metadata, "model", "a file that grujax saved", found, remedy)
     try:
-        header = json.loads(metadata["grujax"])
-        require(header.pop("format") == FORMAT, "model", f"format {FORMAT}", f"another in {path}", "Update grujax.")
-        fields = header.pop("model")
-        model = MODELS[fields.pop("class")](**_from_json(fields))
-        header.pop("input_size")
-        _check_tensors(model, tensors, str(path))
+        model, header = _checked(metadata["grujax"], tensors)
     except InputError as error:
-        if str(path) in str(error):
-            raise
         raise InputError(error.argument, error.expected, f"{error.found} in {path}", error.remedy) from error
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
-        found = f"{path}: {type(error).__name__} {str(error).splitlines()[:1]}"
-        raise InputError("model", "grujax's metadata", found) from error
+    except Exception as error:  # a foreign header raises whatever JSON, JAX or the model happens to trip over
+        raise InputError("model", "grujax's metadata", f"{path}: {type(error).__name__} {_line(error)}") from error
     return Saved(model, unflatten_dict({key: jnp.asarray(a) for key, a in tensors.items()}, sep="/"), header)
+
+
+def _checked(text: str, tensors: Mapping[str, np.ndarray]) -> tuple[nn.Module, dict[str, Any]]:
+    """The model that a file's metadata describe and the caller's own part of them, both checked by the tensors."""
+    header = json.loads(text, object_pairs_hook=_distinct)
+    stored = header["format"]
+    require(type(stored) is int and stored >= 1, "model", f"format {FORMAT}", f"format {_short(stored)}")
+    newer = f"a file written by a newer grujax (format {_short(stored)})"
+    require(stored <= FORMAT, "model", f"format {FORMAT}", newer, "Update grujax.")
+    fields, n_inputs = header["model"], header["input_size"]
+    for key, value in fields.items():  # each entry stands for a tensor at least
+        entries = len(value) if isinstance(value, (list, dict)) else 0
+        require(entries <= len(tensors), _short(key), f"{len(tensors)} entries or fewer, one a tensor", entries)
+    if "sha256" in header:  # files of the first days have none
+        written = header.pop("sha256")
+        require(written == _sha256(header, tensors), "model", "the file as it was saved", "changed or damaged content")
+    named = fields.pop("class")
+    require(named in MODELS, "model", f"a class of {sorted(MODELS)}", _short(named))
+    model = MODELS[named](**_from_json(MODELS[named], fields))
+    found = tensors[_first(tensors)].shape[0]
+    require(n_inputs == found, "input_size", f"{found}, as w_ih has", _short(n_inputs))
+    _check_tensors(model, tensors)
+    return model, {key: value for key, value in header.items() if key not in RESERVED}
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object none of whose keys is given twice."""
+    require(len(dict(pairs)) == len(pairs), "model", "metadata that name each key once", "one twice")
+    return dict(pairs)
+
+
+def _sha256(header: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> str:
+    """Of the metadata, which JSON read, and of each tensor's name, dtype, shape and bytes."""
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    for key, a in sorted(tensors.items()):
+        digest.update(json.dumps([key, a.dtype.name, a.shape]).encode())
+        digest.update(a.tobytes())
+    return digest.hexdigest()
 
 
 def _fields(model: nn.Module) -> dict[str, Any]:
@@ -148,17 +194,41 @@ def _number(value: Any) -> int | float:
     return value.item()
 
 
-def _from_json(fields: dict[str, Any]) -> dict[str, Any]:
-    dtypes = {key: getattr(jnp, fields[key]) for key in ("dtype", "param_dtype") if fields.get(key) is not None}
+def _from_json(cls: type[nn.Module], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `cls` that JSON's `fields` stand for. Raises InputError for those that cannot be its own."""
+    hints = {f.name: f.type for f in dataclasses.fields(cls) if f.name not in ("parent", "name")}
+    for key, value in fields.items():
+        require(key in hints, _short(key), f"only fields of {cls.__name__}", "one more")
+        require(_is(value, hints[key]), key, f"a value of {hints[key]}", _short(value))
+    dtypes = {
+        key: getattr(jnp, jnp.dtype(fields[key]).name)
+        for key in ("dtype", "param_dtype")
+        if fields.get(key) is not None
+    }
     tuples = {key: tuple(value) for key, value in fields.items() if isinstance(value, list)}
     return {**fields, **dtypes, **tuples}
 
 
-def _input_size(tensors: Mapping[str, np.ndarray], source: str) -> int:
-    key = next((k for k in tensors if k.endswith(("l0/w_ih", "params/w_ih"))), None)
+def _is(value: Any, hint: Any) -> bool:
+    """Whether JSON's `value` may stand in a field of the type `hint`; functions and dtypes are there by their names."""
+    kind, inner = typing.get_origin(hint) or hint, typing.get_args(hint)
+    if kind in (types.UnionType, typing.Union):
+        return any(_is(value, of) for of in inner)
+    if kind is tuple:
+        return type(value) is list and all(_is(each, inner[0]) for each in value)
+    if kind is Mapping:
+        return type(value) is dict and all(_is(each, inner[1]) for each in value.values())
+    if kind is float:
+        return type(value) in (int, float) and abs(value) <= float(np.finfo(np.float32).max)
+    return kind in (int, bool, str, type(None)) and type(value) is kind
+
+
+def _first(tensors: Mapping[str, np.ndarray]) -> str:
+    """The key of w_ih (I, 3H) of the first layer."""
+    key = next((k for k in sorted(tensors) if k.endswith(("l0/w_ih", "params/w_ih"))), None)
     if key is None or tensors[key].ndim != 2:
-        raise InputError("model", "a tensor w_ih (I, 3H) of the first layer", f"none in {source}")
-    return tensors[key].shape[0]
+        raise InputError("model", "a tensor w_ih (I, 3H) of the first layer", "none")
+    return key
 
 
 def declared(model: nn.Module, input_size: int) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
@@ -171,9 +241,19 @@ def declared(model: nn.Module, input_size: int) -> dict[tuple[str, ...], jax.Sha
     return flat
 
 
-def _check_tensors(model: nn.Module, tensors: Mapping[str, np.ndarray], source: str) -> None:
-    """Every tensor that the model declares, in shape and dtype, and no other but its statistics."""
-    n_inputs = _input_size(tensors, source)
+def _check_tensors(model: nn.Module, tensors: Mapping[str, np.ndarray]) -> None:
+    """Every tensor that the model declares, in shape and dtype, and no other but its statistics; all of them finite.
+
+    The fields are held to the tensors before the model is traced: a small file may declare a million layers.
+    """
+    n_inputs, width = tensors[_first(tensors)].shape
+    model.check()  # pyright: ignore[reportAttributeAccessIssue]
+    size: int = model.hidden_size  # pyright: ignore[reportAttributeAccessIssue]
+    require(width == 3 * size, _first(tensors), f"shape (I, {_short(3 * size)})", f"{width} columns")
+    least = 2 * getattr(model, "num_states", 1)
+    if isinstance(model, GRUModel):
+        least += sum(map(len, model.heads.values()))
+    require(least <= len(tensors), "model", f"{_short(least)} tensors or more", len(tensors))
     flat = {"/".join(path): a for path, a in declared(model, n_inputs).items()}
     expected = {key: (a.shape, a.dtype) for key, a in flat.items()}
     if isinstance(model, GRUModel):
@@ -182,13 +262,27 @@ def _check_tensors(model: nn.Module, tensors: Mapping[str, np.ndarray], source: 
             if any(key.startswith(f"statistics/{which}_") for key in tensors):
                 expected |= {f"statistics/{which}_{s}": ((size,), jnp.dtype("float32")) for s in ("mean", "std")}
     for key in sorted(expected.keys() | tensors.keys()):
-        require(key in tensors, key, "a tensor in the file", f"none in {source}")
-        require(key in expected, key, "only the model's tensors", f"an extra one in {source}")
-        found = (tensors[key].shape, tensors[key].dtype)
-        wide = found[1] == np.float64 and jax.dtypes.canonicalize_dtype(np.float64) != np.float64
+        shown = key if key.isprintable() and len(key) < 200 else _short(key)
+        require(key in tensors, shown, "a tensor, which the model declares", "none")
+        require(key in expected, shown, "only the model's tensors", "an extra one")
+        a = tensors[key]
+        wide = a.dtype == np.float64 and jax.dtypes.canonicalize_dtype(np.float64) != np.float64
         require(not wide, key, "float32 or narrower", "float64", 'Set jax.config.update("jax_enable_x64", True).')
-        require(found == expected[key], key, _shown(expected[key]), f"{_shown(found)} in {source}")
+        found = (a.shape, a.dtype)
+        require(found == expected[key], key, _shown(expected[key]), _shown(found))
+        require(bool(np.isfinite(a).all()), key, "finite numbers", "NaN or Inf")
+        std = key.startswith("statistics/") and key.endswith("_std")
+        require(not std or bool((a > 0).all()), key, "positive numbers", a.min() if a.size else None)
 
 
 def _shown(tensor: tuple) -> str:
     return f"{tensor[1]} {tensor[0]}"
+
+
+def _short(value: Any) -> str:
+    """A value of a foreign file as an error shows it: in one line, and not all of a long one."""
+    return reprlib.repr(value)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -45,7 +45,8 @@ class TrainConfig:
     averaging: float = 0.99
     """Decay, at each step, of the moving average of the weights, which is what is validated and kept."""
     validation: float = 0.1
-    """Share of the training set held out to choose the best epoch."""
+    """Share of the training set held out to choose the best epoch; never more, so that of very many classes some may
+    have no row there."""
     buckets: int = 4
     """At most so many padded lengths, and so many compilations of the training step."""
     seed: int = 0

@@ -11,10 +11,14 @@ from grujax.errors import require
 from grujax.linen.model import GRUModel
 from grujax.training.step import forward, row_losses
 
+MAX_CONFUSION = 100
+"""With more classes there is no confusion matrix: of 5,000 it would take 200 MB."""
+
 
 class Scores(NamedTuple):
     """Figures of one split. Of a classifier: loss (cross-entropy), accuracy, its 95% Wilson interval, the confusion
-    matrix (true, predicted). Of a regression: loss (squared error over the training targets' variance), rmse, r2."""
+    matrix (true, predicted) of up to 100 classes. Of a regression: loss (squared error over the training targets'
+    variance), rmse, r2."""
 
     loss: float
     rows: int
@@ -23,6 +27,15 @@ class Scores(NamedTuple):
     confusion: np.ndarray | None = None
     rmse: float | None = None
     r2: float | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """The figures that there are, by name, as `json.dumps` takes them.
+
+        >>> Scores(0.5, 2, accuracy=1.0, confusion=np.eye(2, dtype=int)).as_json()
+        {'loss': 0.5, 'rows': 2, 'accuracy': 1.0, 'confusion': [[1, 0], [0, 1]]}
+        """
+        kept = {name: value for name, value in self._asdict().items() if value is not None}
+        return kept | ({"confusion": self.confusion.tolist()} if self.confusion is not None else {})
 
     @property
     def metric(self) -> tuple[str, float]:
@@ -59,7 +72,9 @@ def score(outputs: np.ndarray, data: Sequences, variables: Mapping[str, Any], la
     predicted = outputs.argmax(1)
     right = int((predicted == data.y).sum())
     interval = binomtest(right, len(data)).proportion_ci(method="wilson")
-    confusion = confusion_matrix(data.y, predicted, labels=np.arange(len(data.labels)))
+    confusion = None
+    if len(data.labels) <= MAX_CONFUSION:
+        confusion = confusion_matrix(data.y, predicted, labels=np.arange(len(data.labels)))
     return Scores(loss, len(data), right / len(data), (float(interval.low), float(interval.high)), confusion)
 
 

@@ -100,10 +100,11 @@ def fit(
     boundaries = bucket_boundaries(train.lengths, config.buckets)
     rng = np.random.default_rng(config.seed)
     steps_per_epoch = sum(1 for _ in batches(train, config.batch_size, boundaries))
-    optimizer = make_optimizer(config, config.epochs * steps_per_epoch)
+    num_steps = config.epochs * steps_per_epoch
+    step_config = replace(config, seed=0)  # the step does not read it: runs with other seeds share its programs
     init_key, key = jax.random.split(jax.random.key(config.seed))
     params = model.init(init_key, np.zeros((1, 1, train.channels), np.float32))["params"]
-    state = initial_state(params, optimizer, config, key)
+    state = initial_state(params, make_optimizer(config, num_steps), config, key)
 
     of_each_shape = {batch.x.shape: batch for batch in batches(train, config.batch_size, boundaries)}
     compiled = Compiled(tuple(of_each_shape), (), padding_share(train.lengths, tuple(boundaries)))
@@ -112,7 +113,7 @@ def fit(
     for shape, batch in of_each_shape.items():
         began = time.perf_counter()
         share = np.ones(config.batch_size, np.float32)
-        executables[shape] = train_step.lower(model, optimizer, config, state, constants, batch, share).compile()
+        executables[shape] = train_step.lower(model, step_config, num_steps, state, constants, batch, share).compile()
         compiled = compiled._replace(seconds=(*compiled.seconds, time.perf_counter() - began))
         on_compiled(compiled)
 

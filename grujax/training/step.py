@@ -86,15 +86,18 @@ def _between(share: Array, a: Array, b: Array) -> Array:
 @partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(3,))
 def train_step(
     model: GRUModel,
-    optimizer: optax.GradientTransformation,
     config: TrainConfig,
+    num_steps: int,
     state: TrainState,
     statistics: Mapping[str, Array],
     batch: Batch,
     share: Array | np.ndarray,
 ) -> tuple[TrainState, Any, Array]:
     """One step: the new state, the average of the weights over the steps so far, which is what is evaluated and kept,
-    and the sum of the batch's losses over its rows of weight 1."""
+    and the sum of the batch's losses over its rows of weight 1.
+
+    `model`, `config` and `num_steps` are compared by value: equal ones share one compilation.
+    """
     key, disturb_key, dropout_key = jax.random.split(state.key, 3)
     x, lengths, y, weight = map(jnp.asarray, (batch.x, batch.lengths, batch.y, batch.weight))
     x = disturb(disturb_key, x, statistics["input_std"], config)
@@ -108,7 +111,7 @@ def train_step(
         return total / jnp.sum(weight), total
 
     gradients, total = jax.grad(loss, has_aux=True)(state.params)
-    updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
+    updates, optimizer_state = make_optimizer(config, num_steps).update(gradients, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)
     average, averaging = optax.ema(config.averaging).update(params, state.averaging)
     return TrainState(params, optimizer_state, averaging, key), average, total

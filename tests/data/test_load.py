@@ -1,6 +1,7 @@
 """Loading: the sets that come with aeon, files, and files that are not what they say."""
 
 import sys
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import aeon.datasets
 import numpy as np
 import pytest
 
-from grujax.data import files, load, load_sequences
+from grujax.data import load, load_sequences
 from grujax.errors import InputError
 
 AEON = Path(aeon.datasets.__file__).parent / "data"
@@ -267,13 +268,38 @@ def test_refuses_an_array_given_twice(tmp_path):
     refused(lambda: load(path), path, "'X', 'y', 'X'")
 
 
-def test_refuses_a_bomb_before_it_is_unpacked(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "MAX_BYTES", 10**6)
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, bool])
+def test_refuses_a_bomb_before_it_is_unpacked(dtype, tmp_path, monkeypatch):
     path = tmp_path / "toy.npz"
-    np.savez_compressed(path, X=np.zeros((10, 50_000, 2)), y=Y)
+    np.savez_compressed(path, X=np.zeros((10, 50_000, 2), dtype), y=Y)
     assert path.stat().st_size < 10**5
+    needed = 10**6 * max(np.dtype(dtype).itemsize, 4) + 80
+    for call in (load, load_sequences):
+        assert call(path, max_bytes=needed)
     monkeypatch.setattr(np.lib.format, "read_array", lambda *_, **__: pytest.fail("unpacked"))
-    refused(lambda: load(path), path, "8000")
+    for call in (lambda **limit: load(path, **limit), lambda **limit: load_sequences(path, **limit)):
+        message = refused(lambda call=call: call(max_bytes=needed - 1), path, str(needed))
+        assert f"at most max_bytes={needed - 1}" in message
+
+
+def test_a_ts_file_past_the_limit_is_refused(tmp_path):
+    path = tmp_path / "toy.ts"
+    path.write_text(HEADER + "1:a\n2:b\n1:a\n2:b\n")
+    size = path.stat().st_size
+    assert len(load_sequences(path, labels=("a", "b"), max_bytes=size)) == 4
+    refused(lambda: load_sequences(path, max_bytes=size - 1), path, str(size))
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.float32])
+def test_loading_holds_the_values_and_those_in_float32(dtype, tmp_path):
+    np.savez_compressed(tmp_path / "toy.npz", X=np.ones((100, 1000, 20), dtype), y=np.arange(100) % 2)
+    size = 2 * 10**6 * (np.dtype(dtype).itemsize + 4)
+    load_sequences(tmp_path / "toy.npz")  # what is imported is not counted
+    tracemalloc.start()
+    data = load_sequences(tmp_path / "toy.npz")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert data.x.all() and size < peak < 1.1 * size
 
 
 def test_refuses_a_shape_that_the_bytes_do_not_fill(tmp_path, monkeypatch):

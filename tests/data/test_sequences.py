@@ -57,6 +57,7 @@ def test_a_list_is_padded_at_the_end():
         (np.array([7, 7, 3]), ("3", "7"), [1, 1, 0]),
         ([True, False, True], ("False", "True"), [1, 0, 1]),
         (np.array(["nan", "b", "9"], object), ("9", "b", "nan"), [2, 1, 0]),
+        (np.array(["é", "b", "é"], np.dtypes.StringDType()), ("b", "é"), [1, 0, 1]),
     ],
 )
 def test_classes_are_numbered_in_label_order(y, labels, indices):
@@ -191,10 +192,15 @@ def test_split_is_stratified_complete_and_repeatable():
     assert rows(again) == rows(held) != rows(other)
 
 
-def test_split_holds_out_one_of_each_class_at_least():
-    rest, held = stratified_split(numbered([0, 0, 1, 1, 2, 2]), 0.2, seed=0)
+@pytest.mark.parametrize(("classes", "each", "fraction"), [(3, 2, 0.2), (3, 2, 0.5), (500, 2, 0.1), (50, 3, 0.3)])
+def test_split_never_holds_out_more_than_was_asked_for(classes, each, fraction):
+    data = numbered(np.arange(classes).repeat(each))
+    rest, held = stratified_split(data, fraction, seed=0)
     assert held.y is not None and rest.y is not None
-    assert sorted(held.y) == sorted(rest.y) == [0, 1, 2]
+    assert len(held) == round(fraction * classes * each) and sorted(rows(rest) + rows(held)) == list(range(len(data)))
+    assert np.bincount(held.y).max() == 1 and len(set(rest.y)) == classes
+    assert rows(stratified_split(data, fraction, seed=0)[1]) == rows(held)
+    assert classes == 3 or rows(stratified_split(data, fraction, seed=1)[1]) != rows(held)
 
 
 def test_split_of_targets():

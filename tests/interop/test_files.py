@@ -327,8 +327,8 @@ def test_weights_that_are_not_finite_are_refused_in_every_format(name, tmp_path)
     of_layer["b_hh"] = jnp.zeros(12, jnp.float32)  # with which Flax loses nothing
     for value, found in ((jnp.nan, "NaN"), (-jnp.inf, "Inf")):
         of_layer["w_hh"] = of_layer["w_hh"].at[2, 5].set(value)
-        save(tmp_path / FILES[name], GRU(4), variables, name)
-        with refused("l0/w_hh", "finite", found, FILES[name]):
+        with refused("l0/w_hh", "finite", found):  # grujax's own format does not even write them
+            save(tmp_path / FILES[name], GRU(4), variables, name)
             load(tmp_path / FILES[name], name)
 
 

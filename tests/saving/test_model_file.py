@@ -3,15 +3,20 @@
 import json
 import os
 import stat
+import tempfile
+import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from flax.traverse_util import flatten_dict
+from refusals import refused
 
 import grujax
-from grujax.saving import read, replacing
+from grujax.saving import model_file, read, replacing
 
 X = np.random.default_rng(0).normal(size=(3, 7, 4)).astype(np.float32)
 MODELS = {
@@ -26,6 +31,18 @@ MODELS = {
 
 def variables_of(model):
     return model.init(jax.random.key(1), X)
+
+
+VARIABLES = variables_of(MODELS["model"])
+
+
+def whole():
+    with tempfile.TemporaryDirectory() as folder:
+        grujax.save(f"{folder}/m", MODELS["model"], VARIABLES)
+        return Path(f"{folder}/m").read_bytes()
+
+
+WHOLE = whole()
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -83,60 +100,181 @@ def test_the_format(tmp_path):
 
 
 def rewrite(path, change):
-    """The file again, its tensors and header changed."""
+    """The file again, its tensors and header changed and its digest that of the change: what an attacker writes."""
     with safetensors.safe_open(str(path), framework="np") as file:
         header = json.loads(file.metadata()["grujax"])
-    tensors = dict(safetensors.numpy.load_file(path))
-    change(tensors, header)
-    path.write_bytes(safetensors.numpy.save(tensors, {"grujax": json.dumps(header)}))
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    del header["sha256"]
+    text = change(tensors, header)
+    header["sha256"] = model_file._sha256(header, tensors)
+    text = text if isinstance(text, str) else json.dumps(header)
+    path.write_bytes(safetensors.numpy.save(tensors, {"grujax": text}))
 
 
+def field(**values):
+    return lambda p: rewrite(p, lambda t, h: h["model"].update(values))
+
+
+def tensor(key, array):
+    return lambda p: rewrite(p, lambda t, h: t.update({key: array}))
+
+
+def metadata(text):
+    return lambda p: rewrite(p, lambda t, h: text)
+
+
+def a_fifo(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+BIAS, W = "params/head/bias", "params/encoder/gru/l0/w_ih"
 HOSTILE = {
     "truncated": (lambda p: p.write_bytes(p.read_bytes()[:-9]), "whole safetensors file"),
+    "trailing bytes": (lambda p: p.write_bytes(p.read_bytes() + b"0"), "whole safetensors file"),
     "empty": (lambda p: p.write_bytes(b""), "whole safetensors file"),
     "a pickle": (lambda p: p.write_bytes(b"\x80\x04K\x01."), "whole safetensors file"),
     "huge header": (lambda p: p.write_bytes(b"\xff" * 64), "whole safetensors file"),
     "foreign": (lambda p: p.write_bytes(safetensors.numpy.save({"a": np.ones(2)})), "metadata key 'grujax'"),
     "not there": (lambda p: p.unlink(), "no file at"),
-    "metadata is no JSON": (
-        lambda p: p.write_bytes(safetensors.numpy.save({"a": np.ones(2)}, {"grujax": "{"})),
-        "grujax's metadata",
+    "a folder": (lambda p: (p.unlink(), p.mkdir()), "a folder at"),
+    "a pipe": (a_fifo, "no file at"),
+    "metadata is no JSON": (metadata("{"), "grujax's metadata"),
+    "metadata is a list": (metadata("[]"), "grujax's metadata"),
+    "metadata is empty": (metadata("{}"), "grujax's metadata"),
+    "metadata is deep": (metadata("[" * 200_000 + "]" * 200_000), "grujax's metadata"),
+    "a key twice": (metadata('{"format": 1, "format": 1}'), "name each key once"),
+    "newer format": (
+        lambda p: rewrite(p, lambda t, h: h.update(format=7)),
+        "model: expected format 1, found a file written by a newer grujax (format 7) in",
     ),
-    "metadata is a list": (
-        lambda p: p.write_bytes(safetensors.numpy.save({"a": np.ones(2)}, {"grujax": "[]"})),
-        "grujax's metadata",
-    ),
-    "newer format": (lambda p: rewrite(p, lambda t, h: h.update(format=2)), "format 1"),
-    "unknown class": (lambda p: rewrite(p, lambda t, h: h["model"].update({"class": "os"})), "grujax's metadata"),
-    "unknown field": (lambda p: rewrite(p, lambda t, h: h["model"].update(evil=1)), "grujax's metadata"),
-    "unknown dtype": (lambda p: rewrite(p, lambda t, h: h["model"].update(dtype="evil")), "grujax's metadata"),
-    "missing tensor": (
-        lambda p: rewrite(p, lambda t, h: t.pop("params/head/bias")),
-        "params/head/bias: expected a tens",
-    ),
-    "extra tensor": (lambda p: rewrite(p, lambda t, h: t.update(x=np.ones(1))), "x: expected only the model's tensors"),
+    "no format": (lambda p: rewrite(p, lambda t, h: h.update(format=True)), "found format True"),
+    "other input_size": (lambda p: rewrite(p, lambda t, h: h.update(input_size=5)), "input_size: expected 4"),
+    "unknown class": (field(**{"class": "os"}), "a class of"),
+    "class is a list": (field(**{"class": ["GRU"]}), "grujax's metadata"),
+    "unknown field": (field(evil=1), "'evil': expected only fields of GRUModel"),
+    "a name": (field(name="x"), "'name': expected only fields of GRUModel"),
+    "a parent": (field(parent=None), "'parent': expected only fields of GRUModel"),
+    "unknown dtype": (field(dtype="evil"), "grujax's metadata"),
+    "dtype is a function": (field(dtype="array"), "grujax's metadata"),
+    "other param_dtype": (field(param_dtype="float16"), "expected float16 (15,), found float32 (15,)"),
+    "integer param_dtype": (field(param_dtype="int32"), "param_dtype: expected a floating dtype"),
+    "missing tensor": (lambda p: rewrite(p, lambda t, h: t.pop(BIAS)), f"{BIAS}: expected a tens"),
+    "extra tensor": (tensor("x", np.ones(1)), "x: expected only the model's tensors"),
+    "a tensor with a hostile name": (tensor("\n\x1b" * 99, np.ones(1)), "expected only the model's tensors"),
     "wrong shape": (
-        lambda p: rewrite(p, lambda t, h: t.update({"params/head/bias": np.ones(9, np.float32)})),
+        tensor(BIAS, np.ones(9, np.float32)),
         "params/head/bias: expected float32 (2,), found float32 (9,)",
     ),
-    "wrong dtype": (
-        lambda p: rewrite(p, lambda t, h: t.update({"params/head/bias": np.ones(2, np.int32)})),
-        "params/head/bias: expected float32 (2,), found int32 (2,)",
+    "wrong dtype": (tensor(BIAS, np.ones(2, np.int32)), "params/head/bias: expected float32 (2,), found int32 (2,)"),
+    "NaN": (tensor(BIAS, np.float32([0, np.nan])), f"{BIAS}: expected finite numbers"),
+    "infinity": (tensor(BIAS, np.float32([0, -np.inf])), f"{BIAS}: expected finite numbers"),
+    "a scalar w_ih": (tensor(W, np.zeros((), np.float32)), "w_ih (I, 3H) of the first layer"),
+    "a std of zero": (
+        lambda p: rewrite(
+            p, lambda t, h: t.update({f"statistics/input_{s}": np.zeros(4, np.float32) for s in ("mean", "std")})
+        ),
+        "statistics/input_std: expected positive numbers",
     ),
-    "a size that is text": (lambda p: rewrite(p, lambda t, h: h["model"].update(hidden_size="9")), "m.safetensors"),
-    "a huge size": (lambda p: rewrite(p, lambda t, h: h["model"].update(hidden_size=10**7)), "params/encoder"),
+    "a size that is text": (field(hidden_size="9"), "hidden_size: expected a value of <class 'int'>, found '9'"),
+    "a size that is a list": (field(hidden_size=[[5]]), "hidden_size: "),
+    "a size that is a truth": (field(num_layers=True), "num_layers: "),
+    "a negative size": (field(hidden_size=-5), "hidden_size: "),
+    "a negative output": (field(output_size=-2), "output_size: "),
+    "a truth that is text": (field(bias="no"), "bias: "),
+    "a huge size": (field(hidden_size=10**7), W),
+    "a huge output": (field(output_size=10**30), "params/head/bias: "),
+    "a million layers": (field(num_layers=10**6), "model: expected 4000001 tensors or more, found 18"),
+    "a million hidden layers": (field(head_hidden=[1] * 10**6), "'head_hidden': expected 18 entries or fewer"),
+    "many heads": (
+        field(output_size={str(k): 1 for k in range(10**5)}),
+        "'output_size': expected 18 entries or fewer",
+    ),
+    "a huge bias": (field(update_bias=1e300), "update_bias: "),
+    "a bias of NaN": (field(update_bias=float("nan")), "update_bias: "),
+    "a rate above one": (field(dropout=2.0), "dropout: "),
+    "an unknown activation": (field(activation="evil"), "activation: "),
+    "an activation of lists": (field(activation=[["tanh"]]), "activation: "),
+    "an unknown precision": (field(precision="evil"), "grujax's metadata"),
+    "an unknown initializer": (field(initializer="evil"), "initializer: "),
+    "an unknown implementation": (field(implementation="evil"), "implementation"),
+    "an unknown pooling": (field(pooling="evil"), "pooling: "),
 }
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_files_are_refused_in_one_line(name, tmp_path):
+def test_hostile_files_are_refused_in_one_short_line_and_soon(name, tmp_path):
     path = tmp_path / "m.safetensors"
-    grujax.save(path, MODELS["model"], variables_of(MODELS["model"]))
+    path.write_bytes(WHOLE)
     break_it, message = HOSTILE[name]
     break_it(path)
+    began = time.process_time()
     with pytest.raises(grujax.InputError) as error:
         grujax.load(path)
-    assert message in str(error.value) and "\n" not in str(error.value)
+    assert time.process_time() - began < 2
+    assert message in str(error.value) and len(str(error.value)) < 700
+    assert str(error.value).isprintable()
+
+
+def same(path):
+    """Whether the file holds the model of `WHOLE`, bit for bit."""
+    model, variables = grujax.load(path)
+    bits = {key: np.asarray(a).tobytes() for key, a in flatten_dict(variables, sep="/").items()}
+    return model == MODELS["model"] and bits == {
+        key: np.asarray(a).tobytes() for key, a in flatten_dict(VARIABLES, sep="/").items()
+    }
+
+
+def test_a_changed_byte_is_found(tmp_path):
+    """Any bit flipped, or any few bytes replaced: the file is refused, or what changed means nothing."""
+    path, rng, refused = tmp_path / "m", np.random.default_rng(0), 0
+    header = 8 + int.from_bytes(WHOLE[:8], "little")
+    for trial in range(400):
+        content = bytearray(WHOLE)
+        end = header if trial % 2 else len(WHOLE)  # half of them in the header, where most can go wrong
+        for place in rng.integers(0, end, 1 + trial % 4 // 2 * 3):
+            content[place] = content[place] ^ 1 << rng.integers(8) if trial % 4 < 2 else rng.integers(256)
+        path.write_bytes(content)
+        try:
+            assert same(path)
+        except grujax.InputError as error:
+            assert str(error).isprintable()
+            refused += 1
+    assert refused > 380
+
+
+def test_a_truth_flipped_in_the_header_is_found(tmp_path):
+    (tmp_path / "m").write_bytes(WHOLE.replace(b'\\"reset_after\\": true', b'\\"reset_after\\":false'))
+    assert (tmp_path / "m").read_bytes() != WHOLE
+    with refused("expected the file as it was saved, found changed or damaged content"):
+        grujax.load(tmp_path / "m")
+
+
+def test_a_file_without_a_digest_loads(tmp_path):
+    def drop(tensors, header):
+        return json.dumps(header)  # before the digest is added
+
+    (tmp_path / "m").write_bytes(WHOLE)
+    rewrite(tmp_path / "m", drop)
+    assert b"sha256" not in (tmp_path / "m").read_bytes() and same(tmp_path / "m")
+
+
+def test_metadata_come_back_and_may_not_name_the_files_own_keys(tmp_path):
+    given = {"labels": ["ä", "\n", "€"], "count": np.int64(3), "share": 0.1, "1": {"b": None, "a": [1.5, True]}}
+    grujax.save(tmp_path / "m", MODELS["model"], VARIABLES, given)
+    found = read(tmp_path / "m").metadata
+    assert set(found.pop("versions")) == {"grujax", "jax", "flax"} and found == given
+    with refused("metadata: expected other keys than", "['format', 'sha256']"):
+        grujax.save(tmp_path / "m", MODELS["model"], VARIABLES, {"sha256": "", "format": 2})
+
+
+def test_what_could_not_be_loaded_is_not_saved(tmp_path):
+    broken = jax.tree.map(lambda a: a * np.float32(np.nan), VARIABLES)
+    with refused("expected finite numbers, found NaN"):
+        grujax.save(tmp_path / "m", MODELS["model"], broken)
+    with refused("bias: expected a value of <class 'bool'>, found 1"):
+        grujax.save(tmp_path / "m", MODELS["model"].clone(bias=1), VARIABLES)
+    assert not list(tmp_path.iterdir())
 
 
 def test_only_grujax_models_with_their_own_variables_are_saved(tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from compilations import compilations
 
 import grujax
 from grujax.data import Batch, Dataset, load, sequences
@@ -112,12 +114,11 @@ def test_the_share_of_mixup_is_the_larger_side_of_a_beta():
 def steps_of(batch, config=SMALL, count=2, share=1.0, dropout=0.0):  # the first step of the warm-up has rate zero
     model = grujax.GRUModel(4, 2, dropout=dropout)
     params = model.init(jax.random.key(0), batch.x)["params"]
-    optimizer = make_optimizer(config, 10)
-    state = initial_state(params, optimizer, config, jax.random.key(1))
+    state = initial_state(params, make_optimizer(config, 10), config, jax.random.key(1))
     constants = {"input_mean": jnp.zeros(2, jnp.float32), "input_std": jnp.ones(2, jnp.float32)}
     share = np.full(len(batch.y), share, np.float32)
     for _ in range(count):
-        state, average, total = train_step(model, optimizer, config, state, constants, batch, share)
+        state, average, total = train_step(model, config, 10, state, constants, batch, share)
         yield jax.tree.map(np.array, (state.params, average)), total  # copies: the next step takes the state's buffers
 
 
@@ -219,6 +220,16 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not():
     assert not np.array_equal(*pick)
 
 
+def test_ten_equal_fits_compile_once_and_keep_nothing():
+    counts, pages = [], []
+    for seed in (3, 3, 3, 3, 3, 4, 3, 3, 3, 3):
+        config = dataclasses.replace(SMALL, hidden_size=6, epochs=2, seed=seed)
+        counts.append(compilations(lambda config=config: fit(config, DATA).variables))
+        pages.append(int(Path("/proc/self/statm").read_text().split()[1]))
+    assert counts[0] > 0 and counts[1:] == [0] * 9
+    assert (pages[-1] - pages[2]) * os.sysconf("SC_PAGE_SIZE") < 2**24
+
+
 def test_an_interrupt_keeps_the_best_so_far():
     def stop(epoch):
         if epoch.epoch == 3:
@@ -258,6 +269,20 @@ def test_scores_by_hand():
     n, p, z = 4, 0.75, 1.959963984540054
     centre, half = p + z**2 / (2 * n), z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
     np.testing.assert_allclose(scores.interval, [(centre - half) / (1 + z**2 / n), (centre + half) / (1 + z**2 / n)])
+
+
+def test_many_classes_have_figures_but_no_confusion_matrix():
+    for count in (100, 5000):
+        data = sequences(np.ones((count, 1, 1)), np.arange(count))
+        scores = score(np.eye(count, dtype=np.float32)[:, ::-1], data, {"statistics": {}})
+        found = scores.as_json()
+        assert (scores.confusion is not None) == ("confusion" in found) == (count == 100)
+        assert found["rows"] == count and scores.accuracy == 0 and json.loads(json.dumps(found)) is not None
+        assert len(json.dumps(found)) < 40_000
+    x = np.ones((1000, 2, 1))  # a tenth of two rows a class, not one row a class
+    split = sequences(x, np.arange(1000) // 2)
+    fitted = fit(TrainConfig(hidden_size=2, epochs=1, batch_size=100, validation=0.1), Dataset("many", split, split))
+    assert fitted.test is not None and fitted.test.rows == 1000 and len(fitted.history) == 1
 
 
 def test_baselines_on_japanese_vowels():
