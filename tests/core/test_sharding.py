@@ -27,7 +27,6 @@ CASES = [
         ("shard_map", ("gru",), ("autodiff",)),
         ("shard_map", ("whole",), ("joint",)),
         ("explicit", ("gru", "GRU", "GRUModel"), ("xla", "autodiff")),
-        ("explicit", ("gru",), ("xla",)),
         ("explicit", ("whole",), ("joint",)),
         ("explicit", ("GRU",), ("reference",)),
         ("explicit", ("dropout",), ("xla",)),

@@ -285,8 +285,7 @@ def test_to_linen_and_back_keeps_every_bit(case):
 
 
 def test_files_and_converters_serve(tmp_path):
-    import torch
-
+    torch = pytest.importorskip("torch", reason="torch is not installed")
     from grujax.interop.torch import from_torch
 
     layer = torch.nn.GRU(I, H, 2, bidirectional=True, batch_first=True).double()

@@ -179,6 +179,17 @@ def test_filler_rows_change_nothing():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), plain, filled)
 
 
+def test_filler_rows_leave_the_outputs_of_others_alone():
+    """A filler row has no place in the data, though its number, -1, would be the last."""
+    rng = np.random.default_rng(0)
+    data = sequences([rng.normal(size=(steps, 2)) for steps in (6, 5, 5, 2)])
+    model = grujax.GRUModel(4, 2)
+    variables = model.init(jax.random.key(0), jnp.asarray(data.x))
+    found = outputs_of(model, variables, data, batch_size=2, boundaries=(3, 6))
+    expected = model.apply(variables, jnp.asarray(data.x), lengths=data.lengths)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_fit_learns_classes_and_keeps_the_best_epoch():
     fitted = fit(dataclasses.replace(SMALL, buckets=2), DATA)
     assert fitted.test is not None and fitted.test.accuracy is not None and fitted.test.accuracy > 0.9
