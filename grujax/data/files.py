@@ -8,7 +8,7 @@ from typing import IO, NamedTuple
 import numpy as np
 
 from grujax.data.checks import shown
-from grujax.errors import InputError, require
+from grujax.errors import InputError, require, require_package
 
 MAX_BYTES = 8 * 2**30  # of an unpacked .npz: a small file can claim to hold any amount
 
@@ -36,11 +36,8 @@ def read(path: Path) -> Raw:
 
 
 def _read_ts(path: Path) -> Raw:
-    try:
-        from aeon.datasets import load_from_ts_file
-    except ImportError as error:
-        raise InputError("aeon", "an installed package", "none", "pip install 'grujax[data]'") from error
-    x, y, header = load_from_ts_file(str(path), return_meta_data=True)  # pyright: ignore[reportAssignmentType]
+    reader = require_package("aeon.datasets", "data").load_from_ts_file
+    x, y, header = reader(str(path), return_meta_data=True)
     require(len(x) > 0, str(path), "a .ts file with sequences after @data", "none")
     # aeon's reader of timestamped values loses their signs, their exponents and every integer
     require(not header["timestamps"], str(path), "@timeStamps false", "true", "Write the values alone.")

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from grujax.data.checks import checked_lengths, checked_y, real, shown
-from grujax.errors import InputError, require
+from grujax.errors import InputError, require, require_package
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,10 +117,7 @@ def sequences(
 def stratified_split(data: Sequences, fraction: float, seed: int) -> tuple[Sequences, Sequences]:
     """(rest, held out): about `fraction` of the rows held out, at least as many as there are classes, the classes in
     proportion; without classes at random. The same `seed` gives the same split. Raises InputError for too few rows."""
-    try:
-        from sklearn.model_selection import train_test_split
-    except ImportError as error:
-        raise InputError("scikit-learn", "an installed package", "none", "pip install 'grujax[data]'") from error
+    train_test_split = require_package("sklearn.model_selection", "data").train_test_split
     require(0 < fraction < 1, "fraction", "a number between 0 and 1", fraction)
     require(0 <= seed < 2**32, "seed", "an integer from 0 to 2**32 - 1", seed)
     classes = data.y if data.labels is not None else None
