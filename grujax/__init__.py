@@ -18,7 +18,16 @@ from grujax.saving import load, save
 from grujax.types import GRUSpec, GRUWeights
 
 if TYPE_CHECKING:
-    from grujax import bench, cli, core, data, equations, inspect, interop, linen, nnx, saving, testing, training
+    from grujax import bench as bench
+    from grujax import data as data
+    from grujax import equations as equations
+    from grujax import inspect as inspect
+    from grujax import interop as interop
+    from grujax import linen as linen
+    from grujax import nnx as nnx
+    from grujax import saving as saving
+    from grujax import testing as testing
+    from grujax import training as training
 
 __version__ = "0.1.0"
 __all__ = [
@@ -36,11 +45,12 @@ __all__ = [
 ]
 _SUBMODULES = {module.name for module in pkgutil.iter_modules(__path__)}
 
+if not TYPE_CHECKING:  # a checker that sees this function takes every name for a submodule
 
-def __getattr__(name: str) -> ModuleType:
-    if name in _SUBMODULES:
-        return importlib.import_module(f"grujax.{name}")
-    raise AttributeError(f"module 'grujax' has no attribute {name!r}")
+    def __getattr__(name: str) -> ModuleType:
+        if name in _SUBMODULES:
+            return importlib.import_module(f"grujax.{name}")
+        raise AttributeError(f"module 'grujax' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -454,7 +454,7 @@ def test_a_picture_is_written_whole_or_not_at_all(name, tmp_path, monkeypatch):
 def test_without_matplotlib_a_picture_says_what_to_install(name, monkeypatch):
     plot, values = PLOTS[name]
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with refused("matplotlib: expected an installed package", "pip install 'grujax[plot]'"):
+    with refused("matplotlib is required: pip install 'grujax[plot]'"):
         plot(values)
 
 
