@@ -14,7 +14,7 @@ import grujax
 ROOT = Path(grujax.__file__).parent
 GROUPS = [
     ["errors"],
-    ["types"],
+    ["types", "arrays"],
     ["equations"],
     ["testing"],
     ["kernels", "data"],

@@ -54,11 +54,13 @@ class LayerRun(NamedTuple):
     initial: Array | None  # (L*D, H), where it is learned
     valid: Valid | None  # (T, B)
     batch: tuple[int, ...]
+    h0_dtype: DTypeLike | None = None  # where h0 was given
 
     @property
     def states(self) -> Array:
-        """h_last with the batch axes that x had: (L*D, *batch, H)."""
-        return self.h_last.reshape(self.h_last.shape[0], *self.batch, self.h_last.shape[-1])
+        """h_last with the batch axes that x had, (L*D, *batch, H), in the dtype of h0: a scan may carry it."""
+        states = self.h_last.reshape(self.h_last.shape[0], *self.batch, self.h_last.shape[-1])
+        return states if self.h0_dtype is None else states.astype(self.h0_dtype)
 
 
 def run_layers(layer: LayerSettings, steps: Steps, h0: ArrayLike | None, parts: Parts) -> LayerRun:
@@ -102,7 +104,7 @@ def run_layers(layer: LayerSettings, steps: Steps, h0: ArrayLike | None, parts: 
     if layer.include_initial:
         assert first is not None
         x = jnp.concatenate([first.astype(x.dtype)[None], x])
-    return LayerRun(x, outputs, jnp.stack(last), parts.initial, valid, batch)
+    return LayerRun(x, outputs, jnp.stack(last), parts.initial, valid, batch, None if h0 is None else h0.dtype)
 
 
 def returned(layer: LayerSettings, run: LayerRun) -> tuple[Array, Array] | tuple[tuple[Array, Array], Array]:

@@ -85,7 +85,8 @@ def sequences(
     """
     with np.errstate(over="ignore"):  # what overflows float32 is found below, by its row
         if isinstance(x, (list, tuple)):
-            require(lengths is None, "lengths", "None beside a list, whose arrays have their own", "some")
+            rule = "lengths cannot be given with a list, whose arrays have their own"
+            require(lengths is None, "lengths", None, "some", rule=rule)
             rows = [real(row, "(T, C)", f"x[{index}]", source) for index, row in enumerate(x)]
             channels = [row.shape[1] for row in rows]
             odd = next((index for index, count in enumerate(channels) if count != channels[0]), None)

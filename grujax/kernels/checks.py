@@ -5,16 +5,28 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 
-from grujax.errors import require
+from grujax.arrays import as_array, require_floating
+from grujax.errors import require, require_equal
 from grujax.types import Control, GRUSpec, Projection, Recurrence, Recurrent, State, state_dtype
 
 
 def check(projection: Projection, h0: State, recurrent: Recurrent, control: Control, spec: GRUSpec) -> None:
     """Raises `InputError` for a shape or dtype that does not fit."""
+    first = "gates_x" if projection.w_ih is None else "gates_x.x"
+    arrays = {first: projection.x, "h0": h0} | projection._asdict() | recurrent._asdict() | control._asdict()
+    for name, array in arrays.items():
+        if array is not None or name in (first, "h0", "w_hh", "b_hn"):
+            require(as_array(array, name) is array, name, "an array", f"a {type(array).__name__}")
+    for name, axes in (
+        (first, "(T, B, 3H)" if projection.w_ih is None else "(T, B, I)"),
+        ("w_hh", "(H, 3H)"),
+        ("w_ih", "(I, 3H)"),
+    ):
+        if (array := arrays[name]) is not None:
+            fits = array.ndim == axes.count(",") + 1 and array.shape[-1] != 0
+            require(fits, name, f"{axes}, none of them 0" if name != first else axes, f"shape {array.shape}")
     hidden_size = recurrent.w_hh.shape[0]
-    w_ih = projection.w_ih
-    first, features = ("gates_x", 3 * hidden_size) if w_ih is None else ("gates_x.x", w_ih.shape[0])
-    require(projection.x.ndim == 3, first, f"(T, B, {'3H' if w_ih is None else 'I'})", projection.x.shape)
+    features = 3 * hidden_size if projection.w_ih is None else projection.w_ih.shape[0]
     n_steps, n_rows, _ = projection.x.shape
     expected = {
         "w_hh": (hidden_size, 3 * hidden_size),
@@ -31,18 +43,17 @@ def check(projection: Projection, h0: State, recurrent: Recurrent, control: Cont
         "state_mask": (n_rows, hidden_size),
         "hold": (n_steps, n_rows, hidden_size),
     }
-    arrays = projection._asdict() | {first: projection.x, "h0": h0} | recurrent._asdict() | control._asdict()
     for name, shape in expected.items():
         if (array := arrays[name]) is None:
             continue
-        require(array.shape == shape, name, f"shape {shape}", array.shape, "The order of axes is (T, B, features).")
+        require_equal(array.shape, shape, name, "The order of axes is (T, B, features).")
         if name in ("valid", "reset"):
-            require(array.dtype == jnp.bool_, name, "dtype bool", array.dtype)
+            require_equal(array.dtype, jnp.dtype(bool), name)
         else:
-            require(jnp.issubdtype(array.dtype, jnp.floating), name, "a floating dtype", array.dtype)
-    given = "an array" if recurrent.scale_hh is not None else "None"
-    wanted = "an array" if spec.layer_norm else "None"
-    require(given == wanted, "scale_hh", f"{wanted} with layer_norm={spec.layer_norm}", given)
+            require_floating(array, name)
+    wanted, given = ("an array" if there else None for there in (spec.layer_norm, recurrent.scale_hh is not None))
+    rule = "layer_norm=True needs scale_hh" if spec.layer_norm else "scale_hh needs layer_norm=True"
+    require(given == wanted, "scale_hh", wanted, given, rule=rule)
 
 
 def prepared(projection: Projection, h0: State, recurrent: Recurrent, control: Control) -> Recurrence:

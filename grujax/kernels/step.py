@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from grujax.errors import require
+from grujax.errors import require, require_one_of
 from grujax.types import Activation, Array, GRUSpec, GRUWeights, Projection, Recurrence, Recurrent, State, state_dtype
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -52,7 +52,7 @@ class Split(NamedTuple):
 
 def check_spec(spec: GRUSpec) -> None:
     """Raises `InputError` for a spec that names what is not there."""
-    require(spec.update in UPDATES, "update", f"one of {list(UPDATES)}", repr(spec.update))
+    require_one_of(spec.update, UPDATES, "update")
     check_activation(spec.activation, "activation")
     check_activation(spec.gate_activation, "gate_activation")
     if spec.clip is not None:
@@ -61,8 +61,8 @@ def check_spec(spec: GRUSpec) -> None:
 
 
 def check_activation(activation: Activation, argument: str) -> None:
-    known = callable(activation) or activation in ACTIVATIONS
-    require(known, argument, f"one of {sorted(ACTIVATIONS)} or an elementwise function", repr(activation))
+    if not callable(activation):
+        require_one_of(activation, sorted(ACTIVATIONS), argument, "Or pass an elementwise function.")
 
 
 def activate(activation: Activation, clip: float | None = None) -> Callable[[Array], Array]:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 from jax import lax
 
-from grujax.errors import InputError, require
+from grujax.errors import InputError, require_one_of
 from grujax.kernels.checks import check, prepared
 from grujax.kernels.columns import columns
 from grujax.kernels.derivative import Chunks, Forward, with_derivative
@@ -209,17 +209,12 @@ def explain(
     check_spec(spec)
     if implementation is None:
         return _choice(spec, Sizes(*sizes), projected, platform or jax.default_backend())
-    require(
-        implementation in KERNELS,
-        "implementation",
-        f"one of {sorted(KERNELS)} or None",
-        repr(implementation),
-        '"reference" is nn.scan over GRUCell: only the layers (GRU, GRUEncoder, GRUModel) have it.'
-        if implementation == "reference"
-        else "",
-    )
+    remedy = '"reference" is Flax\'s scan over GRUCell: only the layers (GRU, GRUEncoder, GRUModel) have it.'
+    remedy = remedy if implementation == "reference" else ""
+    require_one_of(implementation, (*sorted(KERNELS), None), "implementation", remedy)
     if (why := KERNELS[implementation].refuses(spec, projected)) is not None:
-        raise InputError("implementation", "one that can serve the call", f"{implementation!r}: {why}", "Pass None.")
+        rule = f"implementation={implementation!r} cannot serve this call: {why}"
+        raise InputError("implementation", "another or None", repr(implementation), "Pass None.", rule)
     return Explanation(implementation, "named by the caller")
 
 

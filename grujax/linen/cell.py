@@ -1,7 +1,10 @@
 """One step of the GRU as a Flax Linen cell."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
+from flax.core import meta
 
 from grujax.core.config import CellSettings
 from grujax.types import Array, GRUWeights, state_dtype
@@ -37,11 +40,15 @@ class GRUCell(CellSettings, nn.RNNCellBase):
     def __call__(
         self, carry: Array, x: Array, *, weights: GRUWeights | None = None, state_mask: Array | None = None
     ) -> tuple[Array, Array]:
-        """carry (..., H), x (..., I) -> the new state twice: in float32 at least, and in the compute dtype.
+        """carry (..., H), x (..., I) -> the new state twice: in the dtype of the carry, and in the compute dtype.
+
+        The carry may have another dtype than x: it is computed in float32 at least, and leaves as it came, so that a
+        scan may carry it. Integers are refused, where Flax's cells promote them: x.astype(jnp.float32), if meant.
 
         `weights` stand in for the cell's own (weight dropout); `state_mask` (..., H) multiplies the state where the
         products read it (recurrent dropout).
         """
+        carry, x = self.checked(carry, x, known_features(self))
         return self.step(carry, x, self.weights(x.shape[-1]) if weights is None else weights, state_mask)
 
     @nn.nowrap
@@ -53,3 +60,11 @@ class GRUCell(CellSettings, nn.RNNCellBase):
     @property
     def num_feature_axes(self) -> int:
         return 1
+
+
+def known_features(module: nn.Module, *path: str) -> int | None:
+    """I, as the parameters of the cell at `path` have it; None before `init`."""
+    params: Any = module.variables.get("params", {})
+    for name in path:
+        params = params.get(name, {})
+    return jnp.shape(meta.unbox(params["w_ih"]))[0] if "w_ih" in params else None

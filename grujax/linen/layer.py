@@ -6,7 +6,7 @@ from jax.typing import ArrayLike
 from grujax.core.config import LayerSettings
 from grujax.core.inputs import Steps, check_inputs
 from grujax.core.stack import LayerRun, Noise, Parts, returned, run_layers
-from grujax.linen.cell import GRUCell
+from grujax.linen.cell import GRUCell, known_features
 from grujax.types import Array, Inputs
 
 
@@ -57,7 +57,7 @@ class GRU(LayerSettings, nn.Module):
           last valid step of each direction, h0 for length 0; with resets the last sequence's, in reverse the first's.
         """
         self.check()
-        steps = check_inputs(x, None, lengths, mask, resets, self.time_major)
+        steps = check_inputs(x, known_features(self, "l0"), lengths, mask, resets, self.time_major)
         return returned(self, self.run(steps, h0, deterministic))
 
     @nn.compact

@@ -13,6 +13,7 @@ from grujax.core.heads import STATISTICS, answer, standardised
 from grujax.core.initializers import preset
 from grujax.core.inputs import check_inputs
 from grujax.core.pooling import check_segments, pooled
+from grujax.linen.cell import known_features
 from grujax.linen.layer import GRU, noise
 from grujax.types import Array, Inputs
 
@@ -70,7 +71,7 @@ class GRUEncoder(EncoderSettings, nn.Module):
           (B, F), with `segments` (N, F), with `pooling=None` (B, T, F); F is D*H, or H for a merge but "concat".
         """
         self.check()
-        steps = check_inputs(x, None, lengths, mask, resets, self.time_major)
+        steps = check_inputs(x, known_features(self, "gru", "l0"), lengths, mask, resets, self.time_major)
         kept = check_segments(self.pooling, steps, segments, num_segments)
         run = GRU(**self.settings(GRU), name="gru").run(steps, h0, deterministic)
         features = pooled(self, run, kept, partial(dense, self))
@@ -131,7 +132,7 @@ class GRUModel(ModelSettings, nn.Module):
           that are not valid; a dict of such arrays where there are several heads.
         """
         self.check()
-        steps = check_inputs(x, None, lengths, mask, resets, self.time_major)
+        steps = check_inputs(x, known_features(self, "encoder", "gru", "l0"), lengths, mask, resets, self.time_major)
         has = [name for name in STATISTICS if self.has_variable("statistics", name)]
         statistics = {name: self.get_variable("statistics", name) for name in has}
         x = standardised(self, steps.x, statistics)

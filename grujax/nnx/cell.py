@@ -7,7 +7,7 @@ from flax import nnx
 from jax.nn.initializers import Initializer
 
 from grujax.core.config import CellSettings
-from grujax.errors import InputError, require, require_count
+from grujax.errors import InputError, require_count, require_equal
 from grujax.types import Array, GRUWeights, state_dtype
 
 Rngs = nnx.Rngs | nnx.RngStream
@@ -50,17 +50,21 @@ class GRUCell(CellSettings, Sized, nnx.RNNCellBase):
 
     def weights(self, input_size: int) -> GRUWeights:
         """The parameters, for an input of that many features."""
-        require(input_size == self.input_size, "x", f"{self.input_size} input features on the last axis", input_size)
+        require_equal(input_size, self.input_size, "input_size")
         return GRUWeights(**{name: getattr(self, name)[...] for name in GRUWeights._fields if hasattr(self, name)})
 
     def __call__(
         self, carry: Array, x: Array, *, weights: GRUWeights | None = None, state_mask: Array | None = None
     ) -> tuple[Array, Array]:
-        """carry (..., H), x (..., I) -> the new state twice: in float32 at least, and in the compute dtype.
+        """carry (..., H), x (..., I) -> the new state twice: in the dtype of the carry, and in the compute dtype.
+
+        The carry may have another dtype than x: it is computed in float32 at least, and leaves as it came, so that a
+        scan may carry it. Integers are refused, where Flax's cells promote them: x.astype(jnp.float32), if meant.
 
         `weights` stand in for the cell's own (weight dropout); `state_mask` (..., H) multiplies the state where the
         products read it (recurrent dropout).
         """
+        carry, x = self.checked(carry, x, self.input_size)
         return self.step(carry, x, self.weights(x.shape[-1]) if weights is None else weights, state_mask)
 
     def initialize_carry(

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from grujax.arrays import as_array
 from grujax.errors import InputError, require
 from grujax.linen import MODELS, GRUCell, GRUModel
 
@@ -45,7 +46,8 @@ def save(path: str | Path, model: nn.Module, variables: Mapping, metadata: Mappi
       metadata: anything that JSON can hold, read again by `read`.
 
     Raises:
-      InputError: a model of another class, variables that do not fit it. OSError: the file cannot be written.
+      InputError: a model of another class, variables that are no arrays or do not fit it.
+      OSError: the file cannot be written.
 
     >>> import jax, jax.numpy as jnp, tempfile, grujax
     >>> model = grujax.GRUModel(hidden_size=20, output_size=5)
@@ -58,9 +60,10 @@ def save(path: str | Path, model: nn.Module, variables: Mapping, metadata: Mappi
     import safetensors.numpy
 
     found = type(model).__name__
-    require(type(model) in MODELS.values(), "model", f"one of {sorted(MODELS)}", found)
-    # Contiguous: safetensors writes the memory behind a view, not the view.
-    tensors = {key: np.ascontiguousarray(a) for key, a in sorted(flatten_dict(dict(variables), sep="/").items())}
+    known, shown = MODELS.get(found) is type(model), f"{type(model).__module__}.{found}"
+    remedy = "Of a module of grujax.nnx: grujax.save(path, *grujax.nnx.to_linen(module))."
+    require(known, "model", f"one of {sorted(MODELS)} of grujax", shown, remedy)
+    tensors = _tensors(variables)
     _check_tensors(model, tensors, "variables")
     header = {
         **(metadata or {}),
@@ -122,7 +125,8 @@ def read(path: str | Path) -> Saved:
     except InputError as error:
         if str(path) in str(error):
             raise
-        raise InputError(error.argument, error.expected, f"{error.found} in {path}", error.remedy) from error
+        found = f"{error.found} in {path}"
+        raise InputError(error.argument, error.expected, found, error.remedy, error.rule) from error
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         found = f"{path}: {type(error).__name__} {str(error).splitlines()[:1]}"
         raise InputError("model", "grujax's metadata", found) from error
@@ -208,6 +212,18 @@ def _check_tensors(model: nn.Module, tensors: Mapping[str, np.ndarray], source: 
         wide = found[1] == np.float64 and jax.dtypes.canonicalize_dtype(np.float64) != np.float64
         require(not wide, key, "float32 or narrower", "float64", 'Set jax.config.update("jax_enable_x64", True).')
         require(found == expected[key], key, _shown(expected[key]), f"{_shown(found)} in {source}")
+
+
+def _tensors(variables: Mapping) -> dict[str, np.ndarray]:
+    """The arrays by their paths, in order."""
+    remedy = "model.init(...) makes one."
+    require(isinstance(variables, Mapping), "variables", "a dict of arrays", f"a {type(variables).__name__}", remedy)
+    flat: dict[tuple, Any] = flatten_dict(dict(variables))
+    for path in flat:
+        require(all(isinstance(key, str) for key in path), "variables", "a dict whose keys are names", path)
+    # Contiguous: safetensors writes the memory behind a view, not the view.
+    named = {"/".join(path): a for path, a in flat.items()}
+    return {key: np.ascontiguousarray(as_array(named[key], key)) for key in sorted(named)}
 
 
 def _shown(tensor: tuple) -> str:

@@ -185,7 +185,7 @@ def test_layer_normalisation_runs_as_scan_and_is_refused_by_fused():
         lambda: gru(jnp.ones((B, T, I)), weights, implementation="fused"),
         lambda: GRU(H, layer_norm=True, implementation="fused", param_dtype=jnp.float64).init(KEY, np.ones((B, T, I))),
     ):
-        with refused("implementation: expected one that can serve the call", "'fused'", "no layer normalisation"):
+        with refused("implementation='fused' cannot serve this call", "no layer normalisation"):
             call()
 
 
