@@ -486,7 +486,7 @@ BAD = {
         ["gates: expected r, z and n of one shape (..., T, H), found (1, 6, 5), (4, 6, 5), (4, 6, 5)"],
     ),
     "no steps": (lambda: saturation(Gates(*np.ones((3, H)))), ["gates: expected r, z and n of one shape"]),
-    "valid": (lambda: saturation(GATES, VALID.T), ["valid: expected shape (4, 6), one a step"]),
+    "valid": (lambda: saturation(GATES, VALID.T), ["valid: expected shape (4, 6)"]),
     "valid dtype": (lambda: time_scale(GATES, VALID * 1), ["valid: expected dtype bool"]),
     "none valid": (lambda: saturation(GATES, NO_RESETS), ["valid: expected at least one step, found none"]),
     "none at all": (lambda: time_scale(of(np.ones((0, T, H)))), ["valid: expected at least one step"]),
