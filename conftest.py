@@ -1,13 +1,41 @@
-"""Doctests run as a user would run them: without the strict numerics that tests/conftest.py switches on."""
+"""How the tests run: quickly, or with `--slow` all of them and compiled as users compile."""
+
+import os
+from importlib.util import find_spec
 
 import jax
 import pytest
 
+QUICK = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+"""With these XLA compiles in a quarter of the time. Most of a test is compiling; each program runs once or twice."""
+
+
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="run the slow tests too, with all of XLA's optimisations")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: a larger grid of what another test samples; runs with --slow alone")
+    if not config.getoption("--slow"):
+        os.environ["XLA_FLAGS"] = f"{QUICK} {os.environ.get('XLA_FLAGS', '')}"
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--slow"):
+        slow = [item for item in items if item.get_closest_marker("slow")]
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if item not in set(slow)]
+
 
 @pytest.fixture(autouse=True)
 def plain_numerics_in_doctests(request):
+    """Doctests run as a user would run them: without the strict numerics that tests/conftest.py switches on."""
     if not isinstance(request.node, pytest.DoctestItem):
         yield
         return
+    text = "".join(example.source for example in request.node.dtest.examples)
+    for package in ("torch", "keras", "onnx"):
+        if package in text and find_spec(package) is None:
+            pytest.skip(f"{package} is not installed")
     with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield

@@ -1,13 +1,13 @@
 """How `TrainConfig`'s defaults were chosen: 5-fold cross-validation on JapaneseVowels' 270 training utterances alone.
 
-The test set is never read. It was spoken on other occasions than the training set, so shuffled folds, which hold out
-utterances of the same occasion, promise too much. The folds here are blocks of each speaker's utterances in the order
-of the file: what the data can say about another occasion. Each fold runs the whole of `fit`, its own validation split
-and choice of epoch included, with `SEEDS`, and is judged on the utterances that it has not seen. Each candidate
-changes what it names from `BASE`.
+The test set is never read. It was recorded on other occasions than the training set. Shuffled folds hold out
+utterances of the same occasion, so their accuracy is too optimistic. The folds here are blocks of the utterances of
+each speaker, in the order of the file, which is the closest that the training set comes to another occasion. Each fold
+runs all of `fit` with each of `SEEDS`, including the validation split and the choice of the epoch, and is tested on the
+utterances that it has not seen. Each candidate changes the named settings of `BASE`.
 
-`python benchmarks/choose_defaults.py` runs one candidate a core and goes on where it was stopped; compiled programs are
-found again with JAX_COMPILATION_CACHE_DIR set. The result is `benchmarks/results/choose_defaults.json`.
+`python benchmarks/choose_defaults.py` runs one candidate on each core, and continues where it was stopped. Set
+JAX_COMPILATION_CACHE_DIR to keep compiled programs. The result is `benchmarks/results/choose_defaults.json`.
 """
 
 import dataclasses
@@ -69,8 +69,10 @@ RESULT = Path(__file__).parent / "results" / "choose_defaults.json"
 
 
 def cross_validate(changes: dict[str, Any]) -> dict[str, Any]:
-    """Accuracy and cross-entropy over all folds and seeds together, and the seconds that took."""
-    os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"  # read when JAX starts: a process has one core
+    """Accuracy and cross-entropy over all folds and seeds together, and the seconds that it took."""
+    os.environ["XLA_FLAGS"] = (
+        "--xla_cpu_multi_thread_eigen=false"  # JAX reads it at its start: each process uses one core
+    )
     began = time.perf_counter()
     train = load("JapaneseVowels").train
     scores = []
@@ -78,7 +80,7 @@ def cross_validate(changes: dict[str, Any]) -> dict[str, Any]:
         for fold, (rest, held) in enumerate(StratifiedKFold(FOLDS).split(train.y, train.y)):
             config = dataclasses.replace(BASE, **changes, seed=FOLDS * seed + fold)
             scores.append(fit(config, Dataset("fold", train.take(rest), train.take(held))).test)
-        jax.clear_caches()  # each compiled program holds memory maps, of which a process may have only so many
+        jax.clear_caches()  # a process may have a limited number of memory maps
     rows = np.array([s.rows for s in scores])
     figures = {k: float(np.average([getattr(s, k) for s in scores], weights=rows)) for k in ("accuracy", "loss")}
     return figures | {"seconds": time.perf_counter() - began, "changes": changes}
@@ -87,7 +89,7 @@ def cross_validate(changes: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     console, results, setting = Console(), {}, {"base": dataclasses.asdict(BASE), "folds": FOLDS, "seeds": list(SEEDS)}
     RESULT.parent.mkdir(exist_ok=True)
-    if RESULT.exists():  # go on where an earlier run with the same base stopped, with the candidates that are the same
+    if RESULT.exists():  # keep the candidates of an earlier run with the same base
         earlier = json.loads(RESULT.read_text())
         known = earlier.pop("candidates") if earlier.keys() >= setting.keys() else {}
         if earlier == setting:

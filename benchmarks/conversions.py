@@ -1,10 +1,10 @@
-"""The table of docs/interop.md: what each framework can hold, what a conversion loses, how far both sides are apart.
+"""Prints the table of docs/interop.md: what a conversion loses, and the largest difference of both frameworks.
 
     python benchmarks/conversions.py
 
-Each row converts random float32 models of 10 features and 20 units there, runs the other framework and grujax on the
-same random data (3 sequences of 7 steps, a random state and lengths where it takes them), and prints the largest
-absolute difference of all outputs, over five seeds.
+Each row converts random float32 models of 10 features and 20 units, runs the other framework and grujax on the same
+random data (3 sequences of 7 steps, with a random state and lengths if it takes them), and prints the largest absolute
+difference of all outputs over five seeds.
 """
 
 import contextlib
@@ -76,7 +76,7 @@ ROWS = (
 
 
 def variables_of(model: Any, seed: int, with_b_hn: bool = True) -> dict:
-    """Parameters as torch draws them, none of them zero; b_hn zero where it has no place."""
+    """Parameters as torch draws them, none of them zero, but b_hn zero if the framework does not store it."""
     x = jnp.zeros((1, 1, 10))
     given = (jnp.zeros((1, model.hidden_size)), x[0]) if isinstance(model, GRUCell) else (x,)
     variables = model.init(jax.random.key(seed), *given)
@@ -88,7 +88,7 @@ def variables_of(model: Any, seed: int, with_b_hn: bool = True) -> dict:
 
 
 def difference(row: Row) -> float:
-    """The largest of all models and seeds."""
+    """The largest difference of all models and seeds."""
     found = []
     for seed in SEEDS:
         for model in row.models:

@@ -1,7 +1,4 @@
-"""What the peers do with what users ask for, found by running them: the probed rows of the README's table of features.
-
-python benchmarks/features.py
-"""
+"""Runs the other libraries and prints the rows marked * of docs/features.md: `python benchmarks/features.py`."""
 
 import os
 

@@ -1,7 +1,8 @@
 """What a step becomes on an H100 and on a TPU v5e, without one: `python benchmarks/programs.py [IMPLEMENTATION ...]`.
 
 The compilers need no device, only their packages: pip install nvidia-cuda-nvcc-cu12 libtpu and, of jax's own version,
-jax-cuda12-plugin. What is counted is what is launched at each step of a loop; how long that takes, they do not tell.
+jax-cuda12-plugin. The counts say what each step of a loop launches, and not how long it takes. The result is in
+docs/decisions/gpu-and-tpu-programs.md.
 """
 
 import os
@@ -10,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from functools import partial
 
-os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # or libtpu asks a cloud which machine this is
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # otherwise libtpu asks a cloud service which machine this is
 os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -21,8 +22,8 @@ from rich.console import Console
 from rich.table import Table
 
 from grujax.bench.cases import CASES
-from grujax.kernels import gru_sequence
-from grujax.types import Array, Projection
+from grujax.kernels import run
+from grujax.types import Array, GRUWeights, Recurrence
 
 H100 = """
 gpu_device_info {
@@ -46,27 +47,28 @@ TARGETS = {
 CASE = CASES["medium"]
 
 
-def hs(x: Array, w_ih: Array, bias: Array, h0: Array, w_hh: Array, b_hn: Array, name: str | None) -> Array:
-    return gru_sequence(Projection(x, w_ih, bias), h0, w_hh, b_hn, implementation=name)[0]
+def hs(x: Array, w_ih: Array, w_hh: Array, b_ih: Array, b_hh: Array, h0: Array, name: str | None) -> Array:
+    (result,) = run([Recurrence(x, GRUWeights(w_ih, w_hh, b_ih, b_hh), h0)], implementation=name)
+    return result.hs
 
 
 def gradient(*arrays: Array, name: str | None) -> tuple[Array, ...]:
-    return jax.grad(lambda *a: jnp.square(hs(*a, name=name)).sum(), argnums=(0, 1, 2, 4, 5))(*arrays)
+    return jax.grad(lambda *a: jnp.square(hs(*a, name=name)).sum(), argnums=(0, 1, 2, 3, 4))(*arrays)
 
 
 def program(target: str, name: str | None, of: str) -> str:
-    """The compiled text of `hs` or of its `gradient`."""
+    """The compiled program of `hs` or of its `gradient`, as text."""
     jax.clear_caches()
     one = jax.sharding.SingleDeviceSharding(TARGETS[target]().devices[0])
     T, B, I, H = CASE.T, CASE.B, CASE.I, CASE.H
-    shapes = [(T, B, I), (I, 3 * H), (3 * H,), (B, H), (H, 3 * H), (H,)]
+    shapes = [(T, B, I), (I, 3 * H), (H, 3 * H), (3 * H,), (3 * H,), (B, H)]
     arrays = [jax.ShapeDtypeStruct(shape, jnp.float32, sharding=one) for shape in shapes]
     f = {"hs": hs, "gradient": gradient}[of]
     return jax.jit(partial(f, name=name), out_shardings=one).lower(*arrays).compile().as_text() or ""
 
 
 def launched(text: str) -> Iterator[tuple[int, int, int]]:
-    """Of each loop of the program: products, other fusions over (B, H) and more, and copies, at every step."""
+    """For each loop of the program, what one step launches: products, other fusions over (B, H) or more, and copies."""
     computations = {name: block for block in text.split("\n\n") for name in re.findall(r"^%([\w.-]+) \(", block, re.M)}
     for body in re.findall(r"body=%([\w.-]+)", text):
         lines = [line for line in computations[body].splitlines() if not re.search(r"= [a-z0-9]+\[\]", line)]
@@ -85,8 +87,8 @@ def launched(text: str) -> Iterator[tuple[int, int, int]]:
 def main() -> None:
     table = Table("for", "loop", "forward", "differentiated", "backward", title="products, other fusions, copies")
     for target in TARGETS:
-        jax.default_backend = lambda target=target: target  # the one thing that grujax asks of the machine itself
-        for name in sys.argv[1:] or ("fused", "merged"):
+        jax.default_backend = lambda target=target: target  # grujax asks JAX for nothing else about the machine
+        for name in sys.argv[1:] or ("xla", "autodiff"):
             found = [loop for of in ("hs", "gradient") for loop in launched(program(target, name, of))]
             if len(found) != 3:
                 raise RuntimeError(f"{name}: {len(found)} loops, not one forward and two where it is differentiated")

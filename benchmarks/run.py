@@ -5,7 +5,8 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
-from grujax.bench.runner import PASSES, TABLE_WIDTH, Options, run, save, table
+from grujax.bench.measure import Options, run
+from grujax.bench.report import PASSES, TABLE_WIDTH, table, write_report
 
 
 def main(options: Options) -> int:
@@ -16,7 +17,7 @@ def main(options: Options) -> int:
     for kind in PASSES:
         console.print(table(report, kind))
     if options.save:
-        console.print(f"saved {save(report, Path(__file__).parent / 'results')}")
+        console.print(f"saved {write_report(report, Path(__file__).parent / 'results')}")
     return int(report.failed)
 
 

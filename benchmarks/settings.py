@@ -1,7 +1,7 @@
-"""What XLA's own switches do to grujax on CPU: `python benchmarks/settings.py`.
+"""Measures grujax on CPU under switches of XLA: `python benchmarks/settings.py`.
 
-Each setting runs in processes of its own, in turns, and each such process measures beside it nothing else: the figure
-is the median over the rounds of (time under the setting / time under the defaults of the same round).
+Each setting runs in its own processes, in turns. A figure is the median over the rounds of the time under the setting,
+divided by the time under the defaults in the same round.
 """
 
 import json
@@ -19,13 +19,13 @@ SETTINGS = {
     "one-threaded Eigen": "--xla_cpu_multi_thread_eigen=false",
     "fast math": "--xla_cpu_enable_fast_math=true",
 }
-"""XLA_FLAGS under each name."""
+"""{name: XLA_FLAGS}."""
 SHAPES = ("single", "small", "medium", "large", "narrow")
 ROUNDS, REPEATS = 2, 7
 
 
 def measure() -> dict[str, list[float]]:
-    """Median ms of forward and of forward + backward, for each shape."""
+    """{shape: [median ms forward, median ms forward + backward]}."""
     import jax
     import jax.numpy as jnp
     import numpy as np

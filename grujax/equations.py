@@ -13,7 +13,7 @@ of `GRUWeights`.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,7 @@ Float = NDArray[np.floating]
 
 
 class Variant(NamedTuple):
-    """Which GRU: the fields of `GRUSpec`, in the words of this file."""
+    """Which GRU: the fields of `GRUSpec` that change an equation, by the same names."""
 
     reset_after: bool = True
     update: str = "keep"
@@ -59,6 +59,7 @@ class Gradients(NamedTuple):
     b_hh: Float
     scale_ih: Float | None = None
     scale_hh: Float | None = None
+    h_reset: Float | None = None  # of a sequence with resets
 
 
 class Step(NamedTuple):
@@ -182,6 +183,29 @@ class Sequence(NamedTuple):
     steps: list[Step]
 
 
+class Steps(NamedTuple):
+    """Which steps count, and what enters them; all of it as the steps are read."""
+
+    lengths: NDArray[np.integer] | None = None  # (B,), how many steps of each sequence are valid
+    valid: NDArray[np.bool_] | None = None  # (T, B) in place of lengths
+    reset: NDArray[np.bool_] | None = None  # (T, B), where the state that enters a valid step is h_reset
+    h_reset: Float | None = None  # (H,), zeros where None
+    reverse: bool = False
+
+    def times(self, n_steps: int) -> list[int]:
+        return list(range(n_steps))[:: -1 if self.reverse else 1]
+
+    def are_valid(self, t: int, n_rows: int) -> NDArray[np.bool_]:
+        """(B, 1): does step t belong to the sequence?"""
+        if self.valid is not None:
+            return self.valid[t][:, None]
+        return np.ones((n_rows, 1), bool) if self.lengths is None else (t < self.lengths)[:, None]
+
+    def are_reset(self, t: int, n_rows: int) -> NDArray[np.bool_]:
+        """(B, 1): does a sequence begin at step t?"""
+        return np.zeros((n_rows, 1), bool) if self.reset is None else self.reset[t][:, None] & self.are_valid(t, n_rows)
+
+
 def sequence(
     x: Float,
     h0: Float,
@@ -192,21 +216,21 @@ def sequence(
     scale_ih: Float | None = None,
     scale_hh: Float | None = None,
     *,
-    lengths: NDArray[np.integer] | None = None,
-    reverse: bool = False,
     variant: Variant = Variant(),
     state_mask: Float | None = None,
     hold: Float | None = None,
+    **which: Any,
 ) -> Sequence:
-    """The loop over time: x (T, B, I), h0 (B, H), lengths (B,), state_mask (B, H), hold (T, B, H).
+    """The loop over time: x (T, B, I), h0 (B, H), state_mask (B, H), hold (T, B, H); `which` are the fields of `Steps`.
 
     In reverse the valid part is read backwards; `hs` stays in time order and `h_last` is the state at time 0.
     """
     n_steps, n_rows, _ = x.shape
-    hs = np.zeros((n_steps, n_rows, h0.shape[-1]))
+    hs, of = np.zeros((n_steps, n_rows, h0.shape[-1])), Steps(**which)
     h, steps, weights = h0, [], (w_ih, w_hh, b_ih, b_hh, scale_ih, scale_hh)
-    for t in _times(n_steps, reverse):
-        valid, held = _valid(t, n_rows, lengths), None if hold is None else hold[t]
+    for t in of.times(n_steps):
+        valid, held = of.are_valid(t, n_rows), None if hold is None else hold[t]
+        h = np.where(of.are_reset(t, n_rows), 0.0 if of.h_reset is None else of.h_reset, h)
         x_t = np.where(valid, x[t], 0.0)
         steps.append(step(x_t, h, *weights, variant=variant, state_mask=state_mask, hold=held))
         h = np.where(valid, steps[-1].h, h)
@@ -226,30 +250,22 @@ def sequence_backward(
     *,
     dhs: Float,
     dh_last: Float,
-    lengths: NDArray[np.integer] | None = None,
-    reverse: bool = False,
     variant: Variant = Variant(),
     state_mask: Float | None = None,
     hold: Float | None = None,
+    **which: Any,
 ) -> Gradients:
     """The gradients of `sum(dhs * hs) + sum(dh_last * h_last)`: dhs (T, B, H), dh_last (B, H)."""
     n_steps, n_rows, _ = x.shape
-    weights = (w_ih, w_hh, b_ih, b_hh, scale_ih, scale_hh)
-    run = sequence(x, h0, *weights, lengths=lengths, reverse=reverse, variant=variant, state_mask=state_mask, hold=hold)
-    dx, dh = np.zeros_like(x), dh_last
+    of, weights = Steps(**which), (w_ih, w_hh, b_ih, b_hh, scale_ih, scale_hh)
+    run = sequence(x, h0, *weights, variant=variant, state_mask=state_mask, hold=hold, **which)
+    dx, dh, dh_reset = np.zeros_like(x), dh_last, np.zeros(h0.shape[-1])
     totals = [None if w is None else np.zeros_like(w) for w in weights]
-    for t, one in zip(reversed(_times(n_steps, reverse)), reversed(run.steps), strict=True):
-        valid = _valid(t, n_rows, lengths)
-        dx[t], dh_in, *parts = one.backward(np.where(valid, dh + dhs[t], 0.0))
+    for t, one in zip(reversed(of.times(n_steps)), reversed(run.steps), strict=True):
+        valid, reset = of.are_valid(t, n_rows), of.are_reset(t, n_rows)
+        dx[t], dh_in, *parts = one.backward(np.where(valid, dh + dhs[t], 0.0))[:8]
         totals = [None if w is None or d is None else w + d for w, d in zip(totals, parts, strict=True)]
         dh = np.where(valid, dh_in, dh)
-    return Gradients(dx, dh, *totals)  # pyright: ignore[reportArgumentType], None for a scale alone
-
-
-def _times(n_steps: int, reverse: bool) -> list[int]:
-    return list(range(n_steps))[:: -1 if reverse else 1]
-
-
-def _valid(t: int, n_rows: int, lengths: NDArray[np.integer] | None) -> NDArray[np.bool_]:
-    """(B, 1): does step t belong to the row?"""
-    return np.ones((n_rows, 1), bool) if lengths is None else (t < lengths)[:, None]
+        dh_reset = dh_reset + np.where(reset, dh, 0.0).sum(0)
+        dh = np.where(reset, 0.0, dh)
+    return Gradients(dx, dh, *totals, dh_reset)  # pyright: ignore[reportArgumentType], None for a scale alone

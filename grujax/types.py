@@ -17,7 +17,6 @@ from jax.typing import DTypeLike
 Array: TypeAlias = jax.Array
 
 Inputs: TypeAlias = Array  # (..., T, I)  what a user hands over, batch-major
-Gates: TypeAlias = Array  # (T, B, 3H)   the projected input, time-major, r | z | n
 State: TypeAlias = Array  # (B, H)       float32 at least
 States: TypeAlias = Array  # (T, B, H)
 Valid: TypeAlias = Array  # (T, B) bool
@@ -63,37 +62,8 @@ class GRUSpec(NamedTuple):
     layer_norm: bool = False
 
 
-class Projection(NamedTuple):
-    """The input, and what makes the gates' part x w_ih + bias of it. A kernel computes it where that is fastest.
-
-    x is finite at steps that are not valid, unless it is the gates themselves.
-    """
-
-    x: Array  # (T, B, I); the product itself, (T, B, 3H), where w_ih is None
-    w_ih: Array | None = None  # (I, 3H)
-    bias: Array | None = None  # (3H,): b_ih, and the parts of b_hh that r does not multiply
-    scale_ih: Array | None = None  # (3H,), with layer normalisation
-
-
-class Recurrent(NamedTuple):
-    """The weights that stand inside the recurrence; products run in the dtype of w_hh, the others are the state's."""
-
-    w_hh: Array  # (H, 3H)
-    b_hn: Array  # (H,)
-    scale_hh: Array | None = None  # (3H,), with layer normalisation
-
-
-class Emitted(NamedTuple):
-    """What the steps of a loop hand out besides the states, (T, B, H) each."""
-
-    r: Array
-    z: Array
-    n: Array
-    m: Array | None  # W_hn h + b_hn, which r multiplies; None with reset_after=False
-
-
 class Control(NamedTuple):
-    """What steers the steps. Only `h_reset` has a derivative."""
+    """Which steps count and what they do to the state. Only `h_reset` has a derivative."""
 
     valid: Valid | None = None  # (T, B): where False the state is held
     reset: Valid | None = None  # (T, B): where True the state that enters is h_reset
@@ -103,20 +73,29 @@ class Control(NamedTuple):
 
 
 class Recurrence(NamedTuple):
-    """All that one direction of one layer is made of."""
+    """All that one direction of one layer is made of; what `grujax.kernels.run` and every loop take."""
 
-    projection: Projection
-    h0: State  # (B, H)
-    recurrent: Recurrent
+    x: Array  # (T, B, I)
+    weights: GRUWeights  # products run in the dtype of w_ih and w_hh, all else in float32 at least
+    h0: State | None = None  # (B, H); zeros where None
     control: Control = Control()
 
 
-class Ran(NamedTuple):
-    """What a loop over one `Recurrence` gives."""
+class Gates(NamedTuple):
+    """The gates of one or many steps, (..., H) each."""
 
-    hs: States  # (T, B, H)
+    r: Array
+    z: Array
+    n: Array
+
+
+class Result(NamedTuple):
+    """What a loop makes of one `Recurrence`."""
+
+    hs: States  # (T, B, H), the state after every step
     h_last: State  # (B, H)
-    emitted: Emitted | None  # where asked
+    gates: Gates | None = None  # (T, B, H) each, where asked
+    m: Array | None = None  # (T, B, H), W_hn h + b_hn, beside the gates: the derivative reads it where reset_after
 
 
 def state_dtype(dtype: DTypeLike) -> DTypeLike:

@@ -1,18 +1,14 @@
-"""Numerics as strict as JAX has them, on the CPU, for every test; and the random problem that most tests start from."""
+"""Strict numerics for every test; and the random problem that most tests start from."""
 
 import sys
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
-sys.path.append(str(Path(__file__).parent))  # for `from grujax.testing import assert_close`
+sys.path.append(str(Path(__file__).parent))  # for the modules that tests share
 
-jax.config.update("jax_platforms", "cpu")
-jax.config.update("jax_enable_x64", True)
-jax.config.update("jax_numpy_dtype_promotion", "strict")
-jax.config.update("jax_numpy_rank_promotion", "raise")
+import numerics  # noqa: F401
 
 
 @pytest.fixture

@@ -7,9 +7,10 @@ import pytest
 from refusals import refused
 
 from grujax import GRU, GRUCell, GRUEncoder, GRUModel, GRUSpec, GRUWeights, gru
-from grujax.kernels import explain, gru_sequence
+from grujax.kernels import explain, run
 from grujax.kernels.table import KERNELS
 from grujax.testing import assert_close
+from grujax.types import Control, Recurrence
 
 B, T, I, H = 4, 6, 3, 5
 X, KEY = jnp.ones((B, T, I)), jax.random.key(0)
@@ -42,9 +43,11 @@ def model(call=None, output_size=2, **fields):
     return lambda: GRUModel(H, output_size, param_dtype=jnp.float64, **fields).init(KEY, X, **(call or {}))
 
 
-def door(**new):
-    shapes = {"gates_x": (T, B, 3 * H), "h0": (B, H), "w_hh": (H, 3 * H), "b_hn": (H,)}
-    return lambda: gru_sequence(**{name: jnp.ones(shape) for name, shape in shapes.items()} | new)
+def entry(spec=GRUSpec(), implementation=None, **new):
+    """A call of `grujax.kernels.run`."""
+    of = {"x": X.swapaxes(0, 1), "h0": jnp.ones((B, H)), **weights()._asdict()} | new
+    w, control = (kind(**{name: of.pop(name) for name in kind._fields if name in of}) for kind in (GRUWeights, Control))
+    return lambda: run([Recurrence(**of, weights=w, control=control)], spec, implementation)
 
 
 def statistics(**arrays):
@@ -91,14 +94,13 @@ BAD = {
     "clip": (function(clip=0.0), ["clip: expected a positive number or None", "0.0"]),
     "clip text": (function(clip="3"), ["clip: expected a positive number or None", "'3'"]),
     "compute dtype": (function(dtype=jnp.int32), ["dtype: expected a floating dtype or None", "int32"]),
-    "include_initial in reverse": (function(reverse=True, include_initial=True), ["include_initial", "last step"]),
     "implementation": (
         function(implementation="fast"),
         ["implementation", str(sorted(KERNELS)), "'fast'"],
     ),
     "implementation of layers": (function(implementation="reference"), ["only the layers"]),
-    "fused layer norm": (
-        lambda: explain(spec=GRUSpec(layer_norm=True), implementation="fused"),
+    "xla layer norm": (
+        lambda: explain(spec=GRUSpec(layer_norm=True), implementation="xla"),
         ["implementation: expected one that can serve", "layer normalisation", "Pass None"],
     ),
     # the layer
@@ -117,7 +119,7 @@ BAD = {
     "layer integers": (layer(X.astype(int)), ["x: expected a floating dtype"]),
     "layer implementation": (layer(implementation="fast"), ["implementation: expected one of", "'fast'"]),
     "layer activation": (layer(activation="gelu", implementation="reference"), [f"activation: expected {NAMES}"]),
-    "layer fused layer norm": (layer(layer_norm=True, implementation="fused"), ["layer normalisation", "Pass None"]),
+    "layer xla layer norm": (layer(layer_norm=True, implementation="xla"), ["layer normalisation", "Pass None"]),
     "initializer": (layer(initializer="he"), ["initializer: expected one of ['flax', 'keras', 'torch']", "'he'"]),
     "update bias": (layer(bias=False, update_bias=1.0), ["update_bias: expected 0 with bias=False", "1.0"]),
     "param dtype": (lambda: GRU(H, param_dtype=jnp.int32).init(KEY, X), ["param_dtype: expected a floating dtype"]),
@@ -129,7 +131,6 @@ BAD = {
     ),
     "connection": (layer(connection="dense"), ["connection: expected one of [None, 'residual', 'highway']", "'dense'"]),
     "initial state": (layer(initial_state="ones"), ["initial_state: expected one of ['zeros', 'learned']", "'ones'"]),
-    "include_initial of two directions": (layer(bidirectional=True, include_initial=True), ["include_initial"]),
     **{
         f"{rate} {value}": (layer(**{rate: value}), [f"{rate}: expected a probability, found {value}"])
         for rate in ("dropout", "input_dropout", "recurrent_dropout", "weight_dropout", "zoneout")
@@ -144,7 +145,6 @@ BAD = {
     # the models
     "pooling": (encoder(pooling="sum"), ["pooling: expected one of ['last', 'mean', 'max', 'attention']", "'sum'"]),
     "merge None pooled": (encoder(bidirectional=True, merge=None), ["merge", "GRU alone returns the directions apart"]),
-    "include_initial pooled": (encoder(include_initial=True), ["include_initial: expected False beside pooling"]),
     "resets pooled": (encoder({"resets": FLAGS}), ["pooling: expected None beside resets", "'last'", "num_segments"]),
     "segments unpooled": (
         encoder({"segments": FLAGS * 1, "num_segments": 2}, pooling=None),
@@ -195,23 +195,25 @@ BAD = {
         lambda: GRUModel(H, {"a": 1}).apply({"statistics": {"output_mean": jnp.ones(1)}}, X),
         ["statistics/output_mean: expected none where there are several heads"],
     ),
-    # the door to the kernels
-    "door axes": (door(gates_x=jnp.ones((T, 15))), ["gates_x: expected (T, B, 3H)"]),
-    "door gates": (door(gates_x=jnp.ones((T, B, 14))), ["gates_x: expected shape (6, 4, 15)", "(6, 4, 14)"]),
-    "door h0": (door(h0=jnp.ones((H, B))), ["h0: expected shape (4, 5)", "(5, 4)", "(T, B, features)"]),
-    "door w_hh": (door(w_hh=jnp.ones((H, 14))), ["w_hh: expected shape (5, 15)"]),
-    "door b_hn": (door(b_hn=jnp.ones(15)), ["b_hn: expected shape (5,)", "(15,)"]),
-    "door valid": (door(valid=jnp.ones((B, T), bool)), ["valid: expected shape (6, 4)", "(4, 6)"]),
-    "door valid dtype": (door(valid=jnp.ones((T, B))), ["valid: expected dtype bool", "float"]),
-    "door reset dtype": (door(reset=jnp.ones((T, B), int)), ["reset: expected dtype bool", "int"]),
-    "door h_reset": (door(h_reset=jnp.ones((B, H))), ["h_reset: expected shape (5,)"]),
-    "door state_mask": (door(state_mask=jnp.ones(H)), ["state_mask: expected shape (4, 5)", "(5,)"]),
-    "door hold": (door(hold=jnp.ones((B, H))), ["hold: expected shape (6, 4, 5)", "(4, 5)"]),
-    "door scale alone": (door(scale_hh=jnp.ones(15)), ["scale_hh: expected None with layer_norm=False"]),
-    "door scale missing": (door(spec=GRUSpec(layer_norm=True)), ["scale_hh: expected an array with layer_norm=True"]),
-    "door integers": (door(h0=jnp.ones((B, H), int)), ["h0: expected a floating dtype", "int"]),
-    "door implementation": (
-        door(implementation="cudnn"),
+    # the entry point of the kernels
+    "entry axes": (entry(x=jnp.ones((T, I))), ["x: expected (T, B, I)"]),
+    "entry features": (entry(x=jnp.ones((T, B, 2))), ["w_ih: expected shape (2, 15)", "(3, 15)"]),
+    "entry h0": (entry(h0=jnp.ones((H, B))), ["h0: expected shape (4, 5)", "(5, 4)", "(T, B, features)"]),
+    "entry w_hh": (entry(w_hh=jnp.ones((H, 14))), ["w_hh: expected shape (5, 15)"]),
+    "entry w_hh of one axis": (entry(w_hh=jnp.ones(15)), ["w_hh: expected shape"]),
+    "entry b_hh": (entry(b_hh=jnp.ones(H)), ["b_hh: expected shape (15,)", "(5,)"]),
+    "entry valid": (entry(valid=jnp.ones((B, T), bool)), ["valid: expected shape (6, 4)", "(4, 6)"]),
+    "entry valid dtype": (entry(valid=jnp.ones((T, B))), ["valid: expected dtype bool", "float"]),
+    "entry reset dtype": (entry(reset=jnp.ones((T, B), int)), ["reset: expected dtype bool", "int"]),
+    "entry h_reset": (entry(h_reset=jnp.ones((B, H))), ["h_reset: expected shape (5,)"]),
+    "entry state_mask": (entry(state_mask=jnp.ones(H)), ["state_mask: expected shape (4, 5)", "(5,)"]),
+    "entry hold": (entry(hold=jnp.ones((B, H))), ["hold: expected shape (6, 4, 5)", "(4, 5)"]),
+    "entry scale alone": (entry(scale_hh=jnp.ones(15)), ["scale_hh: expected None with layer_norm=False"]),
+    "entry scale missing": (entry(GRUSpec(layer_norm=True)), ["scale_ih: expected an array with layer_norm=True"]),
+    "entry x integers": (entry(x=jnp.ones((T, B, I), int)), ["x: expected a floating dtype", "int"]),
+    "entry h0 integers": (entry(h0=jnp.ones((B, H), int)), ["h0: expected a floating dtype", "int"]),
+    "entry implementation": (
+        entry(implementation="cudnn"),
         [f"implementation: expected one of {sorted(KERNELS)}"],
     ),
 }

@@ -1,4 +1,4 @@
-"""What is measured: the cases, and the arrays that every peer is given."""
+"""The cases that are measured, and the arrays that every peer gets."""
 
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from grujax.errors import require
 
 VOWELS = {7: 1, 9: 2, 10: 10, 11: 18, 12: 22, 13: 21, 14: 22, 15: 41, 16: 28, 17: 27, 18: 22}
 VOWELS |= {19: 13, 20: 8, 21: 14, 22: 5, 23: 11, 24: 2, 25: 2, 26: 1}
-"""How many of the 270 training utterances of JapaneseVowels have how many steps."""
+"""{number of steps: number of utterances}, of the 270 training utterances of JapaneseVowels."""
 
 LENGTHS = (None, "uniform", "JapaneseVowels")
 
@@ -23,10 +23,10 @@ class Case:
     Attributes:
       num_layers: L. bidirectional: D = 2.
       dtype: of x, weights and cotangent.
-      lengths: None, "uniform" (1..T alike) or "JapaneseVowels" (those of its training split, the longest T).
+      lengths: None, "uniform" (from 1 to T) or "JapaneseVowels" (of its training split, scaled to at most T).
       resets: the probability that a new sequence begins at a step, from a state of zeros.
 
-    Lengths and resets go with one direction, and not with one another: not every peer defines what both would mean.
+    Lengths, resets and two directions exclude each other, because not every peer defines their combination.
     """
 
     name: str
@@ -42,8 +42,8 @@ class Case:
 
     def __post_init__(self) -> None:
         require(self.lengths in LENGTHS, "lengths", f"one of {LENGTHS}", repr(self.lengths))
-        steered = (self.lengths is not None) + (self.resets > 0) + self.bidirectional
-        require(steered <= 1, "case", "one of lengths, resets, bidirectional", f"{steered} of them")
+        varied = (self.lengths is not None) + (self.resets > 0) + self.bidirectional
+        require(varied <= 1, "case", "one of lengths, resets, bidirectional", f"{varied} of them")
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -55,7 +55,7 @@ class Case:
 
     @property
     def traits(self) -> tuple[str, ...]:
-        """What a library may be unable to do."""
+        """What this case asks of a library; a peer may lack one of them."""
         return ("ragged" if self.lengths else "dense", self.dtype, *(("resets",) if self.resets else ()))
 
     def shrunk(self) -> "Case":
@@ -94,9 +94,9 @@ Weights = tuple[NDArray, NDArray, NDArray, NDArray]
 
 
 class Arrays(NamedTuple):
-    """What every peer is given, in the case's dtype.
+    """The arrays that every peer gets, in the dtype of the case.
 
-    In ragged cases one h0 serves all sequences, (L*D, 1, H), so that packed rows can start each from it.
+    In ragged cases all sequences share one h0, (L*D, 1, H), so that packed rows can start each sequence from it.
     """
 
     x: NDArray  # (B, T, I)
@@ -128,7 +128,7 @@ class Arrays(NamedTuple):
 
 
 def make_arrays(case: Case, seed: int = 0) -> Arrays:
-    """Random arrays with torch's scale of weights. Biases and h0 are not zero: zeros hide wrong equations.
+    """Random arrays; weights have the scale of torch's. Biases and h0 are not zero, since zeros hide wrong equations.
 
     >>> make_arrays(Case("tiny", 2, 3, 4, 5)).weights[0][0].shape
     (4, 15)

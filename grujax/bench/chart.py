@@ -1,11 +1,11 @@
-"""The report as a picture: each peer's time over grujax's. matplotlib comes with the extra `plot`."""
+"""Draws a report: the time of each peer relative to grujax. Needs matplotlib (extra `plot`)."""
 
 from importlib.util import find_spec
 from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING
 
-from grujax.bench.runner import PASSES, Report, ratios
+from grujax.bench.report import PASSES, Report, ratios
 from grujax.errors import require
 from grujax.saving import replacing
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 MARKERS = "osD^vP<>Xp*h"
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#7f5a2a", "#f0e442", "0.45")
-"""One of each a peer, in turn: colours that colour-blind readers tell apart (Okabe and Ito), and a shape besides."""
+"""Each peer gets the next marker and colour. Colour-blind readers can tell the colours apart (Okabe and Ito)."""
 
 
 def require_matplotlib() -> None:
-    """Raises InputError where matplotlib is not installed: to be asked before an hour of measuring, not after."""
+    """Raises InputError if matplotlib is not installed; called before an hour of measuring, not after it."""
     found = find_spec("matplotlib") is not None
     require(found, "matplotlib", "an installed package", "none", "pip install 'grujax[plot]', or --chart None.")
 
@@ -32,9 +32,9 @@ def draw(report: Report, path: str | Path) -> None:
 
 
 def figure(report: Report) -> "Figure":
-    """Two panels, forward and forward + backward: for each case a mark a peer, time over grujax's on a log scale.
+    """Two panels, forward and forward + backward. Each peer has one mark a case: its time over that of grujax.
 
-    A peer that was not measured, or measured where grujax was not, has no mark. Raises InputError without matplotlib.
+    A peer has no mark in a case where it or grujax was not measured. Raises InputError without matplotlib.
     """
     require_matplotlib()
     from matplotlib.figure import Figure
@@ -60,7 +60,7 @@ def _panel(axes: "Axes", report: Report, kind: str) -> None:
     for row in range(0, len(cases), 2):
         axes.axhspan(row - 0.5, row + 0.5, color="0.95", zorder=0)
     for number, peer in enumerate(peers):
-        offset = 0.7 * ((number + 0.5) / len(peers) - 0.5)  # within the case's band: marks of equal times stay apart
+        offset = 0.7 * ((number + 0.5) / len(peers) - 0.5)  # so that marks of equal times stay apart
         marker, colour = MARKERS[number % len(MARKERS)], COLOURS[number % len(COLOURS)]
         pairs = [(x, row + offset) for row, x in enumerate(ratios(report, kind, peer)) if x is not None]
         if pairs:

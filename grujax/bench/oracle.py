@@ -1,4 +1,4 @@
-"""What every peer must give: hs and all gradients in float64, by the steps of `grujax.equations`."""
+"""The expected results: hs and all gradients in float64, step by step with `grujax.equations`."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -30,7 +30,7 @@ class Gradients(NamedTuple):
 
 
 def oracle(a: Arrays, reset_after: bool) -> tuple[NDArray, Gradients]:
-    """hs (B, T, D*H), 0 at steps that are not valid, and the gradients; reset_after says of which GRU."""
+    """hs (B, T, D*H), 0 at steps that are not valid, and the gradients, of the GRU with this `reset_after`."""
     variant, D = equations.Variant(reset_after=reset_after), a.num_directions
     x, cotangent = (v.astype(np.float64).swapaxes(0, 1) for v in (a.x, a.cotangent))
     n_rows = x.shape[1]
@@ -72,7 +72,7 @@ def _direction(
 ) -> tuple[NDArray, Backward]:
     """One layer in one direction: x (T, B, I), valid and resets (T, B, 1), resets for forward runs only.
 
-    The backward pass takes each step anew from the state that entered it: keeping the steps would take gigabytes.
+    The backward pass computes each step again from the state before it; keeping all steps would take gigabytes.
     """
     times = range(len(x))[:: -1 if reverse else 1]
     entering, hs = np.zeros((2, *x.shape[:2], h0.shape[-1]))

@@ -1,7 +1,7 @@
-"""The measured limit: the matrix products of a case alone, no gate and no derivative, in each library at hand.
+"""The limit: the matrix products of a case alone, without gates and derivatives, timed in each installed library.
 
-Forward: the projection of all steps at once, and each step's product with w_hh. Backward: each step's product with
-w_hh transposed, and at once those that give dx, dw_ih and dw_hh. Of sequences that have ended nothing is computed.
+Forward: the projection of all steps at once, and the product of each step with w_hh. Backward: the product of each step
+with w_hh transposed, and dx, dw_ih and dw_hh of all steps at once. Nothing is computed for sequences that have ended.
 """
 
 from collections.abc import Callable
@@ -14,13 +14,14 @@ import numpy as np
 from jax import lax
 
 from grujax.bench.cases import Arrays
-from grujax.bench.peers import Thunk, torch_device
+from grujax.bench.peers.peer import Thunk
+from grujax.bench.peers.torch import torch_device
 
 Products = tuple[Thunk, Thunk]  # forward, forward + backward
 
 
 def products(a: Arrays, threads: int) -> dict[str, Products]:
-    """The calls to time, by library; the fastest of them is the limit. Random values: products take no notice."""
+    """The calls to time, by library; the fastest is the limit. Values are random, since they do not change the time."""
     made = {}
     if jax.default_backend() == "cpu" and a.x.dtype == np.float32:  # NumPy has no fast product of bfloat16
         made["numpy"] = _eager(a, np.asarray, np.empty, np.matmul, lambda: None)
@@ -47,8 +48,8 @@ def _torch(a: Arrays, threads: int) -> Products:
 def _eager(
     a: Arrays, array: Callable, empty: Callable, mm: Callable[..., Any], synchronise: Callable[[], Any]
 ) -> Products:
-    """One call a product, its result written to memory that is there."""
-    ends = np.cumsum(a.valid.sum(0)).tolist()  # the rows that are left at each step, laid end to end
+    """One call for each product, which writes its result to memory that is allocated beforehand."""
+    ends = np.cumsum(a.valid.sum(0)).tolist()  # the valid rows of each step, one step after the other
     steps = [slice(*bounds) for bounds in zip([0, *ends[:-1]], ends, strict=True)]
     n, H = ends[-1], a.hidden_size
     forward, backward = [], []

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import tyro
 from rich.console import Console
 
+from grujax.cli.streams import check_free
 from grujax.interop import Converted, convert
 from grujax.interop.stablehlo import LOADER
 from grujax.saving import find_model_file
@@ -33,8 +34,11 @@ class Convert:
     """None goes by the ending; else grujax, torch, safetensors, keras, keras-weights, onnx or flax."""
     target_format: Annotated[str | None, tyro.conf.arg(name="to", metavar="FORMAT")] = None
     """Likewise, and stablehlo."""
+    overwrite: bool = False
+    """Replace a file that exists."""
 
     def run(self, console: Console) -> int:
+        check_free("TARGET", self.target, self.overwrite)
         source = find_model_file(self.source)
         found = convert(source, self.target, self.source_format, self.target_format)
         _report(console, found, source, self.target)
@@ -53,10 +57,13 @@ class Export:
     output: Path | None = None
     """The file to write. None: model.onnx, model.stablehlo, model.pt, model.keras or model-torch.safetensors beside
     the model."""
+    overwrite: bool = False
+    """Replace a file that exists."""
 
     def run(self, console: Console) -> int:
         source = find_model_file(self.model)
         target = source.with_name(EXPORTS[self.to]) if self.output is None else self.output
+        check_free("--output", target, self.overwrite)
         found = convert(source, target, "grujax", self.to, fold=True)
         _report(console, found, source, target)
         if self.to == "stablehlo":

@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from importlib.metadata import version
 
@@ -25,7 +26,7 @@ class Doctor:
             found = importlib.util.find_spec(module) is not None
             table.add_row(module, "installed" if found else f"not installed: pip install 'grujax[{extra}]'")
         table.add_row("python", sys.version.split()[0])
-        table.add_row("devices", ", ".join(f"{d.platform} {d.device_kind}" for d in jax.devices()))
+        table.add_row("devices", _devices())
         table.add_row("kernel", str(explain()))
         cache = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
         table.add_row(
@@ -33,3 +34,11 @@ class Doctor:
         )
         console.print(table)
         return 0
+
+
+def _devices() -> str:
+    """Each kind of device once, with its number: a CPU's kind is its platform, said once."""
+    import jax
+
+    kinds = Counter(" ".join(dict.fromkeys((d.platform, d.device_kind))) for d in jax.devices())
+    return ", ".join(f"{count} x {kind}" if count > 1 else kind for kind, count in kinds.items())

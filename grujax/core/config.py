@@ -13,10 +13,11 @@ from jax.nn.initializers import Initializer, ones
 from jax.typing import DTypeLike
 
 from grujax.core.initializers import preset, with_update_bias
-from grujax.core.inputs import check_include_initial, require_floating
+from grujax.core.inputs import require_floating
 from grujax.errors import require, require_count
-from grujax.kernels.step import cast, check_activation, check_spec, project, projection, recurrent, split, step
-from grujax.types import Activation, Array, GRUSpec, GRUWeights, state_dtype
+from grujax.kernels.checks import check_activation, check_spec
+from grujax.kernels.step import cast, cell_step
+from grujax.types import Activation, Array, GRUSpec, GRUWeights
 
 MERGES = {
     "concat": lambda forward, backward: jnp.concatenate([forward, backward], axis=-1),
@@ -78,15 +79,7 @@ class CellSettings:
     @property
     def spec(self) -> GRUSpec:
         """The static part of the equations, as the kernels and `grujax.kernels.explain` take it."""
-        return GRUSpec(
-            self.reset_after,
-            self.precision,
-            self.update,
-            self.activation,
-            self.gate_activation,
-            self.clip,
-            self.layer_norm,
-        )
+        return GRUSpec(*(getattr(self, name) for name in GRUSpec._fields))
 
     def check(self) -> None:
         """Raises `InputError` for a field that cannot be served."""
@@ -122,11 +115,7 @@ class CellSettings:
         require_floating(x, "x")
         self.check()
         dtype = jnp.dtype(self.dtype or jnp.result_type(x, weights.w_ih))
-        weights = cast(weights, dtype)
-        joint = self.reset_after and not self.layer_norm
-        gates_x = project(projection(x, weights), self.spec, joint=joint)
-        carry = carry.astype(state_dtype(dtype))
-        h = step(gates_x, carry, split(recurrent(weights), joint), self.spec, state_mask)
+        h = cell_step(x, carry, cast(weights, dtype), self.spec, state_mask)
         return h, h.astype(dtype)
 
 
@@ -146,7 +135,6 @@ class LayerSettings(CellSettings):
       initial_state: what a sequence starts from where no h0 is given, and after a reset: "zeros", or "learned", a
         parameter `h0 (L*D, H)`, zero at the start.
       time_major: time is the first axis of x, mask, resets and output.
-      include_initial: the last layer's h0 stands in front of the output, T + 1 steps in all; one direction only.
       dropout: probability, on the output of every layer but the last (torch.nn.GRU).
       input_dropout: probability, on the input of every layer, one mask for all steps of a sequence (Gal and
         Ghahramani 2016, arXiv 1512.05287).
@@ -169,7 +157,6 @@ class LayerSettings(CellSettings):
     connection: str | None = None
     initial_state: str = "zeros"
     time_major: bool = False
-    include_initial: bool = False
     dropout: float = 0.0
     input_dropout: float = 0.0
     recurrent_dropout: float = 0.0
@@ -217,7 +204,6 @@ class LayerSettings(CellSettings):
         require(self.connection in CONNECTIONS, "connection", f"one of {list(CONNECTIONS)}", repr(self.connection))
         states = list(INITIAL_STATES)
         require(self.initial_state in states, "initial_state", f"one of {states}", repr(self.initial_state))
-        check_include_initial(self.include_initial, any(self.backwards))
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -242,8 +228,6 @@ class EncoderSettings(LayerSettings):
         require(named, "pooling", f"one of {list(POOLINGS)}, a function or None", repr(self.pooling))
         one = self.merge is not None or not self.bidirectional
         require(one, "merge", f"one of {list(MERGES)}", None, "GRU alone returns the directions apart.")
-        initial = self.pooling is not None and self.include_initial
-        require(not initial, "include_initial", "False beside pooling", True, "Pooling goes over the steps of x.")
 
 
 @dataclasses.dataclass(eq=False, repr=False)

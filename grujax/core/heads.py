@@ -42,10 +42,6 @@ def answer(
         y = dense(last, y, size)
         outputs[name] = _with_statistics(statistics, "output", lambda y, mean, std: y * std + mean, y)
     if model.pooling is None and valid is not None:
-        if model.include_initial:  # the initial state is no step, and always there
-            time = 0 if model.time_major else valid.ndim - 1
-            front = [(int(axis == time), 0) for axis in range(valid.ndim)]
-            valid = jnp.pad(valid, front, constant_values=True)
         outputs = {name: jnp.where(valid[..., None], y, 0) for name, y in outputs.items()}
     return outputs if isinstance(model.output_size, Mapping) else outputs[""]
 

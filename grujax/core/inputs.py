@@ -29,34 +29,31 @@ class Steps(NamedTuple):
         return self.x.shape[1:-1] if self.time_major else self.x.shape[:-2]
 
 
-class Rows(NamedTuple):
-    """The same time-major with one batch axis: x (T, B, I), valid and resets (T, B)."""
-
-    x: Array
-    valid: Array | None
-    resets: Array | None
-    batch: tuple[int, ...]
-
-
-def to_rows(steps: Steps) -> Rows:
+def to_rows(steps: Steps, time_major: bool) -> tuple[Array, Array | None, Array | None]:
+    """x with one batch axis, (T, B, I) where `time_major`, else (B, T, I); valid and resets (T, B) in both cases."""
     n_rows = math.prod(steps.batch)
 
-    def rows(a: Array | None, features: int) -> Array | None:
+    def rows(a: Array | None, features: int, time_major: bool) -> Array | None:
         if a is None:
             return None
-        a = a if steps.time_major else jnp.moveaxis(a, a.ndim - features - 1, 0)
-        return a if len(steps.batch) == 1 else a.reshape(a.shape[0], n_rows, *a.shape[a.ndim - features :])
+        time = 0 if steps.time_major else a.ndim - features - 1
+        n_steps = a.shape[time]
+        a = jnp.moveaxis(a, time, 0 if time_major else a.ndim - features - 1)
+        if len(steps.batch) == 1:
+            return a
+        return a.reshape(*((n_steps, n_rows) if time_major else (n_rows, n_steps)), *a.shape[a.ndim - features :])
 
-    x = rows(steps.x, 1)
+    x = rows(steps.x, 1, time_major)
     assert x is not None
-    return Rows(x, rows(steps.valid, 0), rows(steps.resets, 0), steps.batch)
+    return x, rows(steps.valid, 0, True), rows(steps.resets, 0, True)
 
 
 def from_rows(a: Array, batch: tuple[int, ...], time_major: bool) -> Array:
-    """(T, B, F) -> (*batch, T, F), or (T, *batch, F)."""
-    if len(batch) != 1:
-        a = a.reshape(a.shape[0], *batch, a.shape[-1])
-    return a if time_major else jnp.moveaxis(a, 0, -2)
+    """(T, B, F) -> (T, *batch, F) where `time_major`, else (B, T, F) -> (*batch, T, F)."""
+    if len(batch) == 1:
+        return a
+    n_steps, n_features = a.shape[0 if time_major else 1], a.shape[2]
+    return a.reshape((n_steps, *batch, n_features) if time_major else (*batch, n_steps, n_features))
 
 
 def check_inputs(
@@ -138,16 +135,6 @@ def check_flags(flags: ArrayLike | None, name: str, shape: tuple[int, ...]) -> A
     require(dtype == jnp.bool_, name, "dtype bool", f"dtype {dtype}", f"Compare it: {name} != 0, or {name} > 0.5.")
     require(found == shape, name, f"shape {shape}, one a step", f"shape {found}")
     return jnp.asarray(flags)
-
-
-def check_include_initial(include_initial: bool, reverse: bool) -> None:
-    require(
-        not (include_initial and reverse),
-        "include_initial",
-        "False where time runs backwards",
-        True,
-        "The initial state would stand behind the last step: add it where you need it.",
-    )
 
 
 def valid_steps(n_steps: int, lengths: Array) -> Array:

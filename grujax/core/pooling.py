@@ -27,19 +27,21 @@ def pooled(encoder: EncoderSettings, run: LayerRun, segments: Segments | None, d
 
     `dense(name, x, width, bias=True)` is W x + b with the parameters of that name.
     """
-    output, pooling = run.output, encoder.pooling
+    pooling, time_major = encoder.pooling, encoder.time_major
     if pooling is None:
-        return from_rows(output, run.batch, encoder.time_major)
+        return from_rows(run.output, run.batch, time_major)
+    output = run.output if time_major else run.output.swapaxes(0, 1)
     valid = jnp.broadcast_to(True, output.shape[:2]) if run.valid is None else run.valid
     if callable(pooling):
-        return pooling(from_rows(output, run.batch, False), from_rows(valid[..., None], run.batch, False)[..., 0])
+        rows = [from_rows(a.swapaxes(0, 1), run.batch, False) for a in (output, valid[..., None])]
+        return pooling(rows[0], rows[1][..., 0])
     if segments is not None:
         ids, number = segments
         ids = (ids if encoder.time_major else jnp.moveaxis(ids, -1, 0)).reshape(output.shape[:2])
         segments = Segments(jnp.where(valid & (ids >= 0) & (ids < number), ids, number), number)
     if pooling == "last":
         states = [*run.h_last[-encoder.num_directions :]]
-        states = states if segments is None else last_of_segments(run, *segments, encoder.backwards)
+        states = states if segments is None else last_of_segments(run, *segments, encoder)
         features = merged(encoder, states).astype(output.dtype)
     else:
         scores = None
@@ -94,7 +96,7 @@ def pool_segments(output: Array, ids: Array, count: int, pooling: str, scores: A
     return result[:count].astype(output.dtype)
 
 
-def last_of_segments(run: LayerRun, ids: Array, count: int, backwards: tuple[bool, ...]) -> list[Array]:
+def last_of_segments(run: LayerRun, ids: Array, count: int, encoder: EncoderSettings) -> list[Array]:
     """The last state of each segment in each direction, (count, H): at its last step, in reverse at its first.
 
     A segment without a step has the initial state.
@@ -102,11 +104,12 @@ def last_of_segments(run: LayerRun, ids: Array, count: int, backwards: tuple[boo
     ids, found = ids.reshape(-1), []
     at = jnp.arange(ids.size)
     there = jax.ops.segment_sum(jnp.ones_like(ids), ids, count + 1)[:count] > 0
-    for direction, (hs, backward) in enumerate(zip(run.directions, backwards, strict=True)):
+    for direction, (hs, backward) in enumerate(zip(run.directions, encoder.backwards, strict=True)):
         last_read = jax.ops.segment_min if backward else jax.ops.segment_max
         start = jnp.zeros(hs.shape[-1], hs.dtype)
         if run.initial is not None:
             start = run.initial[direction - len(run.directions)].astype(hs.dtype)
+        hs = hs if encoder.time_major else hs.swapaxes(0, 1)
         states = jnp.concatenate([hs.reshape(ids.size, hs.shape[-1]), start[None]])
         found.append(states[jnp.where(there, last_read(at, ids, count + 1)[:count], ids.size)])
     return found

@@ -1,40 +1,14 @@
 """One layer, one direction, without Flax."""
 
-from collections.abc import Sequence
-from functools import partial
-from typing import Any, NamedTuple
-
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.typing import ArrayLike, DTypeLike
 
-from grujax.core.inputs import (
-    Steps,
-    check_include_initial,
-    check_inputs,
-    check_state,
-    from_rows,
-    require_floating,
-    to_rows,
-)
+from grujax.core.inputs import check_inputs, check_state, from_rows, require_floating, to_rows
 from grujax.errors import require
-from grujax.kernels import explain, gru_sequences
-from grujax.kernels.step import GateValues, cast, projection, recurrent
-from grujax.types import (
-    Activation,
-    Array,
-    Control,
-    GRUSpec,
-    GRUWeights,
-    Inputs,
-    Ran,
-    Recurrence,
-    State,
-    States,
-    Valid,
-    state_dtype,
-)
+from grujax.kernels import explain, run
+from grujax.kernels.step import cast
+from grujax.types import Activation, Array, Control, GRUSpec, GRUWeights, Inputs, Recurrence
 
 
 def gru(
@@ -48,7 +22,6 @@ def gru(
     h_reset: Array | None = None,
     reverse: bool = False,
     time_major: bool = False,
-    include_initial: bool = False,
     reset_after: bool = True,
     update: str = "keep",
     activation: Activation = "tanh",
@@ -79,7 +52,6 @@ def gru(
       h_reset: (H,), zeros where None.
       reverse: read the valid part backwards; the output stays in time order.
       time_major: x (T, ..., I), mask and resets (T, ...), hs (T, ..., H).
-      include_initial: h0 stands in front of hs, T + 1 steps in all; not in reverse, where it would stand behind.
       reset_after: False puts r before the product, n = tanh(W_in x + b_in + W_hn (r ⊙ h) + b_hn) (Cho et al. 2014).
       update: "take" lets z weigh the candidate, h' = (1 − z) ⊙ h + z ⊙ n (Cho et al. 2014, Haiku).
       activation, gate_activation: a name of `grujax.kernels.step.ACTIVATIONS` or an elementwise function, of n, of r
@@ -104,7 +76,15 @@ def gru(
 
     Source: torch.nn.GRU; Cho et al. 2014, arXiv 1406.1078.
     """
-    spec = GRUSpec(reset_after, precision, update, activation, gate_activation, clip, weights.scale_hh is not None)
+    spec = GRUSpec(
+        reset_after=reset_after,
+        precision=precision,
+        update=update,
+        activation=activation,
+        gate_activation=gate_activation,
+        clip=clip,
+        layer_norm=weights.scale_hh is not None,
+    )
     explain(spec=spec, implementation=implementation)
     _check_weights(weights)
     steps = check_inputs(x, weights.w_ih.shape[0], lengths, mask, resets, time_major)
@@ -113,120 +93,15 @@ def gru(
     h_reset = check_state(h_reset, "h_reset", (hidden_size,))
     alone = h_reset is not None and resets is None
     require(not alone, "h_reset", "None without resets", "an array", "The state that a sequence begins with is h0.")
-    check_include_initial(include_initial, reverse)
     dtype = jnp.result_type(steps.x, weights.w_ih) if dtype is None else dtype
     require(jnp.issubdtype(dtype, jnp.floating), "dtype", "a floating dtype or None", dtype)
-    options = (reverse, spec, implementation, jnp.dtype(dtype))
-    return _gru(steps.x, weights, h0, steps.valid, steps.resets, h_reset, time_major, include_initial, options)
-
-
-@partial(jax.jit, static_argnums=(6, 7, 8))
-def _gru(x, weights, h0, valid, resets, h_reset, time_major, include_initial, options):
-    rows = to_rows(Steps(x, valid, resets, time_major))
-    batch = rows.batch
-    if h0 is not None and len(batch) != 1:
-        h0 = h0.reshape(rows.x.shape[1], h0.shape[-1])
-    control = Control(rows.valid, rows.resets, h_reset)
-    reverse, *others = options
-    ((hs, h_last, h_first, _),) = directions(
-        rows.x, [Direction(weights, h0, control)], (reverse,), *others, time_major=time_major or include_initial
-    )
-    if include_initial:
-        hs = jnp.concatenate([h_first[None], hs])
-    if len(batch) != 1:
-        h_last = h_last.reshape(*batch, h_last.shape[-1])
-    return from_rows(hs, batch, time_major), h_last
-
-
-class Directed(NamedTuple):
-    """What one direction gives."""
-
-    hs: States  # (T, B, H) in time order, 0 at steps that are not valid
-    h_last: State
-    h_first: State  # the state before the first step that is read
-    gates: GateValues | None  # (T, B, H) each, in time order, 0 at steps that are not valid
-
-
-class Direction(NamedTuple):
-    """One way of reading a layer's input."""
-
-    weights: GRUWeights
-    h0: State | None  # zeros where None
-    control: Control  # (T, B) in time order, as the user gives it
-
-
-@partial(jax.jit, static_argnums=(2, 3, 4, 5, 6), static_argnames=("time_major",))
-def directions(
-    x: Array,
-    given: Sequence[Direction],
-    reverse: tuple[bool, ...],
-    spec: GRUSpec,
-    implementation: str | None,
-    dtype: jnp.dtype,
-    with_gates: bool = False,
-    *,
-    time_major: bool,
-) -> list[Directed]:
-    """`gru` in each of the directions `given`, on checked arguments, time-major with one batch axis.
-
-    time_major: whether the arrays behind x and hs are; here all are seen so.
-
-    Read backwards in time the padding comes first, and holds h0: no gather is needed to reverse a sequence.
-    """
-    read = [_read(x, *direction, backwards, dtype) for direction, backwards in zip(given, reverse, strict=True)]
-    # Masks, flips and joins are made of time-major arrays: others would be turned round before them and after them.
-    time_major = time_major or any(reverse) or given[0].control.valid is not None
-    options = {"spec": spec, "implementation": implementation, "with_gates": with_gates, "time_major": time_major}
-    all_ran = gru_sequences(read, **options)
-    return [_in_time(ran, made, backwards) for ran, made, backwards in zip(all_ran, read, reverse, strict=True)]
-
-
-def _read(
-    x: Array, weights: GRUWeights, h0: State | None, control: Control, reverse: bool, dtype: jnp.dtype
-) -> Recurrence:
-    """The recurrence in the order in which its steps are read."""
-
-    def flip(a: Any) -> Any:
-        return a if a is None or not reverse else jnp.flip(a, 0)
-
-    valid, reset, h_reset, state_mask, hold = control
-    if reverse and reset is not None:
-        reset = resets_in_reverse(reset, valid)
-    x = x.astype(dtype)
-    if valid is not None:
-        x = jnp.where(valid[..., None], x, 0)
-    weights, wide = cast(weights, dtype), state_dtype(dtype)
-    start = jnp.zeros((x.shape[1], weights.w_hh.shape[0]), wide) if h0 is None else h0.astype(wide)
-    control = Control(flip(valid), flip(reset), h_reset, state_mask, flip(hold))
-    return Recurrence(projection(flip(x), weights), start, recurrent(weights), control)
-
-
-def _in_time(ran: Ran, read: Recurrence, reverse: bool) -> Directed:
-    """What was read in that order, in time order."""
-    valid = read.control.valid
-
-    def in_time(a: Array) -> Array:
-        a = a if valid is None else jnp.where(valid[..., None], a, 0)
-        return jnp.flip(a, 0) if reverse else a
-
-    first = read.h0 + jnp.zeros_like(ran.h_last)  # takes the input's varying axes and sharding
-    gates = None if ran.emitted is None else GateValues(*map(in_time, ran.emitted[:3]))
-    return Directed(in_time(ran.hs), ran.h_last, first, gates)
-
-
-def resets_in_reverse(reset: Valid, valid: Valid | None) -> Valid:
-    """Where the state is reset when time runs backwards: (T, B) in time order.
-
-    The state that enters valid step t comes from the next valid step; it is the initial one where a sequence begins
-    there. The next valid step is the one of greatest T − t' among all later: a running maximum, no gather.
-    """
-    if valid is None:
-        return jnp.concatenate([reset[1:], jnp.zeros_like(reset[:1])])
-    n_steps = reset.shape[0]
-    to_go = n_steps - lax.broadcasted_iota(jnp.int32, reset.shape, 0)
-    code = jnp.where(valid, 2 * to_go + reset.astype(jnp.int32), 0)
-    later = jnp.concatenate([code[1:], jnp.zeros_like(code[:1])])
-    return lax.cummax(later, axis=0, reverse=True) % 2 == 1
+    x, valid, reset = to_rows(steps, time_major)
+    one_axis = len(steps.batch) == 1
+    if h0 is not None and not one_axis:
+        h0 = h0.reshape(x.shape[1 if time_major else 0], hidden_size)
+    recurrence = Recurrence(x.astype(dtype), cast(weights, jnp.dtype(dtype)), h0, Control(valid, reset, h_reset))
+    ((hs, h_last, *_),) = run([recurrence], spec, implementation, reverse=(reverse,), time_major=time_major)
+    return from_rows(hs, steps.batch, time_major), h_last if one_axis else h_last.reshape(*steps.batch, hidden_size)
 
 
 def _check_weights(weights: GRUWeights) -> None:

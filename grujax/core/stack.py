@@ -1,20 +1,22 @@
 """Layers x directions x lengths x resets x dropout, around one fast sequence or one step.
 
-The loop of every recurrent module, without Flax: parameters, randomness and Flax's scan are handed in (`Parts`).
+The loop of every recurrent module, without Flax: parameters, randomness and Flax's scan are handed in (`Hooks`).
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike, DTypeLike
+from jax.typing import ArrayLike
 
 from grujax.core.config import MERGES, LayerSettings
 from grujax.core.inputs import Steps, check_state, from_rows, to_rows, with_states_axis
-from grujax.core.sequence import Directed, Direction, directions, resets_in_reverse
-from grujax.kernels.step import GateValues
-from grujax.types import Array, Control, GRUWeights, Valid, state_dtype
+from grujax.kernels import run
+from grujax.kernels.order import resets_in_reverse
+from grujax.kernels.step import cast
+from grujax.types import Array, Control, Gates, GRUWeights, Recurrence, Result, Valid, state_dtype
 
 
 class Cell(Protocol):
@@ -34,22 +36,22 @@ class Noise(NamedTuple):
     key: Callable[[], Array]
 
 
-class Parts(NamedTuple):
-    """What a layer's loop asks of the module whose parameters it runs."""
+class Hooks(NamedTuple):
+    """What a layer's loop asks of the Flax module whose parameters it runs."""
 
     cell: Callable[[str], Cell]  # by its name, "l0", "l0_reverse", "l1", ...
     highway: Callable[[str, Array], Array]  # W x + b by its name, "l1_highway", ...
     scan: Callable[[Callable, bool], Callable]  # of a function (cell, h, inputs, weights) -> (h, h), in reverse or not
     initial: Array | None  # (L*D, H), where it is learned
     noise: Noise | None  # None in evaluation
-    sow: Callable[[str, GateValues], Any] | None = None  # takes the gates by their name; None does not ask for them
+    sow: Callable[[str, Gates], Any] | None = None  # takes the gates by their name; None does not ask for them
 
 
 class LayerRun(NamedTuple):
-    """What a layer gives, time-major with one batch axis."""
+    """What a layer gives, with one batch axis."""
 
-    output: Array  # (T, B, F)
-    directions: list[Array]  # (T, B, H) each, of the last layer, before they are merged
+    output: Array  # (T, B, F) where the layer is time-major, else (B, T, F)
+    directions: list[Array]  # (T, B, H) or (B, T, H) each, of the last layer, before they are merged
     h_last: Array  # (L*D, B, H)
     initial: Array | None  # (L*D, H), where it is learned
     valid: Valid | None  # (T, B)
@@ -61,48 +63,67 @@ class LayerRun(NamedTuple):
         return self.h_last.reshape(self.h_last.shape[0], *self.batch, self.h_last.shape[-1])
 
 
-def run_layers(layer: LayerSettings, steps: Steps, h0: ArrayLike | None, parts: Parts) -> LayerRun:
+def run_layers(layer: LayerSettings, steps: Steps, h0: ArrayLike | None, hooks: Hooks) -> LayerRun:
     """All layers in all directions; h0 (L*D, *batch, H), the initial state where None."""
     expected = (layer.num_states, *steps.batch, layer.hidden_size)
     h0 = check_state(with_states_axis(h0, expected), "h0", expected, "The first axis is layers * directions.")
-    x, valid, reset, batch = to_rows(steps)
-    n_rows = x.shape[1]
-    last, first, outputs = [], None, []
+    # Batch-major arrays stay as they are where nothing between the layers is made time-major.
+    as_they_are = not (any(layer.backwards) or layer.implementation == "reference" or hooks.noise)
+    time_major = layer.time_major or not as_they_are or steps.valid is not None
+    x, valid, reset = to_rows(steps, time_major)
+    last, outputs = [], []
     for k in range(layer.num_layers):
         dtype = layer.dtype or jnp.result_type(x, layer.param_dtype)
         layer_input = x
         if k > 0:
-            x = dropped(x, layer.dropout, parts.noise)
-        x = dropped(x, layer.input_dropout, parts.noise, locked_axes=(0,))
+            x = dropped(x, layer.dropout, hooks.noise)
+        x = dropped(x, layer.input_dropout, hooks.noise, locked_axes=(0,))
         names = [f"l{k}{way}" for way in ("", "_reverse")[: layer.num_directions]]
-        given = []
-        for name in names:
-            cell = parts.cell(name)
-            index = len(last) + len(given)
-            start, h_reset = None, None if parts.initial is None else parts.initial[index]
-            if h0 is not None:
-                start = h0[index].reshape(n_rows, layer.hidden_size)
-            elif h_reset is not None:
-                start = jnp.broadcast_to(h_reset[None], (n_rows, layer.hidden_size))
-            weights = cell.weights(x.shape[-1])
-            weights = weights._replace(w_hh=dropped(weights.w_hh, layer.weight_dropout, parts.noise))
-            control = Control(valid, reset, h_reset, *_masks(layer, x.shape, dtype, parts.noise))
-            given.append((cell, Direction(weights, start, control)))
-        runs = _directions(layer, x, given, parts)
-        for name, run in zip(names, runs, strict=True):
-            if parts.sow is not None and run.gates is not None:
-                parts.sow(f"{name}_gates", run.gates)
-        outputs = [run.hs.astype(dtype) for run in runs]
-        last += [run.h_last for run in runs]
-        first = runs[-1].h_first
+        cells = [hooks.cell(name) for name in names]
+        recurrences = []
+        for cell in cells:
+            index = len(last) + len(recurrences)
+            masks = valid, reset, None if hooks.initial is None else hooks.initial[index]
+            start = None if h0 is None else h0[index]
+            recurrences.append(_recurrence(layer, hooks, cell, x, start, Control(*masks), time_major))
+        reverse, reference = layer.backwards, layer.implementation == "reference"
+        results: list[Result] = []
+        if hooks.sow is not None or not reference:
+            name, sown = None if reference else layer.implementation, hooks.sow is not None
+            results = run(recurrences, layer.spec, name, reverse=reverse, with_gates=sown, time_major=time_major)
+        if reference:
+            gates = [result.gates for result in results] or [None] * len(cells)
+            scans = map(partial(_scan_over_cell, hooks), cells, recurrences, reverse)
+            results = [scan._replace(gates=of) for scan, of in zip(scans, gates, strict=True)]
+        for name, result in zip(names, results, strict=True):
+            if hooks.sow is not None and result.gates is not None:
+                hooks.sow(f"{name}_gates", result.gates)
+        outputs = [result.hs.astype(dtype) for result in results]
+        last += [result.h_last for result in results]
         if layer.merge is not None or not layer.bidirectional:
             x = merged(layer, outputs)
         if k > 0:
-            x = _connect(layer, parts, f"l{k}_highway", layer_input, x)
-    if layer.include_initial:
-        assert first is not None
-        x = jnp.concatenate([first.astype(x.dtype)[None], x])
-    return LayerRun(x, outputs, jnp.stack(last), parts.initial, valid, batch)
+            x = _connect(layer, hooks, f"l{k}_highway", layer_input, x)
+    if time_major and not layer.time_major:
+        x, outputs = x.swapaxes(0, 1), [output.swapaxes(0, 1) for output in outputs]
+    return LayerRun(x, outputs, jnp.stack(last), hooks.initial, valid, steps.batch)
+
+
+def _recurrence(
+    layer: LayerSettings, hooks: Hooks, cell: Cell, x: Array, h0: Array | None, control: Control, time_major: bool
+) -> Recurrence:
+    """One direction of one layer, in the compute dtype; its h0 (*batch, H) the initial state where None."""
+    n_steps, n_rows = x.shape[:2] if time_major else (x.shape[1], x.shape[0])
+    if h0 is not None:
+        h0 = h0.reshape(n_rows, layer.hidden_size)
+    elif control.h_reset is not None:
+        h0 = jnp.broadcast_to(control.h_reset[None], (n_rows, layer.hidden_size))
+    weights = cell.weights(x.shape[-1])
+    weights = weights._replace(w_hh=dropped(weights.w_hh, layer.weight_dropout, hooks.noise))
+    dtype = jnp.dtype(layer.dtype or jnp.result_type(x, weights.w_ih))
+    state_mask, hold = _masks(layer, n_steps, n_rows, dtype, hooks.noise)
+    control = control._replace(state_mask=state_mask, hold=hold)
+    return Recurrence(x.astype(dtype), cast(weights, dtype), h0, control)
 
 
 def returned(layer: LayerSettings, run: LayerRun) -> tuple[Array, Array]:
@@ -129,10 +150,10 @@ def dropped(x: Array, rate: float, noise: Noise | None, locked_axes: tuple[int, 
 
 
 def _masks(
-    layer: LayerSettings, shape: tuple[int, ...], dtype: DTypeLike, noise: Noise | None
+    layer: LayerSettings, n_steps: int, n_rows: int, dtype: jnp.dtype, noise: Noise | None
 ) -> tuple[Array | None, Array | None]:
-    """state_mask (B, H) and hold (T, B, H) for x of `shape` (T, B, I); None where nothing is dropped or held."""
-    (n_steps, n_rows, _), wide = shape, state_dtype(dtype)
+    """state_mask (B, H) and hold (T, B, H); None where nothing is dropped or held."""
+    wide = state_dtype(dtype)
     state_mask = hold = None
     if layer.recurrent_dropout and noise is not None:
         state_mask = dropped(jnp.ones((n_rows, layer.hidden_size), wide), layer.recurrent_dropout, noise)
@@ -143,55 +164,25 @@ def _masks(
     return state_mask, hold
 
 
-def _directions(layer: LayerSettings, x: Array, given: list[tuple[Cell, Direction]], parts: Parts) -> list[Directed]:
-    ways, all_given = layer.backwards, [direction for _, direction in given]
-    dtype = jnp.dtype(layer.dtype or jnp.result_type(x, all_given[0].weights.w_ih))
-    sown, reference = parts.sow is not None, layer.implementation == "reference"
-    runs: list[Directed] = []
-    if sown or not reference:
-        name = None if reference else layer.implementation
-        time_major = layer.time_major or layer.include_initial
-        runs = directions(x, all_given, ways, layer.spec, name, dtype, sown, time_major=time_major)
-    if not reference:
-        return runs
-    scans = [
-        _scan_over_cell(layer, parts.scan, cell, x, *of, reverse)
-        for (cell, of), reverse in zip(given, ways, strict=True)
-    ]
-    gates = [run.gates for run in runs] or [None] * len(scans)
-    return [Directed(*scan, of) for scan, of in zip(scans, gates, strict=True)]
-
-
-def _connect(layer: LayerSettings, parts: Parts, name: str, x: Array, output: Array) -> Array:
+def _connect(layer: LayerSettings, hooks: Hooks, name: str, x: Array, output: Array) -> Array:
     if layer.connection == "residual":
         return x + output
     if layer.connection == "highway":
-        t = jax.nn.sigmoid(parts.highway(name, x))
+        t = jax.nn.sigmoid(hooks.highway(name, x))
         return t * output + (1 - t) * x
     return output
 
 
-def _scan_over_cell(
-    layer: LayerSettings,
-    scan: Callable[[Callable, bool], Callable],
-    cell: Cell,
-    x: Array,
-    weights: GRUWeights,
-    h0: Array | None,
-    control: Control,
-    reverse: bool,
-) -> tuple[Array, Array, Array]:
+def _scan_over_cell(hooks: Hooks, cell: Cell, recurrence: Recurrence, reverse: bool) -> Result:
     """The layer as everybody writes it, Flax's scan over the cell: what the fast path must equal."""
+    x, weights, h0, control = recurrence
     valid = jnp.broadcast_to(True, x.shape[:2]) if control.valid is None else control.valid
     x = jnp.where(valid[..., None], x, 0)
-    dtype = state_dtype(layer.dtype or jnp.result_type(x, layer.param_dtype))
-    start = jnp.zeros((x.shape[1], layer.hidden_size), dtype) if h0 is None else h0.astype(dtype)
-    start = start + jnp.zeros_like(x.sum((0, 2)), dtype)[:, None]  # takes x's varying axes and sharding
-    h_reset = (
-        jnp.zeros_like(start)
-        if control.h_reset is None
-        else jnp.zeros_like(start) + control.h_reset.astype(dtype)[None]
-    )
+    dtype = state_dtype(weights.w_hh.dtype)
+    zeros = jnp.zeros_like(x.sum((0, 2)), dtype)[:, None]  # takes x's varying axes and sharding
+    zeros = zeros + jnp.zeros((x.shape[1], weights.w_hh.shape[0]), dtype)
+    start = zeros if h0 is None else zeros + h0.astype(dtype)
+    h_reset = zeros if control.h_reset is None else zeros + control.h_reset.astype(dtype)[None]
     reset = control.reset
     if reset is not None:
         reset = (resets_in_reverse(reset, valid) if reverse else reset) & valid
@@ -206,5 +197,5 @@ def _scan_over_cell(
         h = jnp.where(valid[:, None], new, h)
         return h, h
 
-    h_last, hs = scan(one_step, reverse)(cell, start, (x, valid, reset, control.hold), weights)
-    return jnp.where(valid[..., None], hs, 0), h_last, start
+    h_last, hs = hooks.scan(one_step, reverse)(cell, start, (x, valid, reset, control.hold), weights)
+    return Result(jnp.where(valid[..., None], hs, 0), h_last)

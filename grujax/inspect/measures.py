@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from grujax.core.inputs import check_flags, check_inputs, from_rows
 from grujax.errors import require
-from grujax.kernels.step import UPDATES, GateValues
+from grujax.kernels.step import UPDATES
 from grujax.linen import GRU, GRUEncoder, GRUModel
-from grujax.types import Array, Inputs, state_dtype
+from grujax.types import Array, Gates, Inputs, state_dtype
 
 MODELS = (GRU, GRUEncoder, GRUModel)
 
@@ -28,7 +28,7 @@ def gates(
     lengths: ArrayLike | None = None,
     mask: ArrayLike | None = None,
     resets: ArrayLike | None = None,
-) -> dict[str, GateValues]:
+) -> dict[str, Gates]:
     """r, z and n of every step, by layer: "l0", "l0_reverse", "l1", ...
 
         r = σ(W_ir x + b_ir + W_hr h + b_hr)        z = σ(W_iz x + b_iz + W_hz h + b_hz)
@@ -53,7 +53,10 @@ def gates(
     sown = _sown(model, dict(variables), steps.x, h0, steps.valid, steps.resets)
     directions = ("", "_reverse")[: model.num_directions]
     names = [f"l{layer}{direction}" for layer in range(model.num_layers) for direction in directions]
-    return {name: GateValues(*(from_rows(g, steps.batch, False) for g in sown[f"{name}_gates"][-1])) for name in names}
+    found = {
+        name: (from_rows(g.swapaxes(0, 1), steps.batch, False) for g in sown[f"{name}_gates"][-1]) for name in names
+    }
+    return {name: Gates(*arrays) for name, arrays in found.items()}
 
 
 @partial(jax.jit, static_argnums=0)
@@ -74,7 +77,7 @@ class Saturation(NamedTuple):
     right_z: NDArray
 
 
-def saturation(gates: GateValues, valid: ArrayLike | None = None, low: float = 0.1, high: float = 0.9) -> Saturation:
+def saturation(gates: Gates, valid: ArrayLike | None = None, low: float = 0.1, high: float = 0.9) -> Saturation:
     """How often each unit's gates are saturated.
 
         left = mean_t [g_t < low]        right = mean_t [g_t > high]        g = r, z
@@ -84,9 +87,9 @@ def saturation(gates: GateValues, valid: ArrayLike | None = None, low: float = 0
       valid: bool (..., T), which steps count; all where None. Steps that are not valid have gates of 0: say which.
       low, high: what counts as closed and as open.
 
-    >>> from grujax.kernels.step import GateValues
+    >>> from grujax.types import Gates
     >>> z = np.array([[0.05], [0.5], [0.95], [0.99]])
-    >>> print(saturation(GateValues(r=z, z=z, n=z)).right_z)
+    >>> print(saturation(Gates(r=z, z=z, n=z)).right_z)
     [0.5]
 
     Source: Karpathy, Johnson and Fei-Fei 2015, Visualizing and Understanding Recurrent Networks, arXiv 1506.02078.
@@ -96,7 +99,7 @@ def saturation(gates: GateValues, valid: ArrayLike | None = None, low: float = 0
     return Saturation((r < low).mean(0), (r > high).mean(0), (z < low).mean(0), (z > high).mean(0))
 
 
-def time_scale(gates: GateValues, valid: ArrayLike | None = None, update: str = "keep") -> NDArray:
+def time_scale(gates: Gates, valid: ArrayLike | None = None, update: str = "keep") -> NDArray:
     """How many steps each unit remembers: (H,), infinite where nothing is ever forgotten, 0 where all is, once.
 
         τ = −1 / mean_t log k_t        k = z with update="keep", 1 − z with update="take"
@@ -107,9 +110,9 @@ def time_scale(gates: GateValues, valid: ArrayLike | None = None, update: str = 
 
     Args: gates and valid as in `saturation`; update as the model has it.
 
-    >>> from grujax.kernels.step import GateValues
+    >>> from grujax.types import Gates
     >>> z = np.full((3, 7, 2), 0.9)
-    >>> print(time_scale(GateValues(z, z, z)).round(2))
+    >>> print(time_scale(Gates(z, z, z)).round(2))
     [9.49 9.49]
 
     Source: Tallec and Ollivier 2018, Can Recurrent Neural Networks Warp Time?, arXiv 1804.11188.
@@ -181,10 +184,10 @@ def _check_model(model: Any) -> None:
     require(isinstance(model, MODELS), "model", "a GRU, GRUEncoder or GRUModel", type(model).__name__)
 
 
-def _counted(gates: GateValues, valid: ArrayLike | None) -> tuple[NDArray, NDArray]:
+def _counted(gates: Gates, valid: ArrayLike | None) -> tuple[NDArray, NDArray]:
     """r and z at the steps that count, as float64 (N, H)."""
     one = isinstance(gates, tuple) and len(gates) == 3
-    require(one, "gates", "the GateValues of one layer", type(gates).__name__, 'Of a model: gates(...)["l0"].')
+    require(one, "gates", "the Gates of one layer", type(gates).__name__, 'Of a model: gates(...)["l0"].')
     shapes = [np.shape(g) for g in gates]
     alike = len(set(shapes)) == 1 and len(shapes[0]) >= 2
     require(alike, "gates", "r, z and n of one shape (..., T, H)", ", ".join(map(str, shapes)))

@@ -12,11 +12,12 @@ import flax.linen as nn
 import jax
 from numpy.typing import NDArray
 
+from grujax.core.weight_layouts import DIALECTS
 from grujax.errors import require, require_package
 from grujax.interop.adapters import Runner, require_equal
 from grujax.interop.layers import Layer, array, cell_runner, layers_runner, to_jax, written
 from grujax.interop.model_parts import Place, put_together, take_apart
-from grujax.interop.weight_layouts import DIALECTS, Cell, read
+from grujax.interop.weight_layouts import Cell, read
 from grujax.linen.cell import GRUCell
 from grujax.linen.layer import GRU
 

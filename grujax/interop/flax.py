@@ -15,6 +15,7 @@ from flax.serialization import msgpack_restore, to_bytes
 from flax.traverse_util import unflatten_dict
 from numpy.typing import NDArray
 
+from grujax.core.weight_layouts import DIALECTS
 from grujax.errors import InputError, require
 from grujax.interop.adapters import Adapter, Runner, require_equal
 from grujax.interop.layers import (
@@ -33,7 +34,7 @@ from grujax.interop.layers import (
     written,
 )
 from grujax.interop.model_parts import Place, put_together, take_apart
-from grujax.interop.weight_layouts import DIALECTS, Cell, read
+from grujax.interop.weight_layouts import Cell, read
 from grujax.linen.cell import GRUCell
 from grujax.linen.layer import GRU
 

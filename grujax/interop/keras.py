@@ -15,13 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
+from grujax.core.weight_layouts import DIALECTS, Dialect
 from grujax.errors import require
 from grujax.interop.adapters import Adapter, require_equal
 from grujax.interop.keras_files import load_keras, load_weights
 from grujax.interop.keras_layers import ACTIVATIONS, COMPUTES, HEADS, MERGES, POOLINGS, RECURRENT, Layer
 from grujax.interop.keras_live import build, layers_of, numerics, package, runner
 from grujax.interop.model_parts import ConversionWarning, Dense, Place, put_together, take_apart
-from grujax.interop.weight_layouts import DIALECTS, Cell, Dialect, read, write
+from grujax.interop.weight_layouts import Cell, read, write
 from grujax.linen.cell import GRUCell
 
 if TYPE_CHECKING:

@@ -15,10 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
+from grujax.core.weight_layouts import Dialect
 from grujax.errors import require
 from grujax.interop.adapters import Runner
 from grujax.interop.model_parts import Parts
-from grujax.interop.weight_layouts import DTYPES, FLOATS, Dialect, write
+from grujax.interop.weight_layouts import DTYPES, FLOATS, write
 from grujax.kernels.step import ACTIVATIONS
 from grujax.linen.cell import GRUCell
 from grujax.linen.layer import GRU

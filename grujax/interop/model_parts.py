@@ -12,8 +12,9 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from numpy.typing import NDArray
 
+from grujax.core.weight_layouts import Dialect
 from grujax.errors import InputError, require
-from grujax.interop.weight_layouts import DTYPES, FLOATS, Cell, Dialect, lost
+from grujax.interop.weight_layouts import DTYPES, FLOATS, Cell, lost
 from grujax.linen.cell import GRUCell
 from grujax.linen.layer import GRU
 from grujax.linen.model import GRUModel

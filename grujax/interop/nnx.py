@@ -13,6 +13,7 @@ from flax import nnx
 from flax.traverse_util import unflatten_dict
 from numpy.typing import NDArray
 
+from grujax.core.weight_layouts import DIALECTS
 from grujax.errors import require
 from grujax.interop.adapters import Runner, require_equal
 from grujax.interop.layers import (
@@ -31,7 +32,7 @@ from grujax.interop.layers import (
     written,
 )
 from grujax.interop.model_parts import Place, put_together, take_apart
-from grujax.interop.weight_layouts import DIALECTS, read
+from grujax.interop.weight_layouts import read
 from grujax.linen.cell import GRUCell
 from grujax.linen.layer import GRU
 

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from grujax.core.weight_layouts import DIALECTS
 from grujax.errors import InputError, require
 from grujax.interop.onnx_write import ACTIVATIONS, module
-from grujax.interop.weight_layouts import DIALECTS, Cell, read
+from grujax.interop.weight_layouts import Cell, read
 
 if TYPE_CHECKING:
     import onnx

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grujax.core.heads import STATISTICS
+from grujax.core.weight_layouts import DIALECTS
 from grujax.errors import require, require_package
 from grujax.interop.model_parts import Parts, Place, take_apart
-from grujax.interop.weight_layouts import DIALECTS, write
+from grujax.interop.weight_layouts import write
 from grujax.linen.cell import GRUCell
 from grujax.linen.model import GRUModel
 

@@ -12,9 +12,10 @@ import flax.linen as nn
 import numpy as np
 from numpy.typing import NDArray
 
+from grujax.core.weight_layouts import DIALECTS
 from grujax.errors import require
 from grujax.interop.model_parts import Dense, Place, put_together, take_apart
-from grujax.interop.weight_layouts import DIALECTS, DTYPES, FLOATS, Cell, read, write
+from grujax.interop.weight_layouts import DTYPES, FLOATS, Cell, read, write
 from grujax.linen.cell import GRUCell
 from grujax.linen.model import GRUModel
 

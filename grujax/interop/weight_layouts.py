@@ -1,16 +1,17 @@
-"""How other frameworks write down one layer and direction of a GRU: one row a framework. NumPy in, NumPy out.
+"""Checks, reads and writes one layer and direction as other frameworks store it. NumPy in, NumPy out.
 
-Here a cell is `w_ih (I, 3H)`, `w_hh (H, 3H)`, `b_ih (3H,)`, `b_hh (3H,)`, columns r | z | n. Another framework orders
-its gates otherwise, makes them rows, adds biases that only ever stand in a sum, or lets z weigh the candidate.
+The table of frameworks is `grujax.core.weight_layouts.DIALECTS`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from grujax.core.weight_layouts import BIASES, Dialect, arranged, of_candidate
 from grujax.errors import require
+from grujax.types import GRUWeights
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 FLOATS = "float16, bfloat16, float32 or float64"
@@ -29,30 +30,6 @@ class Cell(NamedTuple):
         return self.w_hh.shape[0]
 
 
-class Dialect(NamedTuple):
-    """gates: their order. rows: whether gates are rows, matrices (3H, I). biases: a key of `BIASES`. update: whether z
-    keeps the state or takes the candidate. always_biased: it has no GRU without biases."""
-
-    gates: str = "rzn"
-    rows: bool = False
-    biases: str = "both"
-    update: str = "keep"
-    always_biased: bool = False
-
-
-DIALECTS = {
-    "torch": Dialect(rows=True),
-    "onnx": Dialect("zrn", rows=True),
-    "keras": Dialect("zrn"),
-    "keras, reset before": Dialect("zrn", biases="sum"),
-    "flax": Dialect(biases="candidate apart", always_biased=True),
-    "nnx": Dialect(biases="no candidate", always_biased=True),
-    "nnx with hn_bias": Dialect(biases="candidate apart", always_biased=True),
-    "equinox": Dialect(rows=True, biases="candidate apart"),
-    "haiku": Dialect("zrn", biases="sum", update="take", always_biased=True),
-}
-
-
 class Written(NamedTuple):
     """A cell as a framework has it; `biases` as its row of `BIASES` says, none where the cell has none."""
 
@@ -60,45 +37,6 @@ class Written(NamedTuple):
     w_hh: NDArray
     biases: tuple[NDArray, ...]
 
-
-class Biases(NamedTuple):
-    """One way to store b_ih and b_hh. `added` is the part of b_hh that only its sum with b_ih remembers."""
-
-    sizes: tuple[int, ...]  # in units of H
-    write: Callable[[NDArray, NDArray], tuple[NDArray, ...]]
-    read: Callable[..., tuple[NDArray, NDArray]]
-    added: Callable[[NDArray], NDArray]
-
-
-def _joined(b_ih: NDArray, b_hh: NDArray) -> NDArray:
-    """The sum, and to the bit b_ih where b_hh is 0: −0.0 + 0.0 would be 0.0."""
-    return np.where(b_hh == 0, b_ih, b_ih + b_hh)
-
-
-def _of_gates(b_hh: NDArray) -> NDArray:
-    """b_hh with its candidate's part zero."""
-    return np.where(np.arange(b_hh.size) < b_hh.size // 3 * 2, b_hh, b_hh.dtype.type(0))
-
-
-def _candidate(b_hh: NDArray) -> NDArray:
-    return b_hh[b_hh.size // 3 * 2 :]
-
-
-def _with_candidate(bias: NDArray, b_hn: NDArray) -> tuple[NDArray, NDArray]:
-    return bias, np.concatenate([np.zeros(2 * b_hn.size, b_hn.dtype), b_hn])
-
-
-BIASES = {
-    "both": Biases((3, 3), lambda b_ih, b_hh: (b_ih, b_hh), lambda b_ih, b_hh: (b_ih, b_hh), lambda b_hh: b_hh[:0]),
-    "candidate apart": Biases(
-        (3, 1), lambda b_ih, b_hh: (_joined(b_ih, _of_gates(b_hh)), _candidate(b_hh)), _with_candidate, _of_gates
-    ),
-    "no candidate": Biases(
-        (3,), lambda b_ih, b_hh: (_joined(b_ih, _of_gates(b_hh)),), lambda b: (b, np.zeros_like(b)), _of_gates
-    ),
-    "sum": Biases((3,), lambda b_ih, b_hh: (_joined(b_ih, b_hh),), lambda b: (b, np.zeros_like(b)), lambda b_hh: b_hh),
-}
-"""How a framework stores the biases: both; one and b_hn; one and no b_hn (refused unless it is 0); their sum."""
 
 LOST = {
     "split": "b_ih and b_hh are stored as their sum: the same outputs, but training moves on otherwise",
@@ -119,30 +57,17 @@ def write(cell: Cell, dialect: Dialect, update: str = "keep") -> Written:
     Raises:
       InputError: b_hn is not 0 where the dialect has no place for it.
 
+    >>> from grujax.core.weight_layouts import DIALECTS
     >>> cell = Cell(np.ones((2, 3)), np.array([[1.0, 2.0, 3.0]]))
     >>> write(cell, DIALECTS["keras"]).w_hh
     array([[2., 1., 3.]])
     """
-    biases: tuple[NDArray, ...] = ()
-    if cell.b_ih is not None and cell.b_hh is not None:
-        there = dialect.biases == "no candidate" and bool(_candidate(cell.b_hh).any())
-        remedy = "This framework has no such bias; grujax.nnx.GRUCell has it."
-        require(not there, "b_hn", "0, for want of a place", "other values", remedy)
-        biases = BIASES[dialect.biases].write(cell.b_ih, cell.b_hh)
-    elif dialect.always_biased:
-        zeros = np.zeros(3 * cell.hidden_size, cell.w_hh.dtype)
-        biases = BIASES[dialect.biases].write(zeros, zeros)
-
-    def tensor(a: NDArray) -> NDArray:
-        if a.shape[-1] == cell.hidden_size and a.ndim == 1:  # b_hn alone has no gates to order
-            return a.copy()
-        gates = dict(zip("rzn", np.split(a, 3, axis=-1), strict=True))
-        if update != dialect.update:
-            gates["z"] = -gates["z"]
-        ordered = np.concatenate([gates[gate] for gate in dialect.gates], axis=-1)
-        return np.array(ordered.T if dialect.rows else ordered, order="C", copy=True)
-
-    return Written(tensor(cell.w_ih), tensor(cell.w_hh), tuple(map(tensor, biases)))
+    there = dialect.biases == "no candidate" and cell.b_hh is not None and bool(of_candidate(cell.b_hh).any())
+    remedy = "This framework has no such bias; grujax.nnx.GRUCell has it."
+    require(not there, "b_hn", "0, for want of a place", "other values", remedy)
+    tensors = arranged(GRUWeights(*cell), dialect, update)  # pyright: ignore[reportArgumentType]
+    w_ih, w_hh, *biases = (np.array(a, order="C", copy=True) for a in tensors)
+    return Written(w_ih, w_hh, tuple(biases))
 
 
 REMEDIES = {
@@ -164,6 +89,7 @@ def read(named: Mapping[str, NDArray], dialect: Dialect, update: str = "keep") -
     Raises:
       InputError: naming the tensor whose dtype or shape is not that of a GRU in this dialect.
 
+    >>> from grujax.core.weight_layouts import DIALECTS
     >>> read({"kernel": np.ones((2, 3)), "recurrent_kernel": np.array([[2.0, 1.0, 3.0]])}, DIALECTS["keras"]).w_hh
     array([[1., 2., 3.]])
     """

@@ -1,5 +1,6 @@
-"""Who runs the recurrence: `gru_sequence` is the door, `explain` says what stands behind it."""
+"""The recurrence: `run` is the entry point, `explain` says which implementation runs and why."""
 
-from grujax.kernels.table import Explanation, explain, gru_sequence, gru_sequences
+from grujax.kernels.entry import run
+from grujax.kernels.table import Explanation, explain
 
-__all__ = ["Explanation", "explain", "gru_sequence", "gru_sequences"]
+__all__ = ["Explanation", "explain", "run"]

@@ -1,37 +1,33 @@
-"""The arguments of `gru_sequence`: refused where they do not fit, and made ready for the loops."""
+"""The arguments of `grujax.kernels.run`: refused where they do not fit."""
 
-from typing import Any
+from numbers import Real
 
 import jax.numpy as jnp
-from jax import lax
 
 from grujax.errors import require
-from grujax.types import Control, GRUSpec, Projection, Recurrence, Recurrent, State, state_dtype
+from grujax.kernels.step import ACTIVATIONS, UPDATES
+from grujax.types import Activation, GRUSpec, Recurrence
 
 
-def check(projection: Projection, h0: State, recurrent: Recurrent, control: Control, spec: GRUSpec) -> None:
+def check(recurrence: Recurrence, spec: GRUSpec, time_major: bool = True) -> None:
     """Raises `InputError` for a shape or dtype that does not fit."""
-    hidden_size = recurrent.w_hh.shape[0]
-    w_ih = projection.w_ih
-    first, features = ("gates_x", 3 * hidden_size) if w_ih is None else ("gates_x.x", w_ih.shape[0])
-    require(projection.x.ndim == 3, first, f"(T, B, {'3H' if w_ih is None else 'I'})", projection.x.shape)
-    n_steps, n_rows, _ = projection.x.shape
+    x, weights, h0, control = recurrence
+    require(x.ndim == 3, "x", "(T, B, I)" if time_major else "(B, T, I)", x.shape)
+    n_steps, n_rows = x.shape[:2] if time_major else (x.shape[1], x.shape[0])
+    hidden_size, n_features = weights.w_hh.shape[0], x.shape[2]
     expected = {
         "w_hh": (hidden_size, 3 * hidden_size),
-        first: (n_steps, n_rows, features),
-        "w_ih": (features, 3 * hidden_size),
-        "bias": (3 * hidden_size,),
-        "scale_ih": (3 * hidden_size,),
+        "w_ih": (n_features, 3 * hidden_size),
+        **dict.fromkeys(("b_ih", "b_hh", "scale_ih", "scale_hh"), (3 * hidden_size,)),
         "h0": (n_rows, hidden_size),
-        "b_hn": (hidden_size,),
-        "scale_hh": (3 * hidden_size,),
         "valid": (n_steps, n_rows),
         "reset": (n_steps, n_rows),
         "h_reset": (hidden_size,),
         "state_mask": (n_rows, hidden_size),
         "hold": (n_steps, n_rows, hidden_size),
     }
-    arrays = projection._asdict() | {first: projection.x, "h0": h0} | recurrent._asdict() | control._asdict()
+    arrays = weights._asdict() | {"h0": h0} | control._asdict()
+    require(jnp.issubdtype(x.dtype, jnp.floating), "x", "a floating dtype", x.dtype)
     for name, shape in expected.items():
         if (array := arrays[name]) is None:
             continue
@@ -40,25 +36,22 @@ def check(projection: Projection, h0: State, recurrent: Recurrent, control: Cont
             require(array.dtype == jnp.bool_, name, "dtype bool", array.dtype)
         else:
             require(jnp.issubdtype(array.dtype, jnp.floating), name, "a floating dtype", array.dtype)
-    given = "an array" if recurrent.scale_hh is not None else "None"
-    wanted = "an array" if spec.layer_norm else "None"
-    require(given == wanted, "scale_hh", f"{wanted} with layer_norm={spec.layer_norm}", given)
+    for name in ("scale_ih", "scale_hh"):
+        given = "None" if arrays[name] is None else "an array"
+        wanted = "an array" if spec.layer_norm else "None"
+        require(given == wanted, name, f"{wanted} with layer_norm={spec.layer_norm}", given)
 
 
-def prepared(projection: Projection, h0: State, recurrent: Recurrent, control: Control) -> Recurrence:
-    """All in its final dtype; resets where steps are valid."""
-    dtype = state_dtype(recurrent.w_hh.dtype)
+def check_spec(spec: GRUSpec) -> None:
+    """Raises `InputError` for a spec that names what is not there."""
+    require(spec.update in UPDATES, "update", f"one of {list(UPDATES)}", repr(spec.update))
+    check_activation(spec.activation, "activation")
+    check_activation(spec.gate_activation, "gate_activation")
+    if spec.clip is not None:
+        positive = isinstance(spec.clip, Real) and spec.clip > 0
+        require(positive, "clip", "a positive number or None", repr(spec.clip))
 
-    def cast(a: Any) -> Any:
-        return None if a is None else a.astype(dtype)
 
-    if projection.w_ih is None:
-        projection = projection._replace(x=cast(projection.x))
-    # A carry must vary over the mesh axes that the inputs vary over: shard_map and explicit sharding ask for it.
-    h0 = h0.astype(dtype) + jnp.zeros_like(projection.x.sum((0, 2)), dtype)[:, None]
-    reset = control.reset
-    if reset is not None and control.valid is not None:
-        reset = reset & control.valid
-    state_mask, hold = (None if a is None else lax.stop_gradient(cast(a)) for a in (control.state_mask, control.hold))
-    recurrent = Recurrent(recurrent.w_hh, cast(recurrent.b_hn), cast(recurrent.scale_hh))
-    return Recurrence(projection, h0, recurrent, Control(control.valid, reset, cast(control.h_reset), state_mask, hold))
+def check_activation(activation: Activation, argument: str) -> None:
+    known = callable(activation) or activation in ACTIVATIONS
+    require(known, argument, f"one of {sorted(ACTIVATIONS)} or an elementwise function", repr(activation))

@@ -10,10 +10,10 @@ much of the old state the new one keeps: z, or 1 − z with update="take". Writt
 that linear loop, JAX transposes it into the smallest backward loop there is (only dh goes round; the weight gradients
 are products after it), and forward mode, Jacobians and Hessian products come from the same lines.
 
-The coefficients are made of r, z, n and m, which the forward loop emits where it is differentiated; or, for all
+The coefficients are made of r, z, n and m, which the forward loop hands out where it is differentiated; or, for all
 activations but sigmoid and tanh and where `Chunks` asks for it, of the states alone, all products of a chunk of steps
 at once. What is made of the states is checkpointed, and so are chunks: what is kept between the passes is the input,
-the states and what was emitted, nothing else.
+the states and the gates that the loop handed out, nothing else.
 
 With reset_after=False the last term is a_n ⊙ ((a_r ⊙ d_r + r ⊙ dh) W_hn + s_n): r multiplies h before it. A mask on
 the state that the products read multiplies dh there too; what is held of a state moves k towards 1.
@@ -25,26 +25,26 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
-from grujax.kernels.step import SLOPES, activate, dot, gate_values, project, split, split_gates
-from grujax.types import (
-    Activation,
-    Array,
-    Control,
-    Emitted,
-    GRUSpec,
-    Projection,
-    Ran,
-    Recurrence,
-    Recurrent,
-    State,
-    States,
+from grujax.kernels.products import (
+    add_bias,
+    candidate_bias,
+    dot,
+    input_bias,
+    input_products,
+    split_gates,
+    state_products,
 )
+from grujax.kernels.step import SLOPES, activate, step
+from grujax.types import Array, Control, Gates, GRUSpec, Recurrence, Result, State, States
 
-Forward = Callable[[Sequence[Recurrence], GRUSpec, bool], list[Ran]]
-"""A forward loop, or one for each recurrence; the last argument asks for what the steps emit."""
+Loop = Callable[[Sequence[Recurrence], GRUSpec, bool, int], list[Result]]
+"""A forward loop over one or several recurrences of one shape; whether it hands out gates; and `time_axis`, 1 where x
+is a batch-major array with its axes swapped and hs will be, 0 where both are time-major. Shapes are (T, B, ...) in both
+cases."""
 
 
 class Values(NamedTuple):
@@ -62,44 +62,43 @@ class Chunks(NamedTuple):
     """How the derivative takes a sequence."""
 
     steps: int | None  # None: all of them
-    emitted: bool  # r, z, n and m are kept from the forward loop, not made anew of the states
+    kept: bool  # r, z, n and m are kept from the forward loop, not made anew of the states
 
 
-class Source(NamedTuple):
-    """The tangents that enter every step besides that of the state; None is zero."""
+@partial(jax.custom_jvp, nondiff_argnums=(0, 2, 3, 4, 5))
+def under_the_rule(
+    loops: Sequence[Loop],
+    recurrences: Sequence[Recurrence],
+    spec: GRUSpec,
+    with_gates: bool,
+    chunks: Chunks,
+    time_axis: int,
+) -> list[Result]:
+    """The recurrences by `loops` (see `on_platform`), differentiated by the rule above and not by their own lines."""
+    return on_platform(loops, spec, with_gates, time_axis)(recurrences)
 
-    products: Array | None  # (T, B, 3H), added to dh W_hr, dh W_hz and dh W_hn, or what stands for it
-    n: Array | None  # (T, B, H), inside the candidate's activation, where r does not multiply it
+
+@partial(under_the_rule.defjvp, symbolic_zeros=True)
+def _rule(loops, spec, with_gates, chunks, time_axis, primals, tangents):
+    moved = jax.tree.map(lambda t: None if isinstance(t, SymbolicZero) else t, tangents[0])
+    kept = slopes_are_told(spec) and (chunks.kept or with_gates)
+    # The derivative reads the states time-major: where it is wanted, they are written so.
+    results = under_the_rule(loops, *primals, spec, with_gates or kept, chunks, 0)
+    outputs, d_outputs = [], []
+    for recurrence, d_recurrence, result in zip(primals[0], moved, results, strict=True):
+        plain = Result(result.hs, result.h_last)
+        dhs, dh_last = tangent(recurrence, d_recurrence, result if kept else plain, spec, chunks.steps)
+        outputs.append(result if with_gates else plain)
+        more = gates_tangent(recurrence, d_recurrence, result.hs, dhs, spec) if with_gates else ()
+        d_outputs.append(Result(dhs, dh_last, *more))
+    return outputs, d_outputs
 
 
-def with_derivative(forward: Forward, differentiated: Callable | None = None) -> Callable:
-    """`forward`, differentiated by the rule above and not by its own lines.
-
-    The last argument of what it returns is the chunks in which the derivative takes the steps. `differentiated`, such a
-    function too, runs in its place where a derivative is wanted.
-    """
-
-    @partial(jax.custom_jvp, nondiff_argnums=(1, 2, 3))
-    def run(recurrences, spec, emit, chunks):
-        return forward(recurrences, spec, emit)
-
-    @partial(run.defjvp, symbolic_zeros=True)
-    def rule(spec, emit, chunks, primals, tangents):
-        moved = jax.tree.map(lambda t: None if isinstance(t, SymbolicZero) else t, tangents[0])
-        outputs, d_outputs = [], []
-        kept = slopes_are_told(spec) and (chunks.emitted or emit)
-        all_ran = (differentiated or run)(*primals, spec, emit or kept, chunks)
-        for recurrence, d_recurrence, ran in zip(primals[0], moved, all_ran, strict=True):
-            dhs, dh_last = tangent(
-                recurrence, d_recurrence, ran if kept else ran._replace(emitted=None), spec, chunks.steps
-            )
-            outputs.append(ran if emit else ran._replace(emitted=None))
-            d_outputs.append(
-                Ran(dhs, dh_last, emitted_tangent(recurrence, d_recurrence, ran, dhs, spec) if emit else None)
-            )
-        return outputs, d_outputs
-
-    return run
+def on_platform(loops: Sequence[Loop], spec: GRUSpec, with_gates: bool, time_axis: int) -> Callable:
+    """Of recurrences: the one loop that there is; of two the first on CPU, the second elsewhere."""
+    given = {"spec": spec, "with_gates": with_gates, "time_axis": time_axis}
+    first, *others = [partial(loop, **given) for loop in loops]
+    return partial(lax.platform_dependent, cpu=first, default=others[0]) if others else first
 
 
 def slopes_are_told(spec: GRUSpec) -> bool:
@@ -108,37 +107,37 @@ def slopes_are_told(spec: GRUSpec) -> bool:
 
 
 def tangent(
-    recurrence: Recurrence, moved: Recurrence, ran: Ran, spec: GRUSpec, chunk: int | None
+    recurrence: Recurrence, moved: Recurrence, result: Result, spec: GRUSpec, chunk: int | None
 ) -> tuple[States, State]:
     """dhs (T, B, H) and dh_last (B, H). In `moved`, the tangent of the recurrence, None is zero."""
-    projection, h0, recurrent, control = recurrence
-    d_projection, dh0, d_recurrent, d_control = moved
-    hs, _, emitted = ran
+    x, weights, h0, control = recurrence
+    dx, _, dh0, d_control = moved
+    assert h0 is not None
+    hs = result.hs
     dh0 = jnp.zeros_like(h0) if dh0 is None else dh0
 
-    def over(
-        x, dx, first: State, hs: States, emitted: Emitted | None, steps: Control, dh: State
-    ) -> tuple[State, States]:
+    def over(x, dx, first: State, result: Result, steps: Control, dh: State) -> tuple[State, States]:
         """The linear loop over some of the steps; `first` is the state that enters them."""
-        p, dp = projection._replace(x=x), d_projection._replace(x=dx)
-        values = values_of(p, entering(first, hs, steps), recurrent, steps, spec, emitted)
-        source = source_of(values, p, dp, d_recurrent, steps, spec)
-        return linear_scan(values, source, dh, recurrent.w_hh, steps, d_control.h_reset, spec)
+        some, d_some = recurrence._replace(x=x, control=steps), moved._replace(x=dx)
+        values = values_of(some, entering(first, result.hs, steps), spec, result)
+        source = source_of(values, some, d_some, spec)
+        return linear_scan(values, source, dh, weights.w_hh, steps, d_control.h_reset, spec)
 
     timed = {"valid": control.valid, "reset": control.reset, "hold": control.hold}
+    result = result._replace(h_last=None)
     n_steps = hs.shape[0]
     if chunk is None or chunk >= n_steps:
-        at_once = over if emitted is not None else jax.checkpoint(over)
-        dh_last, dhs = at_once(projection.x, d_projection.x, h0, hs, emitted, control, dh0)
+        at_once = over if result.gates is not None else jax.checkpoint(over)
+        dh_last, dhs = at_once(x, dx, h0, result, control, dh0)
         return dhs, dh_last
     n_chunks = n_steps // chunk
 
     def body(dh: State, xs: tuple) -> tuple[State, States]:
-        first, (x, dx, hs, emitted, timed) = xs
-        return over(x, dx, first, hs, emitted, control._replace(**timed), dh)
+        first, (x, dx, result, timed) = xs
+        return over(x, dx, first, result, control._replace(**timed), dh)
 
     firsts = jnp.concatenate([h0[None], hs[chunk - 1 :: chunk]])
-    over_time = (projection.x, d_projection.x, hs, emitted, timed)
+    over_time = (x, dx, result, timed)
     whole = jax.tree.map(lambda a: a[: n_chunks * chunk].reshape(n_chunks, chunk, *a.shape[1:]), over_time)
     dh, dhs = lax.scan(jax.checkpoint(body), dh0, (firsts[:n_chunks], whole))
     dhs = dhs.reshape(n_chunks * chunk, *hs.shape[1:])
@@ -157,55 +156,60 @@ def entering(h0: State, hs: States, control: Control) -> States:
     return jnp.where(control.reset[..., None], 0 if control.h_reset is None else control.h_reset[None, None], h_in)
 
 
-def values_of(
-    projection: Projection,
-    h_in: States,
-    recurrent: Recurrent,
-    control: Control,
-    spec: GRUSpec,
-    emitted: Emitted | None,
-) -> Values:
-    """From what the forward loop emitted; or from the states that enter, all products at once."""
-    if emitted is not None:
-        return Values(h_in, *emitted, slopes=None)
-    w_r, w_z, w_n = split_gates(recurrent.w_hh)
-    seen = h_in if control.state_mask is None else control.state_mask[None] * h_in
+def values_of(recurrence: Recurrence, h_in: States, spec: GRUSpec, result: Result) -> Values:
+    """From what the forward loop kept; or from the states that enter, all products at once."""
+    if result.gates is not None:
+        return Values(h_in, *result.gates, result.m, slopes=None)
+    slopes = []
 
-    def value_and_slope(activation: Activation, a: Array) -> tuple[Array, Array]:
-        return jax.jvp(activate(activation, spec.clip), (a,), (jnp.ones_like(a),))
+    def with_slope(f: Callable[[Array], Array]) -> Callable[[Array], Array]:
+        def value(a: Array) -> Array:
+            y, slope = jax.jvp(f, (a,), (jnp.ones_like(a),))
+            slopes.append(slope)
+            return y
 
-    gates_x = project(projection, spec)
-    if control.valid is not None and projection.w_ih is None:  # gates of a step that is not valid may be NaN
-        gates_x = [jnp.where(control.valid[..., None], g, 0) for g in gates_x]
-    x_r, x_z, x_n = gates_x
-    r, slope_r = value_and_slope(spec.gate_activation, x_r + dot(seen, w_r, spec))
-    z, slope_z = value_and_slope(spec.gate_activation, x_z + dot(seen, w_z, spec))
-    m = dot(seen if spec.reset_after else r * seen, w_n, spec) + recurrent.b_hn[None, None]
-    n, slope_n = value_and_slope(spec.activation, x_n + (r * m if spec.reset_after else m))
-    slopes = None if slopes_are_told(spec) else (slope_r, slope_z, slope_n)
-    return Values(h_in, r, z, n, m if spec.reset_after else None, slopes)
+        return value
+
+    told = slopes_are_told(spec)
+    gate, activation = activate(spec.gate_activation, spec.clip), activate(spec.activation, spec.clip)
+    noting = spec._replace(gate_activation=with_slope(gate), activation=with_slope(activation), clip=None)
+    gates, m = all_gates(recurrence, h_in, spec if told else noting)
+    return Values(h_in, *gates, m if spec.reset_after else None, None if told else tuple(slopes))
+
+
+def all_gates(recurrence: Recurrence, h_in: States, spec: GRUSpec) -> tuple[Gates, Array]:
+    """The gates of all steps, and m, from the states that enter them."""
+    x, weights, _, control = recurrence
+    gates_x = add_bias(input_products(x, weights, spec), input_bias(weights))
+    mask = None if control.state_mask is None else control.state_mask[None]
+    _, gates, m = step(h_in, gates_x, state_products(weights, spec), spec, mask)
+    return gates, m
 
 
 def source_of(
-    values: Values, p: Projection, dp: Projection, d_recurrent: Recurrent, control: Control, spec: GRUSpec
-) -> Source:
-    """The tangents of the input, the weights and the biases, at all steps at once."""
-    if p.w_ih is None:
-        d_rz, d_n = split_n(dp.x)
-    else:
-        d_rz, d_n = (
-            added(*(dot(a, w, spec) for a, w in ((dp.x, w), (p.x, dw)) if a is not None and w is not None))
-            for w, dw in zip(split_n(p.w_ih), split_n(dp.w_ih), strict=True)
-        )
-    db_rz, db_n = split_n(dp.bias)
-    db_m = d_recurrent.b_hn
+    values: Values, recurrence: Recurrence, moved: Recurrence, spec: GRUSpec
+) -> tuple[Array | None, Array | None]:
+    """The tangents of the input, the weights and the biases, at all steps at once: the source s; None is zero.
+
+    (T, B, 3H), added to dh W_hr, dh W_hz and dh W_hn, or what stands for it; and (T, B, H), inside the candidate's
+    activation, where r does not multiply it.
+    """
+    x, weights, _, control = recurrence
+    dx, d_weights, _, _ = moved
+    d_rz, d_n = (
+        added(*(dot(a, w, spec) for a, w in ((dx, w), (x, dw)) if a is not None and w is not None))
+        for w, dw in zip(split_n(weights.w_ih), split_n(d_weights.w_ih), strict=True)
+    )
+    like = d_weights._replace(w_hh=weights.w_hh)  # whose dtype is the state's
+    db_rz, db_n = split_n(input_bias(like))
+    db_m = candidate_bias(like)
     d_h = None
-    if d_recurrent.w_hh is not None:
+    if d_weights.w_hh is not None:
         seen = values.h if control.state_mask is None else control.state_mask[None] * values.h
         if spec.reset_after:
-            d_h = dot(seen, d_recurrent.w_hh, spec)
+            d_h = dot(seen, d_weights.w_hh, spec)
         else:
-            dw_rz, dw_n = split_n(d_recurrent.w_hh)
+            dw_rz, dw_n = split_n(d_weights.w_hh)
             d_h = jnp.concatenate([dot(seen, dw_rz, spec), dot(values.r * seen, dw_n, spec)], axis=-1)
     no_h, no_b = jnp.zeros_like(values.h), jnp.zeros_like(values.h, shape=values.h.shape[-1:])
 
@@ -214,8 +218,8 @@ def source_of(
 
     if spec.reset_after:
         products = added(d_h, joined(d_rz, None, no_h), everywhere(joined(db_rz, db_m, no_b)))
-        return Source(products, added(d_n, everywhere(db_n)))
-    return Source(added(d_h, joined(d_rz, d_n, no_h), everywhere(joined(db_rz, added(db_n, db_m), no_b))), None)
+        return products, added(d_n, everywhere(db_n))
+    return added(d_h, joined(d_rz, d_n, no_h), everywhere(joined(db_rz, added(db_n, db_m), no_b))), None
 
 
 def joined(rz: Array | None, n: Array | None, zero: Array) -> Array | None:
@@ -237,27 +241,28 @@ def added(*terms: Array | None) -> Any:
     return sum(there[1:], there[0]) if there else None
 
 
-def emitted_tangent(recurrence: Recurrence, moved: Recurrence, ran: Ran, dhs: States, spec: GRUSpec) -> Emitted:
-    """That of what the steps emit: each step by itself, once the states and their tangents are known."""
-    projection, h0, recurrent, control = recurrence
+def gates_tangent(
+    recurrence: Recurrence, moved: Recurrence, hs: States, dhs: States, spec: GRUSpec
+) -> tuple[Gates, Array | None]:
+    """That of the gates and of m: each step by itself, once the states and their tangents are known."""
 
-    def emit(projection: Projection, h0: State, hs: States, recurrent: Recurrent, h_reset: Array | None) -> Emitted:
-        h_in = entering(h0, hs, control._replace(h_reset=h_reset))
-        mask = None if control.state_mask is None else control.state_mask[None]
-        gates, m = gate_values(project(projection, spec), h_in, split(recurrent), spec, mask)
-        return Emitted(*gates, m)
+    def gates_of(recurrence: Recurrence, hs: States) -> tuple[Gates, Array | None]:
+        assert recurrence.h0 is not None
+        gates, m = all_gates(recurrence, entering(recurrence.h0, hs, recurrence.control), spec)
+        return gates, m if spec.reset_after else None
 
-    d_projection, dh0, d_recurrent, d_control = moved
-    given = (projection, h0, ran.hs, recurrent, control.h_reset)
-    along_with = (d_projection, dh0, dhs, d_recurrent, d_control.h_reset)
-    zeros = jax.tree.map(jnp.zeros_like, given)
-    along_with = jax.tree.map(lambda zero, t: zero if t is None else t, zeros, along_with, is_leaf=lambda a: a is None)
-    return jax.jvp(emit, given, along_with)[1]
+    def d_or_zero(a: Array, d: Array | None) -> Any:
+        if d is not None:
+            return d
+        return jnp.zeros_like(a) if jnp.issubdtype(a.dtype, jnp.floating) else np.zeros(a.shape, jax.dtypes.float0)
+
+    d_recurrence = jax.tree.map(d_or_zero, recurrence, moved)
+    return jax.jvp(gates_of, (recurrence, hs), (d_recurrence, dhs))[1]
 
 
 def linear_scan(
     values: Values,
-    source: Source,
+    source: tuple[Array | None, Array | None],
     dh0: State,
     w_hh: Array,
     control: Control,
@@ -284,16 +289,16 @@ def linear_scan(
 
     @partial(jax.checkpoint, prevent_cse=False)
     def body(dh: State, inputs: tuple) -> tuple[State, State]:
-        values, source, valid, reset, hold = inputs
+        values, (s_products, s_n), valid, reset, hold = inputs
         if reset is not None:
             dh = jnp.where(reset[:, None], dh_start, dh)
         seen = dh if control.state_mask is None else control.state_mask * dh
         keep, a_r, a_z, a_n = coefficients(values, control.state_mask, hold, spec)
         if spec.reset_after:
-            d_r, d_z, d_m = split_gates(added(times(seen, w[0]), source.products))
-            d_n = added(a_r * d_r + values.r * d_m, source.n)
+            d_r, d_z, d_m = split_gates(added(times(seen, w[0]), s_products))
+            d_n = added(a_r * d_r + values.r * d_m, s_n)
         else:
-            s_rz, s_n = split_n(source.products)
+            s_rz, s_n = split_n(s_products)
             d_r, d_z = jnp.split(added(times(seen, w[0]), s_rz), 2, axis=-1)
             d_n = added(times(a_r * d_r + values.r * seen, w[1]), s_n)
         d_new = a_z * d_z + a_n * d_n

@@ -9,7 +9,7 @@ from grujax.core.config import LayerSettings
 from grujax.core.initializers import initial_states
 from grujax.core.inputs import Steps, check_inputs
 from grujax.core.keywords import explained, refuse_others
-from grujax.core.stack import LayerRun, Noise, Parts, returned, run_layers
+from grujax.core.stack import Hooks, LayerRun, Noise, returned, run_layers
 from grujax.linen.cell import GRUCell
 from grujax.types import Array, Inputs, state_dtype
 
@@ -95,13 +95,13 @@ class GRU(LayerSettings, nn.Module):
 
     @nn.compact
     def run(self, steps: Steps, h0: Array | None = None, deterministic: bool = True) -> LayerRun:
-        """As `__call__`, on checked steps; time-major with one batch axis, and what pooling needs besides."""
+        """As `__call__`, on checked steps; with one batch axis, and what pooling needs besides."""
         initial = None
         if self.initial_state == "learned":
             shape = (self.num_states, self.hidden_size)
             initial = self.param("h0", nn.initializers.zeros, shape, self.param_dtype)
         sown = self.is_mutable_collection("intermediates") and not self.is_initializing()
-        parts = Parts(
+        hooks = Hooks(
             cell=lambda name: GRUCell(**self.settings(GRUCell), name=name),
             highway=self._highway,
             scan=_scan,
@@ -109,7 +109,7 @@ class GRU(LayerSettings, nn.Module):
             noise=noise(self, deterministic),
             sow=(lambda name, gates: self.sow("intermediates", name, gates)) if sown else None,
         )
-        return run_layers(self, steps, h0, parts)
+        return run_layers(self, steps, h0, hooks)
 
     def _highway(self, name: str, x: Array) -> Array:
         dense = nn.Dense(

@@ -12,7 +12,7 @@ from grujax.core.config import RATES, LayerSettings
 from grujax.core.initializers import initial_states, preset
 from grujax.core.inputs import Steps, check_inputs
 from grujax.core.keywords import explained, refuse_others
-from grujax.core.stack import LayerRun, Noise, Parts, returned, run_layers
+from grujax.core.stack import Hooks, LayerRun, Noise, returned, run_layers
 from grujax.nnx.cell import GRUCell, Rngs, Sized, stream_of
 from grujax.types import Array, Inputs, state_dtype
 
@@ -134,15 +134,15 @@ class GRU(LayerSettings, Regularised):
     def run(
         self, steps: Steps, h0: Array | None = None, deterministic: bool | None = None, rngs: Rngs | None = None
     ) -> LayerRun:
-        """As `__call__`, on checked steps; time-major with one batch axis, and what pooling needs besides."""
-        parts = Parts(
+        """As `__call__`, on checked steps; with one batch axis, and what pooling needs besides."""
+        hooks = Hooks(
             cell=lambda name: getattr(self, name),
             highway=self._dense,
             scan=_scan,
             initial=self.h0[...] if self.initial_state == "learned" else None,
             noise=self._noise(deterministic, rngs),
         )
-        return run_layers(self, steps, h0, parts)
+        return run_layers(self, steps, h0, hooks)
 
 
 def linear(module: LayerSettings, inputs: int, width: int, rngs: nnx.Rngs, **options: Any) -> nnx.Linear:

@@ -6,8 +6,6 @@ with the format version, the model's class and fields, and what the caller adds.
 
 import dataclasses
 import json
-import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -22,6 +20,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from grujax.errors import InputError, require
 from grujax.linen import MODELS, GRUCell, GRUModel
+from grujax.saving.atomic import replacing
 
 FORMAT = 1
 MODEL_FILE = "model.safetensors"
@@ -127,25 +126,6 @@ def read(path: str | Path) -> Saved:
         found = f"{path}: {type(error).__name__} {str(error).splitlines()[:1]}"
         raise InputError("model", "grujax's metadata", found) from error
     return Saved(model, unflatten_dict({key: jnp.asarray(a) for key, a in tensors.items()}, sep="/"), header)
-
-
-@contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside `path`, renamed to it when the block ends well, removed when it does not."""
-    path = Path(path)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix="".join(path.suffixes))
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp's files are private; this one is a file like any other
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _fields(model: nn.Module) -> dict[str, Any]:

@@ -1,5 +1,6 @@
-"""How equal is equal: the tolerance table, and the comparison that tests, benchmarks and conversions share."""
+"""How equal is equal: the tolerance table, and the contract that any kernel must pass."""
 
+from grujax.testing.contract import CASES, Case, assert_serves
 from grujax.testing.tolerances import TOLERANCES, assert_close, assert_trees_close, tolerances_used
 
-__all__ = ["TOLERANCES", "assert_close", "assert_trees_close", "tolerances_used"]
+__all__ = ["CASES", "TOLERANCES", "Case", "assert_close", "assert_serves", "assert_trees_close", "tolerances_used"]

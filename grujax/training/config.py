@@ -8,7 +8,7 @@ from grujax.errors import require
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How `fit` trains. The defaults come from cross-validation on JapaneseVowels (`benchmarks/NOTES.md`)."""
+    """How `fit` trains. The defaults come from cross-validation (`docs/decisions/training-defaults.md`)."""
 
     hidden_size: int = 128
     """Hidden units of each layer and direction."""

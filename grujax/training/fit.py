@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -30,10 +30,10 @@ class Epoch(NamedTuple):
 
 
 class Compiled(NamedTuple):
-    """How the training step was compiled: for each padded length once."""
+    """How the training step is compiled: for each padded length once."""
 
     shapes: tuple[tuple[int, ...], ...]
-    seconds: float
+    seconds: tuple[float, ...]  # one for each of the shapes that is compiled already
     padding: float  # the share of padded steps
 
 
@@ -47,8 +47,15 @@ class Fitted:
     best: Epoch
     history: tuple[Epoch, ...]
     compiled: Compiled
-    test: Scores | None  # None where training was interrupted
-    interrupted: bool
+    test: Scores | None = None  # None where training was interrupted, or `evaluate_test` is False
+    interrupted: bool = False
+
+    def scores(self, data: Sequences) -> Scores:
+        """The figures of the model on labelled data, padded as the training split was."""
+        boundaries = tuple(sorted(shape[1] for shape in self.compiled.shapes))
+        rows = self.compiled.shapes[0][0]
+        outputs = outputs_of(self.model, self.variables, data, batch_size=rows, boundaries=boundaries)
+        return score(outputs, data, self.variables)
 
 
 def fit(
@@ -57,13 +64,20 @@ def fit(
     *,
     on_compiled: Callable[[Compiled], None] = lambda compiled: None,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+    on_best: Callable[[Fitted], None] = lambda fitted: None,
+    evaluate_test: bool = True,
 ) -> Fitted:
     """Trains on `data.train` and looks at `data.test` once, at the end.
 
+    on_compiled: called before the training step is compiled for the first shape, and after each.
+    on_best, on_epoch: called after an epoch; `on_best` first, and only where the validation loss is the smallest so
+      far, with what `fit` would return now.
+    evaluate_test: False leaves `data.test` alone: `Fitted.scores` evaluates it later.
+
     A stratified share of the training split is held out for validation; inputs (and targets of a regression) are
     standardised by the rest; the averaged weights are evaluated after each epoch, and those of the smallest validation
-    loss are kept. The same config and data give the
-    same numbers on the same machine. An interrupt (Ctrl-C) after the first epoch ends training with the best so far.
+    loss are kept. The same config and data give the same numbers on the same machine. A `KeyboardInterrupt` (Ctrl-C)
+    after the first epoch ends training with the best so far.
 
     >>> from grujax.data import Dataset, sequences
     >>> x = [[[float(i % 2)]] * 5 for i in range(40)]
@@ -91,20 +105,19 @@ def fit(
     params = model.init(init_key, np.zeros((1, 1, train.channels), np.float32))["params"]
     state = initial_state(params, optimizer, config, key)
 
-    executables = {}
-    began = time.perf_counter()
-    for batch in batches(train, config.batch_size, boundaries):
-        if batch.x.shape not in executables:
-            share = np.ones(config.batch_size, np.float32)
-            lowered = train_step.lower(model, optimizer, config, state, constants, batch, share)
-            executables[batch.x.shape] = lowered.compile()
-    compiled = Compiled(
-        tuple(executables), time.perf_counter() - began, padding_share(train.lengths, tuple(boundaries))
-    )
+    of_each_shape = {batch.x.shape: batch for batch in batches(train, config.batch_size, boundaries)}
+    compiled = Compiled(tuple(of_each_shape), (), padding_share(train.lengths, tuple(boundaries)))
     on_compiled(compiled)
+    executables = {}
+    for shape, batch in of_each_shape.items():
+        began = time.perf_counter()
+        share = np.ones(config.batch_size, np.float32)
+        executables[shape] = train_step.lower(model, optimizer, config, state, constants, batch, share).compile()
+        compiled = compiled._replace(seconds=(*compiled.seconds, time.perf_counter() - began))
+        on_compiled(compiled)
 
     history: list[Epoch] = []
-    best, best_params, average, interrupted = None, None, None, False
+    fitted, average = None, None
     try:
         for number in range(1, config.epochs + 1):
             began, totals = time.perf_counter(), []
@@ -120,23 +133,20 @@ def fit(
             require(finite, "loss", "a finite number", f"{loss} in epoch {number}", "Lower --learning-rate.")
             scores = score(outputs, held, variables, config.label_smoothing)
             name, value = scores.metric
-            is_best = best is None or scores.loss < best.validation_loss
+            is_best = fitted is None or scores.loss < fitted.best.validation_loss
             epoch = Epoch(number, loss, scores.loss, name, value, len(train) / seconds, seconds, is_best)
             history.append(epoch)
             if is_best:
-                best, best_params = epoch, average
+                fitted = Fitted(model, variables, train.labels, epoch, tuple(history), compiled)
+                on_best(fitted)
             on_epoch(epoch)
     except KeyboardInterrupt:
-        if best is None:
+        if fitted is None:
             raise
-        interrupted = True
-    assert best is not None
-    variables = {"params": best_params, "statistics": constants}
-    test = None
-    if not interrupted:
-        outputs = outputs_of(model, variables, data.test, batch_size=config.batch_size, boundaries=boundaries)
-        test = score(outputs, data.test, variables)
-    return Fitted(model, variables, train.labels, best, tuple(history), compiled, test, interrupted)
+        return replace(fitted, history=tuple(history), interrupted=True)
+    assert fitted is not None
+    fitted = replace(fitted, history=tuple(history))
+    return replace(fitted, test=fitted.scores(data.test)) if evaluate_test else fitted
 
 
 def _statistics(train: Sequences) -> dict[str, np.ndarray]:

@@ -43,8 +43,9 @@ def plot_confusion(path: str | Path, confusion: np.ndarray, labels: Sequence[str
             colour = "white" if shares[row, column] > 0.5 else "black"
             axes.text(column, row, str(count), ha="center", va="center", color=colour)
     ticks = np.arange(len(labels))
-    axes.set_xticks(ticks, labels, rotation=45 if max(map(len, labels)) > 3 else 0)
-    axes.set_yticks(ticks, labels)
+    as_text = {"parse_math": False}  # "$" in a label is a character
+    axes.set_xticks(ticks, labels, rotation=45 if max(map(len, labels)) > 3 else 0, **as_text)
+    axes.set_yticks(ticks, labels, **as_text)
     axes.set(xlabel="predicted", ylabel="true", title="Test set, counts")
     _write(figure, path)
 

@@ -4,6 +4,7 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from grujax.training.fit import Compiled, Epoch
 
@@ -13,13 +14,15 @@ class Screen:
 
     def __init__(self, console: Console, epochs: int, quiet: bool) -> None:
         self.console, self.epochs, self.quiet = console, epochs, quiet
+        figures = Column(no_wrap=True, overflow="ellipsis", ratio=1)  # the one column that a narrow terminal cuts
         self.progress = Progress(
             TextColumn("epoch"),
-            MofNCompleteColumn(),
-            BarColumn(),
-            TextColumn("{task.fields[figures]}"),
-            TimeRemainingColumn(compact=True),
+            MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=2 * len(str(epochs)) + 1)),
+            BarColumn(bar_width=12),
+            TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True, min_width=5)),
+            TextColumn("{task.fields[figures]}", table_column=figures),
             console=console,
+            expand=True,
             disable=quiet or not console.is_terminal,
         )
         self.task = self.progress.add_task("train", total=epochs, figures="")
@@ -31,26 +34,31 @@ class Screen:
         self.progress.stop()
 
     def on_compiled(self, compiled: Compiled) -> None:
-        if not self.quiet:
-            lengths = ", ".join(str(shape[1]) for shape in compiled.shapes)
-            self.console.print(
-                f"compiled {len(compiled.shapes)} shapes (padded to {lengths} steps; {100 * compiled.padding:.0f}% of "
-                f"steps are padding) in {compiled.seconds:.1f} s",
-                soft_wrap=True,
-                highlight=False,
-            )
-            self.progress.start()  # only now: a bar that waits for the compiler would show a wrong time left
+        done, total = len(compiled.seconds), len(compiled.shapes)
+        if done < total:
+            last = f", the last took {compiled.seconds[-1]:.1f} s" if done else ""
+            self._print(f"compiling shape {done + 1} of {total} (padded to {compiled.shapes[done][1]} steps){last}")
+            return
+        lengths = ", ".join(str(shape[1]) for shape in compiled.shapes)
+        self._print(
+            f"compiled {total} shapes (padded to {lengths} steps; {100 * compiled.padding:.0f}% of steps are padding) "
+            f"in {sum(compiled.seconds):.1f} s"
+        )
+        self.progress.start()  # only now: a bar that waits for the compiler would show a wrong time left
 
     def on_epoch(self, epoch: Epoch) -> None:
         name, value = epoch.metric, epoch.validation_metric
         shown = f"{100 * value:.1f}%" if name == "accuracy" else f"{value:.4g}"
         figures = (
-            f"loss {epoch.loss:.4f}  validation loss {epoch.validation_loss:.4f}  {name} {shown}  "
+            f"loss {epoch.loss:.4f}  validation {epoch.validation_loss:.4f}  {name} {shown}  "
             f"{epoch.sequences_per_second:,.0f} sequences/s"
         )
         self.progress.update(self.task, completed=epoch.epoch, figures=figures)
         every = max(1, self.epochs // 10)
-        if self.progress.disable and not self.quiet and (epoch.epoch % every == 0 or epoch.epoch in (1, self.epochs)):
+        if self.progress.disable and (epoch.epoch % every == 0 or epoch.epoch in (1, self.epochs)):
             left = (self.epochs - epoch.epoch) * epoch.seconds
-            line = f"epoch {epoch.epoch}/{self.epochs}  {figures}  {left:.0f} s left"
+            self._print(f"epoch {epoch.epoch}/{self.epochs}  {figures}  {left:.0f} s left")
+
+    def _print(self, line: str) -> None:
+        if not self.quiet:
             self.console.print(line, soft_wrap=True, highlight=False)

@@ -10,13 +10,17 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from pairs import by_turns
 from rich.console import Console
 
 from grujax import GRU, equations
-from grujax.bench import peers, products, runner
+from grujax.bench import machine, measure, products
+from grujax.bench import report as reports
 from grujax.bench.cases import CASES, VOWELS, Case, make_arrays
-from grujax.bench.peers import PEERS, Peer, Unavailable
-from grujax.bench.runner import BACKWARD, FORWARD, LIMIT, PASSES, Options, Report, Result
+from grujax.bench.measure import Options
+from grujax.bench.peers import PEERS, ours
+from grujax.bench.peers.peer import Peer, Unavailable
+from grujax.bench.report import BACKWARD, FORWARD, LIMIT, PASSES, Report, Result
 from grujax.errors import InputError
 from grujax.kernels.table import KERNELS
 from grujax.testing import assert_close
@@ -54,7 +58,7 @@ def test_arrays_hide_no_equation(name):
 
 
 def test_the_vowels_are_those_of_the_training_split():
-    data = pytest.importorskip("grujax.data")
+    data = pytest.importorskip("grujax.data", reason="grujax[data] is not installed")
     try:
         lengths = data.load("JapaneseVowels").train.lengths
     except InputError as error:
@@ -81,7 +85,7 @@ def test_the_oracle_is_the_equations_over_whole_sequences(reset_after):
     lengths = np.array([5, 2, 3], np.int32)
     a = a._replace(lengths=lengths)
     a = a._replace(cotangent=a.cotangent * a.valid[..., None])
-    hs, gradients = runner.oracle(a, reset_after)
+    hs, gradients = measure.oracle(a, reset_after)
     x, cotangent = (v.astype(np.float64).swapaxes(0, 1) for v in (a.x, a.cotangent))
     dx = 0
     for d, (mine, dhs) in enumerate(zip(np.split(hs, 2, -1), np.split(cotangent, 2, -1), strict=True)):
@@ -99,10 +103,10 @@ def test_the_oracle_is_the_equations_over_whole_sequences(reset_after):
 def test_the_oracle_runs_sequences_that_resets_part_as_if_they_stood_apart():
     a = make_arrays(replace(TINY, B=1))
     resets = np.array([[False, False, True, False, False]])
-    hs, gradients = runner.oracle(a._replace(resets=resets), True)
+    hs, gradients = measure.oracle(a._replace(resets=resets), True)
     first = a._replace(x=a.x[:, :2], cotangent=a.cotangent[:, :2])
     second = a._replace(x=a.x[:, 2:], cotangent=a.cotangent[:, 2:], h0=np.zeros_like(a.h0))
-    apart = [runner.oracle(one, True) for one in (first, second)]
+    apart = [measure.oracle(one, True) for one in (first, second)]
     assert_close(hs, np.concatenate([hs for hs, _ in apart], axis=1))
     assert_close(gradients.x, np.concatenate([g.x for _, g in apart], axis=1), "gradient")
     assert_close(gradients.h0, apart[0][1].h0, "gradient")
@@ -110,18 +114,16 @@ def test_the_oracle_runs_sequences_that_resets_part_as_if_they_stood_apart():
         assert_close(whole, parts[0] + parts[1], "gradient")
 
 
-@pytest.mark.parametrize("case", KINDS_OF_CASE.values())
-@pytest.mark.parametrize("implementation", KERNELS)
+@pytest.mark.parametrize(("implementation", "case"), by_turns(KERNELS, [*KINDS_OF_CASE.values()], quick=2))
 def test_every_implementation_equals_the_oracle_on_every_kind_of_case(implementation, case, monkeypatch):
     """What None takes at the sizes that are timed is one of them, and not the one that it takes at these."""
-    monkeypatch.setattr(peers, "GRU", partial(GRU, implementation=implementation))
+    monkeypatch.setattr(ours, "GRU", partial(GRU, implementation=implementation))
     a = make_arrays(SHRUNK[case])
-    prepared = runner.prepare(PEERS["grujax"], a, 1, *runner.oracle(a, True), traits=SHRUNK[case].traits)
+    prepared = measure.prepare(PEERS["grujax"], a, 1, *measure.oracle(a, True), traits=SHRUNK[case].traits)
     assert all(map(callable, prepared.values())), prepared
 
 
-@pytest.mark.parametrize("case", KINDS_OF_CASE.values())
-@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize(("name", "case"), by_turns(PEERS, [*KINDS_OF_CASE.values()], quick=3))
 def test_peer_equals_the_oracle(name, case):
     peer, a = PEERS[name], make_arrays(SHRUNK[case])
     if missing := peer.missing():
@@ -129,23 +131,19 @@ def test_peer_equals_the_oracle(name, case):
     # ours is tested strictly, the others are not written so
     ranks, dtypes = ("raise", "strict") if name.startswith("grujax") else ("allow", "standard")
     with jax.numpy_rank_promotion(ranks), jax.numpy_dtype_promotion(dtypes):
-        right = runner.oracle(a, peer.reset_after)
-        prepared = runner.prepare(peer, a, 1, *right, traits=SHRUNK[case].traits)
-    if (case, name) in CANNOT:
-        assert prepared == dict.fromkeys(PASSES, CANNOT[case, name])
-        return
-    assert not isinstance(prepared[FORWARD], str), prepared[FORWARD]
-    if name == "onnxruntime":
-        assert prepared[BACKWARD] == "forward only"
-    else:
-        assert not isinstance(prepared[BACKWARD], str), prepared[BACKWARD]
+        right = measure.oracle(a, peer.reset_after)
+        prepared = measure.prepare(peer, a, 1, *right, traits=SHRUNK[case].traits)
+    refused = dict.fromkeys(PASSES, CANNOT[case, name]) if (case, name) in CANNOT else {}
+    if name == "onnxruntime" and not refused:
+        refused = {BACKWARD: "forward only"}
+    assert {kind: run for kind, run in prepared.items() if isinstance(run, str)} == refused
 
 
 def test_the_wrong_gru_is_refused_and_never_timed():
     """grujax-before claims to be the other GRU: both passes must say so and hold no time."""
     wrong = PEERS["grujax-before"]._replace(reset_after=True)
     right = {name: peer for name, peer in PEERS.items() if name.startswith("grujax")}
-    results = runner.measure(TINY, {**right, "wrong": wrong}, repeats=2, threads=1)
+    results = measure.measure(TINY, {**right, "wrong": wrong}, repeats=2, threads=1)
     assert {r.peer for r in results} == {*right, "wrong", LIMIT}
     for r in results:
         if r.peer == "grujax-packed":
@@ -159,19 +157,19 @@ def test_the_wrong_gru_is_refused_and_never_timed():
 @pytest.mark.parametrize("spoil", [lambda v: v + 1e-3, lambda v: v * np.nan, lambda v: v[:-1]])
 @pytest.mark.parametrize("field", ["hs", "x", "h0", "w_ih_l0", "w_hh_l0_reverse", "b_ih_l1", "b_hh_l1_reverse"])
 def test_one_wrong_array_is_seen(field, spoil):
-    hs, gradients = runner.oracle(make_arrays(STACKED), True)
+    hs, gradients = measure.oracle(make_arrays(STACKED), True)
     right = {"hs": hs, **gradients.named(num_directions=2)}
     assert len(right) == 3 + 4 * 4
     kind = FORWARD if field == "hs" else BACKWARD
-    assert runner.unequal(right, right, kind) is None
-    assert f"{field} " in str(runner.unequal(right | {field: spoil(right[field])}, right, kind))
+    assert measure.unequal(right, right, kind) is None
+    assert f"{field} " in str(measure.unequal(right | {field: spoil(right[field])}, right, kind))
 
 
 def test_the_worst_array_is_the_one_that_is_named_and_bfloat16_has_its_own_tolerance():
     right = {"a": np.ones(3), "b": np.ones(3)}
     found = {"a": np.full(3, 1 + 1e-3), "b": np.full(3, 1 + 5e-3)}
-    assert "unequal: b" in str(runner.unequal(found, right, FORWARD))
-    assert runner.unequal(found, right, FORWARD, "bfloat16") is None
+    assert "unequal: b" in str(measure.unequal(found, right, FORWARD))
+    assert measure.unequal(found, right, FORWARD, "bfloat16") is None
 
 
 def test_what_stands_in_the_padding_is_nobody_s_result():
@@ -184,7 +182,7 @@ def test_what_stands_in_the_padding_is_nobody_s_result():
             return np.where(where[..., None], np.float32(7), np.asarray(hs))
 
         spoiled = Peer(lambda a, threads, read=read: runs._replace(read_hs=read))
-        status = runner.prepare(spoiled, a, 1, *runner.oracle(a, True))[FORWARD]
+        status = measure.prepare(spoiled, a, 1, *measure.oracle(a, True))[FORWARD]
         assert isinstance(status, str) != allowed
 
 
@@ -193,7 +191,7 @@ def test_a_peer_that_is_missing_or_cannot_run_here_is_shown():
         raise Unavailable("no such device")
 
     absent = Peer(PEERS["grujax"].build, ("no_such_library",))
-    results = runner.measure(TINY, {"absent": absent, "unable": Peer(unable)}, repeats=1, threads=1)
+    results = measure.measure(TINY, {"absent": absent, "unable": Peer(unable)}, repeats=1, threads=1)
     for peer, reason in (("absent", "not installed (no_such_library)"), ("unable", "no such device")):
         assert [r.status for r in results if r.peer == peer] == [reason] * 2
         assert reason.split()[0] in text(report(results), FORWARD)
@@ -206,7 +204,7 @@ def test_on_a_gpu_what_runs_on_the_cpu_alone_has_no_time():
 
 def test_every_thunk_has_its_turn_in_every_round():
     calls = []
-    times = runner.interleave({name: lambda name=name: calls.append(name) for name in "abc"}, repeats=4)
+    times = measure.interleave({name: lambda name=name: calls.append(name) for name in "abc"}, repeats=4)
     rounds = [calls[6 * i : 6 * i + 6] for i in range(4)]
     assert all(sorted(r) == list("aabbcc") and r[::2] == r[1::2] for r in rounds)  # one warm call, one timed
     assert len({tuple(r) for r in rounds}) > 1
@@ -220,9 +218,9 @@ def test_short_calls_are_timed_more_often_and_long_ones_all_the_while(monkeypatc
         calls.append(name)
         now[0] += takes
 
-    monkeypatch.setattr(runner.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: now[0])
     long, short = (lambda: thunk("long", 0.25)), (lambda: thunk("short", 0.005))
-    times = runner.interleave({"long": long, "short": short, "least": lambda: thunk("least", 1e-9)}, 7, seconds=0.5)
+    times = measure.interleave({"long": long, "short": short, "least": lambda: thunk("least", 1e-9)}, 7, seconds=0.5)
     assert {name: len(t) for name, t in times.items()} == {"long": 7, "short": 100, "least": 200}
     timed = [i for i, name in enumerate(calls[6:]) if name == "long"]
     assert timed[0] < len(calls) * 0.2 and timed[-1] > len(calls) * 0.9
@@ -250,9 +248,9 @@ def test_the_products_are_as_many_as_the_equations_need(monkeypatch):
 
 @pytest.mark.parametrize("case", KINDS_OF_CASE.values())
 def test_the_limit_is_the_least_of_what_the_libraries_take(case, monkeypatch):
-    monkeypatch.setattr(runner, "interleave", lambda thunks, *_: {n: (9.0 - i, 9.0 - i) for i, n in enumerate(thunks)})
-    results = runner.measure(SHRUNK[case], {}, repeats=1, threads=1)
-    n_libraries = len(runner.products(make_arrays(SHRUNK[case]), 1))
+    monkeypatch.setattr(measure, "interleave", lambda thunks, *_: {n: (9.0 - i, 9.0 - i) for i, n in enumerate(thunks)})
+    results = measure.measure(SHRUNK[case], {}, repeats=1, threads=1)
+    n_libraries = len(measure.products(make_arrays(SHRUNK[case]), 1))
     assert [r.median_ms for r in results if r.peer == LIMIT] == [10.0 - n_libraries] * 2
 
 
@@ -261,12 +259,12 @@ def test_ratios_and_the_fastest():
         [Result(case, peer, kind, "measured", ms, (ms,)) for kind in PASSES for case, peer, ms in MEDIANS]
         + [Result(case, "gone", kind, "not installed (gone)") for kind in PASSES for case in ("one", "two")]
     )
-    assert runner.ratios(made, FORWARD, "slow") == [2.0, 8.0]
-    assert runner.geometric_mean(runner.ratios(made, FORWARD, "slow")) == pytest.approx(4)
-    assert runner.to_fastest(made, FORWARD) == [2.0, 0.125]  # neither grujax-before nor the limit is a rival
-    assert runner.ratios(made, FORWARD, LIMIT) == [0.25, 0.1]
-    assert runner.ratios(made, FORWARD, "gone") == [None, None]
-    assert runner.geometric_mean([None]) is None
+    assert reports.ratios(made, FORWARD, "slow") == [2.0, 8.0]
+    assert reports.geometric_mean(reports.ratios(made, FORWARD, "slow")) == pytest.approx(4)
+    assert reports.to_fastest(made, FORWARD) == [2.0, 0.125]  # neither grujax-before nor the limit is a rival
+    assert reports.ratios(made, FORWARD, LIMIT) == [0.25, 0.1]
+    assert reports.ratios(made, FORWARD, "gone") == [None, None]
+    assert reports.geometric_mean([None]) is None
     shown = text(made, FORWARD)
     for part in ("8.00x", "0.12x", "not installed", "25%", "10%", "16%", "400.0", "(3, 5, 4, 6)"):
         assert part in " ".join(shown.split()), part
@@ -274,16 +272,16 @@ def test_ratios_and_the_fastest():
 
 def test_the_report_survives_the_file(tmp_path):
     made = report([Result("one", "grujax", FORWARD, "measured", 1.5, (1.0, 1.5, 2.0))])
-    path = runner.save(made, tmp_path / "results")
-    assert runner.load(path) == made
-    assert Case(**runner.load(path).cases["one"]) == replace(TINY, name="one")
+    path = reports.write_report(made, tmp_path / "results")
+    assert reports.read_report(path) == made
+    assert Case(**reports.read_report(path).cases["one"]) == replace(TINY, name="one")
     assert [p.name for p in path.parent.iterdir()] == ["20261123T101112-abcdef0-dirty.json"]
 
 
 def test_run_names_everything(monkeypatch):
-    monkeypatch.setitem(runner.CASES, "tiny", TINY)
+    monkeypatch.setitem(measure.CASES, "tiny", TINY)
     said = []
-    made = runner.run(Options(shapes=("tiny",), peers=("grujax",), repeats=1, seconds=0), said.append)
+    made = measure.run(Options(shapes=("tiny",), peers=("grujax",), repeats=1, seconds=0), said.append)
     assert {r.kind for r in made.results} == set(PASSES) and said == ["tiny (3, 5, 4, 6)"]
     assert made.versions["grujax"] and made.versions["jax"] and made.device["cpu"] and made.threads >= 1
     assert made.cases == {"tiny": asdict(TINY)} and made.device["accelerator"] is None
@@ -306,13 +304,13 @@ def test_the_program_fails_where_a_gru_of_grujax_is_wrong(peer, code, monkeypatc
 )
 def test_unknown_options_are_refused(options):
     with pytest.raises(InputError):
-        runner.run(options)
+        measure.run(options)
 
 
 def test_the_commit_is_git_s(monkeypatch):
-    assert runner._git("rev-parse", "HEAD") in ("", _head())
+    assert machine.git("rev-parse", "HEAD") in ("", _head())
     monkeypatch.setattr(subprocess, "run", lambda *a, **k: SimpleNamespace(returncode=128, stdout=""))
-    assert runner._git("rev-parse", "HEAD") == ""
+    assert machine.git("rev-parse", "HEAD") == ""
 
 
 MEDIANS = [
@@ -336,7 +334,7 @@ def report(results):
 
 def text(made, kind):
     console = Console(width=200, record=True)
-    console.print(runner.table(made, kind))
+    console.print(reports.table(made, kind))
     return console.export_text()
 
 

@@ -7,7 +7,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from grujax.bench import chart
-from grujax.bench.runner import BACKWARD, FORWARD, PASSES, Report, Result
+from grujax.bench.report import BACKWARD, FORWARD, PASSES, Report, Result
 from grujax.errors import InputError
 
 CASES = ("one", "two", "three")

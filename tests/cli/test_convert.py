@@ -52,6 +52,19 @@ def test_convert_turns_a_torch_file_into_another_and_says_how_far_both_are_apart
     assert load_any("own.safetensors", "grujax")[0] == load_any("gru.pt")[0]
 
 
+def test_convert_and_export_replace_a_file_only_where_told(tmp_path, capsys):
+    saved_model("m.safetensors", pooling="last")
+    there = tmp_path / "there.pt"
+    export = ["export", "m.safetensors", "--to", "torch", "--output", "there.pt"]
+    for command in (["convert", "m.safetensors", "there.pt"], export):
+        there.write_bytes(b"earlier")
+        code, _, err = run(capsys, *command)
+        assert code == 2 and "a file that does not exist yet" in err and "--overwrite" in err
+        assert there.read_bytes() == b"earlier"
+        code, _, err = run(capsys, *command, "--overwrite")
+        assert code == 0 and there.read_bytes() != b"earlier", err
+
+
 def test_convert_says_what_is_left_behind(capsys):
     torch.save(torch.nn.GRU(3, 4).state_dict(), "gru.pt")
     code, out, _ = run(capsys, "convert", "gru.pt", "gru.msgpack")

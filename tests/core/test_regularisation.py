@@ -30,9 +30,6 @@ TRAINING = {"deterministic": False, "rngs": {"dropout": KEY}}
 OPEN = 1e3
 """A bias at which σ is 1, and with the other sign 0."""
 
-quickly = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-"""`jax.jit` without LLVM's optimisations, which would be half of the time here and are no part of what is compared."""
-
 
 def layer(name, rate, bidirectional=True, hidden_size=H, **options):
     """The smallest layer in which there is something to drop."""
@@ -106,7 +103,7 @@ def masks(name):
     def run(key):
         return training(model, {"params": cells}, x, key, h0, mutable=["intermediates"])
 
-    (output, _), sown = quickly(jax.vmap(run))(KEYS)
+    (output, _), sown = jax.jit(jax.vmap(run))(KEYS)
     directions = np.split(np.asarray(output), model.num_directions, -1)
     match name:
         case "input_dropout":
@@ -175,7 +172,7 @@ def test_a_mask_on_weights_serves_all_sequences_and_steps():
     """It is recovered from a single step; the gates at other steps, of other states, are those of the same weights."""
     model = layer("weight_dropout", RATE["weight_dropout"])
     variables = drawn(model)
-    (output, _), sown = quickly(lambda v: training(model, v, mutable=["intermediates"]))(variables)
+    (output, _), sown = jax.jit(lambda v: training(model, v, mutable=["intermediates"]))(variables)
     for i, (name, reverse) in enumerate(CELLS):
         w_ih, w_hh, b_ih, b_hh = (np.asarray(variables["params"][name][w]) for w in WEIGHTS)
         h = entering(np.split(np.asarray(output), 2, -1)[i], H0[i], reverse)
@@ -200,7 +197,7 @@ def test_the_expectation_of_a_linear_layer_is_its_evaluation(name):
     for weight in WEIGHTS:
         put(variables["params"].values(), **{f"{weight}_of_r": 0.0, f"{weight}_of_z": 0.0})
     put(variables["params"].values(), b_ih_of_r=OPEN)
-    outputs = np.asarray(quickly(jax.vmap(lambda key: training(model, variables, x, key)[0]))(keys))
+    outputs = np.asarray(jax.jit(jax.vmap(lambda key: training(model, variables, x, key)[0]))(keys))
     expected, _ = model.apply(variables, jnp.asarray(x), start(model))
     error = outputs.std(0) / np.sqrt(len(keys))
     assert (error > 1e-5).all() and (np.abs(outputs.mean(0) - expected) < 5 * error).all()
@@ -214,7 +211,7 @@ def value_and_gradients(model, variables, **options):
         d_output, d_last = jnp.asarray(D_OUTPUT[..., : output.shape[-1]]), jnp.asarray(D_LAST[: len(h_last)])
         return (output * d_output).sum() + (h_last * d_last).sum(), (output, h_last)
 
-    run = quickly(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))
+    run = jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))
     (_, values), gradients = run(variables["params"], jnp.asarray(PADDED), start(model))
     return values, gradients
 
@@ -272,7 +269,7 @@ def test_dropout_between_layers_masks_the_output_of_the_first_and_not_of_the_las
     first, second = ([np.asarray(variables["params"][cell][w]) for w in WEIGHTS] for cell in ("l0", "l1"))
     below = equations.sequence(X.swapaxes(0, 1), H0[0], *first)
     above = equations.sequence(below.hs * exact("dropout")[0].swapaxes(0, 1), H0[1], *second)
-    output, h_last = quickly(lambda v: training(model, v))(variables)
+    output, h_last = jax.jit(lambda v: training(model, v))(variables)
     assert_close(output, above.hs.swapaxes(0, 1))
     assert_close(h_last, np.stack([below.h_last, above.h_last]))
 
@@ -312,10 +309,10 @@ JOINT = {
 def test_every_implementation_draws_the_same_masks_and_gives_the_same_gradients(case):
     """All five at once, with padding that holds NaN and with resets."""
     found = {}
-    for implementation in (None, "scan", "reference"):
+    for implementation in (None, "autodiff", "reference"):
         model = GRU(H, param_dtype=jnp.float64, implementation=implementation, **JOINT[case], **RATE)
         found[implementation] = value_and_gradients(model, drawn(model), resets=RESETS, **TRAINING)
-    for name in ("scan", "reference"):
+    for name in ("autodiff", "reference"):
         assert_trees_close(found[None][0], found[name][0])
         assert_trees_close(found[None][1], found[name][1], "gradient")
 
@@ -323,8 +320,8 @@ def test_every_implementation_draws_the_same_masks_and_gives_the_same_gradients(
 @pytest.mark.parametrize("name", RATE)
 def test_the_fast_path_runs(name):
     """And with it its derivative rule, which alone is a custom_jvp."""
-    assert explain(spec=layer(name, 0.5).spec).implementation == "fused"
-    for implementation, ruled in ((None, True), ("scan", False), ("reference", False)):
+    assert explain(spec=layer(name, 0.5).spec).implementation == "xla"
+    for implementation, ruled in ((None, True), ("autodiff", False), ("reference", False)):
         model = layer(name, 0.5, implementation=implementation)
         jaxpr = jax.make_jaxpr(lambda v, m=model: training(m, v))(drawn(model))
         assert ("custom_jvp_call" in str(jaxpr)) == ruled
@@ -351,7 +348,7 @@ def test_at_rate_one_nothing_passes(name):
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradients))
 
 
-@pytest.mark.parametrize("implementation", [None, "scan", "reference"])
+@pytest.mark.parametrize("implementation", [None, "autodiff", "reference"])
 def test_at_rate_one_zoneout_keeps_the_state_to_the_bit(implementation):
     model = layer("zoneout", 1.0, bidirectional=False, implementation=implementation)
     (output, h_last), (params, x, h0) = value_and_gradients(model, drawn(model), **TRAINING)

@@ -40,7 +40,7 @@ def poisoned(x, lengths):
 @pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["full", "lengths"])
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
 @pytest.mark.parametrize("reset_after", [True, False], ids=["after", "before"])
-@pytest.mark.parametrize(("implementation", "dtype"), [("fused", "float64"), ("scan", "float64"), ("fused", "float32")])
+@pytest.mark.parametrize(("implementation", "dtype"), [("xla", "float64"), ("autodiff", "float64"), ("xla", "float32")])
 def test_values_and_gradients_equal_the_oracle(problem, implementation, dtype, reset_after, reverse, lengths):
     given = problem()
     rng = np.random.default_rng(1)

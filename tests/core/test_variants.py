@@ -9,10 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from pairs import by_turns
 from refusals import refused
 
 import grujax
 from grujax import GRU, GRUCell, GRUEncoder, GRUModel, GRUSpec, GRUWeights, equations, gru
+from grujax.core.weight_layouts import DIALECTS, arranged
 from grujax.interop import ConversionWarning
 from grujax.interop.model_parts import FREE, SIZES, TRAINING
 from grujax.interop.torch import from_torch, to_torch
@@ -22,13 +24,6 @@ from grujax.testing import assert_close
 T, B, I, H = 5, 4, 3, 6
 LENGTHS = np.array([5, 0, 2, 4])
 KEY = jax.random.key(0)
-
-
-def quick(function):
-    """`jax.jit` for what runs once: XLA compiles it in a third of the time."""
-    return jax.jit(
-        function, compiler_options={"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
-    )
 
 
 def scaled_tanh(a):
@@ -64,15 +59,8 @@ VARIANTS = {
     "layer norm, before": {"layer_norm": True, "reset_after": False},
     "layer norm and more": {"layer_norm": True, "bias": False, "update": "take", "clip": 0.9, "activation": "elu"},
 }
-IMPLEMENTATIONS = {"fused": ("float64", "float32"), "scan": ("float64",), "reference": ("float64",)}
-"""And the dtypes that each is run in; the fused one, which has a derivative of its own, in both."""
-RUNS = [
-    (case, implementation, dtype)
-    for case, options in VARIANTS.items()
-    for implementation, dtypes in IMPLEMENTATIONS.items()
-    for dtype in dtypes
-    if not (options.get("layer_norm") and implementation == "scan")  # what None chooses, which stands for "fused"
-]
+RUNS = by_turns(VARIANTS, [("xla", "float32"), ("autodiff", "float64"), ("reference", "float64")], quick=1)
+"""Besides "xla" in float64, which has a derivative of its own and runs every variant."""
 
 
 @pytest.fixture
@@ -127,7 +115,7 @@ def values_and_gradients(run, given, dhs, dh_last):
         return (hs * dhs).sum() + (h_last * dh_last).sum(), (hs, h_last)
 
     dhs, dh_last = (jnp.asarray(a, given["x"].dtype) for a in (dhs, dh_last))
-    (_, values), gradients = quick(jax.value_and_grad(loss, has_aux=True))(given)
+    (_, values), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(given)
     return values, gradients
 
 
@@ -143,11 +131,11 @@ def as_jax(given, dtype="float64"):
 # -- against the oracle ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("case", "implementation", "dtype"), RUNS)
-def test_values_and_gradients_equal_the_oracle(drawn, case, implementation, dtype):
-    options, (dhs, dh_last) = VARIANTS[case], cotangents()
-    if options.get("layer_norm") and implementation == "fused":
-        implementation = None
+@pytest.mark.parametrize(("case", "run_by"), [(case, ("xla", "float64")) for case in VARIANTS] + RUNS)
+def test_values_and_gradients_equal_the_oracle(drawn, case, run_by):
+    options, (dhs, dh_last), (implementation, dtype) = VARIANTS[case], cotangents(), run_by
+    if options.get("layer_norm") and implementation == "xla":
+        implementation = None  # which is "autodiff"
     given = drawn(options)
     arrays, variant = for_oracle(given, options)
     x = given["x"].swapaxes(0, 1)
@@ -171,21 +159,21 @@ def test_a_step_of_the_cell_equals_the_oracle(drawn, case, dtype):
     options, given = VARIANTS[case], drawn(VARIANTS[case])
     arrays, variant = for_oracle(given, options)
     found, cell = as_jax(given, dtype), GRUCell(H, **options)
-    for h in quick(lambda g: cell.apply({"params": weights_of(g)}, g["h0"], g["x"][:, 0]))(found):
+    for h in jax.jit(lambda g: cell.apply({"params": weights_of(g)}, g["h0"], g["x"][:, 0]))(found):
         assert_close(h, equations.step(given["x"][:, 0], *arrays, variant=variant).h, dtype=dtype)
 
 
-def test_layer_normalisation_runs_as_scan_and_is_refused_by_fused():
+def test_layer_normalisation_runs_as_autodiff_and_is_refused_by_xla():
     found = explain(spec=GRUSpec(layer_norm=True))
-    assert found.implementation == "scan" and "fused cannot serve" in found.reason
+    assert found.implementation == "autodiff" and "xla cannot serve" in found.reason
     assert "layer normalisation" in found.reason
     weights = GRUWeights(*(np.ones(shape) for shape in ((I, 3 * H), (H, 3 * H), *[(3 * H,)] * 4)))
     for call in (
-        lambda: explain(spec=GRUSpec(layer_norm=True), implementation="fused"),
-        lambda: gru(jnp.ones((B, T, I)), weights, implementation="fused"),
-        lambda: GRU(H, layer_norm=True, implementation="fused", param_dtype=jnp.float64).init(KEY, np.ones((B, T, I))),
+        lambda: explain(spec=GRUSpec(layer_norm=True), implementation="xla"),
+        lambda: gru(jnp.ones((B, T, I)), weights, implementation="xla"),
+        lambda: GRU(H, layer_norm=True, implementation="xla", param_dtype=jnp.float64).init(KEY, np.ones((B, T, I))),
     ):
-        with refused("implementation: expected one that can serve the call", "'fused'", "no layer normalisation"):
+        with refused("implementation: expected one that can serve the call", "'xla'", "no layer normalisation"):
             call()
 
 
@@ -199,10 +187,9 @@ def plain_numerics():
         yield
 
 
-def z_first(a):
-    """(..., 3H) in the order z, r, n of the others."""
-    r, z, n = jnp.split(a, 3, axis=-1)
-    return jnp.concatenate([z, r, n], axis=-1)
+def stored(given, dialect, update="keep"):
+    """w_ih, w_hh and the biases as another framework stores them."""
+    return arranged(GRUWeights(**weights_of(given)), DIALECTS[dialect], update)
 
 
 def test_haiku_is_reset_before_and_take(drawn):
@@ -214,8 +201,7 @@ def test_haiku_is_reset_before_and_take(drawn):
         return hk.dynamic_unroll(hk.GRU(H), x, h0, time_major=False)
 
     def theirs(given):
-        params = {"w_i": z_first(given["w_ih"]), "w_h": z_first(given["w_hh"])}
-        params["b"] = z_first(given["b_ih"] + given["b_hh"])
+        params = dict(zip(("w_i", "w_h", "b"), stored(given, "haiku", "take"), strict=True))
         return hk.without_apply_rng(hk.transform(unroll)).apply({"gru": params}, given["x"], given["h0"])
 
     given = as_jax(drawn(options))
@@ -235,8 +221,8 @@ def keras():
 
 
 def keras_weights(given, reset_after=True):
-    biases = jnp.stack([given["b_ih"], given["b_hh"]])
-    return [*map(z_first, (given["w_ih"], given["w_hh"], biases if reset_after else biases.sum(0)))]
+    kernel, recurrent, *biases = stored(given, "keras" if reset_after else "keras, reset before")
+    return [kernel, recurrent, jnp.stack(biases) if reset_after else biases[0]]
 
 
 def run_keras(layer, weights, x, states):
@@ -244,7 +230,7 @@ def run_keras(layer, weights, x, states):
     with plain_numerics():
         layer.build((B, T, I))
         others = [v.value for v in layer.non_trainable_variables]
-        return quick(lambda w, x, s: layer.stateless_call(w, others, x, initial_state=s)[0])(weights, x, states)
+        return jax.jit(lambda w, x, s: layer.stateless_call(w, others, x, initial_state=s)[0])(weights, x, states)
 
 
 ELSEWHERE = {"after": {}, "before": {"reset_after": False}} | {
@@ -263,7 +249,7 @@ def test_keras_computes_the_same(drawn, keras, case):
     names = {role: options.get(*of).replace("identity", "linear") for role, of in roles.items()}
     layer = keras.layers.GRU(H, return_sequences=True, return_state=True, reset_after=reset_after, **names)
     expected = run_keras(layer, keras_weights(given, reset_after), given["x"], given["h0"])
-    for a, b in zip(quick(lambda g: run(g, options, lengths=None))(given), expected, strict=True):
+    for a, b in zip(jax.jit(lambda g: run(g, options, lengths=None))(given), expected, strict=True):
         assert_close(a, b)
 
 
@@ -310,10 +296,11 @@ def onnx_gru(given, lengths, options, direction):
         linear_before_reset=int(options.get("reset_after", True)),
         **{name: value for name, value in attributes.items() if value},
     )
+    weights = [stored(g, "onnx") for g in given]
     constants = {
-        "W": [z_first(g["w_ih"]).T for g in given],
-        "R": [z_first(g["w_hh"]).T for g in given],
-        "B": [jnp.concatenate([z_first(g["b_ih"]), z_first(g["b_hh"])]) for g in given],
+        "W": [w[0] for w in weights],
+        "R": [w[1] for w in weights],
+        "B": [np.concatenate(w[2:]) for w in weights],
     }
     shapes = {"X": (T, B, I), "initial_h": (count, B, H), "Y": (T, count, B, H), "Y_h": (count, B, H)}
     x, h0, y, y_h = [helper.make_tensor_value_info(name, float32, shape) for name, shape in shapes.items()]
@@ -351,7 +338,9 @@ def test_onnx_runtime_computes_the_same(drawn, case):
     hs, h_last = onnx_gru([jax.tree.map(np.asarray, g) for g in given], lengths, options, direction)
     for i, reverse in enumerate(DIRECTIONS[direction]):
         weights = GRUWeights(**weights_of(given[i]))
-        found = quick(partial(gru, lengths=lengths, reverse=reverse, **options))(given[0]["x"], weights, given[i]["h0"])
+        found = jax.jit(partial(gru, lengths=lengths, reverse=reverse, **options))(
+            given[0]["x"], weights, given[i]["h0"]
+        )
         assert_close(found[0], hs[:, i].swapaxes(0, 1))
         assert_close(found[1], h_last[i])
 
@@ -472,7 +461,7 @@ def test_connections_join_the_input_of_a_layer_to_its_output(rows, connection, m
 
 def test_a_highway_starts_at_minus_one_and_the_first_layer_has_none(rows):
     layer = GRU(H, num_layers=2, bidirectional=True, connection="highway", param_dtype=jnp.float64)
-    params = quick(layer.init)(KEY, rows()[0])["params"]
+    params = jax.jit(layer.init)(KEY, rows()[0])["params"]
     assert set(params) == {"l0", "l0_reverse", "l1", "l1_reverse", "l1_highway"}
     assert (params["l1_highway"]["bias"] == -1).all() and params["l1_highway"]["kernel"].shape == (2 * H, 2 * H)
 
@@ -484,7 +473,7 @@ SAVED = {
     "norm": {"layer_norm": True, "bias": False, "gate_activation": "hard_sigmoid", "param_dtype": jnp.float64},
     "start": {"initializer": "keras", "update_bias": 1.5, "initial_state": "learned", "dtype": jnp.bfloat16},
     "layers": {"num_layers": 2, "bidirectional": True, "merge": "mean", "connection": "highway", "precision": "high"},
-    "steps": {"pooling": None, "time_major": True, "include_initial": True, "implementation": "scan"},
+    "steps": {"pooling": None, "time_major": True, "implementation": "autodiff"},
     "drops": {
         **{"dropout": 0.1, "input_dropout": 0.2, "recurrent_dropout": 0.3, "weight_dropout": 0.4, "zoneout": 0.5},
         **{"implementation": "reference", "pooling": "attention"},
@@ -508,7 +497,7 @@ def test_a_saved_variant_is_the_same_again(tmp_path, case):
     loaded, again = grujax.load(tmp_path / "m.safetensors")
     assert loaded == model
     jax.tree.map(partial(np.testing.assert_array_equal, strict=True), again, variables)
-    outputs = [quick(m.apply)(v, x) for m, v in ((model, variables), (loaded, again))]
+    outputs = [jax.jit(m.apply)(v, x) for m, v in ((model, variables), (loaded, again))]
     jax.tree.map(np.testing.assert_array_equal, *outputs)
 
 
@@ -527,7 +516,7 @@ def test_numbers_of_numpy_and_pairs_are_saved(tmp_path, field, value):
     grujax.save(tmp_path / "m.safetensors", model, variables)
     loaded, again = grujax.load(tmp_path / "m.safetensors")
     assert loaded == model
-    np.testing.assert_array_equal(quick(loaded.apply)(again, x), quick(model.apply)(variables, x))
+    np.testing.assert_array_equal(jax.jit(loaded.apply)(again, x), jax.jit(model.apply)(variables, x))
 
 
 @pytest.mark.parametrize("field", ["activation", "gate_activation", "head_activation", "pooling"])
@@ -544,7 +533,7 @@ def test_a_function_is_not_saved(tmp_path, field):
 NOT_IN_TORCH = {
     **{"reset_after": False, "activation": "relu", "gate_activation": "hard_sigmoid", "clip": 3.0},
     **{"layer_norm": True, "merge": "sum", "connection": "residual", "initial_state": "learned"},
-    **{"include_initial": True, "zoneout": 0.1},
+    "zoneout": 0.1,
     **{"pooling": "mean", "head_hidden": (4,), "head_activation": "tanh"},
 }
 
@@ -584,7 +573,7 @@ def test_an_update_gate_that_takes_the_candidate_is_mirrored_for_torch():
     variables = {"params": random_params(model, x)}
     kept, mirrored = from_torch(to_torch(model, variables, verify=True))
     assert kept == GRU(H, bidirectional=True)
-    assert_close(quick(kept.apply)(mirrored, x)[0], quick(model.apply)(variables, x)[0])
+    assert_close(jax.jit(kept.apply)(mirrored, x)[0], jax.jit(model.apply)(variables, x)[0])
 
 
 def test_several_heads_are_refused_by_torch():

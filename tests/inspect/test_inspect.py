@@ -22,8 +22,8 @@ from grujax.inspect import (
     saturation,
     time_scale,
 )
-from grujax.kernels.step import GateValues
 from grujax.testing import assert_close
+from grujax.types import Gates
 
 RNG = np.random.default_rng(0)
 B, T, I, H = 4, 6, 3, 5
@@ -103,8 +103,8 @@ NO_RESETS, ALL = np.zeros((B, T), bool), np.ones((B, T), bool)
 STEPS = {
     "plain": ({}, {}, ALL, NO_RESETS),
     "reference": ({"implementation": "reference"}, {"lengths": LENGTHS, "resets": RESETS}, VALID, RESETS),
-    "scan": (
-        {"implementation": "scan", "reset_after": False, "initial_state": "learned"},
+    "autodiff": (
+        {"implementation": "autodiff", "reset_after": False, "initial_state": "learned"},
         {"lengths": LENGTHS, "resets": RESETS},
         VALID,
         RESETS,
@@ -227,7 +227,7 @@ def outputs_of(jaxpr, name):
     return found
 
 
-@pytest.mark.parametrize("implementation", ["fused", "scan"])
+@pytest.mark.parametrize("implementation", ["xla", "autodiff"])
 def test_nothing_is_sown_and_nothing_computed_unless_asked_for(implementation):
     model = gru(2, implementation=implementation)
     variables, x = drawn(model), jnp.asarray(X)
@@ -238,7 +238,7 @@ def test_nothing_is_sown_and_nothing_computed_unless_asked_for(implementation):
     # in each layer and direction three products of the input and three of the state, whether the gates are sown or not
     assert count(plain, "dot_general") == count(told, "dot_general") == 4 * 6
     # the loops hand out h_last and hs; and r, z, n and m where they are asked for
-    assert (outputs(plain, "scan"), outputs(told, "scan")) == (4 * 2, 4 * 6)
+    assert (outputs(plain, "autodiff"), outputs(told, "autodiff")) == (4 * 2, 4 * 6)
     assert set(jax.eval_shape(lambda: model.init(KEY, x, mutable=True))) == {"params"}
     assert not jax.eval_shape(lambda: model.apply(variables, x, mutable=["others"])[1])
 
@@ -253,7 +253,7 @@ def test_sowing_changes_no_bit_of_the_output():
 def of(z, r=None):
     """Gates of one layer (B, T, H)."""
     z = np.asarray(z, float)
-    return GateValues(z if r is None else np.asarray(r, float), z, np.zeros_like(z))
+    return Gates(z if r is None else np.asarray(r, float), z, np.zeros_like(z))
 
 
 def test_saturation_by_hand():
@@ -479,12 +479,12 @@ BAD = {
         lambda: gradient_norm(ENCODER, drawn(ENCODER), X, resets=RESETS),
         ["pooling: expected None beside resets", "pass segments and num_segments"],
     ),
-    "every layer": (lambda: saturation({"l0": GATES}), ["gates: expected the GateValues of one layer, found dict"]),
+    "every layer": (lambda: saturation({"l0": GATES}), ["gates: expected the Gates of one layer, found dict"]),
     "other shapes": (
         lambda: time_scale(GATES._replace(r=GATES.r[:1])),
         ["gates: expected r, z and n of one shape (..., T, H), found (1, 6, 5), (4, 6, 5), (4, 6, 5)"],
     ),
-    "no steps": (lambda: saturation(GateValues(*np.ones((3, H)))), ["gates: expected r, z and n of one shape"]),
+    "no steps": (lambda: saturation(Gates(*np.ones((3, H)))), ["gates: expected r, z and n of one shape"]),
     "valid": (lambda: saturation(GATES, VALID.T), ["valid: expected shape (4, 6), one a step"]),
     "valid dtype": (lambda: time_scale(GATES, VALID * 1), ["valid: expected dtype bool"]),
     "none valid": (lambda: saturation(GATES, NO_RESETS), ["valid: expected at least one step, found none"]),
@@ -493,7 +493,7 @@ BAD = {
     "update": (lambda: time_scale(GATES, update="hold"), ["update: expected one of ['keep', 'take']", "'hold'"]),
     "no shares": (lambda: time_scale(of(np.full((B, T, H), 1.5))), ["gates.z: expected values from 0 to 1"]),
     "no numbers": (lambda: time_scale(of(np.full((B, T, H), np.nan))), ["gates.z: expected values from 0 to 1"]),
-    "no saturation": (lambda: plot_saturation({"l0": GATES}), ["saturations: expected a Saturation", "GateValues"]),
+    "no saturation": (lambda: plot_saturation({"l0": GATES}), ["saturations: expected a Saturation", "Gates"]),
     "no layers": (lambda: plot_time_scale({}), ["time_scales: expected at least one layer"]),
     "no layer": (lambda: plot_saturation({}), ["saturations: expected at least one layer"]),
     "scales": (lambda: plot_time_scale(np.ones((2, 3))), ["time_scales: expected shape (H,)", "(2, 3)"]),

@@ -18,7 +18,7 @@ from grujax import GRU, GRUCell, GRUModel, InputError
 from grujax.interop import FORMATS, ConversionWarning, convert, load, save
 from grujax.testing import assert_close
 
-torch = pytest.importorskip("torch")
+torch = pytest.importorskip("torch", reason="torch is not installed")
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
 

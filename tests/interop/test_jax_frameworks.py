@@ -18,6 +18,7 @@ from flax.traverse_util import flatten_dict
 from refusals import refused
 
 from grujax import GRU, GRUCell, GRUEncoder, GRUModel
+from grujax.core.weight_layouts import DIALECTS
 from grujax.interop import equinox, flax, haiku
 from grujax.interop import nnx as interop_nnx
 from grujax.interop.adapters import compare
@@ -26,7 +27,6 @@ from grujax.interop.flax import from_flax, to_flax
 from grujax.interop.haiku import from_haiku, to_haiku
 from grujax.interop.model_parts import ConversionWarning
 from grujax.interop.nnx import from_nnx, to_nnx
-from grujax.interop.weight_layouts import DIALECTS
 from grujax.testing import assert_close
 
 I, H = 3, 4

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from refusals import refused
 
-from grujax.interop.weight_layouts import BIASES, DIALECTS, Cell, lost, read, write
+from grujax.core.weight_layouts import BIASES, DIALECTS
+from grujax.interop.weight_layouts import Cell, lost, read, write
 
 I, H = 2, 3
 

@@ -1,21 +1,28 @@
-"""The derivative rule against JAX's own derivative of the loop, in every mode that JAX has, for every kind of GRU."""
+"""The derivative rule against JAX's own derivative of the loop, in every mode that JAX has, for every kind of GRU.
+
+Gradients of every kernel against the oracle are in test_contract.py.
+"""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grujax import GRUSpec
-from grujax.kernels import gru_sequence, table
-from grujax.kernels.derivative import Chunks
+from grujax import GRUSpec, GRUWeights
+from grujax.kernels import run
+from grujax.kernels.derivative import Chunks, under_the_rule
+from grujax.kernels.order import as_read, in_time
+from grujax.kernels.table import KERNELS
+from grujax.kernels.xla import xla
 from grujax.testing import assert_trees_close
-from grujax.types import Projection
+from grujax.types import Control, Recurrence
 
 T, B, I, H = 5, 3, 4, 2
 RNG = np.random.default_rng(0)
-ARRAYS = ("x", "w_ih", "bias", "h0", "w_hh", "b_hn")
-SHAPES = {"x": (T, B, I), "w_ih": (I, 3 * H), "bias": (3 * H,), "h0": (B, H), "w_hh": (H, 3 * H), "b_hn": (H,)}
-SHAPES |= {"h_reset": (H,), "gates_x": (T, B, 3 * H)}
+WEIGHTS = GRUWeights._fields[:4]
+SHAPES = {"x": (T, B, I), "w_ih": (I, 3 * H), "w_hh": (H, 3 * H), "b_ih": (3 * H,), "b_hh": (3 * H,), "h0": (B, H)}
+ARRAYS = tuple(SHAPES)
+SHAPES |= {"h_reset": (H,)}
 VALID = jnp.asarray([[1, 0, 1], [1, 0, 1], [1, 0, 0], [0, 0, 1], [1, 0, 1]], bool)
 RESET = jnp.asarray([[0, 1, 1], [0, 1, 0], [1, 0, 1], [1, 0, 0], [0, 0, 1]], bool)
 STEPS = {"valid": VALID, "reset": RESET}
@@ -44,42 +51,35 @@ CASES = {
     "hold": (GRUSpec(), {"hold": HOLD}),
     "hold, take": (GRUSpec(update="take"), {"hold": HELD}),
 }
-"""What is static and what steers the steps."""
+"""What is static and what acts on the steps."""
 
-
-AT_ONCE = Chunks(None, emitted=True)
 CHUNKS = {
-    "chunks": Chunks(2, emitted=False),
-    "chunks of what is emitted": Chunks(2, emitted=True),
-    "at once, the gates made anew": Chunks(None, emitted=False),
+    "chunks": Chunks(2, kept=False),
+    "chunks of what is kept": Chunks(2, kept=True),
+    "at once, the gates made anew": Chunks(None, kept=False),
 }
-RULES = (*(name for name, kernel in table.KERNELS.items() if kernel.differentiated), *CHUNKS)
-"""The loops under the rule; with CHUNKS it is "fused", where there are some two steps at once and a rest of one."""
+RULES = (*(name for name, kernel in KERNELS.items() if kernel.ruled), *CHUNKS)
+"""The loops under the rule; with CHUNKS it is "xla", where there are some two steps at once and a rest of one."""
 
 
-def recurrence(case, implementation):
-    spec, control = CASES[case]
+def result_of(case, implementation, given, **options):
+    spec, steps = CASES[case]
+    control = Control(**steps, h_reset=given["h_reset"] if "reset" in steps else None)
+    recurrence = Recurrence(given["x"], GRUWeights(*(given[name] for name in WEIGHTS)), given["h0"], control)
+    if implementation not in CHUNKS:
+        return run([recurrence], spec, implementation, **options)[0]
+    read = as_read(recurrence, False, True)
+    (result,) = under_the_rule((xla,), [read], spec, False, CHUNKS[implementation], 0)
+    return in_time(result, control.valid, False, True)
 
-    def f(given):
-        start = {"h_reset": given["h_reset"]} if "reset" in control else {}
-        x, w_ih, bias, *arrays = [given[name] for name in ARRAYS]
-        name = "fused" if implementation in CHUNKS else implementation
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(table, "chunks_of", lambda sizes: CHUNKS.get(implementation, AT_ONCE))
-            return gru_sequence(Projection(x, w_ih, bias), *arrays, **start, **control, spec=spec, implementation=name)
 
-    return f
+def outputs(case, implementation):
+    return lambda given: result_of(case, implementation, given)[:2]
 
 
 def rules(case):
-    kernels = table.KERNELS
-    return [rule for rule in RULES if rule in CHUNKS or kernels[rule].refuses(CASES[case][0], False) is None]
-
-
-def jacobians(case):
-    """Every loop under torch's GRU and all that steers it; of the variants, which are the rule's affair, one."""
-    plain = CASES[case][0] in (GRUSpec(), GRUSpec(False))
-    return rules(case) if plain and case != "masks, before" else ["fused"]
+    """Every loop where steps are masked; of the other cases, which are the rule's affair, one."""
+    return RULES if case == "masks, after" else ["xla"]
 
 
 def loss(f):
@@ -104,67 +104,50 @@ def products(f):
     }
 
 
-FIRST = {
-    "grad": lambda f: jax.grad(loss(f))(PRIMALS),
-    "jvp": lambda f: jax.jvp(f, (PRIMALS,), (TANGENTS,)),
-    "remat": lambda f: jax.grad(loss(jax.checkpoint(f)))(PRIMALS),
-}
-
-
 def compiled(f):
     """XLA's own optimisations are not what is tested here, and take most of the time."""
     return jax.jit(f, compiler_options={"xla_backend_optimization_level": 0})()
 
 
-@pytest.mark.parametrize("case", list(CASES)[:4])
-def test_the_rule_equals_scan(case):
-    def run(implementation):
-        return {mode: of(recurrence(case, implementation)) for mode, of in FIRST.items()}
+def test_a_loop_that_is_computed_again_has_the_same_gradient():
+    def gradient(implementation, wrapped):
+        return compiled(lambda: jax.grad(loss(wrapped(outputs("masks, after", implementation))))(PRIMALS))
 
-    expected = compiled(lambda: run("scan"))
-    for rule in rules(case):
-        assert_trees_close(compiled(lambda rule=rule: run(rule)), expected, "gradient")
+    expected = gradient("autodiff", lambda f: f)
+    for rule in ("xla", "chunks"):
+        assert_trees_close(gradient(rule, jax.checkpoint), expected, "gradient")
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_both_jacobians_are_those_of_scan(case):
-    expected = compiled(lambda: jax.jacrev(recurrence(case, "scan"))(PRIMALS))
-    for rule in jacobians(case):
+def test_both_jacobians_are_those_of_autodiff(case):
+    expected = compiled(lambda: jax.jacrev(outputs(case, "autodiff"))(PRIMALS))
+    for rule in rules(case):
         for jacobian in (jax.jacrev, jax.jacfwd):
-            found = compiled(lambda jacobian=jacobian, rule=rule: jacobian(recurrence(case, rule))(PRIMALS))
+            found = compiled(lambda jacobian=jacobian, rule=rule: jacobian(outputs(case, rule))(PRIMALS))
             assert_trees_close(found, expected, "gradient")
 
 
 @pytest.mark.parametrize("case", list(CASES)[:6])
-def test_hessian_products_are_those_of_scan_in_all_three_ways(case):
-    expected = compiled(lambda: products(recurrence(case, "scan"))["forward over reverse"])
+def test_hessian_products_are_those_of_autodiff_in_all_three_ways(case):
+    expected = compiled(lambda: products(outputs(case, "autodiff"))["forward over reverse"])
     assert all(expected[name].any() for name in ARRAYS)
-    for rule in jacobians(case):
-        for found in compiled(lambda rule=rule: products(recurrence(case, rule))).values():
+    for rule in ["xla", "chunks"] if case == "masks, after" else ["xla"]:
+        for found in compiled(lambda rule=rule: products(outputs(case, rule))).values():
             assert_trees_close(found, expected, "gradient")
 
 
-def test_gates_from_outside_and_gates_handed_out_have_their_derivatives():
-    """The door with gates in place of the input, and r, z and n as outputs: the rule against JAX's own derivative."""
-
-    def run(implementation):
-        def f(given):
-            arrays = [given[name] for name in ("gates_x", "h0", "w_hh", "b_hn")]
-            control = STEPS | {"state_mask": STATE_MASK, "h_reset": given["h_reset"]}
-            return gru_sequence(*arrays, **control, implementation=implementation, with_gates=True)
-
+def test_gates_that_are_handed_out_have_their_derivatives():
+    def derivatives(implementation):
         def scalar(given):
-            hs, h_last, gates = f(given)
-            told = sum(
-                (g * w).sum() for g, w in zip(gates, jnp.asarray(GATES * np.asarray(VALID)[..., None]), strict=True)
-            )
-            return (hs * WEIGH).sum() + h_last.sum() + told
+            hs, h_last, gates, _ = result_of("everything", implementation, given, with_gates=True)
+            of_gates = sum((g * w).sum() for g, w in zip(gates, jnp.asarray(GATES), strict=True))
+            return (hs * WEIGH).sum() + h_last.sum() + of_gates
 
         return {"jvp": jax.jvp(scalar, (PRIMALS,), (TANGENTS,)), "grad": jax.grad(scalar)(PRIMALS)}
 
-    expected = compiled(lambda: run("scan"))
-    assert_trees_close(compiled(lambda: run("fused")), expected, "gradient")
-    assert all(expected["grad"][name].any() for name in ("gates_x", "h0", "w_hh", "b_hn", "h_reset"))
+    expected = compiled(lambda: derivatives("autodiff"))
+    assert_trees_close(compiled(lambda: derivatives("xla")), expected, "gradient")
+    assert all(expected["grad"][name].any() for name in (*ARRAYS, "h_reset"))
 
 
 def test_what_is_not_differentiated_costs_no_product():
@@ -172,7 +155,7 @@ def test_what_is_not_differentiated_costs_no_product():
 
     def products(*names):
         def f(some):
-            return loss(recurrence("plain, after", "fused"))(PRIMALS | some)
+            return loss(outputs("plain, after", "xla"))(PRIMALS | some)
 
         return str(jax.make_jaxpr(jax.grad(f))({name: PRIMALS[name] for name in names})).count("dot_general")
 
@@ -180,12 +163,13 @@ def test_what_is_not_differentiated_costs_no_product():
     assert x < both and weights < both
 
 
-@pytest.mark.parametrize("implementation", ["fused", "scan"])
+@pytest.mark.parametrize("implementation", ["xla", "autodiff"])
 def test_the_masks_of_regularisation_have_no_derivative(implementation):
-    arrays = [PRIMALS[name] for name in ("gates_x", "h0", "w_hh", "b_hn")]
+    weights = GRUWeights(*(PRIMALS[name] for name in WEIGHTS))
 
     def f(masks):
-        return loss(lambda _: gru_sequence(*arrays, **masks, implementation=implementation))(None)
+        (result,) = run([Recurrence(PRIMALS["x"], weights, PRIMALS["h0"], Control(**masks))], GRUSpec(), implementation)
+        return (result.hs * WEIGH).sum()
 
     for gradient in jax.grad(f)({"state_mask": STATE_MASK, "hold": HOLD}).values():
         np.testing.assert_array_equal(gradient, 0)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from grujax import equations
-from grujax.kernels.step import dot, project, projection, recurrent, split, split_gates, step
+from grujax.kernels.products import dot, input_bias, input_products, split_gates
+from grujax.kernels.step import cell_step
 from grujax.testing import assert_close
 from grujax.types import GRUSpec, GRUWeights
 
@@ -20,8 +21,7 @@ WEIGHTS = [RNG.normal(size=s) * 0.5 for s in [(3, 15), (5, 15), (15,), (15,)]]
 def test_a_step_equals_the_oracle_whatever_the_batch_axes(reset_after, dtype):
     spec = GRUSpec(reset_after)
     weights = GRUWeights(*(jnp.asarray(w, dtype) for w in WEIGHTS))
-    gates_x = project(projection(jnp.asarray(X, dtype), weights), spec)
-    h = step(gates_x, jnp.asarray(H, dtype), split(recurrent(weights)), spec)
+    h = cell_step(jnp.asarray(X, dtype), jnp.asarray(H, dtype), weights, spec)
     assert h.dtype == dtype
     assert_close(
         h,
@@ -37,8 +37,8 @@ def test_a_step_equals_the_oracle_whatever_the_batch_axes(reset_after, dtype):
 def test_the_projection_without_biases_is_one_product():
     spec = GRUSpec()
     weights = GRUWeights(*(jnp.asarray(w) for w in WEIGHTS[:2]))
-    assert_close(jnp.concatenate(project(projection(jnp.asarray(X), weights), spec), -1), X @ WEIGHTS[0])
-    assert not recurrent(weights).b_hn.any()
+    assert_close(jnp.concatenate(input_products(jnp.asarray(X), weights, spec), -1), X @ WEIGHTS[0])
+    assert input_bias(weights) is None
 
 
 def test_products_of_half_precision_are_summed_in_float32():

@@ -9,10 +9,8 @@ import pytest
 from flax import nnx
 from refusals import refused
 
-from grujax import GRU, GRUEncoder, GRUModel, GRUSpec, InputError, equations
+from grujax import GRU, GRUEncoder, GRUModel, equations
 from grujax.interop.torch import to_torch
-from grujax.kernels import explain
-from grujax.kernels.table import KERNELS
 from grujax.nnx import from_linen
 from grujax.testing import assert_close, assert_trees_close
 
@@ -54,13 +52,11 @@ def oracle(params, lengths, reset_after):
 
 
 @pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["full", "lengths"])
-@pytest.mark.parametrize("reset_after", [True, False], ids=["after", "before"])
-@pytest.mark.parametrize("implementation", [*KERNELS, "reference"])
+@pytest.mark.parametrize(
+    ("implementation", "reset_after"),
+    [("brief", True), *((name, after) for name in ("reference", "xla", "autodiff") for after in (True, False))],
+)
 def test_values_and_gradients_equal_the_oracle(implementation, reset_after, lengths):
-    if implementation in KERNELS and KERNELS[implementation].refuses(GRUSpec(reset_after), False):
-        with pytest.raises(InputError, match="reset_after=True"):
-            explain(spec=GRUSpec(False), implementation=implementation)
-        return
     model = layer(implementation=implementation, reset_after=reset_after)
     params = model.init(jax.random.key(0), jnp.asarray(X))["params"]
     x = X.copy()
@@ -86,7 +82,7 @@ def test_values_and_gradients_equal_the_oracle(implementation, reset_after, leng
 
 
 def test_every_implementation_starts_from_the_same_tree_with_the_same_values():
-    trees = [layer(implementation=i).init(jax.random.key(1), jnp.asarray(X)) for i in ("reference", "fused", "scan")]
+    trees = [layer(implementation=i).init(jax.random.key(1), jnp.asarray(X)) for i in ("reference", "xla", "autodiff")]
     for tree in trees[1:]:
         jax.tree.map(np.testing.assert_array_equal, trees[0], tree)
     assert set(trees[0]["params"]) == {name for name, _ in CELLS} and set(trees[0]["params"]["l0"]) == set(WEIGHTS)

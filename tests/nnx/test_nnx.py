@@ -54,7 +54,7 @@ CASES = {
         STEPS,
     ),
     "learned initial state": (
-        grujax.GRU(H, num_layers=2, initial_state="learned", include_initial=True, connection="residual", bias=False,
+        grujax.GRU(H, num_layers=2, initial_state="learned", connection="residual", bias=False,
                    time_major=True, **WIDE),
         (X.swapaxes(0, 1),),
         {"resets": RESETS.T},

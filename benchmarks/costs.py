@@ -1,27 +1,35 @@
-"""What a GRU costs besides its run time: compiling, memory, recompiling for ragged data, starting."""
+"""What a GRU costs besides its run time: compile time, memory, compilations for ragged data, import and start-up.
 
+    python benchmarks/costs.py [REPORT.json]
+
+Prints a table for each, after about a minute on two idle cores; with a name, writes the figures there too.
+"""
+
+import json
 import random
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from rich.console import Console
+from rich.table import Table
+from startup import Startup, measure_imports, measure_predictions
 
-from grujax.bench.starts import Start, measure_imports, measure_predictions
 from grujax.data import Sequences, batches, bucket_boundaries, sequences
 from grujax.errors import require
 from grujax.linen.layer import GRU
+from grujax.saving import replacing
 from grujax.types import Array
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 Say = Callable[[str], object]
 
@@ -80,8 +88,8 @@ class Costs:
     compilations: tuple[Compilation, ...] = ()
     memory: tuple[Memory, ...] = ()
     epochs: tuple[Epoch, ...] = ()
-    imports: tuple[Start, ...] = ()
-    predictions: tuple[Start, ...] = ()
+    imports: tuple[Startup, ...] = ()
+    predictions: tuple[Startup, ...] = ()
 
 
 class FlaxStack(nn.Module):
@@ -109,12 +117,12 @@ class OurStack(nn.Module):
 
 STACKS: dict[str, Callable[[Size], nn.Module]] = {
     "grujax": OurStack,
-    "grujax, scan": partial(OurStack, implementation="scan"),
+    "grujax, autodiff": partial(OurStack, implementation="autodiff"),
     "Flax nn.RNN": FlaxStack,
 }
 
 
-def program(stack: nn.Module, size: Size) -> tuple[Any, tuple]:
+def gradient_program(stack: nn.Module, size: Size) -> tuple[Any, tuple]:
     """Forward + backward, float32, the gradients of sum(hs²) by weights, x and h0: a fresh jit, its arguments."""
     x = jax.ShapeDtypeStruct((size.B, size.T, size.I), jnp.float32)
     h0 = jax.ShapeDtypeStruct((size.L, size.B, size.H), jnp.float32)
@@ -127,8 +135,8 @@ def program(stack: nn.Module, size: Size) -> tuple[Any, tuple]:
 
 
 def compile_seconds(stack: nn.Module, size: Size) -> float:
-    """Once, from the Python function to the executable; the persistent cache is neither read nor written."""
-    jitted, arguments = program(stack, size)
+    """Of one compilation, from the Python function to the executable; the persistent cache is not used."""
+    jitted, arguments = gradient_program(stack, size)
     with without_persistent_cache():
         began = time.perf_counter()
         jitted.lower(*arguments).compile()
@@ -136,12 +144,12 @@ def compile_seconds(stack: nn.Module, size: Size) -> float:
 
 
 def measure_compilations(say: Say, repeats: int = 3) -> tuple[Compilation, ...]:
-    """Of grujax and Flax over `GROWTH`. In rounds, in random order, so that noise falls on all alike."""
+    """Of grujax and Flax over `GROWTH`, in rounds of random order, so that noise falls on all alike."""
     points = [
         (library, axis, value) for axis in GROWTH for value in GROWTH[axis] for library in ("grujax", "Flax nn.RNN")
     ]
     times: dict[Any, list[float]] = {point: [] for point in points}
-    for library in ("grujax", "Flax nn.RNN"):  # what is loaded and traced once in a process is no cost of a size
+    for library in ("grujax", "Flax nn.RNN"):  # the first compilation of a process also loads modules
         compile_seconds(STACKS[library](Size(T=8)), Size(T=8))
     rng = random.Random(0)
     for number in range(repeats):
@@ -154,8 +162,8 @@ def measure_compilations(say: Say, repeats: int = 3) -> tuple[Compilation, ...]:
 
 def peak_bytes(stack: nn.Module, size: Size) -> int | None:
     """Temporaries and results together, as XLA planned them; arguments are not counted."""
-    jitted, arguments = program(stack, size)
-    with without_persistent_cache():  # an executable out of it may not know
+    jitted, arguments = gradient_program(stack, size)
+    with without_persistent_cache():  # an executable from the cache may not report it
         analysis = jitted.lower(*arguments).compile().memory_analysis()
     return None if analysis is None else analysis.temp_size_in_bytes + analysis.output_size_in_bytes
 
@@ -174,7 +182,7 @@ def count_compilations(ragged_batches: Sequence[tuple[np.ndarray, np.ndarray]]) 
 
     def loss(variables: Any, x: Array, lengths: Array) -> Array:
         nonlocal traced
-        traced += 1  # runs while tracing and never again
+        traced += 1  # Python runs this while tracing alone
         return layer.apply(variables, x, lengths=lengths)[0].sum()  # pyright: ignore
 
     step = jax.jit(jax.grad(loss))
@@ -198,7 +206,7 @@ def to_the_longest(data: Sequences, batch_size: int, rng: np.random.Generator) -
 
 
 def measure_epochs(say: Say, batch_size: int = 32, buckets: int = 4) -> tuple[Epoch, ...]:
-    """One epoch of `ragged` data: batched as `grujax.training.fit` does it, and padded to each batch's longest."""
+    """One epoch of `ragged` data: in the buckets of `grujax.training.fit`, and padded to each batch's longest."""
     say("one epoch of ragged data")
     data, rng = ragged(), np.random.default_rng(1)
     ours = batches(data, batch_size, bucket_boundaries(data.lengths, buckets), rng)
@@ -206,7 +214,7 @@ def measure_epochs(say: Say, batch_size: int = 32, buckets: int = 4) -> tuple[Ep
         "grujax's buckets": [(batch.x, batch.lengths) for batch in ours],
         "each batch's longest": to_the_longest(data, batch_size, rng),
     }
-    real = int(data.lengths.sum())  # rows that fill a batch up are padding too
+    real = int(data.lengths.sum())  # rows that fill up a batch are padding too
     return tuple(
         Epoch(way, len(made), count_compilations(made), 1 - real / sum(x.shape[0] * x.shape[1] for x, _ in made))
         for way, made in ways.items()
@@ -230,10 +238,8 @@ def measure(say: Say = lambda line: None, parts: tuple[str, ...] = tuple(PARTS))
     return Costs(**{part: PARTS[part](say) for part in parts})
 
 
-def tables(costs: Costs) -> "list[Table]":
-    """One of each part that was measured."""
-    from rich.table import Table
-
+def tables(costs: Costs) -> list[Table]:
+    """A table for each part that was measured."""
     made = []
     if costs.compilations:
         cells = [(c.library, f"{c.axis} {c.value}", f"{c.seconds:.2f}", c.seconds) for c in costs.compilations]
@@ -249,16 +255,14 @@ def tables(costs: Costs) -> "list[Table]":
         made.append(epochs)
     cells = [
         (s.library, name, "not installed" if s.seconds is None else f"{s.seconds:.2f}", s.seconds)
-        for name, starts in (("import", costs.imports), ("from start to first prediction", costs.predictions))
-        for s in starts
+        for name, startups in (("import", costs.imports), ("from start to first prediction", costs.predictions))
+        for s in startups
     ]
     return [*made, _by_library("in a fresh process, s", cells)] if cells else made
 
 
-def _by_library(title: str, cells: Sequence[tuple[str, str, str, float | None]]) -> "Table":
+def _by_library(title: str, cells: Sequence[tuple[str, str, str, float | None]]) -> Table:
     """Rows by libraries out of (library, row, text, value); in the last column grujax's value over Flax's."""
-    from rich.table import Table
-
     texts = {(row, library): text for library, row, text, _ in cells}
     values = {(row, library): value for library, row, _, value in cells}
     rows, libraries = (list(dict.fromkeys(names)) for names in zip(*texts, strict=True))
@@ -276,14 +280,28 @@ def _by_library(title: str, cells: Sequence[tuple[str, str, str, float | None]])
 
 @contextmanager
 def without_persistent_cache() -> Iterator[None]:
-    """Inside, every compilation is one."""
+    """Inside, no compilation is skipped."""
     from jax.experimental.compilation_cache import compilation_cache
 
     before = jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue]
     try:
         jax.config.update("jax_enable_compilation_cache", False)
-        compilation_cache.reset_cache()  # whether it is used is asked once, then remembered
+        compilation_cache.reset_cache()  # JAX asks once whether there is a cache, and remembers it
         yield
     finally:
         jax.config.update("jax_enable_compilation_cache", before)
         compilation_cache.reset_cache()
+
+
+def main(path: Path | None = None) -> None:
+    console = Console()
+    found = measure(console.print)
+    for table in tables(found):
+        console.print(table)
+    if path is not None:
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(asdict(found), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:2]))

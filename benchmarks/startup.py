@@ -1,4 +1,4 @@
-"""What a library costs before its first answer, each time in a fresh process."""
+"""Import time and time to the first prediction, each in a fresh process: `costs.py` prints them."""
 
 import os
 import statistics
@@ -44,7 +44,7 @@ with torch.no_grad():
 
 
 @dataclass(frozen=True)
-class Start:
+class Startup:
     """Seconds in a fresh process, median of `repeats`; None where the library is not installed."""
 
     library: str
@@ -52,7 +52,7 @@ class Start:
 
 
 def process_seconds(program: str) -> float:
-    """From starting Python to its end. Raises InputError where the program fails."""
+    """From the start of Python to its end. Raises InputError where the program fails."""
     environment = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
     began = time.perf_counter()
     command = [sys.executable, "-c", program]
@@ -62,26 +62,28 @@ def process_seconds(program: str) -> float:
     return seconds
 
 
-def started(programs: dict[str, str], modules: dict[str, str], repeats: int, least: float = 0.0) -> tuple[Start, ...]:
+def startup_times(
+    programs: dict[str, str], modules: dict[str, str], repeats: int, least: float = 0.0
+) -> tuple[Startup, ...]:
     """The median of each program's seconds, less `least`; None where its module is not installed."""
     there = [library for library in programs if find_spec(modules[library].partition(".")[0]) is not None]
     times: dict[str, list[float]] = {library: [] for library in there}
     for _ in range(repeats):
         for library in there:
             times[library].append(process_seconds(programs[library]) - least)
-    return tuple(Start(name, statistics.median(times[name]) if name in times else None) for name in programs)
+    return tuple(Startup(name, statistics.median(times[name]) if name in times else None) for name in programs)
 
 
 def measure_imports(
     say: Callable[[str], object], modules: dict[str, str] = IMPORTS, repeats: int = 3
-) -> tuple[Start, ...]:
-    """Of each module, Python's own start taken off."""
+) -> tuple[Startup, ...]:
+    """Of each module, without the start of Python itself."""
     say("import time")
     python = statistics.median(process_seconds("") for _ in range(repeats))
-    return started({library: f"import {module}" for library, module in modules.items()}, modules, repeats, python)
+    return startup_times({library: f"import {module}" for library, module in modules.items()}, modules, repeats, python)
 
 
-def measure_predictions(say: Callable[[str], object], repeats: int = 3) -> tuple[Start, ...]:
-    """Of each library: from starting Python to a printed answer."""
+def measure_predictions(say: Callable[[str], object], repeats: int = 3) -> tuple[Startup, ...]:
+    """Of each library, from the start of Python to a printed answer."""
     say("time to the first prediction")
-    return started(PREDICTIONS, IMPORTS, repeats)
+    return startup_times(PREDICTIONS, IMPORTS, repeats)

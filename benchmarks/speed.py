@@ -1,19 +1,24 @@
-"""The README's table of times out of a saved report: `python benchmarks/readme.py benchmarks/results/FILE.json`."""
+"""Rewrites the tables of docs/speed.md, and draws docs/speed.png, from a saved report.
+
+python benchmarks/speed.py benchmarks/results/FILE.json
+"""
 
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from textwrap import fill
 from typing import Any
 
 from grujax.bench.cases import Case
-from grujax.bench.runner import PASSES, Report, is_rival, load, to_fastest
+from grujax.bench.chart import figure
+from grujax.bench.report import PASSES, Report, is_rival, read_report, to_fastest
 from grujax.errors import require
 from grujax.saving import replacing
 
 ROOT = Path(__file__).resolve().parent.parent
+PAGE, PICTURE = ROOT / "docs" / "speed.md", ROOT / "docs" / "speed.png"
 NAMES = {
     "torch": "torch.nn.GRU",
     "flax": "Flax nn.RNN(GRUCell)",
@@ -25,17 +30,17 @@ NAMES = {
     "grujax-before": "grujax, reset before",
     "grujax-packed": "grujax, packed rows",
 }
-"""How the README calls a peer, where not by its own name."""
+"""What the page calls a peer, where not by its own name."""
 
 
 def block(report: Report, path: str) -> str:
-    """What stands in the README from its opening marker to its closing one, both included."""
+    """The text from the opening marker to the closing one, both included."""
     parts = [f"<!-- times: {path} -->", measured_on(report, path), *(table(report, kind) for kind in PASSES)]
     return "\n\n".join([*parts, "<!-- /times -->"])
 
 
 def table(report: Report, kind: str) -> str:
-    """Markdown: peers by cases, medians in ms, the fastest of a case bold; why a time is not there, below."""
+    """Markdown: peers by cases, medians in ms, the fastest of each case in bold; below it, why a time is missing."""
     rows, reasons = [], {}
     peers = list(dict.fromkeys(r.peer for r in report.results))
     racing = [p for p in peers if p == "grujax" or is_rival(p)]
@@ -68,7 +73,7 @@ def table(report: Report, kind: str) -> str:
 
 
 def measured_on(report: Report, path: str) -> str:
-    """On what, when and how it was measured, and the sizes of the cases."""
+    """The machine, the versions, the day, the commit and the sizes of the cases."""
     device, load = report.device, report.device.get("load")
     rounds = {len(r.times_ms) for r in report.results if r.times_ms} or {0}
     count = f"{min(rounds)} to {max(rounds)}" if len(rounds) > 1 else f"{min(rounds)}"
@@ -94,7 +99,7 @@ def measured_on(report: Report, path: str) -> str:
 
 
 def _size(size: Any) -> str:
-    """B, T, I, H, and which of a case's other fields are not as in most cases; one that is True by its name alone."""
+    """B, T, I, H, and each other field that is not the default; a field that is True is its name alone."""
     given = size if isinstance(size, Mapping) else dict(zip("BTIH", size, strict=True))
     usual = {field.name: field.default for field in fields(Case)}
     said = {k: v for k, v in given.items() if k != "name" and (k not in usual or v != usual[k])}
@@ -102,23 +107,34 @@ def _size(size: Any) -> str:
 
 
 def _ms(median: float) -> str:
-    """One decimal; below 1 ms three digits, whatever they are."""
+    """One decimal; below 1 ms three significant digits."""
     return f"{median:.1f}" if median >= 1 else f"{median:.3g}"
 
 
-def rewritten(readme: str, report: Report, path: str) -> str:
-    """`readme` with its block made anew. Raises InputError where there is no such block, or more than one."""
+def rewritten(page: str, report: Report, path: str) -> str:
+    """`page` with its block replaced. Raises InputError where there is no such block, or more than one."""
     pattern = re.compile(r"<!-- times: \S+ -->.*?<!-- /times -->", re.DOTALL)
-    found = len(pattern.findall(readme))
-    require(found == 1, "README.md", "one block from <!-- times: ... --> to <!-- /times -->", found)
-    return pattern.sub(lambda _: block(report, path), readme)
+    found = len(pattern.findall(page))
+    require(found == 1, PAGE.name, "one block from <!-- times: ... --> to <!-- /times -->", found)
+    return pattern.sub(lambda _: block(report, path), page)
 
 
-def main(path: Path, readme: Path = ROOT / "README.md") -> None:
-    """Rewrites the README from the report at `path`."""
-    text = rewritten(readme.read_text(), load(path), path.resolve().relative_to(ROOT).as_posix())
-    with replacing(readme) as temporary:
+def draw(report: Report, path: str) -> None:
+    """Writes `PICTURE`: other libraries and packed rows relative to grujax. Its metadata names the report."""
+    shown = [r for r in report.results if is_rival(r.peer) or r.peer in ("grujax", "grujax-packed")]
+    with replacing(PICTURE) as temporary:
+        figure(replace(report, results=tuple(shown))).savefig(
+            temporary, dpi=80, format="png", metadata={"Source": path, "Software": None}
+        )
+
+
+def main(file: Path) -> None:
+    """Rewrites the page and the picture from the report in `file`."""
+    report, path = read_report(file), file.resolve().relative_to(ROOT).as_posix()
+    text = rewritten(PAGE.read_text(), report, path)
+    with replacing(PAGE) as temporary:
         temporary.write_text(text)
+    draw(report, path)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,166 @@
+"""Checks every peer against the oracle, and times the equal ones in turns."""
+
+import os
+import platform
+import random
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from math import ceil
+from typing import Any
+
+import jax
+import numpy as np
+from numpy.typing import NDArray
+
+from grujax.bench.cases import CASES, Arrays, Case, make_arrays
+from grujax.bench.machine import device, git, versions
+from grujax.bench.oracle import Gradients, oracle
+from grujax.bench.peers import PEERS, Peer
+from grujax.bench.peers.peer import Thunk, Unavailable
+from grujax.bench.products import products
+from grujax.bench.report import BACKWARD, FORWARD, LIMIT, PASSES, Report, Result
+from grujax.errors import require
+from grujax.testing.tolerances import Kind, tolerances_used
+
+KINDS: dict[str, Kind] = {FORWARD: "forward", BACKWARD: "gradient"}
+MOST_ROUNDS = 200
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to measure, on the CPU or on the GPU that JAX finds.
+
+    Attributes:
+      shapes: which cases.
+      peers: which GRUs.
+      repeats: how many times each call is timed at least.
+      seconds: each call is timed until its calls have taken this long in all (200 times at most).
+      save: write the report as JSON under benchmarks/results/.
+    """
+
+    shapes: tuple[str, ...] = tuple(CASES)
+    peers: tuple[str, ...] = tuple(PEERS)
+    repeats: int = 7
+    seconds: float = 1.0
+    save: bool = False
+
+
+def run(options: Options, say: Callable[[str], object] = lambda line: None) -> Report:
+    """Measures what `options` says; `say` gets a line for each case."""
+    for argument, names, known in (("shapes", options.shapes, CASES), ("peers", options.peers, PEERS)):
+        unknown = [name for name in names if name not in known]
+        require(not unknown, argument, f"some of {list(known)}", unknown)
+    require(options.repeats > 0, "repeats", "a positive integer", options.repeats)
+    require(options.seconds >= 0, "seconds", "a number, not negative", options.seconds)
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    measured_on = device()
+    commit, dirty = git("rev-parse", "HEAD") or "unknown", bool(git("status", "--porcelain"))
+    peers = {name: PEERS[name] for name in options.peers}
+    results: list[Result] = []
+    # torch multiplies in full float32 as well (`torch_device`); on the CPU there is nothing to choose
+    with jax.default_matmul_precision("highest" if jax.default_backend() == "gpu" else None):
+        for name in options.shapes:
+            say(str(CASES[name]))
+            results += measure(CASES[name], peers, options.repeats, threads, options.seconds)
+    return Report(
+        datetime.now(UTC).isoformat(timespec="seconds"),
+        commit,
+        dirty,
+        measured_on,
+        {"python": platform.python_version()} | versions(peers.values()),
+        threads,
+        {name: asdict(CASES[name]) for name in options.shapes},
+        tuple(results),
+    )
+
+
+def measure(case: Case, peers: dict[str, Peer], repeats: int, threads: int, seconds: float = 0.0) -> list[Result]:
+    """Every peer on one case, and the limit. A peer that is missing or wrong has a reason in place of times."""
+    arrays = make_arrays(case)
+    expected = {mode: oracle(arrays, mode) for mode in sorted({peer.reset_after for peer in peers.values()})}
+    traits = (jax.default_backend(), *case.traits)
+    prepared = {n: prepare(p, arrays, threads, *expected[p.reset_after], traits=traits) for n, p in peers.items()}
+    limits = products(arrays, threads)
+    results = []
+    for kind in PASSES:
+        thunks: dict[Any, Thunk] = {n: t for n, p in prepared.items() if not isinstance(t := p[kind], str)}
+        thunks |= {(LIMIT, library): both[PASSES.index(kind)] for library, both in limits.items()}
+        times = interleave(thunks, repeats, seconds)
+        for name in peers:
+            status = prepared[name][kind]
+            results.append(_result(case, name, kind, times[name] if name in times else str(status)))
+        of_limit = [times[LIMIT, library] for library in limits]
+        results.append(_result(case, LIMIT, kind, min(of_limit, key=statistics.median, default="no library")))
+    return results
+
+
+def _result(case: Case, peer: str, kind: str, times: tuple[float, ...] | str) -> Result:
+    if isinstance(times, str):
+        return Result(case.name, peer, kind, times)
+    return Result(case.name, peer, kind, "measured", round(statistics.median(times), 4), times)
+
+
+def prepare(
+    peer: Peer, a: Arrays, threads: int, hs: NDArray, gradients: Gradients, traits: tuple[str, ...] = ()
+) -> dict[str, Thunk | str]:
+    """For each pass, the call to time, already run and compared with the oracle; or the reason why there is none."""
+    if reason := peer.refuses(traits) or peer.missing():
+        return dict.fromkeys(PASSES, reason)
+    try:
+        runs = peer.build(a, threads)
+    except Unavailable as error:
+        return dict.fromkeys(PASSES, str(error))
+    dtype, valid = a.x.dtype.name, a.valid[..., None]
+    found = runs.read_hs(runs.forward())
+    if found.shape == hs.shape:
+        found = np.where(valid, found, found.dtype.type(0))  # what stands in the padding is nobody's result
+    reason = unequal({"hs": found}, {"hs": hs}, FORWARD, dtype)
+    prepared: dict[str, Thunk | str] = {FORWARD: reason or runs.forward}
+    if runs.gradients is None or runs.read_gradients is None:
+        return prepared | {BACKWARD: "forward only"}
+    got, right = (g.named(a.num_directions) for g in (runs.read_gradients(runs.gradients()), gradients))
+    return prepared | {BACKWARD: unequal(got, right, BACKWARD, dtype) or runs.gradients}
+
+
+def unequal(found: dict[str, NDArray], expected: dict[str, NDArray], kind: str, dtype: str = "float32") -> str | None:
+    """What is wrong with the worst array, in words; None where all are equal within the tolerance of `dtype`."""
+    worst, reason = 1.0, None
+    for name, right in expected.items():
+        if found[name].shape != right.shape:
+            return f"unequal: {name} has shape {found[name].shape}, not {right.shape}"
+        used = float(np.max(tolerances_used(found[name], right, dtype, KINDS[kind])))
+        if np.isnan(used):
+            return f"unequal: {name} is not a number somewhere"
+        if used > worst:
+            worst, reason = used, f"unequal: {name} is {used:.3g} times the tolerance away"
+    return reason
+
+
+def interleave(thunks: dict[Any, Thunk], repeats: int, seconds: float = 0.0) -> dict[Any, tuple[float, ...]]:
+    """Times in ms: of each thunk at least `repeats`, and as many more as fit into `seconds`, 200 at most.
+
+    In every round the thunks take turns in random order, so that noise falls on all alike. The turns of a thunk that
+    needs fewer than there are rounds are spread evenly. A turn is one untimed call and one timed call. The first brings
+    the data back into the caches, and lets the threads of the thunk before, which spin for a while, come to rest.
+    """
+
+    def turn(thunk: Thunk) -> float:
+        thunk()
+        start = time.perf_counter()
+        thunk()
+        return time.perf_counter() - start
+
+    wanted = {n: min(ceil(seconds / max(turn(t), 1e-6)), MOST_ROUNDS) if seconds else 0 for n, t in thunks.items()}
+    turns = {name: max(count, repeats) for name, count in wanted.items()}
+    rounds = max(turns.values(), default=0)
+    times: dict[Any, list[float]] = {name: [] for name in thunks}
+    order, rng = list(thunks), random.Random(0)
+    for i in range(rounds):
+        rng.shuffle(order)
+        for name in order:
+            if (i + 1) * turns[name] // rounds > i * turns[name] // rounds:
+                times[name].append(round(turn(thunks[name]) * 1e3, 4))
+    return {name: tuple(of_one) for name, of_one in times.items()}

@@ -1,0 +1,27 @@
+"""The GRUs that are measured, each written as its own documentation tells a user to write it.
+
+All take batch-major input. A library without lengths (Equinox, Haiku, a scan over Flax's cell) computes the padding
+too, as it does for its users. A new peer is one file with one function `(arrays, threads) -> Runs`, and one row here.
+"""
+
+from grujax.bench.peers import equinox, flax, haiku, keras, onnxruntime, ours, torch
+from grujax.bench.peers.peer import Peer
+
+NO_RESETS = {"resets": "no resets"}
+
+PEERS: dict[str, Peer] = {
+    "grujax": Peer(ours.layers),
+    "grujax-before": Peer(ours.reset_before, reset_after=False),
+    "grujax-packed": Peer(ours.packed_rows, lacks={"dense": "not ragged"}),
+    "torch": Peer(torch.layers, ("torch",), lacks=NO_RESETS),
+    "flax": Peer(flax.rnn, ("flax",), lacks=NO_RESETS),
+    "flax-scan": Peer(flax.scan, ("flax",)),
+    "keras": Peer(keras.layers, ("keras",), lacks=NO_RESETS),
+    "equinox": Peer(equinox.layers, ("equinox",)),
+    "haiku": Peer(haiku.layers, ("haiku",), reset_after=False),
+    "onnxruntime": Peer(
+        onnxruntime.session,
+        ("onnx", "onnxruntime"),
+        lacks={**NO_RESETS, "bfloat16": "no bfloat16 on CPU", "gpu": "CPU only"},
+    ),
+}

@@ -1,0 +1,29 @@
+"""`hk.GRU` under `hk.dynamic_unroll`: reset before the product, and z weighs the candidate."""
+
+from typing import Any
+
+from grujax.bench.cases import Arrays
+from grujax.bench.peers.in_jax import Params, layer_runs
+from grujax.bench.peers.peer import Runs
+from grujax.core.weight_layouts import DIALECTS, arranged
+from grujax.types import Array, GRUWeights
+
+
+def layers(a: Arrays, threads: int) -> Runs:
+    import haiku as hk
+
+    def unroll(x: Array, h0: Array, resets: Any, reverse: bool) -> Any:
+        core = hk.GRU(a.hidden_size)
+        if resets is None:
+            return hk.dynamic_unroll(core, x, h0, time_major=False, reverse=reverse)[0]
+        return hk.dynamic_unroll(hk.ResetCore(core), (x, resets), h0, time_major=False, reverse=reverse)[0]
+
+    function = hk.without_apply_rng(hk.transform(unroll)).apply
+
+    def convert(w: GRUWeights) -> Params:
+        return {"gru": dict(zip(("w_i", "w_h", "b"), arranged(w, DIALECTS["haiku"]), strict=True))}
+
+    def layer(params: Params, x: Array, h0: Array, reverse: bool, lengths: Any, resets: Any) -> Any:
+        return function(params, x, h0, resets, reverse)
+
+    return layer_runs(layer, convert, a)

@@ -1,0 +1,70 @@
+"""grujax: the layer, the layer with reset_after=False, and packed rows."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from grujax.bench.cases import Arrays
+from grujax.bench.oracle import Gradients
+from grujax.bench.peers.in_jax import function_runs, layer_runs
+from grujax.bench.peers.peer import Runs
+from grujax.core.sequence import gru
+from grujax.data.packing import pack_sequences, unpack_sequences
+from grujax.linen.layer import GRU
+from grujax.types import Array, GRUWeights
+
+
+def layers(a: Arrays, threads: int, reset_after: bool = True) -> Runs:
+    """`grujax.GRU`."""
+    L, D, dtype = a.num_layers, a.num_directions, a.x.dtype
+    module = GRU(
+        a.hidden_size, num_layers=L, bidirectional=D == 2, reset_after=reset_after, dtype=dtype, param_dtype=dtype
+    )
+    names = [f"l{k}{way}" for k in range(L) for way in ("", "_reverse")[:D]]
+
+    def function(params: list[GRUWeights], x: Array, h0: Array, control: Any) -> Any:
+        variables = {
+            name: {k: v for k, v in w._asdict().items() if v is not None} for name, w in zip(names, params, strict=True)
+        }
+        h0 = jnp.broadcast_to(h0, (L * D, len(x), a.hidden_size))
+        return module.apply({"params": variables}, x, h0, lengths=control[0], resets=control[1])[0]
+
+    return function_runs(function, lambda w: w, a)
+
+
+def reset_before(a: Arrays, threads: int) -> Runs:
+    """`grujax.GRU(reset_after=False)`, the GRU that Haiku computes."""
+    return layers(a, threads, reset_after=False)
+
+
+def packed_rows(a: Arrays, threads: int) -> Runs:
+    """Sequences packed into rows of twice the longest length, before the clock starts, as a data loader does it."""
+    assert a.lengths is not None
+    n_features = a.x.shape[-1]
+    both = np.concatenate([a.x, a.cotangent], axis=-1)  # packed together, they get the same places
+    packed = pack_sequences(
+        [row[:length] for row, length in zip(both, a.lengths, strict=True)], length=2 * a.x.shape[1]
+    )
+    x, cotangent = np.split(packed.x, [n_features], axis=-1)
+    rows = a._replace(x=x, cotangent=cotangent, lengths=packed.lengths, resets=packed.resets)
+
+    def layer(w: GRUWeights, x: Array, h0: Array, reverse: bool, lengths: Any, resets: Any) -> Array:
+        return gru(x, w, lengths=lengths, resets=resets, h_reset=h0[0], reverse=reverse)[0]
+
+    runs = layer_runs(layer, lambda w: w, rows)
+    assert runs.read_gradients is not None
+    read = runs.read_gradients
+
+    def unpacked(values: NDArray) -> NDArray:
+        found = np.zeros((*a.x.shape[:2], values.shape[-1]), values.dtype)
+        for row, part in zip(found, unpack_sequences(packed, np.asarray(values)), strict=True):
+            row[: len(part)] = part
+        return found
+
+    def read_gradients(gradients: Any) -> Gradients:
+        found = read(gradients)
+        return found._replace(x=unpacked(found.x))
+
+    return runs._replace(read_hs=unpacked, read_gradients=read_gradients)

@@ -1,0 +1,77 @@
+"""`torch.nn.GRU`."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from numpy.typing import NDArray
+
+from grujax.bench.cases import Arrays
+from grujax.bench.oracle import Gradients
+from grujax.bench.peers.in_jax import converted
+from grujax.bench.peers.peer import Runs, Thunk, Unavailable
+from grujax.core.weight_layouts import DIALECTS, arranged
+
+
+def torch_device() -> tuple[str, Thunk]:
+    """The device that torch uses, the same kind as JAX's, and the call that waits for it. Float32 products in full."""
+    import torch
+
+    if jax.default_backend() == "cpu":
+        return "cpu", lambda: None
+    if not torch.cuda.is_available():
+        raise Unavailable("torch without CUDA")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    return "cuda", torch.cuda.synchronize
+
+
+def layers(a: Arrays, threads: int) -> Runs:
+    """Ragged sequences are packed inside the call, as a user does it."""
+    import torch
+    from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+    torch.set_num_threads(threads)
+    device, synchronise = torch_device()
+    like = {"dtype": getattr(torch, a.x.dtype.name), "device": device}
+
+    def tensor(v: Any) -> Any:
+        return torch.tensor(np.asarray(v, np.float32)).to(**like)
+
+    params, read_gradients = converted(lambda w: arranged(w, DIALECTS["torch"]), a)
+    (n_rows, n_steps, n_features), L, D = a.x.shape, a.num_layers, a.num_directions
+    module = torch.nn.GRU(n_features, a.hidden_size, L, batch_first=True, bidirectional=D == 2).to(**like)
+    weights = list(module.parameters())  # weight_ih, weight_hh, bias_ih, bias_hh of each layer and direction
+    with torch.no_grad():
+        for mine, given in zip(weights, jax.tree.leaves(params), strict=True):
+            mine.copy_(tensor(given))
+    x, h0, cotangent = tensor(a.x), tensor(a.h0), tensor(a.cotangent)
+    lengths = None if a.lengths is None else torch.tensor(a.lengths, dtype=torch.int64)
+    x_leaf, h0_leaf = x.clone().requires_grad_(), h0.clone().requires_grad_()
+
+    def run(x: Any, h0: Any) -> Any:
+        h0 = h0.expand(-1, n_rows, -1).contiguous()
+        if lengths is None:
+            return module(x, h0)[0]
+        packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        return pad_packed_sequence(module(packed, h0)[0], batch_first=True, total_length=n_steps)[0]
+
+    def forward() -> Any:
+        with torch.no_grad():
+            hs = run(x, h0)
+        synchronise()
+        return hs
+
+    def gradients() -> Any:
+        loss = (run(x_leaf, h0_leaf) * cotangent).sum()
+        found = torch.autograd.grad(loss, [*weights, x_leaf, h0_leaf])
+        synchronise()
+        return found
+
+    def array(t: Any) -> NDArray:
+        return t.float().cpu().numpy().astype(a.x.dtype)
+
+    def read(found: Any) -> Gradients:
+        *dparams, dx, dh0 = map(array, found)
+        return read_gradients((jax.tree.unflatten(jax.tree.structure(params), dparams), dx, dh0))
+
+    return Runs(forward, array, gradients, read)

@@ -1,0 +1,100 @@
+"""A trained model on other data: evaluate, predict."""
+
+import csv
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+from rich.console import Console
+
+from grujax.cli.show import show_confused, show_scores
+from grujax.cli.streams import check_free
+from grujax.data import load_sequences
+from grujax.errors import InputError
+from grujax.linen import GRUModel
+from grujax.saving import Saved, find_model_file, read, replacing
+from grujax.training import outputs_of, score
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """The figures of a trained model on labelled data."""
+
+    model: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="MODEL")]
+    """A model.safetensors that `grujax train` wrote, or its folder."""
+    data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
+    """A data set that aeon carries (its test split), or a .ts or .npz file."""
+
+    def run(self, console: Console) -> int:
+        model, saved = _trained(self.model)
+        labels = saved.metadata["labels"]
+        data = load_sequences(self.data, labels=labels, channels=saved.metadata["channels"])
+        scores = score(outputs_of(model, saved.variables, data), data, saved.variables)
+        show_scores(console, "test", scores)
+        show_confused(console, scores, labels)
+        return 0
+
+
+@dataclass(frozen=True)
+class Predict:
+    """A trained model's answer for each sequence, as CSV: row and label with its probability, or row and value."""
+
+    model: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="MODEL")]
+    """A model.safetensors that `grujax train` wrote, or its folder."""
+    data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
+    """A data set that aeon carries (its test split), or a .ts or .npz file; labels in it are not read."""
+    output: Path | None = None
+    """The CSV file, in UTF-8. None: standard output."""
+    overwrite: bool = False
+    """Replace a file that exists."""
+
+    def run(self, console: Console) -> int:
+        if self.output is not None:
+            check_free("--output", self.output, self.overwrite)
+        model, saved = _trained(self.model)
+        data = load_sequences(self.data, channels=saved.metadata["channels"], need_labels=False)
+        text = _as_csv(outputs_of(model, saved.variables, data), saved.metadata["labels"])
+        if self.output is None:
+            console.file.write(text)
+            return 0
+        with replacing(self.output) as temporary:
+            temporary.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
+        console.print(f"saved {len(data)} predictions in {self.output}", soft_wrap=True, highlight=False)
+        return 0
+
+
+def _as_csv(outputs: np.ndarray, labels: list[str] | None) -> str:
+    text = io.StringIO(newline="")
+    table = csv.writer(_Lines(text), lineterminator="\r\n")
+    if labels is None:
+        table.writerow(["row", "value"])
+        table.writerows([row, f"{value:.7g}"] for row, (value,) in enumerate(outputs.tolist()))
+    else:
+        from scipy.special import softmax
+
+        probabilities = softmax(outputs.astype(np.float64), axis=1)
+        table.writerow(["row", "label", "probability"])
+        table.writerows([row, labels[p.argmax()], f"{p.max():.6f}"] for row, p in enumerate(probabilities))
+    return text.getvalue()
+
+
+class _Lines:
+    """Ends lines with a line feed, where `csv` quotes carriage returns only if it ends lines with one."""
+
+    def __init__(self, text: io.StringIO) -> None:
+        self._text = text
+
+    def write(self, line: str, /) -> int:
+        return self._text.write(line.removesuffix("\r\n") + "\n")
+
+
+def _trained(path: Path) -> tuple[GRUModel, Saved]:
+    saved = read(find_model_file(path))
+    complete = {"labels", "channels"} <= saved.metadata.keys() and "statistics" in saved.variables
+    if not (isinstance(saved.model, GRUModel) and complete):
+        found = f"{type(saved.model).__name__} in {path} without labels or statistics"
+        raise InputError("model", "a model that grujax train saved", found)
+    return saved.model, saved

@@ -1,0 +1,79 @@
+"""The folder of a training run: made for it alone, the best model so far in it, and a line for every epoch."""
+
+import contextlib
+import itertools
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from grujax.cli.signals import stop
+from grujax.cli.streams import warned
+from grujax.errors import InputError
+from grujax.saving import remove_left_over, save
+from grujax.training import Fitted
+
+
+def new_folder(output: Path | None, name: str) -> Path:
+    """A folder made for this run; `mkdir` is the check, so that two runs never get the same."""
+    if output is None:
+        Path("runs").mkdir(exist_ok=True)
+        for number in itertools.count(1):
+            folder = Path("runs") / f"{name}-{number}"
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir()
+                return folder
+    assert output is not None
+    try:
+        output.mkdir(parents=True)
+    except FileExistsError as error:
+        remove_left_over(output)
+        expected = "a folder that does not exist yet"
+        raise InputError("--output", expected, str(output), "Name another.") from error
+    return output
+
+
+class Kept:
+    """The best model so far and its file, which a run that is killed leaves behind."""
+
+    def __init__(self, path: Path, metadata: dict[str, Any]) -> None:
+        self.path, self.metadata = path, metadata
+        self.epoch: int | None = None  # of the model on disk
+        self._best: Fitted | None = None
+        self._due = 0.0
+
+    def keep(self, fitted: Fitted) -> None:
+        self._best = fitted
+
+    def save_in_time(self) -> None:
+        """Saves at most once a second, and for a twentieth of the time; after an error no more until `save`."""
+        began = time.monotonic()
+        if began < self._due:
+            return
+        self._due = math.inf
+        with warned("the best model so far could not be saved"):
+            self.save()
+            now = time.monotonic()
+            self._due = now + max(1.0, 20 * (now - began))
+
+    def save(self) -> None:
+        if self._best is not None and self._best.best.epoch != self.epoch:
+            with stop.shielded():
+                metadata = {"labels": self._best.labels, **self.metadata}
+                save(self.path, self._best.model, self._best.variables, metadata)
+                self.epoch = self._best.best.epoch
+
+
+class Metrics:
+    """metrics.jsonl, a line an epoch; after an error no more."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._ended = path, False
+
+    def add(self, line: dict[str, Any]) -> None:
+        if not self._ended:
+            self._ended = True
+            with warned(f"{self.path} ends early"), self.path.open("a", encoding="utf-8") as file:
+                print(json.dumps(line), file=file, flush=True)
+                self._ended = False

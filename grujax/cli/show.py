@@ -1,0 +1,54 @@
+"""What the commands print about data and figures."""
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from grujax.data import Dataset
+from grujax.training import Scores
+
+
+def show_data(console: Console, data: Dataset) -> None:
+    train, test = data.train, data.test
+    every = np.concatenate([train.lengths, test.lengths])
+    what = "regression" if train.labels is None else f"{len(train.labels)} classes"
+    console.print(
+        f"{data.name}: {len(train)} training and {len(test)} test sequences, {train.channels} channels, "
+        f"{every.min()} to {every.max()} steps, {what}",
+        soft_wrap=True,
+        highlight=False,
+    )
+
+
+def show_scores(console: Console, split: str, scores: Scores) -> None:
+    if scores.accuracy is not None and scores.interval is not None:
+        low, high = scores.interval
+        line = f"{split} accuracy {100 * scores.accuracy:.2f}% (95% interval {100 * low:.1f}–{100 * high:.1f})"
+    else:
+        r2 = "" if scores.r2 is None else f" (R² {scores.r2:.4f})"
+        line = f"{split} RMSE {scores.rmse:.5g}{r2}"
+    console.print(line, highlight=False, style="bold")
+
+
+def show_beside(console: Console, scores: Scores, others: dict[str, float]) -> None:
+    name, value = scores.metric
+    percent = name == "accuracy"
+    table = Table("on the same split", f"{name} %" if percent else name)
+    for row, figure in {"grujax": value, **others}.items():
+        table.add_row(row, f"{100 * figure:.2f}" if percent else f"{figure:.5g}")
+    console.print(table)
+
+
+def show_confused(console: Console, scores: Scores, labels: tuple[str, ...] | None) -> None:
+    """The three most frequent confusions, if there are any."""
+    if scores.confusion is None or labels is None:
+        return
+    wrong = scores.confusion * (1 - np.eye(len(labels), dtype=int))
+    for index in np.argsort(-wrong, axis=None, kind="stable")[:3]:
+        true, predicted = np.unravel_index(index, wrong.shape)
+        if wrong[true, predicted]:
+            total = scores.confusion[true].sum()
+            console.print(
+                f"confused: {labels[true]} taken for {labels[predicted]}, {wrong[true, predicted]} of {total}",
+                highlight=False,
+            )

@@ -1,0 +1,69 @@
+"""Ctrl-C, SIGTERM (SLURM, Kubernetes) and SIGHUP (a terminal that was closed) end a command in the same way."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal asked the command to end. `fit` treats it as Ctrl-C, which it is a kind of."""
+
+
+class Stop:
+    """Whether a signal has asked this command to end, and which."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self._shielded = False
+
+    @property
+    def exit_code(self) -> int:
+        """128 and the signal's number, as shells have it."""
+        return 128 + (signal.SIGINT if self.number is None else self.number)
+
+    @property
+    def name(self) -> str:
+        return "interrupted" if self.number in (None, signal.SIGINT) else f"ended by {signal.Signals(self.number).name}"
+
+    def check(self) -> None:
+        """Raises `Stopped` after a signal, also where Python dropped the first, as it does in a destructor."""
+        if self.number is not None:
+            raise Stopped
+
+    @contextmanager
+    def shielded(self) -> Iterator[None]:
+        """Signals wait until the block ends: a model that is being written is written whole."""
+        self._shielded = True
+        try:
+            yield
+        finally:
+            self._shielded = False
+
+    @contextmanager
+    def handled(self) -> Iterator[None]:
+        """Signals raise `Stopped` in the block; those that are ignored (nohup, a background job) stay ignored."""
+        self.number = None
+        before = {s: signal.getsignal(s) for s in SIGNALS}
+        before = {s: handler for s, handler in before.items() if handler not in (None, signal.SIG_IGN)}
+        if threading.current_thread() is not threading.main_thread():
+            before = {}  # only the main thread may set handlers
+        try:
+            for number in before:
+                signal.signal(number, self._handle)
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.number = number
+        if not self._shielded:
+            raise Stopped
+
+
+stop = Stop()
+"""That of this process, for signals are sent to processes."""

@@ -1,0 +1,102 @@
+"""The entry point of the recurrence kernels."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+from jax import lax
+
+from grujax.kernels.checks import check
+from grujax.kernels.derivative import on_platform, under_the_rule
+from grujax.kernels.order import as_read, in_time
+from grujax.kernels.table import KERNELS, choice, chunks_of, explain
+from grujax.types import GRUSpec, Recurrence, Result
+
+
+def run(
+    recurrences: Sequence[Recurrence],
+    spec: GRUSpec = GRUSpec(),
+    implementation: str | None = None,
+    *,
+    reverse: Sequence[bool] | None = None,
+    with_gates: bool = False,
+    time_major: bool = True,
+) -> list[Result]:
+    """The recurrence alone: one or several of one shape, such as both directions of a layer.
+
+        r  = σ(W_ir x + b_ir + W_hr h + b_hr)
+        z  = σ(W_iz x + b_iz + W_hz h + b_hz)
+        n  = tanh(W_in x + b_in + r ⊙ (W_hn h + b_hn))
+        h' = (1 − z) ⊙ n + z ⊙ h
+
+    An implementation may run several in one loop, where their products need not wait for each other.
+
+    Args:
+      recurrences: `Recurrence`s of one shape. x (T, B, I), all else as in `grujax.types`. x at steps that are not valid
+        reaches no output and no gradient, NaN included; a step that is not valid never resets. state_mask and hold have
+        no derivative.
+      spec: what is fixed at compile time, see `GRUSpec`.
+      implementation: a name of `grujax.kernels.table.KERNELS`, or None, which chooses; see `explain`.
+      reverse: for each recurrence, whether it reads its valid steps from the last to the first; none where None. In
+        reverse the state that enters valid step t is h_reset where `reset` at the next valid step after t.
+      with_gates: hand out the gates of every step too, time-major.
+      time_major: False where x is (B, T, I), and hs will be (B, T, H). All else has the same shapes.
+
+    Returns:
+      A `Result` for each recurrence: hs in time order, exactly 0 at steps that are not valid, and h_last (B, H), the
+      state after the step read last, both in float32 at least; the gates, 0 at steps that are not valid, where asked.
+
+    Raises:
+      InputError: a shape or dtype that does not fit, or an implementation that cannot serve the call.
+
+    >>> import jax.numpy as jnp
+    >>> from grujax.types import GRUWeights
+    >>> weights = GRUWeights(w_ih=jnp.ones((4, 9)), w_hh=jnp.ones((3, 9)), b_ih=jnp.ones(9), b_hh=jnp.ones(9))
+    >>> (result,) = run([Recurrence(jnp.ones((5, 2, 4)), weights)])
+    >>> result.hs.shape, bool((result.hs[-1] == result.h_last).all())
+    ((5, 2, 3), True)
+
+    Source: torch.nn.GRU; Cho et al. 2014, arXiv 1406.1078.
+    """
+    explain(spec=spec, implementation=implementation)
+    ways = (False,) * len(recurrences) if reverse is None else tuple(reverse)
+    return _run(list(recurrences), spec, implementation, ways, with_gates, time_major, jax.default_backend())
+
+
+@partial(jax.jit, static_argnums=(1, 2, 3, 4, 5, 6))
+def _run(recurrences, spec, implementation, reverse, with_gates, time_major, backend):
+    for recurrence in recurrences:
+        check(recurrence, spec, time_major)
+    sizes = _known_sizes(recurrences[0], time_major)
+    # Masks, flips and joins are made of time-major arrays: others would be transposed before them and after them.
+    in_place = not (time_major or any(reverse) or recurrences[0].control.valid is not None)
+    read = [as_read(of, backwards, time_major) for of, backwards in zip(recurrences, reverse, strict=True)]
+
+    kernels = [KERNELS[implementation or choice(spec, sizes, place).implementation] for place in ("cpu", "elsewhere")]
+    loops = tuple(dict.fromkeys((kernels[0].loop, kernels[1].loop_elsewhere(spec))))
+    chunks, time_axis = chunks_of(sizes, backend), int(in_place)
+
+    def program(ruled, loops):
+        if ruled:
+            return partial(under_the_rule, loops, spec=spec, with_gates=with_gates, chunks=chunks, time_axis=time_axis)
+        return on_platform(loops, spec, with_gates, time_axis)
+
+    ruled = [kernel.ruled for kernel in kernels]
+    if len(set(ruled)) == 1:
+        results = program(ruled[0], loops)(read)
+    else:
+        cpu, elsewhere = (program(of, (loop,)) for of, loop in zip(ruled, loops, strict=True))
+        results = lax.platform_dependent(read, cpu=cpu, default=elsewhere)
+    return [
+        in_time(result, of.control.valid, backwards, time_major)
+        for result, of, backwards in zip(results, read, reverse, strict=True)
+    ]
+
+
+def _known_sizes(recurrence: Recurrence, time_major: bool) -> tuple[int | None, int | None, int | None]:
+    """T, B and H; None for one that is not known while compiling, and for B where it is split among devices."""
+    n_steps, n_rows, _ = recurrence.x.shape if time_major else (recurrence.x.shape[i] for i in (1, 0, 2))
+    sizes = [size if isinstance(size, int) else None for size in (n_steps, n_rows, recurrence.weights.w_hh.shape[0])]
+    if jax.typeof(recurrence.x).sharding.spec[1 if time_major else 0] is not None:
+        sizes[1] = None
+    return tuple(sizes)

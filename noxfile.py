@@ -1,0 +1,69 @@
+"""The commands that people need: `nox -s tests`, `slow`, `lowest`, `newest`, `lint`, `docs`.
+
+Arguments after `--` go to pytest.
+"""
+
+import re
+import tomllib
+from pathlib import Path
+
+import nox
+
+nox.options.sessions = ["lint", "tests"]
+PROJECT = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def lower_bounds() -> list[str]:
+    """`name==version` for each dependency, extras included, that has a lowest version."""
+    extras = PROJECT["optional-dependencies"].values()
+    found = {}
+    for requirement in [*PROJECT["dependencies"], *(r for extra in extras for r in extra)]:
+        if bound := re.match(r"([\w-]+)(?:\[[\w,]+\])?>=([\w.]+)", requirement):
+            found[bound[1]] = bound[2]
+    return [f"{name}=={version}" for name, version in found.items()]
+
+
+@nox.session(python="3.11")
+def tests(session: nox.Session) -> None:
+    """The tests, on two processes."""
+    session.install("-e", ".[test]")
+    session.run("pytest", "-n", "2", *session.posargs)
+
+
+@nox.session(python="3.11")
+def slow(session: nox.Session) -> None:
+    """All tests, those marked slow too."""
+    session.install("-e", ".[test]")
+    session.run("pytest", "-n", "2", "--slow", *session.posargs)
+
+
+@nox.session(python="3.11")
+def lowest(session: nox.Session) -> None:
+    """The tests, with the lowest version of every dependency that pyproject.toml allows."""
+    constraints = Path(session.create_tmp()) / "lowest.txt"
+    constraints.write_text("\n".join(lower_bounds()) + "\n")
+    session.install("-c", str(constraints), "-e", ".[test]")
+    session.run("pytest", "-n", "2", *session.posargs)
+
+
+@nox.session(python=["3.12", "3.13"])
+def newest(session: nox.Session) -> None:
+    """The tests, with the newest version of every dependency."""
+    session.install("--upgrade", "--upgrade-strategy", "eager", "-e", ".[test]")
+    session.run("pytest", "-n", "2", *session.posargs)
+
+
+@nox.session(python="3.11")
+def lint(session: nox.Session) -> None:
+    """ruff and pyright."""
+    session.install("-e", ".[dev]")
+    session.run("ruff", "format", "--check", ".")
+    session.run("ruff", "check", ".")
+    session.run("pyright", "--pythonpath", str(Path(session.bin) / "python"))
+
+
+@nox.session(python="3.11")
+def docs(session: nox.Session) -> None:
+    """The code blocks, links, tables and figures of README.md and docs/."""
+    session.install("-e", ".[test]")
+    session.run("pytest", "-n", "2", "tests/test_docs.py", "tests/test_readme.py", *session.posargs)

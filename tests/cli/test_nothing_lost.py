@@ -1,0 +1,292 @@
+"""Attacks on a training run: whatever happens after its first epoch, a whole model is left, and no temporary file."""
+
+import csv
+import dataclasses
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from commands import QUICK, run, toy
+
+from grujax import GRUModel, InputError, cli, save
+from grujax.cli import evaluate, run_folder, signals, streams, train
+from grujax.data import load
+from grujax.saving import read
+from grujax.training import Fitted, TrainConfig, fit
+
+LABELS = ("hinauf – ↑", '上, "ж"\n')
+CONFIG = TrainConfig(epochs=2, hidden_size=8, batch_size=16, buckets=1)
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with jax.numpy_dtype_promotion("standard"):  # optax's schedules mix integers with floats
+        yield
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory):
+    """What one real training gives; most attacks come before or after it, and hand it on."""
+    with jax.numpy_dtype_promotion("standard"):
+        data = load(toy(tmp_path_factory.mktemp("data") / "toy.npz", labels=LABELS))
+        return fit(CONFIG, data, evaluate_test=False)
+
+
+@pytest.fixture
+def trains_at_once(monkeypatch, fitted):
+    """`grujax train` without the training: `fit` hands over the model, runs `attack` and returns the model."""
+
+    def prepare(attack=lambda on_best: None, draws=False):
+        def at_once(config, data, *, on_epoch, on_best, **_):
+            on_best(fitted)
+            on_epoch(fitted.best)
+            attack(on_best)
+            return fitted
+
+        monkeypatch.setattr(train, "fit", at_once)
+        if not draws:
+            monkeypatch.setattr(train, "_draw", lambda *_: [])
+
+    return prepare
+
+
+def train_it(capsys, *options):
+    return run(capsys, "train", toy("toy.npz", labels=LABELS), "--output", "out", *QUICK, *options)
+
+
+def assert_whole(folder="out", fitted=None):
+    """The model loads, is the one that was trained, and no temporary file is left."""
+    saved = read(f"{folder}/model.safetensors")
+    assert saved.metadata["labels"] == sorted(LABELS) and saved.metadata["channels"] == 2
+    if fitted is not None:
+        jax.tree.map(np.testing.assert_array_equal, saved.variables, dict(fitted.variables))
+    assert [name for name in os.listdir(folder) if name.startswith(".")] == []
+
+
+def ended_by(number):
+    def end(*_, **__):
+        os.kill(os.getpid(), number)
+
+    return end
+
+
+def failing(error):
+    def fail(*_, **__):
+        raise error
+
+    return fail
+
+
+def half_written(error):
+    def write(figure, path, **_):
+        path.write_bytes(b"half")
+        raise error
+
+    return write
+
+
+AFTER = {
+    "Ctrl-C in the test evaluation": (Fitted, "scores", ended_by(signal.SIGINT), 130, "interrupted: the model is "),
+    "SIGTERM in the baselines": (train, "baselines", ended_by(signal.SIGTERM), 143, "ended by SIGTERM: the model is "),
+    "SIGHUP in the pictures": (train, "plot_curves", ended_by(signal.SIGHUP), 129, "ended by SIGHUP: the model is "),
+    "no memory for the test evaluation": (Fitted, "scores", failing(MemoryError()), 1, "evaluated: MemoryError"),
+    "an error in the baselines": (train, "baselines", failing(ValueError("a\nb")), 0, "no table of baselines: a b"),
+    "an error in a table": (train, "show_beside", failing(RuntimeError("odd")), 0, "no table of baselines: odd"),
+    "no space for the pictures": ("savefig", half_written(OSError(28, "No space left")), 0, "no curves.png: [Err"),
+    "no memory for the pictures": ("savefig", half_written(MemoryError()), 0, "no confusion.png: MemoryError"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", AFTER)
+def test_what_fails_after_the_model_is_saved_costs_itself_alone(name, capsys, monkeypatch, trains_at_once, fitted):
+    *where, attack, code, message = AFTER[name]
+    monkeypatch.setattr(*(where if len(where) == 2 else ["matplotlib.figure.Figure.savefig"]), attack)
+    trains_at_once(draws="pictures" in name)
+    found, out, err = train_it(capsys)
+    assert found == code and message in err and "Traceback" not in err, err
+    assert all(line.startswith("grujax: ") for line in err.splitlines())
+    assert ("saved out/model.safetensors" in out) == (code in (0, 1))
+    assert_whole(fitted=fitted)
+
+
+DURING = {
+    "an error of fit": (failing(InputError("loss", "a finite number", "nan")), 2, "loss: expected a finite number"),
+    "SIGTERM": (ended_by(signal.SIGTERM), 143, "ended by SIGTERM"),
+}
+
+
+@pytest.mark.parametrize("name", DURING)
+def test_what_ends_training_leaves_the_best_so_far(name, capsys, trains_at_once, fitted):
+    attack, code, message = DURING[name]
+    trains_at_once(attack)
+    found, _, err = train_it(capsys)
+    assert found == code and message in err and f"(epoch {fitted.best.epoch}) is saved in out/" in err
+    assert_whole(fitted=fitted)
+
+
+def test_a_signal_in_the_second_epoch_keeps_the_first(capsys, monkeypatch):
+    add = run_folder.Metrics.add
+
+    def add_and_end(self, line):
+        add(self, line)
+        if line.get("epoch") == 2:
+            assert_whole()  # what SIGKILL would leave
+            os.kill(os.getpid(), signal.SIGHUP)
+
+    monkeypatch.setattr(run_folder.Metrics, "add", add_and_end)
+    before = signal.getsignal(signal.SIGHUP)
+    code, _, err = train_it(capsys)
+    assert code == 129 and "the best model so far (epoch " in err
+    assert signal.getsignal(signal.SIGHUP) is before
+    assert_whole()
+
+
+def test_a_signal_whose_exception_was_lost_ends_training_at_the_next_epoch(capsys, trains_at_once, fitted):
+    def lost(on_best):
+        signals.stop.number = signal.SIGTERM
+
+    trains_at_once(lost)
+    assert train_it(capsys)[0] == 143
+    with pytest.raises(signals.Stopped):
+        signals.stop.check()
+    assert_whole(fitted=fitted)
+
+
+def test_a_signal_waits_while_the_model_is_written(capsys, monkeypatch, trains_at_once, fitted):
+    trains_at_once()
+    monkeypatch.setattr(os, "fsync", ended_by(signal.SIGINT))
+    code, _, err = train_it(capsys)
+    assert code == 130 and "is saved in out/" in err
+    assert_whole(fitted=fitted)
+
+
+def test_before_the_first_epoch_there_is_nothing_to_save(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(train, "fit", ended_by(signal.SIGTERM))
+    code, _, err = train_it(capsys)
+    assert code == 143 and "ended by SIGTERM before there was a model" in err and not (tmp_path / "out").exists()
+
+
+def test_ignored_signals_stay_ignored(capsys, trains_at_once):
+    trains_at_once(ended_by(signal.SIGHUP))
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
+    try:
+        assert train_it(capsys)[0] == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("working, code", [((False, True), 0), ((True, False), 2)])
+def test_a_disk_that_is_full_for_a_while(working, code, capsys, monkeypatch, trains_at_once, fitted):
+    """Full at the first saving and not at the last: a warning. The other way round: an error, and the first stays."""
+    better = dataclasses.replace(fitted, best=fitted.best._replace(epoch=99))
+    trains_at_once(lambda on_best: on_best(better))
+    works, fsync = iter([*working, True, True]), os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: fsync(fd) if next(works) else failing(OSError(28, "No space left"))())
+    found, _, err = train_it(capsys)
+    assert found == code and "No space left" in err
+    assert ("best model so far could not be saved" in err) == (code == 0)
+    assert (f"(epoch {fitted.best.epoch}) is saved in" in err) == (code == 2)
+    assert_whole(fitted=fitted)
+
+
+def test_a_metrics_file_that_cannot_be_written_costs_no_training(capsys, monkeypatch, trains_at_once):
+    monkeypatch.setattr(run_folder.json, "dumps", failing(OSError(28, "No space left")))
+    monkeypatch.setattr(run_folder, "save", lambda path, *_: path.touch())  # it writes JSON too
+    trains_at_once()
+    code, _, err = train_it(capsys)
+    assert code == 0 and err.count("metrics.jsonl ends early") == 1 and os.path.exists("out/model.safetensors")
+
+
+def test_two_runs_at_once_get_two_folders(monkeypatch, tmp_path):
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.exists", lambda path, **_: False)  # the other run's folder is not there yet
+        folders = [run_folder.new_folder(None, "toy") for _ in range(3)]
+    assert len(set(folders)) == 3 and all(folder.is_dir() for folder in folders)
+
+
+PROGRAM = (  # a job in the background ignores SIGINT, and so would what it starts
+    "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "from grujax.cli import main; sys.exit(main(sys.argv[1:]))"
+)
+
+
+def start(folder, *options, **streams):
+    toy("toy.npz", labels=LABELS)
+    command = [sys.executable, "-c", PROGRAM, "train", "toy.npz", "--output", folder, *QUICK, *options]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "encoding": "utf-8"}
+    return subprocess.Popen(command, **options | streams)
+
+
+def test_a_locale_a_reader_that_has_gone_and_a_signal():
+    """A process each, at the same time."""
+    ascii = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii", "MPLBACKEND": "not.there"}
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    processes = {
+        "locale": start("locale", env=os.environ | ascii),
+        "head": start("head", stdout=write_end),
+        "signal": start("signal", "--epochs", "100000"),
+    }
+    os.close(write_end)
+    deadline = time.time() + 90
+    while time.time() < deadline and not os.path.exists("signal/metrics.jsonl"):
+        time.sleep(0.05)
+    processes["signal"].send_signal(signal.SIGTERM)
+    outs = {name: process.communicate(timeout=120) for name, process in processes.items()}
+    codes = {name: process.returncode for name, process in processes.items()}
+    assert codes == {"locale": 0, "head": 141, "signal": 143}, outs
+    for name in processes:
+        assert "Traceback" not in outs[name][1] and "Exception ignored" not in outs[name][1]
+        assert_whole(name)
+    assert "–" in outs["locale"][0] and "warning: no curves.png: " in outs["locale"][1]
+    assert "the model is saved in head/model.safetensors" in outs["head"][1]
+    assert "ended by SIGTERM: the best model so far (epoch " in outs["signal"][1]
+    with open("locale/model.safetensors", "rb") as one, open("head/model.safetensors", "rb") as other:
+        assert one.read() == other.read()
+
+
+def test_a_full_standard_output(capsys, monkeypatch, trains_at_once, fitted):
+    trains_at_once()
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        code = cli.main(["train", toy("toy.npz", labels=LABELS), "--output", "out", *QUICK])
+    err = capsys.readouterr().err
+    assert code == 2 and "No space left on device" in err and "the model is saved in out/model.safetensors" in err
+    assert_whole(fitted=fitted)
+
+
+def test_csv_gives_labels_back_as_they_were(tmp_path, capsysbinary, monkeypatch):
+    labels = ["a,b", 'say "so"', "two\nlines", "cr\rcr", "crlf\r\n", " blank ", "", "上 ж – ñ", "$x", "=1+1"]
+    model = GRUModel(2, len(labels))
+    variables = model.init(jax.random.key(0), np.ones((1, 1, 2), np.float32))
+    statistics = {"input_mean": np.zeros(2, np.float32), "input_std": np.ones(2, np.float32)}
+    save("m.safetensors", model, {**variables, "statistics": statistics}, {"labels": labels, "channels": 2})
+    monkeypatch.setattr(evaluate, "outputs_of", lambda *_: 9 * np.eye(len(labels)))
+    toy("toy.npz", count=len(labels))
+    assert run(capsysbinary, "predict", "m.safetensors", "toy.npz", "--output", "p.csv")[0] == 0
+    printed = run(capsysbinary, "predict", "m.safetensors", "toy.npz")[1]
+    assert printed == (tmp_path / "p.csv").read_bytes()
+    rows = list(csv.reader(io.StringIO(printed.decode("utf-8"), newline="")))
+    assert rows[0] == ["row", "label", "probability"] and [row[1] for row in rows[1:]] == labels
+
+
+def test_a_terminal_shows_a_replacement_for_what_it_lacks(monkeypatch, trains_at_once):
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii", write_through=True)
+    monkeypatch.setattr(terminal, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys, "stdout", terminal)
+    trains_at_once()
+    assert cli.main(["train", toy("toy.npz", labels=LABELS), "--output", "out", *QUICK]) == 0
+    shown = terminal.buffer.getvalue().decode("ascii")
+    assert "95% interval" in shown and "?" in shown.split("interval")[1].splitlines()[0]
+
+
+def test_a_stream_that_has_no_bytes_is_written_all_the_same():
+    stream = io.StringIO()
+    assert streams.Output(stream).write("上") == 1 and stream.getvalue() == "上"

@@ -1,0 +1,153 @@
+"""Layers and models that have no counterpart on the other side are refused by name."""
+
+import sys
+
+import numpy as np
+import pytest
+from keras_models import ZEROS, B, Both, Gru, H, I, L, Steps, T, chain, drawn, keras, plain, random_variables
+from refusals import refused
+
+from grujax import GRU, GRUEncoder, GRUModel
+from grujax.interop.keras import WEIGHTS_ADAPTER, from_keras, to_keras
+
+
+def tanh(a):
+    """Keras serialises a function of the user's by its name alone."""
+    return a
+
+
+class OwnGRU(L.GRU):
+    pass
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.gru = L.GRU(H, **ZEROS)
+
+    def call(self, x):
+        return self.gru(x)
+
+
+def subclassed():
+    model = Subclassed()
+    plain(model, np.ones((B, T, I), "float32"))
+    return model
+
+
+def shared():
+    x, gru = keras.Input((None, H)), L.GRU(H, return_sequences=True, **ZEROS)
+    return plain(lambda: keras.Model(x, gru(gru(x))))
+
+
+def branched():
+    x = keras.Input((None, I))
+    return plain(lambda: keras.Model(x, L.Add()([Steps()(x), Steps()(x)])))
+
+
+def stated():
+    x = keras.Input((None, I))
+    return plain(lambda: keras.Model(x, Gru()(x, initial_state=Gru()(x))))
+
+
+def two_outputs():
+    x = keras.Input((None, I))
+    return plain(lambda: keras.Model(x, [h := Steps()(x), Gru()(h)]))
+
+
+FROM = {
+    "lstm": (lambda: drawn(L.LSTM(H, **ZEROS)), ["lstm", "GRU", "found LSTM"]),
+    "simple rnn": (lambda: drawn(L.SimpleRNN(H, **ZEROS)), ["simple_rnn", "found SimpleRNN"]),
+    "rnn of a cell": (lambda: drawn(L.RNN(L.GRUCell(H, **ZEROS))), ["found RNN", "keras.layers.GRU"]),
+    "lstm inside": (lambda: drawn(L.Bidirectional(L.LSTM(H, **ZEROS))), ["lstm", "found LSTM"]),
+    "own class": (lambda: drawn(OwnGRU(H, **ZEROS)), ["own_gru", "found OwnGRU"]),
+    "subclassed": (subclassed, ["Subclassed: ", "GlobalAveragePooling1D"]),
+    "own function": (lambda: drawn(Gru(activation=tanh)), ["activation", "Keras' own tanh", "by its name"]),
+    "other function": (lambda: drawn(Gru(recurrent_activation="gelu")), ["recurrent_activation", "'gelu'"]),
+    "backwards": (lambda: drawn(Gru(go_backwards=True)), ["go_backwards", "found True", "Reverse"]),
+    "stateful": (lambda: drawn(Gru(stateful=True)), ["stateful", "found True"]),
+    "not built": (lambda: Gru(), ["gru", "a built layer", "Call it on data"]),
+    "masking": (lambda: chain(L.Masking(-1.0), Gru()), ["masking", "mask=(x != mask_value).any(-1)"]),
+    "embedding": (lambda: drawn(L.Embedding(9, I)), ["embedding", "found Embedding"]),
+    "activation of the head": (
+        lambda: chain(Gru(), L.Dense(2, activation="softmax")),
+        ["dense", "activation", "'softmax'", "linear"],
+    ),
+    "softmax layer": (lambda: chain(Gru(), L.Dense(2), L.Softmax()), ["softmax", "found Softmax"]),
+    "two heads": (lambda: chain(Gru(), L.Dense(2), L.Dense(2)), ["dense", "one Dense", "a Dense here"]),
+    "dense first": (lambda: chain(L.Dense(H), Gru()), ["gru", "one Dense", "a GRU here"]),
+    "head without bias": (lambda: chain(Gru(), L.Dense(2, use_bias=False)), ["use_bias", "zeros"]),
+    "pooling alone": (lambda: chain(Steps(), L.GlobalMaxPooling1D()), ["a Dense behind pooling", "GRUEncoder"]),
+    "kept axis": (
+        lambda: chain(Steps(), L.GlobalMaxPooling1D(keepdims=True), L.Dense(2)),
+        ["keepdims", "found True"],
+    ),
+    "one way, both ways": (lambda: chain(Steps(), Both()), ["bidirectional", "expected GRU", "one by one"]),
+    "merges that differ": (
+        lambda: chain(Both("sum", return_sequences=True), Both("mul")),
+        ["merge_mode", "'sum'", "'mul'"],
+    ),
+    "resets that differ": (lambda: chain(Steps(), Gru(reset_after=False)), ["reset_after", "True", "False"]),
+    "sizes that differ": (lambda: chain(Steps(), L.GRU(5, **ZEROS)), ["4 hidden units", "found 5"]),
+    "directions that differ": (
+        lambda: drawn(L.Bidirectional(Gru(), backward_layer=Gru(activation="relu", go_backwards=True))),
+        ["both directions alike", "relu"],
+    ),
+    "no gru": (lambda: chain(L.Dense(2)), ["source", "a GRU"]),
+    "nested": (lambda: chain(chain(Steps()), L.Dense(2)), ["sequential", "Put its layers into one"]),
+    "branches": (branched, ["add", "found Add"]),
+    "shared layer": (shared, ["gru", "to read", "alone"]),
+    "initial state": (stated, ["chains of layers alone"]),
+    "two outputs": (two_outputs, ["output_layers", "alone"]),
+    "neither": (lambda: 3, ["source", "a layer or model of Keras", "int"]),
+    "a list": (lambda: [3], ["source", "layers that `load` read"]),
+}
+
+
+@pytest.mark.parametrize("name", FROM)
+def test_what_is_no_gru_is_refused_by_name(name):
+    make, parts = FROM[name]
+    source = make()
+    with refused(*parts):
+        from_keras(source)
+
+
+TO = {
+    "function": (GRU(H, activation=tanh), ["activation", "tanh", "Keras"]),
+    "clip": (GRU(H, clip=1.0), ["clip", "Keras has no such thing"]),
+    "residual": (GRU(H, num_layers=2, connection="residual"), ["connection", "'residual'"]),
+    "learned": (GRU(H, initial_state="learned"), ["initial_state", "'learned'"]),
+    "zoneout": (GRU(H, zoneout=0.1), ["zoneout", "0.1"]),
+    "attention": (GRUModel(H, 2, pooling="attention"), ["pooling", "'attention'", "'mean'"]),
+    "heads": (GRUModel(H, {"a": 2, "b": 3}), ["output_size", "one head"]),
+    "encoder": (GRUEncoder(H), ["model", "GRUEncoder"]),
+}
+
+
+@pytest.mark.parametrize("name", TO)
+def test_what_keras_has_no_place_for_is_refused(name):
+    model, parts = TO[name]
+    with refused(*parts):
+        to_keras(model, random_variables(model))
+
+
+UNTOLD = {
+    "activation": GRU(H, activation="relu"),
+    "gate_activation": GRU(H, gate_activation="hard_sigmoid"),
+    "merge": GRU(H, bidirectional=True, merge="sum"),
+    "bias": GRU(H, bias=False),
+}
+
+
+@pytest.mark.parametrize("field", UNTOLD)
+def test_what_weights_do_not_tell_is_refused_a_file_of_weights(field):
+    with refused(field, "write a .keras file"):
+        WEIGHTS_ADAPTER.theirs(UNTOLD[field], random_variables(UNTOLD[field]))
+
+
+def test_without_keras_the_message_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "keras", None)
+    with refused("keras", "pip install 'grujax[keras]'"):
+        from_keras(object())
+    with refused("keras", "pip install 'grujax[keras]'"):
+        to_keras(GRU(H), random_variables(GRU(H)))

@@ -1,0 +1,88 @@
+"""The contract of any kernel: a new one enters by its name in the table."""
+
+from functools import partial
+from itertools import combinations
+
+import jax
+import numpy as np
+import pytest
+from refusals import refused
+
+from grujax import GRUSpec, equations, kernels
+from grujax.kernels import explain
+from grujax.kernels.table import KERNELS
+from grujax.testing import CASES, Case, assert_serves
+from grujax.testing.contract import assert_equals_the_oracle, draw
+
+PAIRS = [(kernel, case) for kernel in KERNELS for case in CASES]
+REFUSED = [(kernel, case) for kernel, case in PAIRS if KERNELS[kernel].refuses(CASES[case].spec)]
+SERVED = [pair for pair in PAIRS if pair not in REFUSED]
+
+
+@pytest.mark.parametrize(("kernel", "case"), SERVED)
+def test_values_and_gradients_are_those_of_the_oracle(kernel, case):
+    assert_serves(partial(kernels.run, implementation=kernel), CASES[case])
+
+
+@pytest.mark.parametrize(("kernel", "case"), REFUSED)
+def test_what_a_kernel_cannot_serve_is_refused_by_name(kernel, case):
+    with refused("implementation: expected one that can serve the call", repr(kernel), "Pass None"):
+        explain(spec=CASES[case].spec, implementation=kernel)
+
+
+def levels(case):
+    """What varies in a case, by name."""
+    spec = case.spec
+    steering = {name: name in case.given for name in ("valid", "reset", "h_reset", "state_mask", "hold")}
+    equations_of = {"reset_after": spec.reset_after, "update": spec.update, "layer_norm": spec.layer_norm}
+    others = {"told": spec.activation == "tanh", "directions": case.directions, "time_major": case.time_major}
+    return steering | equations_of | others | {"plain": case.plain, "dtype": case.dtype, "gates": case.with_gates}
+
+
+def test_every_pair_of_what_varies_is_in_a_case():
+    all_levels = [levels(case) for case in CASES.values()]
+    for a, b in combinations(all_levels[0], 2):
+        expected = {(x, y) for x in {of[a] for of in all_levels} for y in {of[b] for of in all_levels}}
+        expected -= {(False, True)} if (a, b) == ("reset", "h_reset") else set()  # h_reset is nothing without resets
+        assert {(of[a], of[b]) for of in all_levels} == expected, (a, b)
+
+
+def test_a_wrong_kernel_fails():
+    """h_last half as large, and a gradient that is lost: neither passes."""
+
+    def wrong_value(*args, **options):
+        return [result._replace(h_last=result.h_last / 2) for result in kernels.run(*args, **options)]
+
+    def wrong_gradient(recurrences, *args, **options):
+        return kernels.run([of._replace(x=jax.lax.stop_gradient(of.x)) for of in recurrences], *args, **options)
+
+    for run, name in ((wrong_value, "h_last"), (wrong_gradient, "dx")):
+        with pytest.raises(AssertionError, match=name):
+            assert_serves(run, Case())
+
+
+DEFAULTS = {  # T, B, I, H at which None takes the kernel on CPU
+    "brief": Case(sizes=(2, 5, 3, 40), dtype="float32"),
+    "joint": Case(sizes=(4, 2**18, 1, 4), given=("reset",), time_major=False, dtype="float32"),
+    "halves": Case(sizes=(3, 17, 3, 128), dtype="float32"),
+    "columns": Case(sizes=(3, 9, 3, 512), given=("valid",), dtype="float32"),
+    "xla": Case(sizes=(3, 7, 3, 40)),
+    "autodiff": Case(GRUSpec(layer_norm=True), sizes=(3, 7, 3, 40)),
+}
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_each_kernel_where_it_is_the_default(kernel):
+    """The oracle runs over some of the rows alone: the others have no part in the loss."""
+    case = DEFAULTS[kernel]
+    (n_steps, n_rows, _, hidden_size), rng = case.sizes, np.random.default_rng(0)
+    found = explain(spec=case.spec, sizes=(n_steps, n_rows, hidden_size), platform="cpu")
+    assert found.implementation == kernel and found.reason != "named by the caller"
+    rows = np.unique([0, 1, n_rows // 2 - 1, n_rows // 2, n_rows - 2, n_rows - 1])
+    assert_equals_the_oracle(kernels.run, case, [draw(case, rng)], rows)
+
+
+def test_the_oracle_has_the_fields_of_the_spec_that_change_an_equation():
+    beside = {"precision", "layer_norm"}  # of the products alone; told by the scales
+    assert set(equations.Variant._fields) == set(GRUSpec._fields) - beside
+    assert equations.Variant()._asdict().items() <= GRUSpec()._asdict().items()

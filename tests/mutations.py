@@ -1,0 +1,87 @@
+"""One-line faults that the suite must notice: `python tests/mutations.py [-k NAME]`.
+
+They stand in mutations.toml. Each is put into a copy of the tree, where the tests named with it must fail. An original
+text that is not found exactly once is an error: change the mutation with the code.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+
+
+class Mutation(NamedTuple):
+    name: str
+    file: str  # in grujax/
+    original: str
+    replacement: str
+    tests: str  # what notices it, in tests/
+
+
+MUTATIONS = [Mutation(**row) for row in tomllib.loads(Path(__file__).with_suffix(".toml").read_text())["mutation"]]
+
+
+def copy_of_the_tree(folder: Path) -> None:
+    """The files that git tracks, as they are now."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in filter(None, listed.split("\0")):
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+
+
+def passes(tests: set[str], folder: Path) -> bool:
+    """Whether the tests pass in that copy; neither yes nor no is an error."""
+    files = [f"tests/{name}" for name in sorted(tests)]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *files]
+    env = os.environ | {"PYTHONPATH": str(folder)}
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+    if done.returncode not in (0, 1):
+        raise RuntimeError(f"pytest ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+    return done.returncode == 0
+
+
+def mutated(mutation: Mutation) -> str:
+    """The text of the file with the fault in it."""
+    text = (ROOT / "grujax" / mutation.file).read_text()
+    found = text.count(mutation.original)
+    if found != 1:
+        where = f"{mutation.name}: {mutation.original!r}"
+        raise LookupError(f"{where} is {found} times in grujax/{mutation.file}, expected once")
+    return text.replace(mutation.original, mutation.replacement)
+
+
+def main() -> int:
+    """Prints a line a mutation; 0 where all are caught."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("-k", default="", help="the mutations whose name or file holds this text")
+    wanted = parser.parse_args().k
+    chosen = [m for m in MUTATIONS if wanted in m.name or wanted in m.file]
+    faulty = [mutated(m) for m in chosen]  # all of them, before any test runs
+    missed = 0
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        copy_of_the_tree(folder)
+        if not passes({test for m in chosen for test in m.tests.split()}, folder):
+            sys.exit("The tests fail without a mutation.")
+        for m, text in zip(chosen, faulty, strict=True):
+            path = folder / "grujax" / m.file
+            sound = path.read_text()
+            path.write_text(text)
+            caught = not passes(set(m.tests.split()), folder)
+            path.write_text(sound)
+            print(f"{'caught' if caught else 'MISSED':8}{m.file:28}{m.name}", flush=True)
+            missed += not caught
+    print(f"{len(chosen) - missed} of {len(chosen)} caught")
+    return missed
+
+
+if __name__ == "__main__":
+    sys.exit(main())

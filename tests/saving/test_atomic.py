@@ -1,0 +1,63 @@
+"""Files written whole: what a killed process left goes, what a running one writes stays."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from grujax.saving import atomic, remove_left_over, replacing
+
+WRITES = """
+import runpy, sys
+with runpy.run_path(sys.argv[1])["replacing"](sys.argv[2]) as temporary:
+    temporary.write_text("half")
+    print("written", flush=True)
+    sys.stdin.read()
+"""
+
+
+def hidden(folder):
+    return sorted(name for name in os.listdir(folder) if name.startswith("."))
+
+
+def test_the_temporary_file_of_a_process_that_was_killed_is_removed_by_the_next(tmp_path):
+    command = [sys.executable, "-c", WRITES, atomic.__file__, str(tmp_path / "model.safetensors")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "written\n"
+        (running,) = hidden(tmp_path)
+        with replacing(tmp_path / "other.csv") as temporary:
+            temporary.write_text("whole", encoding="utf-8")
+        assert hidden(tmp_path) == [running]  # its process runs
+        process.kill()
+        process.communicate()
+    assert hidden(tmp_path) == [running]
+    with replacing(tmp_path / "other.csv") as temporary:
+        temporary.write_text("whole", encoding="utf-8")
+        assert hidden(tmp_path) == [temporary.name]
+        remove_left_over(tmp_path)
+        assert hidden(tmp_path) == [temporary.name]  # this process writes it
+    assert os.listdir(tmp_path) == ["other.csv"]
+
+
+@pytest.mark.parametrize(
+    "host, process, goes",
+    [(None, os.getpid(), True), (None, 1, False), ("elsewhere", os.getpid(), False), (None, 10**30, False)],
+)
+def test_which_are_left_over(host, process, goes, tmp_path):
+    """In a container every process has the same number; on another host a number says nothing."""
+    name = f".model.safetensors.{host or socket.gethostname()}-{process}-0123abcd.tmp.safetensors"
+    for other in (name, ".model.tmp", "model.tmp"):
+        (tmp_path / other).touch()
+    remove_left_over(tmp_path)
+    assert (name not in os.listdir(tmp_path)) == goes
+    assert {".model.tmp", "model.tmp"} <= set(os.listdir(tmp_path))
+
+
+def test_an_error_in_the_block_leaves_the_earlier_file_alone(tmp_path):
+    (tmp_path / "a").write_text("earlier")
+    with pytest.raises(KeyboardInterrupt), replacing(tmp_path / "a") as temporary:
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+    assert os.listdir(tmp_path) == ["a"] and (tmp_path / "a").read_text() == "earlier"
