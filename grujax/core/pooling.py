@@ -42,8 +42,7 @@ def pooled(encoder: EncoderSettings, run: LayerRun, segments: Segments | None, d
         segments = Segments(jnp.where(valid & (ids >= 0) & (ids < number), ids, number), number)
     if pooling == "last":
         states = [*run.h_last[-encoder.num_directions :]]
-        if segments is not None:
-            states = last_of_segments(run, *segments, time_major, encoder.backwards)
+        states = states if segments is None else last_of_segments(run, *segments, encoder)
         features = merged(encoder, states).astype(output.dtype)
     else:
         scores = None
@@ -98,9 +97,7 @@ def pool_segments(output: Array, ids: Array, count: int, pooling: str, scores: A
     return result[:count].astype(output.dtype)
 
 
-def last_of_segments(
-    run: LayerRun, ids: Array, count: int, time_major: bool, backwards: tuple[bool, ...]
-) -> list[Array]:
+def last_of_segments(run: LayerRun, ids: Array, count: int, encoder: EncoderSettings) -> list[Array]:
     """The last state of each segment in each direction, (count, H): at its last step, in reverse at its first.
 
     A segment without a step has the initial state.
@@ -108,12 +105,12 @@ def last_of_segments(
     ids, found = ids.reshape(-1), []
     at = jnp.arange(ids.size)
     there = jax.ops.segment_sum(jnp.ones_like(ids), ids, count + 1)[:count] > 0
-    for direction, (hs, backward) in enumerate(zip(run.directions, backwards, strict=True)):
+    for direction, (hs, backward) in enumerate(zip(run.directions, encoder.backwards, strict=True)):
         last_read = jax.ops.segment_min if backward else jax.ops.segment_max
         start = jnp.zeros(hs.shape[-1], hs.dtype)
         if run.initial is not None:
             start = run.initial[direction - len(run.directions)].astype(hs.dtype)
-        hs = hs if time_major else hs.swapaxes(0, 1)
+        hs = hs if encoder.time_major else hs.swapaxes(0, 1)
         states = jnp.concatenate([hs.reshape(ids.size, hs.shape[-1]), start[None]])
         found.append(states[jnp.where(there, last_read(at, ids, count + 1)[:count], ids.size)])
     return found
