@@ -268,4 +268,5 @@ def sequence_backward(
         dh = np.where(valid, dh_in, dh)
         dh_reset = dh_reset + np.where(reset, dh, 0.0).sum(0)
         dh = np.where(reset, 0.0, dh)
-    return Gradients(dx, dh, *totals, dh_reset)  # pyright: ignore[reportArgumentType], None for a scale alone
+    gradients = Gradients(dx, dh, *totals)  # pyright: ignore[reportArgumentType], None for a scale alone
+    return gradients._replace(h_reset=dh_reset)

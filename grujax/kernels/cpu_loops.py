@@ -27,6 +27,7 @@ def brief(
     results = []
     for recurrence in recurrences:
         x, _, h0, control = recurrence
+        assert h0 is not None
         (body,) = _bodies(recurrence, [slice(None)], spec, with_gates)
         h_last, (hs, gates, m) = lax.scan(body, h0, (x, control.valid, control.reset, control.hold))
         results.append(Result(hs, h_last, gates, m))

@@ -89,8 +89,8 @@ def _rule(loops, spec, with_gates, chunks, time_axis, primals, tangents):
         plain = Result(result.hs, result.h_last)
         dhs, dh_last = tangent(recurrence, d_recurrence, result if kept else plain, spec, chunks.steps)
         outputs.append(result if with_gates else plain)
-        more = gates_tangent(recurrence, d_recurrence, result.hs, dhs, spec) if with_gates else ()
-        d_outputs.append(Result(dhs, dh_last, *more))
+        d_gates, dm = gates_tangent(recurrence, d_recurrence, result.hs, dhs, spec) if with_gates else (None, None)
+        d_outputs.append(Result(dhs, dh_last, d_gates, dm))
     return outputs, d_outputs
 
 

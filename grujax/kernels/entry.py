@@ -96,7 +96,7 @@ def _run(recurrences, spec, implementation, reverse, with_gates, time_major, bac
 def _known_sizes(recurrence: Recurrence, time_major: bool) -> tuple[int | None, int | None, int | None]:
     """T, B and H; None for one that is not known while compiling, and for B where it is split among devices."""
     n_steps, n_rows, _ = recurrence.x.shape if time_major else (recurrence.x.shape[i] for i in (1, 0, 2))
-    sizes = [size if isinstance(size, int) else None for size in (n_steps, n_rows, recurrence.weights.w_hh.shape[0])]
-    if jax.typeof(recurrence.x).sharding.spec[1 if time_major else 0] is not None:
-        sizes[1] = None
-    return tuple(sizes)
+    split = jax.typeof(recurrence.x).sharding.spec[1 if time_major else 0] is not None
+    hidden_size = recurrence.weights.w_hh.shape[0]
+    T, B, H = (size if isinstance(size, int) else None for size in (n_steps, n_rows, hidden_size))
+    return T, None if split else B, H

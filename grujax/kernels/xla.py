@@ -31,6 +31,7 @@ def xla(
     results = []
     for recurrence in recurrences:
         x, weights, h0, control = recurrence
+        assert h0 is not None
         bias = input_bias(weights)  # added inside the loop, where it costs nothing: outside it is a pass over memory
 
         def gates_of(products: Array | Sequence[Array], bias: Array | None = bias) -> list[Array]:

@@ -37,10 +37,15 @@ class Case(NamedTuple):
     with_gates: bool = False
 
 
-TAKE, OTHERS = {"update": "take"}, {"activation": "softsign", "gate_activation": "sigmoid", "clip": 1.2}
-BEGIN, KINKS = ("reset", "h_reset"), {"activation": "relu", "gate_activation": "hard_sigmoid"}
-SMALL, BATCH_MAJOR, TWO = {"dtype": "float32"}, {"time_major": False}, {"directions": 2}
-PLAIN, GATES = {"plain": True}, {"with_gates": True}
+TAKE: dict[str, Any] = {"update": "take"}
+OTHERS: dict[str, Any] = {"activation": "softsign", "gate_activation": "sigmoid", "clip": 1.2}
+KINKS: dict[str, Any] = {"activation": "relu", "gate_activation": "hard_sigmoid"}
+BEGIN = ("reset", "h_reset")
+SMALL: dict[str, Any] = {"dtype": "float32"}
+BATCH_MAJOR: dict[str, Any] = {"time_major": False}
+TWO: dict[str, Any] = {"directions": 2}
+PLAIN: dict[str, Any] = {"plain": True}
+GATES: dict[str, Any] = {"with_gates": True}
 CASES: dict[str, Case] = {
     "take, others": Case(GRUSpec(**TAKE, **OTHERS), given=(*BEGIN, "hold"), **BATCH_MAJOR, **PLAIN, **SMALL, **GATES),
     "take, others, two": Case(GRUSpec(**TAKE, **OTHERS), given=("hold",), **TWO, **GATES),
