@@ -1,5 +1,6 @@
 """How the tests run: quickly, or with `--slow` all of them and compiled as users compile."""
 
+import gc
 import os
 from importlib.util import find_spec
 
@@ -25,6 +26,12 @@ def pytest_collection_modifyitems(config, items):
         slow = [item for item in items if item.get_closest_marker("slow")]
         config.hook.pytest_deselected(items=slow)
         items[:] = [item for item in items if item not in set(slow)]
+
+
+def pytest_collection_finish(session):
+    """Tracing makes many small objects: to look for garbage among them less often saves a sixth of the time."""
+    gc.freeze()  # what was imported stays
+    gc.set_threshold(50_000, 20, 50)
 
 
 @pytest.fixture(autouse=True)

@@ -37,15 +37,15 @@ def copy_of_the_tree(folder: Path) -> None:
             shutil.copy2(ROOT / name, folder / name)
 
 
-def passes(tests: set[str], folder: Path) -> bool:
-    """Whether the tests pass in that copy; neither yes nor no is an error."""
+def failure(tests: set[str], folder: Path) -> str:
+    """What pytest says of the tests in that copy where one fails, "" where all pass; neither is an error."""
     files = [f"tests/{name}" for name in sorted(tests)]
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *files]
     env = os.environ | {"PYTHONPATH": str(folder)}
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
     if done.returncode not in (0, 1):
         raise RuntimeError(f"pytest ended with {done.returncode}:\n{done.stdout}{done.stderr}")
-    return done.returncode == 0
+    return done.stdout if done.returncode else ""
 
 
 def mutated(mutation: Mutation) -> str:
@@ -69,13 +69,13 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         copy_of_the_tree(folder)
-        if not passes({test for m in chosen for test in m.tests.split()}, folder):
-            sys.exit("The tests fail without a mutation.")
+        if said := failure({test for m in chosen for test in m.tests.split()}, folder):
+            sys.exit(f"The tests fail without a mutation:\n{said}")
         for m, text in zip(chosen, faulty, strict=True):
             path = folder / "grujax" / m.file
             sound = path.read_text()
             path.write_text(text)
-            caught = not passes(set(m.tests.split()), folder)
+            caught = bool(failure(set(m.tests.split()), folder))
             path.write_text(sound)
             print(f"{'caught' if caught else 'MISSED':8}{m.file:28}{m.name}", flush=True)
             missed += not caught

@@ -24,7 +24,7 @@ def test_every_block_runs(file, n_printed, needs, tmp_path):
         re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / file).read_text(), re.DOTALL | re.MULTILINE)
     )
     command = [sys.executable, "-W", "error", "-c", program]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=tmp_path)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     printed = re.findall(r"^(?:print\(.*|    print\(.*)# (.*)$", program, re.MULTILINE)
     assert len(printed) == n_printed

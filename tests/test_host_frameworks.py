@@ -68,7 +68,7 @@ def test_linen_modules_are_values(name):
 
 
 def test_a_module_of_a_local_function_goes_through_cloudpickle():
-    cloudpickle = pytest.importorskip("cloudpickle")
+    cloudpickle = pytest.importorskip("cloudpickle", reason="cloudpickle is not installed")
     module = grujax.GRU(H, activation=lambda x: x / 2, **WIDE)
     again = pickle.loads(cloudpickle.dumps(module))
     variables = drawn(module, X)

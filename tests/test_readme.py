@@ -27,7 +27,7 @@ def test_every_python_block_runs(tmp_path):
     program = "\n".join(blocks("python"))
     assert program.count("import grujax") == 1
     command = [sys.executable, "-W", "error", "-c", program]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=tmp_path)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "xla" in done.stdout
 
@@ -38,7 +38,7 @@ def test_the_two_commands_are_there_and_the_main_job_reaches_its_figure(tmp_path
     assert re.search(r"pytest( -n 2)?$", tests)
     command = [sys.executable, "-m", "grujax.cli", *main.rsplit("grujax ", 1)[1].split()]
     as_a_user = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {"COLUMNS": "200"}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300, env=as_a_user)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=900, env=as_a_user)
     assert done.returncode == 0, done.stderr
     figure = re.search(r"^test accuracy ([\d.]+)% \(95% interval ([\d.]+)–([\d.]+)\)$", done.stdout, re.MULTILINE)
     assert (

@@ -133,11 +133,10 @@ def test_layers_equal_the_plain_runs_of_their_pieces(implementation, by, h0_give
     check_layers(rng, params, x, h0, valid, resets, by, h0_given, **options)
 
 
-@pytest.mark.parametrize("implementation", [None, "columns", "halves", "joint", "xla"])
 @pytest.mark.parametrize("edge", EDGES)
-def test_sizes_at_the_edge(edge, implementation):
+def test_sizes_at_the_edge(edge):
     n_rows, n_steps, input_size, hidden_size = EDGES[edge]
     rng = np.random.default_rng(3)
     params, h0 = random_layers(rng, input_size, hidden_size, n_rows)
     x, (valid, resets) = rng.normal(size=EDGES[edge][:3]), rng.random((2, n_rows, n_steps)) < 0.7
-    check_layers(rng, params, x, h0, valid, resets, "mask", False, implementation=implementation, reset_after=True)
+    check_layers(rng, params, x, h0, valid, resets, "mask", False, implementation=None, reset_after=True)

@@ -48,7 +48,7 @@ def test_eight_devices_give_what_one_gives():
         "PYTHONPATH": ":".join(sys.path),
     }
     command = [sys.executable, "-W", "error", __file__]
-    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=900)
     assert done.returncode == 0, done.stderr
     failures = json.loads(done.stdout.splitlines()[-1])
     assert len(failures) == len(CASES)
