@@ -1,20 +1,46 @@
 """The one error that bad input gets: which argument, what was expected, what was found, what to do."""
 
 import importlib
+import re
+from collections.abc import Iterable
 from numbers import Integral
 from typing import Any
 
+LONGEST = 400
+"""Characters of each part of a message; the middle of a longer one is left out."""
+
 
 class InputError(ValueError):
-    """Input that cannot be served. The message reads `argument: expected ..., found .... remedy`."""
+    """Input that cannot be served. The message is one line: `argument: expected ..., found .... remedy`.
 
-    def __init__(self, argument: str, expected: str, found: object, remedy: str = "") -> None:
-        self.argument, self.expected, self.found, self.remedy = argument, expected, found, remedy
-        super().__init__(f"{argument}: expected {expected}, found {found}.{' ' + remedy if remedy else ''}")
+    Where arguments do not go together it begins with the rule: `merge='sum' needs bidirectional=True (merge: ...)`.
+    The five parts are the attributes, and `args`: the error can be pickled and copied.
+
+    Attributes:
+      argument: the name of the argument, or the file.
+      expected, found: what it may be, and what it is, in words.
+      remedy: what to do; may be empty.
+      rule: which arguments do not go together, a sentence; empty where the argument alone is wrong.
+
+    >>> print(InputError("hidden_size", "a positive integer", -3, "Pass 3."))
+    hidden_size: expected a positive integer, found -3. Pass 3.
+    """
+
+    def __init__(self, argument: str, expected: object, found: object, remedy: str = "", rule: str = "") -> None:
+        parts = [_one_line(part) for part in (argument, expected, found, remedy, rule)]
+        self.argument, self.expected, self.found, self.remedy, self.rule = parts
+        super().__init__(*parts)
+
+    def __str__(self) -> str:
+        what = f"{self.argument}: expected {self.expected}, found {self.found}"
+        return f"{f'{self.rule} ({what})' if self.rule else what}. {self.remedy}".rstrip()
 
 
 class MissingPackage(InputError):
     """A package that is not installed, and that what was asked for needs."""
+
+    def __str__(self) -> str:
+        return f"{self.argument} is required: {self.remedy} ({self.found})"
 
 
 def require_package(module: str, extra: str) -> Any:
@@ -26,8 +52,9 @@ def require_package(module: str, extra: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        remedy = f"pip install 'grujax[{extra}]'"
-        raise MissingPackage(module, "this package", f"none that can be imported ({error})", remedy) from error
+        raise MissingPackage(
+            module.partition(".")[0], "an installed package", error, f"pip install 'grujax[{extra}]'"
+        ) from error
 
 
 def require_count(value: object, argument: str) -> None:
@@ -39,10 +66,40 @@ def require_count(value: object, argument: str) -> None:
     require(counts, argument, "a positive integer", repr(value))
 
 
-def require(condition: bool, argument: str, expected: str, found: object, remedy: str = "") -> None:
+def require_one_of(value: object, choices: Iterable[str | None], argument: str, remedy: str = "") -> None:
+    """Raises `InputError` unless `value` is one of `choices`, names or None.
+
+    >>> require_one_of("keep", ("keep", "take"), "update")
+    """
+    choices = list(choices)
+    known = (value is None or isinstance(value, str)) and value in choices
+    require(known, argument, f"one of {choices}", repr(value), remedy)
+
+
+def require_equal(found: object, expected: object, argument: str, remedy: str = "") -> None:
+    """Raises `InputError` unless `found == expected`; a tuple is a shape.
+
+    >>> require_equal((4, 5), (4, 5), "h0")
+    """
+    if found != expected:
+        expected, found = (f"shape {a}" if isinstance(a, tuple) else a for a in (expected, found))
+        raise InputError(argument, expected, found, remedy)
+
+
+def require(
+    condition: bool, argument: str, expected: object, found: object, remedy: str = "", *, rule: str = ""
+) -> None:
     """Raises `InputError` unless `condition` holds.
 
     >>> require(3 > 2, "hidden_size", "a positive integer", 3)
     """
     if not condition:
-        raise InputError(argument, expected, found, remedy)
+        raise InputError(argument, expected, found, remedy, rule)
+
+
+def _one_line(part: object) -> str:
+    """Printable, in one line, at most `LONGEST` characters."""
+    text = re.sub(r"\s*\n\s*", " ", str(part))
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    half = (LONGEST - 5) // 2
+    return text if len(text) <= LONGEST else f"{text[:half]} ... {text[-half:]}"

@@ -1,16 +1,20 @@
 """Who may import whom: the rules of the house, read off the source."""
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
+
+import pytest
 
 import grujax
 
 ROOT = Path(grujax.__file__).parent
 GROUPS = [
     ["errors"],
-    ["types"],
+    ["types", "arrays"],
     ["equations"],
     ["testing"],
     ["kernels", "data"],
@@ -139,6 +143,31 @@ def test_importing_grujax_imports_none_of_what_few_users_need():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT.parent, timeout=120
     )
     assert run.stdout.split("\n")[:2] == ["[]", "False"]
+
+
+def test_submodules_load_on_first_use():
+    """Every one that a user calls is known to type checkers, is in `dir`, and is not imported before."""
+    tree = ast.parse((ROOT / "__init__.py").read_text())
+    (checked,) = (node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+    known = {node.names[0].asname for node in checked.body if isinstance(node, ast.ImportFrom)}
+    packages = {path.parent.name for path in ROOT.glob("*/__init__.py")}
+    assert known | {"cli", "core", "kernels"} == packages | {"equations"}
+    assert known <= set(dir(grujax))
+    late = sorted(known - {"linen", "saving"})
+    code = f"import sys, grujax; print([name for name in {late} if 'grujax.' + name in sys.modules])"
+    code += f"; print([grujax.__dict__.get(name, getattr(grujax, name)).__name__ for name in {sorted(known)}])"
+    code += "; print(hasattr(grujax, 'nosuch'))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert run.stdout.split("\n")[:3] == ["[]", str([f"grujax.{name}" for name in sorted(known)]), "False"]
+    with pytest.raises(AttributeError, match="module 'grujax' has no attribute 'nosuch'"):
+        grujax.nosuch  # noqa: B018
+
+
+def test_the_version_is_written_in_one_file():
+    project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())
+    assert "version" not in project["project"] and project["project"]["dynamic"] == ["version"]
+    assert project["tool"]["hatch"]["version"] == {"path": "grujax/__init__.py"}
+    assert re.fullmatch(r"\d+\.\d+\.\d+", grujax.__version__)
 
 
 def test_importing_grujax_takes_little_more_than_importing_flax():

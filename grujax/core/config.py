@@ -5,6 +5,7 @@ Plain dataclasses, which the modules of Flax Linen and of Flax NNX inherit.
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from numbers import Real
 from typing import Any, Generic, TypeAlias, TypeVar
 
 import jax
@@ -12,11 +13,13 @@ import jax.numpy as jnp
 from jax.nn.initializers import Initializer, ones
 from jax.typing import DTypeLike
 
+from grujax.arrays import as_array, require_floating_dtype
 from grujax.core.initializers import preset, with_update_bias
-from grujax.core.inputs import require_floating
-from grujax.errors import require, require_count
+from grujax.core.inputs import as_state, check_features
+from grujax.errors import require, require_count, require_one_of
 from grujax.kernels.checks import check_activation, check_spec
 from grujax.kernels.step import cast, cell_step
+from grujax.kernels.table import KERNELS
 from grujax.types import Activation, Array, GRUSpec, GRUWeights
 
 MERGES = {
@@ -85,10 +88,11 @@ class CellSettings:
         """Raises `InputError` for a field that cannot be served."""
         require_count(self.hidden_size, "hidden_size")
         check_spec(self.spec)
-        for name, dtype in (("dtype", self.dtype), ("param_dtype", self.param_dtype)):
-            require(dtype is None or jnp.issubdtype(dtype, jnp.floating), name, "a floating dtype", dtype)
+        require_floating_dtype(self.dtype, "dtype")
+        require_floating_dtype(self.param_dtype, "param_dtype")
+        rule = f"update_bias={self.update_bias} needs bias=True"
         remedy = "The update gate has no bias to add it to."
-        require(self.bias or self.update_bias == 0, "update_bias", "0 with bias=False", self.update_bias, remedy)
+        require(self.bias or self.update_bias == 0, "update_bias", 0, self.update_bias, remedy, rule=rule)
 
     def settings(self, of: type) -> dict[str, Any]:
         """The fields that this module and `of` have in common, to make the one from the other."""
@@ -107,16 +111,19 @@ class CellSettings:
             **(dict.fromkeys(("scale_ih", "scale_hh"), (ones, (columns,))) if self.layer_norm else {}),
         }
 
-    def step(self, carry: Array, x: Array, weights: GRUWeights, state_mask: Array | None) -> tuple[Array, Array]:
-        """carry (..., H), x (..., I) -> the new state twice: in float32 at least, and in the compute dtype."""
-        expected = (*x.shape[:-1], self.hidden_size)
-        require(carry.shape == expected, "carry", f"shape {expected}", carry.shape)
-        require_floating(carry, "carry")
-        require_floating(x, "x")
+    def checked(self, carry: Array, x: Array, input_size: int | None) -> tuple[Array, Array]:
+        """carry and x as arrays that fit each other; `InputError` otherwise."""
         self.check()
+        x = jnp.asarray(as_array(x, "x"))
+        require(x.ndim >= 1, "x", "(..., I), at least one axis", f"shape {x.shape}")
+        check_features(x, input_size)
+        return as_state(carry, "carry", (*x.shape[:-1], self.hidden_size), "cell.initialize_carry makes one."), x
+
+    def step(self, carry: Array, x: Array, weights: GRUWeights, state_mask: Array | None) -> tuple[Array, Array]:
+        """carry (..., H), x (..., I) -> the new state twice: in the dtype of the carry, and in the compute dtype."""
         dtype = jnp.dtype(self.dtype or jnp.result_type(x, weights.w_ih))
         h = cell_step(x, carry, cast(weights, dtype), self.spec, state_mask)
-        return h, h.astype(dtype)
+        return h.astype(carry.dtype), h.astype(dtype)
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -190,20 +197,20 @@ class LayerSettings(CellSettings):
         require_count(self.num_layers, "num_layers")
         for name in RATES:
             rate = getattr(self, name)
-            require(0 <= rate <= 1, name, "a probability", rate)
-        remedy = "A layer that reads both ways has a backward pass already: leave reverse out."
-        require(not (self.reverse and self.bidirectional), "reverse", "False with bidirectional=True", True, remedy)
-        merges = [*MERGES, None]
-        require(self.merge in merges, "merge", f"one of {merges}", repr(self.merge))
-        remedy = "There is nothing to merge: leave it out."
-        require(self.bidirectional or self.merge == "concat", "merge", '"concat" in one direction', self.merge, remedy)
-        if self.merge is None:
-            remedy = "The next layer reads one input: name how they become one."
-            found = f"num_layers={self.num_layers}"
-            require(self.num_layers == 1, "merge", "None for a single layer alone", found, remedy)
-        require(self.connection in CONNECTIONS, "connection", f"one of {list(CONNECTIONS)}", repr(self.connection))
-        states = list(INITIAL_STATES)
-        require(self.initial_state in states, "initial_state", f"one of {states}", repr(self.initial_state))
+            require(isinstance(rate, Real) and 0 <= float(rate) <= 1, name, "a probability", repr(rate))
+        rule, remedy = "reverse=True needs bidirectional=False", "A bidirectional layer reads backwards too."
+        require(not (self.reverse and self.bidirectional), "reverse", False, True, remedy, rule=rule)
+        require_one_of(self.merge, (*MERGES, None), "merge")
+        merge, given = repr(self.merge), f"merge={self.merge!r}"
+        one_way = self.bidirectional or self.merge == "concat"
+        rule, remedy = f"{given} needs bidirectional=True", "One direction has nothing to merge: leave it out."
+        require(one_way, "merge", "'concat'", merge, remedy, rule=rule)
+        readable = self.merge is not None or self.num_layers == 1
+        rule, remedy = f"{given} needs num_layers=1", "The next layer reads one input: name how the two become one."
+        require(readable, "merge", f"one of {list(MERGES)}", merge, remedy, rule=rule)
+        require_one_of(self.connection, CONNECTIONS, "connection")
+        require_one_of(self.initial_state, INITIAL_STATES, "initial_state")
+        require_one_of(self.implementation, ("reference", *sorted(KERNELS), None), "implementation")
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -224,10 +231,12 @@ class EncoderSettings(LayerSettings):
     def check(self) -> None:
         """Raises `InputError` for a field that cannot be served."""
         super().check()
-        named = callable(self.pooling) or self.pooling in (*POOLINGS, None)
-        require(named, "pooling", f"one of {list(POOLINGS)}, a function or None", repr(self.pooling))
+        if not callable(self.pooling):
+            require_one_of(self.pooling, (*POOLINGS, None), "pooling", "Or pass a function.")
         one = self.merge is not None or not self.bidirectional
-        require(one, "merge", f"one of {list(MERGES)}", None, "GRU alone returns the directions apart.")
+        rule = "merge=None needs a GRU without pooling and heads"
+        remedy = "grujax.GRU returns the directions apart."
+        require(one, "merge", f"one of {list(MERGES)}", None, remedy, rule=rule)
 
 
 @dataclasses.dataclass(eq=False, repr=False)

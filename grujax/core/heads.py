@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from grujax.core.config import ModelSettings
 from grujax.core.stack import Noise, dropped
-from grujax.errors import require
+from grujax.errors import require, require_equal
 from grujax.kernels.step import activate
 from grujax.types import Array, Valid
 
@@ -16,7 +16,8 @@ STATISTICS = ("input_mean", "input_std", "output_mean", "output_std")
 def standardised(model: ModelSettings, x: Array, statistics: Mapping[str, Array]) -> Array:
     """(x − input_mean) / input_std, where there are such."""
     alone = "output_mean" not in statistics or not isinstance(model.output_size, Mapping)
-    require(alone, "statistics/output_mean", "none where there are several heads", "one")
+    rule = "statistics of the output need a single head"
+    require(alone, "statistics/output_mean", "none", "one", "Scale the targets of each head by hand.", rule=rule)
     return _with_statistics(statistics, "input", lambda x, mean, std: (x - mean) / std, x)
 
 
@@ -50,6 +51,6 @@ def _with_statistics(statistics: Mapping[str, Array], which: str, use: Callable[
     if f"{which}_mean" not in statistics:
         return a
     mean, std = (statistics[f"{which}_{s}"] for s in ("mean", "std"))
-    require(mean.shape == a.shape[-1:], f"statistics/{which}_mean", f"shape {a.shape[-1:]}, one a feature", mean.shape)
+    require_equal(mean.shape, a.shape[-1:], f"statistics/{which}_mean", "One a feature.")
     shape = (1,) * (a.ndim - 1) + a.shape[-1:]
     return use(a, mean.reshape(shape).astype(a.dtype), std.reshape(shape).astype(a.dtype))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.nn.initializers import Initializer, glorot_uniform, lecun_normal, orthogonal, zeros
 from jax.typing import DTypeLike
 
-from grujax.errors import require
+from grujax.errors import require_one_of
 from grujax.types import Array, state_dtype
 
 
@@ -106,5 +106,5 @@ def preset(name: str, hidden_size: int, head_inputs: int = 1) -> Preset:
     "keras": Glorot-uniform input weights, orthogonal recurrent weights (H, 3H) as one matrix, zero
         biases (keras.layers.GRU).
     """
-    require(name in PRESETS, "initializer", f"one of {sorted(PRESETS)}", repr(name))
+    require_one_of(name, sorted(PRESETS), "initializer")
     return PRESETS[name](hidden_size, head_inputs)

@@ -9,7 +9,8 @@ from jax import lax
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from grujax.errors import require
+from grujax.arrays import as_array, require_floating
+from grujax.errors import require, require_equal
 from grujax.types import Array, Inputs
 
 
@@ -65,25 +66,14 @@ def check_inputs(
     time_major: bool = False,
 ) -> Steps:
     """Arrays that fit each other, or `InputError`; `input_size` None accepts any number of features."""
-    x = jnp.asarray(x)
+    x = jnp.asarray(as_array(x, "x"))
     axes = "(T, ..., I)" if time_major else "(..., T, I)"
     require(x.ndim >= 2, "x", f"{axes}, at least two axes", f"shape {x.shape}")
-    require_floating(x, "x")
-    if input_size is not None:
-        require(
-            x.shape[-1] == input_size,
-            "x",
-            f"{input_size} input features on the last axis",
-            f"shape {x.shape}",
-            "Axes are (time, batch, features)." if time_major else "Axes are (batch, time, features).",
-        )
-    require(
-        lengths is None or mask is None,
-        "mask",
-        "None beside lengths",
-        "both",
-        "Either says which steps are valid: pass one of them.",
-    )
+    remedy = "Axes are (time, batch, features)." if time_major else "Axes are (batch, time, features)."
+    check_features(x, input_size, remedy)
+    twice = lengths is not None and mask is not None
+    rule = "lengths and mask cannot both be given"
+    require(not twice, "mask", "None", "an array", "Either says which steps are valid.", rule=rule)
     steps = Steps(x, None, check_flags(resets, "resets", x.shape[:-1]), time_major)
     if mask is not None:
         return steps._replace(valid=check_flags(mask, "mask", x.shape[:-1]))
@@ -101,12 +91,23 @@ def with_states_axis(h0: ArrayLike | None, shape: tuple[int, ...]) -> ArrayLike 
     return jnp.asarray(h0)[None] if one else h0
 
 
+def check_features(x: Array, input_size: int | None, remedy: str = "") -> None:
+    """Raises `InputError` unless the last axis of x (..., I) holds features, floats, as many as `input_size`."""
+    require_floating(x, "x")
+    wanted = "one input feature or more" if input_size is None else f"{input_size} input features"
+    fits = x.shape[-1] != 0 if input_size is None else x.shape[-1] == input_size
+    require(fits, "x", f"{wanted} on the last axis", f"shape {x.shape}", remedy)
+
+
 def check_state(state: ArrayLike | None, name: str, shape: tuple[int, ...], remedy: str = "") -> Array | None:
     """A state as an array of `shape`, or None."""
-    if state is None:
-        return None
-    state = jnp.asarray(state)
-    require(state.shape == shape, name, f"shape {shape}", state.shape, remedy)
+    return None if state is None else as_state(state, name, shape, remedy)
+
+
+def as_state(state: ArrayLike, name: str, shape: tuple[int, ...], remedy: str = "") -> Array:
+    """A state as an array of `shape`."""
+    state = jnp.asarray(as_array(state, name))
+    require_equal(state.shape, shape, name, remedy)
     require_floating(state, name)
     return state
 
@@ -115,38 +116,27 @@ def check_integers(
     values: ArrayLike, name: str, shape: tuple[int, ...], of: str, bounds: tuple[int, int], bounded: str
 ) -> Array:
     """Integers as an array of `shape`, one a step or sequence (`of`); within `bounds` where the host knows them."""
-    values = np.asarray(values) if isinstance(values, (list, tuple)) else values
-    dtype, found = jnp.result_type(values), jnp.shape(values)
-    require(jnp.issubdtype(dtype, jnp.integer), name, "integers", f"dtype {dtype}")
-    require(found == shape, name, f"shape {shape}, one a {of}", f"shape {found}")
-    if not isinstance(values, Tracer) and np.size(values):
-        known = np.asarray(values)  # NumPy's own: under jit the minimum of a constant jax.Array would be traced
+    array = as_array(values, name)
+    require(jnp.issubdtype(array.dtype, jnp.integer), name, "integers", f"dtype {array.dtype}")
+    require_equal(array.shape, shape, name, f"One a {of}.")
+    if not isinstance(array, Tracer) and array.size:
+        known = np.asarray(array)  # NumPy's own: under jit the minimum of a constant jax.Array would be traced
         low, high = int(known.min()), int(known.max())
         require(bounds[0] <= low and high <= bounds[1], name, bounded, f"{low} to {high}")
-    return jnp.asarray(values)
+    return jnp.asarray(array)
 
 
 def check_flags(flags: ArrayLike | None, name: str, shape: tuple[int, ...]) -> Array | None:
     """A bool for each step, as an array of `shape`."""
     if flags is None:
         return None
-    flags = np.asarray(flags) if isinstance(flags, (list, tuple)) else flags
-    dtype, found = jnp.result_type(flags), jnp.shape(flags)
-    require(dtype == jnp.bool_, name, "dtype bool", f"dtype {dtype}", f"Compare it: {name} != 0, or {name} > 0.5.")
-    require(found == shape, name, f"shape {shape}, one a step", f"shape {found}")
-    return jnp.asarray(flags)
+    array = as_array(flags, name)
+    remedy = f"Compare it, {name} != 0 or {name} > 0.5, if that is meant."
+    require(array.dtype == jnp.bool_, name, "dtype bool", f"dtype {array.dtype}", remedy)
+    require_equal(array.shape, shape, name, "One a step.")
+    return jnp.asarray(array)
 
 
 def valid_steps(n_steps: int, lengths: Array) -> Array:
     """lengths (...) -> (..., T) bool: does the step belong to the sequence?"""
     return lax.broadcasted_iota(lengths.dtype, (*lengths.shape, n_steps), lengths.ndim) < lengths[..., None]
-
-
-def require_floating(a: Array, name: str) -> None:
-    require(
-        jnp.issubdtype(a.dtype, jnp.floating),
-        name,
-        "a floating dtype",
-        f"dtype {a.dtype}",
-        f"Convert it, {name}.astype(jnp.float32), if that is what it means.",
-    )

@@ -1,6 +1,7 @@
 """How all steps become one vector: of each row, or of each segment of rows that hold several sequences."""
 
 from collections.abc import Callable
+from numbers import Integral
 from typing import NamedTuple
 
 import jax
@@ -11,7 +12,7 @@ from jax.typing import ArrayLike
 from grujax.core.config import POOLINGS, EncoderSettings, Pooling
 from grujax.core.inputs import Steps, check_integers, from_rows
 from grujax.core.stack import LayerRun, merged
-from grujax.errors import InputError, require
+from grujax.errors import require
 from grujax.types import Array, state_dtype
 
 
@@ -41,8 +42,7 @@ def pooled(encoder: EncoderSettings, run: LayerRun, segments: Segments | None, d
         segments = Segments(jnp.where(valid & (ids >= 0) & (ids < number), ids, number), number)
     if pooling == "last":
         states = [*run.h_last[-encoder.num_directions :]]
-        if segments is not None:
-            states = last_of_segments(run, *segments, time_major, encoder.backwards)
+        states = states if segments is None else last_of_segments(run, *segments, encoder)
         features = merged(encoder, states).astype(output.dtype)
     else:
         scores = None
@@ -97,9 +97,7 @@ def pool_segments(output: Array, ids: Array, count: int, pooling: str, scores: A
     return result[:count].astype(output.dtype)
 
 
-def last_of_segments(
-    run: LayerRun, ids: Array, count: int, time_major: bool, backwards: tuple[bool, ...]
-) -> list[Array]:
+def last_of_segments(run: LayerRun, ids: Array, count: int, encoder: EncoderSettings) -> list[Array]:
     """The last state of each segment in each direction, (count, H): at its last step, in reverse at its first.
 
     A segment without a step has the initial state.
@@ -107,12 +105,12 @@ def last_of_segments(
     ids, found = ids.reshape(-1), []
     at = jnp.arange(ids.size)
     there = jax.ops.segment_sum(jnp.ones_like(ids), ids, count + 1)[:count] > 0
-    for direction, (hs, backward) in enumerate(zip(run.directions, backwards, strict=True)):
+    for direction, (hs, backward) in enumerate(zip(run.directions, encoder.backwards, strict=True)):
         last_read = jax.ops.segment_min if backward else jax.ops.segment_max
         start = jnp.zeros(hs.shape[-1], hs.dtype)
         if run.initial is not None:
             start = run.initial[direction - len(run.directions)].astype(hs.dtype)
-        hs = hs if time_major else hs.swapaxes(0, 1)
+        hs = hs if encoder.time_major else hs.swapaxes(0, 1)
         states = jnp.concatenate([hs.reshape(ids.size, hs.shape[-1]), start[None]])
         found.append(states[jnp.where(there, last_read(at, ids, count + 1)[:count], ids.size)])
     return found
@@ -122,18 +120,22 @@ def check_segments(
     pooling: Pooling, steps: Steps, segments: ArrayLike | None, num_segments: int | None
 ) -> Segments | None:
     """Segments that fit the steps and the pooling, or None where there are none; `InputError` otherwise."""
+    shown = "a function" if callable(pooling) else repr(pooling)
     if segments is None:
-        require(num_segments is None, "num_segments", "None without segments", num_segments)
-        unclear = steps.resets is not None and pooling is not None
-        remedy = "Rows hold several sequences: pass segments and num_segments, or pool nothing."
-        require(not unclear, "pooling", "None beside resets without segments", repr(pooling), remedy)
+        require(num_segments is None, "num_segments", None, num_segments, rule="num_segments needs segments")
+        clear = steps.resets is None or pooling is None
+        remedy = "A row holds several sequences: pass segments and num_segments, or pool nothing."
+        rule = f"resets with pooling={shown} need segments"
+        require(clear, "pooling", None, shown, remedy, rule=rule)
         return None
-    found = "None" if pooling is None else "a function"
     remedy = "Use unpack_sequences on the output of every step."
-    require(isinstance(pooling, str), "pooling", f"one of {list(POOLINGS)} beside segments", found, remedy)
-    if num_segments is None or isinstance(num_segments, Tracer):
-        found = "None" if num_segments is None else "a traced value"
-        raise InputError("num_segments", "an integer beside segments", found, "It is the shape of the result.")
+    rule = "segments need a pooling by name"
+    require(isinstance(pooling, str), "pooling", f"one of {list(POOLINGS)}", shown, remedy, rule=rule)
+    remedy = "It is the shape of the result, fixed when compiled."
+    known = isinstance(num_segments, Integral)
+    found = "a traced value" if isinstance(num_segments, Tracer) else repr(num_segments)
+    require(known, "num_segments", "an integer", found, remedy, rule="segments need num_segments")
+    assert num_segments is not None
     require(num_segments >= 0, "num_segments", "0 or more", num_segments)
     bounds, bounded = (-1, num_segments - 1), f"-1 to num_segments - 1 = {num_segments - 1}"
     return Segments(check_integers(segments, "segments", steps.x.shape[:-1], "step", bounds, bounded), num_segments)

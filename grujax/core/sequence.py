@@ -1,11 +1,14 @@
 """One layer, one direction, without Flax."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
-from grujax.core.inputs import check_inputs, check_state, from_rows, require_floating, to_rows
-from grujax.errors import require
+from grujax.arrays import as_array, require_floating, require_floating_dtype
+from grujax.core.inputs import check_inputs, check_state, from_rows, to_rows
+from grujax.errors import require, require_equal
 from grujax.kernels import run
 from grujax.kernels.step import cast
 from grujax.types import Activation, Array, Control, GRUSpec, GRUWeights, Inputs, Recurrence
@@ -43,7 +46,8 @@ def gru(
       weights: `w_ih (I, 3H)`, `w_hh (H, 3H)`, `b_ih (3H,)`, `b_hh (3H,)`, columns r | z | n; biases may be None.
         With `scale_ih` and `scale_hh` (3H,) the products are layer-normalised, r and z together and n apart, before
         the biases (Ba et al. 2016, arXiv 1607.06450, appendix).
-      h0: (..., H), zeros where None.
+      h0: (..., H), zeros where None. It may have another dtype than x: h_last comes in the dtype of h0, so that a
+        scan may carry it.
       lengths: integers (...), how many steps of each sequence are valid. What stands past them, NaN included,
         reaches no output and no gradient. Under jit, where values are unknown, a length past T means T.
       mask: bool (..., T) instead of `lengths`: which steps are valid, holes allowed. The state is held over the others.
@@ -63,10 +67,11 @@ def gru(
 
     Returns:
       hs (..., T, H), exactly 0 at steps that are not valid, and h_last (..., H), the state after the last valid
-      step, h0 for length 0; with resets that of the last sequence, in reverse of the first. Both float32 at least.
+      step, h0 for length 0; with resets that of the last sequence, in reverse of the first. hs is float32 at least;
+      so is h_last, unless h0 has a dtype of its own.
 
     Raises:
-      InputError: a shape, dtype, length or combination that does not fit.
+      InputError: an array, shape, dtype, length or combination that does not fit.
 
     >>> import jax, jax.numpy as jnp
     >>> w = GRUWeights(jnp.ones((4, 9)), jnp.ones((3, 9)), jnp.ones(9), jnp.ones(9))
@@ -76,6 +81,7 @@ def gru(
 
     Source: torch.nn.GRU; Cho et al. 2014, arXiv 1406.1078.
     """
+    weights = _checked_weights(weights)
     spec = GRUSpec(
         reset_after=reset_after,
         precision=precision,
@@ -85,45 +91,44 @@ def gru(
         clip=clip,
         layer_norm=weights.scale_hh is not None,
     )
-    _check_weights(weights)
     steps = check_inputs(x, weights.w_ih.shape[0], lengths, mask, resets, time_major)
     hidden_size = weights.w_hh.shape[0]
     h0 = check_state(h0, "h0", (*steps.batch, hidden_size))
     h_reset = check_state(h_reset, "h_reset", (hidden_size,))
     alone = h_reset is not None and resets is None
-    require(not alone, "h_reset", "None without resets", "an array", "The state that a sequence begins with is h0.")
-    dtype = jnp.result_type(steps.x, weights.w_ih) if dtype is None else dtype
-    require(jnp.issubdtype(dtype, jnp.floating), "dtype", "a floating dtype or None", dtype)
+    remedy = "The state that a sequence begins with is h0."
+    require(not alone, "h_reset", "None", "an array", remedy, rule="h_reset needs resets")
+    require_floating_dtype(dtype, "dtype")
+    dtype = jnp.dtype(jnp.result_type(steps.x, weights.w_ih) if dtype is None else dtype)
     x, valid, reset = to_rows(steps, time_major)
-    one_axis = len(steps.batch) == 1
-    if h0 is not None and not one_axis:
-        h0 = h0.reshape(x.shape[1 if time_major else 0], hidden_size)
-    recurrence = Recurrence(x.astype(dtype), cast(weights, jnp.dtype(dtype)), h0, Control(valid, reset, h_reset))
+    start = None if h0 is None else h0.reshape(x.shape[1 if time_major else 0], hidden_size)
+    recurrence = Recurrence(x.astype(dtype), cast(weights, dtype), start, Control(valid, reset, h_reset))
     ((hs, h_last, *_),) = run([recurrence], spec, implementation, reverse=(reverse,), time_major=time_major)
-    return from_rows(hs, steps.batch, time_major), h_last if one_axis else h_last.reshape(*steps.batch, hidden_size)
+    h_last = h_last.reshape(*steps.batch, hidden_size)
+    return from_rows(hs, steps.batch, time_major), h_last if h0 is None else h_last.astype(h0.dtype)
 
 
-def _check_weights(weights: GRUWeights) -> None:
+def _checked_weights(weights: GRUWeights) -> GRUWeights:
+    """All as arrays of the shapes that `GRUWeights` names."""
+    remedy = "Of a dict of parameters: GRUWeights(**parameters)."
+    require(isinstance(weights, GRUWeights), "weights", "a GRUWeights", f"a {type(weights).__name__}", remedy)
+    arrays: dict[str, Any] = {}
     for name, a in weights._asdict().items():
-        if a is not None:
-            require_floating(a, f"weights.{name}")
-    require(weights.w_hh.ndim == 2, "weights.w_hh", "(H, 3H)", weights.w_hh.shape)
-    hidden_size = weights.w_hh.shape[0]
-    require(
-        weights.w_hh.shape == (hidden_size, 3 * hidden_size),
-        "weights.w_hh",
-        "(H, 3H)",
-        weights.w_hh.shape,
-        "PyTorch's weights are transposed: use grujax.interop.torch.from_torch.",
-    )
-    require(
-        weights.w_ih.ndim == 2 and weights.w_ih.shape[1] == 3 * hidden_size,
-        "weights.w_ih",
-        f"(I, {3 * hidden_size})",
-        weights.w_ih.shape,
-    )
+        needed = name in ("w_ih", "w_hh")
+        arrays[name] = jnp.asarray(as_array(a, f"weights.{name}")) if needed or a is not None else None
+        if arrays[name] is not None:
+            require_floating(arrays[name], f"weights.{name}")
+    w_ih, w_hh = arrays["w_ih"], arrays["w_hh"]
+    for name, axes, a in (("w_hh", "(H, 3H)", w_hh), ("w_ih", "(I, 3H)", w_ih)):
+        require(a.ndim == 2 and 0 not in a.shape, f"weights.{name}", f"{axes}, none of them 0", f"shape {a.shape}")
+    columns = 3 * w_hh.shape[0]
+    remedy = "PyTorch's weights are transposed: use grujax.interop.torch.from_torch."
+    require(w_hh.shape[1] == columns, "weights.w_hh", "(H, 3H)", f"shape {w_hh.shape}", remedy)
+    require_equal(w_ih.shape, (w_ih.shape[0], columns), "weights.w_ih", remedy)
     for name in ("b_ih", "b_hh", "scale_ih", "scale_hh"):
-        if (a := getattr(weights, name)) is not None:
-            require(a.shape == (3 * hidden_size,), f"weights.{name}", f"({3 * hidden_size},)", a.shape)
-    both = (weights.scale_ih is None) == (weights.scale_hh is None)
-    require(both, "weights.scale_ih", "beside scale_hh", "one without the other", "Layer normalisation has both.")
+        if arrays[name] is not None:
+            require_equal(arrays[name].shape, (columns,), f"weights.{name}")
+    found, expected = (None if arrays[name] is None else "an array" for name in ("scale_ih", "scale_hh"))
+    rule = "scale_ih and scale_hh are given together or not at all"
+    require(found == expected, "weights.scale_ih", expected, found, "Layer normalisation has both.", rule=rule)
+    return GRUWeights(**arrays)

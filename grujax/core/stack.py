@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 from grujax.core.config import MERGES, LayerSettings
 from grujax.core.inputs import Steps, check_state, from_rows, to_rows, with_states_axis
@@ -56,11 +56,13 @@ class LayerRun(NamedTuple):
     initial: Array | None  # (L*D, H), where it is learned
     valid: Valid | None  # (T, B)
     batch: tuple[int, ...]
+    h0_dtype: DTypeLike | None = None  # where h0 was given
 
     @property
     def states(self) -> Array:
-        """h_last with the batch axes that x had: (L*D, *batch, H)."""
-        return self.h_last.reshape(self.h_last.shape[0], *self.batch, self.h_last.shape[-1])
+        """h_last with the batch axes that x had, (L*D, *batch, H), in the dtype of h0: a scan may carry it."""
+        states = self.h_last.reshape(self.h_last.shape[0], *self.batch, self.h_last.shape[-1])
+        return states if self.h0_dtype is None else states.astype(self.h0_dtype)
 
 
 def run_layers(layer: LayerSettings, steps: Steps, h0: ArrayLike | None, hooks: Hooks) -> LayerRun:
@@ -106,7 +108,7 @@ def run_layers(layer: LayerSettings, steps: Steps, h0: ArrayLike | None, hooks: 
             x = _connect(layer, hooks, f"l{k}_highway", layer_input, x)
     if time_major and not layer.time_major:
         x, outputs = x.swapaxes(0, 1), [output.swapaxes(0, 1) for output in outputs]
-    return LayerRun(x, outputs, jnp.stack(last), hooks.initial, valid, steps.batch)
+    return LayerRun(x, outputs, jnp.stack(last), hooks.initial, valid, steps.batch, None if h0 is None else h0.dtype)
 
 
 def _recurrence(

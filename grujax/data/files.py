@@ -8,7 +8,7 @@ from typing import IO, NamedTuple
 import numpy as np
 
 from grujax.data.checks import shown
-from grujax.errors import InputError, require
+from grujax.errors import InputError, require, require_package
 
 MAX_BYTES = 2**31
 """How much of a file's arrays is read where the caller does not say: a small .npz can declare any amount."""
@@ -41,12 +41,9 @@ def read(path: Path, max_bytes: int = MAX_BYTES) -> Raw:
 
 
 def _read_ts(path: Path, max_bytes: int) -> Raw:
-    try:
-        from aeon.datasets import load_from_ts_file
-    except ImportError as error:
-        raise InputError("aeon", "an installed package", "none", "pip install 'grujax[data]'") from error
+    reader = require_package("aeon.datasets", "data").load_from_ts_file
     _check_size(path, path.stat().st_size, max_bytes)
-    x, y, header = load_from_ts_file(str(path), return_meta_data=True)  # pyright: ignore[reportAssignmentType]
+    x, y, header = reader(str(path), return_meta_data=True)
     require(len(x) > 0, str(path), "a .ts file with sequences after @data", "none")
     # aeon's reader of timestamped values loses their signs, their exponents and every integer
     require(not header["timestamps"], str(path), "@timeStamps false", "true", "Write the values alone.")

@@ -10,7 +10,7 @@ import numpy as np
 from grujax.data.checks import shown
 from grujax.data.files import MAX_BYTES, read
 from grujax.data.sequences import Dataset, Sequences, sequences, stratified_split
-from grujax.errors import InputError, require
+from grujax.errors import InputError, require, require_package
 
 
 def load(
@@ -110,8 +110,4 @@ def _files(source: str | Path) -> tuple[Path, Path]:
 
 
 def _aeon_folder() -> Path:
-    try:
-        import aeon.datasets
-    except ImportError as error:
-        raise InputError("aeon", "an installed package", "none", "pip install 'grujax[data]'") from error
-    return Path(aeon.datasets.__file__).parent / "data"
+    return Path(require_package("aeon.datasets", "data").__file__).parent / "data"

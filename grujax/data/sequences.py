@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from grujax.data.checks import checked_lengths, checked_y, real, shown
-from grujax.errors import InputError, require
+from grujax.errors import InputError, require, require_package
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +85,8 @@ def sequences(
     """
     with np.errstate(over="ignore"):  # what overflows float32 is found below, by its row
         if isinstance(x, (list, tuple)):
-            require(lengths is None, "lengths", "None beside a list, whose arrays have their own", "some")
+            rule = "lengths cannot be given with a list, whose arrays have their own"
+            require(lengths is None, "lengths", None, "some", rule=rule)
             rows = [real(row, "(T, C)", f"x[{index}]", source) for index, row in enumerate(x)]
             channels = [row.shape[1] for row in rows]
             odd = next((index for index, count in enumerate(channels) if count != channels[0]), None)
@@ -124,10 +125,7 @@ def stratified_split(data: Sequences, fraction: float, seed: int) -> tuple[Seque
     >>> [len(part) for part in stratified_split(data, 0.1, seed=0)]
     [18, 2]
     """
-    try:
-        from sklearn.model_selection import train_test_split
-    except ImportError as error:
-        raise InputError("scikit-learn", "an installed package", "none", "pip install 'grujax[data]'") from error
+    train_test_split = require_package("sklearn.model_selection", "data").train_test_split
     require(0 < fraction < 1, "fraction", "a number between 0 and 1", fraction)
     require(0 <= seed < 2**32, "seed", "an integer from 0 to 2**32 - 1", seed)
     classes = data.y if data.labels is not None else None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jax.typing import ArrayLike
 
-from grujax.errors import InputError, require
+from grujax.errors import require, require_package
 from grujax.inspect.measures import Saturation
 from grujax.saving import replacing
 
@@ -101,11 +101,7 @@ def _by_layer(given: Any, name: str) -> dict[str, Any]:
 
 
 def _figure(width: float, height: float) -> "Figure":
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise InputError("matplotlib", "an installed package", "none", "pip install 'grujax[plot]'") from error
-    return Figure(figsize=(width, height), layout="constrained")
+    return require_package("matplotlib.figure", "plot").Figure(figsize=(width, height), layout="constrained")
 
 
 def _written(figure: "Figure", path: str | Path | None) -> "Figure":

@@ -97,7 +97,8 @@ def load(path: str | Path, format: str | None = None, *, verify: bool = False) -
     except InputError as error:
         if str(path) in str(error):
             raise
-        raise InputError(error.argument, error.expected, f"{error.found} in {path}", error.remedy) from error
+        found = f"{error.found} in {path}"
+        raise InputError(error.argument, error.expected, found, error.remedy, error.rule) from error
     return model, variables
 
 

@@ -4,7 +4,8 @@ from numbers import Real
 
 import jax.numpy as jnp
 
-from grujax.errors import require
+from grujax.arrays import as_array, require_floating
+from grujax.errors import require, require_equal, require_one_of
 from grujax.kernels.step import ACTIVATIONS, UPDATES
 from grujax.types import Activation, GRUSpec, Recurrence
 
@@ -12,7 +13,15 @@ from grujax.types import Activation, GRUSpec, Recurrence
 def check(recurrence: Recurrence, spec: GRUSpec, time_major: bool = True) -> None:
     """Raises `InputError` for a shape or dtype that does not fit."""
     x, weights, h0, control = recurrence
-    require(x.ndim == 3, "x", "(T, B, I)" if time_major else "(B, T, I)", x.shape)
+    arrays = {"x": x, "h0": h0} | weights._asdict() | control._asdict()
+    for name, array in arrays.items():
+        if array is not None or name in ("x", "w_ih", "w_hh"):
+            require(as_array(array, name) is array, name, "an array", f"a {type(array).__name__}")
+    steps = "(T, B, I)" if time_major else "(B, T, I)"
+    for name, axes in (("x", steps), ("w_hh", "(H, 3H)"), ("w_ih", "(I, 3H)")):
+        fits = arrays[name].ndim == axes.count(",") + 1 and arrays[name].shape[-1] != 0
+        require(fits, name, axes, f"shape {arrays[name].shape}")
+    require_floating(x, "x")
     n_steps, n_rows = x.shape[:2] if time_major else (x.shape[1], x.shape[0])
     hidden_size, n_features = weights.w_hh.shape[0], x.shape[2]
     expected = {
@@ -26,25 +35,23 @@ def check(recurrence: Recurrence, spec: GRUSpec, time_major: bool = True) -> Non
         "state_mask": (n_rows, hidden_size),
         "hold": (n_steps, n_rows, hidden_size),
     }
-    arrays = weights._asdict() | {"h0": h0} | control._asdict()
-    require(jnp.issubdtype(x.dtype, jnp.floating), "x", "a floating dtype", x.dtype)
     for name, shape in expected.items():
         if (array := arrays[name]) is None:
             continue
-        require(array.shape == shape, name, f"shape {shape}", array.shape, "The order of axes is (T, B, features).")
+        require_equal(array.shape, shape, name, "The order of axes is (T, B, features).")
         if name in ("valid", "reset"):
-            require(array.dtype == jnp.bool_, name, "dtype bool", array.dtype)
+            require_equal(array.dtype, jnp.dtype(bool), name)
         else:
-            require(jnp.issubdtype(array.dtype, jnp.floating), name, "a floating dtype", array.dtype)
+            require_floating(array, name)
     for name in ("scale_ih", "scale_hh"):
-        given = "None" if arrays[name] is None else "an array"
-        wanted = "an array" if spec.layer_norm else "None"
-        require(given == wanted, name, f"{wanted} with layer_norm={spec.layer_norm}", given)
+        wanted, given = ("an array" if there else None for there in (spec.layer_norm, arrays[name] is not None))
+        rule = f"layer_norm=True needs {name}" if spec.layer_norm else f"{name} needs layer_norm=True"
+        require(given == wanted, name, wanted, given, rule=rule)
 
 
 def check_spec(spec: GRUSpec) -> None:
     """Raises `InputError` for a spec that names what is not there."""
-    require(spec.update in UPDATES, "update", f"one of {list(UPDATES)}", repr(spec.update))
+    require_one_of(spec.update, UPDATES, "update")
     check_activation(spec.activation, "activation")
     check_activation(spec.gate_activation, "gate_activation")
     if spec.clip is not None:
@@ -53,5 +60,5 @@ def check_spec(spec: GRUSpec) -> None:
 
 
 def check_activation(activation: Activation, argument: str) -> None:
-    known = callable(activation) or activation in ACTIVATIONS
-    require(known, argument, f"one of {sorted(ACTIVATIONS)} or an elementwise function", repr(activation))
+    if not callable(activation):
+        require_one_of(activation, sorted(ACTIVATIONS), argument, "Or pass an elementwise function.")

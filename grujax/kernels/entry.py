@@ -59,14 +59,14 @@ def run(
     Source: torch.nn.GRU; Cho et al. 2014, arXiv 1406.1078.
     """
     check_named(spec, implementation)
+    for recurrence in recurrences:
+        check(recurrence, spec, time_major)
     ways = (False,) * len(recurrences) if reverse is None else tuple(reverse)
     return _run(list(recurrences), spec, implementation, ways, with_gates, time_major, jax.default_backend())
 
 
 @partial(jax.jit, static_argnums=(1, 2, 3, 4, 5, 6))
 def _run(recurrences, spec, implementation, reverse, with_gates, time_major, backend):
-    for recurrence in recurrences:
-        check(recurrence, spec, time_major)
     sizes = _known_sizes(recurrences[0], time_major)
     # Masks, flips and joins are made of time-major arrays: others would be transposed before them and after them.
     in_place = not (time_major or any(reverse) or recurrences[0].control.valid is not None)

@@ -7,7 +7,7 @@ from typing import NamedTuple, TypeAlias
 
 import jax
 
-from grujax.errors import InputError, require
+from grujax.errors import InputError, require_one_of
 from grujax.kernels.checks import check_spec
 from grujax.kernels.cpu_loops import brief, columns, in_place
 from grujax.kernels.derivative import Chunks, Loop
@@ -187,17 +187,12 @@ def check_named(spec: GRUSpec, implementation: str | None) -> None:
     check_spec(spec)
     if implementation is None:
         return
-    require(
-        implementation in KERNELS,
-        "implementation",
-        f"one of {sorted(KERNELS)} or None",
-        repr(implementation),
-        '"reference" is nn.scan over GRUCell: only the layers (GRU, GRUEncoder, GRUModel) have it.'
-        if implementation == "reference"
-        else "",
-    )
+    remedy = '"reference" is Flax\'s scan over GRUCell: only the layers (GRU, GRUEncoder, GRUModel) have it.'
+    remedy = remedy if implementation == "reference" else ""
+    require_one_of(implementation, (*sorted(KERNELS), None), "implementation", remedy)
     if (why := KERNELS[implementation].refuses(spec)) is not None:
-        raise InputError("implementation", "one that can serve the call", f"{implementation!r}: {why}", "Pass None.")
+        rule = f"implementation={implementation!r} cannot serve this call: {why}"
+        raise InputError("implementation", "another or None", repr(implementation), "Pass None.", rule)
 
 
 def choice(spec: GRUSpec, sizes: Sizes, platform: str) -> Explanation:

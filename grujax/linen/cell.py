@@ -1,9 +1,10 @@
 """One step of the GRU as a Flax Linen cell."""
 
-from typing import Never
+from typing import Any, Never
 
 import flax.linen as nn
 import jax.numpy as jnp
+from flax.core import meta
 
 from grujax.core.config import CellSettings
 from grujax.core.keywords import explained, refuse_others
@@ -56,12 +57,15 @@ class GRUCell(CellSettings, nn.RNNCellBase):
           state_mask: (..., H), multiplies the state where the products read it (recurrent dropout).
 
         Returns:
-          h' (..., H) twice: the carry, in float32 at least, and the output, in the compute dtype.
+          h' (..., H) twice: the new carry, in the dtype of the carry that was given, so that a scan may carry it; and
+          the output, in the compute dtype. Both are computed in float32 at least.
 
         Raises:
-          InputError: a shape or dtype that does not fit. TypeError: a keyword of another framework.
+          InputError: a shape or dtype that does not fit. Integers are refused, where Flax's cells promote them.
+          TypeError: a keyword of another framework.
         """
         refuse_others(self, others)
+        carry, x = self.checked(carry, x, known_features(self))
         return self.step(carry, x, self.weights(x.shape[-1]) if weights is None else weights, state_mask)
 
     @nn.nowrap
@@ -73,3 +77,11 @@ class GRUCell(CellSettings, nn.RNNCellBase):
     @property
     def num_feature_axes(self) -> int:
         return 1
+
+
+def known_features(module: nn.Module, *path: str) -> int | None:
+    """I, as the parameters of the cell at `path` have it; None before `init`."""
+    params: Any = module.variables.get("params", {})
+    for name in path:
+        params = params.get(name, {})
+    return jnp.shape(meta.unbox(params["w_ih"]))[0] if "w_ih" in params else None

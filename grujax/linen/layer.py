@@ -10,7 +10,7 @@ from grujax.core.initializers import initial_states
 from grujax.core.inputs import Steps, check_inputs
 from grujax.core.keywords import explained, refuse_others
 from grujax.core.stack import Hooks, LayerRun, Noise, returned, run_layers
-from grujax.linen.cell import GRUCell
+from grujax.linen.cell import GRUCell, known_features
 from grujax.types import Array, Inputs, state_dtype
 
 
@@ -71,7 +71,7 @@ class GRU(LayerSettings, nn.Module):
         """
         refuse_others(self, others)
         self.check()
-        steps = check_inputs(x, None, lengths, mask, resets, self.time_major)
+        steps = check_inputs(x, known_features(self, "l0"), lengths, mask, resets, self.time_major)
         return returned(self, self.run(steps, h0, deterministic))
 
     @nn.nowrap

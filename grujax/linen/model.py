@@ -14,6 +14,7 @@ from grujax.core.initializers import preset
 from grujax.core.inputs import check_inputs
 from grujax.core.keywords import CallOptions, explained, refuse_others
 from grujax.core.pooling import check_segments, pooled
+from grujax.linen.cell import known_features
 from grujax.linen.layer import GRU, carry_of, noise
 from grujax.types import Array, Inputs
 
@@ -93,7 +94,7 @@ class GRUEncoder(EncoderSettings, nn.Module):
         """
         refuse_others(self, others)
         self.check()
-        steps = check_inputs(x, None, lengths, mask, resets, self.time_major)
+        steps = check_inputs(x, known_features(self, "gru", "l0"), lengths, mask, resets, self.time_major)
         kept = check_segments(self.pooling, steps, segments, num_segments)
         run = GRU(**self.settings(GRU), name="gru").run(steps, h0, deterministic)
         features = pooled(self, run, kept, partial(dense, self))
@@ -205,7 +206,7 @@ class GRUModel(ModelSettings[Sizes], nn.Module, Generic[Sizes]):
         """
         refuse_others(self, others)
         self.check()
-        steps = check_inputs(x, None, lengths, mask, resets, self.time_major)
+        steps = check_inputs(x, known_features(self, "encoder", "gru", "l0"), lengths, mask, resets, self.time_major)
         has = [name for name in STATISTICS if self.has_variable("statistics", name)]
         statistics = {name: self.get_variable("statistics", name) for name in has}
         x = standardised(self, steps.x, statistics)

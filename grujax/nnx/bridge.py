@@ -9,7 +9,7 @@ from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from grujax.core.heads import STATISTICS
-from grujax.errors import require
+from grujax.errors import require, require_equal, require_one_of
 from grujax.linen import MODELS
 from grujax.nnx.cell import GRUCell
 from grujax.nnx.layer import GRU
@@ -29,7 +29,8 @@ def to_linen(module: GRU | GRUCell | GRUEncoder | GRUModel) -> tuple[nn.Module, 
     True
     """
     found = type(module).__name__
-    require(type(module) in MODULES.values(), "module", f"one of {sorted(MODULES)} of grujax.nnx", found)
+    known = MODULES.get(found) is type(module)
+    require(known, "module", f"one of {sorted(MODULES)} of grujax.nnx", f"{type(module).__module__}.{found}")
     of = MODELS[found]
     variables = {"params": nnx.to_pure_dict(nnx.state(module, nnx.Param))}
     statistics = nnx.to_pure_dict(nnx.state(module, Statistic))
@@ -56,7 +57,9 @@ def from_linen(model: nn.Module, variables: Mapping[str, Any], *, rngs: nnx.Rngs
     True
     """
     found = type(model).__name__
-    require(type(model) in MODELS.values(), "model", f"one of {sorted(MODELS)}", found)
+    known = MODELS.get(found) is type(model)
+    require(known, "model", f"one of {sorted(MODELS)} of grujax", f"{type(model).__module__}.{found}")
+    require(isinstance(variables, Mapping), "variables", "a dict", f"a {type(variables).__name__}")
     of, params = MODULES[found], _flat(variables.get("params", {}))
     sizes = [a.shape[0] for path, a in params.items() if path in ("w_ih", "l0/w_ih") or path.endswith("/l0/w_ih")]
     require(len(sizes) == 1, "variables", "parameters w_ih of the first layer", sorted(params))
@@ -64,11 +67,11 @@ def from_linen(model: nn.Module, variables: Mapping[str, Any], *, rngs: nnx.Rngs
     ours = _flat(nnx.to_pure_dict(nnx.state(module, nnx.Param)))
     for path in sorted(ours.keys() | params.keys()):
         expected, given = (f"{a[path].dtype} {a[path].shape}" if path in a else "none" for a in (ours, params))
-        require(expected == given, f"params/{path}", expected, given)
+        require_equal(given, expected, f"params/{path}")
     values = {path: jnp.asarray(a) for path, a in params.items()}
     nnx.update(module, nnx.State(unflatten_dict(values, sep="/")))
     for name, a in variables.get("statistics", {}).items():
-        require(of is GRUModel and name in STATISTICS, f"statistics/{name}", "one of a GRUModel's", "another")
+        require_one_of(name, STATISTICS if of is GRUModel else (), f"statistics/{name}")
         setattr(module, name, Statistic(jnp.asarray(a)))
     return module
 

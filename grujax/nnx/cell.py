@@ -9,7 +9,7 @@ from jax.nn.initializers import Initializer
 
 from grujax.core.config import CellSettings
 from grujax.core.keywords import explained, refuse_others
-from grujax.errors import InputError, require, require_count
+from grujax.errors import InputError, require_count, require_equal
 from grujax.types import Array, GRUWeights, state_dtype
 
 Rngs = nnx.Rngs | nnx.RngStream
@@ -53,7 +53,7 @@ class GRUCell(CellSettings, Sized, nnx.RNNCellBase):
 
     def weights(self, input_size: int) -> GRUWeights:
         """The parameters, for an input of that many features."""
-        require(input_size == self.input_size, "x", f"{self.input_size} input features on the last axis", input_size)
+        require_equal(input_size, self.input_size, "input_size")
         return GRUWeights(**{name: getattr(self, name)[...] for name in GRUWeights._fields if hasattr(self, name)})
 
     def __call__(
@@ -67,6 +67,7 @@ class GRUCell(CellSettings, Sized, nnx.RNNCellBase):
     ) -> tuple[Array, Array]:
         """carry (..., H), x (..., I) -> h' (..., H) twice. Arguments, dtypes, errors: see `grujax.GRUCell`."""
         refuse_others(self, others)
+        carry, x = self.checked(carry, x, self.input_size)
         return self.step(carry, x, self.weights(x.shape[-1]) if weights is None else weights, state_mask)
 
     def initialize_carry(

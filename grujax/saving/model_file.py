@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from grujax.arrays import as_array
 from grujax.errors import InputError, require
 from grujax.linen import MODELS, GRUCell, GRUModel
 from grujax.saving.atomic import replacing
@@ -51,8 +52,9 @@ def save(path: str | Path, model: nn.Module, variables: Mapping, metadata: Mappi
       metadata: anything that JSON can hold, read again by `read`.
 
     Raises:
-      InputError: a model of another class, variables that do not fit it or are not finite, metadata with one of the
-      file's own keys. OSError: the file cannot be written.
+      InputError: a model of another class, variables that are no arrays, do not fit it or are not finite, metadata with
+        one of the file's own keys.
+      OSError: the file cannot be written.
 
     >>> import jax, jax.numpy as jnp, tempfile, grujax
     >>> model = grujax.GRUModel(hidden_size=20, output_size=5)
@@ -65,11 +67,12 @@ def save(path: str | Path, model: nn.Module, variables: Mapping, metadata: Mappi
     import safetensors.numpy
 
     found = type(model).__name__
-    require(type(model) in MODELS.values(), "model", f"one of {sorted(MODELS)}", found)
+    known, shown = MODELS.get(found) is type(model), f"{type(model).__module__}.{found}"
+    remedy = "Of a module of grujax.nnx: grujax.save(path, *grujax.nnx.to_linen(module))."
+    require(known, "model", f"one of {sorted(MODELS)} of grujax", shown, remedy)
     taken = sorted(RESERVED & set(metadata or {}))
     require(not taken, "metadata", f"other keys than {sorted(RESERVED)}", taken)
-    # Contiguous: safetensors writes the memory behind a view, not the view.
-    tensors = {key: np.ascontiguousarray(a) for key, a in sorted(flatten_dict(dict(variables), sep="/").items())}
+    tensors = _tensors(variables)
     _check_tensors(model, tensors)
     fields = json.loads(json.dumps(_fields(model), default=_number))
     _from_json(type(model), fields)  # what could not be loaded again is not saved
@@ -130,7 +133,8 @@ def read(path: str | Path) -> Saved:
     try:
         model, header = _checked(metadata["grujax"], tensors)
     except InputError as error:
-        raise InputError(error.argument, error.expected, f"{error.found} in {path}", error.remedy) from error
+        found = f"{error.found} in {path}"
+        raise InputError(error.argument, error.expected, found, error.remedy, error.rule) from error
     except Exception as error:  # a foreign header raises whatever JSON, JAX or the model happens to trip over
         raise InputError("model", "grujax's metadata", f"{path}: {type(error).__name__} {_line(error)}") from error
     return Saved(model, unflatten_dict({key: jnp.asarray(a) for key, a in tensors.items()}, sep="/"), header)
@@ -273,6 +277,18 @@ def _check_tensors(model: nn.Module, tensors: Mapping[str, np.ndarray]) -> None:
         require(bool(np.isfinite(a).all()), key, "finite numbers", "NaN or Inf")
         std = key.startswith("statistics/") and key.endswith("_std")
         require(not std or bool((a > 0).all()), key, "positive numbers", a.min() if a.size else None)
+
+
+def _tensors(variables: Mapping) -> dict[str, np.ndarray]:
+    """The arrays by their paths, in order."""
+    remedy = "model.init(...) makes one."
+    require(isinstance(variables, Mapping), "variables", "a dict of arrays", f"a {type(variables).__name__}", remedy)
+    flat: dict[tuple, Any] = flatten_dict(dict(variables))
+    for path in flat:
+        require(all(isinstance(key, str) for key in path), "variables", "a dict whose keys are names", path)
+    # Contiguous: safetensors writes the memory behind a view, not the view.
+    named = {"/".join(path): a for path, a in flat.items()}
+    return {key: np.ascontiguousarray(as_array(named[key], key)) for key in sorted(named)}
 
 
 def _shown(tensor: tuple) -> str:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from grujax.errors import require
+from grujax.errors import require, require_one_of
 
 
 @dataclass(frozen=True)
@@ -63,5 +63,4 @@ class TrainConfig:
             require(0 <= getattr(self, name) < 1, name, "from 0 to below 1", getattr(self, name))
         require(0 < self.validation < 1, "validation", "between 0 and 1", self.validation)
         require(0 <= self.seed < 2**32, "seed", "an integer from 0 to 2**32 - 1", self.seed)
-        poolings = ("last", "mean", "max")
-        require(self.pooling in poolings, "pooling", f"one of {poolings}", repr(self.pooling))
+        require_one_of(self.pooling, ("last", "mean", "max"), "pooling")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from grujax.errors import InputError
+from grujax.errors import require_package
 from grujax.saving import replacing
 from grujax.training.fit import Epoch
 
@@ -51,11 +51,7 @@ def plot_confusion(path: str | Path, confusion: np.ndarray, labels: Sequence[str
 
 
 def _figure(width: float, height: float) -> "Figure":
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise InputError("matplotlib", "an installed package", "none", "pip install 'grujax[plot]'") from error
-    return Figure(figsize=(width, height), layout="constrained")
+    return require_package("matplotlib.figure", "plot").Figure(figsize=(width, height), layout="constrained")
 
 
 def _write(figure: "Figure", path: str | Path) -> None:

@@ -67,7 +67,7 @@ def test_the_state_is_carried_in_float32_at_least(dtype, state, implementation):
     layer = GRU(hidden, dtype=dtype, param_dtype=dtype, implementation=implementation)
     params = {"params": {"l0": {name: jnp.asarray(a, dtype) for name, a in weights.items()}}}
     x = np.zeros((2, steps, 1))
-    output, h_last = layer.apply(params, jnp.asarray(x, dtype), jnp.asarray(h0, dtype))
+    output, h_last = layer.apply(params, jnp.asarray(x, dtype), jnp.asarray(h0, state))
     assert (output.dtype, h_last.dtype) == (dtype, state)
     expected = equations.sequence(x.swapaxes(0, 1), h0[0], *weights.values()).h_last
     assert np.abs(expected - h0[0]).max() > 0.5

@@ -88,5 +88,5 @@ def test_a_cell():
 
 def test_without_flatbuffers_the_message_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "flatbuffers", None)
-    with pytest.raises(MissingPackage, match=r"flatbuffers: .*pip install 'grujax\[stablehlo\]'"):
+    with pytest.raises(MissingPackage, match=r"flatbuffers is required: pip install 'grujax\[stablehlo\]'"):
         to_stablehlo(GRU(4), variables_of(GRU(4), normal(1, 2, 3)))

@@ -1,0 +1,55 @@
+"""What a caller may hand over as an array; all else is refused by the name of its argument, before JAX sees it."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from grujax.errors import InputError, require
+
+
+def as_array(value: Any, argument: str) -> Any:
+    """An array of JAX as it is; whatever else NumPy takes for an array of numbers as one of NumPy.
+
+    Tensors of PyTorch are refused: whether gradients and devices may be left behind is for the caller to say.
+
+    >>> as_array([1.0, 2.0], "x").dtype
+    dtype('float64')
+    """
+    array, kind = value, f"a {type(value).__name__}"
+    if not isinstance(value, jax.Array):
+        torch = any(cls.__module__.partition(".")[0] == "torch" for cls in type(value).__mro__)
+        remedy = f"Pass {argument}.detach().numpy()."
+        require(not torch, argument, "an array of JAX or NumPy", "a tensor of PyTorch", remedy)
+        try:
+            array = jnp.asarray(value) if hasattr(value, "__jax_array__") else np.asarray(value)
+        except jax.errors.TracerArrayConversionError:  # a list of traced numbers
+            array = jnp.asarray(value)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise InputError(argument, "an array of numbers", f"{kind}: {error}") from error
+    dtype = array.dtype
+    number = dtype == jnp.bool_ or (jnp.issubdtype(dtype, np.number) and dtype.char not in "gG")  # no long double
+    found = f"dtype {dtype}" if array.ndim or isinstance(value, (np.ndarray, jax.Array)) else kind
+    require(number, argument, "an array of numbers that JAX knows", found)
+    remedy = f'Pass {argument}.astype({argument}.dtype.newbyteorder("=")).'
+    require(dtype.isnative, argument, "numbers in the byte order of this machine", f"dtype {dtype.str}", remedy)
+    return array
+
+
+def require_floating_dtype(dtype: Any, argument: str) -> None:
+    """Raises `InputError` unless `dtype` is a floating one, or None.
+
+    >>> require_floating_dtype("bfloat16", "dtype")
+    """
+    try:
+        floating = dtype is None or jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+    except TypeError:
+        floating = False
+    require(floating, argument, "a floating dtype or None", repr(dtype) if isinstance(dtype, str) else dtype)
+
+
+def require_floating(a: Any, argument: str) -> None:
+    """Raises `InputError` unless the dtype of `a` is a floating one."""
+    remedy = f"Convert it, {argument}.astype(jnp.float32), if that is what it means."
+    require(jnp.issubdtype(a.dtype, jnp.floating), argument, "a floating dtype", f"dtype {a.dtype}", remedy)
