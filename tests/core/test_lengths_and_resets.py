@@ -42,6 +42,8 @@ STEERED = {  # by, reverse, steering: implementation, reset_after. Each implemen
     ("lengths", True, "resets to h_reset"): ("autodiff", True),
     ("mask", False, "resets to h_reset"): ("autodiff", False),
     ("mask", True, "resets to h_reset"): ("xla", True),
+    ("neither", False, "resets"): ("xla", True),
+    ("neither", True, "resets to h_reset"): ("xla", False),
 }
 
 
@@ -50,7 +52,8 @@ def compiled_gru(by, steering, **options):
     """(arrays, valid, resets, dhs, dh_last) -> the gradients of all arrays, hs and h_last."""
 
     def loss(inputs, valid, resets, dhs, dh_last):
-        steer = {by: valid, "resets": resets, "h_reset": inputs["h_reset"]}
+        steer = {} if by == "neither" else {by: valid}
+        steer |= {"resets": resets, "h_reset": inputs["h_reset"]}
         for name in {"nothing": ("resets", "h_reset"), "resets": ("h_reset",)}.get(steering, ()):
             del steer[name]
         weights = GRUWeights(*(inputs[name] for name in WEIGHTS))
@@ -66,7 +69,7 @@ def compiled_gru(by, steering, **options):
 def test_gru_equals_the_plain_runs_of_its_pieces(case, data):
     (by, reverse, steering), (implementation, reset_after) = case, STEERED[case]
     rng = np.random.default_rng(data.draw(SEEDS))
-    valid = data.draw(valid_steps(holes=by == "mask"))
+    valid = np.ones((B, T), bool) if by == "neither" else data.draw(valid_steps(holes=by == "mask"))
     resets = data.draw(FLAGS) & (steering != "nothing")
     inputs = {"x": rng.normal(size=(B, T, I)), "h0": rng.normal(size=(B, H)), **random_weights(rng)}
     h_reset = rng.normal(size=H) * (steering == "resets to h_reset")
