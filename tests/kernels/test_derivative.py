@@ -24,7 +24,7 @@ SHAPES = {"x": (T, B, I), "w_ih": (I, 3 * H), "w_hh": (H, 3 * H), "b_ih": (3 * H
 ARRAYS = tuple(SHAPES)
 SHAPES |= {"h_reset": (H,)}
 VALID = jnp.asarray([[1, 0, 1], [1, 0, 1], [1, 0, 0], [0, 0, 1], [1, 0, 1]], bool)
-RESET = jnp.asarray([[0, 1, 1], [0, 1, 0], [1, 0, 1], [1, 0, 0], [0, 0, 1]], bool)
+RESET = jnp.asarray([[0, 1, 1], [0, 1, 0], [0, 0, 1], [1, 0, 0], [1, 0, 1]], bool)
 STEPS = {"valid": VALID, "reset": RESET}
 STATE_MASK = jnp.asarray(2.0 * RNG.integers(0, 2, (B, H)))
 HOLD = jnp.asarray(RNG.uniform(size=(T, B, H)))
