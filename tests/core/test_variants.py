@@ -427,7 +427,7 @@ def test_both_directions_are_merged(rows, merge):
             assert_close(found, expected)
     else:
         assert_close(output, MERGED[merge](*hs))
-        encoder = GRUEncoder(**layer.settings(GRUEncoder))
+        encoder = GRUEncoder(**layer.fields_of(GRUEncoder))
         pooled = encoder.apply({"params": {"gru": params}}, x, jnp.asarray(h0), lengths=LENGTHS)
         assert_close(pooled, MERGED[merge](*last))
 
