@@ -41,7 +41,7 @@ Pooling: TypeAlias = str | Callable[[Array, Array], Array] | None
 
 
 @dataclasses.dataclass(eq=False, repr=False)
-class CellSettings:
+class CellConfig:
     """What a cell, a layer and a model have in common. All but `hidden_size` by keyword alone.
 
     Attributes:
@@ -94,7 +94,7 @@ class CellSettings:
         remedy = "The update gate has no bias to add it to."
         require(self.bias or self.update_bias == 0, "update_bias", 0, self.update_bias, remedy, rule=rule)
 
-    def settings(self, of: type) -> dict[str, Any]:
+    def fields_of(self, of: type) -> dict[str, Any]:
         """The fields that this module and `of` have in common, to make the one from the other."""
         mine = {f.name for f in dataclasses.fields(self)} - {"parent", "name"}
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(of) if f.name in mine}
@@ -127,8 +127,8 @@ class CellSettings:
 
 
 @dataclasses.dataclass(eq=False, repr=False)
-class LayerSettings(CellSettings):
-    """What a layer and a model have in common, beside the attributes of `CellSettings`.
+class LayerConfig(CellConfig):
+    """What a layer and a model have in common, beside the attributes of `CellConfig`.
 
     Attributes:
       num_layers: L. Layer k reads the output of layer k − 1.
@@ -214,8 +214,8 @@ class LayerSettings(CellSettings):
 
 
 @dataclasses.dataclass(eq=False, repr=False)
-class EncoderSettings(LayerSettings):
-    """What an encoder and a model have in common, beside the attributes of `LayerSettings` and `CellSettings`.
+class EncoderConfig(LayerConfig):
+    """What an encoder and a model have in common, beside the attributes of `LayerConfig` and `CellConfig`.
 
     Attributes:
       pooling: how all steps become one vector. "last": the true last state of each direction of the top layer, not
@@ -240,8 +240,8 @@ class EncoderSettings(LayerSettings):
 
 
 @dataclasses.dataclass(eq=False, repr=False)
-class ModelSettings(EncoderSettings, Generic[Sizes]):
-    """A model's own, beside the attributes of `EncoderSettings`, `LayerSettings` and `CellSettings`.
+class ModelConfig(EncoderConfig, Generic[Sizes]):
+    """A model's own, beside the attributes of `EncoderConfig`, `LayerConfig` and `CellConfig`.
 
     Attributes:
       output_size: width of the head; or several heads, a dict of widths by name, whose outputs are a dict too.

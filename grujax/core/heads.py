@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 import jax.numpy as jnp
 
-from grujax.core.config import ModelSettings
+from grujax.core.config import ModelConfig
 from grujax.core.stack import Noise, dropped
 from grujax.errors import require, require_equal
 from grujax.kernels.step import activate
@@ -13,7 +13,7 @@ from grujax.types import Array, Valid
 STATISTICS = ("input_mean", "input_std", "output_mean", "output_std")
 
 
-def standardised(model: ModelSettings, x: Array, statistics: Mapping[str, Array]) -> Array:
+def standardised(model: ModelConfig, x: Array, statistics: Mapping[str, Array]) -> Array:
     """(x − input_mean) / input_std, where there are such."""
     alone = "output_mean" not in statistics or not isinstance(model.output_size, Mapping)
     rule = "statistics of the output need a single head"
@@ -21,8 +21,8 @@ def standardised(model: ModelSettings, x: Array, statistics: Mapping[str, Array]
     return _with_statistics(statistics, "input", lambda x, mean, std: (x - mean) / std, x)
 
 
-def answer(
-    model: ModelSettings,
+def apply_heads(
+    model: ModelConfig,
     features: Array,
     valid: Valid | None,
     statistics: Mapping[str, Array],

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from grujax.core.config import POOLINGS, EncoderSettings, Pooling
+from grujax.core.config import POOLINGS, EncoderConfig, Pooling
 from grujax.core.inputs import Steps, check_integers, from_rows
 from grujax.core.stack import LayerRun, merged
 from grujax.errors import require
@@ -23,7 +23,7 @@ class Segments(NamedTuple):
     number: int
 
 
-def pooled(encoder: EncoderSettings, run: LayerRun, segments: Segments | None, dense: Callable[..., Array]) -> Array:
+def pooled(encoder: EncoderConfig, run: LayerRun, segments: Segments | None, dense: Callable[..., Array]) -> Array:
     """What pooling makes of a run: (*batch, F), with segments (number, F), with `pooling=None` (*batch, T, F).
 
     `dense(name, x, width, bias=True)` is W x + b with the parameters of that name.
@@ -97,7 +97,7 @@ def pool_segments(output: Array, ids: Array, count: int, pooling: str, scores: A
     return result[:count].astype(output.dtype)
 
 
-def last_of_segments(run: LayerRun, ids: Array, count: int, encoder: EncoderSettings) -> list[Array]:
+def last_of_segments(run: LayerRun, ids: Array, count: int, encoder: EncoderConfig) -> list[Array]:
     """The last state of each segment in each direction, (count, H): at its last step, in reverse at its first.
 
     A segment without a step has the initial state.

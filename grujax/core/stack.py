@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
-from grujax.core.config import MERGES, LayerSettings
+from grujax.core.config import MERGES, LayerConfig
 from grujax.core.inputs import Steps, check_state, from_rows, to_rows, with_states_axis
 from grujax.kernels import run
 from grujax.kernels.order import resets_in_reverse
@@ -65,7 +65,7 @@ class LayerRun(NamedTuple):
         return states if self.h0_dtype is None else states.astype(self.h0_dtype)
 
 
-def run_layers(layer: LayerSettings, steps: Steps, h0: ArrayLike | None, hooks: Hooks) -> LayerRun:
+def run_layers(layer: LayerConfig, steps: Steps, h0: ArrayLike | None, hooks: Hooks) -> LayerRun:
     """All layers in all directions; h0 (L*D, *batch, H), the initial state where None."""
     expected = (layer.num_states, *steps.batch, layer.hidden_size)
     h0 = check_state(with_states_axis(h0, expected), "h0", expected, "The first axis is layers * directions.")
@@ -112,7 +112,7 @@ def run_layers(layer: LayerSettings, steps: Steps, h0: ArrayLike | None, hooks: 
 
 
 def _recurrence(
-    layer: LayerSettings, hooks: Hooks, cell: Cell, x: Array, h0: Array | None, control: Control, time_major: bool
+    layer: LayerConfig, hooks: Hooks, cell: Cell, x: Array, h0: Array | None, control: Control, time_major: bool
 ) -> Recurrence:
     """One direction of one layer, in the compute dtype; its h0 (*batch, H) the initial state where None."""
     n_steps, n_rows = x.shape[:2] if time_major else (x.shape[1], x.shape[0])
@@ -128,14 +128,14 @@ def _recurrence(
     return Recurrence(x.astype(dtype), cast(weights, dtype), h0, control)
 
 
-def returned(layer: LayerSettings, run: LayerRun) -> tuple[Array, Array]:
+def returned(layer: LayerConfig, run: LayerRun) -> tuple[Array, Array]:
     """The run in the layout of x: output, with `merge=None` that of each direction, stacked, and h_last."""
     if layer.merge is None and layer.bidirectional:
         return jnp.stack([from_rows(hs, run.batch, layer.time_major) for hs in run.directions]), run.states
     return from_rows(run.output, run.batch, layer.time_major), run.states
 
 
-def merged(layer: LayerSettings, directions: list[Array]) -> Array:
+def merged(layer: LayerConfig, directions: list[Array]) -> Array:
     """Both directions as one output; the one there is."""
     return MERGES[layer.merge or "concat"](*directions) if layer.bidirectional else directions[0]
 
@@ -152,7 +152,7 @@ def dropped(x: Array, rate: float, noise: Noise | None, locked_axes: tuple[int, 
 
 
 def _masks(
-    layer: LayerSettings, n_steps: int, n_rows: int, dtype: jnp.dtype, noise: Noise | None
+    layer: LayerConfig, n_steps: int, n_rows: int, dtype: jnp.dtype, noise: Noise | None
 ) -> tuple[Array | None, Array | None]:
     """state_mask (B, H) and hold (T, B, H); None where nothing is dropped or held."""
     wide = state_dtype(dtype)
@@ -166,7 +166,7 @@ def _masks(
     return state_mask, hold
 
 
-def _connect(layer: LayerSettings, hooks: Hooks, name: str, x: Array, output: Array) -> Array:
+def _connect(layer: LayerConfig, hooks: Hooks, name: str, x: Array, output: Array) -> Array:
     if layer.connection == "residual":
         return x + output
     if layer.connection == "highway":

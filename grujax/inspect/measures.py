@@ -69,7 +69,10 @@ def _sown(model, variables, x, h0, valid, resets):
 
 
 class Saturation(NamedTuple):
-    """The share of steps, (H,) each, at which a gate is nearly closed (left) or nearly open (right)."""
+    """Shares of steps, float64 (H,) each: `left` is where a gate is nearly closed, `right` where it is nearly open.
+
+    `saturation` returns it. The suffix names the gate: r resets, z updates.
+    """
 
     left_r: NDArray
     right_r: NDArray
@@ -104,11 +107,13 @@ def time_scale(gates: Gates, valid: ArrayLike | None = None, update: str = "keep
 
         τ = −1 / mean_t log k_t        k = z with update="keep", 1 − z with update="take"
 
-    Over n steps the product of the k is left of a state on the direct path, about exp(−n / τ); for a constant k near 1
-    that is τ = 1 / (1 − k), the time constant of a leaky unit. What a unit remembers through other units, and what
-    zoneout keeps, is not in it.
+    k is the share of the old state that a step keeps. After n steps about exp(−n / τ) of a state is left on the direct
+    path; for a constant k near 1, τ = 1 / (1 − k), the time constant of a leaky unit. Memory through other units and
+    through zoneout is not counted.
 
-    Args: gates and valid as in `saturation`; update as the model has it.
+    Args:
+      gates, valid: as in `saturation`.
+      update: that of the model.
 
     >>> from grujax.types import Gates
     >>> z = np.full((3, 7, 2), 0.9)
@@ -140,13 +145,14 @@ def gradient_norm(
 ) -> NDArray:
     """‖∂ loss / ∂ x_t‖₂, over the features of each step: (B, T), the batch first whatever `model.time_major` says.
 
-    How far back a loss is felt: a norm that falls towards the steps read first is a vanishing gradient.
+    It shows how far back a loss reaches. A norm that falls towards the steps read first is a vanishing gradient.
 
     Args:
       loss: of what the model returns, to a scalar. None is half the sum of squares of the model's output, whose
         gradient is the output itself; of a `GRU`, which also returns its states, that of the last states of its top
         layer, as pooling="last" has them.
-      others: as the model takes them, regularisation off. x is what the model is given: raw, where it standardises.
+      h0, lengths, mask, resets, segments, num_segments: as the model takes them. Regularisation is off. x is the
+        model's input: raw where the model standardises it.
 
     Returns:
       float64, exactly 0 at steps that are not valid.

@@ -16,10 +16,28 @@ if TYPE_CHECKING:
 
 
 def plot_saturation(saturations: Mapping[str, Saturation] | Saturation, path: str | Path | None = None) -> "Figure":
-    """A panel a layer, a dot a unit: how often a gate is closed, across, and open, upwards; both add up to 1 at most.
+    """Draws how often each unit's gates are closed (x axis) and open (y axis): one panel a layer, one dot a unit.
 
-    Dots by the axes are switches, dots at the origin never saturate. `path`: also written there as a PNG, whole or
-    not at all. Source: Karpathy, Johnson and Fei-Fei 2015, arXiv 1506.02078.
+    Both axes are shares of steps, so x + y is at most 1. A dot on the diagonal is a switch: its gate is always closed
+    or open. A dot at the origin never saturates.
+
+    Args:
+      saturations: what `saturation` returns, or a dict of these by layer.
+      path: the PNG file to write as well, whole or not at all; None writes none.
+
+    Returns:
+      The matplotlib figure.
+
+    Raises:
+      InputError: an argument of another type, a path that does not end in .png, or matplotlib is not installed.
+
+    >>> from grujax.inspect.measures import Gates, saturation
+    >>> z = np.array([[0.05, 0.5], [0.95, 0.5]])
+    >>> figure = plot_saturation({"l0": saturation(Gates(z, z, z))})
+    >>> figure.axes[0].get_title()
+    'l0'
+
+    Source: Karpathy, Johnson and Fei-Fei 2015, arXiv 1506.02078.
     """
     layers = _by_layer(saturations, "saturations")
     columns = min(len(layers), 4)
@@ -44,9 +62,22 @@ def plot_saturation(saturations: Mapping[str, Saturation] | Saturation, path: st
 
 
 def plot_time_scale(time_scales: Mapping[str, ArrayLike] | ArrayLike, path: str | Path | None = None) -> "Figure":
-    """A curve a layer: the time scales of its units, sorted. `path`: also written there as a PNG, whole or not at all.
+    """Draws the time scale (steps, log axis) of every unit, sorted: one curve a layer.
 
-    Units that forget nothing, or all at once, are triangles on the upper or lower edge.
+    A triangle on the upper edge is a unit that never forgets (τ = ∞), one on the lower edge forgets at once (τ = 0).
+
+    Args:
+      time_scales: what `time_scale` returns (H,), or a dict of these by layer.
+      path: the PNG file to write as well, whole or not at all; None writes none.
+
+    Returns:
+      The matplotlib figure.
+
+    Raises:
+      InputError: an array that is not (H,), a path that does not end in .png, or matplotlib is not installed.
+
+    >>> plot_time_scale(np.array([2.0, 30.0, np.inf])).axes[0].get_yscale()
+    'log'
     """
     figure = _figure(6.4, 4.2)
     axes = figure.subplots()
@@ -69,9 +100,23 @@ def plot_time_scale(time_scales: Mapping[str, ArrayLike] | ArrayLike, path: str 
 
 
 def plot_gradient_norm(norms: ArrayLike, path: str | Path | None = None) -> "Figure":
-    """(B, T) or (T,): a thin curve a sequence, their median thick. Zeros, steps that are not valid, are left out.
+    """Draws how far back the loss reaches: one thin curve a sequence (log axis), their median as a thick one.
 
-    `path`: also written there as a PNG, whole or not at all.
+    Args:
+      norms: what `gradient_norm` returns, (B, T) or (T,), in units of the loss per unit of x. Zeros are left out: they
+        are the steps beyond a sequence's length.
+      path: the PNG file to write as well, whole or not at all; None writes none.
+
+    Returns:
+      The matplotlib figure.
+
+    Raises:
+      InputError: another shape, no step, a path that does not end in .png, or matplotlib is not installed.
+
+    >>> plot_gradient_norm(np.array([[1e-3, 1e-2, 0.1]])).axes[0].get_title()
+    'Reach of the gradient'
+
+    Source: Pascanu, Mikolov and Bengio 2013, arXiv 1211.5063.
     """
     found = np.asarray(norms, float)
     expected = "shape (B, T) or (T,), at least one step"

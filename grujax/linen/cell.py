@@ -6,13 +6,13 @@ import flax.linen as nn
 import jax.numpy as jnp
 from flax.core import meta
 
-from grujax.core.config import CellSettings
+from grujax.core.config import CellConfig
 from grujax.core.keywords import explained, refuse_others
 from grujax.types import Array, GRUWeights, state_dtype
 
 
 @explained
-class GRUCell(CellSettings, nn.RNNCellBase):
+class GRUCell(CellConfig, nn.RNNCellBase):
     """One step: `carry, y = cell(carry, x)`, both the new state h'.
 
         r  = σ(W_ir x + b_ir + W_hr h + b_hr)
@@ -20,7 +20,7 @@ class GRUCell(CellSettings, nn.RNNCellBase):
         n  = tanh(W_in x + b_in + r ⊙ (W_hn h + b_hn))
         h' = (1 − z) ⊙ n + z ⊙ h
 
-    The equations of `torch.nn.GRUCell`; the switches to others are the attributes of `CellSettings`. It works
+    The equations of `torch.nn.GRUCell`; the switches to others are the attributes of `CellConfig`. It works
     wherever a Linen cell does: `nn.RNN`, `nn.Bidirectional`, `nn.scan`, `nn.vmap`, `nn.remat`.
 
     Parameters: `w_ih (I, 3H)`, `w_hh (H, 3H)`, `b_ih (3H,)`, `b_hh (3H,)`, columns r | z | n; with `layer_norm` also

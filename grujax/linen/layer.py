@@ -5,7 +5,7 @@ from typing import Never
 import flax.linen as nn
 from jax.typing import ArrayLike
 
-from grujax.core.config import LayerSettings
+from grujax.core.config import LayerConfig
 from grujax.core.initializers import initial_states
 from grujax.core.inputs import Steps, check_inputs
 from grujax.core.keywords import explained, refuse_others
@@ -15,10 +15,10 @@ from grujax.types import Array, Inputs, state_dtype
 
 
 @explained
-class GRU(LayerSettings, nn.Module):
+class GRU(LayerConfig, nn.Module):
     """`torch.nn.GRU` with batch_first=True, as a Flax module: one or several layers, one or both directions.
 
-    The equations of one step are those of `GRUCell`; the attributes those of `LayerSettings` and `CellSettings`. The
+    The equations of one step are those of `GRUCell`; the attributes those of `LayerConfig` and `CellConfig`. The
     parameter tree is `l{k}` and `l{k}_reverse`, each as `GRUCell` has it, whatever the implementation; beside them
     `h0` where the initial state is learned and `l{k}_highway`.
 
@@ -61,7 +61,8 @@ class GRU(LayerSettings, nn.Module):
           output: (B, T, D*H), exactly 0 at steps that are not valid; with `merge=None` (2, B, T, H), the forward
             direction first. Its dtype is the compute dtype.
           h_last: (L*D, B, H), the state after the last valid step of each direction, h0 for length 0; with resets
-            that of the last sequence, of a backward direction that of the first. float32 at least.
+            that of the last sequence, of a backward direction that of the first. Its dtype is that of h0; where h0 is
+            None, float32 at least.
             `h_last[layer * D + direction]` is one of them: `h_last[0]` of a single layer in one direction,
             `h_last[-1]` the backward direction of the top layer with bidirectional=True.
 
@@ -102,7 +103,7 @@ class GRU(LayerSettings, nn.Module):
             initial = self.param("h0", nn.initializers.zeros, shape, self.param_dtype)
         sown = self.is_mutable_collection("intermediates") and not self.is_initializing()
         hooks = Hooks(
-            cell=lambda name: GRUCell(**self.settings(GRUCell), name=name),
+            cell=lambda name: GRUCell(**self.fields_of(GRUCell), name=name),
             highway=self._highway,
             scan=_scan,
             initial=initial,

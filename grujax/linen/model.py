@@ -8,8 +8,8 @@ import flax.linen as nn
 from flax.core import FrozenDict
 from jax.typing import ArrayLike
 
-from grujax.core.config import EncoderSettings, LayerSettings, ModelSettings, Sizes
-from grujax.core.heads import STATISTICS, answer, standardised
+from grujax.core.config import EncoderConfig, LayerConfig, ModelConfig, Sizes
+from grujax.core.heads import STATISTICS, apply_heads, standardised
 from grujax.core.initializers import preset
 from grujax.core.inputs import check_inputs
 from grujax.core.keywords import CallOptions, explained, refuse_others
@@ -25,7 +25,7 @@ class Options(CallOptions, total=False):
     deterministic: bool
 
 
-def dense(module: LayerSettings, name: str, x: Array, width: int, bias: bool = True) -> Array:
+def dense(module: LayerConfig, name: str, x: Array, width: int, bias: bool = True) -> Array:
     """W x + b in the scope of `module`: its dtypes, its precision, its initialiser."""
     init = preset(module.initializer, module.hidden_size, x.shape[-1])
     layer = nn.Dense(
@@ -42,8 +42,8 @@ def dense(module: LayerSettings, name: str, x: Array, width: int, bias: bool = T
 
 
 @explained
-class GRUEncoder(EncoderSettings, nn.Module):
-    """A vector a sequence: `GRU`, then pooling over the valid steps. Attributes: see `EncoderSettings`.
+class GRUEncoder(EncoderConfig, nn.Module):
+    """A vector a sequence: `GRU`, then pooling over the valid steps. Attributes: see `EncoderConfig`.
 
     >>> import jax, jax.numpy as jnp
     >>> encoder = GRUEncoder(20, bidirectional=True, pooling="mean")
@@ -96,7 +96,7 @@ class GRUEncoder(EncoderSettings, nn.Module):
         self.check()
         steps = check_inputs(x, known_features(self, "gru", "l0"), lengths, mask, resets, self.time_major)
         kept = check_segments(self.pooling, steps, segments, num_segments)
-        run = GRU(**self.settings(GRU), name="gru").run(steps, h0, deterministic)
+        run = GRU(**self.fields_of(GRU), name="gru").run(steps, h0, deterministic)
         features = pooled(self, run, kept, partial(dense, self))
         return (features, run.states) if return_state else features
 
@@ -108,12 +108,12 @@ class GRUEncoder(EncoderSettings, nn.Module):
 
 
 @explained
-class GRUModel(ModelSettings[Sizes], nn.Module, Generic[Sizes]):
+class GRUModel(ModelConfig[Sizes], nn.Module, Generic[Sizes]):
     """A GRU encoder with a dense head: in PyTorch `nn.GRU`, the last time step, `nn.Linear`.
 
         y = W pool(GRU(x)) + b
 
-    Attributes: those of `ModelSettings`, `EncoderSettings`, `LayerSettings` and `CellSettings`.
+    Attributes: those of `ModelConfig`, `EncoderConfig`, `LayerConfig` and `CellConfig`.
 
     Where `variables` has a collection "statistics" (a model trained by `grujax.training.fit` has), raw inputs go in
     and raw targets come out: x is standardised by its `input_mean` and `input_std` (I,), and y is multiplied by
@@ -210,7 +210,7 @@ class GRUModel(ModelSettings[Sizes], nn.Module, Generic[Sizes]):
         has = [name for name in STATISTICS if self.has_variable("statistics", name)]
         statistics = {name: self.get_variable("statistics", name) for name in has}
         x = standardised(self, steps.x, statistics)
-        encoder = GRUEncoder(**self.settings(GRUEncoder), name="encoder")
+        encoder = GRUEncoder(**self.fields_of(GRUEncoder), name="encoder")
         features, h_last = encoder(
             x,
             h0,
@@ -221,7 +221,7 @@ class GRUModel(ModelSettings[Sizes], nn.Module, Generic[Sizes]):
             return_state=True,
             deterministic=deterministic,
         )
-        y = answer(self, features, steps.valid, statistics, partial(dense, self), noise(self, deterministic))
+        y = apply_heads(self, features, steps.valid, statistics, partial(dense, self), noise(self, deterministic))
         return (y, h_last) if return_state else y
 
     @nn.nowrap

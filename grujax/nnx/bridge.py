@@ -34,7 +34,7 @@ def to_linen(module: GRU | GRUCell | GRUEncoder | GRUModel) -> tuple[nn.Module, 
     of = MODELS[found]
     variables = {"params": nnx.to_pure_dict(nnx.state(module, nnx.Param))}
     statistics = nnx.to_pure_dict(nnx.state(module, Statistic))
-    return of(**module.settings(of)), variables | ({"statistics": statistics} if statistics else {})
+    return of(**module.fields_of(of)), variables | ({"statistics": statistics} if statistics else {})
 
 
 def from_linen(model: nn.Module, variables: Mapping[str, Any], *, rngs: nnx.Rngs) -> Any:
@@ -63,7 +63,7 @@ def from_linen(model: nn.Module, variables: Mapping[str, Any], *, rngs: nnx.Rngs
     of, params = MODULES[found], _flat(variables.get("params", {}))
     sizes = [a.shape[0] for path, a in params.items() if path in ("w_ih", "l0/w_ih") or path.endswith("/l0/w_ih")]
     require(len(sizes) == 1, "variables", "parameters w_ih of the first layer", sorted(params))
-    module = of(input_size=sizes[0], **model.settings(of), rngs=rngs)  # pyright: ignore[reportAttributeAccessIssue]
+    module = of(input_size=sizes[0], **model.fields_of(of), rngs=rngs)  # pyright: ignore[reportAttributeAccessIssue]
     ours = _flat(nnx.to_pure_dict(nnx.state(module, nnx.Param)))
     for path in sorted(ours.keys() | params.keys()):
         expected, given = (f"{a[path].dtype} {a[path].shape}" if path in a else "none" for a in (ours, params))

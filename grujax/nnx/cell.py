@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.nn.initializers import Initializer
 
-from grujax.core.config import CellSettings
+from grujax.core.config import CellConfig
 from grujax.core.keywords import explained, refuse_others
 from grujax.errors import InputError, require_count, require_equal
 from grujax.types import Array, GRUWeights, state_dtype
@@ -29,7 +29,7 @@ class Sized:
 
 @explained
 @dataclasses.dataclass(eq=False, repr=False)
-class GRUCell(CellSettings, Sized, nnx.RNNCellBase):
+class GRUCell(CellConfig, Sized, nnx.RNNCellBase):
     """One step: `carry, y = cell(carry, x)`, both the new state h'. `GRUCell(input_size, hidden_size, *, ..., rngs)`.
 
         r  = σ(W_ir x + b_ir + W_hr h + b_hr)

@@ -8,7 +8,7 @@ from flax import nnx
 from jax.nn.initializers import Initializer, constant, lecun_normal
 from jax.typing import ArrayLike
 
-from grujax.core.config import RATES, LayerSettings
+from grujax.core.config import RATES, LayerConfig
 from grujax.core.initializers import initial_states, preset
 from grujax.core.inputs import Steps, check_inputs
 from grujax.core.keywords import explained, refuse_others
@@ -57,7 +57,7 @@ class Regularised(Sized, nnx.Module):
 
 @explained
 @dataclasses.dataclass(eq=False, repr=False)
-class GRU(LayerSettings, Regularised):
+class GRU(LayerConfig, Regularised):
     """`torch.nn.GRU` with batch_first=True: `GRU(input_size, hidden_size, *, ..., rngs)`.
 
     The equations of one step are those of `GRUCell`; attributes and parameters those of `grujax.GRU`.
@@ -80,7 +80,7 @@ class GRU(LayerSettings, Regularised):
         for k in range(self.num_layers):
             size = self.input_size if k == 0 else self.width
             for way in ("", "_reverse")[: self.num_directions]:
-                setattr(self, f"l{k}{way}", GRUCell(**dict(self.settings(GRUCell), input_size=size), rngs=rngs))
+                setattr(self, f"l{k}{way}", GRUCell(**dict(self.fields_of(GRUCell), input_size=size), rngs=rngs))
             if k > 0 and self.connection == "highway":
                 inits = {"kernel_init": lecun_normal(), "bias_init": constant(-1.0)}
                 setattr(self, f"l{k}_highway", linear(self, size, size, rngs, **inits))
@@ -145,7 +145,7 @@ class GRU(LayerSettings, Regularised):
         return run_layers(self, steps, h0, hooks)
 
 
-def linear(module: LayerSettings, inputs: int, width: int, rngs: nnx.Rngs, **options: Any) -> nnx.Linear:
+def linear(module: LayerConfig, inputs: int, width: int, rngs: nnx.Rngs, **options: Any) -> nnx.Linear:
     """W x + b: the dtypes, the precision and the initialiser of `module`."""
     init = preset(module.initializer, module.hidden_size, inputs)
     options = {"kernel_init": init.head_kernel, "bias_init": init.head_bias} | options

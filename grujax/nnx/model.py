@@ -11,8 +11,8 @@ from flax.core import FrozenDict
 from jax.nn.initializers import Initializer
 from jax.typing import ArrayLike
 
-from grujax.core.config import EncoderSettings, ModelSettings, Sizes
-from grujax.core.heads import STATISTICS, answer, standardised
+from grujax.core.config import EncoderConfig, ModelConfig, Sizes
+from grujax.core.heads import STATISTICS, apply_heads, standardised
 from grujax.core.inputs import check_inputs
 from grujax.core.keywords import CallOptions, explained, refuse_others
 from grujax.core.pooling import check_segments, pooled
@@ -34,7 +34,7 @@ class Options(CallOptions, total=False):
 
 @explained
 @dataclasses.dataclass(eq=False, repr=False)
-class GRUEncoder(EncoderSettings, Regularised):
+class GRUEncoder(EncoderConfig, Regularised):
     """A vector a sequence: `GRU`, then pooling: `GRUEncoder(input_size, hidden_size, *, ..., rngs)`.
 
     Attributes and parameters are those of `grujax.GRUEncoder`.
@@ -47,7 +47,7 @@ class GRUEncoder(EncoderSettings, Regularised):
 
     def __post_init__(self, rngs: nnx.Rngs) -> None:
         self.check()
-        self.gru = GRU(**self.settings(GRU), rngs=rngs)
+        self.gru = GRU(**self.fields_of(GRU), rngs=rngs)
         if self.pooling == "attention":
             self.attention = linear(self, self.width, self.width, rngs)
             self.attention_score = linear(self, self.width, 1, rngs, use_bias=False)
@@ -98,7 +98,7 @@ class GRUEncoder(EncoderSettings, Regularised):
 
 @explained
 @dataclasses.dataclass(eq=False, repr=False)
-class GRUModel(ModelSettings[Sizes], Regularised, Generic[Sizes]):
+class GRUModel(ModelConfig[Sizes], Regularised, Generic[Sizes]):
     """A GRU encoder with a dense head: `GRUModel(input_size, hidden_size, output_size, *, ..., rngs)`.
 
         y = W pool(GRU(x)) + b
@@ -119,7 +119,7 @@ class GRUModel(ModelSettings[Sizes], Regularised, Generic[Sizes]):
             self.output_size = heads  # hashable, as what is static must be
         self.head_hidden = tuple(self.head_hidden)
         self.check()
-        self.encoder = GRUEncoder(**self.settings(GRUEncoder), rngs=rngs)
+        self.encoder = GRUEncoder(**self.fields_of(GRUEncoder), rngs=rngs)
         for layers in self.heads.values():
             size = self._features()
             for name, width in layers:
@@ -200,7 +200,7 @@ class GRUModel(ModelSettings[Sizes], Regularised, Generic[Sizes]):
             deterministic=deterministic,
             rngs=rngs,
         )
-        y = answer(self, features, steps.valid, statistics, self._dense, self._noise(deterministic, rngs))
+        y = apply_heads(self, features, steps.valid, statistics, self._dense, self._noise(deterministic, rngs))
         return (y, h_last) if return_state else y
 
     def initialize_carry(

@@ -228,7 +228,7 @@ def test_linen_vmap_over_members_equals_each_alone():
 
 def test_linen_remat_keeps_tree_values_and_gradients():
     variables = PARAMS["GRU"]
-    wrapped = nn.remat(GRU)(**LAYER.settings(GRU))
+    wrapped = nn.remat(GRU)(**LAYER.fields_of(GRU))
     shapes = jax.eval_shape(wrapped.init, jax.random.key(0), X)
     assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, variables)
 

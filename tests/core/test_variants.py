@@ -425,7 +425,7 @@ def test_both_directions_are_merged(rows, merge):
         assert_close(output, np.stack(hs))
     else:
         assert_close(output, MERGED[merge](*hs))
-        encoder = GRUEncoder(**layer.settings(GRUEncoder))
+        encoder = GRUEncoder(**layer.fields_of(GRUEncoder))
         pooled = encoder.apply({"params": {"gru": params}}, x, jnp.asarray(h0), lengths=LENGTHS)
         assert_close(pooled, MERGED[merge](*last))
 
@@ -471,7 +471,7 @@ SAVED = {
     "norm": {"layer_norm": True, "bias": False, "gate_activation": "hard_sigmoid", "param_dtype": jnp.float64},
     "start": {"initializer": "keras", "update_bias": 1.5, "initial_state": "learned", "dtype": jnp.bfloat16},
     "layers": {"num_layers": 2, "bidirectional": True, "merge": "mean", "connection": "highway", "precision": "high"},
-    "steps": {"pooling": None, "time_major": True, "implementation": "autodiff"},
+    "steps": {"pooling": None, "time_major": True, "implementation": "autodiff", "reverse": True},
     "drops": {
         **{"dropout": 0.1, "input_dropout": 0.2, "recurrent_dropout": 0.3, "weight_dropout": 0.4, "zoneout": 0.5},
         **{"implementation": "reference", "pooling": "attention"},
@@ -531,7 +531,7 @@ def test_a_function_is_not_saved(tmp_path, field):
 NOT_IN_TORCH = {
     **{"reset_after": False, "activation": "relu", "gate_activation": "hard_sigmoid", "clip": 3.0},
     **{"layer_norm": True, "merge": "sum", "connection": "residual", "initial_state": "learned"},
-    "zoneout": 0.1,
+    **{"zoneout": 0.1, "reverse": True},
     **{"pooling": "mean", "head_hidden": (4,), "head_activation": "tanh"},
 }
 

@@ -268,7 +268,7 @@ def test_a_cell_begins_with_zeros_or_with_what_is_drawn():
 def test_new_parameters_have_the_tree_of_linen(case):
     model, args, _ = CASES[case]
     of, narrow = getattr(gnnx, type(model).__name__), model.clone(param_dtype=jnp.bfloat16)
-    module = nnx.eval_shape(lambda: of(input_size=I, **narrow.settings(of), rngs=nnx.Rngs(0)))
+    module = nnx.eval_shape(lambda: of(input_size=I, **narrow.fields_of(of), rngs=nnx.Rngs(0)))
     shape = lambda a: (a.shape, a.dtype)  # noqa: E731
     expected = jax.tree.map(shape, jax.eval_shape(narrow.init, KEY, *(a.astype(jnp.bfloat16) for a in args)))
     assert jax.tree.map(shape, gnnx.to_linen(module)[1]) == expected

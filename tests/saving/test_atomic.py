@@ -44,6 +44,7 @@ def test_the_temporary_file_of_a_process_that_was_killed_is_removed_by_the_next(
 @pytest.mark.parametrize(
     "host, process, goes",
     [(None, os.getpid(), True), (None, 1, False), ("elsewhere", os.getpid(), False), (None, 10**30, False)],
+    ids=["this process's", "the first process's", "another host's", "no process's"],
 )
 def test_which_are_left_over(host, process, goes, tmp_path):
     """In a container every process has the same number; on another host a number says nothing."""
