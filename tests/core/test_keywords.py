@@ -104,5 +104,5 @@ def test_the_table_says_words_that_are_ours_and_explains_none_of_them():
 
 
 def test_flags_given_as_numbers_are_refused_with_the_comparison():
-    with pytest.raises(grujax.InputError, match=r"resets: expected dtype bool.*resets != 0, or resets > 0\.5"):
+    with pytest.raises(grujax.InputError, match=r"resets: expected dtype bool.*resets != 0 or resets > 0\.5"):
         grujax.GRU(3).init(KEY, X, resets=jnp.zeros((2, 3)))

@@ -97,7 +97,7 @@ def test_an_unknown_name_is_told_the_nearest():
 @pytest.mark.parametrize("source", ["GunPoint", AEON / "GunPoint" / "GunPoint_TRAIN.ts"])
 def test_without_aeon(source, monkeypatch):
     monkeypatch.setitem(sys.modules, "aeon.datasets", None)
-    assert "pip install 'grujax[data]'" in refused(lambda: load(source), "aeon", "none")
+    assert "pip install 'grujax[data]'" in refused(lambda: load(source), "aeon", "import of aeon.datasets halted")
 
 
 # files
