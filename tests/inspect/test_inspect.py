@@ -239,7 +239,7 @@ def test_nothing_is_sown_and_nothing_computed_unless_asked_for(implementation, n
     # in each layer and direction as many products of the input as of the state, whether the gates are sown or not
     assert count(plain, "dot_general") == count(told, "dot_general") == 4 * n_products
     # the loops hand out h_last and hs; and r, z, n and m where they are asked for
-    assert (outputs(plain, "autodiff"), outputs(told, "autodiff")) == (4 * 2 * n_loops, 4 * 6 * n_loops)
+    assert (outputs(plain, "scan"), outputs(told, "scan")) == (4 * 2 * n_loops, 4 * 6 * n_loops)
     assert set(jax.eval_shape(lambda: model.init(KEY, x, mutable=True))) == {"params"}
     assert not jax.eval_shape(lambda: model.apply(variables, x, mutable=["others"])[1])
 
