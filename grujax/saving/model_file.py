@@ -216,8 +216,10 @@ def _from_json(cls: type[nn.Module], fields: Mapping[str, Any]) -> dict[str, Any
 def _is(value: Any, hint: Any) -> bool:
     """Whether JSON's `value` may stand in a field of the type `hint`; functions and dtypes are there by their names."""
     kind, inner = typing.get_origin(hint) or hint, typing.get_args(hint)
-    if kind in (types.UnionType, typing.Union) or isinstance(kind, typing.TypeVar):
-        return any(_is(value, of) for of in inner or kind.__constraints__)
+    if isinstance(hint, typing.TypeVar):
+        return any(_is(value, of) for of in hint.__constraints__)
+    if kind in (types.UnionType, typing.Union):
+        return any(_is(value, of) for of in inner)
     if kind is tuple:
         return type(value) is list and all(_is(each, inner[0]) for each in value)
     if kind is Mapping:
