@@ -13,14 +13,12 @@ import jax.numpy as jnp
 from jax.nn.initializers import Initializer, ones
 from jax.typing import DTypeLike
 
-from grujax.arrays import as_array, require_floating_dtype
+from grujax.arrays import require_floating_dtype
 from grujax.core.initializers import preset, with_update_bias
-from grujax.core.inputs import as_state, check_features
 from grujax.errors import require, require_count, require_one_of
 from grujax.kernels.checks import check_activation, check_spec
-from grujax.kernels.step import cast, cell_step
 from grujax.kernels.table import KERNELS
-from grujax.types import Activation, Array, GRUSpec, GRUWeights
+from grujax.types import Activation, Array, GRUSpec
 
 MERGES = {
     "concat": lambda forward, backward: jnp.concatenate([forward, backward], axis=-1),
@@ -110,20 +108,6 @@ class CellConfig:
             **({"b_ih": (first, (columns,)), "b_hh": (init.bias, (columns,))} if self.bias else {}),
             **(dict.fromkeys(("scale_ih", "scale_hh"), (ones, (columns,))) if self.layer_norm else {}),
         }
-
-    def checked(self, carry: Array, x: Array, input_size: int | None) -> tuple[Array, Array]:
-        """carry and x as arrays that fit each other; `InputError` otherwise."""
-        self.check()
-        x = jnp.asarray(as_array(x, "x"))
-        require(x.ndim >= 1, "x", "(..., I), at least one axis", f"shape {x.shape}")
-        check_features(x, input_size)
-        return as_state(carry, "carry", (*x.shape[:-1], self.hidden_size), "cell.initialize_carry makes one."), x
-
-    def step(self, carry: Array, x: Array, weights: GRUWeights, state_mask: Array | None) -> tuple[Array, Array]:
-        """carry (..., H), x (..., I) -> the new state twice: in the dtype of the carry, and in the compute dtype."""
-        dtype = jnp.dtype(self.dtype or jnp.result_type(x, weights.w_ih))
-        h = cell_step(x, carry, cast(weights, dtype), self.spec, state_mask)
-        return h.astype(carry.dtype), h.astype(dtype)
 
 
 @dataclasses.dataclass(eq=False, repr=False)

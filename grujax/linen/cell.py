@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from flax.core import meta
 
+from grujax.core.cell import check_step, run_cell
 from grujax.core.config import CellConfig
 from grujax.core.keywords import explained, refuse_others
 from grujax.types import Array, GRUWeights, state_dtype
@@ -65,8 +66,8 @@ class GRUCell(CellConfig, nn.RNNCellBase):
           TypeError: a keyword of another framework.
         """
         refuse_others(self, others)
-        carry, x = self.checked(carry, x, known_features(self))
-        return self.step(carry, x, self.weights(x.shape[-1]) if weights is None else weights, state_mask)
+        carry, x = check_step(self, carry, x, known_features(self))
+        return run_cell(self, carry, x, self.weights(x.shape[-1]) if weights is None else weights, state_mask)
 
     @nn.nowrap
     def initialize_carry(self, rng: Array, input_shape: tuple[int, ...]) -> Array:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.nn.initializers import Initializer
 
+from grujax.core.cell import check_step, run_cell
 from grujax.core.config import CellConfig
 from grujax.core.keywords import explained, refuse_others
 from grujax.errors import InputError, require_count, require_equal
@@ -67,8 +68,8 @@ class GRUCell(CellConfig, Sized, nnx.RNNCellBase):
     ) -> tuple[Array, Array]:
         """carry (..., H), x (..., I) -> h' (..., H) twice. Arguments, dtypes, errors: see `grujax.GRUCell`."""
         refuse_others(self, others)
-        carry, x = self.checked(carry, x, self.input_size)
-        return self.step(carry, x, self.weights(x.shape[-1]) if weights is None else weights, state_mask)
+        carry, x = check_step(self, carry, x, self.input_size)
+        return run_cell(self, carry, x, self.weights(x.shape[-1]) if weights is None else weights, state_mask)
 
     def initialize_carry(
         self, input_shape: tuple[int, ...], rngs: Rngs | None = None, carry_init: Initializer | None = None
