@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grujax import GRUWeights, equations, gru
+from grujax.types import state_dtype
 
 DTYPES = (
     ("float64", "float64"),
@@ -58,14 +59,15 @@ def found(dtype: str, param_dtype: str, implementation: str | None = None) -> di
 
     def loss(x, weights, h0, dhs, dh_last):
         hs, h_last = gru(x, weights, h0, lengths=lengths, dtype=dtype, implementation=implementation)
-        return (hs * dhs.astype(hs.dtype)).sum() + (h_last * dh_last.astype(hs.dtype)).sum(), (hs, h_last)
+        return (hs * dhs.astype(hs.dtype)).sum() + (h_last * dh_last.astype(h_last.dtype)).sum(), (hs, h_last)
 
     with jax.enable_x64(True):
         stored = {name: jnp.asarray(a, param_dtype) for name, a in arrays.items()}
         weights = GRUWeights(*(stored[name] for name in ("w_ih", "w_hh", "b_ih", "b_hh")))
         cotangents = jnp.asarray(arrays["dhs"]), jnp.asarray(arrays["dh_last"])
+        h0 = stored["h0"].astype(state_dtype(param_dtype))  # h_last leaves in the dtype of h0
         run = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
-        (_, (hs, h_last)), (dx, dw) = run(stored["x"], weights, stored["h0"], *cotangents)
+        (_, (hs, h_last)), (dx, dw) = run(stored["x"], weights, h0, *cotangents)
         values = (hs, h_last, dx, dw.w_ih, dw.w_hh, jnp.stack([dw.b_ih, dw.b_hh]))
         return dict(zip(COLUMNS, (np.asarray(a).astype(np.float64) for a in values), strict=True))
 
