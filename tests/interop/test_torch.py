@@ -328,6 +328,7 @@ TO = {
     "reset before": (lambda: initialised(GRU(4, reset_after=False)), ["reset_after", "cannot be converted"]),
     "pooling": (lambda: initialised(GRUModel(4, 2, pooling="mean")), ["pooling", "'mean'", "no other pooling"]),
     "no pooling": (lambda: initialised(GRUModel(4, 2, pooling=None)), ["pooling", "None"]),
+    "backwards": (lambda: initialised(GRU(4, reverse=True)), ["reverse: expected False", "True"]),
     "encoder": (lambda: initialised(GRUEncoder(4)), ["model", "GRUEncoder", "['gru']"]),
     "statistics": (
         lambda: (GRUModel(4, 2), initialised(GRUModel(4, 2))[1] | {"statistics": {"input_mean": jnp.zeros(3)}}),
