@@ -12,7 +12,7 @@ from grujax.bench import chart
 from grujax.bench.measure import Options, run
 from grujax.bench.report import PASSES, TABLE_WIDTH, table
 from grujax.errors import require
-from grujax.saving import replacing
+from grujax.saving.atomic import replacing
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from rich.console import Console
 from grujax.cli.streams import check_free
 from grujax.interop import Converted, convert
 from grujax.interop.stablehlo import LOADER
-from grujax.saving import find_model_file
+from grujax.saving.model_file import find_model_file
 
 EXPORTS = {
     "onnx": "model.onnx",

@@ -15,7 +15,9 @@ from grujax.cli.streams import check_free
 from grujax.data import load_sequences
 from grujax.errors import InputError
 from grujax.linen import GRUModel
-from grujax.saving import Saved, find_model_file, read, replacing
+from grujax.saving import Saved, read
+from grujax.saving.atomic import replacing
+from grujax.saving.model_file import find_model_file
 from grujax.training import outputs_of, score
 
 

@@ -11,7 +11,8 @@ from typing import Any
 from grujax.cli.signals import stop
 from grujax.cli.streams import warned
 from grujax.errors import InputError
-from grujax.saving import remove_left_over, save
+from grujax.saving import save
+from grujax.saving.atomic import remove_left_over
 from grujax.training import Fitted
 
 

@@ -15,7 +15,7 @@ from grujax.cli.show import show_beside, show_confused, show_data, show_scores
 from grujax.cli.signals import stop
 from grujax.cli.streams import tell, warned
 from grujax.data import Dataset, load
-from grujax.saving import MODEL_FILE
+from grujax.saving.model_file import MODEL_FILE
 from grujax.training import Epoch, Fitted, Scores, TrainConfig, baselines, fit
 from grujax.training.plots import plot_confusion, plot_curves
 from grujax.training.progress import Screen

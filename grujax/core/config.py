@@ -18,7 +18,7 @@ from grujax.core.initializers import preset, with_update_bias
 from grujax.errors import require, require_count, require_one_of
 from grujax.kernels.checks import check_activation, check_spec
 from grujax.kernels.table import KERNELS
-from grujax.types import Activation, Array, GRUSpec
+from grujax.types import Activation, Array, GRUSpec, state_dtype
 
 MERGES = {
     "concat": lambda forward, backward: jnp.concatenate([forward, backward], axis=-1),
@@ -34,8 +34,13 @@ POOLINGS = ("last", "mean", "max", "attention")
 Precision: TypeAlias = (
     str | jax.lax.Precision | tuple[str, str] | tuple[jax.lax.Precision, jax.lax.Precision] | None
 )  # as the dense layers of Flax take it
-Sizes = TypeVar("Sizes", int, Mapping[str, int])
+OutputSize = TypeVar("OutputSize", int, Mapping[str, int])
 Pooling: TypeAlias = str | Callable[[Array, Array], Array] | None
+
+
+def own_fields(of: type) -> list[dataclasses.Field]:
+    """The fields of a module's class without the two that Flax Linen adds."""
+    return [f for f in dataclasses.fields(of) if f.name not in ("parent", "name")]
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -82,6 +87,11 @@ class CellConfig:
         """The static part of the equations, as the kernels and `grujax.kernels.explain` take it."""
         return GRUSpec(*(getattr(self, name) for name in GRUSpec._fields))
 
+    @property
+    def carry_dtype(self) -> DTypeLike:
+        """The dtype of a state where none is given."""
+        return state_dtype(self.dtype or self.param_dtype)
+
     def check(self) -> None:
         """Raises `InputError` for a field that cannot be served."""
         require_count(self.hidden_size, "hidden_size")
@@ -94,8 +104,8 @@ class CellConfig:
 
     def fields_of(self, of: type) -> dict[str, Any]:
         """The fields that this module and `of` have in common, to make the one from the other."""
-        mine = {f.name for f in dataclasses.fields(self)} - {"parent", "name"}
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(of) if f.name in mine}
+        mine = {f.name for f in own_fields(type(self))}
+        return {f.name: getattr(self, f.name) for f in own_fields(of) if f.name in mine}
 
     def parameters(self, input_size: int) -> dict[str, tuple[Initializer, tuple[int, ...]]]:
         """How each parameter of a cell starts, and its shape: the one place that knows their names and shapes."""
@@ -224,7 +234,7 @@ class EncoderConfig(LayerConfig):
 
 
 @dataclasses.dataclass(eq=False, repr=False)
-class ModelConfig(EncoderConfig, Generic[Sizes]):
+class ModelConfig(EncoderConfig, Generic[OutputSize]):
     """A model's own, beside the attributes of `EncoderConfig`, `LayerConfig` and `CellConfig`.
 
     Attributes:
@@ -234,7 +244,7 @@ class ModelConfig(EncoderConfig, Generic[Sizes]):
       dropout: between the layers, as torch has it, and before the head; rng stream "dropout".
     """
 
-    output_size: Sizes
+    output_size: OutputSize
     _: dataclasses.KW_ONLY
     head_hidden: tuple[int, ...] = ()
     head_activation: Activation = "relu"

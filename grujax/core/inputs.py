@@ -1,7 +1,7 @@
 """Inputs as the rest relies on them: arrays that fit each other, and the layout that kernels read."""
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +12,16 @@ from jax.typing import ArrayLike
 from grujax.arrays import as_array, require_floating
 from grujax.errors import require, require_equal
 from grujax.types import Array, Inputs
+
+
+class CallOptions(TypedDict, total=False):
+    """Keyword arguments that a call of an encoder or model takes, for its overloads."""
+
+    lengths: ArrayLike | None
+    mask: ArrayLike | None
+    resets: ArrayLike | None
+    segments: ArrayLike | None
+    num_segments: int | None
 
 
 class Steps(NamedTuple):

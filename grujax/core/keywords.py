@@ -1,12 +1,11 @@
 """What other frameworks call an argument, and what it is called here: a TypeError says what to write."""
 
-import dataclasses
 import functools
 import inspect
 from collections.abc import Iterable
-from typing import NoReturn, TypedDict, TypeVar
+from typing import NoReturn, TypeVar
 
-from jax.typing import ArrayLike
+from grujax.core.config import own_fields
 
 FOREIGN = {
     "input_size": ("in_features", "input_dim", "input_features", "num_features"),
@@ -47,35 +46,25 @@ INSTEAD = {
 """What to do where no single word of ours stands for theirs."""
 
 
-class CallOptions(TypedDict, total=False):
-    """Keyword arguments that a call of an encoder or model takes, for its overloads: which steps are valid, where
-    sequences begin, which sequence a step belongs to."""
-
-    lengths: ArrayLike | None
-    mask: ArrayLike | None
-    resets: ArrayLike | None
-    segments: ArrayLike | None
-    num_segments: int | None
-
-
 OURS = {theirs: ours for ours, words in FOREIGN.items() for theirs in words}
 FLAX = ("self", "parent", "name", "others")
 Class = TypeVar("Class", bound=type)
 
 
 def explained(cls: Class) -> Class:
-    """`cls` with a constructor that refuses a surplus positional argument, and a word that is not ours, by a TypeError
-    that says what to write."""
+    """`cls` with a constructor whose TypeError, for a surplus positional argument or another word, says what to
+    write."""
     made = cls.__init__
-    names = [f.name for f in dataclasses.fields(cls) if not f.kw_only and f.name not in FLAX]
-    accepted = {*inspect.signature(made).parameters}
+    names = [f.name for f in own_fields(cls) if not f.kw_only]
+    accepted = inspect.signature(made).parameters
 
     @functools.wraps(made)
     def __init__(self, *args, **fields) -> None:
         if len(args) > len(names):
             raise TypeError(_surplus(cls, names, args))
-        if unknown := [word for word in fields if word not in accepted]:
-            _refuse(cls, unknown[0], _constructor(cls), _call(cls), "the call")
+        for word in fields:
+            if word not in accepted:
+                _refuse(cls, word, _constructor(cls), _call(cls), "the call")
         made(self, *args, **fields)
 
     setattr(cls, "__init__", __init__)  # noqa: B010, pyright knows no method that may be assigned

@@ -18,7 +18,7 @@ from grujax.interop.weight_layouts import DTYPES, FLOATS, Cell, lost
 from grujax.linen.cell import GRUCell
 from grujax.linen.layer import GRU
 from grujax.linen.model import GRUModel
-from grujax.saving import declared
+from grujax.saving.model_file import declared
 
 SIZES = ("hidden_size", "output_size", "num_layers", "bidirectional", "bias", "param_dtype", "update")
 FREE = ("parent", "name", "initializer", "update_bias", "implementation", "dtype", "precision", "time_major")

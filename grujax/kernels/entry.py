@@ -9,7 +9,7 @@ from jax import lax
 from grujax.kernels.checks import check
 from grujax.kernels.derivative import on_platform, under_the_rule
 from grujax.kernels.order import as_read, in_time
-from grujax.kernels.table import KERNELS, check_named, choice, chunks_of
+from grujax.kernels.table import KERNELS, Sizes, check_named, choice, chunks_of
 from grujax.types import GRUSpec, Recurrence, Result
 
 
@@ -93,7 +93,7 @@ def _run(recurrences, spec, implementation, reverse, with_gates, time_major, bac
     ]
 
 
-def _known_sizes(recurrence: Recurrence, time_major: bool) -> tuple[int | None, int | None, int | None]:
+def _known_sizes(recurrence: Recurrence, time_major: bool) -> Sizes:
     """T, B and H; None for one that is not known while compiling, and for B where it is split among devices."""
     n_steps, n_rows, _ = recurrence.x.shape if time_major else (recurrence.x.shape[i] for i in (1, 0, 2))
     split = jax.typeof(recurrence.x).sharding.spec[1 if time_major else 0] is not None

@@ -10,8 +10,8 @@ from grujax.core.initializers import initial_states
 from grujax.core.inputs import Steps, check_inputs
 from grujax.core.keywords import explained, refuse_others
 from grujax.core.stack import Hooks, LayerRun, Noise, returned, run_layers
-from grujax.linen.cell import GRUCell, known_features
-from grujax.types import Array, Inputs, state_dtype
+from grujax.linen.cell import GRUCell, known_features, params_at
+from grujax.types import Array, Inputs
 
 
 @explained
@@ -125,12 +125,9 @@ class GRU(LayerConfig, nn.Module):
 
 
 def carry_of(module: nn.Module, input_shape: tuple[int, ...], *path: str) -> Array:
-    """What `initialize_carry` returns of a layer or model whose layer stands at `path` below it."""
-    params = {} if module.scope is None else module.variables.get("params", {})
-    for name in path:
-        params = params.get(name, {})
+    """What `initialize_carry` returns of a layer or model whose layer is at `path` below it."""
     shape = (module.num_states, *input_shape[:-1], module.hidden_size)
-    return initial_states(params.get("h0"), shape, state_dtype(module.dtype or module.param_dtype))
+    return initial_states(params_at(module, *path).get("h0"), shape, module.carry_dtype)
 
 
 def noise(module: nn.Module, deterministic: bool) -> Noise | None:

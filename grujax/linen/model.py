@@ -8,11 +8,11 @@ import flax.linen as nn
 from flax.core import FrozenDict
 from jax.typing import ArrayLike
 
-from grujax.core.config import EncoderConfig, LayerConfig, ModelConfig, Sizes
+from grujax.core.config import EncoderConfig, LayerConfig, ModelConfig, OutputSize
 from grujax.core.heads import STATISTICS, apply_heads, standardised
 from grujax.core.initializers import preset
-from grujax.core.inputs import check_inputs
-from grujax.core.keywords import CallOptions, explained, refuse_others
+from grujax.core.inputs import CallOptions, check_inputs
+from grujax.core.keywords import explained, refuse_others
 from grujax.core.pooling import check_segments, pooled
 from grujax.linen.cell import known_features
 from grujax.linen.layer import GRU, carry_of, noise
@@ -108,7 +108,7 @@ class GRUEncoder(EncoderConfig, nn.Module):
 
 
 @explained
-class GRUModel(ModelConfig[Sizes], nn.Module, Generic[Sizes]):
+class GRUModel(ModelConfig[OutputSize], nn.Module, Generic[OutputSize]):
     """A GRU encoder with a dense head: in PyTorch `nn.GRU`, the last time step, `nn.Linear`.
 
         y = W pool(GRU(x)) + b

@@ -11,7 +11,7 @@ from grujax.core.cell import check_step, run_cell
 from grujax.core.config import CellConfig
 from grujax.core.keywords import explained, refuse_others
 from grujax.errors import InputError, require_count, require_equal
-from grujax.types import Array, GRUWeights, state_dtype
+from grujax.types import Array, GRUWeights
 
 Rngs = nnx.Rngs | nnx.RngStream
 
@@ -75,10 +75,10 @@ class GRUCell(CellConfig, Sized, nnx.RNNCellBase):
         self, input_shape: tuple[int, ...], rngs: Rngs | None = None, carry_init: Initializer | None = None
     ) -> Array:
         """The state to begin with for inputs of shape (..., I): (..., H), zeros or what `carry_init` draws."""
-        shape, dtype = (*input_shape[:-1], self.hidden_size), state_dtype(self.dtype or self.param_dtype)
+        shape = (*input_shape[:-1], self.hidden_size)
         if carry_init is None:
-            return jnp.zeros(shape, dtype)
-        return carry_init(stream_of(rngs, "carry")(), shape, dtype)
+            return jnp.zeros(shape, self.carry_dtype)
+        return carry_init(stream_of(rngs, "carry")(), shape, self.carry_dtype)
 
     @property
     def num_feature_axes(self) -> int:

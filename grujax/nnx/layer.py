@@ -14,7 +14,7 @@ from grujax.core.inputs import Steps, check_inputs
 from grujax.core.keywords import explained, refuse_others
 from grujax.core.stack import Hooks, LayerRun, Noise, returned, run_layers
 from grujax.nnx.cell import GRUCell, Rngs, Sized, stream_of
-from grujax.types import Array, Inputs, state_dtype
+from grujax.types import Array, Inputs
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -126,10 +126,9 @@ class GRU(LayerConfig, Regularised):
           rngs: `carry_init` draws from its stream "carry".
         """
         shape = (self.num_states, *input_shape[:-1], self.hidden_size)
-        dtype = state_dtype(self.dtype or self.param_dtype)
         if carry_init is not None:
-            return carry_init(stream_of(rngs, "carry")(), shape, dtype)
-        return initial_states(self.h0[...] if self.initial_state == "learned" else None, shape, dtype)
+            return carry_init(stream_of(rngs, "carry")(), shape, self.carry_dtype)
+        return initial_states(self.h0[...] if self.initial_state == "learned" else None, shape, self.carry_dtype)
 
     def run(
         self, steps: Steps, h0: Array | None = None, deterministic: bool | None = None, rngs: Rngs | None = None

@@ -11,10 +11,10 @@ from flax.core import FrozenDict
 from jax.nn.initializers import Initializer
 from jax.typing import ArrayLike
 
-from grujax.core.config import EncoderConfig, ModelConfig, Sizes
+from grujax.core.config import EncoderConfig, ModelConfig, OutputSize
 from grujax.core.heads import STATISTICS, apply_heads, standardised
-from grujax.core.inputs import check_inputs
-from grujax.core.keywords import CallOptions, explained, refuse_others
+from grujax.core.inputs import CallOptions, check_inputs
+from grujax.core.keywords import explained, refuse_others
 from grujax.core.pooling import check_segments, pooled
 from grujax.nnx.cell import Rngs
 from grujax.nnx.layer import GRU, Regularised, linear
@@ -98,7 +98,7 @@ class GRUEncoder(EncoderConfig, Regularised):
 
 @explained
 @dataclasses.dataclass(eq=False, repr=False)
-class GRUModel(ModelConfig[Sizes], Regularised, Generic[Sizes]):
+class GRUModel(ModelConfig[OutputSize], Regularised, Generic[OutputSize]):
     """A GRU encoder with a dense head: `GRUModel(input_size, hidden_size, output_size, *, ..., rngs)`.
 
         y = W pool(GRU(x)) + b

@@ -5,7 +5,6 @@ with the format version, the model's class and fields, what the caller adds, and
 tensors. The same model gives the same bytes.
 """
 
-import dataclasses
 import hashlib
 import json
 import reprlib
@@ -24,6 +23,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from grujax.arrays import as_array
+from grujax.core.config import own_fields
 from grujax.errors import InputError, require
 from grujax.linen import MODELS, GRUCell, GRUModel
 from grujax.saving.atomic import replacing
@@ -180,7 +180,7 @@ def _sha256(header: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> str
 
 def _fields(model: nn.Module) -> dict[str, Any]:
     """The model's fields as JSON; a dtype by its name, a precision by its own."""
-    fields = {f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.name not in ("parent", "name")}
+    fields = {f.name: getattr(model, f.name) for f in own_fields(type(model))}
     for key in ("dtype", "param_dtype"):
         fields[key] = None if fields[key] is None else jnp.dtype(fields[key]).name
     if isinstance(fields["precision"], jax.lax.Precision):
@@ -200,7 +200,7 @@ def _number(value: Any) -> int | float:
 
 def _from_json(cls: type[nn.Module], fields: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of `cls` that JSON's `fields` stand for. Raises InputError for those that cannot be its own."""
-    hints = {f.name: f.type for f in dataclasses.fields(cls) if f.name not in ("parent", "name")}
+    hints = {f.name: f.type for f in own_fields(cls)}
     for key, value in fields.items():
         require(key in hints, _short(key), f"only fields of {cls.__name__}", "one more")
         require(_is(value, hints[key]), key, f"a value of {hints[key]}", _short(value))

@@ -16,7 +16,8 @@ from flax.traverse_util import flatten_dict
 from refusals import refused
 
 import grujax
-from grujax.saving import model_file, read, replacing
+from grujax.saving import model_file, read
+from grujax.saving.atomic import replacing
 
 X = np.random.default_rng(0).normal(size=(3, 7, 4)).astype(np.float32)
 MODELS = {
