@@ -37,7 +37,7 @@ class Doctor:
 
 
 def _devices() -> str:
-    """Each kind of device once, with its number: a CPU's kind is its platform, said once."""
+    """Each kind of device once, with its count; a CPU, whose kind is its platform, is not named twice."""
     import jax
 
     kinds = Counter(" ".join(dict.fromkeys((d.platform, d.device_kind))) for d in jax.devices())

@@ -61,7 +61,7 @@ class Train:
         return code
 
     def _train(self, console: Console, data: Dataset, kept: Kept, metrics: Metrics) -> Fitted:
-        """The model is on disk, whole, from the first epoch on, and the best one when this returns or raises."""
+        """A whole model is on disk from the first epoch on, and the best one when this returns or raises."""
         if not self.quiet:
             show_data(console, data)
         with Screen(console, self.config.epochs, self.quiet) as screen:
@@ -108,7 +108,7 @@ class Train:
 
 
 def _draw(folder: Path, fitted: Fitted, test: Scores | None) -> list[str]:
-    """The names of the pictures that were drawn, or what is missing to draw them."""
+    """The names of the pictures that were drawn, or how to install what draws them."""
     if importlib.util.find_spec("matplotlib") is None:
         return ["no pictures (pip install 'grujax[plot]')"]
     drawn = []

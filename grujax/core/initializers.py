@@ -12,7 +12,7 @@ from grujax.types import Array, state_dtype
 
 
 class Preset(NamedTuple):
-    """How each tensor starts. `cell` tensors may depend on H, those of the head on its number of inputs."""
+    """The initializer of each tensor. Those of the cell may depend on H, those of the head on its number of inputs."""
 
     w_ih: Initializer
     w_hh: Initializer

@@ -1,4 +1,4 @@
-"""What other frameworks call an argument, and what it is called here: a TypeError says what to write."""
+"""Names that other frameworks give an argument: a TypeError says what to write instead."""
 
 import functools
 import inspect
@@ -27,7 +27,7 @@ FOREIGN = {
     "segments": ("segment_ids",),
     "return_state": ("return_carry",),
 }
-"""Our word for an argument, and those of PyTorch, Flax, Keras, ONNX and others."""
+"""Our name of an argument: those of PyTorch, Flax, Keras, ONNX and others."""
 
 INSTEAD = {
     "input_size": "the number of input features is read from x",
@@ -43,7 +43,7 @@ INSTEAD = {
     "device": "jax.device_put moves x and the variables to a device",
     "unroll": "the implementation chooses it",
 }
-"""What to do where no single word of ours stands for theirs."""
+"""What to do where we have no argument of that meaning."""
 
 
 OURS = {theirs: ours for ours, words in FOREIGN.items() for theirs in words}

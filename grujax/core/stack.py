@@ -69,9 +69,9 @@ def run_layers(layer: LayerConfig, steps: Steps, h0: ArrayLike | None, hooks: Ho
     """All layers in all directions; h0 (L*D, *batch, H), the initial state where None."""
     expected = (layer.num_states, *steps.batch, layer.hidden_size)
     h0 = check_state(with_states_axis(h0, expected), "h0", expected, "The first axis is layers * directions.")
-    # Batch-major arrays stay as they are where nothing between the layers is made time-major.
-    as_they_are = not (any(layer.backwards) or layer.implementation == "reference" or hooks.noise is not None)
-    time_major = layer.time_major or not as_they_are or steps.valid is not None
+    # Batch-major arrays are not transposed where nothing in between needs time-major ones.
+    batch_major = not (any(layer.backwards) or layer.implementation == "reference" or hooks.noise is not None)
+    time_major = layer.time_major or not batch_major or steps.valid is not None
     x, valid, reset = to_rows(steps, time_major)
     last, outputs = [], []
     for k in range(layer.num_layers):
@@ -80,14 +80,14 @@ def run_layers(layer: LayerConfig, steps: Steps, h0: ArrayLike | None, hooks: Ho
         if k > 0:
             x = dropped(x, layer.dropout, hooks.noise)
         x = dropped(x, layer.input_dropout, hooks.noise, locked_axes=(0,))
-        names = [f"l{k}{way}" for way in ("", "_reverse")[: layer.num_directions]]
+        names = layer.cell_names(k)
         cells = [hooks.cell(name) for name in names]
         recurrences = []
         for cell in cells:
             index = len(last) + len(recurrences)
-            masks = valid, reset, None if hooks.initial is None else hooks.initial[index]
+            control = Control(valid, reset, None if hooks.initial is None else hooks.initial[index])
             start = None if h0 is None else h0[index]
-            recurrences.append(_recurrence(layer, hooks, cell, x, start, Control(*masks), time_major))
+            recurrences.append(_recurrence(layer, hooks, cell, x, start, control, time_major))
         reverse, reference = layer.backwards, layer.implementation == "reference"
         results: list[Result] = []
         if hooks.sow is not None or not reference:
@@ -136,12 +136,12 @@ def returned(layer: LayerConfig, run: LayerRun) -> tuple[Array, Array]:
 
 
 def merged(layer: LayerConfig, directions: list[Array]) -> Array:
-    """Both directions as one output; the one there is."""
+    """Both directions as one output; a single direction as it is."""
     return MERGES[layer.merge or "concat"](*directions) if layer.bidirectional else directions[0]
 
 
 def dropped(x: Array, rate: float, noise: Noise | None, locked_axes: tuple[int, ...] = ()) -> Array:
-    """x where it survives, over the probability to: one mask for all of each of `locked_axes`.
+    """x where it is kept, divided by the probability of that, else 0. Along `locked_axes` the mask is the same.
 
     A product, where Flax's `Dropout` selects: under explicit sharding the mask is sharded otherwise than x.
     """

@@ -153,13 +153,12 @@ def put_together(
 
 
 def _cell_paths(model: nn.Module) -> list[tuple[str, ...]]:
-    """Where each cell's parameters stand."""
+    """The path of each cell's parameters."""
     if isinstance(model, GRUCell):
         return [()]
     assert isinstance(model, (GRU, GRUModel))
     root = ("encoder", "gru") if isinstance(model, GRUModel) else ()
-    ways = ("", "_reverse")[: model.num_directions]
-    return [(*root, f"l{layer}{way}") for layer in range(model.num_layers) for way in ways]
+    return [(*root, name) for k in range(model.num_layers) for name in model.cell_names(k)]
 
 
 def _check_model(model: nn.Module, variables: Mapping, place: Place) -> None:

@@ -1,5 +1,6 @@
 """The GRU layer as a Flax Linen module: layers, directions, sequences and regularisation."""
 
+from collections.abc import Callable
 from typing import Never
 
 import flax.linen as nn
@@ -49,12 +50,12 @@ class GRU(LayerConfig, nn.Module):
 
         Args:
           x: (B, T, I), or any other number of batch axes, none included.
-          h0: (L*D, B, H), index `layer * D + direction`; (B, H) serves too where L*D = 1; the initial state where
-            None.
+          h0: (L*D, B, H), index `layer * D + direction`; where L*D = 1 also (B, H). None: the initial state, zeros or
+            learned.
           lengths: integers (B,), how many steps of each sequence are valid; all where None.
-          mask: bool (B, T) instead of `lengths`, which steps are valid.
-          resets: bool (B, T), at which steps a new sequence begins: nothing passes from one to the next, in neither
-            direction.
+          mask: bool (B, T) instead of `lengths`, which steps are valid; the state is held over the others.
+          resets: bool (B, T), True at the first step of a new sequence: no state passes from one sequence to the next,
+            in either direction.
           deterministic: True switches the regularisation off.
 
         Returns:
@@ -140,7 +141,7 @@ def noise(module: nn.Module, deterministic: bool) -> Noise | None:
     )
 
 
-def _scan(one_step, reverse: bool):
+def _scan(one_step: Callable, reverse: bool) -> Callable:
     return nn.scan(
         one_step,
         variable_broadcast="params",
