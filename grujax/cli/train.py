@@ -26,13 +26,13 @@ class Train:
     """Train a GRU on a data set, save it, evaluate it on the test split."""
 
     data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="[SOURCE]")] = "JapaneseVowels"
-    """A data set that aeon carries, or a .ts or .npz file."""
+    """The name of a data set that comes with aeon, or a .ts or .npz file."""
     test: Path | None = None
-    """The test file. None: the sibling _TEST file, else a stratified fifth."""
+    """The test file. None: the _TEST file beside SOURCE, or without one a stratified fifth of the rows."""
     output: Path | None = None
     """The folder to make for the model, metrics and pictures. None: a fresh runs/NAME-k."""
     quiet: bool = False
-    """Print the result alone."""
+    """Print only the result."""
     config: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
 
     def run(self, console: Console) -> int:

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.nn.initializers import Initializer, glorot_uniform, lecun_normal, orthogonal, zeros
+from jax.nn.initializers import Initializer, constant, glorot_uniform, lecun_normal, orthogonal, zeros
 from jax.typing import DTypeLike
 
 from grujax.errors import require_one_of
@@ -95,6 +95,8 @@ def _keras(hidden_size: int, head_inputs: int) -> Preset:
     )
 
 
+HIGHWAY: dict[str, Initializer] = {"kernel_init": lecun_normal(), "bias_init": constant(-1.0)}
+"""The dense layer of a highway connection, which passes most of its input on at the start."""
 PRESETS = {"torch": _torch, "flax": _flax, "keras": _keras}
 
 

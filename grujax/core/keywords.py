@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NoReturn, TypeVar
 
 from grujax.core.config import own_fields
@@ -64,7 +64,7 @@ def explained(cls: Class) -> Class:
             raise TypeError(_surplus(cls, names, args))
         for word in fields:
             if word not in accepted:
-                _refuse(cls, word, _constructor(cls), _call(cls), "the call")
+                _refuse(cls, word, cls.__init__, cls.__call__, "the call")
         made(self, *args, **fields)
 
     setattr(cls, "__init__", __init__)  # noqa: B010, pyright knows no method that may be assigned
@@ -73,12 +73,13 @@ def explained(cls: Class) -> Class:
 
 def refuse_others(module: object, others: Iterable[str]) -> None:
     """Raises TypeError where a call has keyword arguments that are not ours, saying what to write."""
+    cls = type(module)
     for word in others:
-        _refuse(type(module), word, _call(type(module)), _constructor(type(module)), "the constructor")
+        _refuse(cls, word, cls.__call__, cls.__init__, "the constructor")
 
 
-def _refuse(cls: type, word: str, here: list[str], there: list[str], place: str) -> NoReturn:
-    ours = OURS.get(word, word)
+def _refuse(cls: type, word: str, called: Callable, other: Callable, place: str) -> NoReturn:
+    ours, here, there = OURS.get(word, word), _arguments(called), _arguments(other)
     if ours in here:
         what = f"write {ours}="
     elif word in INSTEAD or ours in INSTEAD:
@@ -97,9 +98,5 @@ def _surplus(cls: type, names: list[str], args: tuple) -> str:
     return f"{cls.__name__} takes {', '.join(names)} alone by position; write {cls.__name__}({fields}){reads}."
 
 
-def _constructor(cls: type) -> list[str]:
-    return [name for name in inspect.signature(cls.__init__).parameters if name not in FLAX]
-
-
-def _call(cls: type) -> list[str]:
-    return [name for name in inspect.signature(cls.__call__).parameters if name not in FLAX]
+def _arguments(function: Callable) -> list[str]:
+    return [name for name in inspect.signature(function).parameters if name not in FLAX]

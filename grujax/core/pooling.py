@@ -38,7 +38,7 @@ def pooled(encoder: EncoderConfig, run: LayerRun, segments: Segments | None, den
         return pooling(rows[0], rows[1][..., 0])
     if segments is not None:
         ids, number = segments
-        ids = (ids if encoder.time_major else jnp.moveaxis(ids, -1, 0)).reshape(output.shape[:2])
+        ids = (ids if time_major else jnp.moveaxis(ids, -1, 0)).reshape(output.shape[:2])
         segments = Segments(jnp.where(valid & (ids >= 0) & (ids < number), ids, number), number)
     if pooling == "last":
         states = [*run.h_last[-encoder.num_directions :]]

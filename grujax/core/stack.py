@@ -1,6 +1,6 @@
 """Layers x directions x lengths x resets x dropout, around one fast sequence or one step.
 
-The loop of every recurrent module, without Flax: parameters, randomness and Flax's scan are handed in (`Hooks`).
+The loop of every recurrent module, without Flax: parameters, randomness and Flax's scan come as `Hooks`.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from grujax.types import Array, Control, Gates, GRUWeights, Recurrence, Result, 
 
 
 class Cell(Protocol):
-    """One direction of one layer: its parameters, and one step with `weights` in their place."""
+    """One direction of one layer: its parameters, and one step, with other `weights` where given."""
 
     def weights(self, input_size: int, /) -> GRUWeights: ...
 
@@ -30,25 +30,25 @@ class Cell(Protocol):
 
 
 class Noise(NamedTuple):
-    """What training draws, each time anew."""
+    """Random draws of training, new ones at each call."""
 
-    dropout: Callable[[Array, float], Array]  # Flax's, of an array at a rate
+    dropout: Callable[[Array, float], Array]  # Flax's dropout of an array at a rate
     key: Callable[[], Array]
 
 
 class Hooks(NamedTuple):
-    """What a layer's loop asks of the Flax module whose parameters it runs."""
+    """What a layer's loop needs from the Flax module whose parameters it runs."""
 
     cell: Callable[[str], Cell]  # by its name, "l0", "l0_reverse", "l1", ...
     highway: Callable[[str, Array], Array]  # W x + b by its name, "l1_highway", ...
     scan: Callable[[Callable, bool], Callable]  # of a function (cell, h, inputs, weights) -> (h, h), in reverse or not
     initial: Array | None  # (L*D, H), where it is learned
     noise: Noise | None  # None in evaluation
-    sow: Callable[[str, Gates], Any] | None = None  # takes the gates by their name; None does not ask for them
+    sow: Callable[[str, Gates], Any] | None = None  # keeps gates by their name; None: they are not computed
 
 
 class LayerRun(NamedTuple):
-    """What a layer gives, with one batch axis."""
+    """The result of a layer, with one batch axis."""
 
     output: Array  # (T, B, F) where the layer is time-major, else (B, T, F)
     directions: list[Array]  # (T, B, H) or (B, T, H) each, of the last layer, before they are merged
@@ -176,7 +176,7 @@ def _connect(layer: LayerConfig, hooks: Hooks, name: str, x: Array, output: Arra
 
 
 def _scan_over_cell(hooks: Hooks, cell: Cell, recurrence: Recurrence, reverse: bool) -> Result:
-    """The layer as everybody writes it, Flax's scan over the cell: what the fast path must equal."""
+    """The layer as Flax's scan over the cell: what the fast path must equal."""
     x, weights, h0, control = recurrence
     valid = jnp.broadcast_to(True, x.shape[:2]) if control.valid is None else control.valid
     x = jnp.where(valid[..., None], x, 0)

@@ -52,9 +52,9 @@ class GRUCell(CellConfig, nn.RNNCellBase):
         """One step.
 
         Args:
-          carry: the state h (..., H).
+          carry: the state h (..., H), of any floating dtype.
           x: the input (..., I).
-          weights: used instead of the cell's own (weight dropout).
+          weights: replace the cell's own (weight dropout).
           state_mask: (..., H), multiplies the state where the products read it (recurrent dropout).
 
         Returns:

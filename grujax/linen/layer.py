@@ -7,7 +7,7 @@ import flax.linen as nn
 from jax.typing import ArrayLike
 
 from grujax.core.config import LayerConfig
-from grujax.core.initializers import initial_states
+from grujax.core.initializers import HIGHWAY, initial_states, preset
 from grujax.core.inputs import Steps, check_inputs
 from grujax.core.keywords import explained, refuse_others
 from grujax.core.stack import Hooks, LayerRun, Noise, returned, run_layers
@@ -105,7 +105,7 @@ class GRU(LayerConfig, nn.Module):
         sown = self.is_mutable_collection("intermediates") and not self.is_initializing()
         hooks = Hooks(
             cell=lambda name: GRUCell(**self.fields_of(GRUCell), name=name),
-            highway=self._highway,
+            highway=lambda name, x: dense(self, name, x, x.shape[-1], **HIGHWAY),
             scan=_scan,
             initial=initial,
             noise=noise(self, deterministic),
@@ -113,16 +113,15 @@ class GRU(LayerConfig, nn.Module):
         )
         return run_layers(self, steps, h0, hooks)
 
-    def _highway(self, name: str, x: Array) -> Array:
-        dense = nn.Dense(
-            x.shape[-1],
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            precision=self.precision,
-            bias_init=nn.initializers.constant(-1.0),
-            name=name,
-        )
-        return dense(x)
+
+def dense(
+    module: LayerConfig, name: str, x: Array, width: int, bias: bool = True, **inits: nn.initializers.Initializer
+) -> Array:
+    """W x + b in the scope of `module`: its dtypes, its precision, its initialiser unless `inits` names others."""
+    init = preset(module.initializer, module.hidden_size, x.shape[-1])
+    inits = {"kernel_init": init.head_kernel, "bias_init": init.head_bias} | inits
+    dtypes = {"dtype": module.dtype, "param_dtype": module.param_dtype}
+    return nn.Dense(width, bias, **dtypes, precision=module.precision, **inits, name=name)(x)
 
 
 def carry_of(module: nn.Module, input_shape: tuple[int, ...], *path: str) -> Array:

@@ -1,4 +1,4 @@
-"""One step of the GRU as a Flax NNX cell, and what every module here begins with."""
+"""One step of the GRU as a Flax NNX cell, and the arguments that only NNX modules have."""
 
 import dataclasses
 from typing import Never
@@ -18,9 +18,11 @@ Rngs = nnx.Rngs | nnx.RngStream
 
 @dataclasses.dataclass(eq=False, repr=False)
 class Sized:
-    """What comes first in every module here: I, before what it shares with Linen, and `rngs`.
+    """The first argument of every module here, and `rngs`: what Linen's modules do not take.
 
-    Parameters are drawn from the stream "params" of `rngs`, what training drops from "dropout".
+    Attributes:
+      input_size: I.
+      rngs: parameters are drawn from its stream "params", dropout from "dropout".
     """
 
     input_size: int

@@ -6,11 +6,11 @@ from typing import Any, Never
 
 import jax.numpy as jnp
 from flax import nnx
-from jax.nn.initializers import Initializer, constant, lecun_normal
+from jax.nn.initializers import Initializer
 from jax.typing import ArrayLike
 
 from grujax.core.config import RATES, LayerConfig
-from grujax.core.initializers import initial_states, preset
+from grujax.core.initializers import HIGHWAY, initial_states, preset
 from grujax.core.inputs import Steps, check_inputs
 from grujax.core.keywords import explained, refuse_others
 from grujax.core.stack import Hooks, LayerRun, Noise, returned, run_layers
@@ -83,8 +83,7 @@ class GRU(LayerConfig, Regularised):
             for name in self.cell_names(k):
                 setattr(self, name, GRUCell(**dict(self.fields_of(GRUCell), input_size=size), rngs=rngs))
             if k > 0 and self.connection == "highway":
-                inits = {"kernel_init": lecun_normal(), "bias_init": constant(-1.0)}
-                setattr(self, f"l{k}_highway", linear(self, size, size, rngs, **inits))
+                setattr(self, f"l{k}_highway", linear(self, size, size, rngs, **HIGHWAY))
         self._draws(rngs, *(getattr(self, rate) for rate in RATES))
 
     def __call__(
