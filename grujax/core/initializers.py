@@ -1,6 +1,6 @@
 """Named presets of initialisation: a table, one row a preset."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -95,7 +95,7 @@ def _keras(hidden_size: int, head_inputs: int) -> Preset:
     )
 
 
-HIGHWAY: dict[str, Initializer] = {"kernel_init": lecun_normal(), "bias_init": constant(-1.0)}
+HIGHWAY: dict[str, Any] = {"kernel_init": lecun_normal(), "bias_init": constant(-1.0)}
 """The dense layer of a highway connection, which passes most of its input on at the start."""
 PRESETS = {"torch": _torch, "flax": _flax, "keras": _keras}
 

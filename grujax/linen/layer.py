@@ -1,7 +1,7 @@
 """The GRU layer as a Flax Linen module: layers, directions, sequences and regularisation."""
 
 from collections.abc import Callable
-from typing import Never
+from typing import Any, Never
 
 import flax.linen as nn
 from jax.typing import ArrayLike
@@ -114,10 +114,8 @@ class GRU(LayerConfig, nn.Module):
         return run_layers(self, steps, h0, hooks)
 
 
-def dense(
-    module: LayerConfig, name: str, x: Array, width: int, bias: bool = True, **inits: nn.initializers.Initializer
-) -> Array:
-    """W x + b in the scope of `module`: its dtypes, its precision, its initialiser unless `inits` names others."""
+def dense(module: LayerConfig, name: str, x: Array, width: int, bias: bool = True, **inits: Any) -> Array:
+    """W x + b in the scope of `module`: its dtypes, its precision, its initialiser unless `inits` has others."""
     init = preset(module.initializer, module.hidden_size, x.shape[-1])
     inits = {"kernel_init": init.head_kernel, "bias_init": init.head_bias} | inits
     dtypes = {"dtype": module.dtype, "param_dtype": module.param_dtype}
