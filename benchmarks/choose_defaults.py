@@ -26,7 +26,7 @@ from rich.table import Table
 from sklearn.model_selection import StratifiedKFold
 
 from grujax.data import Dataset, load
-from grujax.saving import replacing
+from grujax.saving.atomic import replacing
 from grujax.training import TrainConfig, fit
 
 BASE = TrainConfig(

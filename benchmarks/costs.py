@@ -28,7 +28,7 @@ from startup import Startup, measure_imports, measure_predictions
 from grujax.data import Sequences, batches, bucket_boundaries, sequences
 from grujax.errors import require
 from grujax.linen.layer import GRU
-from grujax.saving import replacing
+from grujax.saving.atomic import replacing
 from grujax.types import Array
 
 Say = Callable[[str], object]

@@ -15,7 +15,7 @@ from grujax.bench.cases import Case
 from grujax.bench.chart import figure
 from grujax.bench.report import PASSES, Report, is_rival, read_report, to_fastest
 from grujax.errors import require
-from grujax.saving import replacing
+from grujax.saving.atomic import replacing
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE, PICTURE = ROOT / "docs" / "speed.md", ROOT / "docs" / "speed.png"

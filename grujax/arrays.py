@@ -1,4 +1,4 @@
-"""What a caller may hand over as an array; all else is refused by the name of its argument, before JAX sees it."""
+"""Checks of the arrays that a caller passes, by the name of the argument, before JAX sees them."""
 
 from typing import Any
 
@@ -10,9 +10,9 @@ from grujax.errors import InputError, require
 
 
 def as_array(value: Any, argument: str) -> Any:
-    """An array of JAX as it is; whatever else NumPy takes for an array of numbers as one of NumPy.
+    """A JAX array as it is; anything else as the NumPy array of numbers that NumPy makes of it.
 
-    Tensors of PyTorch are refused: whether gradients and devices may be left behind is for the caller to say.
+    Tensors of PyTorch are refused: the caller decides whether its gradient and device may be lost.
 
     >>> as_array([1.0, 2.0], "x").dtype
     dtype('float64')

@@ -7,20 +7,20 @@ from numbers import Integral
 from typing import Any
 
 LONGEST = 400
-"""Characters of each part of a message; the middle of a longer one is left out."""
+"""The most characters of each part of a message; of a longer one the middle is left out."""
 
 
 class InputError(ValueError):
     """Input that cannot be served. The message is one line: `argument: expected ..., found .... remedy`.
 
     Where arguments do not go together it begins with the rule: `merge='sum' needs bidirectional=True (merge: ...)`.
-    The five parts are the attributes, and `args`: the error can be pickled and copied.
+    The error can be pickled and copied.
 
     Attributes:
       argument: the name of the argument, or the file.
       expected, found: what it may be, and what it is, in words.
       remedy: what to do; may be empty.
-      rule: which arguments do not go together, a sentence; empty where the argument alone is wrong.
+      rule: a sentence on arguments that do not go together; empty where a single argument is wrong.
 
     >>> print(InputError("hidden_size", "a positive integer", -3, "Pass 3."))
     hidden_size: expected a positive integer, found -3. Pass 3.
@@ -37,7 +37,7 @@ class InputError(ValueError):
 
 
 class MissingPackage(InputError):
-    """A package that is not installed, and that what was asked for needs."""
+    """A package that this call needs is not installed."""
 
     def __str__(self) -> str:
         return f"{self.argument} is required: {self.remedy} ({self.found})"

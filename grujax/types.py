@@ -27,9 +27,14 @@ Activation: TypeAlias = (
 
 
 class GRUWeights(NamedTuple):
-    """One layer, one direction. Columns are r | z | n; both biases are kept, as torch keeps them.
+    """The parameters of one layer in one direction, of any floating dtype, for `grujax.gru` and `grujax.kernels.run`.
 
-    `bias=False` leaves both biases None; both scales are those of layer normalisation, None without it.
+    Columns are r | z | n. Both biases are kept, as torch keeps them; None is no bias. The scales are those of layer
+    normalisation, None without it.
+
+    >>> weights = GRUWeights(jnp.ones((4, 9)), jnp.ones((3, 9)), jnp.zeros(9), jnp.zeros(9))
+    >>> {name: a.shape for name, a in weights._asdict().items() if a is not None}
+    {'w_ih': (4, 9), 'w_hh': (3, 9), 'b_ih': (9,), 'b_hh': (9,)}
     """
 
     w_ih: Array  # (I, 3H)
@@ -41,7 +46,7 @@ class GRUWeights(NamedTuple):
 
 
 class GRUSpec(NamedTuple):
-    """What is fixed when a GRU is compiled (hashable).
+    """What is fixed when a GRU is compiled; it is hashable.
 
     reset_after: True multiplies r into the finished product `W_hn h + b_hn` (torch, cuDNN, Keras 3);
         False multiplies r into h before it (Cho et al. 2014).
@@ -49,8 +54,11 @@ class GRUSpec(NamedTuple):
         `jax.default_matmul_precision`.
     update: "keep" is h' = (1 − z) ⊙ n + z ⊙ h (torch, Keras, ONNX); "take" is h' = (1 − z) ⊙ h + z ⊙ n (Cho, Haiku).
     activation, gate_activation: of n, and of r and z.
-    clip: what stands inside every activation is clipped to ±clip first (ONNX's `clip`); None: it is not.
-    layer_norm: the products are normalised (Ba et al. 2016), their scales are among the weights.
+    clip: the argument of every activation is clipped to ±clip (ONNX's `clip`); None does not clip.
+    layer_norm: the products are normalised (Ba et al. 2016); the weights then hold their scales.
+
+    >>> GRUSpec(reset_after=False) == GRUSpec(False), hash(GRUSpec()) == hash(GRUSpec())
+    (True, True)
     """
 
     reset_after: bool = True
@@ -73,10 +81,10 @@ class Control(NamedTuple):
 
 
 class Recurrence(NamedTuple):
-    """All that one direction of one layer is made of; what `grujax.kernels.run` and every loop take."""
+    """One direction of one layer: its input, weights and control. `grujax.kernels.run` and every loop take it."""
 
     x: Array  # (T, B, I)
-    weights: GRUWeights  # products run in the dtype of w_ih and w_hh, all else in float32 at least
+    weights: GRUWeights  # products in the dtype of w_ih and w_hh, all else in float32 at least
     h0: State | None = None  # (B, H); zeros where None
     control: Control = Control()
 
@@ -90,7 +98,7 @@ class Gates(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What a loop makes of one `Recurrence`."""
+    """What a loop returns for one `Recurrence`."""
 
     hs: States  # (T, B, H), the state after every step
     h_last: State  # (B, H)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from grujax.bench.report import PASSES, Report, ratios
 from grujax.errors import require
-from grujax.saving import replacing
+from grujax.saving.atomic import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

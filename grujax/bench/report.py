@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grujax.bench.cases import Case
-from grujax.saving import replacing
+from grujax.saving.atomic import replacing
 
 if TYPE_CHECKING:
     from rich.table import Table

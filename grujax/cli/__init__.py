@@ -31,8 +31,8 @@ COMMANDS = {
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command and returns its exit code.
 
-    0; 1 where a model is saved but could not be evaluated, or grujax failed a benchmark's check; 2 for bad input and
-    for output that cannot be written; 128 and the number of a signal, as in shells: 130 after Ctrl-C, 143 after
+    0 is success; 1: a model is saved but could not be evaluated, or grujax failed a benchmark's check; 2: bad input, or
+    output that cannot be written; 128 plus the number of a signal, as in shells: 130 after Ctrl-C, 143 after
     SIGTERM, 129 after SIGHUP, 141 where the reader of standard output has gone.
     """
     arguments = sys.argv[1:] if arguments is None else arguments

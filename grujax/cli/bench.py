@@ -12,20 +12,20 @@ from grujax.bench import chart
 from grujax.bench.measure import Options, run
 from grujax.bench.report import PASSES, TABLE_WIDTH, table
 from grujax.errors import require
-from grujax.saving import replacing
+from grujax.saving.atomic import replacing
 
 
 @dataclass(frozen=True)
 class Bench(Options):
-    """Measures grujax beside other GRUs on this machine: all are checked against the equations and timed in turns.
+    """Measure grujax beside other GRUs on this machine: all are checked against the equations and timed in turns.
 
     The table names the libraries that are not installed; the extra `bench` installs them all. The exit code is 1 where
     grujax itself differs from the equations.
     """
 
-    save: tyro.conf.Suppress[bool] = False  # of benchmarks/run.py, which knows its folder; here it is --json
+    save: tyro.conf.Suppress[bool] = False  # an option of benchmarks/run.py; here --json names the file
     chart: Path | None = Path("grujax-bench.png")
-    """The picture to draw (extra `plot`); it replaces a file of that name. None: no picture."""
+    """The picture to draw (extra `plot`); a file of that name is replaced. None: no picture."""
     json: Path | None = None
     """The file to write the report to. None: no file."""
 

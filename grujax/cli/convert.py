@@ -1,4 +1,4 @@
-"""Model files of other frameworks: convert, export. Both prove what they wrote."""
+"""Model files of other frameworks: convert, export. Both check what they wrote."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ from rich.console import Console
 from grujax.cli.streams import check_free
 from grujax.interop import Converted, convert
 from grujax.interop.stablehlo import LOADER
-from grujax.saving import find_model_file
+from grujax.saving.model_file import find_model_file
 
 EXPORTS = {
     "onnx": "model.onnx",
@@ -24,16 +24,16 @@ EXPORTS = {
 
 @dataclass(frozen=True)
 class Convert:
-    """One model file into that of another framework, exactly or not at all; both sides are run and compared."""
+    """Convert a model file to another framework, exactly or not at all; both models are run and compared."""
 
     source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SOURCE")]
     """A .pt, .pth, .keras, .weights.h5, .onnx, .msgpack or .safetensors file, or the folder of a training run."""
     target: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="TARGET")]
-    """The file to write, its format told by its ending; .safetensors is grujax's own unless --to safetensors."""
+    """The file to write; its ending names the format. .safetensors is grujax's own unless --to safetensors."""
     source_format: Annotated[str | None, tyro.conf.arg(name="from", metavar="FORMAT")] = None
-    """None goes by the ending; else grujax, torch, safetensors, keras, keras-weights, onnx or flax."""
+    """The format of SOURCE: grujax, torch, safetensors, keras, keras-weights, onnx or flax. None: by its ending."""
     target_format: Annotated[str | None, tyro.conf.arg(name="to", metavar="FORMAT")] = None
-    """Likewise, and stablehlo."""
+    """The format of TARGET: one of these, or stablehlo. None: by its ending."""
     overwrite: bool = False
     """Replace a file that exists."""
 
@@ -47,13 +47,13 @@ class Convert:
 
 @dataclass(frozen=True)
 class Export:
-    """A trained model for other programs; it is loaded again and run, and the largest difference printed."""
+    """Write a trained model for other programs, load it again, run both and print the largest difference."""
 
     model: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="MODEL")]
     """A model.safetensors that grujax wrote, or the folder of a training run."""
     to: Literal["onnx", "stablehlo", "torch", "keras", "safetensors"]
-    """onnx, stablehlo: programs, what standardises the inputs inside. torch, keras, safetensors (torch's keys):
-    weights, into which it is folded."""
+    """onnx, stablehlo: programs that standardise their inputs. torch, keras, safetensors (torch's keys): weights, into
+    which the standardisation is folded."""
     output: Path | None = None
     """The file to write. None: model.onnx, model.stablehlo, model.pt, model.keras or model-torch.safetensors beside
     the model."""
@@ -79,7 +79,7 @@ def _report(console: Console, found: Converted, source: Path, target: Path) -> N
     for sentence in found.left_behind:
         say(f"left behind: {sentence}")
     if found.folded is not None:
-        say(f"folded into the weights: what standardises inputs and targets (largest difference {found.folded:.3g})")
+        say(f"folded into the weights: the standardisation (largest difference {found.folded:.3g})")
     say(f"saved {target} ({found.target_format}), from {source} ({found.source_format})")
     if found.difference is None:
         say(f"not compared, {found.missing} is not installed")

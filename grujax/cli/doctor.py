@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from importlib.metadata import version
 
+import jax
 from rich.console import Console
 from rich.table import Table
 
@@ -14,11 +15,9 @@ from grujax.kernels import explain
 
 @dataclass(frozen=True)
 class Doctor:
-    """What this installation is: versions, devices, which kernel would run, caches."""
+    """Print versions, devices, the kernel that would run, and caches."""
 
     def run(self, console: Console) -> int:
-        import jax
-
         table = Table("what", "found", title="grujax doctor")
         for name in ("grujax", "jax", "jaxlib", "flax", "optax", "numpy", "safetensors"):
             table.add_row(name, version(name))
@@ -37,8 +36,6 @@ class Doctor:
 
 
 def _devices() -> str:
-    """Each kind of device once, with its number: a CPU's kind is its platform, said once."""
-    import jax
-
+    """Each kind of device once, with its count; a CPU, whose kind is its platform, is not named twice."""
     kinds = Counter(" ".join(dict.fromkeys((d.platform, d.device_kind))) for d in jax.devices())
     return ", ".join(f"{count} x {kind}" if count > 1 else kind for kind, count in kinds.items())

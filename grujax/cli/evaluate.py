@@ -1,4 +1,4 @@
-"""A trained model on other data: evaluate, predict."""
+"""Runs a trained model on other data: evaluate, predict."""
 
 import csv
 import io
@@ -15,18 +15,20 @@ from grujax.cli.streams import check_free
 from grujax.data import load_sequences
 from grujax.errors import InputError
 from grujax.linen import GRUModel
-from grujax.saving import Saved, find_model_file, read, replacing
+from grujax.saving import Saved, read
+from grujax.saving.atomic import replacing
+from grujax.saving.model_file import find_model_file
 from grujax.training import outputs_of, score
 
 
 @dataclass(frozen=True)
 class Evaluate:
-    """The figures of a trained model on labelled data."""
+    """Evaluate a trained model on labelled data."""
 
     model: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="MODEL")]
     """A model.safetensors that `grujax train` wrote, or its folder."""
     data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
-    """A data set that aeon carries (its test split), or a .ts or .npz file."""
+    """The name of a data set that comes with aeon (its test split), or a .ts or .npz file."""
 
     def run(self, console: Console) -> int:
         model, saved = _trained(self.model)
@@ -40,12 +42,12 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Predict:
-    """A trained model's answer for each sequence, as CSV: row and label with its probability, or row and value."""
+    """Predict each sequence with a trained model, as CSV: row, label and its probability, or row and value."""
 
     model: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="MODEL")]
     """A model.safetensors that `grujax train` wrote, or its folder."""
     data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
-    """A data set that aeon carries (its test split), or a .ts or .npz file; labels in it are not read."""
+    """The name of a data set that comes with aeon (its test split), or a .ts or .npz file; its labels are ignored."""
     output: Path | None = None
     """The CSV file, in UTF-8. None: standard output."""
     overwrite: bool = False
@@ -82,7 +84,7 @@ def _as_csv(outputs: np.ndarray, labels: list[str] | None) -> str:
 
 
 class _Lines:
-    """Ends lines with a line feed, where `csv` quotes carriage returns only if it ends lines with one."""
+    """Ends lines with a line feed. `csv` quotes carriage returns only where it ends lines with them."""
 
     def __init__(self, text: io.StringIO) -> None:
         self._text = text

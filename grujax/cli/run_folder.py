@@ -1,4 +1,4 @@
-"""The folder of a training run: made for it alone, the best model so far in it, and a line for every epoch."""
+"""The folder of a training run: a new one, with the best model so far and a line for every epoch."""
 
 import contextlib
 import itertools
@@ -11,7 +11,8 @@ from typing import Any
 from grujax.cli.signals import stop
 from grujax.cli.streams import warned
 from grujax.errors import InputError
-from grujax.saving import remove_left_over, save
+from grujax.saving import save
+from grujax.saving.atomic import remove_left_over
 from grujax.training import Fitted
 
 
@@ -35,7 +36,7 @@ def new_folder(output: Path | None, name: str) -> Path:
 
 
 class Kept:
-    """The best model so far and its file, which a run that is killed leaves behind."""
+    """The best model so far, and its file, which stays when the run is killed."""
 
     def __init__(self, path: Path, metadata: dict[str, Any]) -> None:
         self.path, self.metadata = path, metadata
@@ -47,7 +48,7 @@ class Kept:
         self._best = fitted
 
     def save_in_time(self) -> None:
-        """Saves at most once a second, and for a twentieth of the time; after an error no more until `save`."""
+        """Saves once a second or less often, for a twentieth of the time at most; after an error only `save` does."""
         began = time.monotonic()
         if began < self._due:
             return
@@ -66,7 +67,7 @@ class Kept:
 
 
 class Metrics:
-    """metrics.jsonl, a line an epoch; after an error no more."""
+    """metrics.jsonl, a line for each epoch; it ends at the first error."""
 
     def __init__(self, path: Path) -> None:
         self.path, self._ended = path, False

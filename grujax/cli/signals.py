@@ -31,7 +31,7 @@ class Stop:
         return "interrupted" if self.number in (None, signal.SIGINT) else f"ended by {signal.Signals(self.number).name}"
 
     def check(self) -> None:
-        """Raises `Stopped` after a signal, also where Python dropped the first, as it does in a destructor."""
+        """Raises `Stopped` after a signal, also where Python could not raise it at once."""
         if self.number is not None:
             raise Stopped
 
@@ -48,8 +48,8 @@ class Stop:
     def handled(self) -> Iterator[None]:
         """Signals raise `Stopped` in the block; those that are ignored (nohup, a background job) stay ignored.
 
-        Where Python cannot raise it, in a destructor or a callback of the garbage collector, nothing is printed:
-        `check` raises it again.
+        Python cannot raise it in a destructor or a callback of the garbage collector. Nothing is printed then; `check`
+        raises it again.
         """
         self.number = None
         before = {s: signal.getsignal(s) for s in SIGNALS}
@@ -74,4 +74,4 @@ class Stop:
 
 
 stop = Stop()
-"""That of this process, for signals are sent to processes."""
+"""One for the process, since signals are sent to processes."""

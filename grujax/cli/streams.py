@@ -11,10 +11,10 @@ from grujax.errors import require
 
 
 class Output:
-    """Standard output, whose first error (a full disk, a reader that has gone) is kept instead of raised.
+    """Standard output. Its first error (a full disk, a reader that has gone) is kept and not raised.
 
     Text goes to files and pipes as UTF-8 (a lone surrogate, which has none, as an escape); a terminal shows a
-    replacement for what its encoding lacks.
+    replacement for characters that its encoding lacks.
     """
 
     def __init__(self, stream: TextIO | None) -> None:
@@ -49,14 +49,14 @@ class Output:
 
 
 def tell(message: str) -> None:
-    """One line on standard error, where that can be written."""
+    """Prints one line on standard error; nothing where that cannot be written."""
     with contextlib.suppress(OSError):
         print(f"grujax: {' '.join(message.splitlines())}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
 def warned(what: str) -> Iterator[None]:
-    """An error in the block is told in one line, and the command goes on."""
+    """Prints an error of the block as a warning of one line; the command goes on."""
     try:
         yield
     except Exception as error:
@@ -65,7 +65,7 @@ def warned(what: str) -> Iterator[None]:
 
 
 def check_free(argument: str, path: Path, overwrite: bool) -> None:
-    """Refuses a file that exists already, unless told to replace it, and what is no file in any case."""
+    """Refuses a file that exists already, unless told to replace it; a folder or device is always refused."""
     there = path.exists() or path.is_symlink()
     require(overwrite or not there, argument, "a file that does not exist yet", path, "Add --overwrite to replace it.")
-    require(not there or path.is_file(), argument, "a file", f"{path}, which is none")
+    require(not there or path.is_file(), argument, "a file", f"{path}, which is not a file")

@@ -15,7 +15,7 @@ from grujax.cli.show import show_beside, show_confused, show_data, show_scores
 from grujax.cli.signals import stop
 from grujax.cli.streams import tell, warned
 from grujax.data import Dataset, load
-from grujax.saving import MODEL_FILE
+from grujax.saving.model_file import MODEL_FILE
 from grujax.training import Epoch, Fitted, Scores, TrainConfig, baselines, fit
 from grujax.training.plots import plot_confusion, plot_curves
 from grujax.training.progress import Screen
@@ -26,13 +26,13 @@ class Train:
     """Train a GRU on a data set, save it, evaluate it on the test split."""
 
     data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="[SOURCE]")] = "JapaneseVowels"
-    """A data set that aeon carries, or a .ts or .npz file."""
+    """The name of a data set that comes with aeon, or a .ts or .npz file."""
     test: Path | None = None
-    """The test file. None: the sibling _TEST file, else a stratified fifth."""
+    """The test file. None: the _TEST file beside SOURCE, or without one a stratified fifth of the rows."""
     output: Path | None = None
     """The folder to make for the model, metrics and pictures. None: a fresh runs/NAME-k."""
     quiet: bool = False
-    """Print the result alone."""
+    """Print only the result."""
     config: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
 
     def run(self, console: Console) -> int:
@@ -61,7 +61,7 @@ class Train:
         return code
 
     def _train(self, console: Console, data: Dataset, kept: Kept, metrics: Metrics) -> Fitted:
-        """The model is on disk, whole, from the first epoch on, and the best one when this returns or raises."""
+        """A whole model is on disk from the first epoch on, and the best one when this returns or raises."""
         if not self.quiet:
             show_data(console, data)
         with Screen(console, self.config.epochs, self.quiet) as screen:
@@ -108,7 +108,7 @@ class Train:
 
 
 def _draw(folder: Path, fitted: Fitted, test: Scores | None) -> list[str]:
-    """The names of the pictures that were drawn, or what is missing to draw them."""
+    """The names of the pictures that were drawn, or how to install what draws them."""
     if importlib.util.find_spec("matplotlib") is None:
         return ["no pictures (pip install 'grujax[plot]')"]
     drawn = []

@@ -1,4 +1,4 @@
-"""What a cell, a layer and the models are made of: their fields, what these may be, and what follows from them.
+"""The fields of a cell, a layer and the models: what they mean, what they may be, and what follows from them.
 
 Plain dataclasses, which the modules of Flax Linen and of Flax NNX inherit.
 """
@@ -18,7 +18,7 @@ from grujax.core.initializers import preset, with_update_bias
 from grujax.errors import require, require_count, require_one_of
 from grujax.kernels.checks import check_activation, check_spec
 from grujax.kernels.table import KERNELS
-from grujax.types import Activation, Array, GRUSpec
+from grujax.types import Activation, Array, GRUSpec, state_dtype
 
 MERGES = {
     "concat": lambda forward, backward: jnp.concatenate([forward, backward], axis=-1),
@@ -34,13 +34,18 @@ POOLINGS = ("last", "mean", "max", "attention")
 Precision: TypeAlias = (
     str | jax.lax.Precision | tuple[str, str] | tuple[jax.lax.Precision, jax.lax.Precision] | None
 )  # as the dense layers of Flax take it
-Sizes = TypeVar("Sizes", int, Mapping[str, int])
+OutputSize = TypeVar("OutputSize", int, Mapping[str, int])
 Pooling: TypeAlias = str | Callable[[Array, Array], Array] | None
+
+
+def own_fields(of: type) -> list[dataclasses.Field]:
+    """The fields of a module's class without the two that Flax Linen adds."""
+    return [f for f in dataclasses.fields(of) if f.name not in ("parent", "name")]
 
 
 @dataclasses.dataclass(eq=False, repr=False)
 class CellConfig:
-    """What a cell, a layer and a model have in common. All but `hidden_size` by keyword alone.
+    """What a cell, a layer and a model have in common. All but `hidden_size` are keyword arguments.
 
     Attributes:
       hidden_size: H.
@@ -51,11 +56,12 @@ class CellConfig:
         et al. 2014 and Haiku.
       activation, gate_activation: of n, and of r and z; a name of `grujax.kernels.step.ACTIVATIONS` or an elementwise
         function.
-      clip: clips what stands inside every activation to ±clip (ONNX); None does not.
+      clip: clips the argument of every activation to ±clip (ONNX); None does not clip.
       layer_norm: normalises the products with w_ih and with w_hh, each r and z together and n apart, before the
         biases, with learned scales `scale_ih` and `scale_hh` (Ba et al. 2016, arXiv 1607.06450, appendix).
       initializer: "torch", "flax" or "keras", see `grujax.core.initializers`.
-      update_bias: added to the update gate's part of `b_ih` at the start; with update="keep" a positive one remembers.
+      update_bias: added to the update gate's part of the initial `b_ih`; with update="keep" units remember longer where
+        it is positive.
       dtype: compute dtype of the products and dtype of the output; None promotes inputs and parameters. The state is
         carried in float32 at least.
       param_dtype: dtype that parameters are stored in.
@@ -82,6 +88,11 @@ class CellConfig:
         """The static part of the equations, as the kernels and `grujax.kernels.explain` take it."""
         return GRUSpec(*(getattr(self, name) for name in GRUSpec._fields))
 
+    @property
+    def carry_dtype(self) -> DTypeLike:
+        """The dtype of a state where none is given."""
+        return state_dtype(self.dtype or self.param_dtype)
+
     def check(self) -> None:
         """Raises `InputError` for a field that cannot be served."""
         require_count(self.hidden_size, "hidden_size")
@@ -93,12 +104,12 @@ class CellConfig:
         require(self.bias or self.update_bias == 0, "update_bias", 0, self.update_bias, remedy, rule=rule)
 
     def fields_of(self, of: type) -> dict[str, Any]:
-        """The fields that this module and `of` have in common, to make the one from the other."""
-        mine = {f.name for f in dataclasses.fields(self)} - {"parent", "name"}
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(of) if f.name in mine}
+        """The fields that this module and the class `of` have in common, to make one from the other."""
+        mine = {f.name for f in own_fields(type(self))}
+        return {f.name: getattr(self, f.name) for f in own_fields(of) if f.name in mine}
 
     def parameters(self, input_size: int) -> dict[str, tuple[Initializer, tuple[int, ...]]]:
-        """How each parameter of a cell starts, and its shape: the one place that knows their names and shapes."""
+        """The initializer and shape of each parameter of a cell: the one place that knows their names and shapes."""
         self.check()
         init, columns = preset(self.initializer, self.hidden_size), 3 * self.hidden_size
         first = with_update_bias(init.bias, self.update_bias) if self.update_bias else init.bias
@@ -116,7 +127,7 @@ class LayerConfig(CellConfig):
 
     Attributes:
       num_layers: L. Layer k reads the output of layer k − 1.
-      bidirectional: a second pass over each sequence from its last valid step to its first.
+      bidirectional: adds a second pass over each sequence, from its last valid step to its first.
       reverse: the one pass reads each sequence backwards (Keras: `go_backwards`, ONNX: `direction="reverse"`). The
         output stays in time order; `h_last` is the state after the first step of time; with bidirectional=False.
       merge: how both directions of a layer become one output: "concat" (torch), "sum", "mean", "mul"; None returns
@@ -137,7 +148,7 @@ class LayerConfig(CellConfig):
       implementation: None chooses the fastest; "reference" is Flax's scan over `GRUCell`; further names as in
         `grujax.kernels.explain`.
 
-    All five are off where `deterministic`, zoneout's mean apart, and draw from the rng stream "dropout".
+    All five draw from the rng stream "dropout". With `deterministic` they are off, except that zoneout uses its mean.
     """
 
     _: dataclasses.KW_ONLY
@@ -159,6 +170,10 @@ class LayerConfig(CellConfig):
     def backwards(self) -> tuple[bool, ...]:
         """For each direction, whether it reads backwards."""
         return (False, True) if self.bidirectional else (self.reverse,)
+
+    def cell_names(self, k: int) -> list[str]:
+        """The cells of layer k by direction, as the parameter tree names them: "l0", "l0_reverse"."""
+        return [f"l{k}{way}" for way in ("", "_reverse")[: self.num_directions]]
 
     @property
     def num_directions(self) -> int:
@@ -202,11 +217,11 @@ class EncoderConfig(LayerConfig):
     """What an encoder and a model have in common, beside the attributes of `LayerConfig` and `CellConfig`.
 
     Attributes:
-      pooling: how all steps become one vector. "last": the true last state of each direction of the top layer, not
-        `output[:, -1]`, which is wrong for padded rows and for the reverse direction; length 0 gives h0. "mean" and
-        "max" over the valid steps, "attention" their mean weighed by softmax(u · tanh(W output + b)) (Yang et al.
-        2016, Hierarchical Attention Networks); length 0 gives 0. A function `f(output (..., T, F), valid (..., T))`
-        of the output, 0 where not valid. None: an output a step.
+      pooling: how all steps become one vector. "last": the last state of each direction of the top layer; length 0
+        gives h0. (`output[:, -1]` would be wrong for padded rows and for the reverse direction.) "mean" and "max" over
+        the valid steps, "attention" their mean weighed by softmax(u · tanh(W output + b)) (Yang et al. 2016,
+        Hierarchical Attention Networks); length 0 gives 0. A function `f(output (..., T, F), valid (..., T))`, where
+        the output is 0 at steps that are not valid. None: no pooling, one output for each step.
     """
 
     _: dataclasses.KW_ONLY
@@ -224,24 +239,24 @@ class EncoderConfig(LayerConfig):
 
 
 @dataclasses.dataclass(eq=False, repr=False)
-class ModelConfig(EncoderConfig, Generic[Sizes]):
+class ModelConfig(EncoderConfig, Generic[OutputSize]):
     """A model's own, beside the attributes of `EncoderConfig`, `LayerConfig` and `CellConfig`.
 
     Attributes:
       output_size: width of the head; or several heads, a dict of widths by name, whose outputs are a dict too.
       head_hidden: widths of hidden layers in each head, W f(... f(W pool + b)) + b; none by default.
       head_activation: f, a name of `grujax.kernels.step.ACTIVATIONS` or a function.
-      dropout: between the layers, as torch has it, and before the head; rng stream "dropout".
+      dropout: between the layers, as in torch, and before the head; rng stream "dropout".
     """
 
-    output_size: Sizes
+    output_size: OutputSize
     _: dataclasses.KW_ONLY
     head_hidden: tuple[int, ...] = ()
     head_activation: Activation = "relu"
 
     @property
     def heads(self) -> dict[str, list[tuple[str, int]]]:
-        """The dense layers of each head by its name, in order: how they are called and how wide they are."""
+        """The dense layers of each head by its name, in order: name and width of each."""
         sizes = self.output_size if isinstance(self.output_size, Mapping) else {"": self.output_size}
         layers = {name: f"head_{name}" if isinstance(self.output_size, Mapping) else "head" for name in sizes}
         hidden = list(enumerate(self.head_hidden))

@@ -14,7 +14,7 @@ STATISTICS = ("input_mean", "input_std", "output_mean", "output_std")
 
 
 def standardised(model: ModelConfig, x: Array, statistics: Mapping[str, Array]) -> Array:
-    """(x − input_mean) / input_std, where there are such."""
+    """(x − input_mean) / input_std; x without these statistics."""
     alone = "output_mean" not in statistics or not isinstance(model.output_size, Mapping)
     rule = "statistics of the output need a single head"
     require(alone, "statistics/output_mean", "none", "one", "Scale the targets of each head by hand.", rule=rule)
@@ -29,7 +29,7 @@ def apply_heads(
     dense: Callable[..., Array],
     noise: Noise | None,
 ) -> Array | dict[str, Array]:
-    """What the heads make of what was pooled; with `pooling=None` 0 at steps that are not valid (*batch, T).
+    """The outputs of the heads for pooled features; with `pooling=None` 0 at steps that are not valid (*batch, T).
 
     `dense(name, x, width)` is W x + b with the parameters of that name.
     """

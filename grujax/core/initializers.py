@@ -1,10 +1,10 @@
 """Named presets of initialisation: a table, one row a preset."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.nn.initializers import Initializer, glorot_uniform, lecun_normal, orthogonal, zeros
+from jax.nn.initializers import Initializer, constant, glorot_uniform, lecun_normal, orthogonal, zeros
 from jax.typing import DTypeLike
 
 from grujax.errors import require_one_of
@@ -12,7 +12,7 @@ from grujax.types import Array, state_dtype
 
 
 class Preset(NamedTuple):
-    """How each tensor starts. `cell` tensors may depend on H, those of the head on its number of inputs."""
+    """The initializer of each tensor. Those of the cell may depend on H, those of the head on its number of inputs."""
 
     w_ih: Initializer
     w_hh: Initializer
@@ -95,6 +95,8 @@ def _keras(hidden_size: int, head_inputs: int) -> Preset:
     )
 
 
+HIGHWAY: dict[str, Any] = {"kernel_init": lecun_normal(), "bias_init": constant(-1.0)}
+"""The dense layer of a highway connection, which passes most of its input on at the start."""
 PRESETS = {"torch": _torch, "flax": _flax, "keras": _keras}
 
 

@@ -1,7 +1,7 @@
-"""Inputs as the rest relies on them: arrays that fit each other, and the layout that kernels read."""
+"""Checks of the inputs, and the layout in which kernels read them."""
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,8 +14,18 @@ from grujax.errors import require, require_equal
 from grujax.types import Array, Inputs
 
 
+class CallOptions(TypedDict, total=False):
+    """Keyword arguments that a call of an encoder or model takes, for its overloads."""
+
+    lengths: ArrayLike | None
+    mask: ArrayLike | None
+    resets: ArrayLike | None
+    segments: ArrayLike | None
+    num_segments: int | None
+
+
 class Steps(NamedTuple):
-    """Inputs that fit each other: x (*batch, T, I), valid and resets bool (*batch, T) or None.
+    """Checked inputs: x (*batch, T, I), valid and resets bool (*batch, T) or None.
 
     T is the first axis where time_major.
     """
@@ -115,7 +125,7 @@ def as_state(state: ArrayLike, name: str, shape: tuple[int, ...], remedy: str = 
 def check_integers(
     values: ArrayLike, name: str, shape: tuple[int, ...], of: str, bounds: tuple[int, int], bounded: str
 ) -> Array:
-    """Integers as an array of `shape`, one a step or sequence (`of`); within `bounds` where the host knows them."""
+    """Integers as an array of `shape`, one for each step or sequence (`of`); within `bounds` unless traced."""
     array = as_array(values, name)
     require(jnp.issubdtype(array.dtype, jnp.integer), name, "integers", f"dtype {array.dtype}")
     require_equal(array.shape, shape, name, f"One a {of}.")
@@ -138,5 +148,5 @@ def check_flags(flags: ArrayLike | None, name: str, shape: tuple[int, ...]) -> A
 
 
 def valid_steps(n_steps: int, lengths: Array) -> Array:
-    """lengths (...) -> (..., T) bool: does the step belong to the sequence?"""
+    """lengths (...) -> (..., T) bool: whether the step belongs to the sequence."""
     return lax.broadcasted_iota(lengths.dtype, (*lengths.shape, n_steps), lengths.ndim) < lengths[..., None]

@@ -1,12 +1,11 @@
-"""What other frameworks call an argument, and what it is called here: a TypeError says what to write."""
+"""Names that other frameworks give an argument: a TypeError says what to write instead."""
 
-import dataclasses
 import functools
 import inspect
-from collections.abc import Iterable
-from typing import NoReturn, TypedDict, TypeVar
+from collections.abc import Callable, Iterable
+from typing import NoReturn, TypeVar
 
-from jax.typing import ArrayLike
+from grujax.core.config import own_fields
 
 FOREIGN = {
     "input_size": ("in_features", "input_dim", "input_features", "num_features"),
@@ -28,7 +27,7 @@ FOREIGN = {
     "segments": ("segment_ids",),
     "return_state": ("return_carry",),
 }
-"""Our word for an argument, and those of PyTorch, Flax, Keras, ONNX and others."""
+"""Our name of an argument: those of PyTorch, Flax, Keras, ONNX and others."""
 
 INSTEAD = {
     "input_size": "the number of input features is read from x",
@@ -44,18 +43,7 @@ INSTEAD = {
     "device": "jax.device_put moves x and the variables to a device",
     "unroll": "the implementation chooses it",
 }
-"""What to do where no single word of ours stands for theirs."""
-
-
-class CallOptions(TypedDict, total=False):
-    """Keyword arguments that a call of an encoder or model takes, for its overloads: which steps are valid, where
-    sequences begin, which sequence a step belongs to."""
-
-    lengths: ArrayLike | None
-    mask: ArrayLike | None
-    resets: ArrayLike | None
-    segments: ArrayLike | None
-    num_segments: int | None
+"""What to do where we have no argument of that meaning."""
 
 
 OURS = {theirs: ours for ours, words in FOREIGN.items() for theirs in words}
@@ -64,18 +52,19 @@ Class = TypeVar("Class", bound=type)
 
 
 def explained(cls: Class) -> Class:
-    """`cls` with a constructor that refuses a surplus positional argument, and a word that is not ours, by a TypeError
-    that says what to write."""
+    """`cls` with a constructor whose TypeError, for a surplus positional argument or another word, says what to
+    write."""
     made = cls.__init__
-    names = [f.name for f in dataclasses.fields(cls) if not f.kw_only and f.name not in FLAX]
-    accepted = {*inspect.signature(made).parameters}
+    names = [f.name for f in own_fields(cls) if not f.kw_only]
+    accepted = inspect.signature(made).parameters
 
     @functools.wraps(made)
     def __init__(self, *args, **fields) -> None:
         if len(args) > len(names):
             raise TypeError(_surplus(cls, names, args))
-        if unknown := [word for word in fields if word not in accepted]:
-            _refuse(cls, unknown[0], _constructor(cls), _call(cls), "the call")
+        for word in fields:
+            if word not in accepted:
+                _refuse(cls, word, cls.__init__, cls.__call__, "the call")
         made(self, *args, **fields)
 
     setattr(cls, "__init__", __init__)  # noqa: B010, pyright knows no method that may be assigned
@@ -84,12 +73,13 @@ def explained(cls: Class) -> Class:
 
 def refuse_others(module: object, others: Iterable[str]) -> None:
     """Raises TypeError where a call has keyword arguments that are not ours, saying what to write."""
+    cls = type(module)
     for word in others:
-        _refuse(type(module), word, _call(type(module)), _constructor(type(module)), "the constructor")
+        _refuse(cls, word, cls.__call__, cls.__init__, "the constructor")
 
 
-def _refuse(cls: type, word: str, here: list[str], there: list[str], place: str) -> NoReturn:
-    ours = OURS.get(word, word)
+def _refuse(cls: type, word: str, called: Callable, other: Callable, place: str) -> NoReturn:
+    ours, here, there = OURS.get(word, word), _arguments(called), _arguments(other)
     if ours in here:
         what = f"write {ours}="
     elif word in INSTEAD or ours in INSTEAD:
@@ -108,9 +98,5 @@ def _surplus(cls: type, names: list[str], args: tuple) -> str:
     return f"{cls.__name__} takes {', '.join(names)} alone by position; write {cls.__name__}({fields}){reads}."
 
 
-def _constructor(cls: type) -> list[str]:
-    return [name for name in inspect.signature(cls.__init__).parameters if name not in FLAX]
-
-
-def _call(cls: type) -> list[str]:
-    return [name for name in inspect.signature(cls.__call__).parameters if name not in FLAX]
+def _arguments(function: Callable) -> list[str]:
+    return [name for name in inspect.signature(function).parameters if name not in FLAX]

@@ -1,4 +1,4 @@
-"""How all steps become one vector: of each row, or of each segment of rows that hold several sequences."""
+"""Pooling: one vector for each row, or for each segment where rows hold several sequences."""
 
 from collections.abc import Callable
 from numbers import Integral
@@ -24,7 +24,7 @@ class Segments(NamedTuple):
 
 
 def pooled(encoder: EncoderConfig, run: LayerRun, segments: Segments | None, dense: Callable[..., Array]) -> Array:
-    """What pooling makes of a run: (*batch, F), with segments (number, F), with `pooling=None` (*batch, T, F).
+    """The pooled output of a run: (*batch, F), with segments (number, F), with `pooling=None` (*batch, T, F).
 
     `dense(name, x, width, bias=True)` is W x + b with the parameters of that name.
     """
@@ -38,7 +38,7 @@ def pooled(encoder: EncoderConfig, run: LayerRun, segments: Segments | None, den
         return pooling(rows[0], rows[1][..., 0])
     if segments is not None:
         ids, number = segments
-        ids = (ids if encoder.time_major else jnp.moveaxis(ids, -1, 0)).reshape(output.shape[:2])
+        ids = (ids if time_major else jnp.moveaxis(ids, -1, 0)).reshape(output.shape[:2])
         segments = Segments(jnp.where(valid & (ids >= 0) & (ids < number), ids, number), number)
     if pooling == "last":
         states = [*run.h_last[-encoder.num_directions :]]
@@ -57,7 +57,7 @@ def pooled(encoder: EncoderConfig, run: LayerRun, segments: Segments | None, den
 
 
 def pool(output: Array, valid: Array, pooling: str, scores: Array | None = None) -> Array:
-    """output (T, B, F), zero at steps that are not valid (T, B) -> (B, F); over no step at all 0.
+    """output (T, B, F), zero at steps that are not valid (T, B) -> (B, F); 0 for a row without a valid step.
 
     "mean" and "max" go over the valid steps; "attention" is their mean weighed by softmax(scores (T, B)).
     """
@@ -76,7 +76,7 @@ def pool(output: Array, valid: Array, pooling: str, scores: Array | None = None)
 
 
 def pool_segments(output: Array, ids: Array, count: int, pooling: str, scores: Array | None = None) -> Array:
-    """As `pool`, a vector a segment: output (T, B, F), ids (T, B) 0..count, the last none at all -> (count, F)."""
+    """As `pool`, for each segment: output (T, B, F), ids (T, B) in 0..count, count for no segment -> (count, F)."""
     flat, ids = output.reshape(-1, output.shape[-1]), ids.reshape(-1)
     wide = state_dtype(output.dtype)
 

@@ -48,11 +48,12 @@ def gru(
         the biases (Ba et al. 2016, arXiv 1607.06450, appendix).
       h0: (..., H), zeros where None. It may have another dtype than x: h_last comes in the dtype of h0, so that a
         scan may carry it.
-      lengths: integers (...), how many steps of each sequence are valid. What stands past them, NaN included,
-        reaches no output and no gradient. Under jit, where values are unknown, a length past T means T.
+      lengths: integers (...), how many steps of each sequence are valid. Later steps are ignored, also where they are
+        NaN: no output and no gradient depends on them. Under jit, where values are unknown, a length above T means T.
       mask: bool (..., T) instead of `lengths`: which steps are valid, holes allowed. The state is held over the others.
-      resets: bool (..., T). A sequence begins at step t: forward, the state that enters t is `h_reset`; in reverse,
-        the state that enters the last valid step before t is. h0 enters only what no reset stands before.
+      resets: bool (..., T), True at the first step of a new sequence. Forward, the state that enters that step is
+        `h_reset`; in reverse, the state that enters the last valid step before it is. h0 enters only the sequence that
+        is read first; forward, not even that one where it begins with a reset.
       h_reset: (H,), zeros where None.
       reverse: read the valid part backwards; the output stays in time order.
       time_major: x (T, ..., I), mask and resets (T, ...), hs (T, ..., H).
@@ -60,7 +61,7 @@ def gru(
       update: "take" lets z weigh the candidate, h' = (1 − z) ⊙ h + z ⊙ n (Cho et al. 2014, Haiku).
       activation, gate_activation: a name of `grujax.kernels.step.ACTIVATIONS` or an elementwise function, of n, of r
         and z.
-      clip: clips what stands inside every activation to ±clip (ONNX).
+      clip: clips the argument of every activation to ±clip (ONNX).
       implementation: a loop by its name (docs/speed.md), or None, which chooses (`grujax.kernels.explain`).
       dtype: compute dtype of the products; the dtype that x and the weights promote to where None.
       precision: of the products; None follows `jax.default_matmul_precision`.

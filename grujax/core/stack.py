@@ -1,6 +1,6 @@
 """Layers x directions x lengths x resets x dropout, around one fast sequence or one step.
 
-The loop of every recurrent module, without Flax: parameters, randomness and Flax's scan are handed in (`Hooks`).
+The loop of every recurrent module, without Flax: parameters, randomness and Flax's scan come as `Hooks`.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from grujax.types import Array, Control, Gates, GRUWeights, Recurrence, Result, 
 
 
 class Cell(Protocol):
-    """One direction of one layer: its parameters, and one step with `weights` in their place."""
+    """One direction of one layer: its parameters, and one step, with other `weights` where given."""
 
     def weights(self, input_size: int, /) -> GRUWeights: ...
 
@@ -30,25 +30,25 @@ class Cell(Protocol):
 
 
 class Noise(NamedTuple):
-    """What training draws, each time anew."""
+    """Random draws of training, new ones at each call."""
 
-    dropout: Callable[[Array, float], Array]  # Flax's, of an array at a rate
+    dropout: Callable[[Array, float], Array]  # Flax's dropout of an array at a rate
     key: Callable[[], Array]
 
 
 class Hooks(NamedTuple):
-    """What a layer's loop asks of the Flax module whose parameters it runs."""
+    """What a layer's loop needs from the Flax module whose parameters it runs."""
 
     cell: Callable[[str], Cell]  # by its name, "l0", "l0_reverse", "l1", ...
     highway: Callable[[str, Array], Array]  # W x + b by its name, "l1_highway", ...
     scan: Callable[[Callable, bool], Callable]  # of a function (cell, h, inputs, weights) -> (h, h), in reverse or not
     initial: Array | None  # (L*D, H), where it is learned
     noise: Noise | None  # None in evaluation
-    sow: Callable[[str, Gates], Any] | None = None  # takes the gates by their name; None does not ask for them
+    sow: Callable[[str, Gates], Any] | None = None  # keeps gates by their name; None: they are not computed
 
 
 class LayerRun(NamedTuple):
-    """What a layer gives, with one batch axis."""
+    """The result of a layer, with one batch axis."""
 
     output: Array  # (T, B, F) where the layer is time-major, else (B, T, F)
     directions: list[Array]  # (T, B, H) or (B, T, H) each, of the last layer, before they are merged
@@ -69,9 +69,9 @@ def run_layers(layer: LayerConfig, steps: Steps, h0: ArrayLike | None, hooks: Ho
     """All layers in all directions; h0 (L*D, *batch, H), the initial state where None."""
     expected = (layer.num_states, *steps.batch, layer.hidden_size)
     h0 = check_state(with_states_axis(h0, expected), "h0", expected, "The first axis is layers * directions.")
-    # Batch-major arrays stay as they are where nothing between the layers is made time-major.
-    as_they_are = not (any(layer.backwards) or layer.implementation == "reference" or hooks.noise is not None)
-    time_major = layer.time_major or not as_they_are or steps.valid is not None
+    # Batch-major arrays are not transposed where nothing in between needs time-major ones.
+    batch_major = not (any(layer.backwards) or layer.implementation == "reference" or hooks.noise is not None)
+    time_major = layer.time_major or not batch_major or steps.valid is not None
     x, valid, reset = to_rows(steps, time_major)
     last, outputs = [], []
     for k in range(layer.num_layers):
@@ -80,14 +80,14 @@ def run_layers(layer: LayerConfig, steps: Steps, h0: ArrayLike | None, hooks: Ho
         if k > 0:
             x = dropped(x, layer.dropout, hooks.noise)
         x = dropped(x, layer.input_dropout, hooks.noise, locked_axes=(0,))
-        names = [f"l{k}{way}" for way in ("", "_reverse")[: layer.num_directions]]
+        names = layer.cell_names(k)
         cells = [hooks.cell(name) for name in names]
         recurrences = []
         for cell in cells:
             index = len(last) + len(recurrences)
-            masks = valid, reset, None if hooks.initial is None else hooks.initial[index]
+            control = Control(valid, reset, None if hooks.initial is None else hooks.initial[index])
             start = None if h0 is None else h0[index]
-            recurrences.append(_recurrence(layer, hooks, cell, x, start, Control(*masks), time_major))
+            recurrences.append(_recurrence(layer, hooks, cell, x, start, control, time_major))
         reverse, reference = layer.backwards, layer.implementation == "reference"
         results: list[Result] = []
         if hooks.sow is not None or not reference:
@@ -136,12 +136,12 @@ def returned(layer: LayerConfig, run: LayerRun) -> tuple[Array, Array]:
 
 
 def merged(layer: LayerConfig, directions: list[Array]) -> Array:
-    """Both directions as one output; the one there is."""
+    """Both directions as one output; a single direction as it is."""
     return MERGES[layer.merge or "concat"](*directions) if layer.bidirectional else directions[0]
 
 
 def dropped(x: Array, rate: float, noise: Noise | None, locked_axes: tuple[int, ...] = ()) -> Array:
-    """x where it survives, over the probability to: one mask for all of each of `locked_axes`.
+    """x where it is kept, divided by the probability of that, else 0. Along `locked_axes` the mask is the same.
 
     A product, where Flax's `Dropout` selects: under explicit sharding the mask is sharded otherwise than x.
     """
@@ -176,7 +176,7 @@ def _connect(layer: LayerConfig, hooks: Hooks, name: str, x: Array, output: Arra
 
 
 def _scan_over_cell(hooks: Hooks, cell: Cell, recurrence: Recurrence, reverse: bool) -> Result:
-    """The layer as everybody writes it, Flax's scan over the cell: what the fast path must equal."""
+    """The layer as Flax's scan over the cell: what the fast path must equal."""
     x, weights, h0, control = recurrence
     valid = jnp.broadcast_to(True, x.shape[:2]) if control.valid is None else control.valid
     x = jnp.where(valid[..., None], x, 0)

@@ -1,4 +1,4 @@
-"""Batches of few shapes: sequences of like length together, so that little is padded and little is compiled."""
+"""Batches of few shapes: sequences of similar length together, for little padding and few compilations."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -17,7 +17,7 @@ class Batch(NamedTuple):
     lengths: np.ndarray  # (B,) int32
     y: np.ndarray  # (B,) int32 classes or float32 targets; float32 zeros where y is unknown
     weight: np.ndarray  # (B,) float32, 1 or 0
-    rows: np.ndarray  # (B,) int32: where each row stands in the data
+    rows: np.ndarray  # (B,) int32: the index of each row in the data
 
 
 def bucket_boundaries(lengths: ArrayLike, count: int = 4, multiple: int = 4) -> tuple[int, ...]:
@@ -67,10 +67,10 @@ def batches(
 ) -> Iterator[Batch]:
     """Every row once, in batches of exactly `batch_size` rows padded to one of `boundaries`.
 
-    A sequence goes to the smallest boundary that holds it; what is longer than all of them is padded to the longest
+    A sequence is padded to the smallest boundary that is long enough, one longer than all of them to the longest
     length. The last batch of a bucket is filled up with rows of weight 0. `rng` shuffles the rows of each bucket and
-    then the batches; without it they come by bucket, then by row. Raises InputError for a batch_size or a boundary
-    below 1 and for boundaries that do not increase.
+    then the batches; without it they are ordered by bucket, then by row. Raises InputError for a batch_size or a
+    boundary below 1 and for boundaries that do not increase.
 
     >>> from grujax.data import sequences
     >>> data = sequences([[[1.0]], [[2.0], [3.0]], [[4.0]]])

@@ -11,7 +11,7 @@ from grujax.data.checks import shown
 from grujax.errors import InputError, require, require_package
 
 MAX_BYTES = 2**31
-"""How much of a file's arrays is read where the caller does not say: a small .npz can declare any amount."""
+"""The default limit for the arrays of a file: a small .npz can declare any amount."""
 
 
 class Raw(NamedTuple):
@@ -36,8 +36,7 @@ def read(path: Path, max_bytes: int = MAX_BYTES) -> Raw:
     except InputError:
         raise
     except Exception as error:  # a damaged or foreign file raises whatever its reader happens to trip over
-        found = " ".join(f"{type(error).__name__}: {error}".split())
-        raise InputError(str(path), f"a readable {path.suffix} file", found) from error
+        raise InputError(str(path), f"a readable {path.suffix} file", f"{type(error).__name__}: {error}") from error
 
 
 def _read_ts(path: Path, max_bytes: int) -> Raw:

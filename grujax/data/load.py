@@ -29,8 +29,8 @@ def load(
     training rows, chosen by `seed`, the classes in proportion (`stratified_split`).
     max_bytes: what each file may hold; see `load_sequences`.
 
-    Raises InputError for a name or file that is not there, a file that is damaged or not what it says, values that
-    `sequences` refuses, a single class, test labels unknown in training.
+    Raises InputError for a name or file that is not there, a damaged file, values that `sequences` refuses, a single
+    class, and test labels that are unknown in training.
 
     >>> load("BasicMotions").train.labels
     ('badminton', 'running', 'standing', 'walking')
@@ -55,7 +55,7 @@ def load_sequences(
     need_labels: bool = True,
     max_bytes: int = MAX_BYTES,
 ) -> Sequences:
-    """What a trained model is to judge: the test split of a named set, or one file alone.
+    """Sequences for a trained model: the test split of a named set, or a single file.
 
     labels: the model's class names; None for regression. channels: the model's C. need_labels: False ignores y.
     max_bytes: a file that declares more, each value counted as 4 bytes at least, is refused before it is read: a small
@@ -76,7 +76,7 @@ def load_sequences(
 def _as_trained(
     path: Path, labels: Iterable[str] | None, need_labels: bool = True, max_bytes: int = MAX_BYTES
 ) -> Sequences:
-    """The file read as the model or the training split understands it."""
+    """The sequences of a file, with the labels of the model or of the training split."""
     raw = read(path, max_bytes)
     if not need_labels:
         return sequences(raw.x, None, raw.lengths, source=path.name)

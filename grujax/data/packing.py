@@ -1,4 +1,4 @@
-"""Many short sequences in few rows, end to end, for a layer that starts anew wherever `resets` says so."""
+"""Many short sequences end to end in few rows, for a layer that starts a new sequence where `resets` is True."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ from grujax.errors import InputError, require
 class Packed:
     """N sequences in R rows of T steps. Made by `pack_sequences`; `unpack_sequences` takes them apart again.
 
-    A sequence of no steps occupies nothing: it has no reset, and its start is a place where another one may begin.
+    A sequence of no steps takes no place: it has no reset, and another one may begin at its start.
     """
 
-    x: np.ndarray  # (R, T, C), zero where no sequence stands
+    x: np.ndarray  # (R, T, C), zero in padding
     lengths: np.ndarray  # (R,) int32, filled steps of each row; there are no holes
     resets: np.ndarray  # (R, T) bool, True at the first step of each sequence
     segments: np.ndarray  # (R, T) int32, which sequence a step belongs to, -1 in padding
-    rows: np.ndarray  # (N,) int32, the row in which each sequence stands
+    rows: np.ndarray  # (N,) int32, the row of each sequence
     starts: np.ndarray  # (N,) int32, its first step in that row, 0..T
     sizes: np.ndarray  # (N,) int32, its steps, 0..T
 
@@ -93,8 +93,9 @@ def pack_sequences(sequences: Sequence[ArrayLike], *, length: int | None = None,
 def unpack_sequences(packed: Packed, output: ArrayLike) -> list[Any]:
     """The part of `output` (R, T, ...) that belongs to each sequence: N arrays (T_i, ...), in the order packed.
 
-    A JAX array stays one, traced or not; parts of a NumPy array are views of it. Outside jit, JAX compiles a slice for
-    each place: of thousands of sequences unpack `np.asarray(output)`. Raises InputError where R or T differ.
+    The parts of a JAX array, traced or not, are JAX arrays; those of a NumPy array are views of it. Outside jit, JAX
+    compiles a slice for each place: for thousands of sequences unpack `np.asarray(output)`. Raises InputError where R
+    or T differ.
 
     >>> packed = pack_sequences([np.ones((3, 1)), np.ones((2, 1)), np.ones((1, 1))], length=4)
     >>> [part.tolist() for part in unpack_sequences(packed, [[1, 2, 3, 4], [5, 6, 7, 8]])]

@@ -1,4 +1,4 @@
-"""Sequences as the rest of the package relies on them: checked, padded with zeros, cast."""
+"""Sequences in memory: checked, padded with zeros, cast to float32."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -73,8 +73,8 @@ def sequences(
     x: real (N, T, C), or a list of (T_i, C). Padding may hold anything, NaN too; it becomes zero.
     y: (N,) strings, integers or booleans are classes, floats are regression targets.
     lengths: (N,) integers, 1..T; None is T everywhere. A list has its own.
-    labels: the class names a model knows, in its order; None takes those in y, sorted, '2' before '10'.
-    source: what the errors call the data.
+    labels: the class names that a model knows, in its order; None takes those in y, sorted, '2' before '10'.
+    source: the name of the data in errors.
 
     Raises InputError for anything else, naming the row: missing, infinite or too large values, wrong sizes, types or
     lengths, labels outside `labels`.
@@ -116,10 +116,16 @@ def sequences(
 
 
 def stratified_split(data: Sequences, fraction: float, seed: int) -> tuple[Sequences, Sequences]:
-    """(rest, held out): `fraction` of the rows held out, rounded, at least one, the classes in proportion; without
-    classes at random. Where that is fewer rows than there are classes, each row is of another class, and some classes
-    have none: never more is held out than was asked for. Every class stays in the rest. The same `seed` gives the same
-    split. Raises InputError for too few rows.
+    """Splits the rows into (rest, held out), the classes in proportion, at random without classes.
+
+    Args:
+      data: N rows; of each class two or more.
+      fraction: share of the rows to hold out, rounded to at least one row. It is never exceeded: where the held-out
+        rows are fewer than the classes, each has another class. Every class keeps a row in the rest.
+      seed: from 0 to 2**32 - 1; the same seed gives the same split.
+
+    Raises:
+      InputError: too few rows, or a fraction or seed out of range.
 
     >>> data = sequences([[[1.0]]] * 20, [*"aabbccddeeffgghhiijj"])
     >>> [len(part) for part in stratified_split(data, 0.1, seed=0)]

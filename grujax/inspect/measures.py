@@ -51,8 +51,7 @@ def gates(
     if not isinstance(model, GRU):
         model = model.clone(pooling=None)  # gates come before pooling, which has conditions of its own
     sown = _sown(model, dict(variables), steps.x, h0, steps.valid, steps.resets)
-    directions = ("", "_reverse")[: model.num_directions]
-    names = [f"l{layer}{direction}" for layer in range(model.num_layers) for direction in directions]
+    names = [name for k in range(model.num_layers) for name in model.cell_names(k)]
     found = {
         name: (from_rows(g.swapaxes(0, 1), steps.batch, False) for g in sown[f"{name}_gates"][-1]) for name in names
     }

@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 
 from grujax.errors import require, require_package
 from grujax.inspect.measures import Saturation
-from grujax.saving import replacing
+from grujax.saving.atomic import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

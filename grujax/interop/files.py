@@ -15,6 +15,8 @@ from grujax.interop import flax, keras, onnx, safetensors, stablehlo, torch
 from grujax.interop.adapters import Adapter, Difference, Runner, compare, outputs, require_equal
 from grujax.interop.model_parts import ConversionWarning
 from grujax.interop.statistics import fold_statistics
+from grujax.saving.atomic import replacing
+from grujax.saving.model_file import opened
 
 LARGEST = 4 << 30
 """Bytes of a file that is still read."""
@@ -117,7 +119,7 @@ def save(
     path = Path(path)
     adapter = _adapter(path, format, reading=False)
     theirs = adapter.theirs(model, variables)
-    with saving.replacing(path) as temporary:
+    with replacing(path) as temporary:
         adapter.store(temporary, theirs)
         if not verify:
             return None
@@ -169,6 +171,6 @@ def _adapter(path: Path, name: str | None, reading: bool) -> Adapter:
     if ending is None:
         raise InputError("path", f"one of {sorted(endings)}", str(path), "Or name the format.")
     if reading and ending == ".safetensors" and path.is_file():
-        with saving.opened(path) as file:
+        with opened(path) as file:
             return OWN if "grujax" in (file.metadata() or {}) else safetensors.ADAPTER
     return endings[ending]

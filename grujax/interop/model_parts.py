@@ -18,7 +18,7 @@ from grujax.interop.weight_layouts import DTYPES, FLOATS, Cell, lost
 from grujax.linen.cell import GRUCell
 from grujax.linen.layer import GRU
 from grujax.linen.model import GRUModel
-from grujax.saving import declared
+from grujax.saving.model_file import declared
 
 SIZES = ("hidden_size", "output_size", "num_layers", "bidirectional", "bias", "param_dtype", "update")
 FREE = ("parent", "name", "initializer", "update_bias", "implementation", "dtype", "precision", "time_major")
@@ -153,13 +153,12 @@ def put_together(
 
 
 def _cell_paths(model: nn.Module) -> list[tuple[str, ...]]:
-    """Where each cell's parameters stand."""
+    """The path of each cell's parameters."""
     if isinstance(model, GRUCell):
         return [()]
     assert isinstance(model, (GRU, GRUModel))
     root = ("encoder", "gru") if isinstance(model, GRUModel) else ()
-    ways = ("", "_reverse")[: model.num_directions]
-    return [(*root, f"l{layer}{way}") for layer in range(model.num_layers) for way in ways]
+    return [(*root, name) for k in range(model.num_layers) for name in model.cell_names(k)]
 
 
 def _check_model(model: nn.Module, variables: Mapping, place: Place) -> None:

@@ -16,7 +16,7 @@ from grujax.interop.adapters import Adapter, Runner
 from grujax.interop.state_dicts import from_arrays, to_arrays
 from grujax.interop.torch import runner as torch_runner
 from grujax.interop.torch import tensors
-from grujax.saving import opened
+from grujax.saving.model_file import opened
 
 METADATA = {"format": "pt"}
 

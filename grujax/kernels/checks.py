@@ -1,4 +1,4 @@
-"""The arguments of `grujax.kernels.run`: refused where they do not fit."""
+"""Checks of the arguments of `grujax.kernels.run`."""
 
 from numbers import Real
 
@@ -50,7 +50,7 @@ def check(recurrence: Recurrence, spec: GRUSpec, time_major: bool = True) -> Non
 
 
 def check_spec(spec: GRUSpec) -> None:
-    """Raises `InputError` for a spec that names what is not there."""
+    """Raises `InputError` for a spec with an unknown name or a clip that is not positive."""
     require_one_of(spec.update, UPDATES, "update")
     check_activation(spec.activation, "activation")
     check_activation(spec.gate_activation, "gate_activation")

@@ -1,7 +1,7 @@
 """Four loops that are faster on CPU at some sizes (docs/decisions/cpu-loops.md); they need one product for all gates.
 
-All project the input inside the loop, where they read it. "joint" and "halves" also write the states themselves, so
-that arrays that lie batch-major in memory are not transposed; "columns" has the batch on the last axis.
+All project the input inside the loop. "joint" and "halves" also write the states into their array, so that batch-major
+arrays are not transposed; "columns" has the batch on the last axis.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,13 +17,13 @@ from grujax.kernels.step import kept, masked_step, scan_body, step
 from grujax.types import Array, GRUSpec, Recurrence, Result, State, States, state_dtype
 
 Carry: TypeAlias = tuple[list[State], States]
-"""The states of each share of the rows, and the array that they are written into."""
+"""The states of each half of the rows (or of all), and the array that they are written into."""
 
 
 def brief(
     recurrences: Sequence[Recurrence], spec: GRUSpec, with_gates: bool = False, time_axis: int = 0
 ) -> list[Result]:
-    """A `lax.scan` over x, one after the other: nothing is made of the weights beforehand, nor of all steps at once."""
+    """A `lax.scan` over x for each recurrence; nothing is computed before the loop."""
     results = []
     for recurrence in recurrences:
         x, _, h0, control = recurrence
@@ -43,14 +43,13 @@ def in_place(
     halved: bool = False,
     unroll: Callable[[int], int] = lambda hidden_size: 1,
 ) -> list[Result]:
-    """x and hs are read and written where they are: "joint", one loop after the other; "halves", all in one loop.
+    """x is read and hs written in place: "joint", a loop for each recurrence; "halves", one loop for all.
 
-    time_axis: 1 where x is a batch-major array with its axes swapped, and hs will be: swapped once more, they are as
-    they lie in memory.
-    halved: all recurrences go in one loop, and of one alone the batch is split in two halves that advance in one loop
-    body. Products that do not wait for each other run side by side: XLA on CPU gives one core to a product of this
+    time_axis: 1 where x and hs are batch-major arrays with their axes swapped; swapping them again costs nothing.
+    halved: all recurrences run in one loop; the batch of a single one is split in two halves that advance in one loop
+    body. Products that do not wait for each other run in parallel, for XLA on CPU gives one core to a product of this
     size.
-    unroll: H -> how many steps are unrolled into one.
+    unroll: from H to the number of steps in a loop body.
     """
     n_steps, n_rows, _ = recurrences[0].x.shape
     if n_steps == 0:
@@ -86,10 +85,10 @@ def in_place(
 def columns(
     recurrences: Sequence[Recurrence], spec: GRUSpec, with_gates: bool = False, time_axis: int = 0, unroll: int = 1
 ) -> list[Result]:
-    """The rows of the batch as columns, all in one loop.
+    """The rows of the batch as columns, all recurrences in one loop.
 
-    W (3H, H) is the left factor of the product with the state (H, B). XLA on CPU packs the right factor anew at every
-    step, which is then the small one, and the parts r, z and n of the product are contiguous.
+    W (3H, H) is the left factor of the product with the state (H, B). XLA on CPU packs the right factor again at every
+    step, and here that is the small one; the parts r, z and n of the product are contiguous.
     """
     bodies = [_columns_body(recurrence, spec, with_gates) for recurrence in recurrences]
 
@@ -170,5 +169,5 @@ def _columns_body(recurrence: Recurrence, spec: GRUSpec, with_gates: bool) -> Ca
 
 
 def _unrolled(recurrence: Recurrence, steps: int) -> int:
-    """JAX unrolls loops of known length alone."""
+    """JAX unrolls only loops of known length."""
     return steps if isinstance(recurrence.x.shape[0], int) else 1

@@ -7,16 +7,16 @@ Once the states are known, the tangent of the recurrence is linear in them,
 
 and its coefficients k, a and sources s (the tangents of the input, the weights and the biases) need no loop. k is how
 much of the old state the new one keeps: z, or 1 − z with update="take". Written as a `custom_jvp` whose tangent is
-that linear loop, JAX transposes it into the smallest backward loop there is (only dh goes round; the weight gradients
-are products after it), and forward mode, Jacobians and Hessian products come from the same lines.
+that linear loop, JAX transposes it into the smallest backward loop (its carry is dh alone; the weight gradients are
+products after it), and forward mode, Jacobians and Hessian products come from the same lines.
 
-The coefficients are made of r, z, n and m, which the forward loop hands out where it is differentiated; or, for all
-activations but sigmoid and tanh and where `Chunks` asks for it, of the states alone, all products of a chunk of steps
-at once. What is made of the states is checkpointed, and so are chunks: what is kept between the passes is the input,
-the states and the gates that the loop handed out, nothing else.
+The coefficients are computed from r, z, n and m, which the forward loop returns where it is differentiated. For
+activations other than sigmoid and tanh, and where `Chunks` asks for it, they are computed from the states, all products
+of a chunk of steps at once. That part is checkpointed, and so are chunks: only the input, the states and the gates that
+the loop returned are kept between the passes.
 
-With reset_after=False the last term is a_n ⊙ ((a_r ⊙ d_r + r ⊙ dh) W_hn + s_n): r multiplies h before it. A mask on
-the state that the products read multiplies dh there too; what is held of a state moves k towards 1.
+With reset_after=False the last term is a_n ⊙ ((a_r ⊙ d_r + r ⊙ dh) W_hn + s_n): r multiplies h before W_hn. A mask on
+the state that the products read multiplies dh there too; holding a part of the state moves k towards 1.
 """
 
 from collections.abc import Callable, Sequence
@@ -42,27 +42,27 @@ from grujax.kernels.step import SLOPES, activate, step
 from grujax.types import Array, Control, Gates, GRUSpec, Recurrence, Result, State, States
 
 Loop = Callable[[Sequence[Recurrence], GRUSpec, bool, int], list[Result]]
-"""A forward loop over one or several recurrences of one shape; whether it hands out gates; and `time_axis`, 1 where x
-is a batch-major array with its axes swapped and hs will be, 0 where both are time-major. Shapes are (T, B, ...) in both
-cases."""
+"""A forward loop: of one or several recurrences of one shape, the spec, whether it returns gates, and `time_axis`: 1
+where x and hs are batch-major arrays with their axes swapped, 0 where they are time-major. Shapes are (T, B, ...) in
+both cases."""
 
 
 class Values(NamedTuple):
-    """What the coefficients of every step are made of, (T, B, H) each, finite at steps that are not valid too."""
+    """What the coefficients are computed from, (T, B, H) each, finite at steps that are not valid too."""
 
     h: States  # the state that enters
     r: Array
     z: Array
     n: Array
     m: Array | None  # what r multiplies, with reset_after=True
-    slopes: tuple[Array, Array, Array] | None  # of the activations of r, z, n; None where r, z and n tell them
+    slopes: tuple[Array, Array, Array] | None  # of the activations of r, z, n; None where `SLOPES` has them
 
 
 class Chunks(NamedTuple):
-    """How the derivative takes a sequence."""
+    """How the derivative divides a sequence."""
 
-    steps: int | None  # None: all of them
-    kept: bool  # r, z, n and m are kept from the forward loop, not made anew of the states
+    steps: int | None  # of a chunk; None: all
+    kept: bool  # r, z, n and m are kept from the forward loop, not computed again from the states
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 2, 3, 4, 5))
@@ -74,7 +74,7 @@ def under_the_rule(
     chunks: Chunks,
     time_axis: int,
 ) -> list[Result]:
-    """The recurrences by `loops` (see `on_platform`), differentiated by the rule above and not by their own lines."""
+    """The results of `loops` (see `on_platform`), differentiated by the rule above."""
     return on_platform(loops, spec, with_gates, time_axis)(recurrences)
 
 
@@ -82,7 +82,7 @@ def under_the_rule(
 def _rule(loops, spec, with_gates, chunks, time_axis, primals, tangents):
     moved = jax.tree.map(lambda t: None if isinstance(t, SymbolicZero) else t, tangents[0])
     kept = slopes_are_told(spec) and (chunks.kept or with_gates)
-    # The derivative reads the states time-major: where it is wanted, they are written so.
+    # The derivative reads the states time-major, so the loop writes them time-major here.
     results = under_the_rule(loops, *primals, spec, with_gates or kept, chunks, 0)
     outputs, d_outputs = [], []
     for recurrence, d_recurrence, result in zip(primals[0], moved, results, strict=True):
@@ -95,14 +95,14 @@ def _rule(loops, spec, with_gates, chunks, time_axis, primals, tangents):
 
 
 def on_platform(loops: Sequence[Loop], spec: GRUSpec, with_gates: bool, time_axis: int) -> Callable:
-    """Of recurrences: the one loop that there is; of two the first on CPU, the second elsewhere."""
+    """A function of recurrences: the only loop; of two loops the first on CPU, the second elsewhere."""
     given = {"spec": spec, "with_gates": with_gates, "time_axis": time_axis}
     first, *others = [partial(loop, **given) for loop in loops]
     return partial(lax.platform_dependent, cpu=first, default=others[0]) if others else first
 
 
 def slopes_are_told(spec: GRUSpec) -> bool:
-    """Whether r, z and n tell the slopes of their activations."""
+    """Whether the slopes of the activations follow from r, z and n."""
     return all(activation in SLOPES for activation in (spec.activation, spec.gate_activation)) and spec.clip is None
 
 
@@ -149,7 +149,7 @@ def tangent(
 
 
 def entering(h0: State, hs: States, control: Control) -> States:
-    """The states that enter the steps, resets done: (T, B, H)."""
+    """The states that enter the steps, after resets: (T, B, H)."""
     h_in = jnp.concatenate([h0[None], hs])[:-1]  # also right for T = 0
     if control.reset is None:
         return h_in
@@ -157,7 +157,7 @@ def entering(h0: State, hs: States, control: Control) -> States:
 
 
 def values_of(recurrence: Recurrence, h_in: States, spec: GRUSpec, result: Result) -> Values:
-    """From what the forward loop kept; or from the states that enter, all products at once."""
+    """From the gates in `result`; without them from the states that enter, all products at once."""
     if result.gates is not None:
         return Values(h_in, *result.gates, result.m, slopes=None)
     slopes = []
@@ -191,8 +191,8 @@ def source_of(
 ) -> tuple[Array | None, Array | None]:
     """The tangents of the input, the weights and the biases, at all steps at once: the source s; None is zero.
 
-    (T, B, 3H), added to dh W_hr, dh W_hz and dh W_hn, or what stands for it; and (T, B, H), inside the candidate's
-    activation, where r does not multiply it.
+    (T, B, 3H), added to dh W_hr, dh W_hz and dh W_hn (with reset_after=False to (a_r ⊙ d_r + r ⊙ dh) W_hn); and
+    (T, B, H), s_n, with reset_after=True.
     """
     x, weights, _, control = recurrence
     dx, d_weights, _, _ = moved
@@ -223,7 +223,7 @@ def source_of(
 
 
 def joined(rz: Array | None, n: Array | None, zero: Array) -> Array | None:
-    """What `split_n` took apart; zeros for the one that is not there, None where neither is."""
+    """The inverse of `split_n`: zeros for a part that is None; None where both are."""
     if rz is None and n is None:
         return None
     parts = [zero, zero] if rz is None else [rz]
@@ -236,7 +236,7 @@ def split_n(a: Array | None) -> Sequence[Any]:
 
 
 def added(*terms: Array | None) -> Any:
-    """The sum of the terms that are there; None where none is."""
+    """The sum of the terms that are not None; None where all are."""
     there = [term for term in terms if term is not None]
     return sum(there[1:], there[0]) if there else None
 
@@ -244,7 +244,7 @@ def added(*terms: Array | None) -> Any:
 def gates_tangent(
     recurrence: Recurrence, moved: Recurrence, hs: States, dhs: States, spec: GRUSpec
 ) -> tuple[Gates, Array | None]:
-    """That of the gates and of m: each step by itself, once the states and their tangents are known."""
+    """The tangents of the gates and of m: no loop is needed once the states and their tangents are known."""
 
     def gates_of(recurrence: Recurrence, hs: States) -> tuple[Gates, Array | None]:
         assert recurrence.h0 is not None
@@ -271,8 +271,8 @@ def linear_scan(
 ) -> tuple[State, States]:
     """The linear loop: dh_last (B, H) and dhs (T, B, H).
 
-    The coefficients of a step are made in it, where they are still in the cache, and again in the backward loop:
-    that, too, then hands out the tangents of the gates instead of passing over all steps once more for each.
+    Each step computes its coefficients while their values are in the cache, and the backward loop does so again: it
+    then yields the gradients of the gates in the same pass.
     """
     # Transposed beforehand: the backward loop, which is what training runs, then multiplies without transposing.
     w = [part.T for part in ([w_hh] if spec.reset_after else split_n(w_hh))]

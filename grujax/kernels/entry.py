@@ -1,15 +1,15 @@
 """The entry point of the recurrence kernels."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
 from jax import lax
 
 from grujax.kernels.checks import check
-from grujax.kernels.derivative import on_platform, under_the_rule
+from grujax.kernels.derivative import Loop, on_platform, under_the_rule
 from grujax.kernels.order import as_read, in_time
-from grujax.kernels.table import KERNELS, check_named, choice, chunks_of
+from grujax.kernels.table import KERNELS, Sizes, check_named, choice, chunks_of
 from grujax.types import GRUSpec, Recurrence, Result
 
 
@@ -22,7 +22,7 @@ def run(
     with_gates: bool = False,
     time_major: bool = True,
 ) -> list[Result]:
-    """The recurrence alone: one or several of one shape, such as both directions of a layer.
+    """Runs one or several recurrences of one shape, such as both directions of a layer.
 
         r  = σ(W_ir x + b_ir + W_hr h + b_hr)
         z  = σ(W_iz x + b_iz + W_hz h + b_hz)
@@ -32,14 +32,14 @@ def run(
     An implementation may run several in one loop, where their products need not wait for each other.
 
     Args:
-      recurrences: `Recurrence`s of one shape. x (T, B, I), all else as in `grujax.types`. x at steps that are not valid
-        reaches no output and no gradient, NaN included; a step that is not valid never resets. state_mask and hold have
-        no derivative.
+      recurrences: `Recurrence`s of one shape. x (T, B, I), all else as in `grujax.types`. x is ignored at
+        steps that are not valid, also where it is NaN; such a step never resets. state_mask and hold have no
+        derivative.
       spec: what is fixed at compile time, see `GRUSpec`.
       implementation: a name of `grujax.kernels.table.KERNELS`, or None, which chooses; see `explain`.
-      reverse: for each recurrence, whether it reads its valid steps from the last to the first; none where None. In
+      reverse: for each recurrence, whether it reads its valid steps from the last to the first; None: none does. In
         reverse the state that enters valid step t is h_reset where `reset` at the next valid step after t.
-      with_gates: hand out the gates of every step too, time-major.
+      with_gates: also return the gates of every step, time-major.
       time_major: False where x is (B, T, I), and hs will be (B, T, H). All else has the same shapes.
 
     Returns:
@@ -66,9 +66,17 @@ def run(
 
 
 @partial(jax.jit, static_argnums=(1, 2, 3, 4, 5, 6))
-def _run(recurrences, spec, implementation, reverse, with_gates, time_major, backend):
+def _run(
+    recurrences: list[Recurrence],
+    spec: GRUSpec,
+    implementation: str | None,
+    reverse: tuple[bool, ...],
+    with_gates: bool,
+    time_major: bool,
+    backend: str,
+) -> list[Result]:
     sizes = _known_sizes(recurrences[0], time_major)
-    # Masks, flips and joins are made of time-major arrays: others would be transposed before them and after them.
+    # Masks and flips need time-major arrays; where there are none, batch-major ones are not transposed.
     in_place = not (time_major or any(reverse) or recurrences[0].control.valid is not None)
     read = [as_read(of, backwards, time_major) for of, backwards in zip(recurrences, reverse, strict=True)]
 
@@ -76,7 +84,7 @@ def _run(recurrences, spec, implementation, reverse, with_gates, time_major, bac
     loops = tuple(dict.fromkeys((kernels[0].loop, kernels[1].loop_elsewhere(spec))))
     chunks, time_axis = chunks_of(sizes, backend), int(in_place)
 
-    def program(ruled, loops):
+    def program(ruled: bool, loops: tuple[Loop, ...]) -> Callable:
         if ruled:
             return partial(under_the_rule, loops, spec=spec, with_gates=with_gates, chunks=chunks, time_axis=time_axis)
         return on_platform(loops, spec, with_gates, time_axis)
@@ -93,7 +101,7 @@ def _run(recurrences, spec, implementation, reverse, with_gates, time_major, bac
     ]
 
 
-def _known_sizes(recurrence: Recurrence, time_major: bool) -> tuple[int | None, int | None, int | None]:
+def _known_sizes(recurrence: Recurrence, time_major: bool) -> Sizes:
     """T, B and H; None for one that is not known while compiling, and for B where it is split among devices."""
     n_steps, n_rows, _ = recurrence.x.shape if time_major else (recurrence.x.shape[i] for i in (1, 0, 2))
     split = jax.typeof(recurrence.x).sharding.spec[1 if time_major else 0] is not None

@@ -1,7 +1,7 @@
 """The order in which a direction reads its steps: from the arrays of the caller to those of a loop, and back.
 
-A loop reads time-major arrays from the first step to the last. Read backwards in time the padding of a sequence comes
-first, and holds h0: no gather is needed to reverse a sequence.
+A loop reads time-major arrays from the first step to the last. Backwards in time the padding of a sequence comes first,
+where the state is held at h0: no gather is needed to reverse a sequence.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from grujax.types import Array, Control, Recurrence, Result, Valid, state_dtype
 
 
 def as_read(recurrence: Recurrence, reverse: bool, time_major: bool) -> Recurrence:
-    """What a loop takes: x finite everywhere, an h0, resets at valid steps alone, all in its dtype."""
+    """The recurrence as a loop takes it: x 0 and no reset at steps that are not valid, h0 given, state dtypes."""
     x, weights, h0, (valid, reset, h_reset, state_mask, hold) = recurrence
     dtype = state_dtype(weights.w_hh.dtype)
     x = x if time_major else x.swapaxes(0, 1)
@@ -38,7 +38,7 @@ def as_read(recurrence: Recurrence, reverse: bool, time_major: bool) -> Recurren
 
 
 def in_time(result: Result, valid: Valid | None, reverse: bool, time_major: bool) -> Result:
-    """What was read in that order, in time order: hs and gates 0 at steps that are not `valid`, as they were read."""
+    """The result in time order; hs and gates are 0 where `valid`, in the order of the loop, is False."""
 
     def ordered(a: Array) -> Array:
         a = a if valid is None else jnp.where(valid[..., None], a, 0)

@@ -1,7 +1,7 @@
 """The matrix products of a step, and what belongs to them: biases, layer normalisation.
 
-In loops over many steps the weights of r, z and n are taken apart once, and each gate has its own product; for a step
-or two, taking them apart costs as much as the products, and r, z and n come from one product, which is split.
+In loops over many steps the weights of r, z and n are split once, and each gate has its own product. For one or two
+steps splitting costs as much as the products: there r, z and n come from one product, which is split.
 """
 
 import math
@@ -22,7 +22,7 @@ StateProducts = Callable[[Array, str], Sequence[Array]]
 
 
 def input_products(x: Array, weights: GRUWeights, spec: GRUSpec) -> list[Array]:
-    """What the input x (..., I) gives r, z and n before the bias, (..., H) each, at all steps at once."""
+    """The products of x (..., I) with w_ih for r, z and n, before the bias: (..., H) each, all steps at once."""
     products = [dot(x, w, spec) for w in split_gates(weights.w_ih)]
     if weights.scale_ih is None:
         return products
@@ -31,7 +31,7 @@ def input_products(x: Array, weights: GRUWeights, spec: GRUSpec) -> list[Array]:
 
 
 def state_products(weights: GRUWeights, spec: GRUSpec, one_product: bool = False) -> StateProducts:
-    """The products of a step with w_hh; `one_product`, for `one_product_serves(spec)`, makes all of one."""
+    """The products of a step with w_hh; with `one_product`, which needs `one_product_serves(spec)`, from one."""
     b_n = candidate_bias(weights)
 
     def with_bias(p: Array) -> Array:
@@ -65,7 +65,7 @@ def one_product_serves(spec: GRUSpec) -> bool:
 
 
 def input_bias(weights: GRUWeights) -> Array | None:
-    """(3H,), what no product reads: b_ih and the r and z parts of b_hh. b_hn, which r may multiply, is not in it."""
+    """(3H,): b_ih plus the r and z parts of b_hh. b_hn is left out, since r may multiply it."""
     dtype, b_ih, b_hh = state_dtype(weights.w_hh.dtype), weights.b_ih, weights.b_hh
     return folded(None if b_ih is None else b_ih.astype(dtype), None if b_hh is None else b_hh.astype(dtype))
 

@@ -31,7 +31,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "identity": lambda a: a,
 }
 SLOPES: dict[Any, Callable[[Array], Array]] = {"tanh": lambda y: (1 + y) * (1 - y), "sigmoid": lambda y: y * (1 - y)}
-"""The slope of an activation by its value, for those whose value tells it best."""
+"""The slope of an activation as a function of its value, for those where that is exact and cheap."""
 UPDATES = ("keep", "take")
 
 
@@ -64,7 +64,7 @@ def masked_step(
     reset: Array | None,
     hold: Array | None,
 ) -> tuple[State, Gates, Array]:
-    """A step under `Control`, all of it in the layout of h: begin anew, hold some units, hold the state."""
+    """A step under `Control`, in the layout of h: reset the state, hold some units, hold the state where not valid."""
     if reset is not None:
         h = jnp.where(reset, h_reset, h)
     new, gates, m = one_step(h)
@@ -82,7 +82,7 @@ def scan_body(
 ) -> Callable[[State, tuple], tuple[State, tuple]]:
     """The body of a `lax.scan` over (x, valid, reset, hold): from h (B, H) to h' and (h', gates, m).
 
-    gates_of: what of the input the scan goes over, at one step -> the input's part of r, z and n, biases added.
+    gates_of: from x of one step, or its products, to the input's part of r, z and n, biases added.
     """
     _, _, h0, control = recurrence
     assert h0 is not None
@@ -99,12 +99,12 @@ def scan_body(
 
 
 def kept(gates: Gates, m: Array, spec: GRUSpec, with_gates: bool) -> tuple[Gates | None, Array | None]:
-    """What of a step a loop hands out beside the state."""
+    """What a loop returns of a step beside the state."""
     return (gates, m if spec.reset_after else None) if with_gates else (None, None)
 
 
 def cell_step(x: Array, h: State, weights: GRUWeights, spec: GRUSpec, state_mask: Array | None = None) -> State:
-    """One step by itself, x (..., I) and h (..., H); products run in the dtype of the weights."""
+    """The state after one step, x (..., I) and h (..., H); products in the dtype of the weights."""
     one_product = one_product_serves(spec)
     of_input = slice_gates(dot(x, weights.w_ih, spec)) if one_product else input_products(x, weights, spec)
     gates_x = add_bias(of_input, input_bias(weights))

@@ -1,4 +1,4 @@
-"""Which implementation runs the recurrence, and why: one row each. Platforms and thresholds stand here alone."""
+"""Which implementation runs the recurrence, and why: one row each. Only here are platforms and thresholds known."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -19,7 +19,7 @@ Sizes: TypeAlias = tuple[int | None, int | None, int | None]
 """T, B and H; None for one that is not known while compiling."""
 
 Region: TypeAlias = Mapping[str, tuple[float, float]]
-"""Least and greatest of some of T, B, H, B*H, T*B*H and H/B; a size that is not known is in no region that names it."""
+"""Least and greatest value of some of T, B, H, B*H, T*B*H and H/B. An unknown size is in no region that names it."""
 
 
 class Kernel(NamedTuple):
@@ -28,15 +28,15 @@ class Kernel(NamedTuple):
     loop: Loop
     about: str
     one_product_elsewhere: Loop | None = None
-    """The loop on all platforms but the CPU for equations that one product serves; None: the same."""
+    """The loop on other platforms than CPU, for equations that one product serves; None: the same loop."""
     refuses: Callable[[GRUSpec], str | None] = lambda spec: None
     """Why it cannot serve; None where it can."""
     ruled: bool = True
     """Differentiated by kernels/derivative.py; False leaves it to JAX."""
     cpu_only: bool = False
-    """Chosen by None on CPU alone; named, it runs everywhere."""
+    """None chooses it on CPU only; by its name it runs everywhere."""
     regions: Sequence[Region] = ({},)
-    """Sizes at which it was measured to be fastest; `{}` is all."""
+    """Sizes at which it was measured to be fastest; `{}` is all sizes."""
 
     def loop_elsewhere(self, spec: GRUSpec) -> Loop:
         return self.one_product_elsewhere if self.one_product_elsewhere and one_product_serves(spec) else self.loop
@@ -112,20 +112,20 @@ KERNELS: dict[str, Kernel] = {
 
 # Measured: docs/decisions/derivative-rule.md, "Chunks of steps"; benchmarks/results/20261125T204426-95b0e1a.json.
 CHUNKED_FROM = 2**19
-"""From so many elements of a (T, B, H) array on, the derivative works, where the default backend is the CPU, in chunks
-of steps, which stay in the cache."""
+"""Elements of a (T, B, H) array from which on the derivative works in chunks of steps, which stay in the cache, where
+the default backend is the CPU."""
 CHUNK, SHORTEST = 2**17, 16
-"""Elements of such an array in a chunk, and the fewest steps."""
+"""Elements of such an array in a chunk, and the fewest steps of a chunk."""
 LONG_FROM = 2**23
-"""From so many elements on, the chunks keep the input and the states alone and make the gates anew."""
+"""Elements from which on the chunks keep only the input and the states, and compute the gates again."""
 LONG_CHUNK = 2**18
 
 
 def chunks_of(sizes: Sizes, backend: str) -> Chunks:
     """The chunks in which the derivative takes the steps of a sequence.
 
-    Where the default backend is a GPU the steps do not hand out their gates: each array that they fill is one more
-    launch a step there, and the gates of all steps at once are a few products.
+    Where the default backend is a GPU the loop does not return its gates: each array that a step fills costs a launch
+    there, and the gates of all steps at once are a few products.
     """
     at_once = Chunks(None, kept=backend != "gpu")
     n_steps, n_rows, hidden_size = sizes
@@ -142,9 +142,9 @@ def chunks_of(sizes: Sizes, backend: str) -> Chunks:
 
 
 class Explanation(NamedTuple):
-    """What would run and why; `str()` of it reads as a sentence."""
+    """What would run and why, as `explain` returns it; its `str()` is a sentence."""
 
-    implementation: str
+    implementation: str  # a name of `KERNELS`
     reason: str
 
     def __str__(self) -> str:
@@ -160,8 +160,13 @@ def explain(
 ) -> Explanation:
     """Which implementation `grujax.kernels.run` takes for a call with these arguments, and why.
 
-    sizes: (T, B, H); None for one that is not known while compiling.
-    platform: "cpu", "gpu", "tpu"; JAX's default where None. Compiled elsewhere, another may run.
+    Args:
+      spec, implementation: as `run` takes them.
+      sizes: (T, B, H); None for one that is not known while compiling.
+      platform: "cpu", "gpu" or "tpu"; JAX's default where None. On another platform another one may run.
+
+    Raises:
+      InputError: the spec or the implementation has an unknown name, or the implementation cannot serve the spec.
 
     >>> [explain(sizes=(100, 32, H), platform="cpu").implementation for H in (64, 256, 512)]
     ['xla', 'halves', 'columns']
@@ -172,9 +177,6 @@ def explain(
     >>> found = explain(spec=GRUSpec(layer_norm=True), platform="cpu")
     >>> found.implementation, found.reason
     ('autodiff', 'xla cannot serve: the linear derivative rule has no layer normalisation')
-
-    Raises `InputError` where the spec names what is not there, or the named implementation does not exist or cannot
-    serve the call.
     """
     check_named(spec, implementation)
     if implementation is None:

@@ -7,6 +7,6 @@ from grujax.linen.layer import GRU
 from grujax.linen.model import GRUEncoder, GRUModel
 
 MODELS: dict[str, type[nn.Module]] = {cls.__name__: cls for cls in (GRU, GRUCell, GRUEncoder, GRUModel)}
-"""The modules by their names, as model files and `grujax.nnx` tell them."""
+"""The modules by the names that model files and `grujax.nnx` have for them."""
 
 __all__ = ["GRU", "MODELS", "GRUCell", "GRUEncoder", "GRUModel"]

@@ -9,7 +9,7 @@ from flax.core import meta
 from grujax.core.cell import check_step, run_cell
 from grujax.core.config import CellConfig
 from grujax.core.keywords import explained, refuse_others
-from grujax.types import Array, GRUWeights, state_dtype
+from grujax.types import Array, GRUWeights
 
 
 @explained
@@ -52,9 +52,9 @@ class GRUCell(CellConfig, nn.RNNCellBase):
         """One step.
 
         Args:
-          carry: the state h (..., H).
+          carry: the state h (..., H), of any floating dtype.
           x: the input (..., I).
-          weights: used instead of the cell's own (weight dropout).
+          weights: replace the cell's own (weight dropout).
           state_mask: (..., H), multiplies the state where the products read it (recurrent dropout).
 
         Returns:
@@ -73,16 +73,22 @@ class GRUCell(CellConfig, nn.RNNCellBase):
     def initialize_carry(self, rng: Array, input_shape: tuple[int, ...]) -> Array:
         """The zero state for inputs of shape (..., I): (..., H). `rng` is not used."""
         del rng
-        return jnp.zeros((*input_shape[:-1], self.hidden_size), state_dtype(self.dtype or self.param_dtype))
+        return jnp.zeros((*input_shape[:-1], self.hidden_size), self.carry_dtype)
 
     @property
     def num_feature_axes(self) -> int:
         return 1
 
 
-def known_features(module: nn.Module, *path: str) -> int | None:
-    """I, as the parameters of the cell at `path` have it; None before `init`."""
-    params: Any = module.variables.get("params", {})
+def params_at(module: nn.Module, *path: str) -> Any:
+    """The parameters at `path` below `module`, as a dict; an empty one where there are none."""
+    params: Any = {} if module.scope is None else module.variables.get("params", {})
     for name in path:
         params = params.get(name, {})
+    return params
+
+
+def known_features(module: nn.Module, *path: str) -> int | None:
+    """I, as the parameters of the cell at `path` have it; None before `init`."""
+    params = params_at(module, *path)
     return jnp.shape(meta.unbox(params["w_ih"]))[0] if "w_ih" in params else None

@@ -1,17 +1,18 @@
 """The GRU layer as a Flax Linen module: layers, directions, sequences and regularisation."""
 
-from typing import Never
+from collections.abc import Callable
+from typing import Any, Never
 
 import flax.linen as nn
 from jax.typing import ArrayLike
 
 from grujax.core.config import LayerConfig
-from grujax.core.initializers import initial_states
+from grujax.core.initializers import HIGHWAY, initial_states, preset
 from grujax.core.inputs import Steps, check_inputs
 from grujax.core.keywords import explained, refuse_others
 from grujax.core.stack import Hooks, LayerRun, Noise, returned, run_layers
-from grujax.linen.cell import GRUCell, known_features
-from grujax.types import Array, Inputs, state_dtype
+from grujax.linen.cell import GRUCell, known_features, params_at
+from grujax.types import Array, Inputs
 
 
 @explained
@@ -49,12 +50,12 @@ class GRU(LayerConfig, nn.Module):
 
         Args:
           x: (B, T, I), or any other number of batch axes, none included.
-          h0: (L*D, B, H), index `layer * D + direction`; (B, H) serves too where L*D = 1; the initial state where
-            None.
+          h0: (L*D, B, H), index `layer * D + direction`; where L*D = 1 also (B, H). None: the initial state, zeros or
+            learned.
           lengths: integers (B,), how many steps of each sequence are valid; all where None.
-          mask: bool (B, T) instead of `lengths`, which steps are valid.
-          resets: bool (B, T), at which steps a new sequence begins: nothing passes from one to the next, in neither
-            direction.
+          mask: bool (B, T) instead of `lengths`, which steps are valid; the state is held over the others.
+          resets: bool (B, T), True at the first step of a new sequence: no state passes from one sequence to the next,
+            in either direction.
           deterministic: True switches the regularisation off.
 
         Returns:
@@ -104,7 +105,7 @@ class GRU(LayerConfig, nn.Module):
         sown = self.is_mutable_collection("intermediates") and not self.is_initializing()
         hooks = Hooks(
             cell=lambda name: GRUCell(**self.fields_of(GRUCell), name=name),
-            highway=self._highway,
+            highway=lambda name, x: dense(self, name, x, x.shape[-1], **HIGHWAY),
             scan=_scan,
             initial=initial,
             noise=noise(self, deterministic),
@@ -112,25 +113,19 @@ class GRU(LayerConfig, nn.Module):
         )
         return run_layers(self, steps, h0, hooks)
 
-    def _highway(self, name: str, x: Array) -> Array:
-        dense = nn.Dense(
-            x.shape[-1],
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            precision=self.precision,
-            bias_init=nn.initializers.constant(-1.0),
-            name=name,
-        )
-        return dense(x)
+
+def dense(module: LayerConfig, name: str, x: Array, width: int, bias: bool = True, **inits: Any) -> Array:
+    """W x + b in the scope of `module`: its dtypes, its precision, its initialiser unless `inits` has others."""
+    init = preset(module.initializer, module.hidden_size, x.shape[-1])
+    inits = {"kernel_init": init.head_kernel, "bias_init": init.head_bias} | inits
+    dtypes = {"dtype": module.dtype, "param_dtype": module.param_dtype}
+    return nn.Dense(width, bias, **dtypes, precision=module.precision, **inits, name=name)(x)
 
 
 def carry_of(module: nn.Module, input_shape: tuple[int, ...], *path: str) -> Array:
-    """What `initialize_carry` returns of a layer or model whose layer stands at `path` below it."""
-    params = {} if module.scope is None else module.variables.get("params", {})
-    for name in path:
-        params = params.get(name, {})
+    """What `initialize_carry` returns of a layer or model whose layer is at `path` below it."""
     shape = (module.num_states, *input_shape[:-1], module.hidden_size)
-    return initial_states(params.get("h0"), shape, state_dtype(module.dtype or module.param_dtype))
+    return initial_states(params_at(module, *path).get("h0"), shape, module.carry_dtype)
 
 
 def noise(module: nn.Module, deterministic: bool) -> Noise | None:
@@ -143,7 +138,7 @@ def noise(module: nn.Module, deterministic: bool) -> Noise | None:
     )
 
 
-def _scan(one_step, reverse: bool):
+def _scan(one_step: Callable, reverse: bool) -> Callable:
     return nn.scan(
         one_step,
         variable_broadcast="params",

@@ -1,4 +1,4 @@
-"""The models as Flax Linen modules: a GRU with pooling (a vector a sequence), and that with one or several heads."""
+"""The models as Flax Linen modules: a GRU with pooling, and the same with one or several heads."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -8,14 +8,13 @@ import flax.linen as nn
 from flax.core import FrozenDict
 from jax.typing import ArrayLike
 
-from grujax.core.config import EncoderConfig, LayerConfig, ModelConfig, Sizes
+from grujax.core.config import EncoderConfig, ModelConfig, OutputSize
 from grujax.core.heads import STATISTICS, apply_heads, standardised
-from grujax.core.initializers import preset
-from grujax.core.inputs import check_inputs
-from grujax.core.keywords import CallOptions, explained, refuse_others
+from grujax.core.inputs import CallOptions, check_inputs
+from grujax.core.keywords import explained, refuse_others
 from grujax.core.pooling import check_segments, pooled
 from grujax.linen.cell import known_features
-from grujax.linen.layer import GRU, carry_of, noise
+from grujax.linen.layer import GRU, carry_of, dense, noise
 from grujax.types import Array, Inputs
 
 
@@ -25,25 +24,9 @@ class Options(CallOptions, total=False):
     deterministic: bool
 
 
-def dense(module: LayerConfig, name: str, x: Array, width: int, bias: bool = True) -> Array:
-    """W x + b in the scope of `module`: its dtypes, its precision, its initialiser."""
-    init = preset(module.initializer, module.hidden_size, x.shape[-1])
-    layer = nn.Dense(
-        width,
-        bias,
-        dtype=module.dtype,
-        param_dtype=module.param_dtype,
-        precision=module.precision,
-        kernel_init=init.head_kernel,
-        bias_init=init.head_bias,
-        name=name,
-    )
-    return layer(x)
-
-
 @explained
 class GRUEncoder(EncoderConfig, nn.Module):
-    """A vector a sequence: `GRU`, then pooling over the valid steps. Attributes: see `EncoderConfig`.
+    """One vector for each sequence: `GRU`, then pooling over the valid steps. Attributes: see `EncoderConfig`.
 
     >>> import jax, jax.numpy as jnp
     >>> encoder = GRUEncoder(20, bidirectional=True, pooling="mean")
@@ -80,8 +63,8 @@ class GRUEncoder(EncoderConfig, nn.Module):
         Args:
           x, h0, lengths, mask, resets, deterministic: see `GRU`.
           segments: integers (B, T), which of the `num_segments` sequences a step belongs to, −1 for none: pooling
-            gives a vector a sequence. `grujax.data.pack_sequences` makes them.
-          num_segments: N, fixed when compiled.
+            gives a vector for each. `grujax.data.pack_sequences` makes them.
+          num_segments: N, a Python integer: the shape of the result depends on it.
           return_state: also return h_last.
 
         Returns:
@@ -108,7 +91,7 @@ class GRUEncoder(EncoderConfig, nn.Module):
 
 
 @explained
-class GRUModel(ModelConfig[Sizes], nn.Module, Generic[Sizes]):
+class GRUModel(ModelConfig[OutputSize], nn.Module, Generic[OutputSize]):
     """A GRU encoder with a dense head: in PyTorch `nn.GRU`, the last time step, `nn.Linear`.
 
         y = W pool(GRU(x)) + b
@@ -117,7 +100,7 @@ class GRUModel(ModelConfig[Sizes], nn.Module, Generic[Sizes]):
 
     Where `variables` has a collection "statistics" (a model trained by `grujax.training.fit` has), raw inputs go in
     and raw targets come out: x is standardised by its `input_mean` and `input_std` (I,), and y is multiplied by
-    `output_std` and moved by `output_mean` (output_size,), the latter in regression with a single head alone.
+    `output_std` and `output_mean` (output_size,) is added, the latter two only in regression with a single head.
 
     >>> import jax, jax.numpy as jnp
     >>> model = GRUModel(hidden_size=20, output_size=5)
@@ -127,7 +110,7 @@ class GRUModel(ModelConfig[Sizes], nn.Module, Generic[Sizes]):
     """
 
     def __post_init__(self) -> None:
-        """Hashable whatever it was given, so that a model may be a static argument of `jax.jit`."""
+        """Makes the fields hashable, so that a model may be a static argument of `jax.jit`."""
         if isinstance(self.output_size, Mapping):
             heads: Any = FrozenDict(self.output_size)
             self.output_size = heads

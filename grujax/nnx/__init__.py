@@ -1,4 +1,4 @@
-"""The same cell, layer and models for Flax NNX: parameters made with the module, all else shared with Flax Linen.
+"""The same cell, layer and models for Flax NNX. Parameters are made with the module; all else is shared with Linen.
 
 As with `nnx.Dropout`, a new module is in training: `module.eval()` and `module.train()` switch, or `deterministic` in a
 call. `nnx.state(module, nnx.Param)` has the paths of Linen's parameters (`encoder/gru/l0/w_ih`, `head/kernel`), their

@@ -19,7 +19,9 @@ MODULES = {cls.__name__: cls for cls in (GRU, GRUCell, GRUEncoder, GRUModel)}
 
 
 def to_linen(module: GRU | GRUCell | GRUEncoder | GRUModel) -> tuple[nn.Module, dict[str, Any]]:
-    """(model, variables) of Flax Linen with the same settings and values, as `grujax.save` and `to_torch` take them.
+    """(model, variables) of Flax Linen with the same fields and values, as `grujax.save` and `to_torch` take them.
+
+    Raises `InputError` for a module of another class.
 
     >>> from flax import nnx
     >>> module = GRU(10, 20, rngs=nnx.Rngs(0))
@@ -38,15 +40,15 @@ def to_linen(module: GRU | GRUCell | GRUEncoder | GRUModel) -> tuple[nn.Module, 
 
 
 def from_linen(model: nn.Module, variables: Mapping[str, Any], *, rngs: nnx.Rngs) -> Any:
-    """The module of the same name here, with the settings of `model` and the values of `variables`, bit for bit.
+    """The module of the same name here, with the fields of `model` and the values of `variables`, bit for bit.
 
     Args:
       model: a `grujax.GRU`, `GRUCell`, `GRUEncoder` or `GRUModel`.
       variables: its variables, "params" and, of a trained `GRUModel`, "statistics".
-      rngs: what training drops is drawn from its stream "dropout".
+      rngs: dropout draws from its stream "dropout".
 
     Raises:
-      InputError: a model of another class, variables that do not fit it.
+      InputError: the model has another class, or the variables do not fit it.
 
     >>> import grujax, jax
     >>> from flax import nnx

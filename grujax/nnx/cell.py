@@ -1,4 +1,4 @@
-"""One step of the GRU as a Flax NNX cell, and what every module here begins with."""
+"""One step of the GRU as a Flax NNX cell, and the arguments that only NNX modules have."""
 
 import dataclasses
 from typing import Never
@@ -11,16 +11,18 @@ from grujax.core.cell import check_step, run_cell
 from grujax.core.config import CellConfig
 from grujax.core.keywords import explained, refuse_others
 from grujax.errors import InputError, require_count, require_equal
-from grujax.types import Array, GRUWeights, state_dtype
+from grujax.types import Array, GRUWeights
 
 Rngs = nnx.Rngs | nnx.RngStream
 
 
 @dataclasses.dataclass(eq=False, repr=False)
 class Sized:
-    """What comes first in every module here: I, before what it shares with Linen, and `rngs`.
+    """The first argument of every module here, and `rngs`: what Linen's modules do not take.
 
-    Parameters are drawn from the stream "params" of `rngs`, what training drops from "dropout".
+    Attributes:
+      input_size: I.
+      rngs: parameters are drawn from its stream "params", dropout from "dropout".
     """
 
     input_size: int
@@ -75,10 +77,10 @@ class GRUCell(CellConfig, Sized, nnx.RNNCellBase):
         self, input_shape: tuple[int, ...], rngs: Rngs | None = None, carry_init: Initializer | None = None
     ) -> Array:
         """The state to begin with for inputs of shape (..., I): (..., H), zeros or what `carry_init` draws."""
-        shape, dtype = (*input_shape[:-1], self.hidden_size), state_dtype(self.dtype or self.param_dtype)
+        shape = (*input_shape[:-1], self.hidden_size)
         if carry_init is None:
-            return jnp.zeros(shape, dtype)
-        return carry_init(stream_of(rngs, "carry")(), shape, dtype)
+            return jnp.zeros(shape, self.carry_dtype)
+        return carry_init(stream_of(rngs, "carry")(), shape, self.carry_dtype)
 
     @property
     def num_feature_axes(self) -> int:

@@ -1,20 +1,21 @@
 """The GRU layer as a Flax NNX module: layers, directions, sequences and regularisation."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Never
 
 import jax.numpy as jnp
 from flax import nnx
-from jax.nn.initializers import Initializer, constant, lecun_normal
+from jax.nn.initializers import Initializer
 from jax.typing import ArrayLike
 
 from grujax.core.config import RATES, LayerConfig
-from grujax.core.initializers import initial_states, preset
+from grujax.core.initializers import HIGHWAY, initial_states, preset
 from grujax.core.inputs import Steps, check_inputs
 from grujax.core.keywords import explained, refuse_others
 from grujax.core.stack import Hooks, LayerRun, Noise, returned, run_layers
 from grujax.nnx.cell import GRUCell, Rngs, Sized, stream_of
-from grujax.types import Array, Inputs, state_dtype
+from grujax.types import Array, Inputs
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -22,7 +23,7 @@ class Regularised(Sized, nnx.Module):
     """What a layer and the models have in common.
 
     Attributes:
-      deterministic: True switches the regularisation off; `module.eval()` and `module.train()` set it.
+      deterministic: True switches the regularisation off. `module.eval()` sets it to True, `module.train()` to False.
     """
 
     _: dataclasses.KW_ONLY
@@ -38,7 +39,7 @@ class Regularised(Sized, nnx.Module):
             self.deterministic = deterministic
 
     def _draws(self, rngs: nnx.Rngs, *rates: float) -> None:
-        """Keeps a stream of its own, where anything is drawn."""
+        """Keeps a stream of its own where one of the rates is not 0."""
         self.stream = stream_of(rngs, "dropout").fork() if any(rates) else nnx.data(None)
 
     def _noise(self, deterministic: bool | None, rngs: Rngs | None) -> Noise | None:
@@ -51,7 +52,7 @@ class Regularised(Sized, nnx.Module):
         )
 
     def _dense(self, name: str, x: Array, *_: Any, **__: Any) -> Array:
-        """W x + b of that name; how wide it is and whether it has a bias was said when it was made."""
+        """W x + b of that name; its width and bias were fixed when the module was made."""
         return getattr(self, name)(x)
 
 
@@ -79,11 +80,10 @@ class GRU(LayerConfig, Regularised):
             self.h0 = nnx.Param(jnp.zeros((self.num_states, self.hidden_size), self.param_dtype))
         for k in range(self.num_layers):
             size = self.input_size if k == 0 else self.width
-            for way in ("", "_reverse")[: self.num_directions]:
-                setattr(self, f"l{k}{way}", GRUCell(**dict(self.fields_of(GRUCell), input_size=size), rngs=rngs))
+            for name in self.cell_names(k):
+                setattr(self, name, GRUCell(**dict(self.fields_of(GRUCell), input_size=size), rngs=rngs))
             if k > 0 and self.connection == "highway":
-                inits = {"kernel_init": lecun_normal(), "bias_init": constant(-1.0)}
-                setattr(self, f"l{k}_highway", linear(self, size, size, rngs, **inits))
+                setattr(self, f"l{k}_highway", linear(self, size, size, rngs, **HIGHWAY))
         self._draws(rngs, *(getattr(self, rate) for rate in RATES))
 
     def __call__(
@@ -103,7 +103,7 @@ class GRU(LayerConfig, Regularised):
         Args:
           x, h0, lengths, mask, resets: see `grujax.GRU`.
           deterministic: True switches the regularisation off; the attribute where None.
-          rngs: what is dropped is drawn from its stream "dropout"; from the module's own where None.
+          rngs: dropout draws from its stream "dropout"; from the module's own stream where None.
 
         Returns:
           output (B, T, D*H), exactly 0 at steps that are not valid, and h_last (L*D, B, H), `h_last[0]` of a single
@@ -126,10 +126,9 @@ class GRU(LayerConfig, Regularised):
           rngs: `carry_init` draws from its stream "carry".
         """
         shape = (self.num_states, *input_shape[:-1], self.hidden_size)
-        dtype = state_dtype(self.dtype or self.param_dtype)
         if carry_init is not None:
-            return carry_init(stream_of(rngs, "carry")(), shape, dtype)
-        return initial_states(self.h0[...] if self.initial_state == "learned" else None, shape, dtype)
+            return carry_init(stream_of(rngs, "carry")(), shape, self.carry_dtype)
+        return initial_states(self.h0[...] if self.initial_state == "learned" else None, shape, self.carry_dtype)
 
     def run(
         self, steps: Steps, h0: Array | None = None, deterministic: bool | None = None, rngs: Rngs | None = None
@@ -153,5 +152,5 @@ def linear(module: LayerConfig, inputs: int, width: int, rngs: nnx.Rngs, **optio
     return nnx.Linear(inputs, width, **dtypes, precision=module.precision, **options, rngs=rngs)
 
 
-def _scan(one_step, reverse: bool):
+def _scan(one_step: Callable, reverse: bool) -> Callable:
     return nnx.scan(one_step, in_axes=(None, nnx.Carry, 0, None), out_axes=(nnx.Carry, 0), reverse=reverse)

@@ -1,4 +1,4 @@
-"""The models as Flax NNX modules: a GRU with pooling, and that with one or several heads."""
+"""The models as Flax NNX modules: a GRU with pooling, and the same with one or several heads."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -11,10 +11,10 @@ from flax.core import FrozenDict
 from jax.nn.initializers import Initializer
 from jax.typing import ArrayLike
 
-from grujax.core.config import EncoderConfig, ModelConfig, Sizes
+from grujax.core.config import EncoderConfig, ModelConfig, OutputSize
 from grujax.core.heads import STATISTICS, apply_heads, standardised
-from grujax.core.inputs import check_inputs
-from grujax.core.keywords import CallOptions, explained, refuse_others
+from grujax.core.inputs import CallOptions, check_inputs
+from grujax.core.keywords import explained, refuse_others
 from grujax.core.pooling import check_segments, pooled
 from grujax.nnx.cell import Rngs
 from grujax.nnx.layer import GRU, Regularised, linear
@@ -22,7 +22,7 @@ from grujax.types import Array, Inputs
 
 
 class Statistic(nnx.Variable):
-    """What is no parameter but measured: `input_mean`, `input_std`, `output_mean`, `output_std` of a `GRUModel`."""
+    """A measured value, not a parameter: `input_mean`, `input_std`, `output_mean`, `output_std` of a `GRUModel`."""
 
 
 class Options(CallOptions, total=False):
@@ -35,7 +35,7 @@ class Options(CallOptions, total=False):
 @explained
 @dataclasses.dataclass(eq=False, repr=False)
 class GRUEncoder(EncoderConfig, Regularised):
-    """A vector a sequence: `GRU`, then pooling: `GRUEncoder(input_size, hidden_size, *, ..., rngs)`.
+    """One vector for each sequence, `GRU` and pooling: `GRUEncoder(input_size, hidden_size, *, ..., rngs)`.
 
     Attributes and parameters are those of `grujax.GRUEncoder`.
 
@@ -98,14 +98,14 @@ class GRUEncoder(EncoderConfig, Regularised):
 
 @explained
 @dataclasses.dataclass(eq=False, repr=False)
-class GRUModel(ModelConfig[Sizes], Regularised, Generic[Sizes]):
+class GRUModel(ModelConfig[OutputSize], Regularised, Generic[OutputSize]):
     """A GRU encoder with a dense head: `GRUModel(input_size, hidden_size, output_size, *, ..., rngs)`.
 
         y = W pool(GRU(x)) + b
 
-    Attributes and parameters are those of `grujax.GRUModel`. Its collection "statistics" are here the attributes
-    `input_mean`, `input_std`, `output_mean`, `output_std`, of type `Statistic`, each where it is known: raw inputs go
-    in and raw targets come out.
+    Attributes and parameters are those of `grujax.GRUModel`. The collection "statistics" of Linen is here the
+    attributes `input_mean`, `input_std`, `output_mean`, `output_std`, of type `Statistic`, which a model may have: with
+    them raw inputs go in and raw targets come out.
 
     >>> from flax import nnx
     >>> model = GRUModel(10, 20, 5, rngs=nnx.Rngs(0))
@@ -210,7 +210,7 @@ class GRUModel(ModelConfig[Sizes], Regularised, Generic[Sizes]):
         return self.encoder.initialize_carry(input_shape, rngs, carry_init)
 
     def _features(self) -> int:
-        """How many the head reads: what the pooling leaves."""
+        """The number of features that the head reads, after pooling."""
         if not callable(self.pooling):
             return self.width
         dtype = jnp.dtype(self.dtype or self.param_dtype)

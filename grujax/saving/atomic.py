@@ -1,4 +1,4 @@
-"""Files written whole or not at all, also where two runs write at once and one of them is killed."""
+"""Files written whole or not at all, even where two runs write at once or one is killed."""
 
 import os
 import re
@@ -9,14 +9,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _open: set[str] = set()
-"""Names of the temporary files that this process writes now. Containers give every process the same number."""
+"""Names of the temporary files that this process writes now: another one may have its number, in a container."""
 
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside `path`, renamed to it when the block ends well, removed when it does not.
+    """A temporary path beside `path`: renamed to `path` when the block ends well, removed when it raises.
 
-    What a killed process left in that folder is removed first (`remove_left_over`).
+    Files that a killed process left in that folder are removed first (`remove_left_over`).
     """
     path = Path(path)
     remove_left_over(path.parent)

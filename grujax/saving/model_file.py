@@ -5,7 +5,6 @@ with the format version, the model's class and fields, what the caller adds, and
 tensors. The same model gives the same bytes.
 """
 
-import dataclasses
 import hashlib
 import json
 import reprlib
@@ -24,6 +23,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from grujax.arrays import as_array
+from grujax.core.config import own_fields
 from grujax.errors import InputError, require
 from grujax.linen import MODELS, GRUCell, GRUModel
 from grujax.saving.atomic import replacing
@@ -35,7 +35,13 @@ RESERVED = {"format", "model", "input_size", "sha256"}
 
 
 class Saved(NamedTuple):
-    """What a model file holds. `metadata` is what `save` was given, and `versions`."""
+    """What `read` returns: the contents of a model file.
+
+    Attributes:
+      model: a `GRU`, `GRUCell`, `GRUEncoder` or `GRUModel`.
+      variables: its variables, "params" and, of a trained `GRUModel`, "statistics"; JAX arrays of the saved dtypes.
+      metadata: what `save` was given, and "versions" of grujax, jax and flax.
+    """
 
     model: nn.Module
     variables: dict[str, Any]
@@ -49,11 +55,11 @@ def save(path: str | Path, model: nn.Module, variables: Mapping, metadata: Mappi
       path: where to; an earlier file there is replaced once the new one is complete.
       model: a `GRU`, `GRUCell`, `GRUEncoder` or `GRUModel`.
       variables: its variables, "params" and, of a trained `GRUModel`, "statistics".
-      metadata: anything that JSON can hold, read again by `read`.
+      metadata: a dict of whatever JSON can hold; `read` returns it.
 
     Raises:
-      InputError: a model of another class, variables that are no arrays, do not fit it or are not finite, metadata with
-        one of the file's own keys.
+      InputError: the model has another class; the variables are not arrays, do not fit the model or are not finite; the
+        metadata has one of the file's own keys.
       OSError: the file cannot be written.
 
     >>> import jax, jax.numpy as jnp, tempfile, grujax
@@ -93,8 +99,25 @@ def save(path: str | Path, model: nn.Module, variables: Mapping, metadata: Mappi
 def load(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     """(model, variables) from a file that `save` wrote, ready for `model.apply(variables, x)`.
 
-    Raises `InputError` for a file that is not there, truncated, damaged (a single bit is found), foreign, of a newer
-    format, whose tensors are not the model's or not finite. Nothing in the file is believed before it is checked.
+    Args:
+      path: the file.
+
+    Returns:
+      A `GRU`, `GRUCell`, `GRUEncoder` or `GRUModel`, and its variables as JAX arrays of the saved dtypes.
+
+    Raises:
+      InputError: the file is missing, truncated or damaged (one changed bit is enough), was not written by `save` or
+        was written by a newer format; its tensors do not fit the model or are not finite. All of it is checked before
+        it is used.
+
+    >>> import jax, jax.numpy as jnp, tempfile, grujax
+    >>> model, x = grujax.GRU(20), jnp.ones((3, 7, 10))
+    >>> variables = model.init(jax.random.key(0), x)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     grujax.save(f"{folder}/model.safetensors", model, variables)
+    ...     loaded, values = grujax.load(f"{folder}/model.safetensors")
+    >>> bool((loaded.apply(values, x)[0] == model.apply(variables, x)[0]).all())
+    True
     """
     saved = read(path)
     return saved.model, saved.variables
@@ -118,11 +141,20 @@ def opened(path: Path) -> Iterator[Any]:
     except InputError:
         raise
     except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError, MemoryError) as error:
-        raise InputError("model", "a whole safetensors file", f"{path}: {_line(error)}") from error
+        raise InputError("model", "a whole safetensors file", f"{path}: {error}") from error
 
 
 def read(path: str | Path) -> Saved:
-    """As `load`, with the metadata."""
+    """`load`, with the metadata that `save` was given. Raises `InputError` as `load` does.
+
+    >>> import jax, jax.numpy as jnp, tempfile, grujax
+    >>> model = grujax.GRU(20)
+    >>> variables = model.init(jax.random.key(0), jnp.ones((3, 7, 10)))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(f"{folder}/model.safetensors", model, variables, {"data": "digits"})
+    ...     read(f"{folder}/model.safetensors").metadata["data"]
+    'digits'
+    """
     path = Path(path)
     with opened(path) as file:
         metadata = file.metadata() or {}
@@ -136,7 +168,7 @@ def read(path: str | Path) -> Saved:
         found = f"{error.found} in {path}"
         raise InputError(error.argument, error.expected, found, error.remedy, error.rule) from error
     except Exception as error:  # a foreign header raises whatever JSON, JAX or the model happens to trip over
-        raise InputError("model", "grujax's metadata", f"{path}: {type(error).__name__} {_line(error)}") from error
+        raise InputError("model", "grujax's metadata", f"{path}: {type(error).__name__} {error}") from error
     return Saved(model, unflatten_dict({key: jnp.asarray(a) for key, a in tensors.items()}, sep="/"), header)
 
 
@@ -148,9 +180,9 @@ def _checked(text: str, tensors: Mapping[str, np.ndarray]) -> tuple[nn.Module, d
     newer = f"a file written by a newer grujax (format {_short(stored)})"
     require(stored <= FORMAT, "model", f"format {FORMAT}", newer, "Update grujax.")
     fields, n_inputs = header["model"], header["input_size"]
-    for key, value in fields.items():  # each entry stands for a tensor at least
+    for key, value in fields.items():  # each entry names one tensor or more
         entries = len(value) if isinstance(value, (list, dict)) else 0
-        require(entries <= len(tensors), _short(key), f"{len(tensors)} entries or fewer, one a tensor", entries)
+        require(entries <= len(tensors), key, f"{len(tensors)} entries or fewer, one a tensor", entries)
     if "sha256" in header:  # files of the first days have none
         written = header.pop("sha256")
         require(written == _sha256(header, tensors), "model", "the file as it was saved", "changed or damaged content")
@@ -165,7 +197,7 @@ def _checked(text: str, tensors: Mapping[str, np.ndarray]) -> tuple[nn.Module, d
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object none of whose keys is given twice."""
-    require(len(dict(pairs)) == len(pairs), "model", "metadata that name each key once", "one twice")
+    require(len(dict(pairs)) == len(pairs), "model", "metadata with distinct keys", "a key given twice")
     return dict(pairs)
 
 
@@ -180,7 +212,7 @@ def _sha256(header: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> str
 
 def _fields(model: nn.Module) -> dict[str, Any]:
     """The model's fields as JSON; a dtype by its name, a precision by its own."""
-    fields = {f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.name not in ("parent", "name")}
+    fields = {f.name: getattr(model, f.name) for f in own_fields(type(model))}
     for key in ("dtype", "param_dtype"):
         fields[key] = None if fields[key] is None else jnp.dtype(fields[key]).name
     if isinstance(fields["precision"], jax.lax.Precision):
@@ -200,9 +232,9 @@ def _number(value: Any) -> int | float:
 
 def _from_json(cls: type[nn.Module], fields: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of `cls` that JSON's `fields` stand for. Raises InputError for those that cannot be its own."""
-    hints = {f.name: f.type for f in dataclasses.fields(cls) if f.name not in ("parent", "name")}
+    hints = {f.name: f.type for f in own_fields(cls)}
     for key, value in fields.items():
-        require(key in hints, _short(key), f"only fields of {cls.__name__}", "one more")
+        require(key in hints, key, f"a field of {cls.__name__}", "an unknown name")
         require(_is(value, hints[key]), key, f"a value of {hints[key]}", _short(value))
     dtypes = {
         key: getattr(jnp, jnp.dtype(fields[key]).name)
@@ -268,9 +300,8 @@ def _check_tensors(model: nn.Module, tensors: Mapping[str, np.ndarray]) -> None:
             if any(key.startswith(f"statistics/{which}_") for key in tensors):
                 expected |= {f"statistics/{which}_{s}": ((size,), jnp.dtype("float32")) for s in ("mean", "std")}
     for key in sorted(expected.keys() | tensors.keys()):
-        shown = key if key.isprintable() and len(key) < 200 else _short(key)
-        require(key in tensors, shown, "a tensor, which the model declares", "none")
-        require(key in expected, shown, "only the model's tensors", "an extra one")
+        require(key in tensors, key, "a tensor, which the model declares", "none")
+        require(key in expected, key, "only the model's tensors", "an extra one")
         a = tensors[key]
         wide = a.dtype == np.float64 and jax.dtypes.canonicalize_dtype(np.float64) != np.float64
         require(not wide, key, "float32 or narrower", "float64", 'Set jax.config.update("jax_enable_x64", True).')
@@ -298,9 +329,5 @@ def _shown(tensor: tuple) -> str:
 
 
 def _short(value: Any) -> str:
-    """A value of a foreign file as an error shows it: in one line, and not all of a long one."""
+    """The start of a value of a foreign file, however long or deep it is."""
     return reprlib.repr(value)
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

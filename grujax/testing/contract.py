@@ -29,7 +29,7 @@ class Case(NamedTuple):
 
     spec: GRUSpec = GRUSpec()
     sizes: tuple[int, int, int, int] = (5, 3, 4, 2)  # T, B, I, H
-    given: tuple[str, ...] = ()  # of "valid", "reset", "h_reset", "state_mask", "hold"
+    given: tuple[str, ...] = ()  # fields of `Control` that the call has
     directions: int = 1  # how many recurrences go in one call
     time_major: bool = True
     plain: bool = False  # without biases and h0
@@ -67,11 +67,11 @@ CASES: dict[str, Case] = {
     "no steps": Case(sizes=(0, 3, 4, 2), given=("valid", "reset"), **GATES),
     "no rows": Case(sizes=(4, 0, 3, 2), given=("valid",), **BATCH_MAJOR),
 }
-"""Every pair of what varies stands in one case at least: tests/kernels/test_contract.py counts."""
+"""By name. Every pair of what varies is in one case at least (tests/kernels/test_contract.py counts)."""
 
 
 class Drawn(NamedTuple):
-    """The arrays of one recurrence, NumPy: float64 that float32 holds too, no one zero."""
+    """The arrays of one recurrence, NumPy: float64 that float32 holds too, none of them zero."""
 
     x: NDArray  # (T, B, I), NaN at steps that are not valid
     h0: NDArray | None
@@ -85,7 +85,11 @@ def assert_serves(run: Run, case: Case) -> None:
     """Raises `AssertionError` unless `run` gives the values and gradients of `grujax.equations`.
 
     hs, h_last and, with_gates, r, z and n; the gradients of sum(dhs * hs) + sum(dh_last * h_last) by x, h0, the weights
-    and h_reset. hs, the gates and the gradient by x are exactly 0 at steps that are not valid.
+    and h_reset. hs, the gates and the gradient by x are exactly 0 at steps that are not valid. A case of dtype float64
+    needs `jax_enable_x64`.
+
+    >>> from grujax import kernels
+    >>> assert_serves(kernels.run, CASES["others, one step"])
     """
     rng = np.random.default_rng(sum(case.sizes) + len(case.given))
     assert_equals_the_oracle(run, case, [draw(case, rng) for _ in range(case.directions)])
@@ -123,7 +127,7 @@ def draw(case: Case, rng: np.random.Generator) -> Drawn:
 
 
 def assert_equals_the_oracle(run: Run, case: Case, drawn: list[Drawn], rows: NDArray | None = None) -> None:
-    """`assert_serves` on arrays of the caller's; with `rows` alone in the loss, for sizes that are large for NumPy."""
+    """`assert_serves` on given arrays; only `rows` are in the loss, for sizes that are large for NumPy."""
     rows = np.arange(case.sizes[1]) if rows is None else rows
     in_loss = np.isin(np.arange(case.sizes[1]), rows)[:, None]
     drawn = [of._replace(dhs=of.dhs * in_loss, dh_last=of.dh_last * in_loss) for of in drawn]

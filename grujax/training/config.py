@@ -8,7 +8,13 @@ from grujax.errors import require, require_one_of
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How `fit` trains. The defaults come from cross-validation (`docs/decisions/training-defaults.md`)."""
+    """How `fit` trains. The defaults come from cross-validation (`docs/decisions/training-defaults.md`).
+
+    Raises `InputError` for a value out of range.
+
+    >>> TrainConfig(hidden_size=64).epochs
+    120
+    """
 
     hidden_size: int = 128
     """Hidden units of each layer and direction."""
@@ -45,8 +51,8 @@ class TrainConfig:
     averaging: float = 0.99
     """Decay, at each step, of the moving average of the weights, which is what is validated and kept."""
     validation: float = 0.1
-    """Share of the training set held out to choose the best epoch; never more, so that of very many classes some may
-    have no row there."""
+    """Share of the training set held out to choose the best epoch. It is never exceeded: with very many classes, some
+    have no held-out row."""
     buckets: int = 4
     """At most so many padded lengths, and so many compilations of the training step."""
     seed: int = 0

@@ -1,4 +1,4 @@
-"""What a trained model is worth: its outputs, its figures, and the baselines beside them."""
+"""Evaluates a trained model: its outputs, its figures, and baselines to compare them with."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -7,29 +7,27 @@ import jax
 import numpy as np
 
 from grujax.data import Sequences, batches, bucket_boundaries, statistics
-from grujax.errors import require
+from grujax.errors import InputError
 from grujax.linen.model import GRUModel
 from grujax.training.step import forward, row_losses
 
 MAX_CONFUSION = 100
-"""With more classes there is no confusion matrix: of 5,000 it would take 200 MB."""
+"""With more classes there is no confusion matrix: that of 5,000 classes would take 200 MB."""
 
 
 class Scores(NamedTuple):
-    """Figures of one split. Of a classifier: loss (cross-entropy), accuracy, its 95% Wilson interval, the confusion
-    matrix (true, predicted) of up to 100 classes. Of a regression: loss (squared error over the training targets'
-    variance), rmse, r2."""
+    """Figures of one split, as `score` returns them. A classifier has accuracy, a regression rmse; the rest is None."""
 
-    loss: float
-    rows: int
-    accuracy: float | None = None
-    interval: tuple[float, float] | None = None
-    confusion: np.ndarray | None = None
-    rmse: float | None = None
-    r2: float | None = None
+    loss: float  # mean over the rows: cross-entropy, or squared error divided by the variance of the training targets
+    rows: int  # N
+    accuracy: float | None = None  # from 0 to 1
+    interval: tuple[float, float] | None = None  # 95% Wilson interval of the accuracy
+    confusion: np.ndarray | None = None  # (K, K) counts, [true, predicted]; None for more than 100 classes too
+    rmse: float | None = None  # in the units of the targets
+    r2: float | None = None  # None for a single row too
 
     def as_json(self) -> dict[str, Any]:
-        """The figures that there are, by name, as `json.dumps` takes them.
+        """The figures that are not None, by name, as `json.dumps` takes them.
 
         >>> Scores(0.5, 2, accuracy=1.0, confusion=np.eye(2, dtype=int)).as_json()
         {'loss': 0.5, 'rows': 2, 'accuracy': 1.0, 'confusion': [[1, 0], [0, 1]]}
@@ -44,13 +42,35 @@ class Scores(NamedTuple):
 
 
 def outputs_of(
-    model: GRUModel, variables: Mapping[str, Any], data: Sequences, *, batch_size: int = 64, boundaries=None
+    model: GRUModel,
+    variables: Mapping[str, Any],
+    data: Sequences,
+    *,
+    batch_size: int = 64,
+    boundaries: tuple[int, ...] | None = None,
 ) -> np.ndarray:
-    """The model's outputs (N, output_size) for every row, in order."""
+    """The model's outputs (N, output_size), float32, for every row in order, without dropout.
+
+    Args:
+      model: with a single head.
+      variables: "params" and, of a trained model, "statistics".
+      data: N sequences with the channels that the model was trained on.
+      batch_size: rows at once.
+      boundaries: the padded lengths, one compilation each; those of `grujax.data.bucket_boundaries` where None.
+
+    Raises:
+      InputError: the model has several heads, or the data another number of channels.
+
+    >>> from grujax.data import sequences
+    >>> data = sequences([[[1.0], [2.0]], [[3.0]]])
+    >>> model = GRUModel(hidden_size=8, output_size=5)
+    >>> outputs_of(model, model.init(jax.random.key(0), data.x), data).shape
+    (2, 5)
+    """
     boundaries = bucket_boundaries(data.lengths) if boundaries is None else boundaries
     width = model.output_size
-    require(not isinstance(width, Mapping), "model", "a model of one head", f"output_size={width}", "Apply it by hand.")
-    assert not isinstance(width, Mapping)
+    if isinstance(width, Mapping):
+        raise InputError("model", "a model of one head", f"output_size={width}", "Apply it by hand.")
     outputs = np.zeros((len(data), width), np.float32)
     for batch in batches(data, batch_size, boundaries):
         kept = batch.weight > 0
@@ -59,7 +79,22 @@ def outputs_of(
 
 
 def score(outputs: np.ndarray, data: Sequences, variables: Mapping[str, Any], label_smoothing: float = 0.0) -> Scores:
-    """The figures of `outputs` (N, output_size) on data whose y is known; the loss against labels smoothed as said."""
+    """The figures of a model's outputs; `Scores` says which.
+
+    Args:
+      outputs: (N, K) logits of K classes, or (N, 1) targets.
+      data: N rows with a known y.
+      variables: of the model; a regression needs `output_std` of its "statistics".
+      label_smoothing: share of each label that the loss spreads over all classes.
+
+    >>> from grujax.data import sequences
+    >>> data = sequences([[[1.0]], [[2.0]]], ["a", "b"])
+    >>> found = score(np.array([[2.0, -2.0], [1.0, -1.0]]), data, {"statistics": {}})
+    >>> found.accuracy, found.confusion.tolist()
+    (0.5, [[1, 0], [1, 0]])
+
+    Source: Wilson 1927, Journal of the American Statistical Association 22, for the interval.
+    """
     from scipy.stats import binomtest
     from sklearn.metrics import confusion_matrix, r2_score, root_mean_squared_error
 
@@ -79,10 +114,15 @@ def score(outputs: np.ndarray, data: Sequences, variables: Mapping[str, Any], la
 
 
 def baselines(train: Sequences, test: Sequences) -> dict[str, float]:
-    """What needs no GRU, on the same split: accuracy, or root mean squared error in regression.
+    """Two methods without a GRU on the same split: accuracy, or root mean squared error in regression.
 
-    The majority class (the mean target), and the nearest neighbour in Euclidean distance on the standardised series,
+    The majority class (or the mean target), and the nearest neighbour in Euclidean distance on the standardised series,
     padded with zeros to one length.
+
+    >>> from grujax.data import sequences
+    >>> data = sequences([[[1.0]], [[2.0]], [[3.0]]], ["a", "b", "b"])
+    >>> {name: round(accuracy, 3) for name, accuracy in baselines(data, data).items()}
+    {'majority class': 0.667, 'nearest neighbour': 1.0}
     """
     from sklearn.dummy import DummyClassifier, DummyRegressor
     from sklearn.metrics import accuracy_score, root_mean_squared_error

@@ -17,34 +17,34 @@ from grujax.training.step import draw_share, initial_state, make_optimizer, trai
 
 
 class Epoch(NamedTuple):
-    """One line of `metrics.jsonl`."""
+    """The figures of one epoch: what `fit` hands to `on_epoch`, and one line of `metrics.jsonl`."""
 
-    epoch: int
-    loss: float  # mean over the training rows, dropout and noise on
-    validation_loss: float  # of the held-out rows, the same loss, dropout and noise off
-    metric: str  # the name of the next figure: accuracy or rmse
+    epoch: int  # from 1
+    loss: float  # mean over the training rows, with dropout and noise
+    validation_loss: float  # the same loss of the held-out rows, without dropout and noise
+    metric: str  # the name of the next figure: "accuracy" or "rmse"
     validation_metric: float
     sequences_per_second: float
-    seconds: float  # compilation left out
+    seconds: float  # without compilation
     best: bool  # the smallest validation loss so far
 
 
 class Compiled(NamedTuple):
-    """How the training step is compiled: for each padded length once."""
+    """How the training step is compiled, once for each padded length: what `fit` hands to `on_compiled`."""
 
-    shapes: tuple[tuple[int, ...], ...]
-    seconds: tuple[float, ...]  # one for each of the shapes that is compiled already
-    padding: float  # the share of padded steps
+    shapes: tuple[tuple[int, ...], ...]  # (B, T, C) of each batch
+    seconds: tuple[float, ...]  # one for each shape that is compiled already
+    padding: float  # the share of padded steps, from 0 to 1
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """What `fit` returns. `variables` are those of the best epoch and hold the statistics of the training split."""
+    """What `fit` returns."""
 
     model: GRUModel
-    variables: dict[str, Any]
-    labels: tuple[str, ...] | None
-    best: Epoch
+    variables: dict[str, Any]  # "params" of the best epoch, "statistics" of the rows that were trained on
+    labels: tuple[str, ...] | None  # class names; None for regression
+    best: Epoch  # that of the smallest validation loss
     history: tuple[Epoch, ...]
     compiled: Compiled
     test: Scores | None = None  # None where training was interrupted, or `evaluate_test` is False
@@ -67,17 +67,23 @@ def fit(
     on_best: Callable[[Fitted], None] = lambda fitted: None,
     evaluate_test: bool = True,
 ) -> Fitted:
-    """Trains on `data.train` and looks at `data.test` once, at the end.
-
-    on_compiled: called before the training step is compiled for the first shape, and after each.
-    on_best, on_epoch: called after an epoch; `on_best` first, and only where the validation loss is the smallest so
-      far, with what `fit` would return now.
-    evaluate_test: False leaves `data.test` alone: `Fitted.scores` evaluates it later.
+    """Trains a `GRUModel` on `data.train` and evaluates it on `data.test` once, at the end.
 
     A stratified share of the training split is held out for validation; inputs (and targets of a regression) are
-    standardised by the rest; the averaged weights are evaluated after each epoch, and those of the smallest validation
+    standardised by the rest. The averaged weights are evaluated after each epoch, and those of the smallest validation
     loss are kept. The same config and data give the same numbers on the same machine. A `KeyboardInterrupt` (Ctrl-C)
     after the first epoch ends training with the best so far.
+
+    Args:
+      config: how to train.
+      data: from `grujax.data.load`, or a `Dataset` of two `grujax.data.sequences`.
+      on_compiled: called before the training step is compiled for the first shape, and after each.
+      on_epoch: called after each epoch.
+      on_best: called before `on_epoch`, where the validation loss is the smallest so far, with what `fit` would return.
+      evaluate_test: False leaves `data.test` out: `Fitted.scores` evaluates it later.
+
+    Raises:
+      InputError: too few rows to hold some out, or a loss that is not finite.
 
     >>> from grujax.data import Dataset, sequences
     >>> x = [[[float(i % 2)]] * 5 for i in range(40)]

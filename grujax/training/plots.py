@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from grujax.errors import require_package
-from grujax.saving import replacing
+from grujax.saving.atomic import replacing
 from grujax.training.fit import Epoch
 
 if TYPE_CHECKING:

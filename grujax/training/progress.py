@@ -1,4 +1,4 @@
-"""What a run shows while it trains: a rich progress bar in a terminal, plain lines elsewhere, nothing when quiet."""
+"""The progress of a run: a bar in a terminal, plain lines elsewhere, nothing when quiet."""
 
 from types import TracebackType
 

@@ -16,6 +16,8 @@ from grujax.types import Array
 
 
 class TrainState(NamedTuple):
+    """What one training step hands to the next."""
+
     params: Any
     optimizer: optax.OptState
     averaging: optax.OptState
@@ -33,6 +35,7 @@ def make_optimizer(config: TrainConfig, num_steps: int) -> optax.GradientTransfo
 
 
 def initial_state(params: Any, optimizer: optax.GradientTransformation, config: TrainConfig, key: Array) -> TrainState:
+    """The state before the first step."""
     return TrainState(params, optimizer.init(params), optax.ema(config.averaging).init(params), key)
 
 
@@ -47,7 +50,7 @@ def row_losses(outputs: Array, y: Array, statistics: Mapping[str, Array], label_
 
 def disturb(key: Array, x: Array, std: Array, config: TrainConfig) -> Array:
     """x (B, T, I) with normal noise of `input_noise` standard deviations `std` (I,) at every step, and of
-    `input_offset` that is one for the whole sequence: another day, another microphone, the same speaker."""
+    `input_offset` that is the same at every step of a sequence, as another microphone would add."""
     each_step, each_row = jax.random.split(key)
     noise = config.input_noise * jax.random.normal(each_step, x.shape, x.dtype)
     offset = config.input_offset * jax.random.normal(each_row, (x.shape[0], 1, x.shape[2]), x.dtype)
@@ -55,7 +58,7 @@ def disturb(key: Array, x: Array, std: Array, config: TrainConfig) -> Array:
 
 
 def draw_share(rng: np.random.Generator, config: TrainConfig) -> np.ndarray:
-    """(B,) float32: how much of each row `mix` keeps, the larger side of a draw from Beta(mixup, mixup).
+    """(B,) float32: how much of each row `mix` keeps, max(s, 1 − s) of a draw s from Beta(mixup, mixup).
 
     Drawn by NumPy: XLA takes nearly half as long to compile that sampler as all the rest of the step.
     """

@@ -14,7 +14,8 @@ from grujax import GRUModel, cli, save
 from grujax.cli.convert import EXPORTS
 from grujax.interop import FORMATS
 from grujax.interop import load as load_any
-from grujax.saving import MODEL_FILE, read
+from grujax.saving import read
+from grujax.saving.model_file import MODEL_FILE
 from grujax.testing import assert_close
 
 torch = pytest.importorskip("torch", reason="torch is not installed")

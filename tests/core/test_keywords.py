@@ -7,7 +7,7 @@ from flax import nnx
 
 import grujax
 import grujax.nnx as gnnx
-from grujax.core.keywords import FOREIGN, INSTEAD, _call, _constructor
+from grujax.core.keywords import FOREIGN, INSTEAD, _arguments
 
 X, KEY, RNGS = jnp.ones((2, 3, 4)), jax.random.key(0), nnx.Rngs(0)
 LINEN = {
@@ -96,7 +96,7 @@ def test_what_one_face_has_and_the_other_has_not():
 
 def test_the_table_says_words_that_are_ours_and_explains_none_of_them():
     classes = [cls for face in (LINEN, NNX) for cls, _ in face.values()]
-    ours = {word for cls in classes for word in (*_constructor(cls), *_call(cls))}
+    ours = {word for cls in classes for word in (*_arguments(cls.__init__), *_arguments(cls.__call__))}
     theirs = {word for words in FOREIGN.values() for word in words}
     assert set(FOREIGN) <= ours
     assert theirs & ours == {"initial_state", "carry"}  # a field of layers, an argument of cells: foreign elsewhere

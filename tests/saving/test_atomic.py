@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from grujax.saving import atomic, remove_left_over, replacing
+from grujax.saving import atomic
+from grujax.saving.atomic import remove_left_over, replacing
 
 WRITES = """
 import runpy, sys
