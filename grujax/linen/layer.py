@@ -3,6 +3,7 @@
 from typing import Never
 
 import flax.linen as nn
+from flax.core import meta
 from jax.typing import ArrayLike
 
 from grujax.core.config import LayerConfig
@@ -130,7 +131,7 @@ def carry_of(module: nn.Module, input_shape: tuple[int, ...], *path: str) -> Arr
     for name in path:
         params = params.get(name, {})
     shape = (module.num_states, *input_shape[:-1], module.hidden_size)
-    return initial_states(params.get("h0"), shape, state_dtype(module.dtype or module.param_dtype))
+    return initial_states(meta.unbox(params.get("h0")), shape, state_dtype(module.dtype or module.param_dtype))
 
 
 def noise(module: nn.Module, deterministic: bool) -> Noise | None:
