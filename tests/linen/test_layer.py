@@ -201,7 +201,7 @@ def test_reverse_is_refused_beside_both_directions_and_where_another_framework_h
     with refused("reverse", "bidirectional"):
         layer(reverse=True).init(jax.random.key(0), jnp.asarray(X))
     model = GRU(H, reverse=True)
-    with refused("reverse: expected False", "True"):
+    with refused("reverse: expected False", "True", "flip the valid steps of x and of the output"):
         to_torch(model, model.init(jax.random.key(0), jnp.asarray(X, jnp.float32)))
 
 
