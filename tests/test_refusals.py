@@ -229,6 +229,17 @@ BAD = {
         encoder({"segments": FLAGS * 1, "num_segments": 2}, pooling=lambda output, valid: output[:, 0]),
         ["segments need a pooling by name", "found a function", "unpack_sequences"],
     ),
+    **{
+        f"heads {sizes} {hidden}": (model(output_size=sizes, head_hidden=hidden), ["output_size: expected", found])
+        for sizes, hidden, found in (
+            ({1: 2}, (), "found 1."),
+            ({"a/b": 2}, (), "found 'a/b'."),
+            ({"hidden": 2}, (), "found 'hidden': its layer would be head_hidden"),
+            ({"activation": 2}, (), "found 'activation': its layer would be head_activation"),
+            ({"a": 2, "a_hidden0": 3}, (4,), "found 'a_hidden0': its layer would be head_a_hidden0"),
+            ({"a_hidden0": 3, "a": 2}, (4,), "found 'a': its layer would be head_a_hidden0"),
+        )
+    },
     "segments alone": (encoder({"segments": FLAGS * 1}), ["segments need num_segments", "None"]),
     "segments traced": (
         {"linen": lambda: jax.jit(lambda n: encoder({"segments": FLAGS * 1, "num_segments": n})["linen"]())(2)},
@@ -289,6 +300,15 @@ BAD = {
     ),
     "h0 a tensor": (function(X, None, torch.ones(B, H)), ["h0: expected an array of JAX", "h0.detach().numpy()"]),
     "layer h0 objects": (layer(X, np.full((1, B, H), None)), ["h0: expected an array of numbers", "object"]),
+    **{
+        f"layer h0 (B, H), {case}": (layer(X, h0), [f"h0: expected {expected}"])
+        for case, h0, expected in (
+            ("a tensor", torch.ones(B, H), "an array of JAX"),
+            ("objects", np.full((B, H), None), "an array of numbers"),
+            ("the other byte order", np.ones((B, H), ">f4"), "numbers in the byte order"),
+            ("ragged", [[1.0], [1.0, 2.0]], "an array of numbers"),
+        )
+    },
     "no carry": (cell(carry=None), ["carry: expected an array of numbers", "NoneType"]),
     "lengths a tensor": (layer(call={"lengths": torch.ones(B, dtype=int)}), ["lengths", "lengths.detach().numpy()"]),
     "resets strings": (model({"resets": np.full((B, T), "0")}), ["resets: expected an array of numbers", "<U1"]),

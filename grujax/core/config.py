@@ -274,4 +274,13 @@ class ModelConfig(EncoderConfig, Generic[OutputSize]):
             require_count(layers[-1][1], f"output_size[{name!r}]" if several else "output_size")
         for i, width in enumerate(self.head_hidden):
             require_count(width, f"head_hidden[{i}]")
+        taken = {f.name for f in dataclasses.fields(self)}  # layers are attributes too
+        for name, layers in self.heads.items():
+            named = isinstance(name, str) and "/" not in name
+            remedy = "A slash separates the names of a path in a model file."
+            require(named, "output_size", "heads named by strings without a slash", repr(name), remedy)
+            for layer, _ in layers:
+                found = f"{name!r}: its layer would be {layer}"
+                require(layer not in taken, "output_size", "heads whose layers have names of their own", found)
+                taken.add(layer)
         check_activation(self.head_activation, "head_activation")

@@ -97,8 +97,10 @@ def check_inputs(
 
 def with_states_axis(h0: ArrayLike | None, shape: tuple[int, ...]) -> ArrayLike | None:
     """(*batch, H) as (1, *batch, H), the state of a single layer in one direction; all else as it is."""
-    one = h0 is not None and shape[0] == 1 and jnp.shape(h0) == shape[1:]
-    return jnp.asarray(h0)[None] if one else h0
+    if h0 is None:
+        return None
+    h0 = as_array(h0, "h0")
+    return h0[None] if shape[0] == 1 and h0.shape == shape[1:] else h0
 
 
 def check_features(x: Array, input_size: int | None, remedy: str = "") -> None:

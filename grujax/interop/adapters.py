@@ -92,7 +92,8 @@ def sizes(model: Any, variables: Mapping) -> Sizes:
 
 
 def outputs(model: Any, variables: Mapping, x: ArrayLike, h0: ArrayLike | None, lengths: ArrayLike | None) -> dict:
-    """All that the model gives, by the names of `Runner`."""
+    """All that the model gives, by the names of `Runner` and, as its arrays are, batch-major."""
+    model = model.clone(time_major=False) if getattr(model, "time_major", False) else model
     x, h0 = jnp.asarray(x), None if h0 is None else jnp.asarray(h0)
     if isinstance(model, GRUCell):
         carry = model.initialize_carry(jax.random.key(0), x.shape) if h0 is None else h0
@@ -110,9 +111,8 @@ def compare(model: Any, variables: Mapping, runner: Runner, seed: int = 0) -> Di
     distance from its outputs in float64.
     """
     rng, stored = np.random.default_rng(seed), jnp.dtype(model.param_dtype)
-    # The coarser of what weights are stored in and what is computed in. Runners are batch-major.
+    # The coarser of what weights are stored in and what is computed in.
     dtype = min(stored, jnp.dtype(model.dtype or stored), key=lambda d: jnp.finfo(d).bits)
-    model = model.clone(time_major=False) if getattr(model, "time_major", False) else model
     input_size, hidden_size, n_states = sizes(model, variables)
     x = rng.normal(size=(3, 7, input_size)).astype(dtype)
     if "input_mean" in variables.get("statistics", {}):  # raw inputs, as the model has met them

@@ -35,8 +35,9 @@ def to_stablehlo(model: nn.Module, variables: Mapping, *, lengths: bool = True, 
         and does not come out.
 
     Returns:
-      bytes. The program takes x (B, T, I) in the dtype of the parameters, h0 (L*D, B, H) in that of the state, lengths
-      (B,) int32, and gives `output (B, T, D*H)` or, of a model, `y`; with `state` a pair, it and h_last (L*D, B, H).
+      bytes. The program is batch-major whatever the model's `time_major`. It takes x (B, T, I) in the dtype of the
+      parameters, h0 (L*D, B, H) in that of the state, lengths (B,) int32, and gives `output (B, T, D*H)` or, of a
+      model, `y`; with `state` a pair, it and h_last (L*D, B, H).
       Of a cell: x (B, I) and h (B, H), giving the next state.
 
     Raises:

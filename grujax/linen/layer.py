@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, Never
 
 import flax.linen as nn
+from flax.core import meta
 from jax.typing import ArrayLike
 
 from grujax.core.config import LayerConfig
@@ -125,7 +126,7 @@ def dense(module: LayerConfig, name: str, x: Array, width: int, bias: bool = Tru
 def carry_of(module: nn.Module, input_shape: tuple[int, ...], *path: str) -> Array:
     """What `initialize_carry` returns of a layer or model whose layer is at `path` below it."""
     shape = (module.num_states, *input_shape[:-1], module.hidden_size)
-    return initial_states(params_at(module, *path).get("h0"), shape, module.carry_dtype)
+    return initial_states(meta.unbox(params_at(module, *path).get("h0")), shape, module.carry_dtype)
 
 
 def noise(module: nn.Module, deterministic: bool) -> Noise | None:

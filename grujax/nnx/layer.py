@@ -112,7 +112,7 @@ class GRU(LayerConfig, Regularised):
         refuse_others(self, others)
         self.check()
         steps = check_inputs(x, self.input_size, lengths, mask, resets, self.time_major)
-        return returned(self, self.run(steps, h0, deterministic, rngs))
+        return returned(self, self._run(steps, h0, deterministic, rngs))
 
     def initialize_carry(
         self, input_shape: tuple[int, ...], rngs: Rngs | None = None, carry_init: Initializer | None = None
@@ -130,10 +130,13 @@ class GRU(LayerConfig, Regularised):
             return carry_init(stream_of(rngs, "carry")(), shape, self.carry_dtype)
         return initial_states(self.h0[...] if self.initial_state == "learned" else None, shape, self.carry_dtype)
 
-    def run(
+    def _run(
         self, steps: Steps, h0: Array | None = None, deterministic: bool | None = None, rngs: Rngs | None = None
     ) -> LayerRun:
-        """As `__call__`, on checked steps; with one batch axis, and what pooling needs besides."""
+        """As `__call__`, on checked steps; with one batch axis, and what pooling needs besides.
+
+        `nnx.tabulate` compiles each public method by itself; the records here are no arrays.
+        """
         hooks = Hooks(
             cell=lambda name: getattr(self, name),
             highway=self._dense,

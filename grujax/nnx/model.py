@@ -85,7 +85,7 @@ class GRUEncoder(EncoderConfig, Regularised):
         self.check()
         steps = check_inputs(x, self.input_size, lengths, mask, resets, self.time_major)
         kept = check_segments(self.pooling, steps, segments, num_segments)
-        run = self.gru.run(steps, h0, deterministic, rngs)
+        run = self.gru._run(steps, h0, deterministic, rngs)
         features = pooled(self, run, kept, self._dense)
         return (features, run.states) if return_state else features
 

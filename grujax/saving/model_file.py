@@ -215,8 +215,9 @@ def _fields(model: nn.Module) -> dict[str, Any]:
     fields = {f.name: getattr(model, f.name) for f in own_fields(type(model))}
     for key in ("dtype", "param_dtype"):
         fields[key] = None if fields[key] is None else jnp.dtype(fields[key]).name
-    if isinstance(fields["precision"], jax.lax.Precision):
-        fields["precision"] = fields["precision"].name.lower()
+    fields["precision"] = jax.tree.map(  # one, or a pair of them
+        lambda p: p.name.lower() if isinstance(p, jax.lax.Precision) else p, fields["precision"]
+    )
     for key, value in fields.items():
         require(not callable(value), key, "a name, which a file can hold", f"the function {value!r}", "Save by hand.")
     if isinstance(fields.get("output_size"), Mapping):

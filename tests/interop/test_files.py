@@ -111,6 +111,15 @@ def test_layers_and_cells_there_and_back(model, tmp_path):
         same_bits(again, variables)
 
 
+def test_a_time_major_model_is_saved_as_it_is(tmp_path):
+    model = GRU(4, bidirectional=True, time_major=True)
+    variables = model.init(jax.random.key(0), jnp.ones((1, 1, 3)))
+    save(tmp_path / "model.safetensors", model, variables, verify=True)
+    loaded, again = load(tmp_path / "model.safetensors")
+    assert loaded == model
+    jax.tree.map(np.testing.assert_array_equal, again, variables)
+
+
 def test_a_safetensors_file_in_torch_keys_is_what_pytorch_loads(tmp_path):
     from safetensors.torch import load_file, save_file
 

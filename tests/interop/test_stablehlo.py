@@ -59,6 +59,8 @@ CALLS = {
     "without state": (GRUModel(4, 2, initial_state="learned"), False, True),
     "x alone": (GRUModel(4, {"a": 1, "b": 2}, pooling=None), False, False),
     "encoder": (GRUEncoder(4, pooling="mean"), True, True),
+    "time-major": (GRU(4, time_major=True, bidirectional=True, merge=None), True, True),
+    "time-major, x alone": (GRUModel(4, 2, time_major=True, pooling=None), False, False),
 }
 
 
@@ -67,6 +69,7 @@ def test_any_batch_and_length_with_and_without_arguments(name):
     model, state, lengths = CALLS[name]
     variables = variables_of(model, normal(1, 2, 3))
     program = jax.export.deserialize(bytearray(to_stablehlo(model, variables, state=state, lengths=lengths)))
+    model = model.clone(time_major=False)  # as all programs are
     assert program.platforms == PLATFORMS == ("cpu", "cuda", "tpu")
     for rows, steps in ((2, 5), (3, 1)):
         x = normal(rows, steps, 3)

@@ -328,7 +328,10 @@ TO = {
     "reset before": (lambda: initialised(GRU(4, reset_after=False)), ["reset_after", "cannot be converted"]),
     "pooling": (lambda: initialised(GRUModel(4, 2, pooling="mean")), ["pooling", "'mean'", "no other pooling"]),
     "no pooling": (lambda: initialised(GRUModel(4, 2, pooling=None)), ["pooling", "None"]),
-    "backwards": (lambda: initialised(GRU(4, reverse=True)), ["reverse: expected False", "True"]),
+    "backwards": (
+        lambda: initialised(GRU(4, reverse=True)),
+        ["reverse: expected False", "flip the valid steps of x and of the output"],
+    ),
     "encoder": (lambda: initialised(GRUEncoder(4)), ["model", "GRUEncoder", "['gru']"]),
     "statistics": (
         lambda: (GRUModel(4, 2), initialised(GRUModel(4, 2))[1] | {"statistics": {"input_mean": jnp.zeros(3)}}),

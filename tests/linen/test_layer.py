@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from flax import nnx
 from refusals import refused
 
@@ -215,6 +216,8 @@ def test_initialize_carry_is_what_a_sequence_starts_from(of, scope, batch):
     carry = zeros.apply(zeros.init(key, jnp.asarray(X, jnp.float32)), key, (*batch, I), method="initialize_carry")
     np.testing.assert_array_equal(carry, expected, strict=True)
     carry = learned.apply(variables, key, (*batch, I), method="initialize_carry")
+    boxed = jax.tree.map(lambda a: nn.Partitioned(a, (None,) * a.ndim), variables)
+    np.testing.assert_array_equal(carry, learned.apply(boxed, key, (*batch, I), method="initialize_carry"))
     expected = expected + np.asarray(params["h0"]).reshape(4, *(1,) * len(batch), H)
     np.testing.assert_array_equal(carry, expected, strict=True)
     module = from_linen(learned, variables, rngs=nnx.Rngs(0))

@@ -333,6 +333,13 @@ def test_layers_and_directions_start_apart_and_a_highway_lets_most_through():
 # Transformations
 
 
+@pytest.mark.parametrize("of, more", [(gnnx.GRU, {}), (gnnx.GRUEncoder, {}), (gnnx.GRUModel, {"output_size": 2})])
+def test_tabulate_shows_every_parameter(of, more):
+    module = of(I, H, num_layers=2, rngs=nnx.Rngs(0), **more)
+    count = sum(a.size for a in jax.tree.leaves(nnx.state(module, nnx.Param)))
+    assert f"Total Parameters: {count}" in nnx.tabulate(module, jnp.ones((B, T, I), jnp.float32))
+
+
 def test_members_of_an_ensemble_are_what_each_is_alone():
     @nnx.jit
     @nnx.split_rngs(splits=3)
