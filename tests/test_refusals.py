@@ -145,7 +145,10 @@ BAD = {
         function(lengths=[1] * B, mask=FLAGS),
         ["lengths and mask cannot both be given (mask: expected None"],
     ),
-    "mask shape": (function(mask=FLAGS.T), ["mask: expected shape (4, 6), found shape (6, 4). One a step"]),
+    "mask shape": (
+        function(mask=FLAGS.T),
+        ["mask: expected shape (4, 6), found shape (6, 4). One value for each step"],
+    ),
     "mask dtype": (function(mask=FLAGS * 1.0), ["mask: expected dtype bool", "float64", "mask > 0.5"]),
     "resets shape": (function(resets=FLAGS[:, :5]), ["resets: expected shape (4, 6)", "(4, 5)"]),
     "resets dtype": (function(resets=FLAGS * 1), ["resets: expected dtype bool", "int64"]),
@@ -255,7 +258,7 @@ BAD = {
     ),
     "segments shape": (
         encoder({"segments": FLAGS.T * 1, "num_segments": 2}),
-        ["segments: expected shape (4, 6)", "(6, 4). One a step"],
+        ["segments: expected shape (4, 6)", "(6, 4). One value for each step"],
     ),
     "segments dtype": (
         encoder({"segments": FLAGS * 1.0, "num_segments": 2}),

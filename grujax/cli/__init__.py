@@ -62,7 +62,7 @@ def _run(arguments: list[str], console: Console) -> int:
         command = tyro.extras.subcommand_cli_from_dict(COMMANDS, args=arguments, prog="grujax", description=__doc__)
         return command.run(console)
     except KeyboardInterrupt:
-        tell(f"{stop.name} before there was a model to save or the last table to show")
+        tell(f"{stop.name} before the end. Nothing half-written was left behind")
         return stop.exit_code
     except InputError as error:
         tell(str(error))

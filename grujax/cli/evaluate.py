@@ -35,7 +35,7 @@ class Evaluate:
         labels = saved.metadata["labels"]
         data = load_sequences(self.data, labels=labels, channels=saved.metadata["channels"])
         scores = score(outputs_of(model, saved.variables, data), data, saved.variables)
-        show_scores(console, "test", scores)
+        show_scores(console, Path(self.data).name, scores)
         show_confused(console, scores, labels)
         return 0
 

@@ -97,10 +97,11 @@ class Train:
                     others = baselines(data.train, data.test)
                     show_beside(console, test, others)
                     show_confused(console, test, fitted.labels)
+            other = self.data if self.test is None else self.test
             console.print(
                 f"saved {', '.join([str(kept.path), 'metrics.jsonl', *pictures])}\n"
-                f"next:\n  grujax evaluate {kept.path} {self.data}\n"
-                f"  grujax predict {kept.path} {self.data} --output predictions.csv",
+                f"next:\n  grujax evaluate {kept.path} {other}\n"
+                f"  grujax predict {kept.path} {other} --output predictions.csv",
                 soft_wrap=True,
                 highlight=False,
             )

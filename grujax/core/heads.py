@@ -51,6 +51,6 @@ def _with_statistics(statistics: Mapping[str, Array], which: str, use: Callable[
     if f"{which}_mean" not in statistics:
         return a
     mean, std = (statistics[f"{which}_{s}"] for s in ("mean", "std"))
-    require_equal(mean.shape, a.shape[-1:], f"statistics/{which}_mean", "One a feature.")
+    require_equal(mean.shape, a.shape[-1:], f"statistics/{which}_mean", "One value for each feature.")
     shape = (1,) * (a.ndim - 1) + a.shape[-1:]
     return use(a, mean.reshape(shape).astype(a.dtype), std.reshape(shape).astype(a.dtype))

@@ -130,7 +130,7 @@ def check_integers(
     """Integers as an array of `shape`, one for each step or sequence (`of`); within `bounds` unless traced."""
     array = as_array(values, name)
     require(jnp.issubdtype(array.dtype, jnp.integer), name, "integers", f"dtype {array.dtype}")
-    require_equal(array.shape, shape, name, f"One a {of}.")
+    require_equal(array.shape, shape, name, f"One value for each {of}.")
     if not isinstance(array, Tracer) and array.size:
         known = np.asarray(array)  # NumPy's own: under jit the minimum of a constant jax.Array would be traced
         low, high = int(known.min()), int(known.max())
@@ -145,7 +145,7 @@ def check_flags(flags: ArrayLike | None, name: str, shape: tuple[int, ...]) -> A
     array = as_array(flags, name)
     remedy = f"Compare it, {name} != 0 or {name} > 0.5, if that is meant."
     require(array.dtype == jnp.bool_, name, "dtype bool", f"dtype {array.dtype}", remedy)
-    require_equal(array.shape, shape, name, "One a step.")
+    require_equal(array.shape, shape, name, "One value for each step.")
     return jnp.asarray(array)
 
 

@@ -95,7 +95,8 @@ def _surplus(cls: type, names: list[str], args: tuple) -> str:
     reads = "" if "input_size" in names else ": the number of input features is read from x"
     values = args[1:] if reads else args  # torch.nn.GRU(input_size, hidden_size)
     fields = ", ".join(f"{name}={value!r:.30}" for name, value in zip(names, values, strict=False))
-    return f"{cls.__name__} takes {', '.join(names)} alone by position; write {cls.__name__}({fields}){reads}."
+    rest = " Other fields need their names: num_layers=2." if hasattr(cls, "num_layers") else ""
+    return f"{cls.__name__} takes {', '.join(names)} alone by position; write {cls.__name__}({fields}){reads}.{rest}"
 
 
 def _arguments(function: Callable) -> list[str]:

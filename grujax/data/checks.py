@@ -41,7 +41,7 @@ def checked_lengths(lengths: ArrayLike | None, shape: tuple[int, ...], source: s
     wrong = np.flatnonzero(~((steps >= 1) & (steps <= shape[1]) & (steps % 1 == 0)))
     if len(wrong):
         found = f"{steps[wrong[0]]} in row {wrong[0]} of {source}"
-        raise InputError("lengths", f"integers from 1 to {shape[1]}", found)
+        raise InputError("lengths", f"integers from 1 to T = {shape[1]}", found)
     require(steps.dtype.kind != "f", "lengths", "an integer dtype", f"{steps.dtype} in {source}")
     return steps.astype(np.int32)
 

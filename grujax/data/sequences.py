@@ -109,7 +109,12 @@ def sequences(
     if not np.isfinite([values.min(), values.max()]).all():
         row, step, channel = np.argwhere(~np.isfinite(values))[0].tolist()
         found = f"{rows[row][step, channel]} at row {row}, step {step}, channel {channel} of {source}"
-        raise InputError("x", "finite float32 values", found, "Fill in or drop what is missing or too large.")
+        raise InputError(
+            "x",
+            "finite float32 values",
+            found,
+            "Fill in or drop what is missing or too large; padding needs lengths (N,).",
+        )
     if y is None:
         return Sequences(values, steps, None, None)
     return Sequences(values, steps, *checked_y(y, len(values), labels, source))

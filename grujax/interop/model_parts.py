@@ -28,7 +28,7 @@ trained. All others must be at their default, or at a value that the framework s
 
 REMEDIES = {
     "reset_after": "r before and after the product are two functions; they cannot be converted into each other.",
-    "pooling": "It takes the last state and has no other pooling.",
+    "pooling": "It takes the last state and has no other pooling. Train with pooling='last', or export to StableHLO.",
     "reverse": "convert the model with reverse=False, and flip the valid steps of x and of the output there.",
 }
 

@@ -19,7 +19,7 @@ from grujax.types import state_dtype
 PLATFORMS = ("cpu", "cuda", "tpu")
 LOADER = """import jax
 program = jax.export.deserialize(bytearray(open("model.stablehlo", "rb").read()))
-y, h_last = program.call(x, h0, lengths)"""
+y, h_last = program.call(x, h0, lengths)  # (B, T, I), (L*D, B, H), int32 (B,)"""
 """What runs it, in a process that has jax and flatbuffers and not grujax."""
 
 

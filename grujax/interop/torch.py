@@ -169,7 +169,7 @@ def load(path: Path) -> Mapping:
     except InputError:
         raise
     except pickle.UnpicklingError as error:
-        raise InputError("path", "tensors alone", str(error).split("\n")[0], remedy) from error
+        raise InputError("path", "tensors alone", "other pickled objects", remedy) from error
     except Exception as error:  # torch has no class of errors for what is no file of its own
         found = f"{type(error).__name__}: {str(error).splitlines()[:1]}"
         raise InputError("path", "a file that torch.save wrote", found) from error

@@ -43,10 +43,15 @@ def test_train_evaluate_predict(tmp_path, capsys):
     assert [line.get("epoch") for line in lines] == [*range(1, 21), None]
     assert set(lines[0]) == set(Epoch._fields)
     assert lines[-1]["test"]["accuracy"] > 0.8
+    assert (
+        f"grujax evaluate {os.path.join('out', 'model.safetensors')} {test}\n" in out
+    )  # not the rows that it was trained on
     assert f"test accuracy {100 * lines[-1]['test']['accuracy']:.2f}%" in accuracy
 
     code, out, _ = run(capsys, "evaluate", "out", test)
-    assert code == 0 and accuracy in out  # the file alone gives the figure that training printed
+    assert (
+        code == 0 and accuracy.replace("test", "new.npz", 1) in out
+    )  # the file alone gives the figure that training printed
 
     code, out, _ = run(capsys, "predict", "out/model.safetensors", test, "--output", "p.csv")
     assert code == 0 and "saved 20 predictions in p.csv" in out

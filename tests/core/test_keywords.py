@@ -38,6 +38,9 @@ def test_only_the_sizes_go_by_position(name, written):
         LINEN[name][0](*sizes)
     with pytest.raises(TypeError, match=rf"{name} takes input_size, hidden_size.* alone by position"):
         NNX[name][0](*sizes, 2, rngs=RNGS)
+    if name != "GRUCell":
+        with pytest.raises(TypeError, match=r"Other fields need their names: num_layers=2\.$"):
+            LINEN[name][0](*sizes)
     assert NNX[name][0](*sizes, rngs=RNGS).hidden_size == LINEN[name][0](*sizes[1:]).hidden_size == 20
 
 

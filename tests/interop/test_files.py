@@ -256,7 +256,10 @@ PT = {
     "text": (lambda p: p.write_text("weights"), ["path"]),
     "a pickle that runs": (lambda p: p.write_bytes(pickle.dumps({"weight_ih_l0": Evil()})), ["path"]),
     "torch's pickle that runs": (lambda p: torch.save({"weight_ih_l0": Evil()}, p), ["tensors alone"]),
-    "a whole module": (lambda p: torch.save(torch.nn.GRU(3, 4), p), ["tensors alone", "state_dict"]),
+    "a whole module": (
+        lambda p: torch.save(torch.nn.GRU(3, 4), p),
+        ["tensors alone", "found other pickled objects", "state_dict"],
+    ),
     "a list": (lambda p: torch.save([torch.ones(2)], p), ["a state dict", "list"]),
     "no keys of text": (lambda p: torch.save({3: torch.ones(2)}, p), ["keys that are text", "found 3"]),
     "a member outside": (lambda p: rewritten(p, lambda m: m | {"../evil": b"x"}), ["stay in their folder", "../evil"]),
