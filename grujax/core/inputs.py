@@ -99,8 +99,8 @@ def with_states_axis(h0: ArrayLike | None, shape: tuple[int, ...]) -> ArrayLike 
     """(*batch, H) as (1, *batch, H), the state of a single layer in one direction; all else as it is."""
     if h0 is None:
         return None
-    h0 = as_array(h0, "h0")
-    return h0[None] if shape[0] == 1 and h0.shape == shape[1:] else h0
+    array = as_array(h0, "h0")
+    return array[None] if shape[0] == 1 and array.shape == shape[1:] else array
 
 
 def check_features(x: Array, input_size: int | None, remedy: str = "") -> None:
