@@ -171,9 +171,14 @@ class LayerConfig(CellConfig):
         """For each direction, whether it reads backwards."""
         return (False, True) if self.bidirectional else (self.reverse,)
 
-    def cell_names(self, k: int) -> list[str]:
-        """The cells of layer k by direction, as the parameter tree names them: "l0", "l0_reverse"."""
-        return [f"l{k}{way}" for way in ("", "_reverse")[: self.num_directions]]
+    @property
+    def cell_names(self) -> list[list[str]]:
+        """The cells of each layer by direction, as the parameter tree names them: [["l0", "l0_reverse"], ...].
+
+        A property, because `nnx.tabulate` compiles the public methods that a call runs.
+        """
+        ways = ("", "_reverse")[: self.num_directions]
+        return [[f"l{k}{way}" for way in ways] for k in range(self.num_layers)]
 
     @property
     def num_directions(self) -> int:

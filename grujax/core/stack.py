@@ -80,7 +80,7 @@ def run_layers(layer: LayerConfig, steps: Steps, h0: ArrayLike | None, hooks: Ho
         if k > 0:
             x = dropped(x, layer.dropout, hooks.noise)
         x = dropped(x, layer.input_dropout, hooks.noise, locked_axes=(0,))
-        names = layer.cell_names(k)
+        names = layer.cell_names[k]
         cells = [hooks.cell(name) for name in names]
         recurrences = []
         for cell in cells:

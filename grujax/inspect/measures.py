@@ -51,7 +51,7 @@ def gates(
     if not isinstance(model, GRU):
         model = model.clone(pooling=None)  # gates come before pooling, which has conditions of its own
     sown = _sown(model, dict(variables), steps.x, h0, steps.valid, steps.resets)
-    names = [name for k in range(model.num_layers) for name in model.cell_names(k)]
+    names = [name for names in model.cell_names for name in names]
     found = {
         name: (from_rows(g.swapaxes(0, 1), steps.batch, False) for g in sown[f"{name}_gates"][-1]) for name in names
     }

@@ -159,7 +159,7 @@ def _cell_paths(model: nn.Module) -> list[tuple[str, ...]]:
         return [()]
     assert isinstance(model, (GRU, GRUModel))
     root = ("encoder", "gru") if isinstance(model, GRUModel) else ()
-    return [(*root, name) for k in range(model.num_layers) for name in model.cell_names(k)]
+    return [(*root, name) for names in model.cell_names for name in names]
 
 
 def _check_model(model: nn.Module, variables: Mapping, place: Place) -> None:

@@ -44,7 +44,7 @@ def fold_statistics(model: nn.Module, variables: Mapping) -> dict:
         require(model.bias, "bias", "True, where the mean of the inputs goes", False)
         require(not model.layer_norm, "layer_norm", "False: it takes out what is put into the weights", True)
         mean, std = statistics["input_mean"], statistics["input_std"]
-        for name in model.cell_names(0):
+        for name in model.cell_names[0]:
             layer = ("encoder", "gru", name)
             w_ih = params[*layer, "w_ih"].astype(np.float64) / std[:, None]
             put((*layer, "b_ih"), params[*layer, "b_ih"] - mean @ w_ih)

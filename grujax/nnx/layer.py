@@ -80,7 +80,7 @@ class GRU(LayerConfig, Regularised):
             self.h0 = nnx.Param(jnp.zeros((self.num_states, self.hidden_size), self.param_dtype))
         for k in range(self.num_layers):
             size = self.input_size if k == 0 else self.width
-            for name in self.cell_names(k):
+            for name in self.cell_names[k]:
                 setattr(self, name, GRUCell(**dict(self.fields_of(GRUCell), input_size=size), rngs=rngs))
             if k > 0 and self.connection == "highway":
                 setattr(self, f"l{k}_highway", linear(self, size, size, rngs, **HIGHWAY))
