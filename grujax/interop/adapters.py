@@ -147,7 +147,7 @@ def _difference(found: Mapping, expected: Mapping, dtype: str) -> Difference:
     return Difference(float(largest), float(used))
 
 
-def require_equal(model: nn.Module, variables: Mapping, runner: Runner, argument: str) -> Difference:
+def require_agreement(model: nn.Module, variables: Mapping, runner: Runner, argument: str) -> Difference:
     """As `compare`, logged; `InputError` where the two sides do not compute the same."""
     found = compare(model, variables, runner)
     log.info("%s: largest difference %.3g", argument, found.largest)

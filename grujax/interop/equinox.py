@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from grujax.core.weight_layouts import DIALECTS
 from grujax.errors import require, require_package
-from grujax.interop.adapters import Runner, require_equal
+from grujax.interop.adapters import Runner, require_agreement
 from grujax.interop.layers import Layer, array, cell_runner, layers_runner, to_jax, written
 from grujax.interop.model_parts import Place, put_together, take_apart
 from grujax.interop.weight_layouts import Cell, read
@@ -58,7 +58,7 @@ def from_equinox(
         require(type(cell) is of, name, "an equinox.nn.GRUCell", type(cell).__name__, remedy)
     model, variables = put_together({name: _read(name, cell) for name, cell in named.items()}, single=single)
     if verify:
-        require_equal(model, variables, runner(source, model), "source")
+        require_agreement(model, variables, runner(source, model), "source")
     return model, variables
 
 
@@ -97,7 +97,7 @@ def to_equinox(
     cells = [_cell(equinox, of) for of in written(model, parts, DIALECTS["equinox"], TENSORS)]
     made = cells[0] if isinstance(model, GRUCell) else cells
     if verify:
-        require_equal(model, variables, runner(made, model), "model")
+        require_agreement(model, variables, runner(made, model), "model")
     return made
 
 

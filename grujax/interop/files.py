@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict
 from grujax import saving
 from grujax.errors import InputError, MissingPackage, require
 from grujax.interop import flax, keras, onnx, safetensors, stablehlo, torch
-from grujax.interop.adapters import Adapter, Difference, Runner, compare, outputs, require_equal
+from grujax.interop.adapters import Adapter, Difference, Runner, compare, outputs, require_agreement
 from grujax.interop.model_parts import ConversionWarning
 from grujax.interop.statistics import fold_statistics
 from grujax.saving.atomic import replacing
@@ -95,7 +95,7 @@ def load(path: str | Path, format: str | None = None, *, verify: bool = False) -
         for key, a in flatten_dict(variables, sep="/").items():
             require(bool(np.isfinite(np.asarray(a).astype(np.float64)).all()), key, "finite weights", "NaN or Inf")
         if verify:
-            require_equal(model, variables, adapter.runner(foreign, model), "path")
+            require_agreement(model, variables, adapter.runner(foreign, model), "path")
     except InputError as error:
         if str(path) in str(error):
             raise
@@ -123,7 +123,7 @@ def save(
         adapter.store(temporary, theirs)
         if not verify:
             return None
-        return require_equal(model, variables, adapter.runner(adapter.load(temporary), model), "path")
+        return require_agreement(model, variables, adapter.runner(adapter.load(temporary), model), "path")
 
 
 def convert(

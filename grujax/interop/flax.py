@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from grujax.core.weight_layouts import DIALECTS
 from grujax.errors import InputError, require
-from grujax.interop.adapters import Adapter, Runner, require_equal
+from grujax.interop.adapters import Adapter, Runner, require_agreement
 from grujax.interop.layers import (
     Layout,
     cell_options,
@@ -89,7 +89,9 @@ def from_flax(
     cells = {prefix: _read(flat, prefix, cell) for prefix, cell in layout.cells.items()}
     model, converted = put_together(cells, **layout.model)
     if verify:
-        require_equal(model, converted, runner(tree, model) if module is None else _runner(module, tree), "variables")
+        require_agreement(
+            model, converted, runner(tree, model) if module is None else _runner(module, tree), "variables"
+        )
     return model, converted
 
 
@@ -122,7 +124,7 @@ def to_flax(model: nn.Module, variables: Mapping, *, verify: bool = False) -> tu
         params |= {f"{prefix}{name}": to_jax(a, f"{prefix}{name}") for name, a in _apart(of).items()}
     module, tree = _module(model, layout), unflatten_dict(params, sep="/")
     if verify:
-        require_equal(model, variables, _runner(module, tree), "model")
+        require_agreement(model, variables, _runner(module, tree), "model")
     return module, {"params": tree}
 
 

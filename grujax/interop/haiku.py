@@ -13,7 +13,7 @@ import jax
 
 from grujax.core.weight_layouts import DIALECTS
 from grujax.errors import require, require_package
-from grujax.interop.adapters import Runner, require_equal
+from grujax.interop.adapters import Runner, require_agreement
 from grujax.interop.layers import Layer, array, cell_runner, layers_runner, to_jax, written
 from grujax.interop.model_parts import REMEDIES, Place, put_together, take_apart
 from grujax.interop.weight_layouts import read
@@ -57,7 +57,7 @@ def from_haiku(params: Mapping, *, verify: bool = False) -> tuple[nn.Module, dic
         cells[name] = read(tensors, DIALECTS["haiku"], "take")
     model, variables = put_together(cells, reset_after=False, update="take")
     if verify:
-        require_equal(model, variables, runner(params, model), "params")
+        require_agreement(model, variables, runner(params, model), "params")
     return model, variables
 
 
@@ -92,7 +92,7 @@ def to_haiku(model: nn.Module, variables: Mapping, name: str = "gru", *, verify:
         module = f"{name}_{layer}" if layer else name
         params[module] = {key: to_jax(a, f"{module}/{key}") for key, a in of.items()}
     if verify:
-        require_equal(model, variables, runner(params, model), "model")
+        require_agreement(model, variables, runner(params, model), "model")
     return params
 
 

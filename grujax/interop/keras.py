@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from grujax.core.weight_layouts import DIALECTS, Dialect
 from grujax.errors import require
-from grujax.interop.adapters import Adapter, require_equal
+from grujax.interop.adapters import Adapter, require_agreement
 from grujax.interop.keras_files import load_keras, load_weights
 from grujax.interop.keras_layers import ACTIVATIONS, COMPUTES, HEADS, MERGES, POOLINGS, RECURRENT, Layer
 from grujax.interop.keras_live import build, layers_of, numerics, package, runner
@@ -98,7 +98,7 @@ def from_keras(source: "keras.Layer | Sequence[Layer]", *, verify: bool = False)
     for sentence in dict.fromkeys([*left, *more]):
         warnings.warn(f"grujax: {sentence}", ConversionWarning, stacklevel=2)
     if verify:
-        require_equal(model, variables, runner(layers, model), "source")
+        require_agreement(model, variables, runner(layers, model), "source")
     return model, variables
 
 
@@ -138,7 +138,7 @@ def to_keras(
         if not isinstance(model, GRUCell):
             made = keras.Sequential([keras.Input((None, layers[0].input_size), dtype=layers[0].dtype), *built])
     if verify:
-        require_equal(model, variables, runner(made, model), "model")
+        require_agreement(model, variables, runner(made, model), "model")
     return made
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from grujax.core.weight_layouts import DIALECTS
 from grujax.errors import require
-from grujax.interop.adapters import Runner, require_equal
+from grujax.interop.adapters import Runner, require_agreement
 from grujax.interop.layers import (
     Layout,
     cell_options,
@@ -79,7 +79,7 @@ def from_nnx(source: nnx.Module | nnx.State, *, verify: bool = False) -> tuple[n
     model, variables = put_together(cells, **layout.model)
     if verify:
         module = source if isinstance(source, nnx.Module) else _module(model, layout, flat)
-        require_equal(model, variables, runner(module, model), "source")
+        require_agreement(model, variables, runner(module, model), "source")
     return model, variables
 
 
@@ -114,7 +114,7 @@ def to_nnx(model: nn.Module, variables: Mapping, *, verify: bool = False) -> nnx
         flat |= {f"{prefix}{name}": a for name, a in of.items()}
     module = _module(model, layout, flat)
     if verify:
-        require_equal(model, variables, runner(module, model), "model")
+        require_agreement(model, variables, runner(module, model), "model")
     return module
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from grujax.core.heads import STATISTICS
 from grujax.errors import InputError, require, require_package
-from grujax.interop.adapters import Adapter, Runner, log, outputs, require_equal, sizes
+from grujax.interop.adapters import Adapter, Runner, log, outputs, require_agreement, sizes
 from grujax.interop.model_parts import Dense, put_together
 from grujax.interop.onnx_node import cells_of
 from grujax.interop.onnx_read import Found, follow
@@ -61,7 +61,7 @@ def to_onnx(
     """
     proto = written(model, variables, lengths, state)
     if verify:
-        require_equal(model, variables, runner(proto, model), "model")
+        require_agreement(model, variables, runner(proto, model), "model")
     return proto
 
 
@@ -94,7 +94,7 @@ def from_onnx(source: "onnx.ModelProto", *, verify: bool = False) -> tuple[nn.Mo
     if ours is not None:
         model, variables = ours
         if verify:
-            require_equal(model, variables, runner(source, model), "source")
+            require_agreement(model, variables, runner(source, model), "source")
         return ours
     found, other = follow(source), follow(source, 4, 8)  # what is right at one size by chance is not at both
     require(found.model == other.model, "source", "the same model for every B and T", "two")

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grujax.errors import InputError, require, require_package
-from grujax.interop.adapters import Adapter, Runner, check_archive, require_equal
+from grujax.interop.adapters import Adapter, Runner, check_archive, require_agreement
 from grujax.interop.state_dicts import from_arrays, read_names, to_arrays
 from grujax.interop.weight_layouts import DTYPES, FLOATS
 
@@ -52,7 +52,7 @@ def from_torch(
     of_layers = {"dropout": dropout} if dropout else {}
     model, variables = from_arrays(arrays(state), **of_layers)
     if verify:
-        require_equal(model, variables, runner(state, model), "module_or_state_dict")
+        require_agreement(model, variables, runner(state, model), "module_or_state_dict")
     return model, variables
 
 
@@ -83,7 +83,7 @@ def to_torch(
     _torch()
     state = tensors(to_arrays(model, variables, gru, head))
     if verify:
-        require_equal(model, variables, runner(state, model), "model")
+        require_agreement(model, variables, runner(state, model), "model")
     return state
 
 

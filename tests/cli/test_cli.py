@@ -219,8 +219,7 @@ def test_a_full_disk_leaves_the_earlier_predictions(tmp_path, capsys, monkeypatc
     assert (tmp_path / "p.csv").read_text() == "earlier" and set(tmp_path.rglob("*")) == before
 
 
-TINY = ["--shapes", "tiny", "--peers", "grujax", "--repeats", "1"]
-TINY += ["--seconds", "0"] if hasattr(measure.Options, "seconds") else []
+TINY = ["--shapes", "tiny", "--peers", "grujax", "--repeats", "1", "--seconds", "0"]
 
 
 @pytest.fixture
