@@ -14,7 +14,7 @@ from jax.typing import ArrayLike, DTypeLike
 from grujax.core.config import MERGES, LayerConfig
 from grujax.core.inputs import Steps, check_state, from_rows, to_rows, with_states_axis
 from grujax.kernels import run
-from grujax.kernels.order import resets_in_reverse
+from grujax.kernels.order import resets_read
 from grujax.kernels.step import cast
 from grujax.types import Array, Control, Gates, GRUWeights, Recurrence, Result, Valid, state_dtype
 
@@ -185,9 +185,7 @@ def _scan_over_cell(hooks: Hooks, cell: Cell, recurrence: Recurrence, reverse: b
     zeros = zeros + jnp.zeros((x.shape[1], weights.w_hh.shape[0]), dtype)
     start = zeros if h0 is None else zeros + h0.astype(dtype)
     h_reset = zeros if control.h_reset is None else zeros + control.h_reset.astype(dtype)[None]
-    reset = control.reset
-    if reset is not None:
-        reset = (resets_in_reverse(reset, valid) if reverse else reset) & valid
+    reset = resets_read(control.reset, valid, reverse)
 
     def one_step(cell: Cell, h: Array, inputs: tuple, weights: GRUWeights) -> tuple[Array, Array]:
         x, valid, reset, hold = inputs

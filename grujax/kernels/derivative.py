@@ -41,10 +41,8 @@ from grujax.kernels.products import (
 from grujax.kernels.step import SLOPES, activate, step
 from grujax.types import Array, Control, Gates, GRUSpec, Recurrence, Result, State, States
 
-Loop = Callable[[Sequence[Recurrence], GRUSpec, bool, int], list[Result]]
-"""A forward loop: of one or several recurrences of one shape, the spec, whether it returns gates, and `time_axis`: 1
-where x and hs are batch-major arrays with their axes swapped, 0 where they are time-major. Shapes are (T, B, ...) in
-both cases."""
+Loop = Callable[[Sequence[Recurrence], GRUSpec, bool], list[Result]]
+"""A forward loop: of one or several recurrences of one shape, the spec, and whether it returns gates."""
 
 
 class Values(NamedTuple):
@@ -65,25 +63,19 @@ class Chunks(NamedTuple):
     kept: bool  # r, z, n and m are kept from the forward loop, not computed again from the states
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0, 2, 3, 4, 5))
+@partial(jax.custom_jvp, nondiff_argnums=(0, 2, 3, 4))
 def under_the_rule(
-    loops: Sequence[Loop],
-    recurrences: Sequence[Recurrence],
-    spec: GRUSpec,
-    with_gates: bool,
-    chunks: Chunks,
-    time_axis: int,
+    loop: Loop, recurrences: Sequence[Recurrence], spec: GRUSpec, with_gates: bool, chunks: Chunks
 ) -> list[Result]:
-    """The results of `loops` (see `on_platform`), differentiated by the rule above."""
-    return on_platform(loops, spec, with_gates, time_axis)(recurrences)
+    """The results of a loop, differentiated by the rule above."""
+    return loop(recurrences, spec, with_gates)
 
 
 @partial(under_the_rule.defjvp, symbolic_zeros=True)
-def _rule(loops, spec, with_gates, chunks, time_axis, primals, tangents):
+def _rule(loop, spec, with_gates, chunks, primals, tangents):
     moved = jax.tree.map(lambda t: None if isinstance(t, SymbolicZero) else t, tangents[0])
     kept = slopes_are_told(spec) and (chunks.kept or with_gates)
-    # The derivative reads the states time-major, so the loop writes them time-major here.
-    results = under_the_rule(loops, *primals, spec, with_gates or kept, chunks, 0)
+    results = under_the_rule(loop, *primals, spec, with_gates or kept, chunks)
     outputs, d_outputs = [], []
     for recurrence, d_recurrence, result in zip(primals[0], moved, results, strict=True):
         plain = Result(result.hs, result.h_last)
@@ -92,13 +84,6 @@ def _rule(loops, spec, with_gates, chunks, time_axis, primals, tangents):
         d_gates, dm = gates_tangent(recurrence, d_recurrence, result.hs, dhs, spec) if with_gates else (None, None)
         d_outputs.append(Result(dhs, dh_last, d_gates, dm))
     return outputs, d_outputs
-
-
-def on_platform(loops: Sequence[Loop], spec: GRUSpec, with_gates: bool, time_axis: int) -> Callable:
-    """A function of recurrences: the only loop; of two loops the first on CPU, the second elsewhere."""
-    given = {"spec": spec, "with_gates": with_gates, "time_axis": time_axis}
-    first, *others = [partial(loop, **given) for loop in loops]
-    return partial(lax.platform_dependent, cpu=first, default=others[0]) if others else first
 
 
 def slopes_are_told(spec: GRUSpec) -> bool:

@@ -1,14 +1,12 @@
 """The entry point of the recurrence kernels."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import jax
 from jax import lax
 
 from grujax.kernels.checks import check
-from grujax.kernels.derivative import Loop, on_platform, under_the_rule
-from grujax.kernels.order import as_read, in_time
 from grujax.kernels.table import KERNELS, Sizes, check_named, choice, chunks_of
 from grujax.types import GRUSpec, Recurrence, Result
 
@@ -58,9 +56,9 @@ def run(
 
     Source: torch.nn.GRU; Cho et al. 2014, arXiv 1406.1078.
     """
-    check_named(spec, implementation)
     for recurrence in recurrences:
         check(recurrence, spec, time_major)
+    check_named(spec, implementation, recurrences[0].weights.w_hh.dtype)
     ways = (False,) * len(recurrences) if reverse is None else tuple(reverse)
     return _run(list(recurrences), spec, implementation, ways, with_gates, time_major, jax.default_backend())
 
@@ -76,29 +74,21 @@ def _run(
     backend: str,
 ) -> list[Result]:
     sizes = _known_sizes(recurrences[0], time_major)
-    # Masks and flips need time-major arrays; where there are none, batch-major ones are not transposed.
-    in_place = not (time_major or any(reverse) or recurrences[0].control.valid is not None)
-    read = [as_read(of, backwards, time_major) for of, backwards in zip(recurrences, reverse, strict=True)]
+    dtype = recurrences[0].weights.w_hh.dtype
+    given = {"reverse": reverse, "with_gates": with_gates, "time_major": time_major, "chunks": chunks_of(sizes, backend)}
 
-    kernels = [KERNELS[implementation or choice(spec, sizes, place).implementation] for place in ("cpu", "elsewhere")]
-    loops = tuple(dict.fromkeys((kernels[0].loop, kernels[1].loop_elsewhere(spec))))
-    chunks, time_axis = chunks_of(sizes, backend), int(in_place)
+    def program(name: str):
+        return partial(KERNELS[name].program, spec=spec, **given)
 
-    def program(ruled: bool, loops: tuple[Loop, ...]) -> Callable:
-        if ruled:
-            return partial(under_the_rule, loops, spec=spec, with_gates=with_gates, chunks=chunks, time_axis=time_axis)
-        return on_platform(loops, spec, with_gates, time_axis)
-
-    ruled = [kernel.ruled for kernel in kernels]
-    if len(set(ruled)) == 1:
-        results = program(ruled[0], loops)(read)
-    else:
-        cpu, elsewhere = (program(of, (loop,)) for of, loop in zip(ruled, loops, strict=True))
-        results = lax.platform_dependent(read, cpu=cpu, default=elsewhere)
-    return [
-        in_time(result, of.control.valid, backwards, time_major)
-        for result, of, backwards in zip(results, read, reverse, strict=True)
-    ]
+    if implementation is not None and not KERNELS[implementation].cpu_only:
+        return program(implementation)(recurrences)
+    cpu = implementation or choice(spec, sizes, dtype, "cpu").implementation
+    if implementation is not None:
+        return lax.platform_dependent(recurrences, cpu=program(cpu))
+    elsewhere = choice(spec, sizes, dtype, "elsewhere").implementation
+    if cpu == elsewhere:
+        return program(cpu)(recurrences)
+    return lax.platform_dependent(recurrences, cpu=program(cpu), default=program(elsewhere))
 
 
 def _known_sizes(recurrence: Recurrence, time_major: bool) -> Sizes:

@@ -9,7 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 
-from grujax.types import Array, Control, Recurrence, Result, Valid, state_dtype
+from grujax.types import Array, Control, Recurrence, Result, State, States, Valid, state_dtype
 
 
 def as_read(recurrence: Recurrence, reverse: bool, time_major: bool) -> Recurrence:
@@ -24,9 +24,7 @@ def as_read(recurrence: Recurrence, reverse: bool, time_major: bool) -> Recurren
     def cast(a: Any) -> Any:
         return None if a is None else a.astype(dtype)
 
-    if reset is not None:
-        reset = resets_in_reverse(reset, valid) if reverse else reset
-        reset = reset if valid is None else reset & valid
+    reset = resets_read(reset, valid, reverse)
     if valid is not None:
         x = jnp.where(valid[..., None], x, 0)
     x = flip(x)
@@ -49,16 +47,28 @@ def in_time(result: Result, valid: Valid | None, reverse: bool, time_major: bool
     return Result(hs if time_major else hs.swapaxes(0, 1), result.h_last, gates)
 
 
-def resets_in_reverse(reset: Valid, valid: Valid | None) -> Valid:
-    """Where the state is reset when time runs backwards: (T, B) in time order.
-
-    The state that enters valid step t comes from the next valid step; it is the initial one where a sequence begins
-    there. The next valid step is the one of greatest T − t' among all later: a running maximum, no gather.
-    """
+def held(hs: States, h0: State, valid: Valid | None) -> States:
+    """hs (T, B, H) in the order of a loop, the state before where a step is not valid."""
     if valid is None:
+        return hs
+    steps = lax.broadcasted_iota(jnp.int32, valid.shape, 0) + 1
+    last = lax.cummax(jnp.where(valid, steps, 0), axis=0)
+    return jnp.take_along_axis(jnp.concatenate([h0[None], hs]), last[..., None], axis=0)
+
+
+def resets_read(reset: Valid | None, valid: Valid | None, reverse: bool) -> Valid | None:
+    """Where the state is reset before a step is read, (T, B) in time order: never where a step is not valid.
+
+    In reverse the state that enters valid step t comes from the next valid step; it is the initial one where a sequence
+    begins there. The next valid step is the one of greatest T − t' among all later: a running maximum, no gather.
+    """
+    if reset is None:
+        return None
+    if reverse and valid is None:
         return jnp.concatenate([reset[1:], jnp.zeros_like(reset[:1])])
-    n_steps = reset.shape[0]
-    to_go = n_steps - lax.broadcasted_iota(jnp.int32, reset.shape, 0)
-    code = jnp.where(valid, 2 * to_go + reset.astype(jnp.int32), 0)
-    later = jnp.concatenate([code[1:], jnp.zeros_like(code[:1])])
-    return lax.cummax(later, axis=0, reverse=True) % 2 == 1
+    if reverse:
+        to_go = reset.shape[0] - lax.broadcasted_iota(jnp.int32, reset.shape, 0)
+        code = jnp.where(valid, 2 * to_go + reset.astype(jnp.int32), 0)
+        later = jnp.concatenate([code[1:], jnp.zeros_like(code[:1])])
+        reset = lax.cummax(later, axis=0, reverse=True) % 2 == 1
+    return reset if valid is None else reset & valid

@@ -1,112 +1,66 @@
 """Which implementation runs the recurrence, and why: one row each. Only here are platforms and thresholds known."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from functools import partial
-from math import inf
 from typing import NamedTuple, TypeAlias
 
 import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from grujax.errors import InputError, require_one_of
+from grujax.kernels import native, xla
 from grujax.kernels.checks import check_spec
-from grujax.kernels.cpu_loops import brief, columns, in_place
-from grujax.kernels.derivative import Chunks, Loop
-from grujax.kernels.products import one_product_serves
-from grujax.kernels.xla import xla
-from grujax.types import GRUSpec
+from grujax.kernels.derivative import Chunks
+from grujax.kernels.native import primitives
+from grujax.types import GRUSpec, Result
 
 Sizes: TypeAlias = tuple[int | None, int | None, int | None]
 """T, B and H; None for one that is not known while compiling."""
 
-Region: TypeAlias = Mapping[str, tuple[float, float]]
-"""Least and greatest value of some of T, B, H, B*H, T*B*H and H/B. An unknown size is in no region that names it."""
-
 
 class Kernel(NamedTuple):
-    """An implementation: what runs, what it is, why it cannot serve a call, and where None chooses it."""
+    """An implementation: what runs, what it is, and why it cannot serve a call."""
 
-    loop: Loop
+    program: Callable[..., list[Result]]
+    """(recurrences, spec, *, reverse, with_gates, time_major, chunks) -> results."""
     about: str
-    one_product_elsewhere: Loop | None = None
-    """The loop on other platforms than CPU, for equations that one product serves; None: the same loop."""
-    refuses: Callable[[GRUSpec], str | None] = lambda spec: None
-    """Why it cannot serve; None where it can."""
-    ruled: bool = True
-    """Differentiated by kernels/derivative.py; False leaves it to JAX."""
+    refuses: Callable[[GRUSpec, DTypeLike], str | None] = lambda spec, dtype: None
+    """Why it cannot serve a spec and a dtype of products; None where it can."""
     cpu_only: bool = False
-    """None chooses it on CPU only; by its name it runs everywhere."""
-    regions: Sequence[Region] = ({},)
-    """Sizes at which it was measured to be fastest; `{}` is all sizes."""
-
-    def loop_elsewhere(self, spec: GRUSpec) -> Loop:
-        return self.one_product_elsewhere if self.one_product_elsewhere and one_product_serves(spec) else self.loop
+    sizes_known: bool = False
+    """None chooses it where all sizes are known while compiling."""
 
 
-def _needs_one_product(spec: GRUSpec) -> str | None:
-    if one_product_serves(spec):
-        return None
+def _not_in_cpp(spec: GRUSpec, dtype: DTypeLike) -> str | None:
+    if isinstance(why := native.library(), str):
+        return why
     if spec.layer_norm:
         return "it has no layer normalisation"
-    return "it takes r, z and n from one product, which is reset_after=True"
+    if (spec.activation, spec.gate_activation, spec.clip) != ("tanh", "sigmoid", None):
+        return "it has tanh and sigmoid alone, without clip"
+    if jnp.dtype(dtype).name not in ("float32", "float64", "bfloat16"):
+        return f"it multiplies in float32, float64 and bfloat16, not in {jnp.dtype(dtype).name}"
+    return None
 
 
-def _ruled_out(spec: GRUSpec) -> str | None:
+def _ruled_out(spec: GRUSpec, dtype: DTypeLike) -> str | None:
     return "the linear derivative rule has no layer normalisation" if spec.layer_norm else None
 
 
 KERNELS: dict[str, Kernel] = {
-    # Measured: docs/decisions/one-step-calls.md, '"brief" against the linear rule';
-    # "streaming" of benchmarks/results/20261125T204426-95b0e1a.json.
-    "brief": Kernel(
-        brief,
-        "lax.scan, one product of the input and one of the state a step, differentiated by JAX",
-        refuses=_needs_one_product,
-        ruled=False,
+    # Measured: docs/decisions/native-kernel.md.
+    "native": Kernel(
+        primitives.native,
+        "C++, all steps in one call, with a backward pass of its own",
+        refuses=_not_in_cpp,
         cpu_only=True,
-        regions=[{"T": (1, 2)}],
+        sizes_known=True,
     ),
-    # Measured: docs/decisions/cpu-loops.md, '"columns" and "joint"', 1024 rows;
-    # "rl" of benchmarks/results/20261125T204426-95b0e1a.json.
-    "joint": Kernel(
-        in_place,
-        "lax.scan, one product of the input and one of the state a step, under the linear derivative rule",
-        refuses=_needs_one_product,
-        cpu_only=True,
-        regions=[{"T*B*H": (2**22, inf), "B": (513, inf)}],
-    ),
-    # Measured: docs/decisions/cpu-loops.md, '"halves"': half the rows are work enough for a core, and the weights fit
-    # into its own cache; from 256 units on four steps unrolled beat two. "small" and "medium" of
-    # benchmarks/results/20261125T173950-641de9e.json.
-    "halves": Kernel(
-        partial(in_place, halved=True, unroll=lambda hidden_size: 4 if hidden_size >= 256 else 2),
-        "as joint; the batch of one direction alone is split in two halves that advance in one loop body",
-        refuses=_needs_one_product,
-        cpu_only=True,
-        regions=[
-            {"H": (128, 511), "B*H": (2048, inf), "B": (1, 64)},
-            {"H": (64, 127), "B": (256, 512)},
-        ],
-    ),
-    # Measured: docs/decisions/cpu-loops.md, '"columns" and "joint"' (two steps unrolled as well);
-    # "large" of benchmarks/results/20261125T204426-95b0e1a.json.
-    "columns": Kernel(
-        partial(columns, unroll=2),
-        "lax.scan with the rows of the batch as columns, projecting in the loop, under the linear derivative rule",
-        refuses=_needs_one_product,
-        cpu_only=True,
-        regions=[
-            {"B*H": (4096, inf), "H/B": (8, inf)},
-            {"T*B*H": (2**22, inf), "B": (8, 512)},
-        ],
-    ),
-    # One product elsewhere: counted, not timed, in docs/decisions/gpu-and-tpu-programs.md by benchmarks/programs.py.
     "xla": Kernel(
-        xla,
-        "lax.scan, the input projected beforehand, under the linear derivative rule",
-        one_product_elsewhere=partial(xla, one_product=True),
-        refuses=_ruled_out,
+        xla.program, "lax.scan, the input projected beforehand, under the linear derivative rule", refuses=_ruled_out
     ),
-    "autodiff": Kernel(xla, "the loop of xla, differentiated by JAX", ruled=False),
+    "autodiff": Kernel(partial(xla.program, ruled=False), "the loop of xla, differentiated by JAX"),
 }
 """In the order in which None tries them."""
 
@@ -155,7 +109,8 @@ def explain(
     *,
     spec: GRUSpec = GRUSpec(),
     implementation: str | None = None,
-    sizes: Sizes = (None, None, None),
+    sizes: Sizes = (1, 1, 1),
+    dtype: DTypeLike = jnp.float32,
     platform: str | None = None,
 ) -> Explanation:
     """Which implementation `grujax.kernels.run` takes for a call with these arguments, and why.
@@ -163,28 +118,29 @@ def explain(
     Args:
       spec, implementation: as `run` takes them.
       sizes: (T, B, H); None for one that is not known while compiling.
+      dtype: of the matrix products.
       platform: "cpu", "gpu" or "tpu"; JAX's default where None. On another platform another one may run.
 
     Raises:
-      InputError: the spec or the implementation has an unknown name, or the implementation cannot serve the spec.
+      InputError: the spec or the implementation has an unknown name, or the implementation cannot serve the call.
 
-    >>> [explain(sizes=(100, 32, H), platform="cpu").implementation for H in (64, 256, 512)]
-    ['xla', 'halves', 'columns']
     >>> explain(sizes=(100, 32, 512), platform="gpu").implementation
+    'xla'
+    >>> explain(sizes=(None, 32, 512), platform="cpu").implementation
     'xla'
     >>> explain(implementation="autodiff").reason
     'named by the caller'
-    >>> found = explain(spec=GRUSpec(layer_norm=True), platform="cpu")
+    >>> found = explain(spec=GRUSpec(layer_norm=True), platform="gpu")
     >>> found.implementation, found.reason
     ('autodiff', 'xla cannot serve: the linear derivative rule has no layer normalisation')
     """
-    check_named(spec, implementation)
+    check_named(spec, implementation, dtype)
     if implementation is None:
-        return choice(spec, sizes, platform or jax.default_backend())
+        return choice(spec, sizes, dtype, platform or jax.default_backend())
     return Explanation(implementation, "named by the caller")
 
 
-def check_named(spec: GRUSpec, implementation: str | None) -> None:
+def check_named(spec: GRUSpec, implementation: str | None, dtype: DTypeLike) -> None:
     """Raises `InputError` as `explain` does."""
     check_spec(spec)
     if implementation is None:
@@ -192,30 +148,22 @@ def check_named(spec: GRUSpec, implementation: str | None) -> None:
     remedy = '"reference" is Flax\'s scan over GRUCell: only the layers (GRU, GRUEncoder, GRUModel) have it.'
     remedy = remedy if implementation == "reference" else ""
     require_one_of(implementation, (*sorted(KERNELS), None), "implementation", remedy)
-    if (why := KERNELS[implementation].refuses(spec)) is not None:
+    if (why := KERNELS[implementation].refuses(spec, dtype)) is not None:
         rule = f"implementation={implementation!r} cannot serve this call: {why}"
         raise InputError("implementation", "another or None", repr(implementation), "Pass None.", rule)
 
 
-def choice(spec: GRUSpec, sizes: Sizes, platform: str) -> Explanation:
-    """The first that can serve, is for this platform and is fastest at these sizes."""
+def choice(spec: GRUSpec, sizes: Sizes, dtype: DTypeLike, platform: str) -> Explanation:
+    """The first that is for this platform and can serve."""
     passed = []
     for name, kernel in KERNELS.items():
-        if (kernel.cpu_only and platform != "cpu") or not any(inside(region, sizes) for region in kernel.regions):
+        if kernel.cpu_only and platform != "cpu":
             continue
-        if (why := kernel.refuses(spec)) is None:
-            known = "fastest measured on CPU at these sizes" if platform == "cpu" else "nothing faster is known"
+        why = kernel.refuses(spec, dtype)
+        if why is None and kernel.sizes_known and None in sizes:
+            why = "the sizes are not known while compiling"
+        if why is None:
+            known = "fastest measured on CPU" if platform == "cpu" else "nothing faster is known"
             return Explanation(name, "; ".join(passed) or f"the default on {platform}: {known}")
         passed.append(f"{name} cannot serve: {why}")
     raise AssertionError("autodiff serves everything")
-
-
-def inside(region: Region, sizes: Sizes) -> bool:
-    """Whether sizes are in a region.
-
-    >>> inside({"B*H": (4096, inf), "H/B": (8, inf)}, (None, 8, 512)), inside({"T": (1, 2)}, (None, 8, 512))
-    (True, False)
-    """
-    T, B, H = (float("nan") if size is None else size for size in sizes)  # no comparison with NaN holds
-    measures = {"T": T, "B": B, "H": H, "B*H": B * H, "T*B*H": T * B * H, "H/B": H / B if B else inf}
-    return all(low <= measures[name] <= high for name, (low, high) in region.items())

@@ -1,0 +1,203 @@
+// The backward pass. With g the gradient of the state after a step, d_n, d_r, d_z those of the arguments of the
+// activations, and h the state that enters:
+//     d_n = g (1 - z) (1 - n^2),   d_r = d_n m r (1 - r),   d_z = g (h - n) z (1 - z),   d_hn = d_n r
+//     g of the step before = g z + [d_r | d_z | d_hn] W_hh^T + what the loss gives it
+// and with reset_after=false, q = d_n W_hn^T:  d_r = q h r (1 - r),  g before = g z + q r + [d_r | d_z] W_hh^T.
+
+// w (N, 3H), some gates of it -> its transpose for the outputs of the vectors [v0, v0 + nv): [gate][Hp][nv * L].
+template <class E>
+void pack_transposed(const E* w, long N, long H, const int* gates, long n_gates, Real<E>* out, long v0, long nv) {
+  constexpr long L_ = L<Real<E>>;
+  const long Hp = up(H, L_), width = nv * L_, first = v0 * L_;
+  for (long g = 0; g < n_gates; g++)
+    for (long u = 0; u < Hp; u++, out += width)
+      for (long j = 0; j < width; j++)
+        out[j] = u < H && first + j < N ? to_real(w[(first + j) * 3 * H + gates[g] * H + u]) : Real<E>(0);
+}
+
+template <class E> INLINE const Real<E>* entering(const Backward<E>& f, long s, long b) {
+  if (f.is_reset(s, b)) return f.h_reset;
+  const long before = f.step_before(s, b);
+  return before < 0 ? f.h0 + b * f.H : f.hs + f.t(before) * f.hs_step + b * f.hs_row;
+}
+
+template <class E, int NV>
+static void backward_tile(const Backward<E>& f, long s, int phase, const int* rows, long n_rows, long v0) {
+  using R = Real<E>;
+  constexpr long N = L<R>;
+  const long H = f.H, Hp = f.P * N, t = f.t(s), K = (f.reset_after ? 3 : 2) * Hp;
+  const R* a[TILE];
+  long after[TILE];
+  bool any = phase == 1;
+  for (long i = 0; i < n_rows; i++) {
+    const long b = rows[i], next = after[i] = f.step_after(s, b);
+    any |= next >= 0;
+    if (phase == 1) a[i] = f.d + f.slot(s, b) * f.d_row;
+    else a[i] = (next < 0 ? f.zeros : next > f.hi ? f.last + b * f.d_row : f.d + f.slot(next, b) * f.d_row) + Hp;
+    if (s < 0) continue;
+    // What the end of the tile reads comes from memory while the product runs.
+    const R* saved = f.saved + (t * f.B + b) * 4 * H + v0 * N;
+    for (int g = 0; g < 4; g++)
+      for (int v = 0; v < NV; v++) __builtin_prefetch(saved + g * H + v * N);
+    for (int v = 0; v < NV; v++) __builtin_prefetch(f.dhs + t * f.hs_step + b * f.hs_row + (v0 + v) * N);
+    for (int v = 0; v < NV; v++) __builtin_prefetch(entering(f, s, b) + (v0 + v) * N);
+  }
+  V<R> sums[NV * TILE];
+  for (int v = 0; v < NV; v++)
+    for (long i = 0; i < n_rows; i++) sums[v * TILE + i] = V<R>{};
+  if (phase == 1) add_product<R, NV>(n_rows, a, f.w_hn_t + v0 * N * Hp, Hp, sums);
+  else if (any) add_product<R, NV>(n_rows, a, f.w_hh_t + v0 * N * K, K, sums);
+  const V<R> one = splat(R(1));
+  for (int v = 0; v < NV; v++) {
+    const long unit = (v0 + v) * N, left = H - unit;
+    for (long i = 0; i < n_rows; i++) {
+      const long b = rows[i];
+      R* carry = f.carry + b * Hp + unit;
+      const V<R> mask = f.state_mask ? load_part(f.state_mask + b * H + unit, left) : one;
+      const V<R> product = mask * sums[v * TILE + i];
+      const R* saved = f.saved + (t * f.B + b) * 4 * H + unit;
+      if (phase == 1) {
+        const V<R> r = load_part(saved, left), h = load_part(entering(f, s, b) + unit, left);
+        store(f.d + f.slot(s, b) * f.d_row + Hp + unit, product * h * (r * (one - r)));
+        store(carry, load(carry) + product * r);
+        continue;
+      }
+      V<R> g = product + (after[i] < 0 ? load_part(f.dh_last + b * H + unit, left) : load(carry));
+      if (after[i] >= 0 && f.is_reset(after[i], b)) {
+        if (f.dreset) store(f.dreset + b * Hp + unit, load(f.dreset + b * Hp + unit) + g);
+        g = V<R>{};
+      }
+      if (s < 0) {
+        store_part(f.dh0 + b * H + unit, g, left);
+        continue;
+      }
+      g += load_part(f.dhs + t * f.hs_step + b * f.hs_row + unit, left);
+      V<R> kept{};
+      if (f.hold) {
+        const V<R> hold = load_part(f.hold + (t * f.B + b) * H + unit, left);
+        kept = g * hold, g -= kept;
+      }
+      const V<R> r = load_part(saved, left), z = load_part(saved + H, left), n = load_part(saved + 2 * H, left);
+      const V<R> h = load_part(entering(f, s, b) + unit, left);
+      const V<R> d_n = g * (f.keep ? one - z : z) * ((one + n) * (one - n));
+      R* d = f.d + f.slot(s, b) * f.d_row + unit;
+      store(d, d_n);
+      store(d + 2 * Hp, g * (f.keep ? h - n : n - h) * (z * (one - z)));
+      store(carry, kept + g * (f.keep ? z : one - z));
+      if (!f.reset_after) continue;
+      store(d + Hp, d_n * load_part(saved + 3 * H, left) * (r * (one - r)));
+      store(d + 3 * Hp, d_n * r);
+    }
+  }
+}
+
+// The gradients at step s of n rows, for the vectors [v0, v0 + nv) of hidden units; s = -1: the gradient of h0. With
+// reset_after=false phase 0 makes d_n and d_z, phase 1 d_r: its product reads all of d_n.
+template <class E> void backward(const Backward<E>& f, long s, int phase, const int* rows, long n, long v0, long nv) {
+  for (; n > 0; rows += BLOCK, n -= BLOCK) {
+    int valid[BLOCK];
+    long count = 0;
+    for (long i = 0; i < n && i < BLOCK; i++)
+      if (s < 0 || f.is_valid(s, rows[i])) valid[count++] = rows[i];
+    for (long v = v0; v < v0 + nv; v += 2)
+      for_tiles(count, [&](long i, long of_tile) {
+        if (v + 1 < v0 + nv) backward_tile<E, 2>(f, s, phase, valid + i, of_tile, v);
+        else backward_tile<E, 1>(f, s, phase, valid + i, of_tile, v);
+      });
+  }
+}
+
+template <class E, int NV>
+static void input_tile(const Backward<E>& f, const Real<E>* const* d, E* const* dx, long rows, long v0) {
+  using R = Real<E>;
+  constexpr long N = L<R>;
+  V<R> sums[NV * TILE];
+  for (int i = 0; i < NV * TILE; i++) sums[i] = V<R>{};
+  add_product<R, NV>(rows, d, f.w_ih_t + v0 * N * 3 * f.P * N, 3 * f.P * N, sums);
+  for (int v = 0; v < NV; v++)
+    for (long i = 0; i < rows; i++) {
+      R lanes[N];
+      store(lanes, sums[v * TILE + i]);
+      for (long j = 0, at = (v0 + v) * N; j < N && at + j < f.I; j++) from_real(dx[i][at + j], lanes[j]);
+    }
+}
+// dx of the steps [s0, s1): [d_n | d_r | d_z] times W_ih^T; 0 where a step is not valid.
+template <class E> void input_gradient(const Backward<E>& f, long s0, long s1) {
+  const long vectors = up(f.I, L<Real<E>>) / L<Real<E>>;
+  const Real<E>* d[BLOCK];
+  E* dx[BLOCK];
+  long count = 0;
+  for (long s = s0; s < s1; s++)
+    for (long b = 0; b < f.B; b++) {
+      E* to = f.dx + f.t(s) * f.x_step + b * f.x_row;
+      if (f.is_valid(s, b)) d[count] = f.d + f.slot(s, b) * f.d_row, dx[count++] = to;
+      else __builtin_memset((void*)to, 0, f.I * sizeof(E));
+      if (count < BLOCK && !(s == s1 - 1 && b == f.B - 1)) continue;
+      for (long v = 0; v < vectors; v += 2)
+        for_tiles(count, [&](long i, long of_tile) {
+          if (v + 1 < vectors) input_tile<E, 2>(f, d + i, dx + i, of_tile, v);
+          else input_tile<E, 1>(f, d + i, dx + i, of_tile, v);
+        });
+      count = 0;
+    }
+}
+
+// The left factors of the weight gradients for the steps [s0, s1): x, the state that the products read, r times it.
+template <class E> void pack_operands(const Backward<E>& f, long s0, long s1) {
+  using R = Real<E>;
+  for (long s = s0; s < s1; s++)
+    for (long b = 0; b < f.B; b++) {
+      if (!f.is_valid(s, b)) continue;
+      const long k = f.slot(s, b), next = 8 * f.rows;
+      const E* x = f.x + f.t(s) * f.x_step + b * f.x_row;
+      for (long m = 0; m < f.I; m++) f.x_packed[m / 8 * next + k * 8 + m % 8] = to_real(x[m]);
+      const R *h = entering(f, s, b), *mask = f.state_mask ? f.state_mask + b * f.H : nullptr;
+      const R* r = f.saved + (f.t(s) * f.B + b) * 4 * f.H;
+      for (long m = 0; m < f.H; m++) {
+        const R read = mask ? mask[m] * h[m] : h[m];
+        f.h_packed[m / 8 * next + k * 8 + m % 8] = read;
+        if (!f.reset_after) f.rh_packed[m / 8 * next + k * 8 + m % 8] = r[m] * read;
+      }
+    }
+}
+
+// c (M, 3H) += a^T d: `a` packed as above, d NV vectors side by side for each of K rows.
+template <class R, int NV>
+static void add_transposed(const R* a, long M, const R* d, long K, R* c, long next, long left) {
+  constexpr long N = L<R>;
+  for (long m = 0; m < M; m += TILE, c += TILE * next) {
+    const R* rows[TILE];
+    V<R> sums[NV * TILE];
+    for (int i = 0; i < TILE; i++) {
+      rows[i] = a + m / 8 * 8 * K + m % 8 + i;
+      for (int v = 0; v < NV; v++) sums[v * TILE + i] = m + i < M ? load_part(c + i * next + v * N, left - v * N) : V<R>{};
+    }
+    product<R, TILE, NV, 8>(rows, d, K, NV * N, N, sums);
+    for (int i = 0; i < TILE && m + i < M; i++)
+      for (int v = 0; v < NV; v++) store_part(c + i * next + v * N, sums[v * TILE + i], left - v * N);
+  }
+}
+// One column of d (0..3: n, r, z, hn), nv vectors of it (1 or 2) from v0 on, into the gradients of weights and biases.
+template <class E> void weight_gradient(const Backward<E>& f, long column, long v0, long nv, Real<E>* buffer) {
+  using R = Real<E>;
+  constexpr long N = L<R>;
+  const R* d = f.d + column * f.P * N + v0 * N;
+  V<R> sum[2] = {V<R>{}, V<R>{}};
+  for (long k = 0; k < f.rows; k++)
+    for (long v = 0; v < nv; v++) {
+      const V<R> d_k = load(d + k * f.d_row + v * N);
+      store(buffer + (k * nv + v) * N, d_k), sum[v] += d_k;
+    }
+  auto into = [&](const R* a, long M, R* dw, R* db, long gate) {
+    const long at = gate * f.H + v0 * N, left = f.H - v0 * N;
+    for (long v = 0; v < nv; v++)
+      store_part(db + at + v * N, load_part(db + at + v * N, left - v * N) + sum[v], left - v * N);
+    if (nv == 2) add_transposed<R, 2>(a, M, buffer, f.rows, dw + at, 3 * f.H, left);
+    else add_transposed<R, 1>(a, M, buffer, f.rows, dw + at, 3 * f.H, left);
+  };
+  constexpr int N_GATE = 0, HN = 3;
+  const long gate = column == N_GATE || column == HN ? 2 : column - 1;
+  if (column != HN) into(f.x_packed, f.I, f.dw_ih, f.db_ih, gate);
+  if (column != N_GATE) into(f.h_packed, f.H, f.dw_hh, f.db_hh, gate);
+  else if (!f.reset_after) into(f.rh_packed, f.H, f.dw_hh, f.db_hh, gate);
+}

@@ -1,0 +1,113 @@
+// What the kernels are told of one recurrence, and the table of the kernels of one instruction set.
+// Plain data, no STL: what is compiled per instruction set must not instantiate inline functions of the STL. The linker
+// keeps one copy of each, and it could be the AVX-512 one on a machine that has none.
+//
+// E is the type of x and of the weights, Op the type that the products read: float, double, or of bfloat16 either float
+// or, where the processor multiplies pairs of them, bfloat16. Real is the type of sums, states and gradients.
+#pragma once
+#include <stdint.h>
+#include <string.h>
+
+struct bf16 { uint16_t bits; };
+template <class E> struct RealOf { using type = E; };
+template <> struct RealOf<bf16> { using type = float; };
+template <class E> using Real = typename RealOf<E>::type;
+template <class Op> constexpr long PAIR = 1;  // elements of Op that one multiplication takes
+template <> constexpr long PAIR<bf16> = 2;
+
+static inline float widen(bf16 a) {
+  const uint32_t bits = uint32_t(a.bits) << 16;
+  float f;
+  memcpy(&f, &bits, 4);
+  return f;
+}
+static inline bf16 narrow(float f) {  // to nearest, ties to even; NaN stays
+  uint32_t bits;
+  memcpy(&bits, &f, 4);
+  if (f != f) return {uint16_t(bits >> 16 | 0x40)};
+  return {uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
+}
+static inline long up(long a, long b) { return (a + b - 1) / b * b; }
+
+// Step s is the s-th in the order in which the direction reads; t is its place in time.
+struct Steps {
+  long T, B;
+  bool reverse;
+  const bool *valid = nullptr, *reset = nullptr;  // (T, B) in time
+  long t(long s) const { return reverse ? T - 1 - s : s; }
+  bool is_valid(long s, long b) const { return !valid || valid[t(s) * B + b]; }
+  bool is_reset(long s, long b) const { return reset && reset[t(s) * B + b]; }
+};
+
+// A panel is a vector of L hidden units; P panels hold H units, units past H are zeros.
+template <class E, class Op> struct Forward : Steps {
+  using R = Real<E>;
+  long I, H, P;
+  bool reset_after, keep;     // keep: h' = (1 - z) n + z h; else h' = (1 - z) h + z n
+  bool packed;                // else the weights are read as they came, one row at a time
+  const Op *x, *w_ih, *w_hh, *w_hn;  // panels of r | z | n; with reset_after=false w_hh has r | z, and w_hn n
+  const R* bias;              // [P][r, z, n, hn][L]
+  const R* projected = nullptr;  // one row alone: the input's part of the gates from step `first` on, [steps][P][3][L]
+  long first = 0;
+  long x_step, x_row, hs_step, hs_row, h_row, read_row;
+  R *state[2];                // (B, h_row) before even and before odd steps
+  Op *read[2];                // what the products read of it: the same array, or masked or rounded
+  const R* h_reset;           // (h_row)
+  const Op* read_reset;       // (read_row), with a state mask (B, read_row)
+  const R *state_mask = nullptr, *hold = nullptr;  // (B, H), (T, B, H)
+  R *z = nullptr, *x_n = nullptr;  // reset_after=false, between the phases: (B, h_row)
+  Op* r_read = nullptr;       // r times what the products read (B, read_row)
+  R *hs, *saved;              // saved (T, B, 4, H): r, z, n and, with reset_after, W_hn h + b_hn; or null
+};
+
+// d has a row for each valid step and row of the batch of a chunk of steps, the gradients of the arguments of the
+// activations: n | r | z | hn of Hp = P * L each. hn is r times n, with reset_after.
+template <class E> struct Backward : Steps {
+  using R = Real<E>;
+  long I, H, P;
+  bool reset_after, keep;
+  const E* x;
+  const R *h0, *h_reset, *state_mask, *hold, *hs, *saved, *dhs, *dh_last;
+  const R *w_ih_t, *w_hh_t, *w_hn_t;  // transposed, in pairs of vectors of their outputs (`pairs`)
+  long x_step, x_row, hs_step, hs_row, d_row;
+  R *d, *last, *zeros;        // `last`: for each row of the batch, its row of d of the step read after this chunk
+  R *carry, *dreset;          // (B, Hp): what reaches the state beside the products; gradient of h_reset
+  R *dh0, *dw_ih, *dw_hh, *db_ih, *db_hh;
+  E* dx;
+  R *x_packed, *h_packed, *rh_packed;  // left factors of the weight gradients, [features / 8][rows of d][8]
+  long lo, hi, rows;          // steps of the chunk, rows of d
+  const int *slots, *before, *after;  // (T, B) by step, where there is `valid`: row of d; step valid before and after
+  long slot(long s, long b) const { return slots ? slots[s * B + b] : (s - lo) * B + b; }
+  long step_before(long s, long b) const { return before ? before[s * B + b] : s - 1; }
+  long step_after(long s, long b) const { return after ? after[(s + 1) * B + b] : s + 1 < T ? s + 1 : -1; }
+};
+
+template <class E, class Op> struct Kernels {
+  using R = Real<E>;
+  long lanes, tile;  // L; the rows of a tile
+  void (*pack)(const E* w, long K, long H, long gate, long gates, Op* out, long panel);
+  void (*operands)(const E* x, Op* out, long n, long I, long width);
+  void (*project)(const Forward<E, Op>&, R* projected, long s, long n, long p0, long p1);
+  void (*forward)(const Forward<E, Op>&, long s, int phase, const int* rows, long n, long p0, long p1);
+  void (*pack_transposed)(const E* w, long N, long H, const int* gates, long n_gates, R* out, long v0, long nv);
+  void (*backward)(const Backward<E>&, long s, int phase, const int* rows, long n, long v0, long nv);
+  void (*input_gradient)(const Backward<E>&, long s0, long s1);
+  void (*pack_operands)(const Backward<E>&, long s0, long s1);
+  void (*weight_gradient)(const Backward<E>&, long gate, long v0, long nv, R* buffer);
+};
+struct Activations {  // for tests
+  void (*of_float)(const float* x, float* sigmoids, float* tanhs, long n);
+  void (*of_double)(const double* x, double* sigmoids, double* tanhs, long n);
+};
+#define KERNELS_OF(isa)                          \
+  namespace isa {                                \
+  extern const Kernels<float, float> f32;        \
+  extern const Kernels<double, double> f64;      \
+  extern const Kernels<bf16, float> bf16_as_f32; \
+  extern const Activations activations;          \
+  }
+KERNELS_OF(avx512)
+KERNELS_OF(avx2)
+KERNELS_OF(neon)
+KERNELS_OF(plain)
+namespace avx512bf16 { extern const Kernels<bf16, bf16> bf16_pairs; }

@@ -1,0 +1,88 @@
+// The two handlers that XLA calls: gru_forward and gru_backward.
+#include <cstdlib>
+#include <string_view>
+
+#include "backward_call.h"
+#include "forward_call.h"
+
+struct InstructionSet {
+  const char* name;
+  bool serves;
+  const Kernels<float, float>* f32;
+  const Kernels<double, double>* f64;
+  const Kernels<bf16, float>* bf16_as_f32;
+  const Kernels<bf16, bf16>* bf16_pairs;  // null where the processor has no product of bfloat16
+  const Activations* activations;
+};
+#define SET(isa) &isa::f32, &isa::f64, &isa::bf16_as_f32
+static const std::vector<InstructionSet>& sets() {
+  static const std::vector<InstructionSet> all = {
+#if defined(__x86_64__)
+#if defined(HAVE_AVX512BF16)
+      {"avx512bf16", bool(__builtin_cpu_supports("avx512bf16")), SET(avx512), &avx512bf16::bf16_pairs, &avx512::activations},
+#endif
+      {"avx512", __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+                     __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw"),
+       SET(avx512), nullptr, &avx512::activations},
+      {"avx2", __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"), SET(avx2), nullptr, &avx2::activations},
+#elif defined(__aarch64__)
+      {"neon", true, SET(neon), nullptr, &neon::activations},
+#endif
+      {"plain", true, SET(plain), nullptr, &plain::activations},
+  };
+  return all;
+}
+// The best that this processor has; tests name another by GRUJAX_NATIVE_ISA.
+static const InstructionSet* chosen() {
+  static const InstructionSet* set = []() -> const InstructionSet* {
+    const char* name = getenv("GRUJAX_NATIVE_ISA");
+    for (const auto& one : sets())
+      if (one.serves && (!name || std::string_view(name) == one.name)) return &one;
+    return nullptr;
+  }();
+  return set;
+}
+
+template <template <class, class> class WorkOf, class E, class Op>
+static void run(const Kernels<E, Op>& k, ffi::ThreadPool& pool, const Arrays& arrays, const Options& o) {
+  WorkOf<E, Op> work(k, arrays, o, pool);
+  if (work.epochs) execute(pool, work, work.share->workers);
+  work.end(arrays);
+}
+template <template <class, class> class WorkOf>
+static ffi::Error call(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets, int64_t directions, int64_t reverse,
+                       bool time_major, bool reset_after, bool keep, bool with_saved) {
+  try {
+    const Arrays arrays(args, rets);
+    const Options o{directions, reverse, time_major, reset_after, keep, with_saved};
+    const InstructionSet* set = chosen();
+    if (!set) throw Invalid{"GRUJAX_NATIVE_ISA names an instruction set that this library or this processor lacks"};
+    switch (arrays.input(X).element_type()) {
+      case ffi::F32: run<WorkOf>(*set->f32, pool, arrays, o); break;
+      case ffi::F64: run<WorkOf>(*set->f64, pool, arrays, o); break;
+      case ffi::BF16:
+        if (set->bf16_pairs) run<WorkOf>(*set->bf16_pairs, pool, arrays, o);
+        else run<WorkOf>(*set->bf16_as_f32, pool, arrays, o);
+        break;
+      default: throw Invalid{"x must be float32, float64 or bfloat16"};
+    }
+    return ffi::Error::Success();
+  } catch (const Invalid& error) {
+    return ffi::Error::InvalidArgument("grujax: " + error.what);
+  } catch (const std::bad_alloc&) {
+    return ffi::Error(ffi::ErrorCode::kResourceExhausted, "grujax: out of memory");
+  }
+}
+
+#define HANDLER(name, work)                                                                                       \
+  XLA_FFI_DEFINE_HANDLER_SYMBOL(name, call<work>,                                                                 \
+                                ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().RemainingArgs().RemainingRets()           \
+                                    .Attr<int64_t>("directions").Attr<int64_t>("reverse").Attr<bool>("time_major") \
+                                    .Attr<bool>("reset_after").Attr<bool>("keep").Attr<bool>("with_saved"))
+HANDLER(grujax_forward, ForwardWork);
+HANDLER(grujax_backward, BackwardWork);
+
+#define EXPORTED extern "C" __attribute__((visibility("default")))
+EXPORTED const char* grujax_instruction_set() { return chosen() ? chosen()->name : ""; }
+EXPORTED void grujax_float_activations(const float* x, float* s, float* t, long n) { chosen()->activations->of_float(x, s, t, n); }
+EXPORTED void grujax_double_activations(const double* x, double* s, double* t, long n) { chosen()->activations->of_double(x, s, t, n); }

@@ -1,0 +1,165 @@
+// The forward pass: weights into panels, and one step of some rows and panels.
+INLINE void write(float* out, float a, float) { *out = a; }
+INLINE void write(double* out, double a, double) { *out = a; }
+INLINE void write(float* out, float a, bf16) { *out = widen(narrow(a)); }
+INLINE void write(bf16* out, float a, bf16) { *out = narrow(a); }
+template <class E, class Op> INLINE void write_operand(Op* out, V<Real<E>> v) {
+  Real<E> lanes[L<Real<E>>];
+  store(lanes, v);
+  for (long i = 0; i < L<Real<E>>; i++) write(out + i, lanes[i], E{});
+}
+template <class Op> INLINE void write_exact(Op* out, Op a) { *out = a; }
+INLINE void write_exact(float* out, bf16 a) { *out = widen(a); }
+
+// w (K, 3H), some gates of it -> one panel [k / PAIR][gate][unit][PAIR], zeros past K and H.
+template <class E, class Op>
+void pack(const E* w, long K, long H, long gate, long gates, Op* out, long panel) {
+  constexpr long N = L<Real<E>>, pair = PAIR<Op>;
+  const long unit = panel * N, units = H - unit < N ? H - unit : N;
+  __builtin_memset(out, 0, up(K, pair) * gates * N * sizeof(Op));
+  for (long k = 0; k < K; k++)
+    for (long g = 0; g < gates; g++) {
+      const E* from = w + k * 3 * H + (gate + g) * H + unit;
+      Op* to = out + (k / pair * gates + g) * N * pair + k % pair;
+      for (long u = 0; u < units; u++) write_exact(to + u * pair, from[u]);
+    }
+}
+// n rows of x as the products read them: `width` apart, zeros at the end.
+template <class E, class Op> void operands(const E* x, Op* out, long n, long I, long width) {
+  for (long i = 0; i < n; i++) {
+    for (long k = 0; k < I; k++) write_exact(out + i * width + k, x[i * I + k]);
+    for (long k = I; k < width; k++) out[i * width + k] = Op{};
+  }
+}
+
+template <class R> INLINE void begin(V<R>* sums, const R* bias, long gates, long rows) {
+  for (long g = 0; g < gates; g++)
+    for (long i = 0; i < rows; i++) sums[g * TILE + i] = load(bias + g * L<R>);
+}
+
+// One row alone: the input's part of the gates of n steps from step s on, where the steps take the place of the rows.
+template <class E, class Op>
+void project(const Forward<E, Op>& f, Real<E>* projected, long s, long n, long p0, long p1) {
+  constexpr long N = L<Real<E>>;
+  const long K = up(f.I, PAIR<Op>);
+  for (long p = p0; p < p1; p++)
+    for (long i = 0; i < n; i += TILE) {
+      const long rows = n - i < TILE ? n - i : TILE;
+      const Op* x[TILE];
+      V<Real<E>> sums[3 * TILE];
+      for (long j = 0; j < rows; j++) x[j] = f.x + f.t(s + i + j) * f.x_step;
+      begin(sums, f.bias + p * 4 * N, 3, rows);
+      add_product<Op, 3>(rows, x, f.w_ih + p * K * 3 * N, K / PAIR<Op>, sums);
+      for (long g = 0; g < 3; g++)
+        for (long j = 0; j < rows; j++) store(projected + (((i + j) * f.P + p) * 3 + g) * N, sums[g * TILE + j]);
+    }
+}
+
+template <class E, class Op>
+static void forward_tile(const Forward<E, Op>& f, long s, int phase, const int* rows, long n_rows, long p) {
+  using R = Real<E>;
+  constexpr long N = L<R>, pair = PAIR<Op>;
+  const long t = f.t(s), unit = p * N, left = f.H - unit, I = up(f.I, pair), H = up(f.H, pair);
+  const Op *x[TILE], *read[TILE];
+  const R* h[TILE];
+  for (long i = 0; i < n_rows; i++) {
+    const long b = rows[i];
+    const bool reset = f.is_reset(s, b);
+    x[i] = f.x + t * f.x_step + b * f.x_row;
+    h[i] = reset ? f.h_reset : f.state[s & 1] + b * f.h_row;
+    read[i] = reset ? f.read_reset + (f.state_mask ? b * f.read_row : 0) : f.read[s & 1] + b * f.read_row;
+  }
+  V<R> sums[3 * TILE], x_n[TILE];
+  V<R> *r = sums, *z = sums + TILE, *n = sums + 2 * TILE;
+  const R* bias = f.bias + p * 4 * N;
+  if (phase == 0) {
+    if (f.projected) {
+      begin(sums, f.projected + ((s - f.first) * f.P + p) * 3 * N, 3, 1);
+    } else {
+      begin(sums, bias, 3, n_rows);
+      if (f.packed) add_product<Op, 3>(n_rows, x, f.w_ih + p * I * 3 * N, I / pair, sums);
+      else add_product<Op, 3>(n_rows, x, f.w_ih + unit, f.I, sums, 3 * f.H, f.H);
+    }
+    for (long i = 0; i < n_rows; i++) x_n[i] = n[i], n[i] = load(bias + 3 * N);
+    if (!f.reset_after) add_product<Op, 2>(n_rows, read, f.w_hh + p * H * 2 * N, H / pair, sums);
+    else if (f.packed) add_product<Op, 3>(n_rows, read, f.w_hh + p * H * 3 * N, H / pair, sums);
+    else add_product<Op, 3>(n_rows, read, f.w_hh + unit, f.H, sums, 3 * f.H, f.H);
+    // In stages: the rows' chains of one function overlap, and one row's chain alone would be bound by latency.
+    for (long i = 0; i < n_rows; i++) r[i] = sigmoid<R>(r[i]);
+    for (long i = 0; i < n_rows; i++) z[i] = sigmoid<R>(z[i]);
+    if (!f.reset_after) {
+      for (long i = 0; i < n_rows; i++) {
+        const long at = rows[i] * f.h_row + unit;
+        R lanes[N], of_r[N];
+        store(of_r, r[i]);
+        for (long u = 0; u < N; u++) {
+          R a;
+          if constexpr (sizeof(Op) == 2) a = widen(read[i][unit + u]);
+          else a = read[i][unit + u];
+          lanes[u] = of_r[u] * a;
+        }
+        write_operand<E>(f.r_read + rows[i] * f.read_row + unit, load(lanes));
+        store(f.z + at, z[i]), store(f.x_n + at, x_n[i] + n[i]);
+        if (f.saved) store_part(f.saved + (t * f.B + rows[i]) * 4 * f.H + unit, r[i], left);
+      }
+      return;
+    }
+    for (long i = 0; i < n_rows; i++) x_n[i] = tanh<R>(x_n[i] + r[i] * n[i]);
+  } else {
+    for (long i = 0; i < n_rows; i++) {
+      const long at = rows[i] * f.h_row + unit;
+      read[i] = f.r_read + rows[i] * f.read_row, z[i] = load(f.z + at), x_n[i] = load(f.x_n + at);
+    }
+    add_product<Op, 1>(n_rows, read, f.w_hn + p * H * N, H / pair, x_n);
+    for (long i = 0; i < n_rows; i++) x_n[i] = tanh<R>(x_n[i]);
+  }
+  for (long i = 0; i < n_rows; i++) {
+    const long b = rows[i];
+    const V<R> of_h = load(h[i] + unit), c = x_n[i];
+    V<R> h_new = f.keep ? c + z[i] * (of_h - c) : of_h + z[i] * (c - of_h);
+    if (f.hold) {
+      const V<R> hold = load_part(f.hold + (t * f.B + b) * f.H + unit, left);
+      h_new = hold * of_h + (R(1) - hold) * h_new;
+    }
+    store(f.state[~s & 1] + b * f.h_row + unit, h_new);
+    if ((const void*)f.read[0] != f.state[0]) {
+      const V<R> mask = f.state_mask ? load_part(f.state_mask + b * f.H + unit, left) : splat(R(1));
+      write_operand<E>(f.read[~s & 1] + b * f.read_row + unit, mask * h_new);
+    }
+    store_part(f.hs + t * f.hs_step + b * f.hs_row + unit, h_new, left);
+    if (f.saved) {
+      R* saved = f.saved + (t * f.B + b) * 4 * f.H + unit;
+      if (f.reset_after) store_part(saved, r[i], left), store_part(saved + 3 * f.H, n[i], left);
+      store_part(saved + f.H, z[i], left), store_part(saved + 2 * f.H, c, left);
+    }
+  }
+}
+// A step that is not valid: the state stays, hs is 0.
+template <class E, class Op> static void stay(const Forward<E, Op>& f, long s, long b, long p0, long p1) {
+  constexpr long N = L<Real<E>>;
+  const long t = f.t(s), unit = p0 * N, units = (p1 - p0) * N, left = f.H - unit < units ? f.H - unit : units;
+  __builtin_memcpy(f.state[~s & 1] + b * f.h_row + unit, f.state[s & 1] + b * f.h_row + unit, units * sizeof(Real<E>));
+  if ((const void*)f.read[0] != f.state[0])
+    __builtin_memcpy(f.read[~s & 1] + b * f.read_row + unit, f.read[s & 1] + b * f.read_row + unit, units * sizeof(Op));
+  __builtin_memset(f.hs + t * f.hs_step + b * f.hs_row + unit, 0, left * sizeof(Real<E>));
+  if (f.saved)
+    for (long g = 0; g < 4; g++)
+      __builtin_memset(f.saved + ((t * f.B + b) * 4 + g) * f.H + unit, 0, left * sizeof(Real<E>));
+}
+constexpr long BLOCK = 64;  // rows whose states stay in the first-level cache while the panels pass
+
+// Step s of n rows and the panels [p0, p1). With reset_after=false phase 0 makes r, z and r h of all panels, phase 1
+// the rest: the product of n reads all of r h.
+template <class E, class Op>
+void forward(const Forward<E, Op>& f, long s, int phase, const int* rows, long n, long p0, long p1) {
+  const int last = f.reset_after ? 0 : 1;
+  for (; n > 0; rows += BLOCK, n -= BLOCK) {
+    int valid[BLOCK];
+    long count = 0;
+    for (long i = 0; i < n && i < BLOCK; i++)
+      if (f.is_valid(s, rows[i])) valid[count++] = rows[i];
+      else if (phase == last) stay(f, s, rows[i], p0, p1);
+    for (long p = p0; p < p1; p++)
+      for_tiles(count, [&](long i, long of_tile) { forward_tile(f, s, phase, valid + i, of_tile, p); });
+  }
+}

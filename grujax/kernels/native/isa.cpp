@@ -1,0 +1,24 @@
+// Compiled once for each instruction set: -DISA=avx512 -DBYTES=64 -DREGISTERS=32 with its flags, and so on (build.py).
+#include "call.h"
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+namespace ISA {
+#include "simd.h"
+#include "product.h"
+#include "forward.h"
+#include "backward.h"
+template <class E, class Op>
+constexpr Kernels<E, Op> KERNELS = {
+    L<Real<E>>,        TILE,           pack<E, Op>,       operands<E, Op>,  project<E, Op>, forward<E, Op>, pack_transposed<E>,
+    backward<E>,       input_gradient<E>, pack_operands<E>, weight_gradient<E>};
+#if defined(__AVX512BF16__)
+extern const Kernels<bf16, bf16> bf16_pairs = KERNELS<bf16, bf16>;
+#else
+extern const Kernels<float, float> f32 = KERNELS<float, float>;
+extern const Kernels<double, double> f64 = KERNELS<double, double>;
+extern const Kernels<bf16, float> bf16_as_f32 = KERNELS<bf16, float>;
+extern const Activations activations = {each_activation<float>, each_activation<double>};
+#endif
+}  // namespace ISA

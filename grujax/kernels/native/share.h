@@ -1,0 +1,48 @@
+// How a call is shared out among threads. All numbers were measured on two cores (docs/decisions/native-kernel.md).
+#pragma once
+#include "threads.h"
+
+constexpr double ALONE_BELOW = 2e6;  // multiplications under which waking a helper costs more than it brings
+constexpr long CACHE = 1 << 20;      // bytes of weights that stay in a core's own cache beside its rows
+constexpr long FEW_ROWS = 8;         // of a worker, from which on it takes rows for all steps
+constexpr long BLOCK_ROWS = 64;      // of an item at most
+
+inline long workers_for(const xla::ffi::ThreadPool& pool, double multiplications) {
+  return multiplications < ALONE_BELOW ? 1 : std::max<long>(1, pool.num_threads());
+}
+
+// By rows an item is some rows of one direction, for all steps: no barrier. Otherwise it is some hidden units of one
+// direction, for one step, and a barrier follows: each core reads its own weights from its own cache.
+struct Share {
+  bool by_rows;
+  long workers, blocks = 1;  // items of a direction, where by rows
+  std::vector<std::vector<std::vector<int>>> rows;  // by direction and item
+
+  template <class Call> Share(const std::vector<Call>& calls, long workers, long tile, long weight_bytes) : workers(workers) {
+    const Call& c = calls[0];
+    const long D = calls.size();
+    by_rows = workers == 1 || D % workers == 0 || (D * c.B >= FEW_ROWS * workers && weight_bytes <= CACHE);
+    if (by_rows) {
+      const long share = std::min(c.B, (c.B * D + workers - 1) / workers);
+      long of_item = std::min(up(share, tile), c.valid ? 2 * tile : BLOCK_ROWS);
+      if (of_item * workers > up(c.B * D, tile) * 1.3) of_item = share;  // whole tiles, unless one gets far more
+      blocks = c.B ? (c.B + of_item - 1) / of_item : 0;
+    }
+    for (const Call& call : calls) rows.push_back(rows_of(call));
+  }
+
+ private:
+  // In turns, those with the most valid steps first, so that the items have about the same work.
+  template <class Call> std::vector<std::vector<int>> rows_of(const Call& c) const {
+    std::vector<int> order(c.B), steps(c.B);
+    for (long b = 0; b < c.B; b++) order[b] = b;
+    if (c.valid && by_rows) {
+      for (long t = 0; t < c.T; t++)
+        for (long b = 0; b < c.B; b++) steps[b] += c.valid[t * c.B + b];
+      std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return steps[a] > steps[b]; });
+    }
+    std::vector<std::vector<int>> of_items(blocks);
+    for (long i = 0; i < c.B; i++) of_items[c.valid ? i % blocks : i * blocks / c.B].push_back(order[i]);
+    return of_items;
+  }
+};

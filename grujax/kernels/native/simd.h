@@ -1,0 +1,110 @@
+// Vectors of one instruction set (GCC's vector types: one source for all), and the activations on them.
+template <class T> struct simd {
+  typedef T V __attribute__((vector_size(BYTES)));
+  static constexpr long L = BYTES / sizeof(T);
+};
+template <class T> using V = typename simd<T>::V;
+template <class T> constexpr long L = simd<T>::L;
+#define INLINE static inline __attribute__((always_inline))
+
+template <class T> INLINE V<T> load(const T* p) {
+  V<T> v;
+  __builtin_memcpy(&v, p, BYTES);
+  return v;
+}
+template <class T> INLINE void store(T* p, V<T> v) { __builtin_memcpy(p, &v, BYTES); }
+template <class T> INLINE V<T> splat(T a) { return a - V<T>{}; }
+template <class T> INLINE V<T> load_part(const T* p, long n) {  // the first n lanes, zeros behind them
+  if (n >= L<T>) return load(p);
+  V<T> v{};
+  if (n > 0) __builtin_memcpy(&v, p, n * sizeof(T));
+  return v;
+}
+template <class T> INLINE void store_part(T* p, V<T> v, long n) {
+  if (n >= L<T>) return store(p, v);
+  if (n > 0) __builtin_memcpy(p, &v, n * sizeof(T));
+}
+
+INLINE float to_real(float a) { return a; }
+INLINE double to_real(double a) { return a; }
+INLINE float to_real(bf16 a) { return widen(a); }
+INLINE void from_real(float& out, float a) { out = a; }
+INLINE void from_real(double& out, double a) { out = a; }
+INLINE void from_real(bf16& out, float a) { out = narrow(a); }
+
+// e^y = 2^k (1 + q), k = round(y / ln 2), q a polynomial of the rest. Largest errors, in units in the last place:
+// sigmoid 2.4, tanh 2.5 of float (tests/kernels/test_native.py).
+template <class T> struct Exp;
+template <> struct Exp<float> {
+  typedef int32_t bits __attribute__((vector_size(BYTES)));
+  static constexpr float LN2_HIGH = 0.693145751953125f, LN2_LOW = 1.42860682030941723212e-6f;
+  static constexpr float ROUND = 12582912.f;  // 1.5 * 2^23: adding and subtracting it rounds; k stays in the low bits
+  static constexpr float FLUSHED = -87.33f, TANH_IS_ONE = 20.f;
+  static constexpr int FRACTION = 23;
+  static constexpr int32_t ONE = 0x3f800000;
+  static constexpr float C[] = {1.99144281e-4f, 1.39412067e-3f, 8.33327259e-3f, 4.16663523e-2f, 1.66666668e-1f, 5.00000005e-1f};
+};
+template <> struct Exp<double> {
+  typedef int64_t bits __attribute__((vector_size(BYTES)));
+  static constexpr double LN2_HIGH = 6.93147180369123816490e-1, LN2_LOW = 1.90821492927058770002e-10;
+  static constexpr double ROUND = 6755399441055744.;
+  static constexpr double FLUSHED = -708.39, TANH_IS_ONE = 20.;
+  static constexpr int FRACTION = 52;
+  static constexpr int64_t ONE = 0x3ff0000000000000;
+  static constexpr double C[] = {1. / 6227020800, 1. / 479001600, 1. / 39916800, 1. / 3628800, 1. / 362880, 1. / 40320,
+                                 1. / 5040,       1. / 720,       1. / 120,      1. / 24,      1. / 6,      1. / 2};
+};
+template <class T> INLINE V<T> clamp(V<T> a, T lo, T hi) {  // NaN stays
+  a = a > splat(hi) ? splat(hi) : a;
+  return a < splat(lo) ? splat(lo) : a;
+}
+#if defined(__AVX512F__)
+INLINE V<float> scale_(V<float> a, V<float> k) { return (V<float>)_mm512_scalef_ps((__m512)a, (__m512)k); }
+INLINE V<float> quotient_(V<float> a, V<float> b) {  // 14 bits of 1 / b, and two steps of Newton's
+  V<float> y = (V<float>)_mm512_rcp14_ps((__m512)b);
+  y += y * (1.f - b * y);
+  const V<float> q = a * y;
+  return q + y * (a - b * q);
+}
+constexpr bool AVX512 = true;
+#else
+constexpr bool AVX512 = false;
+#endif
+template <class T> INLINE V<T> scale(V<T> a, V<T> k) {  // a * 2^k, k whole, within the exponents of T
+  if constexpr (AVX512 && sizeof(T) == 4) {
+    return scale_(a, k);
+  } else {
+    using bits = typename Exp<T>::bits;
+    const bits power = ((bits)(k + splat(Exp<T>::ROUND)) << Exp<T>::FRACTION) + Exp<T>::ONE;
+    return a * (V<T>)power;
+  }
+}
+template <class T> INLINE V<T> quotient(V<T> a, V<T> b) {
+  if constexpr (AVX512 && sizeof(T) == 4) return quotient_(a, b);
+  else return a / b;
+}
+template <class T> INLINE void exponential(V<T> y, V<T>& k, V<T>& q) {
+  k = (y * T(1.44269504088896340736) + Exp<T>::ROUND) - Exp<T>::ROUND;
+  const V<T> r = (y - k * Exp<T>::LN2_HIGH) - k * Exp<T>::LN2_LOW;
+  V<T> p = splat(Exp<T>::C[0]);
+  for (unsigned i = 1; i < sizeof(Exp<T>::C) / sizeof(T); i++) p = p * r + Exp<T>::C[i];
+  q = p * r * r + r;
+}
+template <class T> INLINE V<T> sigmoid(V<T> x) {  // 0 where it is below the least normal number
+  V<T> k, q;
+  exponential<T>(-clamp<T>(x, Exp<T>::FLUSHED, -Exp<T>::FLUSHED), k, q);
+  const V<T> y = quotient<T>(splat(T(1)), scale<T>(q + T(1), k) + T(1));
+  return x < splat(Exp<T>::FLUSHED) ? V<T>{} : y;
+}
+template <class T> INLINE V<T> tanh(V<T> x) {  // (e^2x - 1) / (e^2x + 1), exact where x is small
+  V<T> k, q;
+  exponential<T>(T(2) * clamp<T>(x, -Exp<T>::TANH_IS_ONE, Exp<T>::TANH_IS_ONE), k, q);
+  const V<T> s = scale<T>(splat(T(1)), k), e = s * q + (s - T(1));
+  return quotient<T>(e, e + T(2));
+}
+template <class T> void each_activation(const T* x, T* sigmoids, T* tanhs, long n) {
+  for (long i = 0; i < n; i += L<T>) {
+    const V<T> v = load_part(x + i, n - i);
+    store_part(sigmoids + i, sigmoid<T>(v), n - i), store_part(tanhs + i, tanh<T>(v), n - i);
+  }
+}

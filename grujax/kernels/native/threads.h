@@ -1,0 +1,101 @@
+// Work that is shared out among the threads of XLA's pool: epochs of items, a barrier after each.
+#pragma once
+#include <sched.h>
+
+#include <algorithm>
+#include <atomic>
+#include <memory>
+#include <vector>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "xla/ffi/api/ffi.h"
+
+struct Work {
+  long epochs = 0;
+  virtual long items(long epoch) const = 0;  // 0 where the epoch is left out
+  virtual void run(long epoch, long item, long worker) = 0;
+};
+
+// The caller can do everything alone, so nothing waits for a thread that has not begun: a busy pool is no deadlock. A
+// helper, a task in the pool, joins when it comes. Each worker begins with its own share of the items, whose rows and
+// weights are in its cache, and then takes what others have not begun. Who ends the last item of an epoch opens the next.
+class Shared {
+  struct alignas(64) Line { std::atomic<long> value{0}; };
+  Work* work_;  // gone when the caller returns, after all epochs: a late helper must not touch it outside of an item
+  long workers_, caller_;
+  std::vector<int> items_;  // of each epoch
+  Line epoch_, left_;
+  std::unique_ptr<Line[]> taken_;  // of each item, one more than the last epoch in which it was taken
+
+  void open(long epoch) {
+    while (epoch < long(items_.size()) && !items_[epoch]) epoch++;
+    left_.value.store(epoch < long(items_.size()) ? items_[epoch] : 0, std::memory_order_relaxed);
+    epoch_.value.store(epoch, std::memory_order_release);
+  }
+  bool take(long item, long epoch) {
+    long seen = taken_[item].value.load(std::memory_order_relaxed);
+    return seen <= epoch && taken_[item].value.compare_exchange_strong(seen, epoch + 1, std::memory_order_acquire);
+  }
+  static void pause(int& spins) {
+    if (++spins > 2000) sched_yield(), spins = 1000;  // the other may stand where this one spins
+#if defined(__x86_64__)
+    _mm_pause();
+#endif
+  }
+
+ public:
+  Shared(Work* work, long workers) : work_(work), workers_(workers), caller_(cpu()), items_(work->epochs) {
+    long most = 0;
+    for (long e = 0; e < work->epochs; e++) most = std::max<long>(most, items_[e] = work->items(e));
+    taken_.reset(new Line[most]);
+    open(0);
+  }
+  void run(long worker) {
+    int spins = 0;
+    for (long epoch; (epoch = epoch_.value.load(std::memory_order_acquire)) < long(items_.size());) {
+      const long items = items_[epoch], own = worker * items / workers_;
+      bool ran = false, last = false;
+      for (long i = 0; i < items && !last; i++) {
+        const long item = own + i < items ? own + i : own + i - items;
+        if (!take(item, epoch)) continue;
+        work_->run(epoch, item, worker);
+        ran = true, last = left_.value.fetch_sub(1, std::memory_order_acq_rel) == 1;
+      }
+      if (last) open(epoch + 1);
+      if (ran) spins = 0;
+      else pause(spins);
+    }
+  }
+  static int cpu() {
+#if defined(__linux__)
+    return sched_getcpu();
+#else
+    return -1;
+#endif
+  }
+  // Linux may wake a helper on the caller's own processor, where it waits for a timer tick (up to 4 ms, the whole of a
+  // small call) while another stands idle. The caller yields once after it has woken the helpers; one that then finds
+  // itself on the caller's processor moves to another.
+  void leave_caller() const {
+#if defined(__linux__)
+    cpu_set_t all, others;
+    if (sched_getcpu() != caller_ || sched_getaffinity(0, sizeof all, &all)) return;
+    others = all;
+    CPU_CLR(caller_, &others);
+    if (CPU_COUNT(&others) && !sched_setaffinity(0, sizeof others, &others)) sched_setaffinity(0, sizeof all, &all);
+#endif
+  }
+};
+
+inline void execute(xla::ffi::ThreadPool& pool, Work& work, long workers) {
+  auto shared = std::make_shared<Shared>(&work, workers);
+  for (long w = 1; w < workers; w++)
+    pool.Schedule([shared, w] {
+      shared->leave_caller();
+      shared->run(w);
+    });
+  if (workers > 1) sched_yield();
+  shared->run(0);
+}
