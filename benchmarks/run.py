@@ -1,4 +1,4 @@
-"""grujax beside torch, Flax, Keras, Equinox, Haiku and ONNX Runtime: `python benchmarks/run.py --help`."""
+"""grujax beside torch, Flax, Keras, Equinox, Haiku, ONNX Runtime and OpenVINO: `python benchmarks/run.py --help`."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import tyro
 from rich.console import Console
 
 from grujax.bench.measure import Options, run
-from grujax.bench.report import PASSES, TABLE_WIDTH, table, write_report
+from grujax.bench.report import TABLE_WIDTH, tables, write_report
 
 
 def main(options: Options) -> int:
@@ -14,8 +14,8 @@ def main(options: Options) -> int:
     console = Console()
     report = run(options, console.print)
     console.width = max(console.width, TABLE_WIDTH)
-    for kind in PASSES:
-        console.print(table(report, kind))
+    for table in tables(report):
+        console.print(table)
     if options.save:
         console.print(f"saved {write_report(report, Path(__file__).parent / 'results')}")
     return int(report.failed)

@@ -13,7 +13,7 @@ from typing import Any
 
 from grujax.bench.cases import Case
 from grujax.bench.chart import figure
-from grujax.bench.report import PASSES, Report, is_rival, read_report, to_fastest
+from grujax.bench.report import APART, LIMIT, PASSES, Report, advantages, ratios, read_report, rivals
 from grujax.errors import require
 from grujax.saving.atomic import replacing
 
@@ -26,6 +26,7 @@ NAMES = {
     "equinox": "Equinox",
     "haiku": "Haiku",
     "onnxruntime": "ONNX Runtime",
+    "openvino": "OpenVINO",
     "flax-scan": "Flax nn.scan over GRUCell",
     "grujax-before": "grujax, reset before",
     "grujax-packed": "grujax, packed rows",
@@ -35,15 +36,29 @@ NAMES = {
 
 def block(report: Report, path: str) -> str:
     """The text from the opening marker to the closing one, both included."""
-    parts = [f"<!-- times: {path} -->", measured_on(report, path), *(table(report, kind) for kind in PASSES)]
-    return "\n\n".join([*parts, "<!-- /times -->"])
+    tables = [*(table(report, kind) for kind in PASSES), summary(report)]
+    return "\n\n".join([f"<!-- times: {path} -->", measured_on(report, path), *tables, "<!-- /times -->"])
+
+
+def summary(report: Report) -> str:
+    """Markdown of `advantages`; empty where nothing of it was measured."""
+    lines = advantages(report)
+    head = ["grujax, times as fast", *next(iter(lines.values()), ())]
+    rows = [[line, *("–" if x is None else f"{x:.2f}" for x in found.values())] for line, found in lines.items()]
+    return markdown([head, *rows]) if rows else ""
+
+
+def markdown(rows: list[list[str]]) -> str:
+    """A table; the first row is its head."""
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
 
 
 def table(report: Report, kind: str) -> str:
-    """Markdown: peers by cases, medians in ms, the fastest of each case in bold; below it, why a time is missing."""
+    """Markdown: peers by cases, medians in ms, the fastest of each case in bold; ratios; why a time is missing."""
     rows, reasons = [], {}
     peers = list(dict.fromkeys(r.peer for r in report.results))
-    racing = [p for p in peers if p == "grujax" or is_rival(p)]
+    racing = ("grujax", APART, *rivals(report))
     least = {
         case: min((t for p in racing if (t := report.median(case, p, kind))), default=None) for case in report.cases
     }
@@ -57,19 +72,19 @@ def table(report: Report, kind: str) -> str:
             if median is None:
                 reasons.setdefault((peer, statuses.get((case, peer), "not measured")), []).append(case)
         rows.append([NAMES.get(peer, peer), *cells])
-    fastest = [
-        [f"{NAMES.get(mine, mine)} / fastest other", *("" if r is None else f"{r:.2f}" for r in ratios)]
-        for mine in ("grujax", "grujax-packed")
-        if any(ratios := to_fastest(report, kind, mine)) or mine == "grujax"
-    ]
-    head = [[f"{kind}, ms", *report.cases], ["---"] * (1 + len(report.cases))]
-    lines = ["| " + " | ".join(row) + " |" for row in [*head, *rows, *fastest]]
-    lines[1] = lines[1].replace(" ", "")
+    for mine, others, words in (
+        ("grujax", rivals(report), "fastest other"),
+        ("grujax", (APART,), NAMES[APART]),
+        ("grujax-packed", rivals(report), "fastest other"),
+    ):
+        found = ratios(report, kind, (mine,), others).values()
+        if any(found):
+            rows.append([f"{NAMES.get(mine, mine)} / {words}", *("" if r is None else f"{r:.2f}" for r in found)])
     notes = []
     for (peer, why), cases in reasons.items():
         where = "" if len(cases) == len(report.cases) else f" ({', '.join(cases)})"
         notes.append(f"{NAMES.get(peer, peer)}{where}: {why}")
-    return "\n".join(lines) + (f"\n\n–: {'; '.join(notes)}." if notes else "")
+    return markdown([[f"{kind}, ms", *report.cases], *rows]) + (f"\n\n–: {'; '.join(notes)}." if notes else "")
 
 
 def measured_on(report: Report, path: str) -> str:
@@ -121,7 +136,7 @@ def rewritten(page: str, report: Report, path: str) -> str:
 
 def draw(report: Report, path: str) -> None:
     """Writes `PICTURE`: other libraries and packed rows relative to grujax. Its metadata names the report."""
-    shown = [r for r in report.results if is_rival(r.peer) or r.peer in ("grujax", "grujax-packed")]
+    shown = [r for r in report.results if r.peer not in (LIMIT, "grujax-before")]
     with replacing(PICTURE) as temporary:
         figure(replace(report, results=tuple(shown))).savefig(
             temporary, dpi=80, format="png", metadata={"Source": path, "Software": None}

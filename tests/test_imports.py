@@ -36,6 +36,7 @@ EXTRAS = {
     "keras",
     "onnx",
     "onnxruntime",
+    "openvino",
     "equinox",
     "haiku",
     "h5py",

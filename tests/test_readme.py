@@ -123,10 +123,31 @@ def test_packed_rows_have_a_ratio_of_their_own_where_they_were_measured():
     ]
 
 
+def test_openvino_has_a_ratio_of_its_own_and_may_be_bold():
+    own = Result("a", "openvino", PASSES[0], "measured", 1.0, (1.0,))
+    made = invented()
+    lines = generator().table(replace(made, results=(*made.results, own)), PASSES[0]).splitlines()
+    assert "| OpenVINO | **1.0** | – |" in lines and "| grujax | 2.0 | 0.5 |" in lines
+    assert [line for line in lines if line.startswith("| grujax /")] == [
+        "| grujax / fastest other | 0.67 | 2.00 |",
+        "| grujax / OpenVINO | 2.00 |  |",
+    ]
+
+
+def test_the_summary_stands_below_the_tables():
+    made = invented()
+    assert generator().summary(made) == ""
+    cases: dict = {"single": (1, 2, 3, 4), "small": (1, 2, 3, 4)}
+    results = tuple(replace(r, case={"a": "single", "b": "small"}[r.case]) for r in made.results)
+    *_, head, _, forward, _, end = generator().block(replace(made, cases=cases, results=results), "x.json").splitlines()
+    assert head.startswith("| grujax, times as fast | single | small | medium |")
+    assert forward == "| forward | 1.50 | 0.50 | – | – | – | – | – | – | – |" and end == "<!-- /times -->"
+
+
 def test_what_was_not_measured_says_why():
     trained = generator().table(invented(), PASSES[1])
     assert "| grujax | **12.3** | – |" in trained and "| torch.nn.GRU | – | – |" in trained
-    assert "| grujax / fastest other |  |  |" in trained
+    assert "fastest other" not in trained  # a row of ratios holds one at least
     note = trained.splitlines()[-1]
     assert "grujax (b): none; torch.nn.GRU: forward only; Keras 3 on JAX: not measured" in note
 

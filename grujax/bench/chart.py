@@ -62,7 +62,7 @@ def _panel(axes: "Axes", report: Report, kind: str) -> None:
     for number, peer in enumerate(peers):
         offset = 0.7 * ((number + 0.5) / len(peers) - 0.5)  # so that marks of equal times stay apart
         marker, colour = MARKERS[number % len(MARKERS)], COLOURS[number % len(COLOURS)]
-        pairs = [(x, row + offset) for row, x in enumerate(ratios(report, kind, peer)) if x is not None]
+        pairs = [(x, row + offset) for row, x in enumerate(ratios(report, kind, (peer,)).values()) if x]
         if pairs:
             (line,) = axes.plot(*zip(*pairs, strict=True), linestyle="none", marker=marker, color=colour, label=peer)
             line.set(markersize=6, markeredgecolor="0.2", markeredgewidth=0.4)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from grujax.bench.cases import Case
+from grujax.bench.cases import FIVE, Case
 from grujax.saving.atomic import replacing
 
 if TYPE_CHECKING:
@@ -16,7 +16,17 @@ if TYPE_CHECKING:
 FORWARD, BACKWARD = PASSES = ("forward", "forward + backward")
 LIMIT = "products alone"
 """A row among the peers of a report: the matrix products of the case alone, in the fastest library at hand."""
-TABLE_WIDTH = 200
+APART = "openvino"
+"""A library that is never "the fastest other" and has a ratio of its own: it runs finished graphs, and trains none."""
+SHAPES = (*FIVE, "long", "rl", "rl-plain")
+SUMMARY = (
+    ("forward", FORWARD, "", ()),
+    ("forward, against OpenVINO", FORWARD, "", (APART,)),
+    ("forward, bfloat16, against OpenVINO", FORWARD, "-bfloat16", (APART,)),
+    ("forward + backward", BACKWARD, "", ()),
+)
+"""A line each: its name, the pass, how the names of its cases end, and beside whom grujax stands; () for all rivals."""
+TABLE_WIDTH = 230
 """Columns that a table of all peers needs; in fewer its numbers would be cut."""
 
 
@@ -54,32 +64,64 @@ class Report:
         return next((r.median_ms for r in self.results if (r.case, r.peer, r.kind) == (case, peer, kind)), None)
 
 
-def ratios(report: Report, kind: str, peer: str, to: str = "grujax") -> list[float | None]:
-    """For every case, the median of the peer over that of `to`; above 1 the peer is slower."""
-    pairs = [(report.median(case, peer, kind), report.median(case, to, kind)) for case in report.cases]
-    return [a / b if a and b else None for a, b in pairs]
+def rivals(report: Report) -> tuple[str, ...]:
+    """The GRUs of other libraries, but `APART`."""
+    peers = dict.fromkeys(r.peer for r in report.results)
+    return tuple(peer for peer in peers if peer not in (LIMIT, APART) and not peer.startswith("grujax"))
 
 
-def is_rival(peer: str) -> bool:
-    """True for the GRU of another library; False for those of grujax, and for the products alone."""
-    return peer != LIMIT and not peer.startswith("grujax")
+def ratios(
+    report: Report, kind: str, of: tuple[str, ...], to: tuple[str, ...] = ("grujax",)
+) -> dict[str, float | None]:
+    """By case, the median of the fastest among `of` over that of the fastest among `to`; None where one is missing.
+
+    `ratios(report, FORWARD, rivals(report))` says how many times as fast grujax is as the fastest other library.
+    """
+
+    def least(case: str, peers: tuple[str, ...]) -> float | None:
+        return min((t for peer in peers if (t := report.median(case, peer, kind))), default=None)
+
+    pairs = {case: (least(case, of), least(case, to)) for case in report.cases}
+    return {case: a / b if a and b else None for case, (a, b) in pairs.items()}
 
 
-def to_fastest(report: Report, kind: str, of: str = "grujax") -> list[float | None]:
-    """For every case, the median of `of` over that of the fastest other library; below 1 it is the fastest."""
-    others = {r.peer for r in report.results if is_rival(r.peer)}
-    found = []
-    for case in report.cases:
-        times = [t for peer in others if (t := report.median(case, peer, kind))]
-        mine = report.median(case, of, kind)
-        found.append(mine / min(times) if mine and times else None)
-    return found
+def advantages(report: Report) -> dict[str, dict[str, float | None]]:
+    """By line of `SUMMARY`, if anything was measured for it: how many times as fast grujax is, by shape, and the mean.
+
+    The geometric mean is that of `FIVE`, and None unless all five are there.
+    """
+    lines = {}
+    for line, kind, ending, others in SUMMARY:
+        found = ratios(report, kind, others or rivals(report))
+        by_shape = {shape: found.get(shape + ending) for shape in SHAPES}
+        five = [by_shape[shape] for shape in FIVE]
+        if any(by_shape.values()):
+            lines[line] = by_shape | {"mean of the first five": None if None in five else geometric_mean(five)}
+    return lines
 
 
 def geometric_mean(values: Iterable[float | None]) -> float | None:
     """Of the values that are not None; None if all are."""
     there = [value for value in values if value is not None]
     return statistics.geometric_mean(there) if there else None
+
+
+def tables(report: Report) -> list["Table"]:
+    """All that is printed of a report."""
+    return [*(table(report, kind) for kind in PASSES), *summary(report)]
+
+
+def summary(report: Report) -> list["Table"]:
+    """`advantages` as a table; none where nothing of it was measured."""
+    from rich.table import Table
+
+    lines = advantages(report)
+    made = Table(title="grujax: how many times as fast as the fastest of the others, or as OpenVINO")
+    for column in ("", *next(iter(lines.values()), ())):
+        made.add_column(column, justify="right" if column else "left")
+    for line, by_shape in lines.items():
+        made.add_row(line, *("–" if ratio is None else f"{ratio:.2f}" for ratio in by_shape.values()))
+    return [made] if lines else []
 
 
 def table(report: Report, kind: str) -> "Table":
@@ -93,25 +135,27 @@ def table(report: Report, kind: str) -> "Table":
         return "" if part is None else f"{part:.0%}"
 
     peers = list(dict.fromkeys(r.peer for r in report.results))
-    of_peers = {peer: ratios(report, kind, peer) for peer in peers}
-    fastest, limit = to_fastest(report, kind), ratios(report, kind, LIMIT)
-    made = Table(title=f"{kind}: median ms, ratio to grujax", row_styles=["", "dim"])
-    made.add_column("case")
+    of_peers = {peer: ratios(report, kind, (peer,)) for peer in peers}
+    fastest, limit = ratios(report, kind, ("grujax",), rivals(report)), ratios(report, kind, (LIMIT,))
+    caption = "fastest: of the other libraries, but for OpenVINO"
+    made = Table(title=f"{kind}: median ms, ratio to grujax", caption=caption, row_styles=["", "dim"])
+    made.add_column("case", min_width=max(map(len, report.cases)))
     for name in (*peers, "µs a step", "grujax / fastest", "share of the limit"):
         made.add_column(name.replace(" ", "\n"), justify="right")
-    for i, (case, fields) in enumerate(report.cases.items()):
+    for case, fields in report.cases.items():
         cells = []
         for peer in peers:
             median = report.median(case, peer, kind)
             cells.append(
-                f"{_digits(median)}\n{times(of_peers[peer][i])}" if median else _status(report, case, peer, kind)
+                f"{_digits(median)}\n{times(of_peers[peer][case])}" if median else _status(report, case, peer, kind)
             )
         mine = report.median(case, "grujax", kind)
         step = _digits(mine * 1e3 / fields["T"]) if mine else ""
-        made.add_row(str(Case(**fields)).replace(" ", "\n", 1), *cells, step, times(fastest[i]), share(limit[i]))
+        row = (*cells, step, times(fastest[case]), share(limit[case]))
+        made.add_row(str(Case(**fields)).replace(" ", "\n", 1), *row)
     made.add_section()
-    means = [times(geometric_mean(of_peer)) for of_peer in of_peers.values()]
-    made.add_row("geometric mean", *means, "", times(geometric_mean(fastest)), share(geometric_mean(limit)))
+    means = [geometric_mean(found.values()) for found in (*of_peers.values(), fastest, limit)]
+    made.add_row("geometric mean", *map(times, means[:-2]), "", times(means[-2]), share(means[-1]))
     return made
 
 

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from grujax.bench import chart
 from grujax.bench.measure import Options, run
-from grujax.bench.report import PASSES, TABLE_WIDTH, table
+from grujax.bench.report import TABLE_WIDTH, tables
 from grujax.errors import require
 from grujax.saving.atomic import replacing
 
@@ -33,8 +33,8 @@ class Bench(Options):
         self._check()
         report = run(self, console.print)
         console.width = max(console.width, TABLE_WIDTH)
-        for kind in PASSES:
-            console.print(table(report, kind))
+        for table in tables(report):
+            console.print(table)
         console.print(chart.measured_on(report), soft_wrap=True, highlight=False)
         if self.json is not None:
             with replacing(self.json) as temporary:

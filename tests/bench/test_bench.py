@@ -1,7 +1,10 @@
 """The benchmark's own honesty: equal before timed, unequal refused, nothing dropped, nothing lost in the file."""
 
+import gc
 import importlib.util
+import os
 import subprocess
+import weakref
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -16,9 +19,9 @@ from rich.console import Console
 from grujax import GRU, equations
 from grujax.bench import machine, measure, products
 from grujax.bench import report as reports
-from grujax.bench.cases import CASES, VOWELS, Case, make_arrays
+from grujax.bench.cases import CASES, FIVE, VOWELS, Case, make_arrays
 from grujax.bench.measure import Options
-from grujax.bench.peers import PEERS, ours
+from grujax.bench.peers import PEERS, in_onnx, ours
 from grujax.bench.peers.peer import Peer, Unavailable
 from grujax.bench.report import BACKWARD, FORWARD, LIMIT, PASSES, Report, Result
 from grujax.errors import InputError
@@ -36,7 +39,8 @@ CANNOT = {
     ("rl", "flax"): "no resets",
     ("rl", "keras"): "no resets",
     ("rl", "onnxruntime"): "no resets",
-    ("bfloat16", "onnxruntime"): "no bfloat16 on CPU",
+    ("rl", "openvino"): "no resets",
+    ("single-bfloat16", "onnxruntime"): "no bfloat16 on CPU",
 } | {(name, "grujax-packed"): "not ragged" for name, case in CASES.items() if not case.lengths}
 
 
@@ -133,10 +137,70 @@ def test_peer_equals_the_oracle(name, case):
     with jax.numpy_rank_promotion(ranks), jax.numpy_dtype_promotion(dtypes):
         right = measure.oracle(a, peer.reset_after)
         prepared = measure.prepare(peer, a, 1, *right, traits=SHRUNK[case].traits)
+    if prepared[FORWARD] == "no bfloat16 on this processor":
+        pytest.skip(f"{name}: {prepared[FORWARD]}")
     refused = dict.fromkeys(PASSES, CANNOT[case, name]) if (case, name) in CANNOT else {}
-    if name == "onnxruntime" and not refused:
+    if name in ("onnxruntime", "openvino") and not refused:
         refused = {BACKWARD: "forward only"}
     assert {kind: run for kind, run in prepared.items() if isinstance(run, str)} == refused
+
+
+@pytest.mark.parametrize("name", ["single", "ragged", "stacked"])
+def test_openvino_reads_the_input_where_it_lies_and_writes_where_it_wrote(name, monkeypatch):
+    """And the thread that calls it is bound to no core afterwards: the others would inherit that."""
+    if missing := PEERS["openvino"].missing():
+        pytest.skip(f"openvino: {missing}")
+    inputs = []
+
+    def graph(a):
+        model, feed = in_onnx.graph(a)
+        inputs.append(weakref.ref(feed["X"]))
+        return model, feed
+
+    monkeypatch.setattr("grujax.bench.peers.openvino.graph", graph)
+    cores = getattr(os, "sched_getaffinity", lambda _: None)
+    before, a = cores(0), make_arrays(SHRUNK[name])
+    runs = PEERS["openvino"].build(a._replace(x=a.x.copy()), 2)
+    gc.collect()
+    x = inputs[0]()
+    assert x is not None  # the calls keep its memory alive
+    for given in (a.x, np.zeros_like(a.x)):
+        x[...] = given.swapaxes(0, 1)
+        found = runs.forward()
+        right = measure.oracle(a._replace(x=given), True)[0]
+        assert_close(np.where(a.valid[..., None], runs.read_hs(found), 0), right)
+    assert np.shares_memory(found, runs.forward()) and cores(0) == before
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("single", "f32"), ("ragged", "f32"), ("single-bfloat16", "bf16")])
+def test_openvino_runs_its_own_gru_in_the_dtype_of_the_case_and_transposes_nothing(name, dtype, monkeypatch):
+    openvino = pytest.importorskip("openvino", reason="openvino is not installed")
+    pytest.importorskip("onnx", reason="onnx is not installed")
+    compile_model, made = openvino.Core.compile_model, []
+
+    def compiled(*arguments):
+        made.append(compile_model(*arguments))
+        return made[0]
+
+    monkeypatch.setattr(openvino.Core, "compile_model", compiled)
+    try:
+        PEERS["openvino"].build(make_arrays(SHRUNK[name]), 2)
+    except Unavailable as reason:
+        pytest.skip(f"openvino: {reason}")
+    asked = ("INFERENCE_PRECISION_HINT", "INFERENCE_NUM_THREADS", "PERFORMANCE_HINT", "NUM_STREAMS")
+    assert [*map(made[0].get_property, asked)] == [getattr(openvino.Type, dtype), 2, "LATENCY", 1]
+    info = [op.get_rt_info() for op in made[0].get_runtime_model().get_ops()]
+    ran = {str(i["layerType"].astype(str)): str(i["runtimePrecision"].astype(str)) for i in info}
+    assert ran["RNNSeq"] == dtype and not {"Transpose", "TensorIterator"} & {*ran}
+
+
+def test_openvino_s_bfloat16_is_refused_where_the_processor_has_none(monkeypatch):
+    openvino = pytest.importorskip("openvino", reason="openvino is not installed")
+    monkeypatch.setattr(openvino.Core, "get_property", lambda *_: ["FP32"])
+    for name, expected in (("single-bfloat16", "no bfloat16 on this processor"), ("single", None)):
+        a = make_arrays(SHRUNK[name])
+        found = measure.prepare(PEERS["openvino"], a, 1, *measure.oracle(a, True))
+        assert found[FORWARD] == expected if expected else callable(found[FORWARD])
 
 
 def test_the_wrong_gru_is_refused_and_never_timed():
@@ -259,15 +323,74 @@ def test_ratios_and_the_fastest():
         [Result(case, peer, kind, "measured", ms, (ms,)) for kind in PASSES for case, peer, ms in MEDIANS]
         + [Result(case, "gone", kind, "not installed (gone)") for kind in PASSES for case in ("one", "two")]
     )
-    assert reports.ratios(made, FORWARD, "slow") == [2.0, 8.0]
-    assert reports.geometric_mean(reports.ratios(made, FORWARD, "slow")) == pytest.approx(4)
-    assert reports.to_fastest(made, FORWARD) == [2.0, 0.125]  # neither grujax-before nor the limit is a rival
-    assert reports.ratios(made, FORWARD, LIMIT) == [0.25, 0.1]
-    assert reports.ratios(made, FORWARD, "gone") == [None, None]
+    slow = reports.ratios(made, FORWARD, ("slow",))
+    assert slow == {"one": 2.0, "two": 8.0}
+    assert reports.geometric_mean(slow.values()) == pytest.approx(4)
+    assert reports.rivals(made) == ("slow", "fast", "gone")  # not grujax-before, the limit, or OpenVINO
+    assert reports.ratios(made, FORWARD, reports.rivals(made)) == {"one": 0.5, "two": 8.0}
+    assert reports.ratios(made, FORWARD, ("grujax",), reports.rivals(made)) == {"one": 2.0, "two": 0.125}
+    assert reports.ratios(made, FORWARD, (LIMIT,)) == {"one": 0.25, "two": 0.1}
+    assert reports.ratios(made, FORWARD, ("gone",)) == {"one": None, "two": None}
     assert reports.geometric_mean([None]) is None
     shown = text(made, FORWARD)
     for part in ("8.00x", "0.12x", "not installed", "25%", "10%", "16%", "400.0", "(3, 5, 4, 6)"):
         assert part in " ".join(shown.split()), part
+
+
+def test_the_summary_says_how_many_times_as_fast():
+    """Of every shape, 4 / 2 beside the slower rival that is the fastest; the mean of five, where all five are there."""
+    shapes = [*reports.SHAPES, *(f"{name}-bfloat16" for name in FIVE)]
+    of = {"grujax": 2.0, "torch": 6.0, "flax": 4.0, "openvino": 3.0, "grujax-packed": 0.1, LIMIT: 0.1}
+    results = [
+        Result(shape, peer, FORWARD, "measured", ms * (2 if (shape, peer) == ("single", "flax") else 1), (ms,))
+        for shape in shapes
+        for peer, ms in of.items()
+        if not (shape.startswith("rl") and peer == "openvino")
+    ]
+    results += [Result(s, p, BACKWARD, "measured", of[p] * 3, (1.0,)) for s in FIVE[1:] for p in ("grujax", "flax")]
+    mean = "mean of the first five"
+    found = reports.advantages(report(results))
+    assert [*found] == [line for line, *_ in reports.SUMMARY]
+    assert found["forward"] == {
+        **dict.fromkeys(reports.SHAPES, 2.0),
+        "single": 3.0,
+        mean: pytest.approx((3 * 2**4) ** (1 / 5)),
+    }
+    ours = found["forward, against OpenVINO"]
+    assert ours == {**dict.fromkeys(reports.SHAPES, 1.5), "rl": None, "rl-plain": None, mean: pytest.approx(1.5)}
+    theirs = found["forward, bfloat16, against OpenVINO"]
+    assert theirs == {
+        **dict.fromkeys(reports.SHAPES),
+        **dict.fromkeys(FIVE, 1.5),
+        mean: pytest.approx(1.5),
+    }
+    assert found["forward + backward"] == {
+        **dict.fromkeys(reports.SHAPES),
+        **dict.fromkeys(FIVE[1:], 2.0),
+        mean: None,  # single is missing: a mean of four would pass for one of five
+    }
+    console = Console(width=200, record=True)
+    for made in reports.tables(report(results)):
+        console.print(made)
+    shown = console.export_text()
+    assert "forward, bfloat16, against OpenVINO" in shown and "2.17" in shown and "–" in shown
+
+
+def test_no_name_and_no_number_of_a_table_of_all_peers_is_cut():
+    unequal = "unequal: w_hh_l0 is 2.77 times the tolerance away"
+    made = report(
+        [Result("medium-bfloat16", peer, FORWARD, "measured", 12345.6, (1.0,)) for peer in (*PEERS, LIMIT)]
+        + [Result("large-bfloat16", peer, FORWARD, unequal) for peer in PEERS]
+    )
+    console = Console(width=reports.TABLE_WIDTH, record=True)
+    console.print(reports.table(made, FORWARD))
+    shown = console.export_text()
+    assert "…" not in shown and shown.count("12346") == len(PEERS) + 1 and "medium-bfloat16" in shown
+
+
+def test_a_report_of_none_of_the_shapes_has_no_summary():
+    made = report([Result("one", "grujax", FORWARD, "measured", 1.5, (1.5,))])
+    assert reports.advantages(made) == {} and len(reports.tables(made)) == len(PASSES)
 
 
 def test_the_report_survives_the_file(tmp_path):
@@ -318,6 +441,7 @@ MEDIANS = [
     ("one", "grujax-before", 0.1),
     ("one", "slow", 4.0),
     ("one", "fast", 1.0),
+    ("one", "openvino", 0.25),
     ("one", LIMIT, 0.5),
     ("two", "grujax", 1.0),
     ("two", "grujax-before", 1.0),

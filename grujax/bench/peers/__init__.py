@@ -1,10 +1,11 @@
 """The GRUs that are measured, each written as its own documentation tells a user to write it.
 
-All take batch-major input. A library without lengths (Equinox, Haiku, a scan over Flax's cell) computes the padding
-too, as it does for its users. A new peer is one file with one function `(arrays, threads) -> Runs`, and one row here.
+All take batch-major input, but for the two that run ONNX. A library without lengths (Equinox, Haiku, a scan over Flax's
+cell), or slow with them (OpenVINO), computes the padding too, as it does for its users. A new peer is one file with one
+function `(arrays, threads) -> Runs`, and one row here.
 """
 
-from grujax.bench.peers import equinox, flax, haiku, keras, onnxruntime, ours, torch
+from grujax.bench.peers import equinox, flax, haiku, keras, onnxruntime, openvino, ours, torch
 from grujax.bench.peers.peer import Peer
 
 NO_RESETS = {"resets": "no resets"}
@@ -24,4 +25,5 @@ PEERS: dict[str, Peer] = {
         ("onnx", "onnxruntime"),
         lacks={**NO_RESETS, "bfloat16": "no bfloat16 on CPU", "gpu": "CPU only"},
     ),
+    "openvino": Peer(openvino.compiled, ("onnx", "openvino"), lacks={**NO_RESETS, "gpu": "CPU only"}),
 }
