@@ -43,8 +43,7 @@ static void backward_tile(const Backward<E>& f, long s, int phase, const int* ro
     for (int v = 0; v < NV; v++) __builtin_prefetch(entering(f, s, b) + (v0 + v) * N);
   }
   V<R> sums[NV * TILE];
-  for (int v = 0; v < NV; v++)
-    for (long i = 0; i < n_rows; i++) sums[v * TILE + i] = V<R>{};
+  clear<R>(sums, NV, n_rows);
   if (phase == 1) add_product<R, NV>(n_rows, a, f.w_hn_t + v0 * N * Hp, Hp, sums);
   else if (any) add_product<R, NV>(n_rows, a, f.w_hh_t + v0 * N * K, K, sums);
   const V<R> one = splat(R(1));
@@ -112,7 +111,7 @@ static void input_tile(const Backward<E>& f, const Real<E>* const* d, E* const* 
   using R = Real<E>;
   constexpr long N = L<R>;
   V<R> sums[NV * TILE];
-  for (int i = 0; i < NV * TILE; i++) sums[i] = V<R>{};
+  clear<R>(sums, NV, rows);
   add_product<R, NV>(rows, d, f.w_ih_t + v0 * N * 3 * f.P * N, 3 * f.P * N, sums);
   for (int v = 0; v < NV; v++)
     for (long i = 0; i < rows; i++) {

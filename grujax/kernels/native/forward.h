@@ -32,9 +32,9 @@ template <class E, class Op> void operands(const E* x, Op* out, long n, long I, 
   }
 }
 
-template <class R> INLINE void begin(V<R>* sums, const R* bias, long gates, long rows) {
-  for (long g = 0; g < gates; g++)
-    for (long i = 0; i < rows; i++) sums[g * TILE + i] = load(bias + g * L<R>);
+template <class R> INLINE void clear(V<R>* sums, long vectors, long rows) {
+  for (long v = 0; v < vectors; v++)
+    for (long i = 0; i < rows; i++) sums[v * TILE + i] = V<R>{};
 }
 
 // One row alone: the input's part of the gates of n steps from step s on, where the steps take the place of the rows.
@@ -48,7 +48,7 @@ void project(const Forward<E, Op>& f, Real<E>* projected, long s, long n, long p
       const Op* x[TILE];
       V<Real<E>> sums[3 * TILE];
       for (long j = 0; j < rows; j++) x[j] = f.x + f.t(s + i + j) * f.x_step;
-      begin(sums, f.bias + p * 4 * N, 3, rows);
+      clear<Real<E>>(sums, 3, rows);
       add_product<Op, 3>(rows, x, f.w_ih + p * K * 3 * N, K / PAIR<Op>, sums);
       for (long g = 0; g < 3; g++)
         for (long j = 0; j < rows; j++) store(projected + (((i + j) * f.P + p) * 3 + g) * N, sums[g * TILE + j]);
@@ -69,24 +69,23 @@ static void forward_tile(const Forward<E, Op>& f, long s, int phase, const int* 
     h[i] = reset ? f.h_reset : f.state[s & 1] + b * f.h_row;
     read[i] = reset ? f.read_reset + (f.state_mask ? b * f.read_row : 0) : f.read[s & 1] + b * f.read_row;
   }
-  V<R> sums[3 * TILE], x_n[TILE];
-  V<R> *r = sums, *z = sums + TILE, *n = sums + 2 * TILE;
-  const R* bias = f.bias + p * 4 * N;
+  // The input's and the state's products are summed apart: their sum is then as exact as either.
+  V<R> of_x[3 * TILE], sums[3 * TILE];
+  V<R> *r = sums, *z = sums + TILE, *n = sums + 2 * TILE, *x_n = of_x + 2 * TILE;
   if (phase == 0) {
-    if (f.projected) {
-      begin(sums, f.projected + ((s - f.first) * f.P + p) * 3 * N, 3, 1);
-    } else {
-      begin(sums, bias, 3, n_rows);
-      if (f.packed) add_product<Op, 3>(n_rows, x, f.w_ih + p * I * 3 * N, I / pair, sums);
-      else add_product<Op, 3>(n_rows, x, f.w_ih + unit, f.I, sums, 3 * f.H, f.H);
-    }
-    for (long i = 0; i < n_rows; i++) x_n[i] = n[i], n[i] = load(bias + 3 * N);
+    const R* bias = f.bias + p * 4 * N;
+    clear<R>(of_x, 3, n_rows), clear<R>(sums, 3, n_rows);
+    if (f.projected)
+      for (long g = 0; g < 3; g++) of_x[g * TILE] = load(f.projected + (((s - f.first) * f.P + p) * 3 + g) * N);
+    else if (f.packed) add_product<Op, 3>(n_rows, x, f.w_ih + p * I * 3 * N, I / pair, of_x);
+    else add_product<Op, 3>(n_rows, x, f.w_ih + unit, f.I, of_x, 3 * f.H, f.H);
     if (!f.reset_after) add_product<Op, 2>(n_rows, read, f.w_hh + p * H * 2 * N, H / pair, sums);
     else if (f.packed) add_product<Op, 3>(n_rows, read, f.w_hh + p * H * 3 * N, H / pair, sums);
     else add_product<Op, 3>(n_rows, read, f.w_hh + unit, f.H, sums, 3 * f.H, f.H);
     // In stages: the rows' chains of one function overlap, and one row's chain alone would be bound by latency.
-    for (long i = 0; i < n_rows; i++) r[i] = sigmoid<R>(r[i]);
-    for (long i = 0; i < n_rows; i++) z[i] = sigmoid<R>(z[i]);
+    for (long i = 0; i < n_rows; i++) r[i] = sigmoid<R>((of_x[i] + load(bias)) + r[i]);
+    for (long i = 0; i < n_rows; i++) z[i] = sigmoid<R>((of_x[TILE + i] + load(bias + N)) + z[i]);
+    for (long i = 0; i < n_rows; i++) x_n[i] += load(bias + 2 * N), n[i] += load(bias + 3 * N);
     if (!f.reset_after) {
       for (long i = 0; i < n_rows; i++) {
         const long at = rows[i] * f.h_row + unit;

@@ -1,6 +1,7 @@
 // The one product: sums (MR rows x NV vectors) += a (MR rows) times w, K multiplications deep.
 // a: a pointer for each row, its elements AS apart. w: NV vectors side by side for each k, or `w_vector` apart.
 constexpr int TILE = REGISTERS == 32 ? 8 : 4;  // 8 rows x 3 vectors of sums and 3 of weights fill 32 registers
+constexpr long DEPTH = 128;  // multiplications in a row: sums of sums are more exact than one long sum
 
 INLINE void multiply(V<float>& sum, const float* w, const float* a) { sum += load(w) * splat(*a); }
 INLINE void multiply(V<double>& sum, const double* w, const double* a) { sum += load(w) * splat(*a); }
@@ -20,33 +21,34 @@ __attribute__((noinline)) static void product(const Op* const* rows, const Op* w
   // Few rows: several sums side by side for each, or the latency of the multiplication shows.
   constexpr int SPLIT = MR == 1 ? 4 : MR == 2 ? 2 : 1;
   const Op* a[MR];
-  V<R> sum[SPLIT][NV][MR];
   for (int i = 0; i < MR; i++) a[i] = rows[i];
+  for (long first = 0; first < K; first += DEPTH) {
+    V<R> sum[SPLIT][NV][MR];
 #pragma GCC unroll 3
-  for (int v = 0; v < NV; v++)
-#pragma GCC unroll 8
-    for (int i = 0; i < MR; i++) {
-      sum[0][v][i] = sums[v * TILE + i];
-      for (int j = 1; j < SPLIT; j++) sum[j][v][i] = V<R>{};
-    }
-  long k = 0;
-  for (; k + SPLIT <= K; k += SPLIT, w += SPLIT * w_next)
-#pragma GCC unroll 4
-    for (int j = 0; j < SPLIT; j++)
+    for (int v = 0; v < NV; v++)
 #pragma GCC unroll 8
       for (int i = 0; i < MR; i++)
-#pragma GCC unroll 3
-        for (int v = 0; v < NV; v++) multiply(sum[j][v][i], w + j * w_next + v * w_vector, a[i] + (k + j) * AS * PAIR<Op>);
-  for (; k < K; k++, w += w_next)
-    for (int i = 0; i < MR; i++)
-      for (int v = 0; v < NV; v++) multiply(sum[0][v][i], w + v * w_vector, a[i] + k * AS * PAIR<Op>);
-#pragma GCC unroll 3
-  for (int v = 0; v < NV; v++)
+        for (int j = 0; j < SPLIT; j++) sum[j][v][i] = V<R>{};
+    const long end = K - first < DEPTH ? K : first + DEPTH;
+    long k = first;
+    for (; k + SPLIT <= end; k += SPLIT, w += SPLIT * w_next)
+#pragma GCC unroll 4
+      for (int j = 0; j < SPLIT; j++)
 #pragma GCC unroll 8
-    for (int i = 0; i < MR; i++) {
-      for (int j = 1; j < SPLIT; j++) sum[0][v][i] += sum[j][v][i];
-      sums[v * TILE + i] = sum[0][v][i];
-    }
+        for (int i = 0; i < MR; i++)
+#pragma GCC unroll 3
+          for (int v = 0; v < NV; v++) multiply(sum[j][v][i], w + j * w_next + v * w_vector, a[i] + (k + j) * AS * PAIR<Op>);
+    for (; k < end; k++, w += w_next)
+      for (int i = 0; i < MR; i++)
+        for (int v = 0; v < NV; v++) multiply(sum[0][v][i], w + v * w_vector, a[i] + k * AS * PAIR<Op>);
+#pragma GCC unroll 3
+    for (int v = 0; v < NV; v++)
+#pragma GCC unroll 8
+      for (int i = 0; i < MR; i++) {
+        for (int j = 1; j < SPLIT; j++) sum[0][v][i] += sum[j][v][i];
+        sums[v * TILE + i] += sum[0][v][i];
+      }
+  }
 }
 
 // The instance for `rows` rows, 1 to TILE. sums [v][TILE].
