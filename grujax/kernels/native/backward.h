@@ -43,9 +43,9 @@ static void backward_tile(const Backward<E>& f, long s, int phase, const int* ro
     for (int v = 0; v < NV; v++) __builtin_prefetch(entering(f, s, b) + (v0 + v) * N);
   }
   V<R> sums[NV * TILE];
-  clear<R>(sums, NV, n_rows);
-  if (phase == 1) add_product<R, NV>(n_rows, a, f.w_hn_t + v0 * N * Hp, Hp, sums);
-  else if (any) add_product<R, NV>(n_rows, a, f.w_hh_t + v0 * N * K, K, sums);
+  if (phase == 1) multiply_rows<R, NV>(n_rows, a, f.w_hn_t + v0 * N * Hp, Hp, sums);
+  else if (any) multiply_rows<R, NV>(n_rows, a, f.w_hh_t + v0 * N * K, K, sums);
+  else for (auto& sum : sums) sum = V<R>{};
   const V<R> one = splat(R(1));
   for (int v = 0; v < NV; v++) {
     const long unit = (v0 + v) * N, left = H - unit;
@@ -111,8 +111,7 @@ static void input_tile(const Backward<E>& f, const Real<E>* const* d, E* const* 
   using R = Real<E>;
   constexpr long N = L<R>;
   V<R> sums[NV * TILE];
-  clear<R>(sums, NV, rows);
-  add_product<R, NV>(rows, d, f.w_ih_t + v0 * N * 3 * f.P * N, 3 * f.P * N, sums);
+  multiply_rows<R, NV>(rows, d, f.w_ih_t + v0 * N * 3 * f.P * N, 3 * f.P * N, sums);
   for (int v = 0; v < NV; v++)
     for (long i = 0; i < rows; i++) {
       R lanes[N];
@@ -160,20 +159,19 @@ template <class E> void pack_operands(const Backward<E>& f, long s0, long s1) {
     }
 }
 
+template <class R> INLINE void add(R* p, V<R> v, long n) { store_part(p, load_part(p, n) + v, n); }
+
 // c (M, 3H) += a^T d: `a` packed as above, d NV vectors side by side for each of K rows.
 template <class R, int NV>
 static void add_transposed(const R* a, long M, const R* d, long K, R* c, long next, long left) {
   constexpr long N = L<R>;
-  for (long m = 0; m < M; m += TILE, c += TILE * next) {
+  for (long m = 0; m < M && K; m += TILE, c += TILE * next) {
     const R* rows[TILE];
     V<R> sums[NV * TILE];
-    for (int i = 0; i < TILE; i++) {
-      rows[i] = a + m / 8 * 8 * K + m % 8 + i;
-      for (int v = 0; v < NV; v++) sums[v * TILE + i] = m + i < M ? load_part(c + i * next + v * N, left - v * N) : V<R>{};
-    }
+    for (int i = 0; i < TILE; i++) rows[i] = a + m / 8 * 8 * K + m % 8 + i;
     product<R, TILE, NV, 8>(rows, d, K, NV * N, N, sums);
     for (int i = 0; i < TILE && m + i < M; i++)
-      for (int v = 0; v < NV; v++) store_part(c + i * next + v * N, sums[v * TILE + i], left - v * N);
+      for (int v = 0; v < NV; v++) add(c + i * next + v * N, sums[v * TILE + i], left - v * N);
   }
 }
 // One column of d (0..3: n, r, z, hn), nv vectors of it (1 or 2) from v0 on, into the gradients of weights and biases.
@@ -189,8 +187,7 @@ template <class E> void weight_gradient(const Backward<E>& f, long column, long 
     }
   auto into = [&](const R* a, long M, R* dw, R* db, long gate) {
     const long at = gate * f.H + v0 * N, left = f.H - v0 * N;
-    for (long v = 0; v < nv; v++)
-      store_part(db + at + v * N, load_part(db + at + v * N, left - v * N) + sum[v], left - v * N);
+    for (long v = 0; v < nv; v++) add(db + at + v * N, sum[v], left - v * N);
     if (nv == 2) add_transposed<R, 2>(a, M, buffer, f.rows, dw + at, 3 * f.H, left);
     else add_transposed<R, 1>(a, M, buffer, f.rows, dw + at, 3 * f.H, left);
   };

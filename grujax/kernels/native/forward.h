@@ -32,11 +32,6 @@ template <class E, class Op> void operands(const E* x, Op* out, long n, long I, 
   }
 }
 
-template <class R> INLINE void clear(V<R>* sums, long vectors, long rows) {
-  for (long v = 0; v < vectors; v++)
-    for (long i = 0; i < rows; i++) sums[v * TILE + i] = V<R>{};
-}
-
 // One row alone: the input's part of the gates of n steps from step s on, where the steps take the place of the rows.
 template <class E, class Op>
 void project(const Forward<E, Op>& f, Real<E>* projected, long s, long n, long p0, long p1) {
@@ -48,8 +43,7 @@ void project(const Forward<E, Op>& f, Real<E>* projected, long s, long n, long p
       const Op* x[TILE];
       V<Real<E>> sums[3 * TILE];
       for (long j = 0; j < rows; j++) x[j] = f.x + f.t(s + i + j) * f.x_step;
-      clear<Real<E>>(sums, 3, rows);
-      add_product<Op, 3>(rows, x, f.w_ih + p * K * 3 * N, K / PAIR<Op>, sums);
+      multiply_rows<Op, 3>(rows, x, f.w_ih + p * K * 3 * N, K / PAIR<Op>, sums);
       for (long g = 0; g < 3; g++)
         for (long j = 0; j < rows; j++) store(projected + (((i + j) * f.P + p) * 3 + g) * N, sums[g * TILE + j]);
     }
@@ -74,18 +68,17 @@ static void forward_tile(const Forward<E, Op>& f, long s, int phase, const int* 
   V<R> *r = sums, *z = sums + TILE, *n = sums + 2 * TILE, *x_n = of_x + 2 * TILE;
   if (phase == 0) {
     const R* bias = f.bias + p * 4 * N;
-    clear<R>(of_x, 3, n_rows), clear<R>(sums, 3, n_rows);
     if (f.projected)
       for (long g = 0; g < 3; g++) of_x[g * TILE] = load(f.projected + (((s - f.first) * f.P + p) * 3 + g) * N);
-    else if (f.packed) add_product<Op, 3>(n_rows, x, f.w_ih + p * I * 3 * N, I / pair, of_x);
-    else add_product<Op, 3>(n_rows, x, f.w_ih + unit, f.I, of_x, 3 * f.H, f.H);
-    if (!f.reset_after) add_product<Op, 2>(n_rows, read, f.w_hh + p * H * 2 * N, H / pair, sums);
-    else if (f.packed) add_product<Op, 3>(n_rows, read, f.w_hh + p * H * 3 * N, H / pair, sums);
-    else add_product<Op, 3>(n_rows, read, f.w_hh + unit, f.H, sums, 3 * f.H, f.H);
+    else if (f.packed) multiply_rows<Op, 3>(n_rows, x, f.w_ih + p * I * 3 * N, I / pair, of_x);
+    else multiply_rows<Op, 3>(n_rows, x, f.w_ih + unit, f.I, of_x, 3 * f.H, f.H);
+    if (!f.reset_after) multiply_rows<Op, 2>(n_rows, read, f.w_hh + p * H * 2 * N, H / pair, sums);
+    else if (f.packed) multiply_rows<Op, 3>(n_rows, read, f.w_hh + p * H * 3 * N, H / pair, sums);
+    else multiply_rows<Op, 3>(n_rows, read, f.w_hh + unit, f.H, sums, 3 * f.H, f.H);
     // In stages: the rows' chains of one function overlap, and one row's chain alone would be bound by latency.
     for (long i = 0; i < n_rows; i++) r[i] = sigmoid<R>((of_x[i] + load(bias)) + r[i]);
     for (long i = 0; i < n_rows; i++) z[i] = sigmoid<R>((of_x[TILE + i] + load(bias + N)) + z[i]);
-    for (long i = 0; i < n_rows; i++) x_n[i] += load(bias + 2 * N), n[i] += load(bias + 3 * N);
+    for (long i = 0; i < n_rows; i++) x_n[i] += load(bias + 2 * N);
     if (!f.reset_after) {
       for (long i = 0; i < n_rows; i++) {
         const long at = rows[i] * f.h_row + unit;
@@ -98,19 +91,19 @@ static void forward_tile(const Forward<E, Op>& f, long s, int phase, const int* 
           lanes[u] = of_r[u] * a;
         }
         write_operand<E>(f.r_read + rows[i] * f.read_row + unit, load(lanes));
-        store(f.z + at, z[i]), store(f.x_n + at, x_n[i] + n[i]);
+        store(f.z + at, z[i]), store(f.x_n + at, x_n[i] + load(bias + 3 * N));
         if (f.saved) store_part(f.saved + (t * f.B + rows[i]) * 4 * f.H + unit, r[i], left);
       }
       return;
     }
-    for (long i = 0; i < n_rows; i++) x_n[i] = tanh<R>(x_n[i] + r[i] * n[i]);
+    for (long i = 0; i < n_rows; i++) n[i] += load(bias + 3 * N), x_n[i] = tanh<R>(x_n[i] + r[i] * n[i]);
   } else {
     for (long i = 0; i < n_rows; i++) {
       const long at = rows[i] * f.h_row + unit;
       read[i] = f.r_read + rows[i] * f.read_row, z[i] = load(f.z + at), x_n[i] = load(f.x_n + at);
     }
-    add_product<Op, 1>(n_rows, read, f.w_hn + p * H * N, H / pair, x_n);
-    for (long i = 0; i < n_rows; i++) x_n[i] = tanh<R>(x_n[i]);
+    multiply_rows<Op, 1>(n_rows, read, f.w_hn + p * H * N, H / pair, n);
+    for (long i = 0; i < n_rows; i++) x_n[i] = tanh<R>(x_n[i] + n[i]);
   }
   for (long i = 0; i < n_rows; i++) {
     const long b = rows[i];

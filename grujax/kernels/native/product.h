@@ -1,7 +1,7 @@
-// The one product: sums (MR rows x NV vectors) += a (MR rows) times w, K multiplications deep.
+// The one product: sums (MR rows x NV vectors) = a (MR rows) times w, K multiplications deep; K is positive.
 // a: a pointer for each row, its elements AS apart. w: NV vectors side by side for each k, or `w_vector` apart.
 constexpr int TILE = REGISTERS == 32 ? 8 : 4;  // 8 rows x 3 vectors of sums and 3 of weights fill 32 registers
-constexpr long DEPTH = 128;  // multiplications in a row: sums of sums are more exact than one long sum
+constexpr long DEPTH = 32;   // multiplications in a row: sums of sums are more exact than one long sum
 
 INLINE void multiply(V<float>& sum, const float* w, const float* a) { sum += load(w) * splat(*a); }
 INLINE void multiply(V<double>& sum, const double* w, const double* a) { sum += load(w) * splat(*a); }
@@ -46,14 +46,15 @@ __attribute__((noinline)) static void product(const Op* const* rows, const Op* w
 #pragma GCC unroll 8
       for (int i = 0; i < MR; i++) {
         for (int j = 1; j < SPLIT; j++) sum[0][v][i] += sum[j][v][i];
-        sums[v * TILE + i] += sum[0][v][i];
+        if (first) sums[v * TILE + i] += sum[0][v][i];
+        else sums[v * TILE + i] = sum[0][v][i];
       }
   }
 }
 
 // The instance for `rows` rows, 1 to TILE. sums [v][TILE].
 template <class Op, int NV, int AS = 1>
-static void add_product(long rows, const Op* const* a, const Op* w, long K, V<Real<Op>>* sums, long w_next = NV * BYTES / sizeof(Op),
+static void multiply_rows(long rows, const Op* const* a, const Op* w, long K, V<Real<Op>>* sums, long w_next = NV * BYTES / sizeof(Op),
                         long w_vector = BYTES / sizeof(Op)) {
   switch (rows) {
     case 1: return product<Op, 1, NV, AS>(a, w, K, w_next, w_vector, sums);

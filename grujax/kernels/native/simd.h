@@ -54,51 +54,62 @@ template <> struct Exp<double> {
   static constexpr double C[] = {1. / 6227020800, 1. / 479001600, 1. / 39916800, 1. / 3628800, 1. / 362880, 1. / 40320,
                                  1. / 5040,       1. / 720,       1. / 120,      1. / 24,      1. / 6,      1. / 2};
 };
+#if defined(__AVX512F__)  // where the compiler finds no good code itself
+constexpr bool AVX512 = true;
+INLINE V<float> clamp_(V<float> a, float lo, float hi) {  // min and max hand out their second operand where one is NaN
+  return (V<float>)_mm512_max_ps(_mm512_set1_ps(lo), _mm512_min_ps(_mm512_set1_ps(hi), (__m512)a));
+}
+INLINE V<float> scale_(V<float> a, V<float> k) { return (V<float>)_mm512_scalef_ps((__m512)a, (__m512)k); }
+INLINE V<float> reciprocal_(V<float> a) {  // 14 bits and one step of Newton's
+  const V<float> y = (V<float>)_mm512_rcp14_ps((__m512)a);
+  return y + y * (1.f - a * y);
+}
+INLINE V<float> quotient_(V<float> a, V<float> b) {
+  const V<float> y = reciprocal_(b), q = a * y;
+  return q + y * (a - b * q);
+}
+#else
+constexpr bool AVX512 = false;
+template <class T> V<T> clamp_(V<T>, T, T);
+template <class T> V<T> scale_(V<T>, V<T>);
+template <class T> V<T> reciprocal_(V<T>);
+template <class T> V<T> quotient_(V<T>, V<T>);
+#endif
+template <class T> constexpr bool BY_HAND = AVX512 && sizeof(T) == 4;
+
 template <class T> INLINE V<T> clamp(V<T> a, T lo, T hi) {  // NaN stays
+  if constexpr (BY_HAND<T>) return clamp_(a, lo, hi);
   a = a > splat(hi) ? splat(hi) : a;
   return a < splat(lo) ? splat(lo) : a;
 }
-#if defined(__AVX512F__)
-INLINE V<float> scale_(V<float> a, V<float> k) { return (V<float>)_mm512_scalef_ps((__m512)a, (__m512)k); }
-INLINE V<float> quotient_(V<float> a, V<float> b) {  // 14 bits of 1 / b, and two steps of Newton's
-  V<float> y = (V<float>)_mm512_rcp14_ps((__m512)b);
-  y += y * (1.f - b * y);
-  const V<float> q = a * y;
-  return q + y * (a - b * q);
-}
-constexpr bool AVX512 = true;
-#else
-constexpr bool AVX512 = false;
-#endif
 template <class T> INLINE V<T> scale(V<T> a, V<T> k) {  // a * 2^k, k whole, within the exponents of T
-  if constexpr (AVX512 && sizeof(T) == 4) {
-    return scale_(a, k);
-  } else {
-    using bits = typename Exp<T>::bits;
-    const bits power = ((bits)(k + splat(Exp<T>::ROUND)) << Exp<T>::FRACTION) + Exp<T>::ONE;
-    return a * (V<T>)power;
-  }
+  if constexpr (BY_HAND<T>) return scale_(a, k);
+  else return a * (V<T>)(((typename Exp<T>::bits)(k + splat(Exp<T>::ROUND)) << Exp<T>::FRACTION) + Exp<T>::ONE);
+}
+template <class T> INLINE V<T> reciprocal(V<T> a) {
+  if constexpr (BY_HAND<T>) return reciprocal_(a);
+  else return T(1) / a;
 }
 template <class T> INLINE V<T> quotient(V<T> a, V<T> b) {
-  if constexpr (AVX512 && sizeof(T) == 4) return quotient_(a, b);
+  if constexpr (BY_HAND<T>) return quotient_(a, b);
   else return a / b;
 }
-template <class T> INLINE void exponential(V<T> y, V<T>& k, V<T>& q) {
-  k = (y * T(1.44269504088896340736) + Exp<T>::ROUND) - Exp<T>::ROUND;
-  const V<T> r = (y - k * Exp<T>::LN2_HIGH) - k * Exp<T>::LN2_LOW;
+template <class T> INLINE void exponential(V<T> x, T c, V<T>& k, V<T>& q) {  // of c x
+  k = (x * (c * T(1.44269504088896340736)) + Exp<T>::ROUND) - Exp<T>::ROUND;
+  const V<T> r = (c * x - k * Exp<T>::LN2_HIGH) - k * Exp<T>::LN2_LOW;
   V<T> p = splat(Exp<T>::C[0]);
   for (unsigned i = 1; i < sizeof(Exp<T>::C) / sizeof(T); i++) p = p * r + Exp<T>::C[i];
   q = p * r * r + r;
 }
 template <class T> INLINE V<T> sigmoid(V<T> x) {  // 0 where it is below the least normal number
   V<T> k, q;
-  exponential<T>(-clamp<T>(x, Exp<T>::FLUSHED, -Exp<T>::FLUSHED), k, q);
-  const V<T> y = quotient<T>(splat(T(1)), scale<T>(q + T(1), k) + T(1));
+  exponential<T>(clamp<T>(x, Exp<T>::FLUSHED, -Exp<T>::FLUSHED), T(-1), k, q);
+  const V<T> y = reciprocal<T>(scale<T>(q + T(1), k) + T(1));
   return x < splat(Exp<T>::FLUSHED) ? V<T>{} : y;
 }
 template <class T> INLINE V<T> tanh(V<T> x) {  // (e^2x - 1) / (e^2x + 1), exact where x is small
   V<T> k, q;
-  exponential<T>(T(2) * clamp<T>(x, -Exp<T>::TANH_IS_ONE, Exp<T>::TANH_IS_ONE), k, q);
+  exponential<T>(clamp<T>(x, -Exp<T>::TANH_IS_ONE, Exp<T>::TANH_IS_ONE), T(2), k, q);
   const V<T> s = scale<T>(splat(T(1)), k), e = s * q + (s - T(1));
   return quotient<T>(e, e + T(2));
 }
