@@ -75,7 +75,12 @@ def _run(
 ) -> list[Result]:
     sizes = _known_sizes(recurrences[0], time_major)
     dtype = recurrences[0].weights.w_hh.dtype
-    given = {"reverse": reverse, "with_gates": with_gates, "time_major": time_major, "chunks": chunks_of(sizes, backend)}
+    given = {
+        "reverse": reverse,
+        "with_gates": with_gates,
+        "time_major": time_major,
+        "chunks": chunks_of(sizes, backend),
+    }
 
     def program(name: str):
         return partial(KERNELS[name].program, spec=spec, **given)
@@ -92,9 +97,12 @@ def _run(
 
 
 def _known_sizes(recurrence: Recurrence, time_major: bool) -> Sizes:
-    """T, B and H; None for one that is not known while compiling, and for B where it is split among devices."""
+    """T, B and H; None for one that is not known while compiling, and for B where arrays are split otherwise than by
+    rows among devices."""
     n_steps, n_rows, _ = recurrence.x.shape if time_major else (recurrence.x.shape[i] for i in (1, 0, 2))
-    split = jax.typeof(recurrence.x).sharding.spec[1 if time_major else 0] is not None
+    split = [axis for axis, name in enumerate(jax.typeof(recurrence.x).sharding.spec) if name is not None]
+    weights = [name for a in jax.tree.leaves(recurrence.weights) for name in jax.typeof(a).sharding.spec]
+    by_rows = split in ([], [1 if time_major else 0]) and not any(weights)
     hidden_size = recurrence.weights.w_hh.shape[0]
     T, B, H = (size if isinstance(size, int) else None for size in (n_steps, n_rows, hidden_size))
-    return T, None if split else B, H
+    return T, B if by_rows else None, H

@@ -6,6 +6,7 @@ where the state is held at h0: no gather is needed to reverse a sequence.
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -42,9 +43,8 @@ def in_time(result: Result, valid: Valid | None, reverse: bool, time_major: bool
         a = a if valid is None else jnp.where(valid[..., None], a, 0)
         return jnp.flip(a, 0) if reverse else a
 
-    hs, gates = ordered(result.hs), result.gates
-    gates = None if gates is None else type(gates)(*map(ordered, gates))
-    return Result(hs if time_major else hs.swapaxes(0, 1), result.h_last, gates)
+    hs, gates, m = jax.tree.map(ordered, (result.hs, result.gates, result.m))
+    return Result(hs if time_major else hs.swapaxes(0, 1), result.h_last, gates, m)
 
 
 def held(hs: States, h0: State, valid: Valid | None) -> States:

@@ -42,8 +42,8 @@ def program(
 def loop(recurrences: Sequence[Recurrence], spec: GRUSpec, with_gates: bool) -> list[Result]:
     """One scan after the other, the gates from three products with the state, or, not on CPU, from one.
 
-    XLA for TPUs leaves three products apart, and XLA for GPUs joins the weights again at every call. XLA for CPUs splits
-    the one product in a pass of its own. docs/decisions/gpu-and-tpu-programs.md counts.
+    XLA for TPUs leaves three products apart, and XLA for GPUs joins the weights again at every call. XLA for CPUs
+    splits the one product in a pass of its own. docs/decisions/gpu-and-tpu-programs.md counts.
     """
     scans: list[Callable] = [partial(_scan, spec=spec, with_gates=with_gates)]
     if one_product_serves(spec):

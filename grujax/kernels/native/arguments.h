@@ -18,7 +18,7 @@ template <> constexpr ffi::DataType DTYPE<bool> = ffi::PRED;
 // What arrays a direction has, in this order. An optional array that is not given has no elements.
 enum Input { X, H0, W_IH, W_HH, B_IH, B_HH, H_RESET, VALID, RESET, STATE_MASK, HOLD, FORWARD_INPUTS };
 enum SavedInput { HS = FORWARD_INPUTS, SAVED, DHS, DH_LAST, BACKWARD_INPUTS };
-enum Output { OUT_HS, OUT_H_LAST, OUT_SAVED, FORWARD_OUTPUTS };
+enum Output { OUT_HS, OUT_H_LAST, OUT_SAVED };  // the last one where asked for
 enum Gradient { DX, DH0, DW_IH, DW_HH, DB_IH, DB_HH, DH_RESET, BACKWARD_OUTPUTS };
 
 class Arrays {

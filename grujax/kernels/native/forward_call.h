@@ -16,11 +16,14 @@ template <class E, class Op> struct ForwardWork : Work {
   std::vector<Op*> x_operands, packed_ih, packed_hh, packed_hn;
   Scratch scratch;
   std::unique_ptr<Share> share;
-  long D, T, B, P, phases, chunk = 0, ranges, parts = 0;  // chunk: steps projected at once, 0 for none
+  long of_direction, D, T, B, P, phases, chunk = 0, ranges, parts = 0;  // chunk: steps projected at once, 0 for none
+
+  static long outputs(const Options& o) { return OUT_SAVED + (o.with_saved ? 1 : 0); }
 
   ForwardWork(const Kernels<E, Op>& kernels, const Arrays& arrays, const Options& o, const ffi::ThreadPool& pool) : k(kernels) {
-    arrays.expect(o.directions * FORWARD_INPUTS, o.directions * FORWARD_OUTPUTS);
+    arrays.expect(o.directions * FORWARD_INPUTS, o.directions * outputs(o));
     for (long d = 0; d < o.directions; d++) add(arrays, o, d);
+    of_direction = outputs(o);
     const auto& c = calls[0];
     D = calls.size(), T = c.T, B = c.B, P = c.P, phases = o.reset_after ? 1 : 2;
     const long workers = workers_for(pool, 3.0 * D * B * T * c.H * (c.I + c.H));
@@ -34,7 +37,7 @@ template <class E, class Op> struct ForwardWork : Work {
 
   void add(const Arrays& arrays, const Options& o, long d) {
     Forward<E, Op> f;
-    const long in = d * FORWARD_INPUTS, out = d * FORWARD_OUTPUTS, N = k.lanes, pair = PAIR<Op>;
+    const long in = d * FORWARD_INPUTS, out = d * outputs(o), N = k.lanes, pair = PAIR<Op>;
     read_sizes<Forward<E, Op>, E>(f, arrays, in, o, d, N);
     const long T = f.T, B = f.B, H = f.H, I = f.I, P = f.P, Hp = P * N;
     const long x0 = o.time_major ? T : B, x1 = o.time_major ? B : T;
@@ -155,7 +158,7 @@ template <class E, class Op> struct ForwardWork : Work {
   void end(const Arrays& arrays) {  // the last states
     for (long d = 0; d < D; d++) {
       const auto& f = calls[d];
-      R* h_last = arrays.out<R>(d * FORWARD_OUTPUTS + OUT_H_LAST, {f.B, f.H});
+      R* h_last = arrays.out<R>(d * of_direction + OUT_H_LAST, {f.B, f.H});
       for (long b = 0; b < f.B; b++) memcpy(h_last + b * f.H, f.state[T & 1] + b * f.h_row, f.H * sizeof(R));
     }
   }

@@ -16,6 +16,8 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from grujax.kernels.derivative import tangent
 from grujax.kernels.native import library
@@ -30,7 +32,12 @@ class Call(NamedTuple):
     spec: GRUSpec
     reverse: tuple[bool, ...]  # of each direction
     time_major: bool
-    saved: bool = True  # the gates are returned
+    saved: bool  # the gates are returned
+
+    @property
+    def outputs(self) -> int:
+        """How many arrays the forward primitive returns for a direction."""
+        return 3 if self.saved else 2
 
 
 class Given(NamedTuple):
@@ -64,7 +71,9 @@ def given(recurrence: Recurrence, call: Call) -> Given:
     x, w_ih, w_hh = (a.astype(weights.w_hh.dtype) for a in (x, weights.w_ih, weights.w_hh))
     reals = (h0, weights.b_ih, weights.b_hh, h_reset, state_mask, hold)
     h0, b_ih, b_hh, h_reset, state_mask, hold = (_or_empty(a, dtype) for a in reals)
-    return Given(x, h0, w_ih, w_hh, b_ih, b_hh, h_reset, _or_empty(valid, bool), _or_empty(reset, bool), state_mask, hold)
+    return Given(
+        x, h0, w_ih, w_hh, b_ih, b_hh, h_reset, _or_empty(valid, bool), _or_empty(reset, bool), state_mask, hold
+    )
 
 
 def _or_empty(a: Array | None, dtype: Any) -> Array:
@@ -93,7 +102,7 @@ def _called(target: str, arrays: Sequence[Array], outputs: Sequence[Any], call: 
         "keep": call.spec.update == "keep",
         "with_saved": call.saved,
     }
-    return list(jax.ffi.ffi_call(target, [jax.ShapeDtypeStruct(*o) for o in outputs])(*arrays, **options))
+    return list(jax.ffi.ffi_call(target, [jax.ShapeDtypeStruct(*of) for of in outputs])(*arrays, **options))
 
 
 def _with_resets_read(arrays: Sequence[Array], call: Call) -> list[Array]:
@@ -107,13 +116,12 @@ def _with_resets_read(arrays: Sequence[Array], call: Call) -> list[Array]:
 
 
 def forward_shapes(arrays: Sequence[Any], call: Call) -> list[tuple[tuple[int, ...], Any]]:
-    """hs, h_last and what is saved, of each direction."""
+    """hs, h_last and, where asked, what is saved, of each direction."""
     shapes = []
-    for of in by_direction(arrays, N):
-        x, h0, *_ = of
+    for x, h0, *_ in by_direction(arrays, N):
         n_steps, n_rows = x.shape[:2] if call.time_major else (x.shape[1], x.shape[0])
-        saved = (n_steps, n_rows, 4 * h0.shape[1]) if call.saved else (0, 0, 0)
-        shapes += [((*x.shape[:2], h0.shape[1]), h0.dtype), (h0.shape, h0.dtype), (saved, h0.dtype)]
+        shapes += [((*x.shape[:2], h0.shape[1]), h0.dtype), (h0.shape, h0.dtype)]
+        shapes += [((n_steps, n_rows, 4 * h0.shape[1]), h0.dtype)] if call.saved else []
     return shapes
 
 
@@ -125,8 +133,8 @@ def native_transpose(*arrays: Array, call: Call) -> list[Array]:
     """The gradients of the first `MOVED` arrays of each direction, from `Given`, hs, saved, dhs and dh_last of each."""
     D = len(call.reverse)
     primals, others = arrays[: D * N], by_direction(arrays[D * N :], D)
-    rows = zip(by_direction(_with_resets_read(primals, call), N), *others, strict=True)
-    inputs = [a for of, *more in rows for a in (*of, *more)]
+    by_rows = zip(by_direction(_with_resets_read(primals, call), N), *others, strict=True)
+    inputs = [a for of, *more in by_rows for a in (*of, *more)]
     outputs = []
     for of in map(lambda a: Given(*a), by_direction(primals, N)):
         wide, columns = of.h0.dtype, (of.w_hh.shape[1],)
@@ -146,11 +154,10 @@ def plain_forward(*arrays: Array, call: Call) -> list[Array]:
     options = {"reverse": call.reverse, "time_major": call.time_major}
     outputs = []
     for result in program(recurrences, call.spec, with_gates=call.saved, **options):
-        saved = jnp.zeros((0, 0, 0), result.hs.dtype)
+        outputs += [result.hs, result.h_last]
         if result.gates is not None:
             m = jnp.zeros_like(result.gates.r) if result.m is None else result.m
-            saved = jnp.concatenate([*result.gates, m], axis=-1)
-        outputs += [result.hs, result.h_last, saved]
+            outputs.append(jnp.concatenate([*result.gates, m], axis=-1))
     return outputs
 
 
@@ -158,7 +165,9 @@ def plain_tangent(*arrays: Array, call: Call) -> list[Array]:
     """dhs and dh_last of each direction, linear in the last `MOVED` arrays of each."""
     D = len(call.reverse)
     primals, results, moved = arrays[: D * N], arrays[D * N : D * (N + 2)], arrays[D * (N + 2) :]
-    rows = zip(call.reverse, by_direction(primals, N), results[:D], results[D:], by_direction(moved, MOVED), strict=True)
+    rows = zip(
+        call.reverse, by_direction(primals, N), results[:D], results[D:], by_direction(moved, MOVED), strict=True
+    )
     outputs = []
     for backwards, of, hs, saved, d_of in rows:
 
@@ -196,13 +205,21 @@ def _primitive(name: str, plain: Callable, native: Callable, types: Callable) ->
     plain_lowering, native_lowering = (mlir.lower_fun(f, multiple_results=True) for f in (plain, native))
 
     def lowering(ctx: Any, *arrays: Any, call: Call) -> Any:
-        # An exported program holds the plain loop: its reader has no library.
-        exported = ctx.module_context.lowering_parameters.for_export
-        return (plain_lowering if exported else native_lowering)(ctx, *arrays, call=call)
+        # An exported program holds the plain loop: its reader has no library. So does one that XLA splits among devices:
+        # it would gather all rows before the call.
+        module = ctx.module_context
+        plain_asked = module.lowering_parameters.for_export or _split_by_xla(module.axis_context)
+        return (plain_lowering if plain_asked else native_lowering)(ctx, *arrays, call=call)
 
     mlir.register_lowering(primitive, plain_lowering)
     mlir.register_lowering(primitive, lowering, platform="cpu")
     return primitive
+
+
+def _split_by_xla(axes: Any) -> bool:
+    if (mesh := getattr(axes, "mesh", None)) is not None:  # inside of shard_map
+        return set(axes.manual_axes) != set(mesh.axis_names)
+    return getattr(axes, "num_devices", 1) > 1
 
 
 def _like(a: Any, shape: Sequence[int], dtype: Any) -> Any:
@@ -234,7 +251,7 @@ transpose_p = _primitive("grujax_transpose", plain_transpose, native_transpose, 
 
 def _jvp_of(plain: Callable) -> Callable:
     def rule(primals: Sequence[Any], tangents: Sequence[Any], call: Call) -> Any:
-        return jax.jvp(partial(plain, call=call), primals, [ad.instantiate_zeros(t) for t in tangents])
+        return jax.jvp(partial(plain, call=call), tuple(primals), tuple(ad.instantiate_zeros(t) for t in tangents))
 
     return rule
 
@@ -262,7 +279,12 @@ ad.primitive_jvps[tangent_p] = _tangent_jvp
 ad.primitive_transposes[tangent_p] = _tangent_transpose
 
 
-# ---- vmap
+# ---- vmap and explicit sharding
+def rows_at(time_major: bool) -> Given:
+    """The axis of the rows of the batch in each array; None where there is none."""
+    return Given(1 if time_major else 0, 0, *[None] * 5, 1, 1, 0, 1)
+
+
 WEIGHTS = tuple(Given._fields.index(name) for name in ("w_ih", "w_hh", "b_ih", "b_hh", "h_reset"))
 
 
@@ -292,18 +314,22 @@ def _folded(arrays: Sequence[Any], axes: Sequence[Any], call: Call) -> tuple[lis
     if any(axes[d * N + i] is not None for d in range(D) for i in WEIGHTS):
         return _mapped(forward_p, plain_forward)(arrays, axes, call)
     size = next(a.shape[axis] for a, axis in zip(arrays, axes, strict=True) if axis is not None)
-    rows_at = Given(1 if call.time_major else 0, 0, *[None] * 5, 1, 1, 0, 1)
+    rows = rows_at(call.time_major)
 
     def fold(a: Any, axis: int | None, at: int | None) -> Any:
         if at is None or (a.shape == (0,) or a.shape == (size, 0)):
             return a if axis is None else jnp.zeros(0, a.dtype)
-        a = jnp.broadcast_to(jnp.expand_dims(a, at), (*a.shape[:at], size, *a.shape[at:])) if axis is None else jnp.moveaxis(a, axis, at)
+        a = (
+            jnp.broadcast_to(jnp.expand_dims(a, at), (*a.shape[:at], size, *a.shape[at:]))
+            if axis is None
+            else jnp.moveaxis(a, axis, at)
+        )
         return a.reshape(*a.shape[:at], size * a.shape[at + 1], *a.shape[at + 2 :])
 
-    flat = [fold(a, axis, at) for a, axis, at in zip(arrays, axes, rows_at * D, strict=True)]
+    flat = [fold(a, axis, at) for a, axis, at in zip(arrays, axes, rows * D, strict=True)]
     outputs = []
-    for hs, h_last, saved in by_direction(forward_p.bind(*flat, call=call), 3):
-        for a, at in ((hs, rows_at.x), (h_last, 0), (saved, 1)):
+    for of in by_direction(forward_p.bind(*flat, call=call), call.outputs):
+        for a, at in zip(of, (rows.x, 0, 1), strict=False):
             split = a.reshape(*a.shape[:at], size, a.shape[at] // size, *a.shape[at + 1 :])
             outputs.append(jnp.moveaxis(split, at, 0))
     return outputs, [0] * len(outputs)
@@ -324,19 +350,23 @@ def under_primitives(arrays: list[Array], call: Call) -> list[Array]:
 @partial(under_primitives.defjvp, symbolic_zeros=True)
 def _rule(call: Call, primals: tuple[list[Array]], tangents: tuple[list[Any]]) -> tuple[list[Array], list[Array]]:
     (arrays,), (moved,) = primals, tangents
-    D = len(call.reverse)
     zero = [isinstance(t, SymbolicZero) for t in moved]
-    d_arrays = [jnp.zeros(a.shape, a.dtype) if is_zero else t for a, t, is_zero in zip(arrays, moved, zero, strict=True)]
+    d_arrays = [
+        jnp.zeros(a.shape, a.dtype) if is_zero else t for a, t, is_zero in zip(arrays, moved, zero, strict=True)
+    ]
     saving = call._replace(saved=True)
     outputs = forward_p.bind(*arrays, call=saving)
     d_moved = [t for of in by_direction(d_arrays, N) for t in of[:MOVED]]
     d_outputs = tangent_p.bind(*arrays, *outputs[::3], *outputs[2::3], *d_moved, call=saving)
     every, d_every = [], []
     for (hs, h_last, saved), (dhs, dh_last) in zip(by_direction(outputs, 3), by_direction(d_outputs, 2), strict=True):
-        every += [hs, h_last, saved if call.saved else saved[:0, :0, :0]]
-        d_every += [dhs, dh_last, jnp.zeros_like(every[-1])]
+        every += [hs, h_last, saved][: call.outputs]
+        d_every += [dhs, dh_last, saved][: call.outputs]
     if call.saved:  # the derivative of the gates themselves is rarely asked for
-        float0 = [t if jnp.issubdtype(a.dtype, jnp.floating) else np.zeros(a.shape, jax.dtypes.float0) for a, t in zip(arrays, d_arrays, strict=True)]
+        float0 = [
+            t if jnp.issubdtype(a.dtype, jnp.floating) else np.zeros(a.shape, jax.dtypes.float0)
+            for a, t in zip(arrays, d_arrays, strict=True)
+        ]
         d_every[2::3] = jax.jvp(partial(plain_forward, call=call), arrays, float0)[1][2::3]
     return every, d_every
 
@@ -355,16 +385,40 @@ def native(
         raise AssertionError(why)
     call = Call(spec, tuple(reverse), time_major, with_gates)
     arrays = [a for recurrence in recurrences for a in given(recurrence, call)]
-    if not jax.typeof(recurrences[0].x).sharding.mesh.empty:
-        arrays = _varying_alike(arrays)
+    outputs = _on_mesh(arrays, call)
     results = []
-    for hs, h_last, saved in by_direction(under_primitives(arrays, call), 3):
+    for hs, h_last, *saved in by_direction(outputs, call.outputs):
         gates = m = None
-        if with_gates:
-            r, z, n, m = jnp.split(saved, 4, axis=-1)
+        if saved:
+            r, z, n, m = jnp.split(saved[0], 4, axis=-1)
             gates, m = Gates(r, z, n), m if spec.reset_after else None
         results.append(Result(hs, h_last, gates, m))
     return results
+
+
+def _on_mesh(arrays: list[Array], call: Call) -> list[Array]:
+    """Under explicit sharding each device runs its rows, by `shard_map`."""
+    D, rows = len(call.reverse), rows_at(call.time_major)
+    sharding = jax.typeof(arrays[0]).sharding
+    if sharding.mesh.empty:
+        return under_primitives(arrays, call)
+    names = sharding.spec[rows.x]
+    if names is None:
+        return under_primitives(_varying_alike(arrays), call)
+
+    def split(at: int | None, ndim: int) -> P:
+        return P(*(names if axis == at else None for axis in range(ndim)))
+
+    arrays = [
+        a if a.shape == (0,) or at is None else jax.reshard(a, NamedSharding(sharding.mesh, split(at, a.ndim)))
+        for a, at in zip(arrays, rows * D, strict=True)
+    ]
+    out_specs = [split(rows.x, 3), split(0, 2), split(1, 3)][: call.outputs] * D
+
+    def of_device(arrays: list[Array]) -> list[Array]:
+        return under_primitives(_varying_alike(arrays), call)
+
+    return jax.shard_map(of_device, mesh=sharding.mesh, out_specs=out_specs)(arrays)
 
 
 def _varying_alike(arrays: Sequence[Array]) -> list[Array]:
