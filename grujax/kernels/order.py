@@ -64,11 +64,11 @@ def resets_read(reset: Valid | None, valid: Valid | None, reverse: bool) -> Vali
     """
     if reset is None:
         return None
-    if reverse and valid is None:
-        return jnp.concatenate([reset[1:], jnp.zeros_like(reset[:1])])
+    if valid is None:
+        return jnp.concatenate([reset[1:], jnp.zeros_like(reset[:1])]) if reverse else reset
     if reverse:
         to_go = reset.shape[0] - lax.broadcasted_iota(jnp.int32, reset.shape, 0)
         code = jnp.where(valid, 2 * to_go + reset.astype(jnp.int32), 0)
         later = jnp.concatenate([code[1:], jnp.zeros_like(code[:1])])
         reset = lax.cummax(later, axis=0, reverse=True) % 2 == 1
-    return reset if valid is None else reset & valid
+    return reset & valid

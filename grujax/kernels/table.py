@@ -12,7 +12,7 @@ from grujax.errors import InputError, require_one_of
 from grujax.kernels import native, xla
 from grujax.kernels.checks import check_spec
 from grujax.kernels.derivative import Chunks
-from grujax.kernels.native import primitives
+from grujax.kernels.native.program import program
 from grujax.types import GRUSpec, Result
 
 Sizes: TypeAlias = tuple[int | None, int | None, int | None]
@@ -51,7 +51,7 @@ def _ruled_out(spec: GRUSpec, dtype: DTypeLike) -> str | None:
 KERNELS: dict[str, Kernel] = {
     # Measured: docs/decisions/native-kernel.md.
     "native": Kernel(
-        primitives.native,
+        program,
         "C++, all steps in one call, with a backward pass of its own",
         refuses=_not_in_cpp,
         cpu_only=True,

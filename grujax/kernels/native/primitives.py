@@ -1,13 +1,13 @@
 """The native kernel as JAX sees it: three primitives under one derivative rule.
 
-forward: hs, h_last and what the derivative needs, in C++. tangent: their tangents, linear in those of the arguments, by
-`kernels/derivative.py`. transpose: the transpose of that, all gradients at once, in C++. Each is plain JAX too: where it
-is differentiated again, batched over weights, exported, or lowered for another platform than CPU.
+forward: hs, h_last and what the derivative needs, in C++. tangent: their tangents, linear in those of the arguments,
+by `kernels/derivative.py`. transpose: all gradients at once, in C++. Each is plain JAX too: where it is differentiated
+again, batched over weights, exported, or split among devices by XLA.
 """
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,187 +16,13 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
-from grujax.kernels.derivative import tangent
-from grujax.kernels.native import library
-from grujax.kernels.order import as_read, held, in_time, resets_read
-from grujax.kernels.xla import program
-from grujax.types import Array, Control, Gates, GRUSpec, GRUWeights, Recurrence, Result, state_dtype
+from grujax.kernels.native.arrays import MOVED, Call, Given, N, by_direction, rows_at
+from grujax.kernels.native.handlers import forward_shapes, native_forward, native_transpose
+from grujax.kernels.native.plain import plain_forward, plain_tangent, plain_transpose
+from grujax.types import Array
 
 
-class Call(NamedTuple):
-    """What is fixed when a call is compiled."""
-
-    spec: GRUSpec
-    reverse: tuple[bool, ...]  # of each direction
-    time_major: bool
-    saved: bool  # the gates are returned
-
-    @property
-    def outputs(self) -> int:
-        """How many arrays the forward primitive returns for a direction."""
-        return 3 if self.saved else 2
-
-
-class Given(NamedTuple):
-    """The arrays of one direction, in the order in which ffi.cpp reads them; () for one that is not given."""
-
-    x: Any
-    h0: Any
-    w_ih: Any
-    w_hh: Any
-    b_ih: Any
-    b_hh: Any
-    h_reset: Any
-    valid: Any
-    reset: Any
-    state_mask: Any
-    hold: Any
-
-
-MOVED = 7
-"""The first so many of `Given` have a derivative."""
-N = len(Given._fields)
-
-
-def given(recurrence: Recurrence, call: Call) -> Given:
-    """The arrays of a recurrence in the dtypes of the kernel."""
-    x, weights, h0, (valid, reset, h_reset, state_mask, hold) = recurrence
-    dtype = state_dtype(weights.w_hh.dtype)
-    if h0 is None:
-        h0 = jnp.zeros((x.shape[1 if call.time_major else 0], weights.w_hh.shape[0]), dtype)
-    state_mask, hold = (None if a is None else lax.stop_gradient(a) for a in (state_mask, hold))
-    x, w_ih, w_hh = (a.astype(weights.w_hh.dtype) for a in (x, weights.w_ih, weights.w_hh))
-    reals = (h0, weights.b_ih, weights.b_hh, h_reset, state_mask, hold)
-    h0, b_ih, b_hh, h_reset, state_mask, hold = (_or_empty(a, dtype) for a in reals)
-    return Given(
-        x, h0, w_ih, w_hh, b_ih, b_hh, h_reset, _or_empty(valid, bool), _or_empty(reset, bool), state_mask, hold
-    )
-
-
-def _or_empty(a: Array | None, dtype: Any) -> Array:
-    return jnp.zeros(0, dtype) if a is None else a.astype(dtype)
-
-
-def recurrence_of(arrays: Sequence[Any]) -> Recurrence:
-    """The inverse of `given`."""
-    x, h0, w_ih, w_hh, b_ih, b_hh, h_reset, valid, reset, state_mask, hold = (
-        None if a.shape == (0,) else a for a in arrays
-    )
-    return Recurrence(x, GRUWeights(w_ih, w_hh, b_ih, b_hh), h0, Control(valid, reset, h_reset, state_mask, hold))
-
-
-def by_direction(arrays: Sequence[Any], n: int) -> list[Sequence[Any]]:
-    return [arrays[i : i + n] for i in range(0, len(arrays), n)]
-
-
-# ---- in C++
-def _called(target: str, arrays: Sequence[Array], outputs: Sequence[Any], call: Call) -> list[Array]:
-    options = {
-        "directions": np.int64(len(call.reverse)),
-        "reverse": np.int64(sum(1 << d for d, backwards in enumerate(call.reverse) if backwards)),
-        "time_major": call.time_major,
-        "reset_after": call.spec.reset_after,
-        "keep": call.spec.update == "keep",
-        "with_saved": call.saved,
-    }
-    return list(jax.ffi.ffi_call(target, [jax.ShapeDtypeStruct(*of) for of in outputs])(*arrays, **options))
-
-
-def _with_resets_read(arrays: Sequence[Array], call: Call) -> list[Array]:
-    """All directions' `Given`, `reset` as the direction reads it."""
-    every = []
-    for backwards, of in zip(call.reverse, by_direction(arrays, N), strict=True):
-        of = Given(*of)
-        valid, reset = (None if a.shape == (0,) else a for a in (of.valid, of.reset))
-        every += of._replace(reset=_or_empty(resets_read(reset, valid, backwards), bool))
-    return every
-
-
-def forward_shapes(arrays: Sequence[Any], call: Call) -> list[tuple[tuple[int, ...], Any]]:
-    """hs, h_last and, where asked, what is saved, of each direction."""
-    shapes = []
-    for x, h0, *_ in by_direction(arrays, N):
-        n_steps, n_rows = x.shape[:2] if call.time_major else (x.shape[1], x.shape[0])
-        shapes += [((*x.shape[:2], h0.shape[1]), h0.dtype), (h0.shape, h0.dtype)]
-        shapes += [((n_steps, n_rows, 4 * h0.shape[1]), h0.dtype)] if call.saved else []
-    return shapes
-
-
-def native_forward(*arrays: Array, call: Call) -> list[Array]:
-    return _called("grujax_forward", _with_resets_read(arrays, call), forward_shapes(arrays, call), call)
-
-
-def native_transpose(*arrays: Array, call: Call) -> list[Array]:
-    """The gradients of the first `MOVED` arrays of each direction, from `Given`, hs, saved, dhs and dh_last of each."""
-    D = len(call.reverse)
-    primals, others = arrays[: D * N], by_direction(arrays[D * N :], D)
-    by_rows = zip(by_direction(_with_resets_read(primals, call), N), *others, strict=True)
-    inputs = [a for of, *more in by_rows for a in (*of, *more)]
-    outputs = []
-    for of in map(lambda a: Given(*a), by_direction(primals, N)):
-        wide, columns = of.h0.dtype, (of.w_hh.shape[1],)
-        outputs += [(of.x.shape, of.x.dtype), (of.h0.shape, wide), (of.w_ih.shape, wide), (of.w_hh.shape, wide)]
-        outputs += [(columns, wide), (columns, wide), ((of.w_hh.shape[0],), wide)]
-    gradients = _called("grujax_backward", inputs, outputs, call)
-    moved = [a for of in by_direction(primals, N) for a in of[:MOVED]]
-    return [
-        gradient.astype(a.dtype) if a.shape == gradient.shape else jnp.zeros(a.shape, a.dtype)
-        for gradient, a in zip(gradients, moved, strict=True)
-    ]
-
-
-# ---- the same in plain JAX
-def plain_forward(*arrays: Array, call: Call) -> list[Array]:
-    recurrences = [recurrence_of(of) for of in by_direction(arrays, N)]
-    options = {"reverse": call.reverse, "time_major": call.time_major}
-    outputs = []
-    for result in program(recurrences, call.spec, with_gates=call.saved, **options):
-        outputs += [result.hs, result.h_last]
-        if result.gates is not None:
-            m = jnp.zeros_like(result.gates.r) if result.m is None else result.m
-            outputs.append(jnp.concatenate([*result.gates, m], axis=-1))
-    return outputs
-
-
-def plain_tangent(*arrays: Array, call: Call) -> list[Array]:
-    """dhs and dh_last of each direction, linear in the last `MOVED` arrays of each."""
-    D = len(call.reverse)
-    primals, results, moved = arrays[: D * N], arrays[D * N : D * (N + 2)], arrays[D * (N + 2) :]
-    rows = zip(
-        call.reverse, by_direction(primals, N), results[:D], results[D:], by_direction(moved, MOVED), strict=True
-    )
-    outputs = []
-    for backwards, of, hs, saved, d_of in rows:
-
-        def read(moving: Sequence[Array], of=of, backwards=backwards) -> Recurrence:
-            return as_read(recurrence_of([*moving, *of[MOVED:]]), backwards, call.time_major)
-
-        recurrence, d_recurrence = jax.jvp(read, (of[:MOVED],), (d_of,))
-        d_control = Control(h_reset=d_recurrence.control.h_reset)
-        d_recurrence = d_recurrence._replace(control=d_control)
-        valid = recurrence.control.valid
-        hs = hs if call.time_major else hs.swapaxes(0, 1)
-        hs, saved = (jnp.flip(a, 0) if backwards else a for a in (hs, saved))
-        r, z, n, m = jnp.split(saved, 4, axis=-1)
-        kept = Result(held(hs, recurrence.h0, valid), hs, Gates(r, z, n), m if call.spec.reset_after else None)
-        dhs, dh_last = tangent(recurrence, d_recurrence, kept, call.spec, None)
-        done = in_time(Result(dhs, dh_last), valid, backwards, call.time_major)
-        outputs += [done.hs, done.h_last]
-    return outputs
-
-
-def plain_transpose(*arrays: Array, call: Call) -> list[Array]:
-    D = len(call.reverse)
-    kept, cotangents = arrays[: D * (N + 2)], arrays[D * (N + 2) :]
-    moved = [a for of in by_direction(arrays[: D * N], N) for a in of[:MOVED]]
-    paired = [a for pair in zip(cotangents[:D], cotangents[D:], strict=True) for a in pair]
-    return list(jax.linear_transpose(lambda *t: plain_tangent(*kept, *t, call=call), *moved)(paired))
-
-
-# ---- the primitives
 def _primitive(name: str, plain: Callable, native: Callable, types: Callable) -> Primitive:
     primitive = Primitive(name)
     primitive.multiple_results = True
@@ -205,8 +31,8 @@ def _primitive(name: str, plain: Callable, native: Callable, types: Callable) ->
     plain_lowering, native_lowering = (mlir.lower_fun(f, multiple_results=True) for f in (plain, native))
 
     def lowering(ctx: Any, *arrays: Any, call: Call) -> Any:
-        # An exported program holds the plain loop: its reader has no library. So does one that XLA splits among devices:
-        # it would gather all rows before the call.
+        # An exported program holds the plain loop: its reader has no library. So does one that XLA splits among
+        # devices: it would gather all rows before the call.
         module = ctx.module_context
         plain_asked = module.lowering_parameters.for_export or _split_by_xla(module.axis_context)
         return (plain_lowering if plain_asked else native_lowering)(ctx, *arrays, call=call)
@@ -279,12 +105,7 @@ ad.primitive_jvps[tangent_p] = _tangent_jvp
 ad.primitive_transposes[tangent_p] = _tangent_transpose
 
 
-# ---- vmap and explicit sharding
-def rows_at(time_major: bool) -> Given:
-    """The axis of the rows of the batch in each array; None where there is none."""
-    return Given(1 if time_major else 0, 0, *[None] * 5, 1, 1, 0, 1)
-
-
+# ---- vmap
 WEIGHTS = tuple(Given._fields.index(name) for name in ("w_ih", "w_hh", "b_ih", "b_hh", "h_reset"))
 
 
@@ -369,59 +190,3 @@ def _rule(call: Call, primals: tuple[list[Array]], tangents: tuple[list[Any]]) -
         ]
         d_every[2::3] = jax.jvp(partial(plain_forward, call=call), arrays, float0)[1][2::3]
     return every, d_every
-
-
-def native(
-    recurrences: Sequence[Recurrence],
-    spec: GRUSpec,
-    *,
-    reverse: Sequence[bool],
-    with_gates: bool,
-    time_major: bool,
-    **_: Any,
-) -> list[Result]:
-    """The results of `grujax.kernels.run`."""
-    if isinstance(why := library(), str):
-        raise AssertionError(why)
-    call = Call(spec, tuple(reverse), time_major, with_gates)
-    arrays = [a for recurrence in recurrences for a in given(recurrence, call)]
-    outputs = _on_mesh(arrays, call)
-    results = []
-    for hs, h_last, *saved in by_direction(outputs, call.outputs):
-        gates = m = None
-        if saved:
-            r, z, n, m = jnp.split(saved[0], 4, axis=-1)
-            gates, m = Gates(r, z, n), m if spec.reset_after else None
-        results.append(Result(hs, h_last, gates, m))
-    return results
-
-
-def _on_mesh(arrays: list[Array], call: Call) -> list[Array]:
-    """Under explicit sharding each device runs its rows, by `shard_map`."""
-    D, rows = len(call.reverse), rows_at(call.time_major)
-    sharding = jax.typeof(arrays[0]).sharding
-    if sharding.mesh.empty:
-        return under_primitives(arrays, call)
-    names = sharding.spec[rows.x]
-    if names is None:
-        return under_primitives(_varying_alike(arrays), call)
-
-    def split(at: int | None, ndim: int) -> P:
-        return P(*(names if axis == at else None for axis in range(ndim)))
-
-    arrays = [
-        a if a.shape == (0,) or at is None else jax.reshard(a, NamedSharding(sharding.mesh, split(at, a.ndim)))
-        for a, at in zip(arrays, rows * D, strict=True)
-    ]
-    out_specs = [split(rows.x, 3), split(0, 2), split(1, 3)][: call.outputs] * D
-
-    def of_device(arrays: list[Array]) -> list[Array]:
-        return under_primitives(_varying_alike(arrays), call)
-
-    return jax.shard_map(of_device, mesh=sharding.mesh, out_specs=out_specs)(arrays)
-
-
-def _varying_alike(arrays: Sequence[Array]) -> list[Array]:
-    """Inside of `shard_map` all arrays must vary over the same mesh axes; a sum with zeros that do brings it about."""
-    zero = sum(jnp.zeros_like(a.sum(), jnp.float32) for a in arrays)
-    return [a | (zero != 0) if a.dtype == bool else a + zero.astype(a.dtype) for a in arrays]

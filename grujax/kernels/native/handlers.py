@@ -1,0 +1,67 @@
+"""The calls of the C++ handlers, from flat arrays to flat arrays."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from grujax.kernels.native.arrays import MOVED, Call, Given, N, by_direction, or_empty
+from grujax.kernels.order import resets_read
+from grujax.types import Array
+
+
+def _called(target: str, arrays: Sequence[Array], outputs: Sequence[Any], call: Call) -> list[Array]:
+    options = {
+        "directions": np.int64(len(call.reverse)),
+        "reverse": np.int64(sum(1 << d for d, backwards in enumerate(call.reverse) if backwards)),
+        "time_major": call.time_major,
+        "reset_after": call.spec.reset_after,
+        "keep": call.spec.update == "keep",
+        "with_saved": call.saved,
+    }
+    return list(jax.ffi.ffi_call(target, [jax.ShapeDtypeStruct(*of) for of in outputs])(*arrays, **options))
+
+
+def _with_resets_read(arrays: Sequence[Array], call: Call) -> list[Array]:
+    """All directions' `Given`, `reset` as the direction reads it."""
+    every = []
+    for backwards, of in zip(call.reverse, by_direction(arrays, N), strict=True):
+        of = Given(*of)
+        valid, reset = (None if a.shape == (0,) else a for a in (of.valid, of.reset))
+        every += of._replace(reset=or_empty(resets_read(reset, valid, backwards), bool))
+    return every
+
+
+def forward_shapes(arrays: Sequence[Any], call: Call) -> list[tuple[tuple[int, ...], Any]]:
+    """hs, h_last and, where asked, what is saved, of each direction."""
+    shapes = []
+    for x, h0, *_ in by_direction(arrays, N):
+        n_steps, n_rows = x.shape[:2] if call.time_major else (x.shape[1], x.shape[0])
+        shapes += [((*x.shape[:2], h0.shape[1]), h0.dtype), (h0.shape, h0.dtype)]
+        shapes += [((n_steps, n_rows, 4 * h0.shape[1]), h0.dtype)] if call.saved else []
+    return shapes
+
+
+def native_forward(*arrays: Array, call: Call) -> list[Array]:
+    return _called("grujax_forward", _with_resets_read(arrays, call), forward_shapes(arrays, call), call)
+
+
+def native_transpose(*arrays: Array, call: Call) -> list[Array]:
+    """The gradients of the first `MOVED` arrays of each direction, from `Given`, hs, saved, dhs and dh_last of each."""
+    D = len(call.reverse)
+    primals, others = arrays[: D * N], by_direction(arrays[D * N :], D)
+    by_rows = zip(by_direction(_with_resets_read(primals, call), N), *others, strict=True)
+    inputs = [a for of, *more in by_rows for a in (*of, *more)]
+    outputs = []
+    for of in (Given(*arrays) for arrays in by_direction(primals, N)):
+        wide, columns = of.h0.dtype, (of.w_hh.shape[1],)
+        outputs += [(of.x.shape, of.x.dtype), (of.h0.shape, wide), (of.w_ih.shape, wide), (of.w_hh.shape, wide)]
+        outputs += [(columns, wide), (columns, wide), ((of.w_hh.shape[0],), wide)]
+    gradients = _called("grujax_backward", inputs, outputs, call)
+    moved = [a for of in by_direction(primals, N) for a in of[:MOVED]]
+    return [
+        gradient.astype(a.dtype) if a.shape == gradient.shape else jnp.zeros(a.shape, a.dtype)
+        for gradient, a in zip(gradients, moved, strict=True)
+    ]

@@ -1,0 +1,59 @@
+"""What the C++ handlers compute, in plain JAX."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from grujax.kernels.derivative import tangent
+from grujax.kernels.native.arrays import MOVED, Call, N, by_direction, recurrence_of
+from grujax.kernels.order import as_read, held, in_time
+from grujax.kernels.xla import program
+from grujax.types import Array, Control, Gates, Recurrence, Result
+
+
+def plain_forward(*arrays: Array, call: Call) -> list[Array]:
+    recurrences = [recurrence_of(of) for of in by_direction(arrays, N)]
+    options = {"reverse": call.reverse, "time_major": call.time_major}
+    outputs = []
+    for result in program(recurrences, call.spec, with_gates=call.saved, **options):
+        outputs += [result.hs, result.h_last]
+        if result.gates is not None:
+            m = jnp.zeros_like(result.gates.r) if result.m is None else result.m
+            outputs.append(jnp.concatenate([*result.gates, m], axis=-1))
+    return outputs
+
+
+def plain_tangent(*arrays: Array, call: Call) -> list[Array]:
+    """dhs and dh_last of each direction, linear in the last `MOVED` arrays of each."""
+    D = len(call.reverse)
+    primals, results, moved = arrays[: D * N], arrays[D * N : D * (N + 2)], arrays[D * (N + 2) :]
+    rows = zip(
+        call.reverse, by_direction(primals, N), results[:D], results[D:], by_direction(moved, MOVED), strict=True
+    )
+    outputs = []
+    for backwards, of, hs, saved, d_of in rows:
+
+        def read(moving: Sequence[Array], of=of, backwards=backwards) -> Recurrence:
+            return as_read(recurrence_of([*moving, *of[MOVED:]]), backwards, call.time_major)
+
+        recurrence, d_recurrence = jax.jvp(read, (of[:MOVED],), (d_of,))
+        d_control = Control(h_reset=d_recurrence.control.h_reset)
+        d_recurrence = d_recurrence._replace(control=d_control)
+        valid = recurrence.control.valid
+        hs = hs if call.time_major else hs.swapaxes(0, 1)
+        hs, saved = (jnp.flip(a, 0) if backwards else a for a in (hs, saved))
+        r, z, n, m = jnp.split(saved, 4, axis=-1)
+        kept = Result(held(hs, recurrence.h0, valid), hs, Gates(r, z, n), m if call.spec.reset_after else None)
+        dhs, dh_last = tangent(recurrence, d_recurrence, kept, call.spec, None)
+        done = in_time(Result(dhs, dh_last), valid, backwards, call.time_major)
+        outputs += [done.hs, done.h_last]
+    return outputs
+
+
+def plain_transpose(*arrays: Array, call: Call) -> list[Array]:
+    D = len(call.reverse)
+    kept, cotangents = arrays[: D * (N + 2)], arrays[D * (N + 2) :]
+    moved = [a for of in by_direction(arrays[: D * N], N) for a in of[:MOVED]]
+    paired = [a for pair in zip(cotangents[:D], cotangents[D:], strict=True) for a in pair]
+    return list(jax.linear_transpose(lambda *t: plain_tangent(*kept, *t, call=call), *moved)(paired))

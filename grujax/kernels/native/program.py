@@ -1,0 +1,67 @@
+"""The recurrence by the native kernel: from records to flat arrays and back, and under explicit sharding."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from grujax.kernels.native.arrays import Call, by_direction, given, rows_at
+from grujax.kernels.native.primitives import under_primitives
+from grujax.types import Array, Gates, GRUSpec, Recurrence, Result
+
+
+def program(
+    recurrences: Sequence[Recurrence],
+    spec: GRUSpec,
+    *,
+    reverse: Sequence[bool],
+    with_gates: bool,
+    time_major: bool,
+    **_: Any,
+) -> list[Result]:
+    """The results of `grujax.kernels.run`."""
+    call = Call(spec, tuple(reverse), time_major, with_gates)
+    arrays = [a for recurrence in recurrences for a in given(recurrence, call)]
+    outputs = _on_mesh(arrays, call)
+    results = []
+    for hs, h_last, *saved in by_direction(outputs, call.outputs):
+        gates = m = None
+        if saved:
+            r, z, n, m = jnp.split(saved[0], 4, axis=-1)
+            gates, m = Gates(r, z, n), m if spec.reset_after else None
+        results.append(Result(hs, h_last, gates, m))
+    return results
+
+
+def _on_mesh(arrays: list[Array], call: Call) -> list[Array]:
+    """Under explicit sharding each device runs its rows, by `shard_map`."""
+    D, rows = len(call.reverse), rows_at(call.time_major)
+    sharding = jax.typeof(arrays[0]).sharding
+    if sharding.mesh.empty:
+        return under_primitives(arrays, call)
+    names = sharding.spec[rows.x]
+    if names is None:
+        return under_primitives(_varying_alike(arrays), call)
+
+    def split(at: int | None, ndim: int) -> P:
+        return P(*(names if axis == at else None for axis in range(ndim)))
+
+    arrays = [
+        a if a.shape == (0,) or at is None else jax.reshard(a, NamedSharding(sharding.mesh, split(at, a.ndim)))
+        for a, at in zip(arrays, rows * D, strict=True)
+    ]
+    out_specs = [split(rows.x, 3), split(0, 2), split(1, 3)][: call.outputs] * D
+
+    def of_device(arrays: list[Array]) -> list[Array]:
+        return under_primitives(_varying_alike(arrays), call)
+
+    return jax.shard_map(of_device, mesh=sharding.mesh, out_specs=out_specs)(arrays)
+
+
+def _varying_alike(arrays: Sequence[Array]) -> list[Array]:
+    """Inside of `shard_map` all arrays must vary over the same mesh axes; a sum with zeros that do brings it about."""
+    zero = sum((jnp.zeros_like(a.sum(), jnp.float32) for a in arrays), jnp.float32(0))
+    return [a | (zero != 0) if a.dtype == bool else a + zero.astype(a.dtype) for a in arrays]
