@@ -15,6 +15,28 @@ void pack_transposed(const E* w, long N, long H, const int* gates, long n_gates,
         out[j] = u < H && first + j < N ? to_real(w[(first + j) * 3 * H + gates[g] * H + u]) : Real<E>(0);
 }
 
+// The product with the transpose of some gates of w (N, 3H) as it came, for few rows: sums [v][TILE] of NV vectors of
+// outputs from `first` on. a: the factors of the gates, Hp apart.
+template <class E, int NV>
+static void multiply_unpacked(long rows, const Real<E>* const* a, const E* w, long N, long H, const int* gates, long n_gates,
+                              long first, V<Real<E>>* sums) {
+  using R = Real<E>;
+  constexpr long L_ = L<R>;
+  R lanes[NV * TILE][L_] = {};
+  if constexpr (sizeof(E) == sizeof(R))
+    for (long j = 0; j < NV * L_ && first + j < N; j++)
+      for (long i = 0; i < rows; i++) {
+        V<R> sum{};
+        for (long g = 0; g < n_gates; g++)
+          for (long u = 0; u < H; u += L_)
+            sum += load_part(w + (first + j) * 3 * H + gates[g] * H + u, H - u) * load(a[i] + g * up(H, L_) + u);
+        for (long u = 0; u < L_; u++) lanes[j / L_ * TILE + i][j % L_] += sum[u];
+      }
+  for (long v = 0; v < NV; v++)
+    for (long i = 0; i < rows; i++) sums[v * TILE + i] = load(lanes[v * TILE + i]);
+}
+constexpr int R_Z_N[] = {0, 1, 2}, N_R_Z[] = {2, 0, 1};
+
 template <class E> INLINE const Real<E>* entering(const Backward<E>& f, long s, long b) {
   if (f.is_reset(s, b)) return f.h_reset;
   const long before = f.step_before(s, b);
@@ -43,9 +65,10 @@ static void backward_tile(const Backward<E>& f, long s, int phase, const int* ro
     for (int v = 0; v < NV; v++) __builtin_prefetch(entering(f, s, b) + (v0 + v) * N);
   }
   V<R> sums[NV * TILE];
-  if (phase == 1) multiply_rows<R, NV>(n_rows, a, f.w_hn_t + v0 * N * Hp, Hp, sums);
-  else if (any) multiply_rows<R, NV>(n_rows, a, f.w_hh_t + v0 * N * K, K, sums);
-  else for (auto& sum : sums) sum = V<R>{};
+  if (!any) for (auto& sum : sums) sum = V<R>{};
+  else if (!f.packed) multiply_unpacked<E, NV>(n_rows, a, f.w_hh, H, H, phase == 1 ? N_R_Z : R_Z_N, phase == 1 ? 1 : K / Hp, v0 * N, sums);
+  else if (phase == 1) multiply_rows<R, NV>(n_rows, a, f.w_hn_t + v0 * N * Hp, Hp, sums);
+  else multiply_rows<R, NV>(n_rows, a, f.w_hh_t + v0 * N * K, K, sums);
   const V<R> one = splat(R(1));
   for (int v = 0; v < NV; v++) {
     const long unit = (v0 + v) * N, left = H - unit;
@@ -111,7 +134,8 @@ static void input_tile(const Backward<E>& f, const Real<E>* const* d, E* const* 
   using R = Real<E>;
   constexpr long N = L<R>;
   V<R> sums[NV * TILE];
-  multiply_rows<R, NV>(rows, d, f.w_ih_t + v0 * N * 3 * f.P * N, 3 * f.P * N, sums);
+  if (f.packed) multiply_rows<R, NV>(rows, d, f.w_ih_t + v0 * N * 3 * f.P * N, 3 * f.P * N, sums);
+  else multiply_unpacked<E, NV>(rows, d, f.w_ih, f.I, f.H, N_R_Z, 3, v0 * N, sums);
   for (int v = 0; v < NV; v++)
     for (long i = 0; i < rows; i++) {
       R lanes[N];
@@ -159,19 +183,19 @@ template <class E> void pack_operands(const Backward<E>& f, long s0, long s1) {
     }
 }
 
-template <class R> INLINE void add(R* p, V<R> v, long n) { store_part(p, load_part(p, n) + v, n); }
+template <class R> INLINE void put(R* p, V<R> v, long n, bool first) { store_part(p, first ? v : load_part(p, n) + v, n); }
 
-// c (M, 3H) += a^T d: `a` packed as above, d NV vectors side by side for each of K rows.
+// c (M, 3H) = or += a^T d: `a` packed as above, d NV vectors side by side for each of K rows.
 template <class R, int NV>
-static void add_transposed(const R* a, long M, const R* d, long K, R* c, long next, long left) {
+static void multiply_transposed(const R* a, long M, const R* d, long K, R* c, long next, long left, bool first) {
   constexpr long N = L<R>;
-  for (long m = 0; m < M && K; m += TILE, c += TILE * next) {
+  for (long m = 0; m < M; m += TILE, c += TILE * next) {
     const R* rows[TILE];
-    V<R> sums[NV * TILE];
+    V<R> sums[NV * TILE] = {};
     for (int i = 0; i < TILE; i++) rows[i] = a + m / 8 * 8 * K + m % 8 + i;
-    product<R, TILE, NV, 8>(rows, d, K, NV * N, N, sums);
+    if (K) product<R, TILE, NV, 8>(rows, d, K, NV * N, N, sums);
     for (int i = 0; i < TILE && m + i < M; i++)
-      for (int v = 0; v < NV; v++) add(c + i * next + v * N, sums[v * TILE + i], left - v * N);
+      for (int v = 0; v < NV; v++) put(c + i * next + v * N, sums[v * TILE + i], left - v * N, first);
   }
 }
 // One column of d (0..3: n, r, z, hn), nv vectors of it (1 or 2) from v0 on, into the gradients of weights and biases.
@@ -187,9 +211,9 @@ template <class E> void weight_gradient(const Backward<E>& f, long column, long 
     }
   auto into = [&](const R* a, long M, R* dw, R* db, long gate) {
     const long at = gate * f.H + v0 * N, left = f.H - v0 * N;
-    for (long v = 0; v < nv; v++) add(db + at + v * N, sum[v], left - v * N);
-    if (nv == 2) add_transposed<R, 2>(a, M, buffer, f.rows, dw + at, 3 * f.H, left);
-    else add_transposed<R, 1>(a, M, buffer, f.rows, dw + at, 3 * f.H, left);
+    for (long v = 0; v < nv; v++) put(db + at + v * N, sum[v], left - v * N, f.first());
+    if (nv == 2) multiply_transposed<R, 2>(a, M, buffer, f.rows, dw + at, 3 * f.H, left, f.first());
+    else multiply_transposed<R, 1>(a, M, buffer, f.rows, dw + at, 3 * f.H, left, f.first());
   };
   constexpr int N_GATE = 0, HN = 3;
   const long gate = column == N_GATE || column == HN ? 2 : column - 1;

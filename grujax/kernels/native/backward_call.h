@@ -10,7 +10,7 @@ constexpr long CHUNK_ROWS = 384;
 template <class E, class Op> struct BackwardWork : Work {
   using R = Real<E>;
   const Kernels<E, Op>& k;
-  struct Given { const E *w_ih, *w_hh; R *w_ih_t, *w_hh_t, *w_hn_t, *dh_reset; std::vector<R*> buffers; std::vector<long> rows; };
+  struct Given { R *w_ih_t, *w_hh_t, *w_hn_t, *dh_reset; std::vector<R*> buffers; std::vector<long> rows; };
   std::vector<Backward<E>> calls;
   std::vector<Given> given;
   Scratch scratch;
@@ -40,15 +40,18 @@ template <class E, class Op> struct BackwardWork : Work {
     read_sizes<Backward<E>, E>(f, arrays, in, o, d, N);
     const long T = f.T, B = f.B, H = f.H, I = f.I, Hp = f.P * N, x0 = o.time_major ? T : B, x1 = o.time_major ? B : T;
     f.x = arrays.in<E>(in + X, {x0, x1, I}), f.h0 = arrays.in<R>(in + H0, {B, H});
-    g.w_ih = arrays.in<E>(in + W_IH, {I, 3 * H}), g.w_hh = arrays.in<E>(in + W_HH, {H, 3 * H});
+    f.w_ih = arrays.in<E>(in + W_IH, {I, 3 * H}), f.w_hh = arrays.in<E>(in + W_HH, {H, 3 * H});
     f.hs = arrays.in<R>(in + HS, {x0, x1, H}), f.saved = arrays.in<R>(in + SAVED, {T, B, 4 * H});
     f.dhs = arrays.in<R>(in + DHS, {x0, x1, H}), f.dh_last = arrays.in<R>(in + DH_LAST, {B, H});
     f.dx = arrays.out<E>(out + DX, {x0, x1, I}), f.dh0 = arrays.out<R>(out + DH0, {B, H});
     f.dw_ih = arrays.out<R>(out + DW_IH, {I, 3 * H}), f.dw_hh = arrays.out<R>(out + DW_HH, {H, 3 * H});
     f.db_ih = arrays.out<R>(out + DB_IH, {3 * H}), f.db_hh = arrays.out<R>(out + DB_HH, {3 * H});
     g.dh_reset = arrays.out<R>(out + DH_RESET, {H});
-    memset(f.dw_ih, 0, I * 3 * H * sizeof(R)), memset(f.dw_hh, 0, H * 3 * H * sizeof(R));
-    memset(f.db_ih, 0, 3 * H * sizeof(R)), memset(f.db_hh, 0, 3 * H * sizeof(R)), memset(g.dh_reset, 0, H * sizeof(R));
+    memset(g.dh_reset, 0, H * sizeof(R));
+    if (T * B == 0) {
+      memset(f.dw_ih, 0, I * 3 * H * sizeof(R)), memset(f.dw_hh, 0, H * 3 * H * sizeof(R));
+      memset(f.db_ih, 0, 3 * H * sizeof(R)), memset(f.db_hh, 0, 3 * H * sizeof(R));
+    }
     ask_for_huge_pages(f.dx, sizeof(E) * T * B * I);
     if (T == 0) memcpy(f.dh0, f.dh_last, B * H * sizeof(R));
 
@@ -59,6 +62,7 @@ template <class E, class Op> struct BackwardWork : Work {
     f.dreset = f.reset ? scratch.take<R>(B * Hp) : nullptr;
     if (f.dreset) memset(f.dreset, 0, B * Hp * sizeof(R));
     f.d_row = 4 * Hp + N;
+    f.packed = !std::is_same_v<E, R> || B * T >= UNPACKED_BELOW;
     len = std::min(T, std::max(1L, CHUNK_ROWS / std::max(B, 1L))), chunks = len ? (T + len - 1) / len : 0;
     const long K = len * B;
     f.w_hh_t = g.w_hh_t = scratch.take<R>((o.reset_after ? 3 : 2) * Hp * Hp);
@@ -98,7 +102,7 @@ template <class E, class Op> struct BackwardWork : Work {
   long low(long T, long chunk) const { return std::max(0L, T - (chunk + 1) * len); }
 
   long items(long epoch) const override {
-    if (epoch == 0) return D * (twos(P) + twos(I_vectors));
+    if (epoch == 0) return calls[0].packed ? D * (twos(P) + twos(I_vectors)) : 0;
     const long chunk = (epoch - 1) / (steps + 2), i = (epoch - 1) % (steps + 2);
     if (i == steps) return D * parts;
     if (i == steps + 1) return D * (columns * twos(P) + 1);
@@ -137,11 +141,11 @@ template <class E, class Op> struct BackwardWork : Work {
     const long Hp = P * k.lanes, of_state = f.reset_after ? 3 : 2;
     if (j < twos(P)) {
       const long v0 = j * 2, nv = std::min(2L, P - v0), first = v0 * k.lanes * Hp;
-      k.pack_transposed(g.w_hh, f.H, f.H, R_Z_N, of_state, g.w_hh_t + of_state * first, v0, nv);
-      if (!f.reset_after) k.pack_transposed(g.w_hh, f.H, f.H, N_ALONE, 1, g.w_hn_t + first, v0, nv);
+      k.pack_transposed(f.w_hh, f.H, f.H, R_Z_N, of_state, g.w_hh_t + of_state * first, v0, nv);
+      if (!f.reset_after) k.pack_transposed(f.w_hh, f.H, f.H, N_ALONE, 1, g.w_hn_t + first, v0, nv);
     } else {
       const long v0 = (j - twos(P)) * 2;
-      k.pack_transposed(g.w_ih, f.I, f.H, N_R_Z, 3, g.w_ih_t + 3 * v0 * k.lanes * Hp, v0, std::min(2L, I_vectors - v0));
+      k.pack_transposed(f.w_ih, f.I, f.H, N_R_Z, 3, g.w_ih_t + 3 * v0 * k.lanes * Hp, v0, std::min(2L, I_vectors - v0));
     }
   }
   void keep_last(const Backward<E>& f) {  // what the next chunk begins with

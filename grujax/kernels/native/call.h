@@ -66,7 +66,8 @@ template <class E> struct Backward : Steps {
   using R = Real<E>;
   long I, H, P;
   bool reset_after, keep;
-  const E* x;
+  bool packed;                // else the products read the weights as they came
+  const E *x, *w_ih, *w_hh;
   const R *h0, *h_reset, *state_mask, *hold, *hs, *saved, *dhs, *dh_last;
   const R *w_ih_t, *w_hh_t, *w_hn_t;  // transposed, in pairs of vectors of their outputs (`pairs`)
   long x_step, x_row, hs_step, hs_row, d_row;
@@ -77,6 +78,7 @@ template <class E> struct Backward : Steps {
   R *x_packed, *h_packed, *rh_packed;  // left factors of the weight gradients, [features / 8][rows of d][8]
   long lo, hi, rows;          // steps of the chunk, rows of d
   const int *slots, *before, *after;  // (T, B) by step, where there is `valid`: row of d; step valid before and after
+  bool first() const { return hi == T - 1; }  // the first chunk writes the weight gradients, later ones add to them
   long slot(long s, long b) const { return slots ? slots[s * B + b] : (s - lo) * B + b; }
   long step_before(long s, long b) const { return before ? before[s * B + b] : s - 1; }
   long step_after(long s, long b) const { return after ? after[(s + 1) * B + b] : s + 1 < T ? s + 1 : -1; }

@@ -5,7 +5,6 @@
 #include "share.h"
 
 constexpr long PROJECTED = 64;       // steps of one row whose input is projected at once
-constexpr long UNPACKED_BELOW = 8;   // rows times steps under which packing the weights does not pay
 
 template <class E, class Op> struct ForwardWork : Work {
   using R = Real<E>;
