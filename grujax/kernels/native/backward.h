@@ -67,8 +67,8 @@ static void backward_tile(const Backward<E>& f, long s, int phase, const int* ro
   V<R> sums[NV * TILE];
   if (!any) for (auto& sum : sums) sum = V<R>{};
   else if (!f.packed) multiply_unpacked<E, NV>(n_rows, a, f.w_hh, H, H, phase == 1 ? N_R_Z : R_Z_N, phase == 1 ? 1 : K / Hp, v0 * N, sums);
-  else if (phase == 1) multiply_rows<R, NV>(n_rows, a, f.w_hn_t + v0 * N * Hp, Hp, sums);
-  else multiply_rows<R, NV>(n_rows, a, f.w_hh_t + v0 * N * K, K, sums);
+  else if (phase == 1) multiply_rows<R, NV, 128>(n_rows, a, f.w_hn_t + v0 * N * Hp, Hp, sums);
+  else multiply_rows<R, NV, 128>(n_rows, a, f.w_hh_t + v0 * N * K, K, sums);
   const V<R> one = splat(R(1));
   for (int v = 0; v < NV; v++) {
     const long unit = (v0 + v) * N, left = H - unit;
@@ -134,7 +134,7 @@ static void input_tile(const Backward<E>& f, const Real<E>* const* d, E* const* 
   using R = Real<E>;
   constexpr long N = L<R>;
   V<R> sums[NV * TILE];
-  if (f.packed) multiply_rows<R, NV>(rows, d, f.w_ih_t + v0 * N * 3 * f.P * N, 3 * f.P * N, sums);
+  if (f.packed) multiply_rows<R, NV, 128>(rows, d, f.w_ih_t + v0 * N * 3 * f.P * N, 3 * f.P * N, sums);
   else multiply_unpacked<E, NV>(rows, d, f.w_ih, f.I, f.H, N_R_Z, 3, v0 * N, sums);
   for (int v = 0; v < NV; v++)
     for (long i = 0; i < rows; i++) {
@@ -143,44 +143,50 @@ static void input_tile(const Backward<E>& f, const Real<E>* const* d, E* const* 
       for (long j = 0, at = (v0 + v) * N; j < N && at + j < f.I; j++) from_real(dx[i][at + j], lanes[j]);
     }
 }
-// dx of the steps [s0, s1): [d_n | d_r | d_z] times W_ih^T; 0 where a step is not valid.
-template <class E> void input_gradient(const Backward<E>& f, long s0, long s1) {
+// The places [q0, q1) of a chunk are its steps and rows, row after row. dx there: [d_n | d_r | d_z] times W_ih^T, 0 where
+// a step is not valid.
+template <class E> void input_gradient(const Backward<E>& f, long q0, long q1) {
   const long vectors = up(f.I, L<Real<E>>) / L<Real<E>>;
   const Real<E>* d[BLOCK];
   E* dx[BLOCK];
-  long count = 0;
-  for (long s = s0; s < s1; s++)
-    for (long b = 0; b < f.B; b++) {
-      E* to = f.dx + f.t(s) * f.x_step + b * f.x_row;
-      if (f.is_valid(s, b)) d[count] = f.d + f.slot(s, b) * f.d_row, dx[count++] = to;
-      else __builtin_memset((void*)to, 0, f.I * sizeof(E));
-      if (count < BLOCK && !(s == s1 - 1 && b == f.B - 1)) continue;
-      for (long v = 0; v < vectors; v += 2)
-        for_tiles(count, [&](long i, long of_tile) {
-          if (v + 1 < vectors) input_tile<E, 2>(f, d + i, dx + i, of_tile, v);
-          else input_tile<E, 1>(f, d + i, dx + i, of_tile, v);
-        });
-      count = 0;
-    }
+  for (long q = q0, count = 0; q < q1; q++) {
+    const long s = f.lo + q / f.B, b = q % f.B;
+    E* to = f.dx + f.t(s) * f.x_step + b * f.x_row;
+    if (f.is_valid(s, b)) d[count] = f.d + f.slot(s, b) * f.d_row, dx[count++] = to;
+    else __builtin_memset((void*)to, 0, f.I * sizeof(E));
+    if (count < BLOCK && q + 1 < q1) continue;
+    for (long v = 0; v < vectors; v += 2)
+      for_tiles(count, [&](long i, long of_tile) {
+        if (v + 1 < vectors) input_tile<E, 2>(f, d + i, dx + i, of_tile, v);
+        else input_tile<E, 1>(f, d + i, dx + i, of_tile, v);
+      });
+    count = 0;
+  }
 }
 
-// The left factors of the weight gradients for the steps [s0, s1): x, the state that the products read, r times it.
-template <class E> void pack_operands(const Backward<E>& f, long s0, long s1) {
+// n values in groups of 8, `next` apart.
+template <class R, class Value> INLINE void write_eights(R* to, long n, long next, Value value) {
+  long m = 0;
+  for (; m + 8 <= n; m += 8, to += next)
+    for (long j = 0; j < 8; j++) to[j] = value(m + j);
+  for (long j = 0; m + j < n; j++) to[j] = value(m + j);
+}
+// The left factors of the weight gradients at some places: x, the state that the products read, r times it.
+template <class E> void pack_operands(const Backward<E>& f, long q0, long q1) {
   using R = Real<E>;
-  for (long s = s0; s < s1; s++)
-    for (long b = 0; b < f.B; b++) {
-      if (!f.is_valid(s, b)) continue;
-      const long k = f.slot(s, b), next = 8 * f.rows;
-      const E* x = f.x + f.t(s) * f.x_step + b * f.x_row;
-      for (long m = 0; m < f.I; m++) f.x_packed[m / 8 * next + k * 8 + m % 8] = to_real(x[m]);
-      const R *h = entering(f, s, b), *mask = f.state_mask ? f.state_mask + b * f.H : nullptr;
-      const R* r = f.saved + (f.t(s) * f.B + b) * 4 * f.H;
-      for (long m = 0; m < f.H; m++) {
-        const R read = mask ? mask[m] * h[m] : h[m];
-        f.h_packed[m / 8 * next + k * 8 + m % 8] = read;
-        if (!f.reset_after) f.rh_packed[m / 8 * next + k * 8 + m % 8] = r[m] * read;
-      }
-    }
+  for (long q = q0; q < q1; q++) {
+    const long s = f.lo + q / f.B, b = q % f.B, next = 8 * f.rows;
+    if (!f.is_valid(s, b)) continue;
+    const long at = f.slot(s, b) * 8;
+    const E* x = f.x + f.t(s) * f.x_step + b * f.x_row;
+    write_eights(f.x_packed + at, f.I, next, [&](long m) { return to_real(x[m]); });
+    const R *h = entering(f, s, b), *mask = f.state_mask + b * f.H, *r = f.saved + (f.t(s) * f.B + b) * 4 * f.H;
+    if (f.state_mask) write_eights(f.h_packed + at, f.H, next, [&](long m) { return mask[m] * h[m]; });
+    else write_eights(f.h_packed + at, f.H, next, [&](long m) { return h[m]; });
+    if (f.reset_after) continue;
+    if (f.state_mask) write_eights(f.rh_packed + at, f.H, next, [&](long m) { return r[m] * (mask[m] * h[m]); });
+    else write_eights(f.rh_packed + at, f.H, next, [&](long m) { return r[m] * h[m]; });
+  }
 }
 
 template <class R> INLINE void put(R* p, V<R> v, long n, bool first) { store_part(p, first ? v : load_part(p, n) + v, n); }
@@ -193,7 +199,7 @@ static void multiply_transposed(const R* a, long M, const R* d, long K, R* c, lo
     const R* rows[TILE];
     V<R> sums[NV * TILE] = {};
     for (int i = 0; i < TILE; i++) rows[i] = a + m / 8 * 8 * K + m % 8 + i;
-    if (K) product<R, TILE, NV, 8>(rows, d, K, NV * N, N, sums);
+    if (K) product<R, TILE, NV, 8, 128>(rows, d, K, NV * N, N, sums);
     for (int i = 0; i < TILE && m + i < M; i++)
       for (int v = 0; v < NV; v++) put(c + i * next + v * N, sums[v * TILE + i], left - v * N, first);
   }

@@ -29,7 +29,7 @@ template <class E, class Op> struct BackwardWork : Work {
     const long workers = workers_for(pool, 6.0 * D * B * T * c.H * (c.I + c.H));
     share.reset(new Share(calls, workers, k.tile, 3 * c.H * P * k.lanes * sizeof(R)));
     steps = share->by_rows ? 1 : len * phases + 1;  // one more for the gradient of h0
-    parts = std::min(std::max(8L, 2 * workers), std::max(1L, len));
+    parts = std::min(4 * workers, std::max(1L, len * B / k.tile));
     epochs = B * T ? 1 + chunks * (steps + 2) : 0;
   }
 
@@ -117,8 +117,8 @@ template <class E, class Op> struct BackwardWork : Work {
     Backward<E> f = calls[d];
     f.hi = T - 1 - chunk * len, f.lo = low(T, chunk), f.rows = given[d].rows[chunk];
     if (i == steps) {
-      const long n = f.hi - f.lo + 1, s0 = f.lo + j * n / parts, s1 = f.lo + (j + 1) * n / parts;
-      return k.input_gradient(f, s0, s1), k.pack_operands(f, s0, s1);
+      const long places = (f.hi - f.lo + 1) * B, q0 = j * places / parts, q1 = (j + 1) * places / parts;
+      return k.input_gradient(f, q0, q1), k.pack_operands(f, q0, q1);
     }
     if (i == steps + 1) {
       if (j == columns * twos(P)) return keep_last(f);

@@ -93,8 +93,8 @@ template <class E, class Op> struct Kernels {
   void (*forward)(const Forward<E, Op>&, long s, int phase, const int* rows, long n, long p0, long p1);
   void (*pack_transposed)(const E* w, long N, long H, const int* gates, long n_gates, R* out, long v0, long nv);
   void (*backward)(const Backward<E>&, long s, int phase, const int* rows, long n, long v0, long nv);
-  void (*input_gradient)(const Backward<E>&, long s0, long s1);
-  void (*pack_operands)(const Backward<E>&, long s0, long s1);
+  void (*input_gradient)(const Backward<E>&, long q0, long q1);
+  void (*pack_operands)(const Backward<E>&, long q0, long q1);
   void (*weight_gradient)(const Backward<E>&, long gate, long v0, long nv, R* buffer);
 };
 struct Activations {  // for tests

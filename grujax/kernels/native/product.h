@@ -1,7 +1,6 @@
 // The one product: sums (MR rows x NV vectors) = a (MR rows) times w, K multiplications deep; K is positive.
 // a: a pointer for each row, its elements AS apart. w: NV vectors side by side for each k, or `w_vector` apart.
 constexpr int TILE = REGISTERS == 32 ? 8 : 4;  // 8 rows x 3 vectors of sums and 3 of weights fill 32 registers
-constexpr long DEPTH = 32;   // multiplications in a row: sums of sums are more exact than one long sum
 
 INLINE void multiply(V<float>& sum, const float* w, const float* a) { sum += load(w) * splat(*a); }
 INLINE void multiply(V<double>& sum, const double* w, const double* a) { sum += load(w) * splat(*a); }
@@ -14,7 +13,8 @@ INLINE void multiply(V<float>& sum, const bf16* w, const bf16* a) {
 }
 #endif
 
-template <class Op, int MR, int NV, int AS>
+// Sums of DEPTH products are summed: more exact than one long sum.
+template <class Op, int MR, int NV, int AS, long DEPTH>
 __attribute__((noinline)) static void product(const Op* const* rows, const Op* w, long K, long w_next, long w_vector,
                                               V<Real<Op>>* sums) {
   using R = Real<Op>;
@@ -53,20 +53,20 @@ __attribute__((noinline)) static void product(const Op* const* rows, const Op* w
 }
 
 // The instance for `rows` rows, 1 to TILE. sums [v][TILE].
-template <class Op, int NV, int AS = 1>
+template <class Op, int NV, long DEPTH = 32>
 static void multiply_rows(long rows, const Op* const* a, const Op* w, long K, V<Real<Op>>* sums, long w_next = NV * BYTES / sizeof(Op),
                         long w_vector = BYTES / sizeof(Op)) {
   switch (rows) {
-    case 1: return product<Op, 1, NV, AS>(a, w, K, w_next, w_vector, sums);
-    case 2: return product<Op, 2, NV, AS>(a, w, K, w_next, w_vector, sums);
-    case 3: return product<Op, 3, NV, AS>(a, w, K, w_next, w_vector, sums);
-    case 4: return product<Op, 4, NV, AS>(a, w, K, w_next, w_vector, sums);
+    case 1: return product<Op, 1, NV, 1, DEPTH>(a, w, K, w_next, w_vector, sums);
+    case 2: return product<Op, 2, NV, 1, DEPTH>(a, w, K, w_next, w_vector, sums);
+    case 3: return product<Op, 3, NV, 1, DEPTH>(a, w, K, w_next, w_vector, sums);
+    case 4: return product<Op, 4, NV, 1, DEPTH>(a, w, K, w_next, w_vector, sums);
   }
   if constexpr (TILE == 8) switch (rows) {
-    case 5: return product<Op, 5, NV, AS>(a, w, K, w_next, w_vector, sums);
-    case 6: return product<Op, 6, NV, AS>(a, w, K, w_next, w_vector, sums);
-    case 7: return product<Op, 7, NV, AS>(a, w, K, w_next, w_vector, sums);
-    case 8: return product<Op, 8, NV, AS>(a, w, K, w_next, w_vector, sums);
+    case 5: return product<Op, 5, NV, 1, DEPTH>(a, w, K, w_next, w_vector, sums);
+    case 6: return product<Op, 6, NV, 1, DEPTH>(a, w, K, w_next, w_vector, sums);
+    case 7: return product<Op, 7, NV, 1, DEPTH>(a, w, K, w_next, w_vector, sums);
+    case 8: return product<Op, 8, NV, 1, DEPTH>(a, w, K, w_next, w_vector, sums);
   }
 }
 
