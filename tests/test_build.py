@@ -2,7 +2,12 @@
 
 import ctypes
 import importlib.util
+import os
 import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -135,3 +140,98 @@ def test_the_status_says_why_a_library_is_not_used(monkeypatch, tmp_path):
     (tmp_path / "_gru.so").write_text("no library")
     found, why = native.status()
     assert found is None and why.startswith("it cannot be loaded: ")
+
+
+def hook(project, call, to, **environment):
+    """What `hatchling.build` makes of the project, and what it printed."""
+    pytest.importorskip("hatchling", reason="hatchling, the build backend, is not installed")
+    to.mkdir(exist_ok=True)
+    code = f"import hatchling.build, sys; hatchling.build.{call}(sys.argv[1])"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | environment
+    done = subprocess.run(
+        [sys.executable, "-c", code, to], cwd=project, env=environment, capture_output=True, text=True, timeout=300
+    )
+    made = list(to.iterdir())
+    assert len(made) == (done.returncode == 0)
+    return (made[0] if made else None), done.stdout + done.stderr
+
+
+def contents(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        return {Path(name).name for name in archive.namelist() if name.startswith(NATIVE)}
+
+
+def test_one_wheel_for_a_platform_and_every_python(project, tmp_path):
+    (project / NATIVE / "_gru.so").write_text("stale")
+    wheel, _ = hook(project, "build_wheel", tmp_path / "out", GRUJAX_NATIVE="require")
+    assert wheel is not None
+    python, abi, platform = wheel.stem.split("-")[2:]
+    assert (python, abi) == ("py3", "none") and platform != "any" and not platform.startswith("manylinux")
+    assert contents(wheel) == {"build.py", "ffi.cpp", "isa.cpp", "_gru.so"}
+    with zipfile.ZipFile(wheel) as archive:
+        assert archive.read(f"{NATIVE}/_gru.so") != b"stale"
+        tags = next(archive.read(name).decode() for name in archive.namelist() if name.endswith("/WHEEL"))
+    assert "Root-Is-Purelib: false" in tags and f"Tag: py3-none-{platform}" in tags
+
+
+@pytest.mark.usefixtures("no_compiler")
+def test_without_a_compiler_the_wheel_is_pure_and_a_warning_says_so(project, tmp_path):
+    wheel, said = hook(project, "build_wheel", tmp_path / "out")
+    assert wheel is not None and wheel.name.endswith("-py3-none-any.whl") and "_gru.so" not in contents(wheel)
+    assert "without its native CPU kernel: no C++ compiler" in said and "python -m grujax.kernels.native.build" in said
+
+
+@pytest.mark.usefixtures("no_compiler")
+def test_require_makes_a_missing_compiler_an_error(project, tmp_path):
+    wheel, said = hook(project, "build_wheel", tmp_path / "out", GRUJAX_NATIVE="require")
+    assert wheel is None and "cannot be built: no C++ compiler" in said
+
+
+def test_skip_builds_none(project, tmp_path):
+    (project / NATIVE / "_gru.so").write_text("of another build")
+    wheel, said = hook(project, "build_wheel", tmp_path / "out", GRUJAX_NATIVE="skip")
+    assert wheel is not None and wheel.name.endswith("-py3-none-any.whl") and "_gru.so" not in contents(wheel)
+    assert "native" not in said and (project / NATIVE / "_gru.so").read_text() == "of another build"
+
+
+def test_another_mode_is_refused(project, tmp_path):
+    wheel, said = hook(project, "build_wheel", tmp_path / "out", GRUJAX_NATIVE="yes")
+    assert wheel is None and "GRUJAX_NATIVE: expected 'require', 'skip' or nothing, found 'yes'" in said
+
+
+@pytest.mark.parametrize("mode", ["", "require"])
+def test_a_compile_error_ends_the_build_in_every_mode(project, tmp_path, mode):
+    (project / NATIVE / "ffi.cpp").write_text("#error this is wrong\n")
+    wheel, said = hook(project, "build_wheel", tmp_path / "out", GRUJAX_NATIVE=mode)
+    assert wheel is None and "#error this is wrong" in said and "GRUJAX_NATIVE=skip" in said
+
+
+def test_a_wheel_is_built_from_the_source_distribution(project, tmp_path):
+    sdist, _ = hook(project, "build_sdist", tmp_path / "sdist")
+    assert sdist is not None and "_gru.so" not in files(project)
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (source,) = tmp_path.glob("grujax-*")
+    wheel, _ = hook(source, "build_wheel", tmp_path / "wheel", GRUJAX_NATIVE="require")
+    assert wheel is not None and contents(wheel) == {"build.py", "ffi.cpp", "isa.cpp", "_gru.so"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("editable", [(), ("--editable",)], ids=["copied", "editable"])
+def test_pip_installs_the_library(project, tmp_path, editable):
+    """In an environment of its own, with the build requirements that pyproject.toml names."""
+    python = tmp_path / "venv/bin/python"
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True, timeout=300)
+    install = [python, "-m", "pip", "install", "--quiet", "--no-deps", *editable, project]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        install, env=environment | {"GRUJAX_NATIVE": "require"}, capture_output=True, text=True, timeout=1800
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    find = "import importlib.util, pathlib; print(pathlib.Path(importlib.util.find_spec('grujax').origin).parent)"
+    found = subprocess.run(
+        [python, "-c", find], env=environment, capture_output=True, text=True, check=True, cwd=tmp_path, timeout=60
+    )
+    library = ctypes.CDLL(f"{found.stdout.strip()}/kernels/native/_gru.so")
+    assert library.sets is not None
+    assert (project in Path(found.stdout.strip()).parents) == bool(editable)
