@@ -1,4 +1,4 @@
-"""The commands that people need: `nox -s tests`, `slow`, `lowest`, `newest`, `lint`, `docs`.
+"""The commands that people need: `nox -s tests`, `slow`, `lowest`, `newest`, `sanitizers`, `lint`, `docs`.
 
 Arguments after `--` go to pytest.
 """
@@ -55,6 +55,32 @@ def newest(session: nox.Session) -> None:
     """The fast tests, with the newest version of every dependency."""
     session.install("--upgrade", "--upgrade-strategy", "eager", "-e", ".", *RUNNERS)
     session.run("pytest", "-n", "2", *FAST, *session.posargs)
+
+
+SANITIZERS = {
+    # With libstdc++ beside it, or it does not find __cxa_throw; and jaxlib never frees what it keeps to the end.
+    "address,undefined": ("libasan.so libstdc++.so", "detect_leaks=0"),
+    # What jaxlib itself does is left out, since it is not compiled for the sanitizer.
+    "thread": ("libtsan.so", "ignore_noninstrumented_modules=1"),
+}
+"""Those of g++ that run together, the libraries that the process must start with, and options."""
+
+
+@nox.session(python="3.11")
+def sanitizers(session: nox.Session) -> None:
+    """The native kernel's tests under the address, undefined behaviour and thread sanitizers of g++, on Linux."""
+    session.install("-e", ".", *RUNNERS, env={"GRUJAX_NATIVE": "skip"})
+    library = str(Path(session.create_tmp(), "_gru.so").absolute())
+    for names, (runtimes, options) in SANITIZERS.items():
+        flags = f"-fsanitize={names} -fno-sanitize-recover=all -fno-omit-frame-pointer -g"
+        build = ["python", "-m", "grujax.kernels.native.build", library]
+        session.run(*build, env={"CXX": "g++", "CXXFLAGS": flags})
+        where = [["g++", f"-print-file-name={runtime}"] for runtime in runtimes.split()]
+        preload = " ".join(str(session.run(*command, external=True, silent=True)).strip() for command in where)
+        environment = {"LD_PRELOAD": preload, "ASAN_OPTIONS": options, "TSAN_OPTIONS": options}
+        # Reports go to the process's own stderr, which pytest must not capture: it dies with the process.
+        tests = ["--capture=sys", "tests/kernels/test_native.py", *session.posargs]
+        session.run("python", "-m", "pytest", *tests, env={"GRUJAX_NATIVE_LIBRARY": library, **environment})
 
 
 @nox.session(python="3.11")

@@ -1,38 +1,55 @@
 """What this installation is."""
 
-import importlib.util
+import os
 import sys
 from collections import Counter
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 import jax
 from rich.console import Console
 from rich.table import Table
 
 from grujax.kernels import explain
+from grujax.kernels.native import status
+from grujax.kernels.native.build import COMMAND
 
 
 @dataclass(frozen=True)
 class Doctor:
-    """Print versions, devices, the kernel that would run, and caches."""
+    """Print versions, devices, the kernel that would run, whether the native one is built, and caches."""
 
     def run(self, console: Console) -> int:
         table = Table("what", "found", title="grujax doctor")
         for name in ("grujax", "jax", "jaxlib", "flax", "optax", "numpy", "safetensors"):
             table.add_row(name, version(name))
-        for extra, module in (("data", "aeon"), ("data", "sklearn"), ("plot", "matplotlib"), ("torch", "torch")):
-            found = importlib.util.find_spec(module) is not None
-            table.add_row(module, "installed" if found else f"not installed: pip install 'grujax[{extra}]'")
+        for extra, name in (("data", "aeon"), ("data", "scikit-learn"), ("plot", "matplotlib"), ("torch", "torch")):
+            table.add_row(name, _version_or_remedy(name, extra))
         table.add_row("python", sys.version.split()[0])
         table.add_row("devices", _devices())
         table.add_row("kernel", str(explain()))
+        table.add_row("native kernel", _native())
         cache = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
         table.add_row(
             "compilation cache", str(cache or "none: set JAX_COMPILATION_CACHE_DIR to keep compiled programs")
         )
         console.print(table)
         return 0
+
+
+def _version_or_remedy(name: str, extra: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return f"not installed: pip install 'grujax[{extra}]'"
+
+
+def _native() -> str:
+    instruction_set, why_not = status()
+    if instruction_set is None:
+        return f"cannot run: {why_not}. To build it: {COMMAND}"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{instruction_set}, up to {cores} threads"
 
 
 def _devices() -> str:

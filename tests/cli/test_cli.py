@@ -2,10 +2,10 @@
 
 import csv
 import dataclasses
-import importlib.util
 import json
 import os
-from importlib.metadata import version
+import re
+from importlib.metadata import PackageNotFoundError, version
 
 import jax
 import numpy as np
@@ -17,6 +17,7 @@ from grujax.bench import chart, measure
 from grujax.bench import report as reports
 from grujax.bench.cases import Case
 from grujax.bench.peers import peer as peer_module
+from grujax.cli import doctor
 from grujax.training import Epoch
 
 LEARNING = [*QUICK, "--epochs", "20", "--learning-rate", "0.02"]
@@ -103,11 +104,31 @@ def test_the_same_seed_writes_the_same_model(tmp_path, capsys):
 
 
 def test_doctor(capsys, monkeypatch):
-    found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else found(name))
+    def without_torch(name):
+        if name == "torch":
+            raise PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(doctor, "version", without_torch)
     code, out, _ = run(capsys, "doctor")
     assert code == 0 and jax.__version__ in out and "xla" in out and "cpu" in out and "cpu cpu" not in out
     assert "pip install 'grujax[torch]'" in out
+    found = dict(re.findall(r"^│ (\S+) +│ (\S+)", out, re.MULTILINE))
+    assert found["matplotlib"] == version("matplotlib") and found["scikit-learn"] == version("scikit-learn")
+
+
+@pytest.mark.parametrize(
+    "status, says",
+    [
+        (("avx2", ""), "avx2, up to 3 threads"),
+        ((None, "no C++ compiler"), "no C++ compiler. To build it: python -m grujax.kernels.native.build"),
+    ],
+)
+def test_doctor_on_the_native_kernel(capsys, monkeypatch, status, says):
+    monkeypatch.setattr(doctor, "status", lambda: status)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 5}, raising=False)
+    line = next(line for line in run(capsys, "doctor")[1].splitlines() if "native kernel" in line)
+    assert says in line
 
 
 def nan(path):

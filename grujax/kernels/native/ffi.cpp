@@ -14,21 +14,27 @@ struct InstructionSet {
   const Kernels<bf16, bf16>* bf16_pairs;  // null where the processor has no product of bfloat16
   const Activations* activations;
 };
-#define SET(isa) &isa::f32, &isa::f64, &isa::bf16_as_f32
+#define SET(isa, pairs) &isa::f32, &isa::f64, &isa::bf16_as_f32, pairs, &isa::activations
+#if defined(__x86_64__)
+#define HAS(feature) bool(__builtin_cpu_supports(feature))
+#endif
+// The best one first. HAVE_...: what the compiler knew, and build.py compiled.
 static const std::vector<InstructionSet>& sets() {
   static const std::vector<InstructionSet> all = {
-#if defined(__x86_64__)
+#if defined(HAVE_AVX512)
+#define AVX512 (HAS("avx512f") && HAS("avx512dq") && HAS("avx512vl") && HAS("avx512bw"))
 #if defined(HAVE_AVX512BF16)
-      {"avx512bf16", bool(__builtin_cpu_supports("avx512bf16")), SET(avx512), &avx512bf16::bf16_pairs, &avx512::activations},
+      {"avx512bf16", AVX512 && HAS("avx512bf16"), SET(avx512, &avx512bf16::bf16_pairs)},
 #endif
-      {"avx512", __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-                     __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw"),
-       SET(avx512), nullptr, &avx512::activations},
-      {"avx2", __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"), SET(avx2), nullptr, &avx2::activations},
-#elif defined(__aarch64__)
-      {"neon", true, SET(neon), nullptr, &neon::activations},
+      {"avx512", AVX512, SET(avx512, nullptr)},
 #endif
-      {"plain", true, SET(plain), nullptr, &plain::activations},
+#if defined(HAVE_AVX2)
+      {"avx2", HAS("avx2") && HAS("fma"), SET(avx2, nullptr)},
+#endif
+#if defined(HAVE_NEON)
+      {"neon", true, SET(neon, nullptr)},
+#endif
+      {"plain", true, SET(plain, nullptr)},
   };
   return all;
 }
