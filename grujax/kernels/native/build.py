@@ -63,7 +63,8 @@ def build(target: Path = LIBRARY) -> list[str]:
         for name, (macro, flags) in INSTRUCTION_SETS.items()
         if _refuses(known.format(macro), *flags.split()) is None
     }
-    compiler = [*_compiler(), *shlex.split(os.environ.get("CXXFLAGS", "")), "-std=c++17", "-O3", "-fPIC", "-ffp-contract=fast"]
+    options = shlex.split(os.environ.get("CXXFLAGS", ""))
+    compiler = [*_compiler(), *options, "-std=c++17", "-O3", "-fPIC", "-ffp-contract=fast"]
     headers = ["-isystem", str(_headers())]
     units = [[*flags, f"-DISA={name}", "-fvisibility=hidden", f"{HERE}/isa.cpp"] for name, flags in sets.items()]
     units.append([*(f"-DHAVE_{name.upper()}" for name in sets), *headers, f"{HERE}/ffi.cpp"])
