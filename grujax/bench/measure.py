@@ -139,15 +139,28 @@ def unequal(found: dict[str, NDArray], expected: dict[str, NDArray], kind: str, 
     return reason
 
 
+def rest() -> None:
+    """Returns when no thread of this process computes, after 0.2 s at the latest.
+
+    The threads of ONNX Runtime spin for 35 ms after a call, those of torch for 5, and take a processor from others.
+    """
+    for _ in range(40):
+        before = time.process_time()
+        time.sleep(0.005)
+        if time.process_time() - before < 0.001:
+            return
+
+
 def interleave(thunks: dict[Any, Thunk], repeats: int, seconds: float = 0.0) -> dict[Any, tuple[float, ...]]:
     """Times in ms: of each thunk at least `repeats`, and as many more as fit into `seconds`, 200 at most.
 
     In every round the thunks take turns in random order, so that noise falls on all alike. The turns of a thunk that
-    needs fewer than there are rounds are spread evenly. A turn is one untimed call and one timed call. The first brings
-    the data back into the caches, and lets the threads of the thunk before, which spin for a while, come to rest.
+    needs fewer than there are rounds are spread evenly. A turn begins when the threads of the one before are at rest. It
+    is one untimed call, which brings the data back into the caches, and one timed call.
     """
 
     def turn(thunk: Thunk) -> float:
+        rest()
         thunk()
         start = time.perf_counter()
         thunk()
