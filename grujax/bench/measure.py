@@ -155,8 +155,8 @@ def interleave(thunks: dict[Any, Thunk], repeats: int, seconds: float = 0.0) -> 
     """Times in ms: of each thunk at least `repeats`, and as many more as fit into `seconds`, 200 at most.
 
     In every round the thunks take turns in random order, so that noise falls on all alike. The turns of a thunk that
-    needs fewer than there are rounds are spread evenly. A turn begins when the threads of the one before are at rest. It
-    is one untimed call, which brings the data back into the caches, and one timed call.
+    needs fewer than there are rounds are spread evenly. A turn begins when the threads of the one before are at rest.
+    It is one untimed call, which brings the data back into the caches, and one timed call.
     """
 
     def turn(thunk: Thunk) -> float:
