@@ -5,6 +5,7 @@ Plain dataclasses, which the modules of Flax Linen and of Flax NNX inherit.
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from functools import cache
 from numbers import Real
 from typing import Any, Generic, TypeAlias, TypeVar
 
@@ -38,9 +39,10 @@ OutputSize = TypeVar("OutputSize", int, Mapping[str, int])
 Pooling: TypeAlias = str | Callable[[Array, Array], Array] | None
 
 
-def own_fields(of: type) -> list[dataclasses.Field]:
+@cache
+def own_fields(of: type) -> tuple[dataclasses.Field, ...]:
     """The fields of a module's class without the two that Flax Linen adds."""
-    return [f for f in dataclasses.fields(of) if f.name not in ("parent", "name")]
+    return tuple(f for f in dataclasses.fields(of) if f.name not in ("parent", "name"))
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -110,7 +112,6 @@ class CellConfig:
 
     def parameters(self, input_size: int) -> dict[str, tuple[Initializer, tuple[int, ...]]]:
         """The initializer and shape of each parameter of a cell: the one place that knows their names and shapes."""
-        self.check()
         init, columns = preset(self.initializer, self.hidden_size), 3 * self.hidden_size
         first = with_update_bias(init.bias, self.update_bias) if self.update_bias else init.bias
         return {
