@@ -4,7 +4,6 @@ The loop of every recurrent module, without Flax: parameters, randomness and Fla
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -41,10 +40,10 @@ class Hooks(NamedTuple):
 
     cell: Callable[[str], Cell]  # by its name, "l0", "l0_reverse", "l1", ...
     highway: Callable[[str, Array], Array]  # W x + b by its name, "l1_highway", ...
-    scan: Callable[[Callable, bool], Callable]  # of a function (cell, h, inputs, weights) -> (h, h), in reverse or not
+    scan: Callable[[Callable, bool], Callable]  # of a function (cell, h, inputs) -> (h, h), in reverse or not
     initial: Array | None  # (L*D, H), where it is learned
     noise: Noise | None  # None in evaluation
-    sow: Callable[[str, Gates], Any] | None = None  # keeps gates by their name; None: they are not computed
+    sow: Callable[[str, Gates | None], Any] | None = None  # keeps gates by their name; None: they are not computed
 
 
 class LayerRun(NamedTuple):
@@ -73,32 +72,25 @@ def run_layers(layer: LayerConfig, steps: Steps, h0: ArrayLike | None, hooks: Ho
     batch_major = not (any(layer.backwards) or layer.implementation == "reference" or hooks.noise is not None)
     time_major = layer.time_major or not batch_major or steps.valid is not None
     x, valid, reset = to_rows(steps, time_major)
+    options = {"reverse": layer.backwards, "with_gates": hooks.sow is not None, "time_major": time_major}
     last, outputs = [], []
-    for k in range(layer.num_layers):
+    for k, names in enumerate(layer.cell_names):
         dtype = layer.dtype or jnp.result_type(x, layer.param_dtype)
         layer_input = x
         if k > 0:
             x = dropped(x, layer.dropout, hooks.noise)
         x = dropped(x, layer.input_dropout, hooks.noise, locked_axes=(0,))
-        names = layer.cell_names[k]
-        cells = [hooks.cell(name) for name in names]
-        recurrences = []
-        for cell in cells:
-            index = len(last) + len(recurrences)
-            control = Control(valid, reset, None if hooks.initial is None else hooks.initial[index])
-            start = None if h0 is None else h0[index]
-            recurrences.append(_recurrence(layer, hooks, cell, x, start, control, time_major))
-        reverse, reference = layer.backwards, layer.implementation == "reference"
-        results: list[Result] = []
-        if hooks.sow is not None or not reference:
-            name, sown = None if reference else layer.implementation, hooks.sow is not None
-            results = run(recurrences, layer.spec, name, reverse=reverse, with_gates=sown, time_major=time_major)
-        if reference:
-            gates = [result.gates for result in results] or [None] * len(cells)
-            scans = map(partial(_scan_over_cell, hooks), cells, recurrences, reverse)
-            results = [scan._replace(gates=of) for scan, of in zip(scans, gates, strict=True)]
-        for name, result in zip(names, results, strict=True):
-            if hooks.sow is not None and result.gates is not None:
+        cells, recurrences = [hooks.cell(name) for name in names], []
+        for index, cell in enumerate(cells, start=len(last)):
+            initial, start = (None if states is None else states[index] for states in (hooks.initial, h0))
+            recurrences.append(_recurrence(layer, hooks, cell, x, start, Control(valid, reset, initial), time_major))
+        if layer.implementation == "reference":
+            results = [_scan_over_cell(hooks, *each) for each in zip(cells, recurrences, layer.backwards, strict=True)]
+        else:
+            results = run(recurrences, layer.spec, layer.implementation, **options)
+        if hooks.sow is not None:  # the reference has no gates
+            of_kernel = results if results[0].gates is not None else run(recurrences, layer.spec, **options)
+            for name, result in zip(names, of_kernel, strict=True):
                 hooks.sow(f"{name}_gates", result.gates)
         outputs = [result.hs.astype(dtype) for result in results]
         last += [result.h_last for result in results]
@@ -189,7 +181,7 @@ def _scan_over_cell(hooks: Hooks, cell: Cell, recurrence: Recurrence, reverse: b
     if reset is not None:
         reset = (resets_in_reverse(reset, valid) if reverse else reset) & valid
 
-    def one_step(cell: Cell, h: Array, inputs: tuple, weights: GRUWeights) -> tuple[Array, Array]:
+    def one_step(cell: Cell, h: Array, inputs: tuple) -> tuple[Array, Array]:
         x, valid, reset, hold = inputs
         if reset is not None:
             h = jnp.where(reset[:, None], h_reset, h)
@@ -199,5 +191,5 @@ def _scan_over_cell(hooks: Hooks, cell: Cell, recurrence: Recurrence, reverse: b
         h = jnp.where(valid[:, None], new, h)
         return h, h
 
-    h_last, hs = hooks.scan(one_step, reverse)(cell, start, (x, valid, reset, control.hold), weights)
+    h_last, hs = hooks.scan(one_step, reverse)(cell, start, (x, valid, reset, control.hold))
     return Result(jnp.where(valid[..., None], hs, 0), h_last)

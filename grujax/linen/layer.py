@@ -140,10 +140,4 @@ def noise(module: nn.Module, deterministic: bool) -> Noise | None:
 
 
 def _scan(one_step: Callable, reverse: bool) -> Callable:
-    return nn.scan(
-        one_step,
-        variable_broadcast="params",
-        split_rngs={"params": False},
-        in_axes=(0, nn.broadcast),  # pyright: ignore[reportArgumentType], a tuple is documented
-        reverse=reverse,
-    )
+    return nn.scan(one_step, variable_broadcast="params", split_rngs={"params": False}, reverse=reverse)

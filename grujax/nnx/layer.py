@@ -156,4 +156,4 @@ def linear(module: LayerConfig, inputs: int, width: int, rngs: nnx.Rngs, **optio
 
 
 def _scan(one_step: Callable, reverse: bool) -> Callable:
-    return nnx.scan(one_step, in_axes=(None, nnx.Carry, 0, None), out_axes=(nnx.Carry, 0), reverse=reverse)
+    return nnx.scan(one_step, in_axes=(None, nnx.Carry, 0), out_axes=(nnx.Carry, 0), reverse=reverse)
