@@ -1,6 +1,5 @@
 """Train, save, and only then show: whatever fails after the model is on disk is a warning."""
 
-import contextlib
 import dataclasses
 import importlib.util
 from dataclasses import dataclass, field
@@ -37,17 +36,15 @@ class Train:
 
     def run(self, console: Console) -> int:
         data = load(self.data, test=self.test, seed=self.config.seed)
-        folder = new_folder(self.output, data.name)
         about = {"data": data.name, "channels": data.train.channels, "training": dataclasses.asdict(self.config)}
-        kept, metrics = Kept(folder / MODEL_FILE, about), Metrics(folder / "metrics.jsonl")
-        try:
-            fitted = self._train(console, data, kept, metrics)
-        except BaseException:
-            if kept.epoch is not None:
-                tell(f"the best model so far (epoch {kept.epoch}) is saved in {kept.path}")
-            with contextlib.suppress(OSError):  # a folder that holds something stays
-                folder.rmdir()
-            raise
+        with new_folder(self.output, data.name) as folder:
+            kept, metrics = Kept(folder / MODEL_FILE, about), Metrics(folder / "metrics.jsonl")
+            try:
+                fitted = self._train(console, data, kept, metrics)
+            except BaseException:
+                if kept.epoch is not None:
+                    tell(f"the best model so far (epoch {kept.epoch}) is saved in {kept.path}")
+                raise
         if stop.number is not None or fitted.interrupted:
             tell(f"{stop.name}: the best model so far (epoch {kept.epoch}) is saved in {kept.path}")
             return stop.exit_code

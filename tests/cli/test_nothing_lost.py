@@ -1,5 +1,6 @@
 """Attacks on a training run: whatever happens after its first epoch, a whole model is left, and no temporary file."""
 
+import contextlib
 import csv
 import dataclasses
 import io
@@ -192,10 +193,18 @@ def test_a_signal_waits_while_the_model_is_written(capsys, monkeypatch, trains_a
     assert_whole(fitted=fitted)
 
 
-def test_before_the_first_epoch_there_is_nothing_to_save(capsys, monkeypatch, tmp_path):
+@pytest.mark.parametrize("output", [["--output", "a/b/out"], []])
+def test_before_the_first_epoch_there_is_nothing_to_save_and_no_folder_stays(output, capsys, monkeypatch):
     monkeypatch.setattr(train, "fit", ended_by(signal.SIGTERM))
-    code, _, err = train_it(capsys)
-    assert code == 143 and "ended by SIGTERM before the end" in err and not (tmp_path / "out").exists()
+    code, _, err = run(capsys, "train", toy("toy.npz", labels=LABELS), *output, *QUICK)
+    assert code == 143 and "ended by SIGTERM before the end" in err and os.listdir() == ["toy.npz"]
+
+
+def test_a_folder_of_runs_that_cannot_be_made_is_refused(capsys, trains_at_once):
+    trains_at_once()
+    os.symlink("nowhere", "runs")
+    code, _, err = run(capsys, "train", toy("toy.npz", labels=LABELS), *QUICK)
+    assert code == 2 and "runs: File exists" in err
 
 
 def test_ignored_signals_stay_ignored(capsys, trains_at_once):
@@ -230,9 +239,9 @@ def test_a_metrics_file_that_cannot_be_written_costs_no_training(capsys, monkeyp
 
 
 def test_two_runs_at_once_get_two_folders(monkeypatch, tmp_path):
-    with monkeypatch.context() as patch:
+    with contextlib.ExitStack() as runs, monkeypatch.context() as patch:
         patch.setattr("pathlib.Path.exists", lambda path, **_: False)  # the other run's folder is not there yet
-        folders = [run_folder.new_folder(None, "toy") for _ in range(3)]
+        folders = [runs.enter_context(run_folder.new_folder(None, "toy")) for _ in range(3)]
     assert len(set(folders)) == 3 and all(folder.is_dir() for folder in folders)
 
 
