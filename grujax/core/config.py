@@ -4,6 +4,7 @@ Plain dataclasses, which the modules of Flax Linen and of Flax NNX inherit.
 """
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Mapping
 from functools import cache
 from numbers import Real
@@ -138,7 +139,8 @@ class LayerConfig(CellConfig):
       initial_state: what a sequence starts from where no h0 is given, and after a reset: "zeros", or "learned", a
         parameter `h0 (L*D, H)`, zero at the start.
       time_major: time is the first axis of x, mask, resets and output.
-      dropout: probability, on the output of every layer but the last (torch.nn.GRU).
+      dropout: probability, on the output of every layer but the last (torch.nn.GRU); a single layer drops nothing, and
+        warns of that in training.
       input_dropout: probability, on the input of every layer, one mask for all steps of a sequence (Gal and
         Ghahramani 2016, arXiv 1512.05287).
       recurrent_dropout: probability, on the state where the products with w_hh read it, one mask for all steps (ibid.).
@@ -216,6 +218,14 @@ class LayerConfig(CellConfig):
         require_one_of(self.connection, CONNECTIONS, "connection")
         require_one_of(self.initial_state, INITIAL_STATES, "initial_state")
         require_one_of(self.implementation, ("reference", *sorted(KERNELS), None), "implementation")
+
+
+def warn_of_idle_dropout(layer: LayerConfig, deterministic: bool) -> None:
+    """Warns, as torch does, in training of a single layer, where `dropout` has no place to act."""
+    if layer.dropout and layer.num_layers == 1 and not deterministic:
+        idle = f"dropout={layer.dropout} acts between layers, and num_layers=1 has no such place: nothing is dropped."
+        remedy = "Write dropout=0; or use input_dropout, or GRUModel, which drops before its head too."
+        warnings.warn(f"{idle} {remedy}", stacklevel=3)
 
 
 @dataclasses.dataclass(eq=False, repr=False)

@@ -7,7 +7,7 @@ import flax.linen as nn
 from flax.core import meta
 from jax.typing import ArrayLike
 
-from grujax.core.config import LayerConfig
+from grujax.core.config import LayerConfig, warn_of_idle_dropout
 from grujax.core.initializers import HIGHWAY, initial_states, preset
 from grujax.core.inputs import Steps, check_inputs
 from grujax.core.keywords import explained, refuse_others
@@ -75,6 +75,7 @@ class GRU(LayerConfig, nn.Module):
         refuse_others(self, others)
         self.check()
         steps = check_inputs(x, known_features(self, "l0"), lengths, mask, resets, self.time_major)
+        warn_of_idle_dropout(self, deterministic)
         return returned(self, self.run(steps, h0, deterministic))
 
     @nn.nowrap

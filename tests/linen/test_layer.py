@@ -136,12 +136,26 @@ def test_dropout_falls_between_layers_only_and_not_when_deterministic():
     dropped, last = layer(dropout=0.5).apply(variables, x, deterministic=False, rngs=rngs)
     assert (jnp.abs(dropped - plain).max(axis=(1, 2)) > 1e-3).all() and (dropped != 0).all()
     np.testing.assert_array_equal(last[:2], layer().apply(variables, x)[1][:2])  # the first layer is left alone
-    one = GRU(H, param_dtype=jnp.float64, dropout=0.9)
-    single = one.init(jax.random.key(0), x)
-    np.testing.assert_array_equal(one.apply(single, x, deterministic=False, rngs=rngs)[0], one.apply(single, x)[0])
     cut, _ = layer(dropout=1.0).apply(variables, x, deterministic=False, rngs=rngs)
     shifted, _ = layer(dropout=1.0).apply(variables, x + 1, deterministic=False, rngs=rngs)
     np.testing.assert_array_equal(cut, shifted)  # dropout of 1: nothing of x reaches the second layer
+
+
+@pytest.mark.parametrize("kind", [GRU, GRUEncoder])
+def test_training_warns_of_dropout_that_has_no_place_and_drops_nothing(kind):
+    """A model drops before its head: it does not warn."""
+    x, rngs = jnp.asarray(X), {"dropout": jax.random.key(3)}
+    one = kind(H, param_dtype=jnp.float64, dropout=0.9)
+    variables = one.init(jax.random.key(0), x)
+    plain = one.apply(variables, x)
+    module = from_linen(one, variables, rngs=nnx.Rngs(0))
+    for train in (functools.partial(one.apply, variables, deterministic=False, rngs=rngs), module):
+        with pytest.warns(UserWarning, match=r"dropout=0\.9 acts between .* dropped\. Write dropout=0; or use"):
+            result = train(x)
+        jax.tree.map(np.testing.assert_array_equal, result, plain)
+    model = GRUModel(H, 2, param_dtype=jnp.float64, dropout=0.9)
+    variables = model.init(jax.random.key(0), x)
+    assert (model.apply(variables, x, deterministic=False, rngs=rngs) != model.apply(variables, x)).all()
 
 
 def test_half_precision_compute_gives_half_precision_output_and_a_float32_state():
