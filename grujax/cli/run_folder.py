@@ -25,17 +25,18 @@ def new_folder(output: Path | None, name: str) -> Iterator[Path]:
     `mkdir` is the check, so that two runs never get the same. Where the block raises, what was made and is empty goes.
     """
     numbered = (Path("runs") / f"{name}-{number}" for number in itertools.count(1))
-    for folder in numbered if output is None else [output]:
+    while True:
+        folder = next(numbered) if output is None else output
         made = list(itertools.takewhile(lambda path: not path.exists(), (folder, *folder.parents)))
         try:
             folder.mkdir(parents=True)
             break
-        except FileExistsError:
+        except FileExistsError as error:
             if not os.path.lexists(folder):  # it is the parent, a link to nowhere
                 raise
-    else:
-        remove_left_over(folder)
-        raise InputError("--output", "a folder that does not exist yet", folder, "Name another.")
+            if output is not None:
+                remove_left_over(output)
+                raise InputError("--output", "a folder that does not exist yet", output, "Name another.") from error
     try:
         yield folder
     except BaseException:
