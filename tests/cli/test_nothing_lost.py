@@ -251,6 +251,24 @@ PROGRAM = (  # a job in the background ignores SIGINT, and so would what it star
 )
 
 
+WHILE_IMPORTING = """
+import importlib.abc, os, signal, sys
+class Ends(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "jax":
+            os.kill(os.getpid(), signal.SIGTERM)
+sys.meta_path.insert(0, Ends())
+from grujax.cli import main
+sys.exit(main(["doctor"]))
+"""
+
+
+def test_a_signal_while_jax_is_imported_ends_in_a_line():
+    done = subprocess.run([sys.executable, "-c", WHILE_IMPORTING], capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout) == (143, "")
+    assert done.stderr == "grujax: ended by SIGTERM before the end. Nothing half-written was left behind\n"
+
+
 def start(folder, *options, **streams):
     toy("toy.npz", labels=LABELS)
     command = [sys.executable, "-c", PROGRAM, "train", "toy.npz", "--output", folder, *QUICK, *options]
