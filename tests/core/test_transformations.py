@@ -158,7 +158,7 @@ def test_checkpointed_gradients_are_the_same():
     assert_trees_close(gradient, derivatives("GRUModel", "xla")["gradient"], "gradient")
 
 
-@pytest.mark.parametrize(("name", "implementation"), CASES)
+@pytest.mark.parametrize(("name", "implementation"), [("gru", "autodiff"), ("GRUModel", "xla"), ("GRU", "reference")])
 def test_no_tracer_leaks(name, implementation):
     jax.clear_caches()  # what was traced before is not looked at
     with jax.checking_leaks():
