@@ -10,7 +10,7 @@ import tyro
 from rich.console import Console
 
 from grujax.cli.run_folder import Kept, Metrics, new_folder
-from grujax.cli.show import show_beside, show_confused, show_data, show_scores
+from grujax.cli.show import say, show_beside, show_confused, show_data, show_scores
 from grujax.cli.signals import stop
 from grujax.cli.streams import tell, warned
 from grujax.data import Dataset, load
@@ -95,13 +95,9 @@ class Train:
                     show_beside(console, test, others)
                     show_confused(console, test, fitted.labels)
             other = self.data if self.test is None else self.test
-            console.print(
-                f"saved {', '.join([str(kept.path), 'metrics.jsonl', *pictures])}\n"
-                f"next:\n  grujax evaluate {kept.path} {other}\n"
-                f"  grujax predict {kept.path} {other} --output predictions.csv",
-                soft_wrap=True,
-                highlight=False,
-            )
+            say(console, f"saved {', '.join([str(kept.path), 'metrics.jsonl', *pictures])}\nnext:")
+            say(console, f"  grujax evaluate {kept.path} {other}")
+            say(console, f"  grujax predict {kept.path} {other} --output predictions.csv")
         return 0 if test is not None else 1
 
 

@@ -1,4 +1,9 @@
-"""A picture of each measure. matplotlib comes with the extra `plot`."""
+"""A picture of each measure. matplotlib comes with the extra `plot`.
+
+Each function returns the matplotlib figure, and writes it as well where `path` names a PNG file, whole or not at all.
+Each raises `InputError` for an argument of another type or shape, for a path that does not end in .png, and without
+matplotlib.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,13 +28,6 @@ def plot_saturation(saturations: Mapping[str, Saturation] | Saturation, path: st
 
     Args:
       saturations: what `saturation` returns, or a dict of these by layer.
-      path: the PNG file to write as well, whole or not at all; None writes none.
-
-    Returns:
-      The matplotlib figure.
-
-    Raises:
-      InputError: an argument of another type, a path that does not end in .png, or matplotlib is not installed.
 
     >>> from grujax.inspect.measures import Gates, saturation
     >>> z = np.array([[0.05, 0.5], [0.95, 0.5]])
@@ -68,13 +66,6 @@ def plot_time_scale(time_scales: Mapping[str, ArrayLike] | ArrayLike, path: str 
 
     Args:
       time_scales: what `time_scale` returns (H,), or a dict of these by layer.
-      path: the PNG file to write as well, whole or not at all; None writes none.
-
-    Returns:
-      The matplotlib figure.
-
-    Raises:
-      InputError: an array that is not (H,), a path that does not end in .png, or matplotlib is not installed.
 
     >>> plot_time_scale(np.array([2.0, 30.0, np.inf])).axes[0].get_yscale()
     'log'
@@ -105,13 +96,6 @@ def plot_gradient_norm(norms: ArrayLike, path: str | Path | None = None) -> "Fig
     Args:
       norms: what `gradient_norm` returns, (B, T) or (T,), in units of the loss per unit of x. Zeros are left out: they
         are the steps beyond a sequence's length.
-      path: the PNG file to write as well, whole or not at all; None writes none.
-
-    Returns:
-      The matplotlib figure.
-
-    Raises:
-      InputError: another shape, no step, a path that does not end in .png, or matplotlib is not installed.
 
     >>> plot_gradient_norm(np.array([[1e-3, 1e-2, 0.1]])).axes[0].get_title()
     'Reach of the gradient'
