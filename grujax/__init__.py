@@ -1,21 +1,11 @@
 """grujax: the gated recurrent unit for JAX, exactly as torch.nn.GRU computes it.
 
-Submodules are imported where they are first used: `grujax.nnx`, `grujax.interop`, `grujax.training` and the others.
+Everything is imported where it is first used, JAX and Flax included.
 """
 
 import importlib
 import pkgutil
-from types import ModuleType
-from typing import TYPE_CHECKING
-
-from grujax import kernels
-from grujax.core.sequence import gru
-from grujax.errors import InputError
-from grujax.linen.cell import GRUCell
-from grujax.linen.layer import GRU
-from grujax.linen.model import GRUEncoder, GRUModel
-from grujax.saving import load, save
-from grujax.types import GRUSpec, GRUWeights
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from grujax import bench as bench
@@ -23,11 +13,17 @@ if TYPE_CHECKING:
     from grujax import equations as equations
     from grujax import inspect as inspect
     from grujax import interop as interop
+    from grujax import kernels as kernels
     from grujax import linen as linen
     from grujax import nnx as nnx
     from grujax import saving as saving
     from grujax import testing as testing
     from grujax import training as training
+    from grujax.core.sequence import gru
+    from grujax.errors import InputError
+    from grujax.linen import GRU, GRUCell, GRUEncoder, GRUModel
+    from grujax.saving import load, save
+    from grujax.types import GRUSpec, GRUWeights
 
 __version__ = "0.1.0"
 __all__ = [
@@ -44,12 +40,23 @@ __all__ = [
     "save",
 ]
 _SUBMODULES = {module.name for module in pkgutil.iter_modules(__path__)}
+_PLACES = {
+    "linen": ("GRU", "GRUCell", "GRUEncoder", "GRUModel"),
+    "types": ("GRUSpec", "GRUWeights"),
+    "errors": ("InputError",),
+    "core.sequence": ("gru",),
+    "saving": ("load", "save"),
+}
 
 if not TYPE_CHECKING:  # a checker that sees this function takes every name for a submodule
 
-    def __getattr__(name: str) -> ModuleType:
+    def __getattr__(name: str) -> Any:
         if name in _SUBMODULES:
             return importlib.import_module(f"grujax.{name}")
+        for module, names in _PLACES.items():
+            if name in names:
+                globals()[name] = getattr(importlib.import_module(f"grujax.{module}"), name)
+                return globals()[name]
         raise AttributeError(f"module 'grujax' has no attribute {name!r}")
 
 

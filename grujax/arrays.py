@@ -1,5 +1,6 @@
 """Checks of the arrays that a caller passes, by the name of the argument, before JAX sees them."""
 
+from functools import cache
 from typing import Any
 
 import jax
@@ -17,6 +18,8 @@ def as_array(value: Any, argument: str) -> Any:
     >>> as_array([1.0, 2.0], "x").dtype
     dtype('float64')
     """
+    if isinstance(value, jax.Array) and _is_number(value.dtype):
+        return value
     array, kind = value, f"a {type(value).__name__}"
     if not isinstance(value, jax.Array):
         torch = any(cls.__module__.partition(".")[0] == "torch" for cls in type(value).__mro__)
@@ -29,9 +32,8 @@ def as_array(value: Any, argument: str) -> Any:
         except (TypeError, ValueError, OverflowError) as error:
             raise InputError(argument, "an array of numbers", f"{kind}: {error}") from error
     dtype = array.dtype
-    number = dtype == jnp.bool_ or (jnp.issubdtype(dtype, np.number) and dtype.char not in "gG")  # no long double
     found = f"dtype {dtype}" if array.ndim or isinstance(value, (np.ndarray, jax.Array)) else kind
-    require(number, argument, "an array of numbers that JAX knows", found)
+    require(_is_number(dtype), argument, "an array of numbers that JAX knows", found)
     remedy = f'Pass {argument}.astype({argument}.dtype.newbyteorder("=")).'
     require(dtype.isnative, argument, "numbers in the byte order of this machine", f"dtype {dtype.str}", remedy)
     return array
@@ -43,7 +45,7 @@ def require_floating_dtype(dtype: Any, argument: str) -> None:
     >>> require_floating_dtype("bfloat16", "dtype")
     """
     try:
-        floating = dtype is None or jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+        floating = dtype is None or _is_floating(jnp.dtype(dtype))
     except TypeError:
         floating = False
     require(floating, argument, "a floating dtype or None", repr(dtype) if isinstance(dtype, str) else dtype)
@@ -51,5 +53,20 @@ def require_floating_dtype(dtype: Any, argument: str) -> None:
 
 def require_floating(a: Any, argument: str) -> None:
     """Raises `InputError` unless the dtype of `a` is a floating one."""
-    remedy = f"Convert it, {argument}.astype(jnp.float32), if that is what it means."
-    require(jnp.issubdtype(a.dtype, jnp.floating), argument, "a floating dtype", f"dtype {a.dtype}", remedy)
+    if not _is_floating(a.dtype):
+        remedy = f"Convert it, {argument}.astype(jnp.float32), if that is what it means."
+        raise InputError(argument, "a floating dtype", f"dtype {a.dtype}", remedy)
+
+
+# The questions below are asked of every array of every call; JAX answers slowly.
+
+
+@cache
+def _is_number(dtype: Any) -> bool:
+    """Whether JAX knows the numbers of this dtype: it has no long double."""
+    return dtype == jnp.bool_ or (jnp.issubdtype(dtype, np.number) and dtype.char not in "gG")
+
+
+@cache
+def _is_floating(dtype: Any) -> bool:
+    return jnp.issubdtype(dtype, jnp.floating)

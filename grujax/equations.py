@@ -260,13 +260,13 @@ def sequence_backward(
     of, weights = Reading(**which), (w_ih, w_hh, b_ih, b_hh, scale_ih, scale_hh)
     run = sequence(x, h0, *weights, variant=variant, state_mask=state_mask, hold=hold, **which)
     dx, dh, dh_reset = np.zeros_like(x), dh_last, np.zeros(h0.shape[-1])
-    totals = [None if w is None else np.zeros_like(w) for w in weights]
+    totals = {name: np.zeros_like(w) for name, w in zip(Gradients._fields[2:], weights, strict=False) if w is not None}
     for t, one in zip(reversed(of.times(n_steps)), reversed(run.steps), strict=True):
         valid, reset = of.are_valid(t, n_rows), of.are_reset(t, n_rows)
-        dx[t], dh_in, *parts = one.backward(np.where(valid, dh + dhs[t], 0.0))[:8]
-        totals = [None if w is None or d is None else w + d for w, d in zip(totals, parts, strict=True)]
+        of_step = one.backward(np.where(valid, dh + dhs[t], 0.0))
+        dx[t], dh_in = of_step.x, of_step.h0
+        totals = {name: total + getattr(of_step, name) for name, total in totals.items()}
         dh = np.where(valid, dh_in, dh)
         dh_reset = dh_reset + np.where(reset, dh, 0.0).sum(0)
         dh = np.where(reset, 0.0, dh)
-    gradients = Gradients(dx, dh, *totals)  # pyright: ignore[reportArgumentType], None for a scale alone
-    return gradients._replace(h_reset=dh_reset)
+    return Gradients(dx, dh, **totals, h_reset=dh_reset)

@@ -137,7 +137,8 @@ def test_each_rule_can_fail():
 def test_importing_grujax_imports_none_of_what_few_users_need():
     ours = ["grujax.training", "grujax.interop.torch", "grujax.nnx", "grujax.cli"]
     heavy = [*sorted(EXTRAS), "optax", "tyro", "rich", "orbax", *ours]
-    code = "import sys, flax.linen; before = set(sys.modules); import grujax; new = set(sys.modules) - before"
+    code = "import sys, flax.linen; before = set(sys.modules)"
+    code += "; from grujax import *; new = set(sys.modules) - before"
     code += f"; print([m for m in {heavy} if m in new])"
     code += "; print('torch' in sys.modules)"
     run = subprocess.run(
@@ -147,15 +148,17 @@ def test_importing_grujax_imports_none_of_what_few_users_need():
 
 
 def test_submodules_load_on_first_use():
-    """Every one that a user calls is known to type checkers, is in `dir`, and is not imported before."""
+    """Every one that a user calls is known to type checkers, is in `dir`, and is not imported before; nor is JAX."""
     tree = ast.parse((ROOT / "__init__.py").read_text())
     (checked,) = (node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
-    known = {node.names[0].asname for node in checked.body if isinstance(node, ast.ImportFrom)}
+    imported = [name for node in checked.body if isinstance(node, ast.ImportFrom) for name in node.names]
+    known = {name.asname for name in imported if name.asname}
+    assert {name.name for name in imported} == known | set(grujax.__all__)
     packages = {path.parent.name for path in ROOT.glob("*/__init__.py")}
-    assert known | {"cli", "core", "kernels"} == packages | {"equations"}
+    assert known | {"cli", "core"} == packages | {"equations"}
     assert known <= set(dir(grujax))
-    late = sorted(known - {"linen", "saving"})
-    code = f"import sys, grujax; print([name for name in {late} if 'grujax.' + name in sys.modules])"
+    late = ["jax", "numpy", *(f"grujax.{name}" for name in sorted(known))]
+    code = f"import sys, grujax; print([name for name in {late} if name in sys.modules])"
     code += f"; print([grujax.__dict__.get(name, getattr(grujax, name)).__name__ for name in {sorted(known)}])"
     code += "; print(hasattr(grujax, 'nosuch'))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
@@ -173,7 +176,7 @@ def test_the_version_is_written_in_one_file():
 
 def test_importing_grujax_takes_little_more_than_importing_flax():
     """What grujax adds, with all of flax's modules read already; the least of three, for the machine may be busy."""
-    code = "import time, flax; began = time.perf_counter(); import grujax; print(time.perf_counter() - began)"
+    code = "import time, flax; began = time.perf_counter(); from grujax import *; print(time.perf_counter() - began)"
     command = [sys.executable, "-c", code]
     runs = [subprocess.run(command, capture_output=True, text=True, check=True, timeout=120) for _ in range(3)]
     assert min(float(run.stdout) for run in runs) < 0.2

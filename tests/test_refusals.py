@@ -124,16 +124,16 @@ BAD = {
     "h_reset alone": (function(h_reset=jnp.ones(H)), ["h_reset needs resets (h_reset: expected None", "h0"]),
     "w_hh transposed": (function(X, weights(w_hh=jnp.ones((15, 5)))), ["weights.w_hh: expected (H, 3H)", "from_torch"]),
     "w_hh axes": (function(X, weights(w_hh=jnp.ones(15))), ["weights.w_hh: expected (H, 3H)", "(15,)"]),
-    "w_ih": (function(X, weights(w_ih=jnp.ones((3, 14)))), ["weights.w_ih: expected shape (3, 15)", "(3, 14)"]),
-    "b_hh": (function(X, weights(b_hh=jnp.ones(14))), ["weights.b_hh: expected shape (15,)", "(14,)"]),
+    "w_ih": (function(X, weights(w_ih=jnp.ones((3, 14)))), ["weights.w_ih: expected (I, 3H)", "(3, 14)"]),
+    "b_hh": (function(X, weights(b_hh=jnp.ones(14))), ["b_hh: expected shape (15,)", "(14,)"]),
     "b_ih integers": (function(X, weights(b_ih=jnp.ones(15, int))), ["weights.b_ih: expected a floating", "int"]),
     "one scale": (
         function(X, weights(scale_hh=jnp.ones(15))),
-        ["scale_ih and scale_hh are given together", "weights.scale_ih: expected an array"],
+        ["layer_norm=True needs scale_ih", "scale_ih: expected an array"],
     ),
     "scale shape": (
         function(X, weights(scale_ih=jnp.ones(15), scale_hh=jnp.ones(5))),
-        ["weights.scale_hh: expected shape (15,)", "(5,)"],
+        ["scale_hh: expected shape (15,)", "(5,)"],
     ),
     # which steps are valid, where sequences begin
     "lengths shape": (function(lengths=[1, 2, 3]), ["lengths: expected shape (4,)", "(3,)"]),

@@ -1,31 +1,12 @@
-"""The command line: train, evaluate, predict, convert, export, bench, doctor. `grujax --version` says which it is."""
+"""The command line. Importing JAX takes seconds: signals are handled before."""
 
-import difflib
 import errno
 import sys
 from importlib.metadata import version
 
-import tyro
-from rich.console import Console
-
-from grujax.cli.bench import Bench
-from grujax.cli.convert import Convert, Export
-from grujax.cli.doctor import Doctor
-from grujax.cli.evaluate import Evaluate, Predict
 from grujax.cli.signals import stop
 from grujax.cli.streams import Output, tell
-from grujax.cli.train import Train
 from grujax.errors import InputError
-
-COMMANDS = {
-    "train": Train,
-    "evaluate": Evaluate,
-    "predict": Predict,
-    "convert": Convert,
-    "export": Export,
-    "bench": Bench,
-    "doctor": Doctor,
-}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -35,11 +16,9 @@ def main(arguments: list[str] | None = None) -> int:
     output that cannot be written; 128 plus the number of a signal, as in shells: 130 after Ctrl-C, 143 after
     SIGTERM, 129 after SIGHUP, 141 where the reader of standard output has gone.
     """
-    arguments = sys.argv[1:] if arguments is None else arguments
     output = Output(sys.stdout)
     with stop.handled():
-        # no markup: "[plot]" in a remedy or a path is text
-        code = _run(arguments, Console(file=output, markup=False))  # pyright: ignore[reportArgumentType]
+        code = _run(sys.argv[1:] if arguments is None else arguments, output)
     output.flush()
     if output.error is None or code:
         return code
@@ -49,18 +28,15 @@ def main(arguments: list[str] | None = None) -> int:
     return 2
 
 
-def _run(arguments: list[str], console: Console) -> int:
+def _run(arguments: list[str], output: Output) -> int:
     if arguments == ["--version"]:
-        console.print(f"grujax {version('grujax')}", highlight=False)
+        output.write(f"grujax {version('grujax')}\n")
         return 0
-    if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
-        near = difflib.get_close_matches(arguments[0], COMMANDS, n=1)
-        meant = f" Did you mean {near[0]}?" if near else ""
-        tell(f"no command {arguments[0]!r}.{meant} Commands: {', '.join(COMMANDS)}.")
-        return 2
     try:
-        command = tyro.extras.subcommand_cli_from_dict(COMMANDS, args=arguments, prog="grujax", description=__doc__)
-        return command.run(console)
+        from grujax.cli.commands import run
+
+        stop.check()  # what is raised while a module is imported may be lost
+        return run(arguments, output)
     except KeyboardInterrupt:
         tell(f"{stop.name} before the end. Nothing half-written was left behind")
         return stop.exit_code

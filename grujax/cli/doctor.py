@@ -29,7 +29,7 @@ class Doctor:
         table.add_row("devices", _devices())
         table.add_row("kernel", str(explain()))
         table.add_row("native kernel", _native())
-        cache = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+        cache = jax.config.values["jax_compilation_cache_dir"]
         table.add_row(
             "compilation cache", str(cache or "none: set JAX_COMPILATION_CACHE_DIR to keep compiled programs")
         )

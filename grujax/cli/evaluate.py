@@ -10,7 +10,7 @@ import numpy as np
 import tyro
 from rich.console import Console
 
-from grujax.cli.show import show_confused, show_scores
+from grujax.cli.show import say, show_confused, show_scores
 from grujax.cli.streams import check_free
 from grujax.data import load_sequences
 from grujax.errors import InputError
@@ -64,7 +64,7 @@ class Predict:
             return 0
         with replacing(self.output) as temporary:
             temporary.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
-        console.print(f"saved {len(data)} predictions in {self.output}", soft_wrap=True, highlight=False)
+        say(console, f"saved {len(data)} predictions in {self.output}")
         return 0
 
 

@@ -4,7 +4,9 @@ import contextlib
 import itertools
 import json
 import math
+import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +18,32 @@ from grujax.saving.atomic import remove_left_over
 from grujax.training import Fitted
 
 
-def new_folder(output: Path | None, name: str) -> Path:
-    """A folder made for this run; `mkdir` is the check, so that two runs never get the same."""
-    if output is None:
-        Path("runs").mkdir(exist_ok=True)
-        for number in itertools.count(1):
-            folder = Path("runs") / f"{name}-{number}"
-            with contextlib.suppress(FileExistsError):
-                folder.mkdir()
-                return folder
-    assert output is not None
+@contextlib.contextmanager
+def new_folder(output: Path | None, name: str) -> Iterator[Path]:
+    """A folder made for this run: `output`, or the first free runs/NAME-k.
+
+    `mkdir` is the check, so that two runs never get the same. Where the block raises, what was made and is empty goes.
+    """
+    numbered = (Path("runs") / f"{name}-{number}" for number in itertools.count(1))
+    while True:
+        folder = next(numbered) if output is None else output
+        made = list(itertools.takewhile(lambda path: not path.exists(), (folder, *folder.parents)))
+        try:
+            folder.mkdir(parents=True)
+            break
+        except FileExistsError as error:
+            if not os.path.lexists(folder):  # it is the parent, a link to nowhere
+                raise
+            if output is not None:
+                remove_left_over(output)
+                raise InputError("--output", "a folder that does not exist yet", output, "Name another.") from error
     try:
-        output.mkdir(parents=True)
-    except FileExistsError as error:
-        remove_left_over(output)
-        expected = "a folder that does not exist yet"
-        raise InputError("--output", expected, str(output), "Name another.") from error
-    return output
+        yield folder
+    except BaseException:
+        with contextlib.suppress(OSError):  # a folder that holds something stays
+            for path in made:
+                path.rmdir()
+        raise
 
 
 class Kept:

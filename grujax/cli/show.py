@@ -8,16 +8,17 @@ from grujax.data import Dataset
 from grujax.training import Scores
 
 
+def say(console: Console, text: str) -> None:
+    """Prints lines as they are, however long."""
+    console.print(text, soft_wrap=True, highlight=False)
+
+
 def show_data(console: Console, data: Dataset) -> None:
     train, test = data.train, data.test
     every = np.concatenate([train.lengths, test.lengths])
     what = "regression" if train.labels is None else f"{len(train.labels)} classes"
-    console.print(
-        f"{data.name}: {len(train)} training and {len(test)} test sequences, {train.channels} channels, "
-        f"{every.min()} to {every.max()} steps, {what}",
-        soft_wrap=True,
-        highlight=False,
-    )
+    counts = f"{len(train)} training and {len(test)} test sequences, {train.channels} channels"
+    say(console, f"{data.name}: {counts}, {every.min()} to {every.max()} steps, {what}")
 
 
 def show_scores(console: Console, split: str, scores: Scores) -> None:
@@ -48,7 +49,4 @@ def show_confused(console: Console, scores: Scores, labels: tuple[str, ...] | No
         true, predicted = np.unravel_index(index, wrong.shape)
         if wrong[true, predicted]:
             total = scores.confusion[true].sum()
-            console.print(
-                f"confused: {labels[true]} taken for {labels[predicted]}, {wrong[true, predicted]} of {total}",
-                highlight=False,
-            )
+            say(console, f"confused: {labels[true]} taken for {labels[predicted]}, {wrong[true, predicted]} of {total}")

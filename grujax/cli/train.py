@@ -1,6 +1,5 @@
 """Train, save, and only then show: whatever fails after the model is on disk is a warning."""
 
-import contextlib
 import dataclasses
 import importlib.util
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ import tyro
 from rich.console import Console
 
 from grujax.cli.run_folder import Kept, Metrics, new_folder
-from grujax.cli.show import show_beside, show_confused, show_data, show_scores
+from grujax.cli.show import say, show_beside, show_confused, show_data, show_scores
 from grujax.cli.signals import stop
 from grujax.cli.streams import tell, warned
 from grujax.data import Dataset, load
@@ -37,17 +36,15 @@ class Train:
 
     def run(self, console: Console) -> int:
         data = load(self.data, test=self.test, seed=self.config.seed)
-        folder = new_folder(self.output, data.name)
         about = {"data": data.name, "channels": data.train.channels, "training": dataclasses.asdict(self.config)}
-        kept, metrics = Kept(folder / MODEL_FILE, about), Metrics(folder / "metrics.jsonl")
-        try:
-            fitted = self._train(console, data, kept, metrics)
-        except BaseException:
-            if kept.epoch is not None:
-                tell(f"the best model so far (epoch {kept.epoch}) is saved in {kept.path}")
-            with contextlib.suppress(OSError):  # a folder that holds something stays
-                folder.rmdir()
-            raise
+        with new_folder(self.output, data.name) as folder:
+            kept, metrics = Kept(folder / MODEL_FILE, about), Metrics(folder / "metrics.jsonl")
+            try:
+                fitted = self._train(console, data, kept, metrics)
+            except BaseException:
+                if kept.epoch is not None:
+                    tell(f"the best model so far (epoch {kept.epoch}) is saved in {kept.path}")
+                raise
         if stop.number is not None or fitted.interrupted:
             tell(f"{stop.name}: the best model so far (epoch {kept.epoch}) is saved in {kept.path}")
             return stop.exit_code
@@ -98,13 +95,9 @@ class Train:
                     show_beside(console, test, others)
                     show_confused(console, test, fitted.labels)
             other = self.data if self.test is None else self.test
-            console.print(
-                f"saved {', '.join([str(kept.path), 'metrics.jsonl', *pictures])}\n"
-                f"next:\n  grujax evaluate {kept.path} {other}\n"
-                f"  grujax predict {kept.path} {other} --output predictions.csv",
-                soft_wrap=True,
-                highlight=False,
-            )
+            say(console, f"saved {', '.join([str(kept.path), 'metrics.jsonl', *pictures])}\nnext:")
+            say(console, f"  grujax evaluate {kept.path} {other}")
+            say(console, f"  grujax predict {kept.path} {other} --output predictions.csv")
         return 0 if test is not None else 1
 
 

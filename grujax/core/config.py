@@ -4,7 +4,9 @@ Plain dataclasses, which the modules of Flax Linen and of Flax NNX inherit.
 """
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Mapping
+from functools import cache
 from numbers import Real
 from typing import Any, Generic, TypeAlias, TypeVar
 
@@ -38,9 +40,10 @@ OutputSize = TypeVar("OutputSize", int, Mapping[str, int])
 Pooling: TypeAlias = str | Callable[[Array, Array], Array] | None
 
 
-def own_fields(of: type) -> list[dataclasses.Field]:
+@cache
+def own_fields(of: type) -> tuple[dataclasses.Field, ...]:
     """The fields of a module's class without the two that Flax Linen adds."""
-    return [f for f in dataclasses.fields(of) if f.name not in ("parent", "name")]
+    return tuple(f for f in dataclasses.fields(of) if f.name not in ("parent", "name"))
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -110,7 +113,6 @@ class CellConfig:
 
     def parameters(self, input_size: int) -> dict[str, tuple[Initializer, tuple[int, ...]]]:
         """The initializer and shape of each parameter of a cell: the one place that knows their names and shapes."""
-        self.check()
         init, columns = preset(self.initializer, self.hidden_size), 3 * self.hidden_size
         first = with_update_bias(init.bias, self.update_bias) if self.update_bias else init.bias
         return {
@@ -137,7 +139,8 @@ class LayerConfig(CellConfig):
       initial_state: what a sequence starts from where no h0 is given, and after a reset: "zeros", or "learned", a
         parameter `h0 (L*D, H)`, zero at the start.
       time_major: time is the first axis of x, mask, resets and output.
-      dropout: probability, on the output of every layer but the last (torch.nn.GRU).
+      dropout: probability, on the output of every layer but the last (torch.nn.GRU); a single layer drops nothing, and
+        warns of that in training.
       input_dropout: probability, on the input of every layer, one mask for all steps of a sequence (Gal and
         Ghahramani 2016, arXiv 1512.05287).
       recurrent_dropout: probability, on the state where the products with w_hh read it, one mask for all steps (ibid.).
@@ -215,6 +218,14 @@ class LayerConfig(CellConfig):
         require_one_of(self.connection, CONNECTIONS, "connection")
         require_one_of(self.initial_state, INITIAL_STATES, "initial_state")
         require_one_of(self.implementation, ("reference", *sorted(KERNELS), None), "implementation")
+
+
+def warn_of_idle_dropout(layer: LayerConfig, deterministic: bool) -> None:
+    """Warns, as torch does, in training of a single layer, where `dropout` has no place to act."""
+    if layer.dropout and layer.num_layers == 1 and not deterministic:
+        idle = f"dropout={layer.dropout} acts between layers, and num_layers=1 has no such place: nothing is dropped."
+        remedy = "Write dropout=0; or use input_dropout, or GRUModel, which drops before its head too."
+        warnings.warn(f"{idle} {remedy}", stacklevel=3)
 
 
 @dataclasses.dataclass(eq=False, repr=False)

@@ -1,5 +1,6 @@
 """Named presets of initialisation: a table, one row a preset."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -68,36 +69,20 @@ def initial_states(learned: Array | None, shape: tuple[int, ...], dtype: DTypeLi
     return jnp.broadcast_to(each, shape).astype(dtype)
 
 
-def _torch(hidden_size: int, head_inputs: int) -> Preset:
-    cell, head = uniform_within(hidden_size**-0.5), uniform_within(head_inputs**-0.5)
-    return Preset(w_ih=cell, w_hh=cell, bias=cell, head_kernel=head, head_bias=head)
-
-
-def _flax(hidden_size: int, head_inputs: int) -> Preset:
-    del hidden_size, head_inputs
-    return Preset(
-        w_ih=gatewise(lecun_normal()),
-        w_hh=gatewise(orthogonal()),
-        bias=zeros,
-        head_kernel=in_float32(lecun_normal()),
-        head_bias=zeros,
-    )
-
-
-def _keras(hidden_size: int, head_inputs: int) -> Preset:
-    del hidden_size, head_inputs
-    return Preset(
-        w_ih=in_float32(glorot_uniform()),
-        w_hh=in_float32(orthogonal()),
-        bias=zeros,
-        head_kernel=in_float32(glorot_uniform()),
-        head_bias=zeros,
-    )
-
-
 HIGHWAY: dict[str, Any] = {"kernel_init": lecun_normal(), "bias_init": constant(-1.0)}
 """The dense layer of a highway connection, which passes most of its input on at the start."""
-PRESETS = {"torch": _torch, "flax": _flax, "keras": _keras}
+PRESETS: dict[str, Callable[[int, int], Preset]] = {
+    "torch": lambda hidden_size, head_inputs: Preset(
+        *[uniform_within(hidden_size**-0.5)] * 3, *[uniform_within(head_inputs**-0.5)] * 2
+    ),
+    "flax": lambda *_: Preset(
+        gatewise(lecun_normal()), gatewise(orthogonal()), zeros, in_float32(lecun_normal()), zeros
+    ),
+    "keras": lambda *_: Preset(
+        in_float32(glorot_uniform()), in_float32(orthogonal()), zeros, in_float32(glorot_uniform()), zeros
+    ),
+}
+"""(H, the number of the head's inputs) -> initializers."""
 
 
 def preset(name: str, hidden_size: int, head_inputs: int = 1) -> Preset:

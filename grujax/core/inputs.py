@@ -40,23 +40,18 @@ class Steps(NamedTuple):
         return self.x.shape[1:-1] if self.time_major else self.x.shape[:-2]
 
 
-def to_rows(steps: Steps, time_major: bool) -> tuple[Array, Array | None, Array | None]:
-    """x with one batch axis, (T, B, I) where `time_major`, else (B, T, I); valid and resets (T, B) in both cases."""
-    n_rows = math.prod(steps.batch)
+def to_rows(steps: Steps) -> tuple[Array, Array | None, Array | None]:
+    """x with one batch axis, (T, B, I) where it is time-major, else (B, T, I); valid and resets (T, B)."""
+    n_rows, time = math.prod(steps.batch), 0 if steps.time_major else len(steps.batch)
+    n_steps = steps.x.shape[time]
+    x = steps.x
+    if len(steps.batch) != 1:
+        x = x.reshape(*((n_steps, n_rows) if steps.time_major else (n_rows, n_steps)), x.shape[-1])
 
-    def rows(a: Array | None, features: int, time_major: bool) -> Array | None:
-        if a is None:
-            return None
-        time = 0 if steps.time_major else a.ndim - features - 1
-        n_steps = a.shape[time]
-        a = jnp.moveaxis(a, time, 0 if time_major else a.ndim - features - 1)
-        if len(steps.batch) == 1:
-            return a
-        return a.reshape(*((n_steps, n_rows) if time_major else (n_rows, n_steps)), *a.shape[a.ndim - features :])
+    def flags(a: Array | None) -> Array | None:
+        return None if a is None else jnp.moveaxis(a, time, 0).reshape(n_steps, n_rows)
 
-    x = rows(steps.x, 1, time_major)
-    assert x is not None
-    return x, rows(steps.valid, 0, True), rows(steps.resets, 0, True)
+    return x, flags(steps.valid), flags(steps.resets)
 
 
 def from_rows(a: Array, batch: tuple[int, ...], time_major: bool) -> Array:

@@ -8,7 +8,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from grujax.arrays import as_array, require_floating, require_floating_dtype
 from grujax.core.inputs import check_inputs, check_state, from_rows, to_rows
-from grujax.errors import require, require_equal
+from grujax.errors import require
 from grujax.kernels import run
 from grujax.kernels.step import cast
 from grujax.types import Activation, Array, Control, GRUSpec, GRUWeights, Inputs, Recurrence
@@ -90,7 +90,7 @@ def gru(
         activation=activation,
         gate_activation=gate_activation,
         clip=clip,
-        layer_norm=weights.scale_hh is not None,
+        layer_norm=weights.scale_ih is not None or weights.scale_hh is not None,
     )
     steps = check_inputs(x, weights.w_ih.shape[0], lengths, mask, resets, time_major)
     hidden_size = weights.w_hh.shape[0]
@@ -101,7 +101,7 @@ def gru(
     require(not alone, "h_reset", "None", "an array", remedy, rule="h_reset needs resets")
     require_floating_dtype(dtype, "dtype")
     dtype = jnp.dtype(jnp.result_type(steps.x, weights.w_ih) if dtype is None else dtype)
-    x, valid, reset = to_rows(steps, time_major)
+    x, valid, reset = to_rows(steps)
     start = None if h0 is None else h0.reshape(x.shape[1 if time_major else 0], hidden_size)
     recurrence = Recurrence(x.astype(dtype), cast(weights, dtype), start, Control(valid, reset, h_reset))
     ((hs, h_last, *_),) = run([recurrence], spec, implementation, reverse=(reverse,), time_major=time_major)
@@ -110,26 +110,17 @@ def gru(
 
 
 def _checked_weights(weights: GRUWeights) -> GRUWeights:
-    """All as arrays of the shapes that `GRUWeights` names."""
+    """All as floating arrays, and the shapes of the two matrices, which tell I and H; `run` checks the others."""
     remedy = "Of a dict of parameters: GRUWeights(**parameters)."
     require(isinstance(weights, GRUWeights), "weights", "a GRUWeights", f"a {type(weights).__name__}", remedy)
-    arrays: dict[str, Any] = {}
-    for name, a in weights._asdict().items():
-        needed = name in ("w_ih", "w_hh")
-        arrays[name] = jnp.asarray(as_array(a, f"weights.{name}")) if needed or a is not None else None
-        if arrays[name] is not None:
+    arrays: dict[str, Any] = weights._asdict()
+    for name, a in arrays.items():
+        if a is not None or name in ("w_ih", "w_hh"):
+            arrays[name] = jnp.asarray(as_array(a, f"weights.{name}"))
             require_floating(arrays[name], f"weights.{name}")
-    w_ih, w_hh = arrays["w_ih"], arrays["w_hh"]
-    for name, axes, a in (("w_hh", "(H, 3H)", w_hh), ("w_ih", "(I, 3H)", w_ih)):
-        require(a.ndim == 2 and 0 not in a.shape, f"weights.{name}", f"{axes}, none of them 0", f"shape {a.shape}")
-    columns = 3 * w_hh.shape[0]
     remedy = "PyTorch's weights are transposed: use grujax.interop.torch.from_torch."
-    require(w_hh.shape[1] == columns, "weights.w_hh", "(H, 3H)", f"shape {w_hh.shape}", remedy)
-    require_equal(w_ih.shape, (w_ih.shape[0], columns), "weights.w_ih", remedy)
-    for name in ("b_ih", "b_hh", "scale_ih", "scale_hh"):
-        if arrays[name] is not None:
-            require_equal(arrays[name].shape, (columns,), f"weights.{name}")
-    found, expected = (None if arrays[name] is None else "an array" for name in ("scale_ih", "scale_hh"))
-    rule = "scale_ih and scale_hh are given together or not at all"
-    require(found == expected, "weights.scale_ih", expected, found, "Layer normalisation has both.", rule=rule)
+    for name, axes in (("w_hh", "(H, 3H)"), ("w_ih", "(I, 3H)")):
+        shape = arrays[name].shape
+        fits = len(shape) == 2 and 0 not in shape and shape[1] == 3 * arrays["w_hh"].shape[0]
+        require(fits, f"weights.{name}", f"{axes}, none of them 0", f"shape {shape}", remedy)
     return GRUWeights(**arrays)

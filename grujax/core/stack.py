@@ -41,10 +41,10 @@ class Hooks(NamedTuple):
 
     cell: Callable[[str], Cell]  # by its name, "l0", "l0_reverse", "l1", ...
     highway: Callable[[str, Array], Array]  # W x + b by its name, "l1_highway", ...
-    scan: Callable[[Callable, bool], Callable]  # of a function (cell, h, inputs, weights) -> (h, h), in reverse or not
+    scan: Callable[[Callable, bool], Callable]  # of a function (cell, h, inputs) -> (h, h), in reverse or not
     initial: Array | None  # (L*D, H), where it is learned
     noise: Noise | None  # None in evaluation
-    sow: Callable[[str, Gates], Any] | None = None  # keeps gates by their name; None: they are not computed
+    sow: Callable[[str, Gates | None], Any] | None = None  # keeps gates by their name; None: they are not computed
 
 
 class LayerRun(NamedTuple):
@@ -69,36 +69,27 @@ def run_layers(layer: LayerConfig, steps: Steps, h0: ArrayLike | None, hooks: Ho
     """All layers in all directions; h0 (L*D, *batch, H), the initial state where None."""
     expected = (layer.num_states, *steps.batch, layer.hidden_size)
     h0 = check_state(with_states_axis(h0, expected), "h0", expected, "The first axis is layers * directions.")
-    # Batch-major arrays are not transposed where nothing in between needs time-major ones.
-    batch_major = not (any(layer.backwards) or layer.implementation == "reference" or hooks.noise is not None)
-    time_major = layer.time_major or not batch_major or steps.valid is not None
-    x, valid, reset = to_rows(steps, time_major)
+    x, valid, reset = to_rows(steps)
+    options = {"reverse": layer.backwards, "with_gates": hooks.sow is not None, "time_major": layer.time_major}
     last, outputs = [], []
-    for k in range(layer.num_layers):
+    for k, names in enumerate(layer.cell_names):
         dtype = layer.dtype or jnp.result_type(x, layer.param_dtype)
         layer_input = x
         if k > 0:
             x = dropped(x, layer.dropout, hooks.noise)
-        x = dropped(x, layer.input_dropout, hooks.noise, locked_axes=(0,))
-        names = layer.cell_names[k]
-        cells = [hooks.cell(name) for name in names]
-        recurrences = []
-        for cell in cells:
-            index = len(last) + len(recurrences)
-            control = Control(valid, reset, None if hooks.initial is None else hooks.initial[index])
-            start = None if h0 is None else h0[index]
-            recurrences.append(_recurrence(layer, hooks, cell, x, start, control, time_major))
-        reverse, reference = layer.backwards, layer.implementation == "reference"
-        results: list[Result] = []
-        if hooks.sow is not None or not reference:
-            name, sown = None if reference else layer.implementation, hooks.sow is not None
-            results = run(recurrences, layer.spec, name, reverse=reverse, with_gates=sown, time_major=time_major)
-        if reference:
-            gates = [result.gates for result in results] or [None] * len(cells)
-            scans = map(partial(_scan_over_cell, hooks), cells, recurrences, reverse)
-            results = [scan._replace(gates=of) for scan, of in zip(scans, gates, strict=True)]
-        for name, result in zip(names, results, strict=True):
-            if hooks.sow is not None and result.gates is not None:
+        x = dropped(x, layer.input_dropout, hooks.noise, locked_axes=(0 if layer.time_major else 1,))
+        cells, recurrences = [hooks.cell(name) for name in names], []
+        for index, cell in enumerate(cells, start=len(last)):
+            initial, start = (None if states is None else states[index] for states in (hooks.initial, h0))
+            recurrences.append(_recurrence(layer, hooks, cell, x, start, Control(valid, reset, initial)))
+        if layer.implementation == "reference":
+            scan = partial(_scan_over_cell, hooks, layer.time_major)
+            results = list(map(scan, cells, recurrences, layer.backwards))
+        else:
+            results = run(recurrences, layer.spec, layer.implementation, **options)
+        if hooks.sow is not None:  # the reference has no gates
+            of_kernel = results if results[0].gates is not None else run(recurrences, layer.spec, **options)
+            for name, result in zip(names, of_kernel, strict=True):
                 hooks.sow(f"{name}_gates", result.gates)
         outputs = [result.hs.astype(dtype) for result in results]
         last += [result.h_last for result in results]
@@ -106,16 +97,14 @@ def run_layers(layer: LayerConfig, steps: Steps, h0: ArrayLike | None, hooks: Ho
             x = merged(layer, outputs)
         if k > 0:
             x = _connect(layer, hooks, f"l{k}_highway", layer_input, x)
-    if time_major and not layer.time_major:
-        x, outputs = x.swapaxes(0, 1), [output.swapaxes(0, 1) for output in outputs]
     return LayerRun(x, outputs, jnp.stack(last), hooks.initial, valid, steps.batch, None if h0 is None else h0.dtype)
 
 
 def _recurrence(
-    layer: LayerConfig, hooks: Hooks, cell: Cell, x: Array, h0: Array | None, control: Control, time_major: bool
+    layer: LayerConfig, hooks: Hooks, cell: Cell, x: Array, h0: Array | None, control: Control
 ) -> Recurrence:
     """One direction of one layer, in the compute dtype; its h0 (*batch, H) the initial state where None."""
-    n_steps, n_rows = x.shape[:2] if time_major else (x.shape[1], x.shape[0])
+    n_steps, n_rows = x.shape[:2] if layer.time_major else (x.shape[1], x.shape[0])
     if h0 is not None:
         h0 = h0.reshape(n_rows, layer.hidden_size)
     elif control.h_reset is not None:
@@ -175,9 +164,10 @@ def _connect(layer: LayerConfig, hooks: Hooks, name: str, x: Array, output: Arra
     return output
 
 
-def _scan_over_cell(hooks: Hooks, cell: Cell, recurrence: Recurrence, reverse: bool) -> Result:
+def _scan_over_cell(hooks: Hooks, time_major: bool, cell: Cell, recurrence: Recurrence, reverse: bool) -> Result:
     """The layer as Flax's scan over the cell: what the fast path must equal."""
     x, weights, h0, control = recurrence
+    x = x if time_major else x.swapaxes(0, 1)
     valid = jnp.broadcast_to(True, x.shape[:2]) if control.valid is None else control.valid
     x = jnp.where(valid[..., None], x, 0)
     dtype = state_dtype(weights.w_hh.dtype)
@@ -187,7 +177,7 @@ def _scan_over_cell(hooks: Hooks, cell: Cell, recurrence: Recurrence, reverse: b
     h_reset = zeros if control.h_reset is None else zeros + control.h_reset.astype(dtype)[None]
     reset = resets_read(control.reset, valid, reverse)
 
-    def one_step(cell: Cell, h: Array, inputs: tuple, weights: GRUWeights) -> tuple[Array, Array]:
+    def one_step(cell: Cell, h: Array, inputs: tuple) -> tuple[Array, Array]:
         x, valid, reset, hold = inputs
         if reset is not None:
             h = jnp.where(reset[:, None], h_reset, h)
@@ -197,5 +187,6 @@ def _scan_over_cell(hooks: Hooks, cell: Cell, recurrence: Recurrence, reverse: b
         h = jnp.where(valid[:, None], new, h)
         return h, h
 
-    h_last, hs = hooks.scan(one_step, reverse)(cell, start, (x, valid, reset, control.hold), weights)
-    return Result(jnp.where(valid[..., None], hs, 0), h_last)
+    h_last, hs = hooks.scan(one_step, reverse)(cell, start, (x, valid, reset, control.hold))
+    hs = jnp.where(valid[..., None], hs, 0)
+    return Result(hs if time_major else hs.swapaxes(0, 1), h_last)

@@ -167,12 +167,7 @@ def statistics(data: Sequences) -> tuple[np.ndarray, np.ndarray]:
     >>> mean.tolist(), std.tolist()
     ([2.0, 7.0], [1.0, 1.0])
     """
-    steps = data.x[_valid(data.x, data.lengths)]
+    steps = data.x[np.arange(data.x.shape[1]) < data.lengths[:, None]]
     mean, std = steps.mean(0, dtype=np.float64), steps.std(0, dtype=np.float64).astype(np.float32)
     # float64 sums float32 constants exactly, so their std is 0 and no rounding error
     return mean.astype(np.float32), np.where(std == 0, np.float32(1), std)
-
-
-def _valid(x: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """(N, T) bool: the steps before each length."""
-    return np.arange(x.shape[1]) < lengths[:, None]

@@ -1,4 +1,9 @@
-"""A picture of each measure. matplotlib comes with the extra `plot`."""
+"""A picture of each measure. matplotlib comes with the extra `plot`.
+
+Each function returns the matplotlib figure, and writes it as well where `path` names a PNG file, whole or not at all.
+Each raises `InputError` for an argument of another type or shape, for a path that does not end in .png, and without
+matplotlib.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jax.typing import ArrayLike
 
-from grujax.errors import require, require_package
+from grujax.errors import require
 from grujax.inspect.measures import Saturation
-from grujax.saving.atomic import replacing
+from grujax.saving.pictures import new_figure, written
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,13 +28,6 @@ def plot_saturation(saturations: Mapping[str, Saturation] | Saturation, path: st
 
     Args:
       saturations: what `saturation` returns, or a dict of these by layer.
-      path: the PNG file to write as well, whole or not at all; None writes none.
-
-    Returns:
-      The matplotlib figure.
-
-    Raises:
-      InputError: an argument of another type, a path that does not end in .png, or matplotlib is not installed.
 
     >>> from grujax.inspect.measures import Gates, saturation
     >>> z = np.array([[0.05, 0.5], [0.95, 0.5]])
@@ -42,7 +40,7 @@ def plot_saturation(saturations: Mapping[str, Saturation] | Saturation, path: st
     layers = _by_layer(saturations, "saturations")
     columns = min(len(layers), 4)
     rows = -(-len(layers) // columns)
-    figure = _figure(max(3.0 * columns, 4.2), 2.9 * rows + 0.7)
+    figure = new_figure(max(3.0 * columns, 4.2), 2.9 * rows + 0.7)
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes, (name, found) in zip(panels, layers.items(), strict=False):
         require(isinstance(found, Saturation), "saturations", "a Saturation, or one a layer", type(found).__name__)
@@ -58,7 +56,7 @@ def plot_saturation(saturations: Mapping[str, Saturation] | Saturation, path: st
     figure.suptitle("Saturation of the gates, a dot a unit")
     figure.supxlabel("closed (left-saturated): share of steps")
     figure.supylabel("open (right-saturated): share of steps")
-    return _written(figure, path)
+    return written(figure, path)
 
 
 def plot_time_scale(time_scales: Mapping[str, ArrayLike] | ArrayLike, path: str | Path | None = None) -> "Figure":
@@ -68,18 +66,11 @@ def plot_time_scale(time_scales: Mapping[str, ArrayLike] | ArrayLike, path: str 
 
     Args:
       time_scales: what `time_scale` returns (H,), or a dict of these by layer.
-      path: the PNG file to write as well, whole or not at all; None writes none.
-
-    Returns:
-      The matplotlib figure.
-
-    Raises:
-      InputError: an array that is not (H,), a path that does not end in .png, or matplotlib is not installed.
 
     >>> plot_time_scale(np.array([2.0, 30.0, np.inf])).axes[0].get_yscale()
     'log'
     """
-    figure = _figure(6.4, 4.2)
+    figure = new_figure(6.4, 4.2)
     axes = figure.subplots()
     for i, (name, given) in enumerate(_by_layer(time_scales, "time_scales").items()):
         tau = np.sort(np.asarray(given, float))
@@ -96,7 +87,7 @@ def plot_time_scale(time_scales: Mapping[str, ArrayLike] | ArrayLike, path: str 
     axes.grid(alpha=0.3)
     if isinstance(time_scales, Mapping):
         axes.legend(frameon=False)
-    return _written(figure, path)
+    return written(figure, path)
 
 
 def plot_gradient_norm(norms: ArrayLike, path: str | Path | None = None) -> "Figure":
@@ -105,13 +96,6 @@ def plot_gradient_norm(norms: ArrayLike, path: str | Path | None = None) -> "Fig
     Args:
       norms: what `gradient_norm` returns, (B, T) or (T,), in units of the loss per unit of x. Zeros are left out: they
         are the steps beyond a sequence's length.
-      path: the PNG file to write as well, whole or not at all; None writes none.
-
-    Returns:
-      The matplotlib figure.
-
-    Raises:
-      InputError: another shape, no step, a path that does not end in .png, or matplotlib is not installed.
 
     >>> plot_gradient_norm(np.array([[1e-3, 1e-2, 0.1]])).axes[0].get_title()
     'Reach of the gradient'
@@ -122,7 +106,7 @@ def plot_gradient_norm(norms: ArrayLike, path: str | Path | None = None) -> "Fig
     expected = "shape (B, T) or (T,), at least one step"
     require(found.ndim in (1, 2) and found.size > 0, "norms", expected, f"shape {found.shape}")
     there = np.ma.masked_where(~(found > 0), found).reshape(-1, found.shape[-1])
-    figure = _figure(6.4, 4.2)
+    figure = new_figure(6.4, 4.2)
     axes = figure.subplots()
     steps, few = np.arange(found.shape[-1]), found.shape[-1] <= 50
     style: dict[str, Any] = {"color": "C0", "alpha": max(0.1, min(0.6, 4 / len(there))), "linewidth": 1}
@@ -136,22 +120,10 @@ def plot_gradient_norm(norms: ArrayLike, path: str | Path | None = None) -> "Fig
     axes.set(xlabel="time (steps)", ylabel="‖∂ loss / ∂ x‖ (loss per unit of x)", yscale="log")
     axes.set_title("Reach of the gradient")
     axes.grid(alpha=0.3)
-    return _written(figure, path)
+    return written(figure, path)
 
 
 def _by_layer(given: Any, name: str) -> dict[str, Any]:
     layers = dict(given) if isinstance(given, Mapping) else {"": given}
     require(bool(layers), name, "at least one layer", "none")
     return layers
-
-
-def _figure(width: float, height: float) -> "Figure":
-    return require_package("matplotlib.figure", "plot").Figure(figsize=(width, height), layout="constrained")
-
-
-def _written(figure: "Figure", path: str | Path | None) -> "Figure":
-    if path is not None:
-        require(Path(path).suffix.lower() == ".png", "path", "a name that ends in .png", f"{str(path)!r}")
-        with replacing(path) as temporary:
-            figure.savefig(temporary, dpi=150)
-    return figure

@@ -7,7 +7,7 @@ import flax.linen as nn
 from flax.core import meta
 from jax.typing import ArrayLike
 
-from grujax.core.config import LayerConfig
+from grujax.core.config import LayerConfig, warn_of_idle_dropout
 from grujax.core.initializers import HIGHWAY, initial_states, preset
 from grujax.core.inputs import Steps, check_inputs
 from grujax.core.keywords import explained, refuse_others
@@ -75,6 +75,7 @@ class GRU(LayerConfig, nn.Module):
         refuse_others(self, others)
         self.check()
         steps = check_inputs(x, known_features(self, "l0"), lengths, mask, resets, self.time_major)
+        warn_of_idle_dropout(self, deterministic)
         return returned(self, self.run(steps, h0, deterministic))
 
     @nn.nowrap
@@ -140,10 +141,4 @@ def noise(module: nn.Module, deterministic: bool) -> Noise | None:
 
 
 def _scan(one_step: Callable, reverse: bool) -> Callable:
-    return nn.scan(
-        one_step,
-        variable_broadcast="params",
-        split_rngs={"params": False},
-        in_axes=(0, nn.broadcast),  # pyright: ignore[reportArgumentType], a tuple is documented
-        reverse=reverse,
-    )
+    return nn.scan(one_step, variable_broadcast="params", split_rngs={"params": False}, reverse=reverse)

@@ -2,26 +2,34 @@
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, Generic, Literal, Never, Unpack, overload
+from typing import Any, Generic, Literal, Never, Required, Unpack, overload
 
 import flax.linen as nn
 from flax.core import FrozenDict
 from jax.typing import ArrayLike
 
-from grujax.core.config import EncoderConfig, ModelConfig, OutputSize
+from grujax.core.config import EncoderConfig, ModelConfig, OutputSize, warn_of_idle_dropout
 from grujax.core.heads import STATISTICS, apply_heads, standardised
-from grujax.core.inputs import CallOptions, check_inputs
+from grujax.core.inputs import CallOptions, Steps, check_inputs
 from grujax.core.keywords import explained, refuse_others
-from grujax.core.pooling import check_segments, pooled
+from grujax.core.pooling import Segments, check_segments, pooled
 from grujax.linen.cell import known_features
 from grujax.linen.layer import GRU, carry_of, dense, noise
 from grujax.types import Array, Inputs
 
 
 class Options(CallOptions, total=False):
-    """The same in a call of a Linen module."""
+    """Of a call that returns no state."""
 
     deterministic: bool
+    return_state: Literal[False]
+
+
+class WithState(CallOptions, total=False):
+    """Of a call that returns its state too."""
+
+    deterministic: bool
+    return_state: Required[Literal[True]]
 
 
 @explained
@@ -36,14 +44,9 @@ class GRUEncoder(EncoderConfig, nn.Module):
     """
 
     @overload
-    def __call__(
-        self, x: Inputs, h0: Array | None = None, *, return_state: Literal[False] = False, **options: Unpack[Options]
-    ) -> Array: ...
+    def __call__(self, x: Inputs, h0: Array | None = None, **options: Unpack[Options]) -> Array: ...
     @overload
-    def __call__(
-        self, x: Inputs, h0: Array | None = None, *, return_state: Literal[True], **options: Unpack[Options]
-    ) -> tuple[Array, Array]: ...
-    @nn.compact
+    def __call__(self, x: Inputs, h0: Array | None = None, **options: Unpack[WithState]) -> tuple[Array, Array]: ...
     def __call__(
         self,
         x: Inputs,
@@ -78,10 +81,19 @@ class GRUEncoder(EncoderConfig, nn.Module):
         refuse_others(self, others)
         self.check()
         steps = check_inputs(x, known_features(self, "gru", "l0"), lengths, mask, resets, self.time_major)
-        kept = check_segments(self.pooling, steps, segments, num_segments)
+        warn_of_idle_dropout(self, deterministic)
+        features, h_last = self.run(
+            steps, h0, check_segments(self.pooling, steps, segments, num_segments), deterministic
+        )
+        return (features, h_last) if return_state else features
+
+    @nn.compact
+    def run(
+        self, steps: Steps, h0: Array | None, segments: Segments | None, deterministic: bool
+    ) -> tuple[Array, Array]:
+        """As `__call__` with return_state=True, on checked steps."""
         run = GRU(**self.fields_of(GRU), name="gru").run(steps, h0, deterministic)
-        features = pooled(self, run, kept, partial(dense, self))
-        return (features, run.states) if return_state else features
+        return pooled(self, run, segments, partial(dense, self)), run.states
 
     @nn.nowrap
     def initialize_carry(self, rng: Array, input_shape: tuple[int, ...]) -> Array:
@@ -118,40 +130,18 @@ class GRUModel(ModelConfig[OutputSize], nn.Module, Generic[OutputSize]):
         super().__post_init__()
 
     @overload
-    def __call__(
-        self: "GRUModel[int]",
-        x: Inputs,
-        h0: Array | None = None,
-        *,
-        return_state: Literal[False] = False,
-        **options: Unpack[Options],
-    ) -> Array: ...
+    def __call__(self: "GRUModel[int]", x: Inputs, h0: Array | None = None, **options: Unpack[Options]) -> Array: ...
     @overload
     def __call__(
-        self: "GRUModel[int]",
-        x: Inputs,
-        h0: Array | None = None,
-        *,
-        return_state: Literal[True],
-        **options: Unpack[Options],
+        self: "GRUModel[int]", x: Inputs, h0: Array | None = None, **options: Unpack[WithState]
     ) -> tuple[Array, Array]: ...
     @overload
     def __call__(
-        self: "GRUModel[Mapping[str, int]]",
-        x: Inputs,
-        h0: Array | None = None,
-        *,
-        return_state: Literal[False] = False,
-        **options: Unpack[Options],
+        self: "GRUModel[Mapping[str, int]]", x: Inputs, h0: Array | None = None, **options: Unpack[Options]
     ) -> dict[str, Array]: ...
     @overload
     def __call__(
-        self: "GRUModel[Mapping[str, int]]",
-        x: Inputs,
-        h0: Array | None = None,
-        *,
-        return_state: Literal[True],
-        **options: Unpack[Options],
+        self: "GRUModel[Mapping[str, int]]", x: Inputs, h0: Array | None = None, **options: Unpack[WithState]
     ) -> tuple[dict[str, Array], Array]: ...
     @nn.compact
     def __call__(
@@ -192,18 +182,10 @@ class GRUModel(ModelConfig[OutputSize], nn.Module, Generic[OutputSize]):
         steps = check_inputs(x, known_features(self, "encoder", "gru", "l0"), lengths, mask, resets, self.time_major)
         has = [name for name in STATISTICS if self.has_variable("statistics", name)]
         statistics = {name: self.get_variable("statistics", name) for name in has}
-        x = standardised(self, steps.x, statistics)
+        kept = check_segments(self.pooling, steps, segments, num_segments)
+        steps = steps._replace(x=standardised(self, steps.x, statistics))
         encoder = GRUEncoder(**self.fields_of(GRUEncoder), name="encoder")
-        features, h_last = encoder(
-            x,
-            h0,
-            mask=steps.valid,
-            resets=steps.resets,
-            segments=segments,
-            num_segments=num_segments,
-            return_state=True,
-            deterministic=deterministic,
-        )
+        features, h_last = encoder.run(steps, h0, kept, deterministic)
         y = apply_heads(self, features, steps.valid, statistics, partial(dense, self), noise(self, deterministic))
         return (y, h_last) if return_state else y
 

@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from grujax.core.heads import STATISTICS
 from grujax.errors import require, require_equal, require_one_of
-from grujax.linen import MODELS
+from grujax.linen import MODELS, Module, require_own
 from grujax.nnx.cell import GRUCell
 from grujax.nnx.layer import GRU
 from grujax.nnx.model import GRUEncoder, GRUModel, Statistic
@@ -18,7 +18,7 @@ from grujax.nnx.model import GRUEncoder, GRUModel, Statistic
 MODULES = {cls.__name__: cls for cls in (GRU, GRUCell, GRUEncoder, GRUModel)}
 
 
-def to_linen(module: GRU | GRUCell | GRUEncoder | GRUModel) -> tuple[nn.Module, dict[str, Any]]:
+def to_linen(module: GRU | GRUCell | GRUEncoder | GRUModel) -> tuple[Module, dict[str, Any]]:
     """(model, variables) of Flax Linen with the same fields and values, as `grujax.save` and `to_torch` take them.
 
     Raises `InputError` for a module of another class.
@@ -58,14 +58,12 @@ def from_linen(model: nn.Module, variables: Mapping[str, Any], *, rngs: nnx.Rngs
     >>> bool((model.apply(variables, x)[0] == module(x)[0]).all())
     True
     """
-    found = type(model).__name__
-    known = MODELS.get(found) is type(model)
-    require(known, "model", f"one of {sorted(MODELS)} of grujax", f"{type(model).__module__}.{found}")
+    own = require_own(model)
     require(isinstance(variables, Mapping), "variables", "a dict", f"a {type(variables).__name__}")
-    of, params = MODULES[found], _flat(variables.get("params", {}))
+    of, params = MODULES[type(own).__name__], _flat(variables.get("params", {}))
     sizes = [a.shape[0] for path, a in params.items() if path in ("w_ih", "l0/w_ih") or path.endswith("/l0/w_ih")]
     require(len(sizes) == 1, "variables", "parameters w_ih of the first layer", sorted(params))
-    module = of(input_size=sizes[0], **model.fields_of(of), rngs=rngs)  # pyright: ignore[reportAttributeAccessIssue]
+    module = of(input_size=sizes[0], **own.fields_of(of), rngs=rngs)
     ours = _flat(nnx.to_pure_dict(nnx.state(module, nnx.Param)))
     for path in sorted(ours.keys() | params.keys()):
         expected, given = (f"{a[path].dtype} {a[path].shape}" if path in a else "none" for a in (ours, params))

@@ -51,6 +51,7 @@ class GRUCell(CellConfig, Sized, nnx.RNNCellBase):
 
     def __post_init__(self, rngs: nnx.Rngs) -> None:
         require_count(self.input_size, "input_size")
+        self.check()
         for name, (init, shape) in self.parameters(self.input_size).items():
             setattr(self, name, nnx.Param(init(rngs.params(), shape, self.param_dtype)))
 

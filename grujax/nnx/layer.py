@@ -9,7 +9,7 @@ from flax import nnx
 from jax.nn.initializers import Initializer
 from jax.typing import ArrayLike
 
-from grujax.core.config import RATES, LayerConfig
+from grujax.core.config import RATES, LayerConfig, warn_of_idle_dropout
 from grujax.core.initializers import HIGHWAY, initial_states, preset
 from grujax.core.inputs import Steps, check_inputs
 from grujax.core.keywords import explained, refuse_others
@@ -42,8 +42,11 @@ class Regularised(Sized, nnx.Module):
         """Keeps a stream of its own where one of the rates is not 0."""
         self.stream = stream_of(rngs, "dropout").fork() if any(rates) else nnx.data(None)
 
+    def _is_deterministic(self, deterministic: bool | None) -> bool:
+        return self.deterministic if deterministic is None else deterministic
+
     def _noise(self, deterministic: bool | None, rngs: Rngs | None) -> Noise | None:
-        if self.deterministic if deterministic is None else deterministic:
+        if self._is_deterministic(deterministic):
             return None
         stream = self.stream if rngs is None else rngs
         return Noise(
@@ -112,6 +115,7 @@ class GRU(LayerConfig, Regularised):
         refuse_others(self, others)
         self.check()
         steps = check_inputs(x, self.input_size, lengths, mask, resets, self.time_major)
+        warn_of_idle_dropout(self, self._is_deterministic(deterministic))
         return returned(self, self._run(steps, h0, deterministic, rngs))
 
     def initialize_carry(
@@ -156,4 +160,4 @@ def linear(module: LayerConfig, inputs: int, width: int, rngs: nnx.Rngs, **optio
 
 
 def _scan(one_step: Callable, reverse: bool) -> Callable:
-    return nnx.scan(one_step, in_axes=(None, nnx.Carry, 0, None), out_axes=(nnx.Carry, 0), reverse=reverse)
+    return nnx.scan(one_step, in_axes=(None, nnx.Carry, 0), out_axes=(nnx.Carry, 0), reverse=reverse)

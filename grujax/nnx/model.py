@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Generic, Literal, Never, Unpack, overload
+from typing import Any, Generic, Literal, Never, Required, Unpack, overload
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +11,11 @@ from flax.core import FrozenDict
 from jax.nn.initializers import Initializer
 from jax.typing import ArrayLike
 
-from grujax.core.config import EncoderConfig, ModelConfig, OutputSize
+from grujax.core.config import EncoderConfig, ModelConfig, OutputSize, warn_of_idle_dropout
 from grujax.core.heads import STATISTICS, apply_heads, standardised
-from grujax.core.inputs import CallOptions, check_inputs
+from grujax.core.inputs import CallOptions, Steps, check_inputs
 from grujax.core.keywords import explained, refuse_others
-from grujax.core.pooling import check_segments, pooled
+from grujax.core.pooling import Segments, check_segments, pooled
 from grujax.nnx.cell import Rngs
 from grujax.nnx.layer import GRU, Regularised, linear
 from grujax.types import Array, Inputs
@@ -26,10 +26,19 @@ class Statistic(nnx.Variable):
 
 
 class Options(CallOptions, total=False):
-    """The same in a call of an NNX module."""
+    """Of a call that returns no state."""
 
     deterministic: bool | None
     rngs: Rngs | None
+    return_state: Literal[False]
+
+
+class WithState(CallOptions, total=False):
+    """Of a call that returns its state too."""
+
+    deterministic: bool | None
+    rngs: Rngs | None
+    return_state: Required[Literal[True]]
 
 
 @explained
@@ -53,13 +62,9 @@ class GRUEncoder(EncoderConfig, Regularised):
             self.attention_score = linear(self, self.width, 1, rngs, use_bias=False)
 
     @overload
-    def __call__(
-        self, x: Inputs, h0: Array | None = None, *, return_state: Literal[False] = False, **options: Unpack[Options]
-    ) -> Array: ...
+    def __call__(self, x: Inputs, h0: Array | None = None, **options: Unpack[Options]) -> Array: ...
     @overload
-    def __call__(
-        self, x: Inputs, h0: Array | None = None, *, return_state: Literal[True], **options: Unpack[Options]
-    ) -> tuple[Array, Array]: ...
+    def __call__(self, x: Inputs, h0: Array | None = None, **options: Unpack[WithState]) -> tuple[Array, Array]: ...
     def __call__(
         self,
         x: Inputs,
@@ -84,10 +89,22 @@ class GRUEncoder(EncoderConfig, Regularised):
         refuse_others(self, others)
         self.check()
         steps = check_inputs(x, self.input_size, lengths, mask, resets, self.time_major)
+        warn_of_idle_dropout(self, self._is_deterministic(deterministic))
         kept = check_segments(self.pooling, steps, segments, num_segments)
+        features, h_last = self._run(steps, h0, kept, deterministic, rngs)
+        return (features, h_last) if return_state else features
+
+    def _run(
+        self,
+        steps: Steps,
+        h0: Array | None,
+        segments: Segments | None,
+        deterministic: bool | None,
+        rngs: Rngs | None,
+    ) -> tuple[Array, Array]:
+        """As `__call__` with return_state=True, on checked steps."""
         run = self.gru._run(steps, h0, deterministic, rngs)
-        features = pooled(self, run, kept, self._dense)
-        return (features, run.states) if return_state else features
+        return pooled(self, run, segments, self._dense), run.states
 
     def initialize_carry(
         self, input_shape: tuple[int, ...], rngs: Rngs | None = None, carry_init: Initializer | None = None
@@ -128,40 +145,18 @@ class GRUModel(ModelConfig[OutputSize], Regularised, Generic[OutputSize]):
         self._draws(rngs, self.dropout)
 
     @overload
-    def __call__(
-        self: "GRUModel[int]",
-        x: Inputs,
-        h0: Array | None = None,
-        *,
-        return_state: Literal[False] = False,
-        **options: Unpack[Options],
-    ) -> Array: ...
+    def __call__(self: "GRUModel[int]", x: Inputs, h0: Array | None = None, **options: Unpack[Options]) -> Array: ...
     @overload
     def __call__(
-        self: "GRUModel[int]",
-        x: Inputs,
-        h0: Array | None = None,
-        *,
-        return_state: Literal[True],
-        **options: Unpack[Options],
+        self: "GRUModel[int]", x: Inputs, h0: Array | None = None, **options: Unpack[WithState]
     ) -> tuple[Array, Array]: ...
     @overload
     def __call__(
-        self: "GRUModel[Mapping[str, int]]",
-        x: Inputs,
-        h0: Array | None = None,
-        *,
-        return_state: Literal[False] = False,
-        **options: Unpack[Options],
+        self: "GRUModel[Mapping[str, int]]", x: Inputs, h0: Array | None = None, **options: Unpack[Options]
     ) -> dict[str, Array]: ...
     @overload
     def __call__(
-        self: "GRUModel[Mapping[str, int]]",
-        x: Inputs,
-        h0: Array | None = None,
-        *,
-        return_state: Literal[True],
-        **options: Unpack[Options],
+        self: "GRUModel[Mapping[str, int]]", x: Inputs, h0: Array | None = None, **options: Unpack[WithState]
     ) -> tuple[dict[str, Array], Array]: ...
     def __call__(
         self,
@@ -189,17 +184,9 @@ class GRUModel(ModelConfig[OutputSize], Regularised, Generic[OutputSize]):
         self.check()
         steps = check_inputs(x, self.input_size, lengths, mask, resets, self.time_major)
         statistics = {name: getattr(self, name)[...] for name in STATISTICS if hasattr(self, name)}
-        features, h_last = self.encoder(
-            standardised(self, steps.x, statistics),
-            h0,
-            mask=steps.valid,
-            resets=steps.resets,
-            segments=segments,
-            num_segments=num_segments,
-            return_state=True,
-            deterministic=deterministic,
-            rngs=rngs,
-        )
+        kept = check_segments(self.pooling, steps, segments, num_segments)
+        steps = steps._replace(x=standardised(self, steps.x, statistics))
+        features, h_last = self.encoder._run(steps, h0, kept, deterministic, rngs)
         y = apply_heads(self, features, steps.valid, statistics, self._dense, self._noise(deterministic, rngs))
         return (y, h_last) if return_state else y
 

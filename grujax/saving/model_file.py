@@ -25,7 +25,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from grujax.arrays import as_array
 from grujax.core.config import own_fields
 from grujax.errors import InputError, require
-from grujax.linen import MODELS, GRUCell, GRUModel
+from grujax.linen import MODELS, GRUCell, GRUModel, Module, require_own
 from grujax.saving.atomic import replacing
 
 FORMAT = 1
@@ -43,7 +43,7 @@ class Saved(NamedTuple):
       metadata: what `save` was given, and "versions" of grujax, jax and flax.
     """
 
-    model: nn.Module
+    model: Module
     variables: dict[str, Any]
     metadata: dict[str, Any]
 
@@ -72,20 +72,17 @@ def save(path: str | Path, model: nn.Module, variables: Mapping, metadata: Mappi
     """
     import safetensors.numpy
 
-    found = type(model).__name__
-    known, shown = MODELS.get(found) is type(model), f"{type(model).__module__}.{found}"
-    remedy = "Of a module of grujax.nnx: grujax.save(path, *grujax.nnx.to_linen(module))."
-    require(known, "model", f"one of {sorted(MODELS)} of grujax", shown, remedy)
+    own = require_own(model, "Of a module of grujax.nnx: grujax.save(path, *grujax.nnx.to_linen(module)).")
     taken = sorted(RESERVED & set(metadata or {}))
     require(not taken, "metadata", f"other keys than {sorted(RESERVED)}", taken)
     tensors = _tensors(variables)
-    _check_tensors(model, tensors)
-    fields = json.loads(json.dumps(_fields(model), default=_number))
-    _from_json(type(model), fields)  # what could not be loaded again is not saved
+    _check_tensors(own, tensors)
+    fields = json.loads(json.dumps(_fields(own), default=_number))
+    _from_json(type(own), fields)  # what could not be loaded again is not saved
     header = {
         **(metadata or {}),
         "format": FORMAT,
-        "model": {"class": found, **fields},
+        "model": {"class": type(own).__name__, **fields},
         "input_size": tensors[_first(tensors)].shape[0],
         "versions": {name: version(name) for name in ("grujax", "jax", "flax")},
     }
@@ -96,7 +93,7 @@ def save(path: str | Path, model: nn.Module, variables: Mapping, metadata: Mappi
         temporary.write_bytes(content)
 
 
-def load(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
+def load(path: str | Path) -> tuple[Module, dict[str, Any]]:
     """(model, variables) from a file that `save` wrote, ready for `model.apply(variables, x)`.
 
     Args:
@@ -172,7 +169,7 @@ def read(path: str | Path) -> Saved:
     return Saved(model, unflatten_dict({key: jnp.asarray(a) for key, a in tensors.items()}, sep="/"), header)
 
 
-def _checked(text: str, tensors: Mapping[str, np.ndarray]) -> tuple[nn.Module, dict[str, Any]]:
+def _checked(text: str, tensors: Mapping[str, np.ndarray]) -> tuple[Module, dict[str, Any]]:
     """The model that a file's metadata describe and the caller's own part of them, both checked by the tensors."""
     header = json.loads(text, object_pairs_hook=_distinct)
     stored = header["format"]
@@ -210,7 +207,7 @@ def _sha256(header: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> str
     return digest.hexdigest()
 
 
-def _fields(model: nn.Module) -> dict[str, Any]:
+def _fields(model: Module) -> dict[str, Any]:
     """The model's fields as JSON; a dtype by its name, a precision by its own."""
     fields = {f.name: getattr(model, f.name) for f in own_fields(type(model))}
     for key in ("dtype", "param_dtype"):
@@ -231,7 +228,7 @@ def _number(value: Any) -> int | float:
     return value.item()
 
 
-def _from_json(cls: type[nn.Module], fields: Mapping[str, Any]) -> dict[str, Any]:
+def _from_json(cls: type[Module], fields: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of `cls` that JSON's `fields` stand for. Raises InputError for those that cannot be its own."""
     hints = {f.name: f.type for f in own_fields(cls)}
     for key, value in fields.items():
@@ -272,22 +269,21 @@ def _first(tensors: Mapping[str, np.ndarray]) -> str:
 
 def declared(model: nn.Module, input_size: int) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
     """Shape and dtype of every variable that the model declares for inputs of that size, by path."""
-    x = jax.ShapeDtypeStruct((1, 1, input_size), model.param_dtype)  # pyright: ignore[reportAttributeAccessIssue]
-    given = (x,)
-    if isinstance(model, GRUCell):
-        given = (jax.ShapeDtypeStruct((1, 1, model.hidden_size), model.param_dtype), x)
-    flat: dict[tuple[str, ...], Any] = flatten_dict(jax.eval_shape(model.init, jax.random.key(0), *given))
+    own = require_own(model)
+    sizes = (own.hidden_size, input_size) if isinstance(own, GRUCell) else (input_size,)
+    given = (jax.ShapeDtypeStruct((1, 1, size), own.param_dtype) for size in sizes)
+    flat: dict[tuple[str, ...], Any] = flatten_dict(jax.eval_shape(own.init, jax.random.key(0), *given))
     return flat
 
 
-def _check_tensors(model: nn.Module, tensors: Mapping[str, np.ndarray]) -> None:
+def _check_tensors(model: Module, tensors: Mapping[str, np.ndarray]) -> None:
     """Every tensor that the model declares, in shape and dtype, and no other but its statistics; all of them finite.
 
     The fields are held to the tensors before the model is traced: a small file may declare a million layers.
     """
     n_inputs, width = tensors[_first(tensors)].shape
-    model.check()  # pyright: ignore[reportAttributeAccessIssue]
-    size: int = model.hidden_size  # pyright: ignore[reportAttributeAccessIssue]
+    model.check()
+    size = model.hidden_size
     require(width == 3 * size, _first(tensors), f"shape (I, {_short(3 * size)})", f"{width} columns")
     least = 2 * getattr(model, "num_states", 1)
     if isinstance(model, GRUModel):

@@ -6,35 +6,35 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from grujax.errors import require_package
-from grujax.saving.atomic import replacing
+from grujax.saving.pictures import new_figure, written
 from grujax.training.fit import Epoch
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def plot_curves(path: str | Path, history: Sequence[Epoch], best: Epoch) -> None:
-    """Loss and validation figure over the epochs, the kept epoch marked, as a PNG."""
-    figure = _figure(8, 3.6)
+def plot_curves(path: str | Path, history: Sequence[Epoch], best: Epoch) -> "Figure":
+    """Loss and validation figure over the epochs, the kept epoch marked; written as a PNG."""
+    figure = new_figure(8, 3.6)
     losses, metric = figure.subplots(1, 2)
     epochs = [epoch.epoch for epoch in history]
     losses.semilogy(epochs, [epoch.loss for epoch in history], label="training (dropout, noise, mixup on)")
     losses.semilogy(epochs, [epoch.validation_loss for epoch in history], label="validation")
     losses.set(xlabel="epoch", ylabel="loss", title="Loss")
-    metric.plot(epochs, [epoch.validation_metric for epoch in history], color="C1", label="validation")
+    metric.plot(epochs, [epoch.validation_metric for epoch in history], color="C1")
     metric.set(xlabel="epoch", ylabel=best.metric, title=f"Validation {best.metric}")
     for axes in (losses, metric):
         axes.axvline(best.epoch, color="0.5", linestyle=":", label=f"kept: epoch {best.epoch}")
         axes.grid(alpha=0.3)
-        axes.legend(frameon=False)
-    _write(figure, path)
+    # below both panels: within them the line would cross it
+    figure.legend(*losses.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    return written(figure, path)
 
 
-def plot_confusion(path: str | Path, confusion: np.ndarray, labels: Sequence[str]) -> None:
-    """The confusion matrix (true, predicted) as counts and, by colour, as shares of each true class, as a PNG."""
+def plot_confusion(path: str | Path, confusion: np.ndarray, labels: Sequence[str]) -> "Figure":
+    """The confusion matrix (true, predicted) as counts and, by colour, as shares of each true class, a PNG."""
     size = max(4.0, 0.5 * len(labels) + 1.5)
-    figure = _figure(size, size)
+    figure = new_figure(size, size)
     axes = figure.subplots()
     shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -47,13 +47,4 @@ def plot_confusion(path: str | Path, confusion: np.ndarray, labels: Sequence[str
     axes.set_xticks(ticks, labels, rotation=45 if max(map(len, labels)) > 3 else 0, **as_text)
     axes.set_yticks(ticks, labels, **as_text)
     axes.set(xlabel="predicted", ylabel="true", title="Test set, counts")
-    _write(figure, path)
-
-
-def _figure(width: float, height: float) -> "Figure":
-    return require_package("matplotlib.figure", "plot").Figure(figsize=(width, height), layout="constrained")
-
-
-def _write(figure: "Figure", path: str | Path) -> None:
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=150)
+    return written(figure, path)

@@ -1,5 +1,6 @@
 """Attacks on a training run: whatever happens after its first epoch, a whole model is left, and no temporary file."""
 
+import contextlib
 import csv
 import dataclasses
 import io
@@ -192,10 +193,18 @@ def test_a_signal_waits_while_the_model_is_written(capsys, monkeypatch, trains_a
     assert_whole(fitted=fitted)
 
 
-def test_before_the_first_epoch_there_is_nothing_to_save(capsys, monkeypatch, tmp_path):
+@pytest.mark.parametrize("output", [["--output", "a/b/out"], []])
+def test_before_the_first_epoch_there_is_nothing_to_save_and_no_folder_stays(output, capsys, monkeypatch):
     monkeypatch.setattr(train, "fit", ended_by(signal.SIGTERM))
-    code, _, err = train_it(capsys)
-    assert code == 143 and "ended by SIGTERM before the end" in err and not (tmp_path / "out").exists()
+    code, _, err = run(capsys, "train", toy("toy.npz", labels=LABELS), *output, *QUICK)
+    assert code == 143 and "ended by SIGTERM before the end" in err and os.listdir() == ["toy.npz"]
+
+
+def test_a_folder_of_runs_that_cannot_be_made_is_refused(capsys, trains_at_once):
+    trains_at_once()
+    os.symlink("nowhere", "runs")
+    code, _, err = run(capsys, "train", toy("toy.npz", labels=LABELS), *QUICK)
+    assert code == 2 and "runs: File exists" in err
 
 
 def test_ignored_signals_stay_ignored(capsys, trains_at_once):
@@ -230,9 +239,9 @@ def test_a_metrics_file_that_cannot_be_written_costs_no_training(capsys, monkeyp
 
 
 def test_two_runs_at_once_get_two_folders(monkeypatch, tmp_path):
-    with monkeypatch.context() as patch:
+    with contextlib.ExitStack() as runs, monkeypatch.context() as patch:
         patch.setattr("pathlib.Path.exists", lambda path, **_: False)  # the other run's folder is not there yet
-        folders = [run_folder.new_folder(None, "toy") for _ in range(3)]
+        folders = [runs.enter_context(run_folder.new_folder(None, "toy")) for _ in range(3)]
     assert len(set(folders)) == 3 and all(folder.is_dir() for folder in folders)
 
 
@@ -240,6 +249,24 @@ PROGRAM = (  # a job in the background ignores SIGINT, and so would what it star
     "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
     "from grujax.cli import main; sys.exit(main(sys.argv[1:]))"
 )
+
+
+WHILE_IMPORTING = """
+import importlib.abc, os, signal, sys
+class Ends(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "jax":
+            os.kill(os.getpid(), signal.SIGTERM)
+sys.meta_path.insert(0, Ends())
+from grujax.cli import main
+sys.exit(main(["doctor"]))
+"""
+
+
+def test_a_signal_while_jax_is_imported_ends_in_a_line():
+    done = subprocess.run([sys.executable, "-c", WHILE_IMPORTING], capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout) == (143, "")
+    assert done.stderr == "grujax: ended by SIGTERM before the end. Nothing half-written was left behind\n"
 
 
 def start(folder, *options, **streams):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from compilations import compilations
+from pairs import by_turns, pairwise
 
 from grujax import GRUWeights, equations, gru
 from grujax.kernels.table import KERNELS
@@ -37,15 +38,21 @@ def poisoned(x, lengths):
     return x
 
 
-@pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["full", "lengths"])
-@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
-@pytest.mark.parametrize("reset_after", [True, False], ids=["after", "before"])
-@pytest.mark.parametrize(("implementation", "dtype"), [("xla", "float64"), ("autodiff", "float64"), ("xla", "float32")])
-def test_values_and_gradients_equal_the_oracle(problem, implementation, dtype, reset_after, reverse, lengths):
+RUNS = pairwise(
+    how=[("xla", "float64"), ("autodiff", "float64"), ("xla", "float32")],
+    reset_after=[True, False],
+    reverse=[False, True],
+    lengths=[None, LENGTHS],
+)
+
+
+@pytest.mark.parametrize("case", RUNS, ids=lambda case: "-".join(map(str, case.values())))
+def test_values_and_gradients_equal_the_oracle(problem, case):
+    (implementation, dtype), lengths = case["how"], case["lengths"]
+    options = {name: case[name] for name in ("lengths", "reverse", "reset_after")}
     given = problem()
     rng = np.random.default_rng(1)
     dhs, dh_last = rng.normal(size=(4, 6, 5)), rng.normal(size=(4, 5))
-    options = {"lengths": lengths, "reverse": reverse, "reset_after": reset_after}
     expected_hs, expected_last, expected = oracle(given, dhs, dh_last, **options)
     if lengths is not None:
         given["x"] = poisoned(given["x"], lengths)
@@ -91,8 +98,7 @@ def test_batch_axes_may_be_none_or_two(problem):
     assert_close(h_one, h_last[2])
 
 
-@pytest.mark.parametrize("implementation", KERNELS)
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize(("implementation", "dtype"), by_turns(KERNELS, ["bfloat16", "float16"], 1))
 def test_half_precision_stays_near_float32(problem, dtype, implementation):
     given = as_jax(as_jax(problem(), dtype), "float32")  # the values that half precision stores, in both
 

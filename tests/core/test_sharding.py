@@ -13,7 +13,6 @@ import traceback
 MESHES = {
     "shard_map": {"data": (8, "Auto")},
     "explicit": {"data": (8, "Explicit")},
-    "data": {"data": (8, "Auto")},
     "model": {"model": (2, "Auto")},
     "data and model": {"data": (4, "Auto"), "model": (2, "Auto")},
     "explicit data, model": {"data": (4, "Explicit"), "model": (2, "Auto")},
@@ -26,13 +25,13 @@ CASES = [
         ("shard_map", ("gru", "GRU", "GRUModel"), ("xla",)),
         ("shard_map", ("gru",), ("autodiff",)),
         ("shard_map", ("whole",), ("joint",)),
-        ("explicit", ("gru", "GRU", "GRUModel"), ("xla", "autodiff")),
+        ("explicit", ("gru", "GRU", "GRUModel"), ("xla",)),
+        ("explicit", ("GRU",), ("autodiff",)),
         ("explicit", ("whole",), ("joint",)),
         ("explicit", ("GRU",), ("reference",)),
         ("explicit", ("dropout",), ("xla",)),
-        ("data", ("GRUModel",), ("xla",)),
         ("model", ("gru",), ("xla",)),
-        ("data and model", ("gru", "GRU", "GRUModel"), ("xla",)),
+        ("data and model", ("GRU", "GRUModel"), ("xla",)),
         ("explicit data, model", ("GRUModel",), ("xla",)),
     )
     for model in models

@@ -59,8 +59,8 @@ VARIANTS = {
     "layer norm, before": {"layer_norm": True, "reset_after": False},
     "layer norm and more": {"layer_norm": True, "bias": False, "update": "take", "clip": 0.9, "activation": "elu"},
 }
-RUNS = by_turns(VARIANTS, [("xla", "float32"), ("autodiff", "float64"), ("reference", "float64")], quick=1)
-"""Besides "xla" in float64, which has a derivative of its own and runs every variant."""
+WAYS = [("xla", "float64"), ("xla", "float32"), ("autodiff", "float64"), ("reference", "float64")]
+"""By turns; `kernels/test_contract.py` has each kernel in all pairs of what varies."""
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ def as_jax(given, dtype="float64"):
 # -- against the oracle ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("case", "run_by"), [(case, ("xla", "float64")) for case in VARIANTS] + RUNS)
+@pytest.mark.parametrize(("case", "run_by"), by_turns(VARIANTS, WAYS, quick=1))
 def test_values_and_gradients_equal_the_oracle(drawn, case, run_by):
     options, (dhs, dh_last), (implementation, dtype) = VARIANTS[case], cotangents(), run_by
     if options.get("layer_norm") and implementation == "xla":
@@ -153,8 +153,7 @@ def test_values_and_gradients_equal_the_oracle(drawn, case, run_by):
         assert_close(gradient, expected[name], "gradient", name=name)
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
-@pytest.mark.parametrize("case", VARIANTS)
+@pytest.mark.parametrize(("case", "dtype"), by_turns(VARIANTS, ["float64", "float32"], quick=1))
 def test_a_step_of_the_cell_equals_the_oracle(drawn, case, dtype):
     options, given = VARIANTS[case], drawn(VARIANTS[case])
     arrays, variant = for_oracle(given, options)

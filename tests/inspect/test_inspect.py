@@ -9,6 +9,7 @@ import matplotlib.figure
 import matplotlib.image
 import numpy as np
 import pytest
+from pairs import pairwise
 from refusals import refused
 
 from grujax import GRU, GRUCell, GRUEncoder, GRUModel, equations
@@ -82,10 +83,7 @@ def assert_gates(found, expected):
             assert_close(actual, value, name=f"{name} {gate}")
 
 
-VARIANTS = [
-    {"reset_after": after, "update": update, "layer_norm": norm}
-    for after, update, norm in itertools.product([True, False], ["keep", "take"], [False, True])
-]
+VARIANTS = pairwise(reset_after=[True, False], update=["keep", "take"], layer_norm=[False, True])
 
 
 @pytest.mark.parametrize("options", VARIANTS, ids=lambda o: "-".join(map(str, o.values())))

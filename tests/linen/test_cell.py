@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from grujax import GRU, GRUCell, equations
+from grujax import GRU, GRUCell, InputError, equations
 from grujax.testing import assert_close
 
 RNG = np.random.default_rng(0)
@@ -57,3 +57,16 @@ def test_a_half_precision_cell_carries_float32():
     carry = cell.initialize_carry(jax.random.key(0), (4, 3))
     (carry, y), _ = cell.init_with_output(jax.random.key(0), carry, X[:, 0].astype(jnp.float32))
     assert (carry.dtype, y.dtype, carry.shape) == (jnp.float32, jnp.bfloat16, (4, 5))
+
+
+def test_parameters_of_another_size_are_refused(variables):
+    with pytest.raises(InputError, match=r"params/l0/w_ih: expected shape \(3, 21\), found shape \(3, 15\)\. Use"):
+        GRU(7, param_dtype=jnp.float64).apply(variables, X)
+
+
+def test_a_call_outside_jit_traces_no_initialiser(variables, monkeypatch):
+    """Flax's `param` does at every call, which costs more than the step."""
+    layer = GRU(5, param_dtype=jnp.float64)
+    expected = layer.apply(variables, X)
+    monkeypatch.setattr(jax, "eval_shape", lambda *_: pytest.fail("an initialiser was traced"))
+    jax.tree.map(np.testing.assert_array_equal, layer.apply(variables, X), expected)

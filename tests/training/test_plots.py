@@ -1,0 +1,16 @@
+"""The pictures of a run."""
+
+from grujax.training import Epoch
+from grujax.training.plots import plot_curves
+
+HISTORY = [Epoch(k, 1 / k, 2 / k, "accuracy", 1 - 1 / k, 100.0, 0.1, True) for k in range(1, 31)]
+
+
+def test_the_line_of_the_kept_epoch_crosses_no_legend(tmp_path):
+    figure = plot_curves(tmp_path / "curves.png", HISTORY, HISTORY[-2])
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    (legend,) = [*figure.legends, *(axes.legend_ for axes in figure.axes if axes.legend_ is not None)]
+    labels = [text.get_text() for text in legend.get_texts()]
+    assert labels == ["training (dropout, noise, mixup on)", "validation", "kept: epoch 29"]
+    box = legend.get_window_extent()
+    assert not any(box.overlaps(axes.get_tightbbox()) for axes in figure.axes)
