@@ -67,8 +67,8 @@ static void backward_tile(const Backward<E>& f, long s, int phase, const int* ro
   V<R> sums[NV * TILE];
   if (!any) for (auto& sum : sums) sum = V<R>{};
   else if (!f.packed) multiply_unpacked<E, NV>(n_rows, a, f.w_hh, H, H, phase == 1 ? N_R_Z : R_Z_N, phase == 1 ? 1 : K / Hp, v0 * N, sums);
-  else if (phase == 1) multiply_rows<R, NV, 128>(n_rows, a, f.w_hn_t + v0 * N * Hp, Hp, sums);
-  else multiply_rows<R, NV, 128>(n_rows, a, f.w_hh_t + v0 * N * K, K, sums);
+  else if (phase == 1) multiply_rows<R, NV>(n_rows, a, f.w_hn_t + v0 * N * Hp, Hp, sums);
+  else multiply_rows<R, NV>(n_rows, a, f.w_hh_t + v0 * N * K, K, sums);
   const V<R> one = splat(R(1));
   for (int v = 0; v < NV; v++) {
     const long unit = (v0 + v) * N, left = H - unit;
@@ -134,7 +134,7 @@ static void input_tile(const Backward<E>& f, const Real<E>* const* d, E* const* 
   using R = Real<E>;
   constexpr long N = L<R>;
   V<R> sums[NV * TILE];
-  if (f.packed) multiply_rows<R, NV, 128>(rows, d, f.w_ih_t + v0 * N * 3 * f.P * N, 3 * f.P * N, sums);
+  if (f.packed) multiply_rows<R, NV>(rows, d, f.w_ih_t + v0 * N * 3 * f.P * N, 3 * f.P * N, sums);
   else multiply_unpacked<E, NV>(rows, d, f.w_ih, f.I, f.H, N_R_Z, 3, v0 * N, sums);
   for (int v = 0; v < NV; v++)
     for (long i = 0; i < rows; i++) {

@@ -26,7 +26,12 @@ from grujax.types import Array
 def _primitive(name: str, plain: Callable, native: Callable, types: Callable) -> Primitive:
     primitive = Primitive(name)
     primitive.multiple_results = True
-    primitive.def_impl(lambda *arrays, call: jax.jit(partial(primitive.bind, call=call))(*arrays))
+
+    @primitive.def_impl
+    def evaluated(*arrays: Array, call: Call) -> list[Array]:
+        with jax.disable_jit(False):  # or, where a user has it on, this would call itself
+            return jax.jit(partial(primitive.bind, call=call))(*arrays)
+
     primitive.def_abstract_eval(types)
     plain_lowering, native_lowering = (mlir.lower_fun(f, multiple_results=True) for f in (plain, native))
 
