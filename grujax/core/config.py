@@ -54,8 +54,8 @@ class CellConfig:
         n = tanh(... + W_hn (r ⊙ h) + b_hn), as Cho et al. 2014 and Haiku.
       update: "keep" is h' = (1 − z) ⊙ n + z ⊙ h, as torch and Keras have it; "take" h' = (1 − z) ⊙ h + z ⊙ n, as Cho
         et al. 2014 and Haiku.
-      activation, gate_activation: of n, and of r and z; a name of `grujax.kernels.step.ACTIVATIONS` or an elementwise
-        function.
+      activation, gate_activation: of n, and of r and z; a name of `grujax.kernels.step.ACTIVATIONS`, one with
+        parameters such as `grujax.types.HardSigmoid(0.2, 0.5)`, or an elementwise function.
       clip: clips the argument of every activation to ±clip (ONNX); None does not clip.
       layer_norm: normalises the products with w_ih and with w_hh, each r and z together and n apart, before the
         biases, with learned scales `scale_ih` and `scale_hh` (Ba et al. 2016, arXiv 1607.06450, appendix).
