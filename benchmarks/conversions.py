@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from grujax import GRU, GRUCell, GRUModel
-from grujax.interop import ConversionWarning, equinox, flax, haiku, keras, nnx, onnx, safetensors, stablehlo, torch
-from grujax.interop.adapters import Runner, compare
+from grujax.interop import ConversionWarning, equinox, flax, haiku, keras, nnx, onnx, stablehlo, torch_files
+from grujax.interop.prove import Runner, compare
 
 NOTHING = "nothing"
 SPLIT = "the split of the biases"
@@ -36,8 +36,8 @@ class Row(NamedTuple):
     loses: str
 
 
-def _through(adapter: Any) -> Callable[[nn.Module, Mapping], Runner]:
-    return lambda model, variables: adapter.runner(adapter.theirs(model, variables), model)
+def _through(framework: Any) -> Callable[[nn.Module, Mapping], Runner]:
+    return lambda model, variables: framework.run(framework.build(model, variables), model)
 
 
 LAYERS = (GRU(20), GRU(20, num_layers=2, bidirectional=True))
@@ -45,14 +45,14 @@ BEFORE = tuple(layer.copy(reset_after=False) for layer in LAYERS)
 MODELS = (GRUModel(20, 5), GRUModel(20, 5, num_layers=2, bidirectional=True))
 
 ROWS = (
-    Row("PyTorch `nn.GRU`, `.pt`", LAYERS, _through(torch.ADAPTER), NOTHING),
-    Row("PyTorch `nn.GRUCell`", (GRUCell(20),), _through(torch.ADAPTER), NOTHING),
-    Row("PyTorch `nn.GRU` + `nn.Linear`", MODELS, _through(torch.ADAPTER), NOTHING),
-    Row("safetensors, torch's keys", MODELS, _through(safetensors.ADAPTER), NOTHING),
-    Row("Keras, `reset_after=True`", (*LAYERS, *MODELS), _through(keras.ADAPTER), NOTHING),
-    Row("Keras, `reset_after=False`", BEFORE, _through(keras.ADAPTER), SPLIT),
-    Row("ONNX, `linear_before_reset=1`", (*LAYERS, *MODELS), _through(onnx.ADAPTER), NOTHING),
-    Row("ONNX, `linear_before_reset=0`", BEFORE, _through(onnx.ADAPTER), NOTHING),
+    Row("PyTorch `nn.GRU`, `.pt`", LAYERS, _through(torch_files.TORCH), NOTHING),
+    Row("PyTorch `nn.GRUCell`", (GRUCell(20),), _through(torch_files.TORCH), NOTHING),
+    Row("PyTorch `nn.GRU` + `nn.Linear`", MODELS, _through(torch_files.TORCH), NOTHING),
+    Row("safetensors, torch's keys", MODELS, _through(torch_files.SAFETENSORS), NOTHING),
+    Row("Keras, `reset_after=True`", (*LAYERS, *MODELS), _through(keras.FRAMEWORK), NOTHING),
+    Row("Keras, `reset_after=False`", BEFORE, _through(keras.FRAMEWORK), SPLIT),
+    Row("ONNX, `linear_before_reset=1`", (*LAYERS, *MODELS), _through(onnx.FRAMEWORK), NOTHING),
+    Row("ONNX, `linear_before_reset=0`", BEFORE, _through(onnx.FRAMEWORK), NOTHING),
     Row("Flax Linen", (GRUCell(20), *LAYERS), lambda m, v: flax.runner(flax.to_flax(m, v)[1], m), SPLIT),
     Row(
         "Flax NNX 0.12", (GRUCell(20), *LAYERS), lambda m, v: nnx.runner(nnx.to_nnx(m, v), m), f"{SPLIT}; b_hn refused"
@@ -69,7 +69,7 @@ ROWS = (
     Row(
         "StableHLO (not read back)",
         (*LAYERS, *MODELS),
-        _through(stablehlo.ADAPTER),
+        _through(stablehlo.FRAMEWORK),
         NOTHING,
     ),
 )

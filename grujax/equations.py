@@ -26,8 +26,8 @@ class Variant(NamedTuple):
 
     reset_after: bool = True
     update: str = "keep"
-    activation: str = "tanh"
-    gate_activation: str = "sigmoid"
+    activation: Any = "tanh"  # a name of `ACTIVATIONS`, or an object whose class and fields `PARAMETRIC` knows
+    gate_activation: Any = "sigmoid"
     clip: float | None = None  # of what stands inside an activation
 
 
@@ -48,6 +48,37 @@ ACTIVATIONS: dict[str, tuple[Callable[[Float], Float], Callable[[Float], Float]]
     "identity": (lambda a: a, np.ones_like),
 }
 """Each function and its derivative."""
+
+PARAMETRIC: dict[str, Callable[..., tuple[Callable[[Float], Float], Callable[[Float], Float]]]] = {
+    "HardSigmoid": lambda alpha, beta: (
+        lambda a: np.clip(alpha * a + beta, 0, 1),
+        lambda a: alpha * ((alpha * a + beta > 0) & (alpha * a + beta < 1)),
+    ),
+    "LeakyRelu": lambda alpha: (lambda a: np.where(a >= 0, a, alpha * a), lambda a: np.where(a >= 0, 1.0, alpha)),
+    "Elu": lambda alpha: (
+        lambda a: np.where(a > 0, a, alpha * np.expm1(np.minimum(a, 0))),
+        lambda a: np.where(a > 0, 1.0, alpha * np.exp(np.minimum(a, 0))),
+    ),
+    "ScaledTanh": lambda alpha, beta: (
+        lambda a: alpha * np.tanh(beta * a),
+        lambda a: alpha * beta * (1 - np.tanh(beta * a) ** 2),
+    ),
+    "ThresholdedRelu": lambda alpha: (lambda a: np.where(a > alpha, a, 0.0), lambda a: (a > alpha) * 1.0),
+    "Affine": lambda alpha, beta: (lambda a: alpha * a + beta, lambda a: np.full_like(a, alpha)),
+    "Softplus": lambda: (lambda a: np.logaddexp(a, 0), sigmoid),
+}
+"""The same of functions with parameters."""
+
+
+def function(activation: Any) -> tuple[Callable[[Float], Float], Callable[[Float], Float]]:
+    """An activation and its derivative.
+
+    >>> function("relu")[0](np.array([-1.0, 2.0]))
+    array([0., 2.])
+    """
+    if isinstance(activation, str):
+        return ACTIVATIONS[activation]
+    return PARAMETRIC[type(activation).__name__](**vars(activation))
 
 
 class Gradients(NamedTuple):
@@ -94,8 +125,8 @@ def step(
     (Krueger et al. 2017).
     """
     after, hidden_size = variant.reset_after, h.shape[-1]
-    act, slope = ACTIVATIONS[variant.activation]
-    gate, gate_slope = ACTIVATIONS[variant.gate_activation]
+    act, slope = function(variant.activation)
+    gate, gate_slope = function(variant.gate_activation)
     seen = h if state_mask is None else state_mask * h
     w_rz, w_n, b_rz, b_n = (
         w_hh[:, : 2 * hidden_size],

@@ -7,6 +7,7 @@ Axis legend
 Gates stand in the order reset, update, candidate wherever three of them share an axis (3H).
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
@@ -23,7 +24,86 @@ Valid: TypeAlias = Array  # (T, B) bool
 
 Activation: TypeAlias = (
     str | Callable[[Array], Array]
-)  # a name of `grujax.kernels.step.ACTIVATIONS`, or an elementwise function
+)  # a name of `grujax.kernels.step.ACTIVATIONS`, one of `PARAMETRIC`, or an elementwise function
+
+
+@dataclasses.dataclass(frozen=True)
+class HardSigmoid:
+    """min(1, max(0, alpha a + beta)); as it stands that of Keras 2 and ONNX. "hard_sigmoid" is HardSigmoid(1/6, 1/2).
+
+    >>> HardSigmoid()(jnp.array([-3.0, 0.0, 1.0, 3.0])).tolist()
+    [0.0, 0.5, 0.699999988079071, 1.0]
+    """
+
+    alpha: float = 0.2
+    beta: float = 0.5
+
+    def __call__(self, a: Array) -> Array:
+        return jnp.clip(self.alpha * a + self.beta, 0, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class LeakyRelu:
+    """a where it is not negative, else alpha a."""
+
+    alpha: float = 0.01
+
+    def __call__(self, a: Array) -> Array:
+        return jnp.where(a >= 0, a, self.alpha * a)
+
+
+@dataclasses.dataclass(frozen=True)
+class Elu:
+    """a where it is positive, else alpha (exp(a) − 1)."""
+
+    alpha: float = 1.0
+
+    def __call__(self, a: Array) -> Array:
+        return jax.nn.elu(a, self.alpha)
+
+
+@dataclasses.dataclass(frozen=True)
+class ScaledTanh:
+    """alpha tanh(beta a)."""
+
+    alpha: float = 1.0
+    beta: float = 1.0
+
+    def __call__(self, a: Array) -> Array:
+        return self.alpha * jnp.tanh(self.beta * a)
+
+
+@dataclasses.dataclass(frozen=True)
+class ThresholdedRelu:
+    """a where it is above alpha, else 0."""
+
+    alpha: float = 1.0
+
+    def __call__(self, a: Array) -> Array:
+        return jnp.where(a > self.alpha, a, 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Affine:
+    """alpha a + beta."""
+
+    alpha: float = 1.0
+    beta: float = 0.0
+
+    def __call__(self, a: Array) -> Array:
+        return self.alpha * a + self.beta
+
+
+@dataclasses.dataclass(frozen=True)
+class Softplus:
+    """log(1 + exp(a))."""
+
+    def __call__(self, a: Array) -> Array:
+        return jax.nn.softplus(a)
+
+
+PARAMETRIC = {of.__name__: of for of in (HardSigmoid, LeakyRelu, Elu, ScaledTanh, ThresholdedRelu, Affine, Softplus)}
+"""Activations that compare and hash by their parameters, and that a model file holds."""
 
 
 class GRUWeights(NamedTuple):

@@ -15,7 +15,13 @@ TABLE = re.search(r"^\| .*\| checked by \|\n\|[-|]+\n((?:\|.*\n)+)", FEATURES, r
 
 
 @pytest.mark.parametrize(
-    "file, n_printed, needs", [("guide.md", 3, ()), ("interop.md", 0, ("torch", "onnx")), ("training.md", 0, ())]
+    "file, n_printed, needs",
+    [
+        ("guide.md", 3, ()),
+        ("interop.md", 0, ("torch", "onnx")),
+        ("take-a-gru-out.md", 0, ("onnx",)),
+        ("training.md", 0, ()),
+    ],
 )
 def test_every_block_runs(file, n_printed, needs, tmp_path):
     for package in needs:

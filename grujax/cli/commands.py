@@ -1,4 +1,4 @@
-"""The command line: train, evaluate, predict, convert, export, bench, doctor. `grujax --version` says which it is."""
+"""The command line: train, evaluate, predict, convert, find, export, bench, doctor; `grujax --version` says which."""
 
 import difflib
 
@@ -6,7 +6,7 @@ import tyro
 from rich.console import Console
 
 from grujax.cli.bench import Bench
-from grujax.cli.convert import Convert, Export
+from grujax.cli.convert import Convert, Export, Find
 from grujax.cli.doctor import Doctor
 from grujax.cli.evaluate import Evaluate, Predict
 from grujax.cli.streams import Output, tell
@@ -17,6 +17,7 @@ COMMANDS = {
     "evaluate": Evaluate,
     "predict": Predict,
     "convert": Convert,
+    "find": Find,
     "export": Export,
     "bench": Bench,
     "doctor": Doctor,

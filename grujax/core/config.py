@@ -32,6 +32,7 @@ CONNECTIONS = (None, "residual", "highway")
 INITIAL_STATES = ("zeros", "learned")
 RATES = ("dropout", "input_dropout", "recurrent_dropout", "weight_dropout", "zoneout")
 POOLINGS = ("last", "mean", "max", "attention")
+OUTPUT_ACTIVATIONS = {"sigmoid": jax.nn.sigmoid, "softmax": jax.nn.softmax}
 
 Precision: TypeAlias = (
     str | jax.lax.Precision | tuple[str, str] | tuple[jax.lax.Precision, jax.lax.Precision] | None
@@ -57,8 +58,8 @@ class CellConfig:
         n = tanh(... + W_hn (r ⊙ h) + b_hn), as Cho et al. 2014 and Haiku.
       update: "keep" is h' = (1 − z) ⊙ n + z ⊙ h, as torch and Keras have it; "take" h' = (1 − z) ⊙ h + z ⊙ n, as Cho
         et al. 2014 and Haiku.
-      activation, gate_activation: of n, and of r and z; a name of `grujax.kernels.step.ACTIVATIONS` or an elementwise
-        function.
+      activation, gate_activation: of n, and of r and z; a name of `grujax.kernels.step.ACTIVATIONS`, one with
+        parameters such as `grujax.types.HardSigmoid(0.2, 0.5)`, or an elementwise function.
       clip: clips the argument of every activation to ±clip (ONNX); None does not clip.
       layer_norm: normalises the products with w_ih and with w_hh, each r and z together and n apart, before the
         biases, with learned scales `scale_ih` and `scale_hh` (Ba et al. 2016, arXiv 1607.06450, appendix).
@@ -262,6 +263,8 @@ class ModelConfig(EncoderConfig, Generic[OutputSize]):
       output_size: width of the head; or several heads, a dict of widths by name, whose outputs are a dict too.
       head_hidden: widths of hidden layers in each head, W f(... f(W pool + b)) + b; none by default.
       head_activation: f, a name of `grujax.kernels.step.ACTIVATIONS` or a function.
+      output_activation: "softmax" over the outputs of each head, or "sigmoid" of each: probabilities. None, for
+        training, whose losses take the values before it.
       dropout: between the layers, as in torch, and before the head; rng stream "dropout".
     """
 
@@ -269,6 +272,7 @@ class ModelConfig(EncoderConfig, Generic[OutputSize]):
     _: dataclasses.KW_ONLY
     head_hidden: tuple[int, ...] = ()
     head_activation: Activation = "relu"
+    output_activation: str | None = None
 
     @property
     def heads(self) -> dict[str, list[tuple[str, int]]]:
@@ -300,3 +304,4 @@ class ModelConfig(EncoderConfig, Generic[OutputSize]):
                 require(layer not in taken, "output_size", "heads whose layers have names of their own", found)
                 taken.add(layer)
         check_activation(self.head_activation, "head_activation")
+        require_one_of(self.output_activation, (*OUTPUT_ACTIVATIONS, None), "output_activation")

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 import jax.numpy as jnp
 
-from grujax.core.config import ModelConfig
+from grujax.core.config import OUTPUT_ACTIVATIONS, ModelConfig
 from grujax.core.stack import Noise, dropped
 from grujax.errors import require, require_equal
 from grujax.kernels.step import activate
@@ -41,6 +41,8 @@ def apply_heads(
         for layer, width in hidden:
             y = activate(model.head_activation)(dense(layer, y, width))
         y = dense(last, y, size)
+        if model.output_activation is not None:
+            y = OUTPUT_ACTIVATIONS[model.output_activation](y)
         outputs[name] = _with_statistics(statistics, "output", lambda y, mean, std: y * std + mean, y)
     if model.pooling is None and valid is not None:
         outputs = {name: jnp.where(valid[..., None], y, 0) for name, y in outputs.items()}

@@ -21,10 +21,12 @@ class Dialect(NamedTuple):
 
     Attributes:
       gates: their order. rows: gates are rows, matrices are (3H, I). biases: a key of `BIASES`.
+      tensors: their names, in the order of `arranged`; of Flax the first of each group of gates.
       update: "keep" where z weighs the state, "take" where it weighs the candidate.
       always_biased: the framework has no GRU without biases.
     """
 
+    tensors: tuple[str, ...]
     gates: str = "rzn"
     rows: bool = False
     biases: str = "both"
@@ -32,17 +34,31 @@ class Dialect(NamedTuple):
     always_biased: bool = False
 
 
+KERAS = ("kernel", "recurrent_kernel", "bias")
+NNX = ("dense_i/kernel", "dense_h/kernel", "dense_i/bias", "hn_bias")
 DIALECTS = {
-    "torch": Dialect(rows=True),
-    "onnx": Dialect("zrn", rows=True),
-    "keras": Dialect("zrn"),
-    "keras, reset before": Dialect("zrn", biases="sum"),
-    "flax": Dialect(biases="candidate apart", always_biased=True),
-    "nnx": Dialect(biases="no candidate", always_biased=True),
-    "nnx with hn_bias": Dialect(biases="candidate apart", always_biased=True),
-    "equinox": Dialect(rows=True, biases="candidate apart"),
-    "haiku": Dialect("zrn", biases="sum", update="take", always_biased=True),
+    "torch": Dialect(("weight_ih", "weight_hh", "bias_ih", "bias_hh"), rows=True),
+    "onnx": Dialect(("W", "R", "B"), "zrn", rows=True),
+    "keras": Dialect(KERAS, "zrn"),
+    "keras, reset before": Dialect(KERAS, "zrn", biases="sum"),
+    "flax": Dialect(("ir/kernel", "hr/kernel", "ir/bias", "hn/bias"), biases="candidate apart", always_biased=True),
+    "nnx": Dialect(NNX[:3], biases="no candidate", always_biased=True),
+    "nnx with hn_bias": Dialect(NNX, biases="candidate apart", always_biased=True),
+    "equinox": Dialect(("weight_ih", "weight_hh", "bias", "bias_n"), rows=True, biases="candidate apart"),
+    "haiku": Dialect(("w_i", "w_h", "b"), "zrn", biases="sum", update="take", always_biased=True),
 }
+
+
+def by_gate(w_ih: Array, w_hh: Array, bias: Array, b_hn: Array) -> dict[str, Array]:
+    """The tensors of Flax Linen's cell, one a gate, of what `arranged` gives for it.
+
+    >>> list(by_gate(np.ones((2, 3)), np.ones((1, 3)), np.ones(3), np.ones(1)))[3:8]
+    ['hr/kernel', 'hz/kernel', 'hn/kernel', 'ir/bias', 'iz/bias']
+    """
+    xp, found = _numpy_of(w_ih), {}
+    for side, a, what in (("i", w_ih, "kernel"), ("h", w_hh, "kernel"), ("i", bias, "bias")):
+        found |= {f"{side}{gate}/{what}": one for gate, one in zip("rzn", xp.split(a, 3, axis=-1), strict=True)}
+    return found | {"hn/bias": b_hn}
 
 
 class Biases(NamedTuple):

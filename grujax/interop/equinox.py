@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from grujax.core.weight_layouts import DIALECTS
 from grujax.errors import require, require_package
-from grujax.interop.adapters import Runner, require_agreement
 from grujax.interop.layers import Layer, array, cell_runner, layers_runner, to_jax, written
-from grujax.interop.model_parts import Place, put_together, take_apart
+from grujax.interop.parts import Place, put_together, take_apart
+from grujax.interop.prove import Runner, require_agreement, wanted
 from grujax.interop.weight_layouts import Cell, read
 from grujax.linen.cell import GRUCell
 from grujax.linen.layer import GRU
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     import equinox
 
 PLACE = Place("equinox.nn.GRUCell", models=(GRU, GRUCell))
-TENSORS = ("weight_ih", "weight_hh", "bias", "bias_n")
+TENSORS = DIALECTS["equinox"].tensors
 
 
 def from_equinox(
-    source: "equinox.nn.GRUCell | Sequence[equinox.nn.GRUCell]", *, verify: bool = False
+    source: "equinox.nn.GRUCell | Sequence[equinox.nn.GRUCell]", *, verify: bool | None = None
 ) -> tuple[nn.Module, dict]:
     """The model and variables that compute what cells of Equinox compute.
 
@@ -39,7 +39,7 @@ def from_equinox(
     Args:
       source: the cell or cells.
       verify: run both sides on random data; the largest difference is logged (logger "grujax.interop", INFO), and one
-        past the tolerance table raises.
+        past the tolerance table raises. None does so in 32 bits or more.
 
     Raises:
       InputError: naming what is no GRU cell, or does not fit the layer below it.
@@ -57,7 +57,7 @@ def from_equinox(
     for name, cell in named.items():
         require(type(cell) is of, name, "an equinox.nn.GRUCell", type(cell).__name__, remedy)
     model, variables = put_together({name: _read(name, cell) for name, cell in named.items()}, single=single)
-    if verify:
+    if wanted(verify, True, model):
         require_agreement(model, variables, runner(source, model), "source")
     return model, variables
 
@@ -94,7 +94,7 @@ def to_equinox(
     remedy = "A list of cells does not tell directions; convert a GRU of each direction."
     require(not getattr(model, "bidirectional", False), "bidirectional", "False", "True", remedy)
     parts = take_apart(model, variables, PLACE, DIALECTS["equinox"])
-    cells = [_cell(equinox, of) for of in written(model, parts, DIALECTS["equinox"], TENSORS)]
+    cells = [_cell(equinox, of) for of in written(model, parts, DIALECTS["equinox"])]
     made = cells[0] if isinstance(model, GRUCell) else cells
     if verify:
         require_agreement(model, variables, runner(made, model), "model")

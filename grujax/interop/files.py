@@ -1,20 +1,26 @@
-"""Model files of every format: which adapter a file is for, reading, writing, converting, each proving itself."""
+"""Model files of every format: which framework a file is of, reading, writing, converting, each proving itself."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from types import EllipsisType
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import numpy as np
 from flax.traverse_util import flatten_dict
 
 from grujax import saving
+from grujax.core.config import Pooling
 from grujax.errors import InputError, MissingPackage, require
-from grujax.interop import flax, keras, onnx, safetensors, stablehlo, torch
-from grujax.interop.adapters import Adapter, Difference, Runner, compare, outputs, require_agreement
-from grujax.interop.model_parts import ConversionWarning
+from grujax.interop import flax, keras, onnx, stablehlo, torch_files
+from grujax.interop.containers import folder_tree
+from grujax.interop.framework import Framework
+from grujax.interop.parts import ConversionWarning
+from grujax.interop.prove import Difference, Runner, compare, outputs, require_agreement
 from grujax.interop.statistics import fold_statistics
+from grujax.linen.model import GRUModel
 from grujax.saving.atomic import replacing
 from grujax.saving.model_file import opened
 
@@ -22,30 +28,38 @@ LARGEST = 4 << 30
 """Bytes of a file that is still read."""
 
 
-def _store_own(path: Path, own: tuple[nn.Module, Mapping]) -> None:
-    saving.save(path, *own)
-
-
 def _run_own(own: tuple[nn.Module, Mapping], model: nn.Module) -> Runner:
     return Runner(lambda x, h0, lengths: outputs(*own, x, h0, lengths), takes_lengths=True)
 
 
-OWN = Adapter(
-    "grujax", (".safetensors",), saving.load, lambda own: own, lambda *own: own, _store_own, _run_own, True
+OWN = Framework(
+    "grujax",
+    (".safetensors",),
+    saving.load,
+    lambda own: own,
+    lambda *own: own,
+    lambda path, own: saving.save(path, *own),
+    _run_own,
+    keeps_statistics=True,
 )  # before torch's dialect, whose ending is the same
 FORMATS = {
-    adapter.name: adapter
-    for adapter in (
+    framework.name: framework
+    for framework in (
         OWN,
-        torch.ADAPTER,
-        safetensors.ADAPTER,
-        keras.ADAPTER,
-        keras.WEIGHTS_ADAPTER,
-        onnx.ADAPTER,
-        flax.ADAPTER,
-        stablehlo.ADAPTER,
+        torch_files.TORCH,
+        torch_files.SAFETENSORS,
+        torch_files.NUMPY,
+        keras.FRAMEWORK,
+        keras.WEIGHTS,
+        onnx.FRAMEWORK,
+        flax.FRAMEWORK,
+        stablehlo.FRAMEWORK,
     )
 }
+
+
+ORBAX = flax.FRAMEWORK._replace(name="orbax", endings=(), read=folder_tree)
+"""A folder, which is read alone."""
 
 
 class Converted(NamedTuple):
@@ -53,7 +67,8 @@ class Converted(NamedTuple):
 
     left_behind: what the target has no place for, and without which the outputs are the same. difference: the largest
     between both sides on random data, None where `missing`, the package that would run the target, is not installed.
-    folded: that of the weights with the statistics folded in, where they were.
+    folded: that of the weights with the statistics folded in, where they were. read_as: what was taken for granted,
+    as the source does not tell what its head reads.
     """
 
     model: nn.Module
@@ -63,15 +78,26 @@ class Converted(NamedTuple):
     difference: float | None
     missing: str | None
     folded: float | None
+    read_as: str | None = None
 
 
-def load(path: str | Path, format: str | None = None, *, verify: bool = False) -> tuple[nn.Module, dict]:
+def load(
+    path: str | Path,
+    format: str | None = None,
+    *,
+    prefix: str | None = None,
+    pooling: Pooling | EllipsisType = ...,
+    verify: bool = False,
+) -> tuple[nn.Module, dict]:
     """(model, variables) from a file of any format.
 
     Args:
-      format: a name of `FORMATS`: "grujax", "torch", "safetensors" (torch's keys), "keras", "keras-weights", "onnx",
-        "flax". None goes by the file's ending, and tells grujax's safetensors from torch's by their metadata.
-      verify: run the other framework on the file too, and raise where the two differ.
+      format: a name of `FORMATS`: "grujax", "torch", "safetensors" and "numpy" (torch's keys), "keras",
+        "keras-weights", "onnx", "flax". None goes by the file's ending, and tells grujax's safetensors from torch's by
+        their metadata.
+      prefix: the name of the GRU that is taken out of a larger model, as `grujax.interop.find` lists them.
+      pooling: what the head of a state dict reads, which its file does not tell; see `from_torch`.
+      verify: run the other framework on the file too, or on the weights of the one GRU, and raise where the two differ.
 
     Raises:
       InputError: one line that names the file and what is wrong with it. Nothing in a file is run.
@@ -85,22 +111,29 @@ def load(path: str | Path, format: str | None = None, *, verify: bool = False) -
     True
     """
     path = Path(path)
-    adapter = _adapter(path, format, reading=True)
-    require(path.is_file(), "path", "a file", f"none at {path}")
-    size = path.stat().st_size
-    require(0 < size <= LARGEST, "path", f"1 to {LARGEST} bytes", f"{size} in {path}")
+    framework = framework_of(path, format, reading=True)
+    options: dict[str, Any] = {} if pooling is ... else {"pooling": pooling}
+    told = f"{framework.name} files tell it: leave pooling out."
+    require(not options or framework.assumes, "pooling", "none", repr(pooling), told)
     try:
-        foreign = adapter.load(path)
-        model, variables = adapter.ours(foreign)
+        if prefix is not None:
+            from grujax.interop.find import take
+
+            model, variables = take(path, prefix, format)
+            if verify:
+                require_agreement(model, variables, framework.run(framework.build(model, variables), model), "path")
+        else:
+            foreign = framework.read(path if framework is ORBAX else readable(path))
+            model, variables = framework.ours(foreign, **options)
+            if verify:
+                require_agreement(model, variables, framework.run(foreign, model), "path")
         for key, a in flatten_dict(variables, sep="/").items():
             require(bool(np.isfinite(np.asarray(a).astype(np.float64)).all()), key, "finite weights", "NaN or Inf")
-        if verify:
-            require_agreement(model, variables, adapter.runner(foreign, model), "path")
     except InputError as error:
         if str(path) in str(error):
             raise
         found = f"{error.found} in {path}"
-        raise InputError(error.argument, error.expected, found, error.remedy, error.rule) from error
+        raise type(error)(error.argument, error.expected, found, error.remedy, error.rule) from error
     return model, variables
 
 
@@ -116,14 +149,18 @@ def save(
     Raises:
       InputError: the framework has no place for something that the outputs depend on. OSError: it cannot be written.
     """
-    path = Path(path)
-    adapter = _adapter(path, format, reading=False)
-    theirs = adapter.theirs(model, variables)
-    with replacing(path) as temporary:
-        adapter.store(temporary, theirs)
+    return _written(path, framework_of(Path(path), format, reading=False), model, variables, verify)
+
+
+def _written(
+    path: str | Path, framework: Framework, model: nn.Module, variables: Mapping, verify: bool
+) -> Difference | None:
+    theirs = framework.build(model, variables)
+    with replacing(Path(path)) as temporary:
+        framework.write(temporary, theirs)
         if not verify:
             return None
-        return require_agreement(model, variables, adapter.runner(adapter.load(temporary), model), "path")
+        return require_agreement(model, variables, framework.run(framework.read(temporary), model), "path")
 
 
 def convert(
@@ -132,45 +169,75 @@ def convert(
     source_format: str | None = None,
     target_format: str | None = None,
     *,
+    prefix: str | None = None,
+    pooling: Pooling | EllipsisType = ...,
     fold: bool = False,
+    probabilities: bool = False,
+    labels: Sequence[str] | None = None,
 ) -> Converted:
     """Reads one file and writes another, which is loaded again and run beside grujax on random data.
 
     Args:
       source_format, target_format: as `format` of `load` and `save`.
+      prefix, pooling: as in `load`.
       fold: put what standardises inputs and targets into the weights, where the target has no place for it
         (`fold_statistics`); else that is refused.
+      probabilities: of classes come out, `model.clone(output_activation="softmax")`.
+      labels: names of classes that an ONNX graph keeps; see `to_onnx`.
 
     Raises:
       InputError: as `load` and `save` do; the target is written whole or not at all.
     """
-    reads, writes = _adapter(Path(source), source_format, True), _adapter(Path(target), target_format, False)
-    model, variables = load(source, reads.name)
+    reads = framework_of(Path(source), source_format, True)
+    writes = framework_of(Path(target), target_format, False)
     folded = missing = difference = None
-    if fold and "statistics" in variables and not writes.keeps_statistics:
-        raw, variables = variables, fold_statistics(model, variables)
-        folded = compare(model, raw, OWN.runner((model, variables), model)).largest
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConversionWarning)
+        model, variables = load(source, source_format, prefix=prefix, pooling=pooling)
+        if probabilities:
+            require(isinstance(model, GRUModel), "probabilities", "False of a model without a head", True)
+            model = model.clone(output_activation="softmax")
+        if labels is not None:
+            require(writes is onnx.FRAMEWORK, "labels", "none", list(labels), "Only ONNX has a place for them.")
+            writes = writes._replace(build=partial(onnx.to_onnx, labels=labels))
+        if fold and "statistics" in variables and not writes.keeps_statistics:
+            raw, variables = variables, fold_statistics(model, variables)
+            folded = compare(model, raw, OWN.run((model, variables), model)).largest
         try:
-            difference = save(target, model, variables, writes.name, verify=True)
+            difference = _written(target, writes, model, variables, verify=True)
         except MissingPackage as error:
             missing = error.argument  # what runs it; where that is also what writes it, the next line raises again
-            save(target, model, variables, writes.name)
+            _written(target, writes, model, variables, verify=False)
+    for one in caught:
+        if not issubclass(one.category, ConversionWarning):
+            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
     left = [str(w.message) for w in caught if issubclass(w.category, ConversionWarning)]
+    guessed = reads.assumes and isinstance(model, GRUModel) and pooling is ...
+    read_as = "Linear on the last state" if guessed else None
     largest = None if difference is None else difference.largest
-    return Converted(model, reads.name, writes.name, list(dict.fromkeys(left)), largest, missing, folded)
+    return Converted(model, reads.name, writes.name, list(dict.fromkeys(left)), largest, missing, folded, read_as)
 
 
-def _adapter(path: Path, name: str | None, reading: bool) -> Adapter:
+def framework_of(path: Path, name: str | None, reading: bool) -> Framework:
+    """The framework of a file, by its ending or by name."""
     if name is not None:
         require(name in FORMATS, "format", f"one of {list(FORMATS)}", repr(name))
         return FORMATS[name]
-    endings = {ending: adapter for adapter in reversed(FORMATS.values()) for ending in adapter.endings}
+    if reading and path.is_dir():
+        return ORBAX
+    frameworks = list(reversed(FORMATS.values()))
+    endings = {ending: of for of in frameworks for ending in (*of.endings, *(of.reads if reading else ()))}
     ending = max((e for e in endings if path.name.endswith(e)), key=len, default=None)
     if ending is None:
         raise InputError("path", f"one of {sorted(endings)}", str(path), "Or name the format.")
     if reading and ending == ".safetensors" and path.is_file():
         with opened(path) as file:
-            return OWN if "grujax" in (file.metadata() or {}) else safetensors.ADAPTER
+            return OWN if "grujax" in (file.metadata() or {}) else torch_files.SAFETENSORS
     return endings[ending]
+
+
+def readable(path: Path) -> Path:
+    require(path.is_file(), "path", "a file", f"none at {path}")
+    size = path.stat().st_size
+    require(0 < size <= LARGEST, "path", f"1 to {LARGEST} bytes", f"{size} in {path}")
+    return path

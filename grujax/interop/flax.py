@@ -4,6 +4,7 @@ A Linen cell has a kernel for each gate, ir, iz, in (I, H) and hr, hz, hn (H, H)
 of hr and hz stand in sums alone, which ir and iz hold. The outputs are the same; b_hh's r and z parts are in the sums.
 """
 
+import re
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -15,9 +16,9 @@ from flax.serialization import msgpack_restore, to_bytes
 from flax.traverse_util import unflatten_dict
 from numpy.typing import NDArray
 
-from grujax.core.weight_layouts import DIALECTS
+from grujax.core.weight_layouts import DIALECTS, by_gate
 from grujax.errors import InputError, require
-from grujax.interop.adapters import Adapter, Runner, require_agreement
+from grujax.interop.framework import Framework
 from grujax.interop.layers import (
     Layout,
     cell_options,
@@ -33,7 +34,8 @@ from grujax.interop.layers import (
     to_jax,
     written,
 )
-from grujax.interop.model_parts import Place, put_together, take_apart
+from grujax.interop.parts import Place, put_together, take_apart
+from grujax.interop.prove import Runner, require_agreement, wanted
 from grujax.interop.weight_layouts import Cell, read
 from grujax.linen.cell import GRUCell
 from grujax.linen.layer import GRU
@@ -41,12 +43,17 @@ from grujax.linen.layer import GRU
 PLACE = Place("flax.linen.GRUCell", {"activation": None, "gate_activation": None}, (GRU, GRUCell))
 KERNELS = tuple(f"{side}{gate}/kernel" for side in "ih" for gate in "rzn")
 BIASES = ("ir/bias", "iz/bias", "in/bias", "hn/bias")
-TENSORS = ("ir/kernel", "hr/kernel", "ir/bias", "hn/bias")
+OWN = re.compile(r"layers_\d+|forward_rnn|backward_rnn|cell|i[rzn]|h[rzn]")
+"""Names that a GRU of Flax has itself."""
+TENSORS = DIALECTS["flax"].tensors
 """A cell's tensors; and the first of each group that stands in one array elsewhere."""
 
 
 def from_flax(
-    source: nn.Module | Mapping, variables: Mapping | None = None, *, verify: bool = False
+    source: nn.Module | Mapping,
+    variables: Mapping | None = None,
+    *,
+    verify: bool | None = None,
 ) -> tuple[nn.Module, dict]:
     """The model and variables that compute what a Linen module computes.
 
@@ -60,7 +67,7 @@ def from_flax(
         tell neither options nor what is between layers and has no parameters: the defaults, and nothing, are taken.
       variables: of the module.
       verify: run both sides on random data; the largest difference is logged (logger "grujax.interop", INFO), and one
-        past the tolerance table raises.
+        past the tolerance table raises. None does so with a module of 32 bits or more.
 
     Raises:
       InputError: naming the key, module or field that no grujax model stands for; nothing is skipped, guessed or cast.
@@ -80,7 +87,7 @@ def from_flax(
         require(collection == "params", "variables", '"params" alone', f"{str(collection)[:80]!r} besides", remedy)
     tree = given.get("params", given)
     require(isinstance(tree, Mapping), "params", "a tree of arrays", type(tree).__name__)
-    flat = flattened(tree, "variables")
+    flat = flattened(_inner(tree), "variables")
     if variables is None:
         layout, module = layout_of_keys(list(flat)), None
     else:
@@ -88,7 +95,7 @@ def from_flax(
     require_tensors(flat, layout, (*KERNELS, *BIASES))
     cells = {prefix: _read(flat, prefix, cell) for prefix, cell in layout.cells.items()}
     model, converted = put_together(cells, **layout.model)
-    if verify:
+    if wanted(verify, module is not None, model):
         require_agreement(
             model, converted, runner(tree, model) if module is None else _runner(module, tree), "variables"
         )
@@ -120,17 +127,28 @@ def to_flax(model: nn.Module, variables: Mapping, *, verify: bool = False) -> tu
     """
     parts = take_apart(model, variables, PLACE, DIALECTS["flax"])
     params, layout = {}, layout_of_model(model)
-    for prefix, of in zip(layout.cells, written(model, parts, DIALECTS["flax"], TENSORS), strict=True):
-        params |= {f"{prefix}{name}": to_jax(a, f"{prefix}{name}") for name, a in _apart(of).items()}
+    for prefix, of in zip(layout.cells, written(model, parts, DIALECTS["flax"]), strict=True):
+        params |= {f"{prefix}{name}": to_jax(a, f"{prefix}{name}") for name, a in by_gate(*of.values()).items()}
     module, tree = _module(model, layout), unflatten_dict(params, sep="/")
     if verify:
         require_agreement(model, variables, _runner(module, tree), "model")
     return module, {"params": tree}
 
 
+def _inner(tree: Mapping) -> Mapping:
+    """The tree of the GRU where it stands alone under names of others, as a module's that holds nothing else."""
+    for _ in range(8):
+        name, inner = next(iter(tree.items()), ("cell", None))
+        named = re.fullmatch(r"\w{1,80}", str(name)) is not None and OWN.fullmatch(str(name)) is None
+        if len(tree) != 1 or not named or not isinstance(inner, Mapping):
+            break
+        tree = inner
+    return tree
+
+
 def runner(variables: Mapping, model: nn.Module) -> Runner:
     """Flax itself, on the module that `to_flax` makes of `model`."""
-    tree = variables.get("params", variables)
+    tree = _inner(variables.get("params", variables))
     return _runner(_module(model, layout_of_keys(list(flattened(tree, "variables")))), tree)
 
 
@@ -158,7 +176,7 @@ def _theirs(model: nn.Module, variables: Mapping) -> dict:
     return to_flax(model, variables)[1]
 
 
-ADAPTER = Adapter("flax", (".msgpack",), load, from_flax, _theirs, store, runner)
+FRAMEWORK = Framework("flax", (".msgpack",), load, from_flax, _theirs, store, runner)
 
 
 def _read(flat: Mapping[str, NDArray], prefix: str, module: nn.Module | None) -> Cell:
@@ -175,13 +193,6 @@ def _read(flat: Mapping[str, NDArray], prefix: str, module: nn.Module | None) ->
     names = (KERNELS[:3], KERNELS[3:], BIASES[:3], BIASES[3:])
     joined = [np.concatenate([flat[f"{prefix}{name}"] for name in group], axis=-1) for group in names]
     return read({f"{prefix}{name}": a for name, a in zip(TENSORS, joined, strict=True)}, DIALECTS["flax"])
-
-
-def _apart(joined: Mapping[str, NDArray]) -> dict[str, NDArray]:
-    """The tensors of a cell, gate by gate."""
-    *wide, b_hn = joined.values()
-    pieces = [piece for a in wide for piece in np.split(a, 3, axis=-1)]
-    return dict(zip((*KERNELS, *BIASES), (*pieces, b_hn), strict=True))
 
 
 def _module(model: Any, layout: Layout) -> nn.Module:

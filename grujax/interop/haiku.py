@@ -13,15 +13,15 @@ import jax
 
 from grujax.core.weight_layouts import DIALECTS
 from grujax.errors import require, require_package
-from grujax.interop.adapters import Runner, require_agreement
 from grujax.interop.layers import Layer, array, cell_runner, layers_runner, to_jax, written
-from grujax.interop.model_parts import REMEDIES, Place, put_together, take_apart
+from grujax.interop.parts import REMEDIES, Place, put_together, take_apart
+from grujax.interop.prove import FIND, Runner, require_agreement
 from grujax.interop.weight_layouts import read
 from grujax.linen.cell import GRUCell
 from grujax.linen.layer import GRU
 
 PLACE = Place("hk.GRU", {"reset_after": (False,)}, (GRU, GRUCell))
-TENSORS = ("w_i", "w_h", "b")
+TENSORS = DIALECTS["haiku"].tensors
 
 
 def from_haiku(params: Mapping, *, verify: bool = False) -> tuple[nn.Module, dict]:
@@ -88,7 +88,7 @@ def to_haiku(model: nn.Module, variables: Mapping, name: str = "gru", *, verify:
     require(not getattr(model, "bidirectional", False), "bidirectional", "False", "True", remedy)
     parts = take_apart(model, variables, PLACE, DIALECTS["haiku"])
     params: dict[str, dict[str, jax.Array]] = {}
-    for layer, of in enumerate(written(model, parts, DIALECTS["haiku"], TENSORS)):
+    for layer, of in enumerate(written(model, parts, DIALECTS["haiku"])):
         module = f"{name}_{layer}" if layer else name
         params[module] = {key: to_jax(a, f"{module}/{key}") for key, a in of.items()}
     if verify:
@@ -124,7 +124,7 @@ def _stack(params: Mapping) -> list[str]:
         require(isinstance(name, str), "params", "names of modules", repr(name)[:80])
     first = min(params, key=len)
     expected = [first, *(f"{first}_{k}" for k in range(1, len(params)))]
-    remedy = "Pass each that is no layer of one stack by itself, {name: params[name]}."
+    remedy = f"Pass each that is no layer of one stack by itself, {{name: params[name]}}. {FIND}"
     for name in params:
         served = expected[0] if len(params) == 1 else f"{expected[0]} to {expected[-1]}, layers as Haiku numbers them"
         require(name in expected, name, served, "this module besides", remedy)

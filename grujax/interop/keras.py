@@ -4,46 +4,29 @@ Keras orders its gates z, r, n. With reset_after=True its bias (2, 3H) is both o
 it has their sum alone. Any backend of Keras serves; it is imported where Keras itself is built or run.
 """
 
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-import numpy as np
 from numpy.typing import NDArray
 
-from grujax.core.weight_layouts import DIALECTS, Dialect
 from grujax.errors import require
-from grujax.interop.adapters import Adapter, require_agreement
+from grujax.interop.framework import Framework
 from grujax.interop.keras_files import load_keras, load_weights
-from grujax.interop.keras_layers import ACTIVATIONS, COMPUTES, HEADS, MERGES, POOLINGS, RECURRENT, Layer
-from grujax.interop.keras_live import build, layers_of, numerics, package, runner
-from grujax.interop.model_parts import ConversionWarning, Dense, Place, put_together, take_apart
-from grujax.interop.weight_layouts import Cell, read, write
-from grujax.linen.cell import GRUCell
+from grujax.interop.keras_layers import ACTIVATIONS, HEADS, MERGES, OUTPUTS, POOLINGS, RECURRENT, Layer, dialect_of
+from grujax.interop.keras_live import layers_of, run_itself, runner
+from grujax.interop.keras_write import store, store_weights, to_keras, to_keras_weights
+from grujax.interop.parts import ConversionWarning, Dense, put_together
+from grujax.interop.prove import require_agreement, require_shown, wanted
+from grujax.interop.weight_layouts import Cell, read
 
 if TYPE_CHECKING:
     import keras
 
-KERAS_ACTIVATIONS = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
-KERAS_MERGES = {ours: theirs for theirs, ours in MERGES.items()}
-DEFAULTS = {"bias": True, "activation": "tanh", "gate_activation": "sigmoid", "merge": "concat"}
-"""What a file of weights does not tell."""
-FIELDS = {
-    "reset_after": (False,),
-    "activation": [name for name in KERAS_ACTIVATIONS if name != "tanh"],
-    "gate_activation": [name for name in KERAS_ACTIVATIONS if name != "sigmoid"],
-    "merge": [merge for merge in KERAS_MERGES if merge != "concat"],
-    "pooling": [*POOLINGS.values(), None],
-    "dropout": None,
-}
-"""What Keras has a place for, besides the defaults."""
 
-
-def from_keras(source: "keras.Layer | Sequence[Layer]", *, verify: bool = False) -> tuple[nn.Module, dict]:
+def from_keras(source: "keras.Layer | Sequence[Layer]", *, verify: bool | None = None) -> tuple[nn.Module, dict]:
     """The model and variables that compute what Keras computes, sizes, options and dtype read off it.
 
     - `GRUCell` -> `grujax.GRUCell`;
@@ -58,7 +41,7 @@ def from_keras(source: "keras.Layer | Sequence[Layer]", *, verify: bool = False)
     Args:
       source: built, or what `load` read from a file.
       verify: run both sides on random data; the largest difference is logged (logger "grujax.interop", INFO), and one
-        past the tolerance table raises.
+        past the tolerance table raises. None runs a float32 layer or model as it is, and nothing that `load` read.
 
     Raises:
       InputError: naming the layer, what was expected and what was found; nothing is skipped, guessed or cast.
@@ -79,7 +62,7 @@ def from_keras(source: "keras.Layer | Sequence[Layer]", *, verify: bool = False)
     require(bool(recurrent), "source", "a GRU", f"layers {[layer.kind for layer in layers]}")
     _check_order(layers)
     first, left = recurrent[0], [sentence for layer in layers for sentence in layer.left]
-    dialect = _dialect(first.config["reset_after"])
+    dialect = dialect_of(first.config["reset_after"])
     cells: dict[str, Cell] = {}
     for layer in recurrent:
         same = layer.kind == first.kind
@@ -97,126 +80,18 @@ def from_keras(source: "keras.Layer | Sequence[Layer]", *, verify: bool = False)
     model, variables = put_together(cells, _head(layers), **kinds, **_fields(layers, recurrent), **dropout)
     for sentence in dict.fromkeys([*left, *more]):
         warnings.warn(f"grujax: {sentence}", ConversionWarning, stacklevel=2)
+    live = not isinstance(source, list) and first.dtype == "float32"  # whose tanh Keras on JAX computes in 32 bits
+    if live and verify is not False and wanted(None, live, model):
+        require_shown(model, variables, run_itself(source), "source")
     if verify:
         require_agreement(model, variables, runner(layers, model), "source")
     return model, variables
 
 
-def to_keras(
-    model: nn.Module, variables: Mapping, *, verify: bool = False
-) -> "keras.Sequential | keras.layers.GRUCell":
-    """What computes in Keras what `model` computes: the inverse of `from_keras`, bit for bit.
-
-    Args:
-      model: a `GRUCell`, which becomes a `keras.layers.GRUCell`; a `GRU` or `GRUModel`, which becomes a
-        `keras.Sequential` for inputs (B, T, I), of any T: a `GRU` that of its output at every step.
-      variables: its variables, `{"params": ...}` alone.
-      verify: see `from_keras`.
-
-    Returns:
-      the layer or model, built, its weights set, as new layers of Keras start otherwise.
-
-    Raises:
-      InputError: what Keras has no place for: attention, statistics, functions that it does not have by name.
-
-    Warns:
-      ConversionWarning: the split of the biases with reset_after=False, and what acts in training alone.
-
-    >>> import jax, os
-    >>> os.environ["KERAS_BACKEND"] = "jax"
-    >>> from grujax import GRUModel
-    >>> model = GRUModel(hidden_size=20, output_size=5)
-    >>> made = to_keras(model, model.init(jax.random.key(0), jnp.ones((3, 7, 10))))
-    >>> [type(layer).__name__ for layer in made.layers], from_keras(made)[0] == model
-    (['GRU', 'Dense'], True)
-    """
-    layers, keras = to_layers(model, variables), package()
-    policy = f"mixed_{layers[0].compute}" if layers[0].compute else layers[0].dtype
-    with numerics(layers[0].dtype):
-        built = [build(keras, layer, policy) for layer in layers]
-        made = built[0]
-        if not isinstance(model, GRUCell):
-            made = keras.Sequential([keras.Input((None, layers[0].input_size), dtype=layers[0].dtype), *built])
-    if verify:
-        require_agreement(model, variables, runner(made, model), "model")
-    return made
-
-
-def to_layers(model: Any, variables: Mapping) -> list[Layer]:
-    """The layers of Keras as plain data; see `to_keras`, which builds them."""
-    single, directions = isinstance(model, GRUCell), getattr(model, "num_directions", 1)
-    locked = {} if single or directions == 2 else {"input_dropout": None}  # in Keras each direction draws its own mask
-    reset_after = getattr(model, "reset_after", True)
-    parts = take_apart(model, variables, Place("Keras", FIELDS | locked), _dialect(reset_after))
-    options = {"units": model.hidden_size, "use_bias": model.bias, "reset_after": reset_after}
-    options |= {"activation": KERAS_ACTIVATIONS[model.activation], "recurrent_dropout": 0.0}
-    options |= {"recurrent_activation": KERAS_ACTIVATIONS[model.gate_activation]}
-    options |= {"dropout": model.input_dropout if locked else 0.0}
-    options |= {"merge_mode": KERAS_MERGES[model.merge]} if directions == 2 else {}
-    kind = "GRUCell" if single else "Bidirectional" if directions == 2 else "GRU"
-    compute = jnp.dtype(model.dtype or model.param_dtype).name
-    mixed = compute if model.param_dtype == jnp.float32 and compute in COMPUTES else ""
-    layers: list[Layer] = []
-    num_layers, head = len(parts.cells) // directions, parts.head
-    dropout = [Layer("Dropout", "dropout", {"rate": model.dropout})] if getattr(model, "dropout", 0) else []
-    for k in range(num_layers):
-        steps = {} if single else {"return_sequences": k < num_layers - 1 or head is None or model.pooling != "last"}
-        cells = parts.cells[k * directions : (k + 1) * directions]
-        weights = tuple(_weights(cell, reset_after, model.update) for cell in cells)
-        layers += [*(dropout if k else ()), Layer(kind, f"gru_{k}", options | steps, weights=weights, compute=mixed)]
-    if head is not None:
-        layers += [Layer(kind, kind, {}) for kind, pooling in POOLINGS.items() if pooling == model.pooling]
-        kind = "Dense" if model.pooling is not None else "TimeDistributed"
-        layers += [*dropout, Layer(kind, "dense", {"units": model.output_size}, weights=(head._asdict(),))]
-    return layers
-
-
-def _weights(cell: Cell, reset_after: bool, update: str) -> dict[str, NDArray]:
-    written = write(cell, _dialect(reset_after), update)
-    biases = [np.stack(written.biases) if reset_after else written.biases[0]] if written.biases else []
-    return dict(zip(("kernel", "recurrent_kernel", "bias"), (written.w_ih, written.w_hh, *biases), strict=False))
-
-
-def to_keras_weights(model: Any, variables: Mapping) -> "keras.Sequential":
-    """As `to_keras`, of a model that its weights alone tell: what else it is would be lost in a `.weights.h5` file."""
-    for field, default in DEFAULTS.items():
-        found = getattr(model, field, default)
-        require(found == default, field, repr(default), repr(found), "Weights do not tell it: write a .keras file.")
-    for field in ("dropout", "input_dropout"):
-        if getattr(model, field, 0):
-            warnings.warn(
-                f"Keras' weights: {field} is not told, and acts in training alone", ConversionWarning, stacklevel=2
-            )
-    return to_keras(model, variables)
-
-
-def store(path: Path, made: Any) -> None:
-    _store(path, made, "model.keras", "save")
-
-
-def store_weights(path: Path, made: Any) -> None:
-    _store(path, made, "model.weights.h5", "save_weights")
-
-
-def _store(path: Path, made: Any, name: str, method: str) -> None:
-    """Keras goes by the ending: the file gets the right one first."""
-    remedy = "Keras has files of models alone: take a grujax.GRU of one layer."
-    require(hasattr(made, method), "model", "a GRU or GRUModel", type(made).__name__, remedy)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        with warnings.catch_warnings():  # Keras' variables become arrays in the manner of NumPy 1
-            warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
-            getattr(made, method)(Path(folder) / name)
-        (Path(folder) / name).replace(path)
-
-
-ADAPTER = Adapter("keras", (".keras",), load_keras, from_keras, to_keras, store, runner)
-WEIGHTS_ADAPTER = Adapter(
-    "keras-weights", (".weights.h5",), load_weights, from_keras, to_keras_weights, store_weights, runner
+FRAMEWORK = Framework("keras", (".keras",), load_keras, from_keras, to_keras, store, runner, (".h5",))
+WEIGHTS = Framework(
+    "keras-weights", (".weights.h5",), load_weights, from_keras, to_keras_weights, store_weights, runner, assumes=True
 )
-
-
-def _dialect(reset_after: bool) -> Dialect:
-    return DIALECTS["keras" if reset_after else "keras, reset before"]
 
 
 def _check_order(layers: list[Layer]) -> None:
@@ -258,6 +133,8 @@ def _fields(layers: list[Layer], recurrent: list[Layer]) -> dict[str, Any]:
         fields["merge"] = MERGES[first.config["merge_mode"]]
     if any(layer.kind in HEADS for layer in layers):
         unpooled = None if last.config["return_sequences"] else "last"
+        head = next(layer for layer in layers if layer.kind in HEADS)
+        fields["output_activation"] = OUTPUTS[head.config["activation"]]
         fields["pooling"] = next((POOLINGS[layer.kind] for layer in layers if layer.kind in POOLINGS), unpooled)
     if first.compute:
         fields["dtype"] = getattr(jnp, first.compute)
@@ -267,8 +144,8 @@ def _fields(layers: list[Layer], recurrent: list[Layer]) -> dict[str, Any]:
 def _head(layers: list[Layer]) -> tuple[str, Dense] | None:
     for layer in layers:
         if layer.kind in HEADS:
-            (key, kernel), (_, bias) = layer.weights[0].items()
-            return key, Dense(kernel, bias)
+            (key, kernel), *bias = layer.weights[0].items()
+            return key, Dense(kernel, bias[0][1] if bias else None)
     return None
 
 

@@ -1,5 +1,5 @@
-"""The files of Keras 3, read as plain layers. A `.keras` file is a zip of config.json and model.weights.h5; a
-`.weights.h5` file is the latter alone.
+"""The files of Keras 3 and 2, read as plain layers. A `.keras` file is a zip of config.json and model.weights.h5; a
+`.weights.h5` file is the latter alone; an `.h5` file has the config among its attributes.
 
 Read with json and h5py, without Keras: nothing in a file is imported, built or run, and nothing is extracted.
 """
@@ -8,19 +8,14 @@ import io
 import json
 import re
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
-import numpy as np
-from numpy.typing import NDArray
-
-from grujax.errors import InputError, require, require_package
-from grujax.interop.adapters import check_archive
+from grujax.errors import require, require_package
+from grujax.interop.framework import check_archive
 from grujax.interop.keras_layers import KINDS, Layer, described
-from grujax.interop.weight_layouts import DTYPES, FLOATS, REMEDIES
+from grujax.interop.keras_tree import Tree, as_array, told
+from grujax.interop.prove import FIND
 
 MEMBERS = {"metadata.json", "config.json", "model.weights.h5"}
 LARGEST_CONFIG = 1 << 20
@@ -28,24 +23,74 @@ LARGEST_CONFIG = 1 << 20
 
 
 def load_keras(path: Path) -> list[Layer]:
-    """The layers in a `.keras` file. Nothing is extracted: its two members are read into memory, checked before."""
+    """The layers in a `.keras` file of Keras 3 or 2, or in the `.h5` file that both wrote before.
+
+    Nothing is extracted: members are read into memory, checked before.
+    """
     require(path.is_file(), "path", "a .keras file", f"no file at {path}")
-    with _told("path", "a .keras file of Keras 3"):
-        require(zipfile.is_zipfile(path), "path", "a .keras file of Keras 3, a zip", "another kind of file")
-        check_archive(path)
-        with zipfile.ZipFile(path) as archive:
-            sizes = {member.filename: member.file_size for member in archive.infolist()}
-            once = len(sizes) == len(archive.infolist())
-            require(once and set(sizes) == MEMBERS, "path", f"the members {sorted(MEMBERS)}", str(sorted(sizes))[:200])
-            small = sizes["config.json"] <= LARGEST_CONFIG
-            require(small, "config.json", f"{LARGEST_CONFIG} bytes at most", sizes["config.json"])
-            size = path.stat().st_size
-            stored = sizes["model.weights.h5"] <= size
-            require(stored, "model.weights.h5", f"{size} bytes at most, as in the file", sizes["model.weights.h5"])
-            config, weights = archive.read("config.json"), archive.read("model.weights.h5")
-        with _told("config.json", "JSON that Keras wrote"):
-            layers = described(json.loads(config))
+    if path.name.endswith(".h5") and not path.name.endswith(".weights.h5"):
+        return _load_legacy(path)
+    with told("path", "a .keras file of Keras 3"):
+        members = checked_members(path)
+        with told("metadata.json", "JSON that Keras wrote"):
+            version = version_of(json.loads(members["metadata.json"])["keras_version"], "metadata.json")
+        with told("config.json", "JSON that Keras wrote"):
+            layers = described(json.loads(members["config.json"]), version)
+        weights = members["model.weights.h5"]
         return _with_weights(io.BytesIO(weights), len(weights), layers)
+
+
+def checked_members(path: Path) -> dict[str, bytes]:
+    """The members of a `.keras` file, each of the size that it may have."""
+    require(zipfile.is_zipfile(path), "path", "a .keras file of Keras 3, a zip", "another kind of file")
+    check_archive(path)
+    with zipfile.ZipFile(path) as archive:
+        sizes = {member.filename: member.file_size for member in archive.infolist()}
+        once = len(sizes) == len(archive.infolist())
+        require(once and set(sizes) == MEMBERS, "path", f"the members {sorted(MEMBERS)}", str(sorted(sizes))[:200])
+        for name in ("config.json", "metadata.json"):
+            require(sizes[name] <= LARGEST_CONFIG, name, f"{LARGEST_CONFIG} bytes at most", sizes[name])
+        size = path.stat().st_size
+        stored = sizes["model.weights.h5"] <= size
+        require(stored, "model.weights.h5", f"{size} bytes at most, as in the file", sizes["model.weights.h5"])
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def version_of(stated: Any, argument: str) -> int:
+    """2 or 3: functions of one name differ in them."""
+    stated = stated.decode("utf-8", "replace") if isinstance(stated, bytes) else stated
+    known = isinstance(stated, str) and stated[:2] in ("2.", "3.")
+    require(known, argument, "keras_version 2 or 3", repr(stated)[:80])
+    return int(stated[0])
+
+
+def _load_legacy(path: Path) -> list[Layer]:
+    """The layers in an `.h5` file: attributes hold version and config, weights go by their layers' names."""
+    h5py, size = require_package("h5py", "keras"), path.stat().st_size
+    with told("path", "a whole HDF5 file of a model that Keras wrote"), h5py.File(path, "r") as root:
+        remedy = "Weights alone: name it .weights.h5, or save the model."
+        require("model_config" in root.attrs, "model_config", "the attribute that Keras writes", "none", remedy)
+        version, config = version_of(root.attrs.get("keras_version"), "keras_version"), root.attrs["model_config"]
+        layers, tree = described(json.loads(config), version), Tree(h5py, root)
+        stored, found = [name for name in tree.names("model_weights") if name != "top_level_model_weights"], []
+        for layer in layers:
+            group = f"model_weights/{layer.name}"
+            stored = [name for name in stored if name != layer.name]
+            found.append(tree.named(group, layer))
+        stored = [name for name in stored if tree.names(f"model_weights/{name}")]
+        require(
+            not stored,
+            f"model_weights/{', '.join(stored)[:80]}",
+            "only the layers",
+            "these besides",
+            "They would be lost.",
+        )
+        nbytes = sum(d.nbytes for cells in found for cell in cells for d in cell.values())
+        require(nbytes <= size, "path", f"weights of {size} bytes at most, as in the file", nbytes)
+        pairs = zip(layers, found, strict=True)
+        return [
+            one._replace(weights=tuple({k: as_array(d) for k, d in c.items()} for c in cells)) for one, cells in pairs
+        ]
 
 
 def load_weights(path: Path) -> list[Layer]:
@@ -60,10 +105,10 @@ def load_weights(path: Path) -> list[Layer]:
 
 def _with_weights(file: Path | io.BytesIO, size: int, layers: list[Layer] | None) -> list[Layer]:
     h5py = require_package("h5py", "keras")
-    with _told("path", "a whole HDF5 file that Keras 3 wrote"), h5py.File(file, "r") as root:
-        tree = _Tree(h5py, root)
+    with told("path", "a whole HDF5 file that Keras 3 wrote"), h5py.File(file, "r") as root:
+        tree = Tree(h5py, root)
         groups = tree.names("layers")
-        told = layers is None
+        alone = layers is None
         layers = _told_by_groups(tree, groups) if layers is None else layers
         numbers: dict[str, int] = {}
         expected = {}
@@ -72,68 +117,20 @@ def _with_weights(file: Path | io.BytesIO, size: int, layers: list[Layer] | None
             numbers[layer.kind] = k + 1
             expected[f"{group}_{k}" if k else group] = layer
         for name in groups:
-            known = told or name in expected or re.fullmatch(r"input_layer(_\d+)?", name) is not None
-            require(known, f"layers/{name}", f"only {sorted(expected)}", "this layer besides", "It would be lost.")
+            known = alone or name in expected or re.fullmatch(r"input_layer(_\d+)?", name) is not None
+            require(
+                known, f"layers/{name}", f"only {sorted(expected)}", "this layer besides", f"It would be lost. {FIND}"
+            )
         found = {name: tree.datasets(f"layers/{name}", layer) for name, layer in expected.items() if layer.shapes}
         nbytes = sum(d.nbytes for cells in found.values() for cell in cells for d in cell.values())
         require(nbytes <= size, "path", f"weights of {size} bytes at most, as in the file", nbytes)
         return [
-            layer._replace(weights=tuple({k: _array(d) for k, d in cell.items()} for cell in found.get(name, ())))
+            layer._replace(weights=tuple({k: as_array(d) for k, d in cell.items()} for cell in found.get(name, ())))
             for name, layer in expected.items()
         ]
 
 
-class _Tree:
-    """The groups and datasets of an HDF5 file, by paths that are known beforehand: no link is followed elsewhere."""
-
-    def __init__(self, h5py: Any, root: Any) -> None:
-        self.h5py, self.root = h5py, root
-
-    def at(self, path: str, of: str) -> Any:
-        """of: "Group" or "Dataset"."""
-        node, names = self.root, path.split("/")
-        for depth, name in enumerate(names):
-            key = "/".join(names[: depth + 1])
-            link = node.get(name, getlink=True) if name in node else None  # this opens nothing
-            require(link is not None, key, "what Keras 3 writes", "none of that name")
-            hard = isinstance(link, self.h5py.HardLink)
-            require(hard, key, "what stands in the file itself", f"an HDF5 {type(link).__name__}")
-            node = node[name]
-            kind = of if depth == len(names) - 1 else "Group"
-            require(isinstance(node, getattr(self.h5py, kind)), key, f"an HDF5 {kind}", type(node).__name__)
-        return node
-
-    def names(self, path: str) -> list[str]:
-        return list(self.at(path, "Group"))
-
-    def datasets(self, group: str, layer: Layer) -> list[dict[str, Any]]:
-        """The weights of each direction, checked, not yet read."""
-        inside = {"GRU": ["/cell"], "TimeDistributed": ["/layer"], "Dense": [""]}
-        ways = inside.get(layer.kind, ["/forward_layer/cell", "/backward_layer/cell"])
-        return [self.variables(f"{group}{way}/vars", layer.shapes) for way in ways]
-
-    def variables(self, group: str, shapes: list[tuple[int | None, ...]]) -> dict[str, Any]:
-        names, expected = self.names(group), [str(k) for k in range(len(shapes))]
-        require(sorted(names) == expected, group, f"the variables {expected}", str(sorted(names))[:80])
-        return {f"{group}/{k}": self.variable(f"{group}/{k}", shape) for k, shape in enumerate(shapes)}
-
-    def variable(self, key: str, shape: tuple[int | None, ...]) -> Any:
-        dataset = self.at(key, "Dataset")
-        elsewhere = dataset.is_virtual or dataset.external
-        require(not elsewhere, key, "values in the file itself", "HDF5's external or virtual storage")
-        require(_dtype(dataset) in DTYPES, key, FLOATS, f"dtype {dataset.dtype}")
-        fits = len(dataset.shape) == len(shape) and all(
-            n in (None, m) for n, m in zip(shape, dataset.shape, strict=True)
-        )
-        units = (shape[-1] or 0) // 3
-        remedy = REMEDIES.get(dataset.shape[-1] / units, "") if units and "/cell/" in key and dataset.shape else ""
-        require(fits, key, f"shape {shape}".replace("None", "any"), dataset.shape, remedy)
-        stored = dataset.id.get_storage_size()
-        require(stored >= dataset.nbytes, key, f"{dataset.nbytes} bytes of values, not compressed", f"{stored} stored")
-        return dataset
-
-
-def _told_by_groups(tree: _Tree, groups: list[str]) -> list[Layer]:
+def _told_by_groups(tree: Tree, groups: list[str]) -> list[Layer]:
     """The layers that the groups tell, GRUs first, then pooling, then the Dense."""
     kinds = {kind.group: name for name, kind in KINDS.items() if name != "GRUCell"}
     numbered: dict[str, list[tuple[int, str]]] = {}
@@ -159,33 +156,10 @@ def _told_by_groups(tree: _Tree, groups: list[str]) -> list[Layer]:
             config |= {"merge_mode": "concat"} if kind == "Bidirectional" else {}
         elif kind in order[4:]:
             bias = f"layers/{name}{'/layer' if kind == 'TimeDistributed' else ''}/vars/1"
-            config = {"units": (tree.at(bias, "Dataset").shape or (0,))[0]}
+            config = {"units": (tree.at(bias, "Dataset").shape or (0,))[0], "activation": "linear", "use_bias": True}
         layers.append(Layer(kind, f"layers/{name}", config))
     recurrent = [k for k, layer in enumerate(layers) if layer.kind in order[:2]]
     if last_state and recurrent:
         layers[recurrent[-1]].config["return_sequences"] = False
     dropouts = [f"layers/{name}: weights tell no rate" for _, name in numbered.get("Dropout", ())]
     return [layer._replace(left=tuple(dropouts)) for layer in layers[:1]] + layers[1:]
-
-
-def _dtype(dataset: Any) -> str:
-    """Keras stores bfloat16 as two bytes without a meaning, and an attribute."""
-    opaque = dataset.dtype == np.dtype("V2") and dataset.attrs.get("dtype") == "bfloat16"
-    return "bfloat16" if opaque else dataset.dtype.name
-
-
-def _array(dataset: Any) -> NDArray:
-    values, dtype = np.asarray(dataset[()]), jnp.dtype(_dtype(dataset))
-    return values.view(dtype) if values.dtype.kind == "V" else values.astype(dtype)  # the machine's byte order
-
-
-@contextmanager
-def _told(argument: str, expected: str) -> Iterator[None]:
-    """Errors as `InputError`, in one line."""
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:  # zipfile, json and h5py have no one class of errors for what is not theirs
-        found = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise InputError(argument, expected, found) from error

@@ -9,11 +9,21 @@ from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
+from grujax.core.weight_layouts import DIALECTS, Dialect
 from grujax.errors import InputError, require, require_count
+from grujax.interop.prove import FIND
+from grujax.types import Activation, HardSigmoid, LeakyRelu, Softplus
 
-ACTIVATIONS = {name: name for name in ("tanh", "sigmoid", "relu", "hard_tanh", "hard_sigmoid", "softsign", "elu")}
-ACTIVATIONS |= {"linear": "identity"}
+OF_KERAS_2 = "hard_sigmoid of Keras 2"
+ACTIVATIONS: dict[str, Activation] = {
+    name: name for name in ("tanh", "sigmoid", "relu", "hard_tanh", "hard_sigmoid", "softsign", "elu")
+}
+ACTIVATIONS |= {"linear": "identity", "softplus": Softplus(), "leaky_relu": LeakyRelu(0.2), OF_KERAS_2: HardSigmoid()}
 """Keras' activations by name, and what the same functions are called here."""
+BOTH_VERSIONS = {"tanh", "sigmoid", "relu", "softsign", "elu", "linear", "softplus"}
+"""Those that Keras 2 computes as Keras 3 does; hard_sigmoid is clip(0.2 x + 0.5, 0, 1) there, here relu6(x + 3) / 6."""
+OUTPUTS = {"linear": None, "sigmoid": "sigmoid", "softmax": "softmax"}
+"""Activations of the head."""
 MERGES = {"concat": "concat", "sum": "sum", "mul": "mul", "ave": "mean", None: None}
 COMPUTES = ("float16", "bfloat16")
 RECURRENT, HEADS = ("GRUCell", "GRU", "Bidirectional"), ("Dense", "TimeDistributed")
@@ -48,13 +58,12 @@ KINDS = {
     "TimeDistributed": Kind("time_distributed"),
     "Dense": Kind(
         "dense",
-        {"units": (int,)},
-        {"activation": "linear", "use_bias": True},
-        "The head of GRUModel is linear and has a bias: give the Dense both (activation=None, a bias of zeros), and "
-        "apply the activation to what the model gives.",
+        {"units": (int,), "activation": (str,), "use_bias": (bool,)},
     ),
 }
 """The layers of Keras that have a place here; none else is read."""
+OLD = {"reset_after": False, "recurrent_dropout": 0.0, "dropout": 0.0, "go_backwards": False, "use_bias": True}
+"""What the first files of Keras 2 leave out."""
 ELSEWHERE = {
     "Masking": "It would be lost: convert keras.Sequential(model.layers[1:]), and pass what comes of it "
     "mask=(x != mask_value).any(-1).",
@@ -88,7 +97,7 @@ class Layer(NamedTuple):
     def shapes(self) -> list[tuple[int | None, ...]]:
         """What the config implies of the weights of each direction; None for what the layer before decides."""
         if self.kind in ("Dense", "TimeDistributed"):
-            return [(None, self.config["units"]), (self.config["units"],)]
+            return [(None, self.config["units"]), (self.config["units"],)][: 1 + self.config["use_bias"]]
         if "reset_after" not in self.config:
             return []
         wide = 3 * self.config["units"]
@@ -96,8 +105,10 @@ class Layer(NamedTuple):
         return [(None, wide), (self.config["units"], wide), *bias]
 
 
-def described(saved: Any) -> list[Layer]:
+def described(saved: Any, version: int = 3) -> list[Layer]:
     """The layers, without weights, of what Keras serialises of a layer, a Sequential or a functional chain.
+
+    version: of the Keras that has serialised it, 2 or 3, which name functions and layers differently.
 
     Raises:
       InputError: naming the layer that has no place here, and the option.
@@ -110,44 +121,57 @@ def described(saved: Any) -> list[Layer]:
     """
     saved = _mapping(saved, "config.json")
     if saved.get("class_name") not in ("Sequential", "Functional"):
-        return [_layer(saved)]
-    module, config = str(saved.get("module")), _mapping(saved.get("config"), "config.json")
+        return [_layer(saved, version)]
+    module, config = str(saved.get("module", "keras")), saved.get("config")
+    config = {"layers": config} if isinstance(config, list) else _mapping(config, "config.json")
     require(module.split(".")[0] == "keras", "config.json", "a model of Keras' own", f"one of {module}")
     layers = config.get("layers")
     require(isinstance(layers, list), "config.json", "a list of layers", type(layers).__name__)
     assert isinstance(layers, list)
-    found = [_layer(one) for one in layers]
+    found = [_layer(one, version) for one in layers]
     if saved["class_name"] == "Functional":
         _check_chain(config, layers, found)
     return [layer for layer in found if layer.kind != "InputLayer"]
 
 
-def _layer(saved: Any, backwards: bool = False) -> Layer:
+def dialect_of(reset_after: bool) -> Dialect:
+    return DIALECTS["keras" if reset_after else "keras, reset before"]
+
+
+def _layer(saved: Any, version: int, backwards: bool = False) -> Layer:
     saved = _mapping(saved, "layer")
     config, kind = _mapping(saved.get("config"), "layer"), saved.get("class_name")
     name = str(config.get("name", kind))[:80]
-    remedy = ELSEWHERE.get(str(kind), "")
+    remedy = ELSEWHERE.get(str(kind), FIND)
     require(isinstance(kind, str) and kind in KINDS, name, f"one of {sorted(KINDS)}", str(kind)[:80], remedy)
     assert isinstance(kind, str)
-    own = saved.get("module") == "keras.layers" and saved.get("registered_name") in (None, kind)
+    own = saved.get("module", "keras.layers") == "keras.layers" and saved.get("registered_name") in (None, kind)
     require(own, name, f"keras.layers.{kind}", f"a {kind} of {str(saved.get('module'))[:80]}")
     if kind == "TimeDistributed":
-        inner = _layer(config.get("layer"))
+        inner = _layer(config.get("layer"), version)
         require(inner.kind == "Dense", name, "a Dense inside", inner.kind)
         return inner._replace(kind=kind, name=name)
+    config = {**OLD, **config} if version == 2 else config
     read, left = {key: _value(config, key, types, name) for key, types in KINDS[kind].read.items()}, _left(config, name)
     for key, value in KINDS[kind].fixed.items():
         same = config.get(key, value) == value
         require(same, f"{name}.{key}", repr(value), repr(config.get(key))[:80], KINDS[kind].remedy)
     for key in ("activation", "recurrent_activation"):
         if key in read:
-            known, remedy = read[key] in ACTIVATIONS, "These are the same functions here; no other is."
-            require(known, f"{name}.{key}", f"one of {sorted(ACTIVATIONS)}", repr(read[key])[:80], remedy)
+            known = set(OUTPUTS) if kind == "Dense" else set(ACTIVATIONS) - {OF_KERAS_2}
+            known = BOTH_VERSIONS | {"hard_sigmoid"} if version == 2 and kind != "Dense" else known
+            remedy = "These are the same functions here; no other is."
+            require(read[key] in known, f"{name}.{key}", f"one of {sorted(known)}", repr(read[key])[:80], remedy)
+            if version == 2 and read[key] == "hard_sigmoid":
+                read[key] = OF_KERAS_2
     if read.pop("go_backwards", backwards) != backwards:
         remedy = "Reverse the input, or the output of every step, and convert a layer without."
         raise InputError(f"{name}.go_backwards", repr(backwards), repr(not backwards), remedy)
     if kind == "Bidirectional":
-        forward, backward = _layer(config.get("layer")), _layer(config.get("backward_layer"), True)
+        inner = config.get("layer")
+        turned = {"config": {**_mapping(_mapping(inner, name).get("config"), name), "go_backwards": True}}
+        other = config.get("backward_layer", {**_mapping(inner, name), **turned} if version == 2 else None)
+        forward, backward = _layer(inner, version), _layer(other, version, True)
         for one in (forward, backward):
             require(one.kind == "GRU", name, "a GRU inside", one.kind)
         same = forward.config == backward.config
@@ -184,17 +208,13 @@ def _compute(config: Mapping, name: str) -> str:
 
 def _check_chain(config: Mapping, saved: list, layers: list[Layer]) -> None:
     """Raises `InputError` unless each layer of a functional model reads the first output of the one before it alone."""
-    remedy = "Grujax has chains of layers alone."
+    remedy = f"Grujax has chains of layers alone. {FIND}"
     for k, (one, layer) in enumerate(zip(saved, layers, strict=True)):
         require((layer.kind == "InputLayer") == (k == 0), layer.name, "one Input, the first layer", "another", remedy)
         nodes: Any = one.get("inbound_nodes")
         try:
-            reads = [
-                tensor["config"]["keras_history"]
-                for node in nodes
-                for tensor in (*node["args"], *filter(None, node["kwargs"].values()))
-            ]
-        except (TypeError, KeyError, AttributeError):
+            reads = [of for node in nodes for of in _read_by(node)]
+        except (TypeError, KeyError, AttributeError, IndexError):
             reads = "something else"
         expected = [[layers[k - 1].name, 0, 0]] if k else []
         require(reads == expected, layer.name, f"to read {expected} alone", str(reads)[:200], remedy)
@@ -202,6 +222,14 @@ def _check_chain(config: Mapping, saved: list, layers: list[Layer]) -> None:
         expected = [[one.name, 0, 0] for one in layer]
         found = config.get(key)
         require(found in (*expected, expected), key, f"{expected} alone", str(found)[:200], remedy)
+
+
+def _read_by(node: Any) -> list[Any]:
+    """What a node of a functional model reads: [layer, 0, 0] each, as Keras 3 writes it and as older files do."""
+    if isinstance(node, Mapping):
+        tensors = (*node["args"], *filter(None, node["kwargs"].values()))
+        return [tensor["config"]["keras_history"] for tensor in tensors]
+    return [list(tensor[:3]) if not tensor[3] else tensor for tensor in node]
 
 
 def _mapping(value: Any, name: str) -> Mapping:

@@ -1,5 +1,6 @@
 """Keras itself: layers and models taken apart into plain layers, built from them, and run."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grujax.errors import InputError, require, require_package
-from grujax.interop.adapters import Runner
-from grujax.interop.keras_layers import HEADS, RECURRENT, Layer, described
+from grujax.interop.keras_layers import HEADS, OF_KERAS_2, RECURRENT, Layer, described
+from grujax.interop.prove import Runner
 from grujax.types import state_dtype
 
 
@@ -41,7 +42,9 @@ def layers_of(source: Any) -> list[Layer]:
         raise InputError("source", served, type(source).__name__)
     require(source.built, source.name, "a built layer", "one without weights", "Call it on data, or build it, first.")
     try:
-        layers = described(keras.saving.serialize_keras_object(source))
+        with warnings.catch_warnings():  # a compiled model's variables become arrays in the manner of NumPy 1
+            warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
+            layers = described(keras.saving.serialize_keras_object(source))
     except InputError:
         raise
     except Exception as error:  # whatever a class of the user's raises in get_config
@@ -84,6 +87,9 @@ def build(keras: Any, layer: Layer, dtype: str, return_state: bool = False) -> A
     """The layer of Keras with its weights."""
     of, config = keras.layers, {key: value for key, value in layer.config.items() if key != "merge_mode"}
     zeros = {"kernel_initializer": "zeros", "dtype": dtype}
+    for key in config.keys() & {"activation", "recurrent_activation"}:
+        if config[key] == OF_KERAS_2:
+            config[key] = lambda a: keras.ops.clip(0.2 * a + 0.5, 0, 1)
     if layer.kind in HEADS:
         made = of.Dense(**config, **zeros)
         made = of.TimeDistributed(made, dtype=dtype) if layer.kind == "TimeDistributed" else made
@@ -118,6 +124,23 @@ def _exact(keras: Any, cell: Any) -> None:
 def _widened(layer: Layer) -> Layer:
     weights = ({key: a.astype(state_dtype(a.dtype)) for key, a in one.items()} for one in layer.weights)
     return layer._replace(weights=tuple(weights))
+
+
+def run_itself(source: Any) -> Callable[[NDArray, NDArray | None], list[NDArray]]:
+    """The layer or model of Keras as it is: all that it gives for x and, of a cell, a state."""
+    keras = package()
+
+    def run(x: NDArray, h0: NDArray | None) -> list[NDArray]:
+        with numerics("float32"):
+            given = (x,) if h0 is None else (x, [keras.ops.convert_to_tensor(h0)])
+            try:
+                found = jax.tree.leaves(source(*given))
+            except Exception as error:  # whatever a call of the user's raises
+                remedy = "verify=False takes what its config says."
+                raise InputError(source.name, "a layer that runs on x", type(error).__name__, remedy) from error
+            return [np.asarray(keras.ops.convert_to_numpy(a)) for a in found]
+
+    return run
 
 
 def runner(source: Any, model: nn.Module) -> Runner:

@@ -1,4 +1,4 @@
-"""What the adapters of JAX's own frameworks share: layers as Linen and NNX nest them, arrays, layers that run in turn.
+"""What the frameworks of JAX share: layers as Linen and NNX nest them, arrays, layers that run in turn.
 
 Linen and NNX put a `GRUCell` into an `RNN`, two of these into a `Bidirectional`, several of either into a `Sequential`.
 Classes, fields and parameter names agree but for the cell's own tensors, so one walk serves both: `of` is the module
@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from grujax.core.weight_layouts import Dialect
 from grujax.errors import require
-from grujax.interop.adapters import Runner
-from grujax.interop.model_parts import Parts
+from grujax.interop.parts import Parts
+from grujax.interop.prove import FIND, Runner
 from grujax.interop.weight_layouts import DTYPES, FLOATS, write
 from grujax.kernels.step import ACTIVATIONS
 from grujax.linen.cell import GRUCell
@@ -66,9 +66,6 @@ def flattened(tree: Mapping, argument: str) -> dict[str, NDArray]:
 
     Raises:
       InputError: naming the path of what is no array of floats, or has no name.
-
-    >>> flattened({"cell": {"kernel": np.ones((2, 3))}}, "variables")["cell/kernel"].shape
-    (2, 3)
     """
     flat, waiting = {}, [("", tree)]
     while waiting:
@@ -90,8 +87,8 @@ def flattened(tree: Mapping, argument: str) -> dict[str, NDArray]:
 def layout_of_keys(keys: Sequence[str]) -> Layout:
     """The layout that paths tell, with room for every cell between the first and the last that they name.
 
-    >>> list(layout_of_keys(["layers_0/cell/ir/kernel", "layers_1/cell/ir/kernel"]).cells)
-    ['layers_0/cell/', 'layers_1/cell/']
+    >>> list(layout_of_keys(["layers_0/cell/ir/kernel"]).cells)
+    ['layers_0/cell/']
     """
     matches = [m for key in keys if (m := KEY.fullmatch(key)) and m["rnn"]]
     if not matches:
@@ -155,7 +152,7 @@ def require_tensors(flat: Mapping[str, NDArray], layout: Layout, tensors: Sequen
     expected = dict.fromkeys(f"{prefix}{tensor}" for prefix in layout.cells for tensor in tensors)
     for key in flat:
         served = f"only {', '.join(tensors)} in {', '.join(prefix or 'the tree' for prefix in layout.cells)}"
-        require(key in expected, key, served, "this key besides", "It would be lost.")
+        require(key in expected, key, served, "this key besides", f"It would be lost. {FIND}")
     for key in expected:
         require(key in flat, key, "this key", "no such key", "The tree is not whole.")
 
@@ -179,10 +176,10 @@ def in_layers(cells: Sequence[Any], of: Any, bidirectional: bool, time_major: bo
     return [of.Bidirectional(*pair, time_major=time_major) for pair in pairs]
 
 
-def written(model: Any, parts: Parts, dialect: Dialect, tensors: Sequence[str]) -> list[dict[str, NDArray]]:
+def written(model: Any, parts: Parts, dialect: Dialect) -> list[dict[str, NDArray]]:
     """Each cell of the model in a dialect, by the names that its tensors have there: w_ih, w_hh, then the biases."""
     cells = [write(cell, dialect, model.update) for cell in parts.cells]
-    return [dict(zip(tensors, (cell.w_ih, cell.w_hh, *cell.biases), strict=False)) for cell in cells]
+    return [dict(zip(dialect.tensors, (cell.w_ih, cell.w_hh, *cell.biases), strict=False)) for cell in cells]
 
 
 def to_jax(a: NDArray, name: str) -> jax.Array:
@@ -209,11 +206,10 @@ def recurrent(call: Callable[..., Any], bidirectional: bool) -> Layer:
 
 def layers_runner(layers: Sequence[Layer], bidirectional: bool = False) -> Runner:
     """The layers one after another."""
-    directions = 1 + bidirectional
 
     def call(x: NDArray, h0: NDArray | None, lengths: NDArray | None) -> dict[str, NDArray]:
         assert h0 is not None and lengths is None
-        output, h_last = jnp.asarray(x), []
+        output, h_last, directions = jnp.asarray(x), [], 1 + bidirectional
         with jax.numpy_dtype_promotion("standard"):  # as these frameworks are run: a state beside narrower weights
             for k, layer in enumerate(layers):
                 output, last = layer(output, jnp.asarray(h0[k * directions : (k + 1) * directions]))

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from grujax.core.weight_layouts import DIALECTS
 from grujax.errors import require
-from grujax.interop.adapters import Runner, require_agreement
 from grujax.interop.layers import (
     Layout,
     cell_options,
@@ -31,20 +30,16 @@ from grujax.interop.layers import (
     to_jax,
     written,
 )
-from grujax.interop.model_parts import Place, put_together, take_apart
+from grujax.interop.parts import Place, put_together, take_apart
+from grujax.interop.prove import Runner, require_agreement, wanted
 from grujax.interop.weight_layouts import read
 from grujax.linen.cell import GRUCell
 from grujax.linen.layer import GRU
 
 PLACE = Place("flax.nnx.GRUCell", {"activation": None, "gate_activation": None}, (GRU, GRUCell))
-TENSORS = {
-    "nnx": ("dense_i/kernel", "dense_h/kernel", "dense_i/bias"),
-    "nnx with hn_bias": ("dense_i/kernel", "dense_h/kernel", "dense_i/bias", "hn_bias"),
-}
-"""The tensors of a cell in the order of `dialects.read`."""
 
 
-def from_nnx(source: nnx.Module | nnx.State, *, verify: bool = False) -> tuple[nn.Module, dict]:
+def from_nnx(source: nnx.Module | nnx.State, *, verify: bool | None = None) -> tuple[nn.Module, dict]:
     """The model and variables that compute what an NNX module computes.
 
     - `nnx.GRUCell` -> `grujax.GRUCell`;
@@ -56,7 +51,7 @@ def from_nnx(source: nnx.Module | nnx.State, *, verify: bool = False) -> tuple[n
       source: the module; or its `nnx.State`, whose keys tell the structure. They tell neither options nor what is
         between layers and has no parameters: the defaults, and nothing, are taken.
       verify: run both sides on random data; the largest difference is logged (logger "grujax.interop", INFO), and one
-        past the tolerance table raises.
+        past the tolerance table raises. None does so with a module of 32 bits or more.
 
     Raises:
       InputError: naming the key, module or field that no grujax model stands for; nothing is skipped, guessed or cast.
@@ -71,13 +66,15 @@ def from_nnx(source: nnx.Module | nnx.State, *, verify: bool = False) -> tuple[n
     flat = _tensors(nnx.state(source) if isinstance(source, nnx.Module) else source)
     layout = of_module or layout_of_keys(list(flat))
     dialect = "nnx with hn_bias" if any(key.endswith("hn_bias") for key in flat) else "nnx"
-    require_tensors(flat, layout, TENSORS[dialect])
+    require_tensors(flat, layout, DIALECTS[dialect].tensors)
     cells = {
-        prefix: read({f"{prefix}{name}": flat[f"{prefix}{name}"] for name in TENSORS[dialect]}, DIALECTS[dialect])
+        prefix: read(
+            {f"{prefix}{name}": flat[f"{prefix}{name}"] for name in DIALECTS[dialect].tensors}, DIALECTS[dialect]
+        )
         for prefix in layout.cells
     }
     model, variables = put_together(cells, **layout.model)
-    if verify:
+    if wanted(verify, of_module is not None, model):
         module = source if isinstance(source, nnx.Module) else _module(model, layout, flat)
         require_agreement(model, variables, runner(module, model), "source")
     return model, variables
@@ -110,7 +107,7 @@ def to_nnx(model: nn.Module, variables: Mapping, *, verify: bool = False) -> nnx
     dialect = "nnx with hn_bias" if hasattr(_cell(1, 1), "hn_bias") else "nnx"
     parts = take_apart(model, variables, PLACE, DIALECTS[dialect])
     flat, layout = {}, layout_of_model(model)
-    for prefix, of in zip(layout.cells, written(model, parts, DIALECTS[dialect], TENSORS[dialect]), strict=True):
+    for prefix, of in zip(layout.cells, written(model, parts, DIALECTS[dialect]), strict=True):
         flat |= {f"{prefix}{name}": a for name, a in of.items()}
     module = _module(model, layout, flat)
     if verify:

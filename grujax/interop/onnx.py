@@ -4,7 +4,7 @@ Written graphs are batch-major, as everything here is. Read are these, and graph
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,22 +14,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grujax.core.heads import STATISTICS
-from grujax.errors import InputError, require, require_package
-from grujax.interop.adapters import Adapter, Runner, log, outputs, require_agreement, sizes
-from grujax.interop.model_parts import Dense, put_together
+from grujax.errors import require, require_package
+from grujax.interop.framework import Framework
+from grujax.interop.onnx_graph import HINTS, METADATA
 from grujax.interop.onnx_node import cells_of
-from grujax.interop.onnx_read import Found, follow
-from grujax.interop.onnx_tensors import array, checked, line, load
-from grujax.interop.onnx_write import HINTS, METADATA, written
-from grujax.testing.tolerances import tolerances_used
-from grujax.types import state_dtype
+from grujax.interop.onnx_read import read_graph
+from grujax.interop.onnx_run import DTYPES
+from grujax.interop.onnx_tensors import array, checked, load
+from grujax.interop.onnx_write import written
+from grujax.interop.parts import Dense, put_together
+from grujax.interop.prove import Runner, require_agreement
 
 if TYPE_CHECKING:
     import onnx
 
 
 def to_onnx(
-    model: nn.Module, variables: Mapping, *, lengths: bool = True, state: bool = True, verify: bool = False
+    model: nn.Module,
+    variables: Mapping,
+    *,
+    lengths: bool = True,
+    state: bool = True,
+    labels: Sequence[str] | None = None,
+    verify: bool = False,
 ) -> "onnx.ModelProto":
     """The ONNX model that computes what `model` computes; the same model gives the same bytes.
 
@@ -46,6 +53,8 @@ def to_onnx(
       variables: its variables, "params" and, of a trained `GRUModel`, "statistics".
       lengths: False leaves the input lengths out, all steps are valid then. A cell has none.
       state: False leaves h0, which is 0 then, and h_last out.
+      labels: names of the outputs of the head, kept as JSON in the graph's metadata under "labels". For probabilities
+        export `model.clone(output_activation="softmax")`, or "sigmoid".
       verify: run both sides on random data; the largest difference is logged (logger "grujax.interop", INFO), and one
         past the tolerance table raises.
 
@@ -60,22 +69,28 @@ def to_onnx(
     ['x', 'lengths', 'h0', 'y', 'h_last']
     """
     proto = written(model, variables, lengths, state)
+    if labels is not None:
+        size, found = getattr(model, "output_size", 0), list(map(str, labels))
+        require(len(found) == size, "labels", f"{size} names, one an output", found)
+        proto.metadata_props.add(key="labels", value=json.dumps(found))
     if verify:
         require_agreement(model, variables, runner(proto, model), "model")
     return proto
 
 
-def from_onnx(source: "onnx.ModelProto", *, verify: bool = False) -> tuple[nn.Module, dict]:
+def from_onnx(source: "onnx.ModelProto", *, prefix: str | None = None, verify: bool = False) -> tuple[nn.Module, dict]:
     """The model and variables that compute what an ONNX model computes: exactly, or an error.
 
     - What `to_onnx` wrote comes back as it was, bit for bit.
-    - Of other exporters: GRU nodes in a row, one dense head (Gemm, or MatMul and Add) or none, and between them
-      operators that only move values. What was read is run in ONNX Runtime beside the graph, and must give the same.
+    - Of other exporters: GRU nodes in a row, one dense head or none, pooling, a sigmoid or softmax, and between them
+      operators that only move values. The graph is run in ONNX Runtime, in a process of its own, and of all models that
+      its weights can be that is taken which gives the same at two sizes.
 
     x may be time-major in the graph; the model is batch-major all the same. Of a row of length 0 h_last is h0 here, and
     what the runtime likes in a graph that others wrote.
 
     Args:
+      prefix: the name of the GRU node that is taken, all else left; `grujax.interop.find` lists them.
       verify: run what `to_onnx` wrote in ONNX Runtime too; see `to_onnx`.
 
     Raises:
@@ -89,51 +104,42 @@ def from_onnx(source: "onnx.ModelProto", *, verify: bool = False) -> tuple[nn.Mo
     >>> from_onnx(proto)[0] == model
     True
     """
-    checked(source)
+    source = checked(source, nested=prefix is not None)
+    if prefix is not None:
+        from grujax.interop.find import take
+
+        return take(source, prefix)
     ours = _own(source)
     if ours is not None:
         model, variables = ours
         if verify:
             require_agreement(model, variables, runner(source, model), "source")
         return ours
-    found, other = follow(source), follow(source, 4, 8)  # what is right at one size by chance is not at both
-    require(found.model == other.model, "source", "the same model for every B and T", "two")
-    _prove(_session(source), found)  # the runtime meets no graph that was not followed to its end
+    found = read_graph(source)
+    require_agreement(found.model, found.variables, found.runner, "source")
     return found.model, found.variables
 
 
 def runner(proto: "onnx.ModelProto", model: nn.Module) -> Runner:
-    """ONNX Runtime on the CPU, h0 and lengths where the graph has them."""
+    """ONNX Runtime on the CPU, h0 and lengths where the graph has them; a stranger's graph in a process of its own."""
     del model  # the graph tells
+    if _own(proto) is None:
+        return read_graph(checked(proto)).runner
     session = _session(proto)
     names = [of.name for of in session.get_inputs()]
-    if _own(proto) is not None:
 
-        def call(x: NDArray, h0: NDArray | None, lengths: NDArray | None) -> dict[str, NDArray]:
-            found = _run(session, {"x": x, "h0": h0, "lengths": lengths})
-            return {"h_last" if name == "h" else name: a for name, a in found.items()}
+    def call(x: NDArray, h0: NDArray | None, lengths: NDArray | None) -> dict[str, NDArray]:
+        found = _run(session, {"x": x, "h0": h0, "lengths": lengths})
+        return {"h_last" if name == "h" else name: a for name, a in found.items()}
 
-        return Runner(call, "h0" in names, "lengths" in names)
-
-    def by_numbers(x: NDArray, h0: NDArray | None, lengths: NDArray | None) -> dict[str, NDArray]:
-        found = follow(proto, *x.shape[:2])
-        fixed, remedy = f"B, T = {found.sizes}, which the graph fixes", "Reading has proved it there; or open its axes."
-        require(found.sizes == x.shape[:2], found.x, fixed, x.shape[:2], remedy)
-        values = np.full(found.how_many, np.nan)
-        for name, a in _run(session, _feed(found, x, h0, lengths)).items():
-            values[found.outputs[name]] = a
-        there = np.concatenate([ids.ravel() for ids in found.outputs.values()])
-        return {name: values[ids] for name, ids in found.numbers.items() if np.isin(ids, there).all()}
-
-    found = follow(proto)
-    return Runner(by_numbers, found.h0 is not None, found.lengths is not None)
+    return Runner(call, "h0" in names, "lengths" in names)
 
 
 def store(path: Path, proto: "onnx.ModelProto") -> None:
     path.write_bytes(proto.SerializeToString(deterministic=True))
 
 
-ADAPTER = Adapter("onnx", (".onnx",), load, from_onnx, to_onnx, store, runner, keeps_statistics=True)
+FRAMEWORK = Framework("onnx", (".onnx",), load, from_onnx, to_onnx, store, runner, keeps_statistics=True)
 
 
 def _own(proto: "onnx.ModelProto") -> tuple[nn.Module, dict] | None:
@@ -172,45 +178,12 @@ def _session(proto: "onnx.ModelProto") -> Any:
     onnxruntime = require_package("onnxruntime", "onnx")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what goes wrong is raised; the log would say it once more
-    try:
-        return onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its errors have no class in common
-        raise InputError("source", "a model that ONNX Runtime accepts", line(error)) from error
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    return onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def _run(session: Any, given: Mapping[str, NDArray | None]) -> dict[str, NDArray]:
     """All outputs by their names; inputs are cast to what the session takes."""
-    dtypes = {"tensor(float)": "float32", "tensor(double)": "float64", "tensor(float16)": "float16"}
-    dtypes |= {"tensor(int32)": "int32", "tensor(int64)": "int64"}
-    feed = {of.name: np.ascontiguousarray(given[of.name], dtypes.get(of.type)) for of in session.get_inputs()}
+    feed = {of.name: np.ascontiguousarray(given[of.name], DTYPES[of.type]) for of in session.get_inputs()}
     names = [of.name for of in session.get_outputs()]
-    try:
-        return dict(zip(names, session.run(names, feed), strict=True))
-    except Exception as error:
-        raise InputError("source", "a model that ONNX Runtime can run", line(error)) from error
-
-
-def _feed(found: Found, x: NDArray, h0: NDArray | None, lengths: NDArray | None) -> dict[str, NDArray | None]:
-    given = {found.x: x if found.batch_first else x.swapaxes(0, 1)}
-    return given | {name: a for name, a in ((found.h0, h0), (found.lengths, lengths)) if name is not None}
-
-
-def _prove(session: Any, found: Found) -> None:
-    """Every output of a graph on random data against what the model gives; `InputError` where they are not equal."""
-    rng, (batch, time) = np.random.default_rng(0), found.sizes
-    features, hidden_size, n_states = sizes(found.model, found.variables)
-    x = rng.normal(size=(batch, time, features)).astype(found.model.param_dtype)
-    h0 = rng.normal(size=(n_states, batch, hidden_size)).astype(state_dtype(x.dtype)) if found.h0 else None
-    lengths = (np.arange(time, time - batch, -1) % time + 1).astype(np.int32) if found.lengths else None
-    values = np.full(found.how_many, np.nan)
-    for name, a in outputs(found.model, found.variables, x, h0, lengths).items():
-        if name in found.numbers:
-            values[found.numbers[name]] = np.asarray(a)
-    for name, theirs in _run(session, _feed(found, x, h0, lengths)).items():
-        ours = values[found.outputs[name]]
-        require(theirs.shape == ours.shape, name, f"shape {ours.shape}", theirs.shape)
-        largest = np.abs(theirs.astype(np.float64) - ours).max(initial=0)
-        log.info("%s: largest difference %.3g", name, largest)
-        equal = bool(tolerances_used(theirs, ours, x.dtype.name).max(initial=0) <= 1)  # a NaN is not
-        one, remedy = "what ONNX Runtime gives equal to the model's", "The graph was not understood: please report it."
-        require(equal, name, one, f"a difference of {largest:.3g}", remedy)
+    return dict(zip(names, session.run(names, feed), strict=True))

@@ -1,5 +1,6 @@
 """One GRU node of a graph: its fields and its cells."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -8,8 +9,9 @@ from numpy.typing import NDArray
 
 from grujax.core.weight_layouts import DIALECTS
 from grujax.errors import InputError, require
-from grujax.interop.onnx_write import ACTIVATIONS, module
+from grujax.interop.onnx_graph import ACTIVATIONS, function, module
 from grujax.interop.weight_layouts import Cell, read
+from grujax.types import PARAMETRIC, Activation
 
 if TYPE_CHECKING:
     import onnx
@@ -28,11 +30,10 @@ def cells_of(node: "onnx.NodeProto", given: list[NDArray | None], update: str = 
     known = {"hidden_size", "linear_before_reset", "direction", "activations", "activation_alpha", "activation_beta"}
     for key in sorted(attributes.keys() - known - {"clip", "layout"}):
         raise InputError(name, "the attributes of a GRU", repr(key))
-    remedy = "ONNX Runtime has no such GRU: give it x (T, B, I) through a Transpose."
-    require(attributes.get("layout", 0) == 0, name, "layout 0", attributes.get("layout"), remedy)
+    require(attributes.get("layout", 0) in (0, 1), name, "layout 0 or 1", attributes.get("layout"))
     direction = attributes.get("direction", b"forward")
-    two = {b"forward": False, b"bidirectional": True}
-    require(direction in two, name, '"forward" or "bidirectional"', f"direction {direction!r}")
+    two = {b"forward": False, b"reverse": False, b"bidirectional": True}
+    require(direction in two, name, '"forward", "reverse" or "bidirectional"', f"direction {direction!r}")
     directions = 1 + two[direction]
     (w, r, b), keys = given, [*node.input[1:4], "", ""]
     assert w is not None and r is not None
@@ -56,38 +57,48 @@ def cells_of(node: "onnx.NodeProto", given: list[NDArray | None], update: str = 
         cells[f"{keys[0]}{at}"] = read(tensors, DIALECTS["onnx"], update)
     clip = attributes.get("clip")
     require(clip is None or clip > 0, name, "a clip above 0", clip)
+    clip = clip and _written(clip)
     gate_activation, activation = _activations(name, attributes, directions)
-    return {
-        "bidirectional": two[direction],
-        "reset_after": bool(attributes.get("linear_before_reset", 0)),
-        "gate_activation": gate_activation,
-        "activation": activation,
-        "clip": clip,
-    }, cells
+    fields = {"bidirectional": two[direction], "reset_after": bool(attributes.get("linear_before_reset", 0))}
+    fields |= {"reverse": True} if direction == b"reverse" else {}
+    return fields | {"gate_activation": gate_activation, "activation": activation, "clip": clip}, cells
 
 
-def _activations(name: str, attributes: Mapping, directions: int) -> tuple[str, str]:
-    """The names here of the functions of the gates and of the candidate."""
-    given = [f.decode() for f in attributes.get("activations", [b"Sigmoid", b"Tanh"] * directions)]
-    alphas, betas = list(attributes.get("activation_alpha", ())), list(attributes.get("activation_beta", ()))
+def _activations(name: str, attributes: Mapping, directions: int) -> tuple[Activation, Activation]:
+    """The functions of the gates and of the candidate."""
+    given = [f.decode("utf-8", "replace") for f in attributes.get("activations", [b"Sigmoid", b"Tanh"] * directions)]
+    left = {key: list(attributes.get(f"activation_{key}", ())) for key in ("alpha", "beta")}
     require(len(given) == 2 * directions, name, f"{2 * directions} activations", given)
-    found = []
-    for function in given:
-        ours = {onnx.lower(): (key, len(alpha), len(beta)) for key, (onnx, alpha, beta) in ACTIVATIONS.items()}
-        served = sorted(onnx for onnx, *_ in ACTIVATIONS.values())
-        require(function.lower() in ours, name, f"activations of {served}", repr(function))
-        key, n_alpha, n_beta = ours[function.lower()]
-        _, alpha, beta = ACTIVATIONS[key]
-        default = {"elu": (1.0,), "hard_sigmoid": (0.2,)}.get(key, alpha)  # where a node gives none
-        a = tuple(alphas[:n_alpha]) or default
-        b = tuple(betas[:n_beta]) or beta
-        same = np.array_equal(np.array([*a, *b], np.float32), np.array([*alpha, *beta], np.float32))
-        require(same, name, f"{function} with alpha {alpha} and beta {beta}", f"alpha {a} and beta {b}")
-        alphas, betas = alphas[n_alpha:], betas[n_beta:]
-        found.append(key)
-    require(not alphas and not betas, name, "an alpha and beta for each activation", "more of them")
+    plain = {onnx.lower(): key for key, (onnx, *numbers) in ACTIVATIONS.items() if numbers == [(), ()]}
+    parametric, found = {key.lower(): of for key, of in PARAMETRIC.items()}, []
+    for key in map(str.lower, given):
+        known = key in plain.keys() | parametric.keys()
+        require(known, name, f"activations of {sorted(plain.keys() | parametric.keys())}", repr(key))
+        if key in plain:
+            found.append(plain[key])
+            continue
+        of = parametric[key]
+        fields = [f.name for f in dataclasses.fields(of)]
+        numbers = {key: _written(left[key].pop(0)) for key in fields if left[key]}  # ONNX's defaults are ours
+        found.append(_named(of(**numbers)))
+    require(not any(left.values()), name, "an alpha and beta for each activation", "more of them")
     require(found[:2] * directions == found, name, "the same activations in both directions", given)
     return found[0], found[1]
+
+
+def _written(number: float) -> float:
+    """A number of 32 bits as it was written: 0.2 and not 0.20000000298."""
+    return float(str(np.float32(number)))
+
+
+def _named(activation: Any) -> Activation:
+    """The name of a function with these parameters, where it has one."""
+    name, *numbers = function(activation)
+    for key, (other, *of) in ACTIVATIONS.items():
+        pairs = zip(numbers, of, strict=True)
+        if other == name and all(np.array_equal(np.asarray(a, "f"), np.asarray(b, "f")) for a, b in pairs):
+            return key
+    return activation
 
 
 def name_of(node: "onnx.NodeProto") -> str:

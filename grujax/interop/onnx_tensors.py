@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from numpy.typing import NDArray
 
 from grujax.errors import InputError, require
-from grujax.interop.onnx_write import LIMIT, module
+from grujax.interop.onnx_graph import LIMIT, module
 
 if TYPE_CHECKING:
     import onnx
@@ -36,12 +36,14 @@ def load(path: Path) -> "onnx.ModelProto":
             total += _count(where, tensor)[1]
             require(total <= LIMIT, where, f"at most {LIMIT} bytes of external data in all", f"{total} bytes")
             _inline(where, tensor, path.parent)
-    checked(proto)
-    return proto
+    return checked(proto, nested=True)
 
 
-def checked(proto: "onnx.ModelProto") -> None:
-    """Raises `InputError` unless the model is one by ONNX's own rules."""
+def checked(proto: "onnx.ModelProto", nested: bool = False) -> "onnx.ModelProto":
+    """The model, shapes of its outputs inferred where it has none; `InputError` unless it is one by ONNX's own rules.
+
+    nested: graphs inside nodes may be.
+    """
     onnx = module()
     require(isinstance(proto, onnx.ModelProto), "source", "an onnx.ModelProto", type(proto).__name__)
     require(bool(proto.graph.node), "source", "a graph of nodes", "none", "Is it an ONNX file?")
@@ -50,19 +52,29 @@ def checked(proto: "onnx.ModelProto") -> None:
         require(not external, where, "values", "a name of another file", "Read it with grujax.interop.onnx.load(path).")
         _check(where, tensor)
     for name in (i.name for node in proto.graph.node for i in node.attribute if i.HasField("g") or i.graphs):
-        raise InputError(name, "nodes alone", "a graph inside a node", "Export it without control flow.")
+        remedy = "Export it without control flow; grujax.interop.find lists the GRUs in it."
+        require(nested, name, "nodes alone", "a graph inside a node", remedy)
     try:
+        if not all(of.type.tensor_type.HasField("shape") for of in proto.graph.output):
+            proto = onnx.shape_inference.infer_shapes(proto)
         onnx.checker.check_model(proto)
     except Exception as error:  # its own error, and what protobuf raises on text that is not UTF-8
         raise InputError("source", "a model that ONNX's checker accepts", line(error), REMEDY) from error
+    return proto
 
 
 def tensors(proto: "onnx.ModelProto") -> Iterator[tuple[str, "onnx.TensorProto"]]:
-    """All tensors of the graph, each with the name that errors call it by."""
-    for tensor in proto.graph.initializer:
+    """All tensors of the graph, and of graphs inside its nodes, each with the name that errors call it by."""
+    yield from _tensors(proto.graph)
+
+
+def _tensors(graph: "onnx.GraphProto") -> Iterator[tuple[str, "onnx.TensorProto"]]:
+    for tensor in graph.initializer:
         yield tensor.name, tensor
-    for node in proto.graph.node:
+    for node in graph.node:
         for attribute in node.attribute:
+            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                yield from _tensors(inner)
             for tensor in (*([attribute.t] if attribute.HasField("t") else []), *attribute.tensors):
                 yield node.output[0] if node.output else node.name, tensor
 
@@ -89,7 +101,7 @@ def _count(where: str, tensor: "onnx.TensorProto") -> tuple[int, int]:
     require(not tensor.HasField("segment"), where, "a whole tensor", "a segment of one")
     require(all(n >= 0 for n in tensor.dims), where, "dims of 0 or more", list(tensor.dims))
     types = {onnx.TensorProto.DataType.Value(name): name for name in ("FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE")}
-    types |= {onnx.TensorProto.DataType.Value(name): name for name in ("INT32", "INT64", "BOOL")}
+    types |= {onnx.TensorProto.DataType.Value(name): name for name in ("INT32", "INT64", "BOOL", "INT8", "UINT8")}
     known = tensor.data_type in types
     require(known, where, f"a dtype of {sorted(types.values())}", f"number {tensor.data_type}")
     count = math.prod(tensor.dims)

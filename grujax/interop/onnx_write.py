@@ -9,10 +9,22 @@ import flax.linen as nn
 import numpy as np
 from numpy.typing import NDArray
 
-from grujax.core.heads import STATISTICS
 from grujax.core.weight_layouts import DIALECTS
-from grujax.errors import require, require_package
-from grujax.interop.model_parts import Parts, Place, take_apart
+from grujax.errors import require
+from grujax.interop.onnx_graph import (
+    DTYPES,
+    HINTS,
+    LIMIT,
+    METADATA,
+    OUTPUTS,
+    PLACE,
+    REDUCTIONS,
+    Graph,
+    function,
+    module,
+)
+from grujax.interop.parts import Parts, take_apart
+from grujax.interop.statistics import checked_statistics
 from grujax.interop.weight_layouts import write
 from grujax.linen.cell import GRUCell
 from grujax.linen.model import GRUModel
@@ -21,44 +33,6 @@ if TYPE_CHECKING:
     import onnx
 
 OPSET, IR_VERSION = 18, 8
-LIMIT = 2**31 - 1
-"""The bytes of one file: protobuf has no longer ones."""
-
-ACTIVATIONS: dict[str, tuple[str, tuple[float, ...], tuple[float, ...]]] = {
-    "tanh": ("Tanh", (), ()),
-    "sigmoid": ("Sigmoid", (), ()),
-    "relu": ("Relu", (), ()),
-    "hard_sigmoid": ("HardSigmoid", (1 / 6,), (0.5,)),
-    "softsign": ("Softsign", (), ()),
-    "elu": ("Elu", (1.0,), ()),
-    "identity": ("Affine", (1.0,), (0.0,)),
-}
-"""ONNX's name of the same function, its alpha and its beta; there is none for `hard_tanh`."""
-
-DTYPES = ("float16", "float32")
-REDUCTIONS = {"sum": "ReduceSum", "mean": "ReduceMean", "mul": "ReduceProd"}
-PLACE = Place(
-    "ONNX",
-    {
-        "reset_after": (False,),
-        "activation": tuple(ACTIVATIONS),
-        "gate_activation": tuple(ACTIVATIONS),
-        "clip": None,
-        "merge": tuple(REDUCTIONS),
-        "pooling": ("mean", "max", None),
-    },
-)
-METADATA = "grujax"
-HINTS: dict[str, tuple] = {
-    "merge": ("concat", *REDUCTIONS),
-    "pooling": ("last", "mean", "max", None),
-    "update": ("keep", "take"),
-}
-"""Fields that the metadata hold beside the class and `clip`, and what they may be: a graph does not tell them."""
-
-
-def module() -> Any:
-    return require_package("onnx", "onnx")
 
 
 def written(model: nn.Module, variables: Mapping, lengths: bool, state: bool) -> "onnx.ModelProto":
@@ -67,61 +41,11 @@ def written(model: nn.Module, variables: Mapping, lengths: bool, state: bool) ->
     variables = dict(variables)
     given = variables.pop("statistics", {})
     parts = take_apart(model, variables, PLACE, DIALECTS["onnx"])
-    statistics = _statistics(model, given, parts.input_size)
+    statistics = checked_statistics(model, given, parts.input_size)
     dtype = parts.cells[0].w_hh.dtype
     remedy = "ONNX Runtime has no GRU of it on the CPU: cast the parameters to float32."
     require(dtype.name in DTYPES, "variables", " or ".join(DTYPES), f"dtype {dtype}", remedy)
     return Writer(model, parts, statistics, lengths, state).write()
-
-
-def _statistics(model: nn.Module, given: Mapping, input_size: int) -> dict[str, NDArray]:
-    remedy = "Only a GRUModel reads them."
-    require(isinstance(model, GRUModel) or not given, "statistics", "none", sorted(given), remedy)
-    statistics = {name: np.asarray(a) for name, a in given.items()}
-    for name, a in statistics.items():
-        require(name in STATISTICS, f"statistics/{name}", f"one of {list(STATISTICS)}", "another")
-        which = name.split("_")[0]
-        shape = (input_size if which == "input" else model.output_size,)  # pyright: ignore[reportAttributeAccessIssue]
-        require(a.shape == shape, f"statistics/{name}", f"shape {shape}, one a feature", a.shape)
-        for other in (f"{which}_mean", f"{which}_std"):
-            require(other in statistics, f"statistics/{other}", f"one beside {name}", "none")
-    return statistics
-
-
-class Graph:
-    """Nodes in the order in which they run, and constants; every value by its name."""
-
-    def __init__(self, dtype: np.dtype) -> None:
-        self.onnx, self.dtype = module(), dtype
-        self.nodes: list[onnx.NodeProto] = []
-        self.constants: dict[str, NDArray] = {}
-
-    def constant(self, name: str, a: Any) -> str:
-        self.constants[name] = np.ascontiguousarray(a)
-        return name
-
-    def axes(self, *of: int) -> str:
-        """Axes or a shape, as operators take them: int64 (n,)."""
-        return self.constant("_".join(["axes", *map(str, of)]), np.array(of, np.int64))
-
-    def scalar(self, name: str, a: float, dtype: Any = None) -> str:
-        return self.constant(name, np.array(a, dtype or self.dtype))
-
-    def add(self, op: str, inputs: list[str], out: str | list[str] = "", **attributes: Any) -> str:
-        """A node; the name of its first output, by default `{op}_{number}`."""
-        name = f"{op}_{len(self.nodes)}"
-        outputs = [out or name] if isinstance(out, str) else out
-        self.nodes.append(self.onnx.helper.make_node(op, inputs, outputs, name=name, **attributes))
-        return outputs[0]
-
-    def cast(self, value: str, dtype: Any) -> str:
-        to = self.onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
-        return self.add("Cast", [value], to=to)
-
-    def at_full_size(self, name: str, a: NDArray) -> str:
-        """A constant kept in its own dtype, read in the graph's."""
-        constant = self.constant(name, a)
-        return constant if a.dtype == self.dtype else self.cast(constant, self.dtype)
 
 
 class Writer:
@@ -202,7 +126,7 @@ class Writer:
         written = [write(cell, onnx, model.update) for cell in cells]
         w, r = g.constant(f"W{k}", [of.w_ih for of in written]), g.constant(f"R{k}", [of.w_hh for of in written])
         b = g.constant(f"B{k}", [np.concatenate(of.biases) for of in written]) if model.bias else ""
-        functions = [ACTIVATIONS[name] for name in (model.gate_activation, model.activation)] * len(cells)
+        functions = [function(of) for of in (model.gate_activation, model.activation)] * len(cells)
         names, alphas, betas = zip(*functions, strict=True)
         given = {"activation_alpha": sum(alphas, ()), "activation_beta": sum(betas, ()), "clip": model.clip}
         inputs = [x, w, r, b, "lengths" if self.lengths else "", h0]
@@ -214,7 +138,9 @@ class Writer:
             outputs if outputs[1] else outputs[:1],
             hidden_size=model.hidden_size,
             linear_before_reset=int(model.reset_after),
-            direction=["forward", "bidirectional"][self.directions - 1],
+            direction="reverse"
+            if getattr(model, "reverse", False)
+            else ["forward", "bidirectional"][self.directions - 1],
             activations=list(names),
             **{name: value for name, value in given.items() if value},
         )
@@ -252,13 +178,15 @@ class Writer:
         a_step = self.model.pooling is None
         self.outputs["y"] = ("batch", *["time"] * a_step, self.model.output_size)
         masked = a_step and self.lengths
-        moved = "output_mean" in self.statistics
+        moved, behind = "output_mean" in self.statistics, self.model.output_activation
         out = "" if masked else "y"
         if a_step:
             product = g.add("MatMul", [features, kernel])
-            y = g.add("Add", [product, bias], "" if moved else out)
+            y = g.add("Add", [product, bias], "" if moved or behind else out)
         else:
-            y = g.add("Gemm", [features, kernel, bias], "" if moved else out)
+            y = g.add("Gemm", [features, kernel, bias], "" if moved or behind else out)
+        if behind is not None:
+            y = g.add(OUTPUTS[behind][0], [y], "" if moved else out, **OUTPUTS[behind][1])
         y = self._moved("output", y, "Mul", "Add", ("std", "mean"), out)
         if masked:
             g.add("Where", [self._valid(), y, g.scalar("zero", 0)], "y")

@@ -11,7 +11,8 @@ from jax import export
 from numpy.typing import NDArray
 
 from grujax.errors import InputError, require_package
-from grujax.interop.adapters import Adapter, Runner, outputs, sizes
+from grujax.interop.framework import Framework
+from grujax.interop.prove import Runner, outputs, sizes
 from grujax.linen.cell import GRUCell
 from grujax.linen.layer import GRU
 from grujax.types import state_dtype
@@ -98,6 +99,6 @@ def runner(program: bytes, model: nn.Module) -> Runner:
     return Runner(call, takes_h0=len(axes) > 1 and axes[1] > 1, takes_lengths=axes[-1] == 1)
 
 
-ADAPTER = Adapter(
+FRAMEWORK = Framework(
     "stablehlo", (".stablehlo",), load, from_stablehlo, to_stablehlo, store, runner, keeps_statistics=True
 )

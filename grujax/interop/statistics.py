@@ -8,6 +8,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from numpy.typing import NDArray
 
+from grujax.core.heads import STATISTICS
 from grujax.errors import require
 from grujax.linen.model import GRUModel
 
@@ -54,3 +55,17 @@ def fold_statistics(model: nn.Module, variables: Mapping) -> dict:
         put(("head", "kernel"), params["head", "kernel"] * std)
         put(("head", "bias"), params["head", "bias"] * std + mean)
     return {"params": unflatten_dict({path: jnp.asarray(a) for path, a in params.items()})}
+
+
+def checked_statistics(model: nn.Module, given: Mapping, input_size: int) -> dict[str, NDArray]:
+    remedy = "Only a GRUModel reads them."
+    require(isinstance(model, GRUModel) or not given, "statistics", "none", sorted(given), remedy)
+    statistics = {name: np.asarray(a) for name, a in given.items()}
+    for name, a in statistics.items():
+        require(name in STATISTICS, f"statistics/{name}", f"one of {list(STATISTICS)}", "another")
+        which = name.split("_")[0]
+        shape = (input_size if which == "input" else model.output_size,)  # pyright: ignore[reportAttributeAccessIssue]
+        require(a.shape == shape, f"statistics/{name}", f"shape {shape}, one a feature", a.shape)
+        for other in (f"{which}_mean", f"{which}_std"):
+            require(other in statistics, f"statistics/{other}", f"one beside {name}", "none")
+    return statistics

@@ -15,6 +15,12 @@ from grujax.types import GRUWeights
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 FLOATS = "float16, bfloat16, float32 or float64"
+QUANTISED = "It is quantised: convert the weights from before, or multiply the scale in."
+
+
+def remedy_of(dtype: str) -> str:
+    """What to do about weights that are no floats."""
+    return QUANTISED if "int8" in dtype or "float8" in dtype else ""
 
 
 class Cell(NamedTuple):
@@ -95,7 +101,7 @@ def read(named: Mapping[str, NDArray], dialect: Dialect, update: str = "keep") -
     """
     (ih, w_ih), (hh, w_hh), *biases = named.items()
     for key, a in named.items():
-        require(a.dtype.name in DTYPES, key, FLOATS, f"dtype {a.dtype}")
+        require(a.dtype.name in DTYPES, key, FLOATS, f"dtype {a.dtype}", remedy_of(a.dtype.name))
         one = a.dtype == w_ih.dtype
         require(one, key, f"dtype {w_ih.dtype}, that of {ih}", f"dtype {a.dtype}", "Cast them to one dtype.")
     for key, a in ((ih, w_ih), (hh, w_hh)):

@@ -5,6 +5,7 @@ with the format version, the model's class and fields, what the caller adds, and
 tensors. The same model gives the same bytes.
 """
 
+import dataclasses
 import hashlib
 import json
 import reprlib
@@ -27,6 +28,7 @@ from grujax.core.config import own_fields
 from grujax.errors import InputError, require
 from grujax.linen import MODELS, GRUCell, GRUModel, Module, require_own
 from grujax.saving.atomic import replacing
+from grujax.types import PARAMETRIC
 
 FORMAT = 1
 MODEL_FILE = "model.safetensors"
@@ -216,6 +218,9 @@ def _fields(model: Module) -> dict[str, Any]:
         lambda p: p.name.lower() if isinstance(p, jax.lax.Precision) else p, fields["precision"]
     )
     for key, value in fields.items():
+        if type(value) in PARAMETRIC.values():
+            fields[key] = {type(value).__name__: dataclasses.asdict(value)}
+            continue
         require(not callable(value), key, "a name, which a file can hold", f"the function {value!r}", "Save by hand.")
     if isinstance(fields.get("output_size"), Mapping):
         fields["output_size"] = dict(fields["output_size"])
@@ -233,14 +238,30 @@ def _from_json(cls: type[Module], fields: Mapping[str, Any]) -> dict[str, Any]:
     hints = {f.name: f.type for f in own_fields(cls)}
     for key, value in fields.items():
         require(key in hints, key, f"a field of {cls.__name__}", "an unknown name")
-        require(_is(value, hints[key]), key, f"a value of {hints[key]}", _short(value))
+        known = _is(value, hints[key]) or (key.endswith("activation") and _is_parametric(value))
+        require(known, key, f"a value of {hints[key]}", _short(value))
     dtypes = {
         key: getattr(jnp, jnp.dtype(fields[key]).name)
         for key in ("dtype", "param_dtype")
         if fields.get(key) is not None
     }
     tuples = {key: tuple(value) for key, value in fields.items() if isinstance(value, list)}
-    return {**fields, **dtypes, **tuples}
+    functions = {
+        key: PARAMETRIC[name](**of)
+        for key, value in fields.items()
+        if key.endswith("activation") and isinstance(value, dict)
+        for name, of in value.items()
+    }
+    return {**fields, **dtypes, **tuples, **functions}
+
+
+def _is_parametric(value: Any) -> bool:
+    """Whether JSON's `value` is an activation with parameters, {class: {field: number}}."""
+    if type(value) is not dict or len(value) != 1 or not value.keys() <= PARAMETRIC.keys():
+        return False
+    (name, of), *_ = value.items()
+    names = {f.name for f in dataclasses.fields(PARAMETRIC[name])}
+    return type(of) is dict and of.keys() == names and all(_is(number, float) for number in of.values())
 
 
 def _is(value: Any, hint: Any) -> bool:

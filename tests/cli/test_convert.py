@@ -1,5 +1,6 @@
 """convert and export from the command line: what they print, what they write, what they refuse."""
 
+import json
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from commands import QUICK, run, toy
 
-from grujax import GRUModel, cli, save
+from grujax import GRU, GRUModel, cli, save
 from grujax.cli.convert import EXPORTS
 from grujax.interop import FORMATS
 from grujax.interop import load as load_any
@@ -72,6 +73,42 @@ def test_convert_says_what_is_left_behind(capsys):
     assert code == 0 and "left behind: " in out and "b_ih and b_hh are stored as their sum" in out
 
 
+def test_find_lists_the_grus_and_convert_takes_one_out(capsys):
+    module = torch.nn.ModuleDict({"front": torch.nn.Linear(3, 3), "rnn": torch.nn.GRU(3, 4, 2, bidirectional=True)})
+    module["last"] = torch.nn.GRUCell(8, 5)
+    torch.save({"epoch": 1, "model": module.state_dict()}, "net.ckpt")
+    code, out, err = run(capsys, "find", "net.ckpt")
+    assert (code, err) == (0, "")
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if "│" in line]
+    assert rows == [
+        ["rnn", "3", "4", "2", "2", "after", "state dict"],
+        ["last", "8", "5", "1", "1", "after", "state dict"],
+    ]
+    code, _, err = run(capsys, "convert", "net.ckpt", "gru.onnx")
+    assert code == 2 and "interop.find" in err and err.count("\n") == 1
+    assert run(capsys, "convert", "net.ckpt", "gru.onnx", "--prefix", "rnn")[0] == 0
+    assert load_any("gru.onnx")[0] == GRU(4, num_layers=2, bidirectional=True)
+    code, _, err = run(capsys, "convert", "net.ckpt", "x.onnx", "--prefix", "front")
+    assert code == 2 and "['rnn', 'last']" in err
+    torch.save(torch.nn.LSTM(3, 4).state_dict(), "lstm.pt")
+    assert run(capsys, "find", "lstm.pt")[:2] == (0, "no GRU in lstm.pt\n")
+    assert run(capsys, "find", "absent.pt")[0] == 2
+
+
+@pytest.mark.parametrize("pooling", [None, "last", "mean", "none"])
+def test_what_a_state_dict_does_not_tell_is_an_option_and_announced(pooling, capsys):
+    module = torch.nn.ModuleDict({"rnn": torch.nn.GRU(3, 4), "fc": torch.nn.Linear(4, 2)})
+    torch.save(module.state_dict(), "net.pt")
+    options = [] if pooling is None else ["--pooling", pooling]
+    code, out, _ = run(capsys, "convert", "net.pt", "net.safetensors", *options)
+    assert code == 0 and ("read as: Linear on the last state" in out) == (pooling is None)
+    expected = {None: "last", "none": None}.get(pooling, pooling)
+    assert load_any("net.safetensors")[0].pooling == expected
+    if pooling == "mean":
+        code, _, err = run(capsys, "convert", "net.safetensors", "again.onnx", *options)
+        assert code == 2 and "grujax files tell it" in err
+
+
 REFUSED = {
     "no such file": (["absent.pt", "out.onnx"], ["absent.pt"]),
     "no such ending": (["gru.pt", "out.tar"], ["out.tar", ".onnx", "name the format"]),
@@ -122,6 +159,20 @@ def test_export_a_trained_model(to, trained, tmp_path, capsys):
         assert "statistics" in saved.variables and np.ptp(saved.variables["statistics"]["input_mean"]) > 0
         expected = saved.model.apply(saved.variables, jnp.asarray(x), lengths=jnp.array([5, 2, 1]))
         assert_close(model.apply(variables, jnp.asarray(x), lengths=jnp.array([5, 2, 1])), expected, "gradient")
+
+
+def test_an_exported_graph_names_its_classes_and_gives_probabilities_where_asked(trained, capsys):
+    onnx = pytest.importorskip("onnx", reason="onnx is not installed")
+    code, _, err = run(capsys, "export", str(trained), "--to", "onnx", "--output", "p.onnx", "--probabilities")
+    assert (code, err) == (0, "")
+    labels = next(p.value for p in onnx.load("p.onnx").metadata_props if p.key == "labels")
+    assert json.loads(labels) == list(read(trained / MODEL_FILE).metadata["labels"])
+    model, variables = load_any("p.onnx")
+    y = model.apply(variables, jnp.ones((3, 4, 2), jnp.float32))
+    assert model.output_activation == "softmax"
+    assert_close(y.sum(-1), np.ones(3))
+    code, _, err = run(capsys, "export", str(trained), "--to", "torch", "--output", "p.pt", "--probabilities")
+    assert code == 2 and "output_activation" in err and not os.path.exists("p.pt")
 
 
 def test_export_writes_beside_the_model_and_leaves_the_model_itself_alone(trained, capsys):

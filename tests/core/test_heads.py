@@ -34,3 +34,18 @@ def test_a_head_has_as_many_layers_as_it_is_told():
     for name in ("head_hidden0", "head_hidden1"):
         features = np.maximum(dense(params[name], features), 0)
     assert_close(model.apply({"params": as_jax(params)}, jnp.asarray(X)), dense(params["head"], features))
+
+
+@pytest.mark.parametrize("pooling", ["last", None])
+@pytest.mark.parametrize("name", ["softmax", "sigmoid"])
+def test_the_activation_of_the_outputs_comes_last(name, pooling):
+    """Of each head by itself; of steps that are not valid the output stays 0."""
+    model = GRUModel(5, HEADS, pooling=pooling, **LEARNED)
+    variables = {"params": as_jax(random_params(model, np.random.default_rng(9)))}
+    before = model.apply(variables, jnp.asarray(X), lengths=LENGTHS)
+    found = model.clone(output_activation=name).apply(variables, jnp.asarray(X), lengths=LENGTHS)
+    valid = np.arange(T) < LENGTHS[:, None]
+    for head in HEADS:
+        e = np.exp(np.asarray(before[head]))
+        expected = e / e.sum(-1, keepdims=True) if name == "softmax" else e / (1 + e)
+        assert_close(found[head], expected if pooling else np.where(valid[..., None], expected, 0), name=head)

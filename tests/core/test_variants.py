@@ -16,7 +16,7 @@ import grujax
 from grujax import GRU, GRUCell, GRUEncoder, GRUModel, GRUSpec, GRUWeights, equations, gru
 from grujax.core.weight_layouts import DIALECTS, arranged
 from grujax.interop import ConversionWarning
-from grujax.interop.model_parts import FREE, SIZES, TRAINING
+from grujax.interop.parts import FREE, SIZES, TRAINING
 from grujax.interop.torch import from_torch, to_torch
 from grujax.kernels import explain
 from grujax.testing import assert_close
@@ -475,7 +475,12 @@ SAVED = {
         **{"dropout": 0.1, "input_dropout": 0.2, "recurrent_dropout": 0.3, "weight_dropout": 0.4, "zoneout": 0.5},
         **{"implementation": "reference", "pooling": "attention"},
     },
-    "heads": {"output_size": {"y": 2, "a": 3}, "head_hidden": (4, 7), "head_activation": "elu"},
+    "heads": {
+        "output_size": {"y": 2, "a": 3},
+        "head_hidden": (4, 7),
+        "head_activation": "elu",
+        "output_activation": "softmax",
+    },
 }
 FIELDS = {f.name: f.default for f in dataclasses.fields(GRUModel) if f.name not in ("parent", "name")}
 
@@ -535,7 +540,7 @@ NOT_IN_TORCH = {
     **{"reset_after": False, "activation": "relu", "gate_activation": "hard_sigmoid", "clip": 3.0},
     **{"layer_norm": True, "merge": "sum", "connection": "residual", "initial_state": "learned"},
     **{"zoneout": 0.1, "reverse": True},
-    **{"pooling": "mean", "head_hidden": (4,), "head_activation": "tanh"},
+    **{"pooling": "mean", "head_hidden": (4,), "head_activation": "tanh", "output_activation": "sigmoid"},
 }
 
 
@@ -549,7 +554,7 @@ def test_torch_is_refused_what_it_has_not(field):
     for kind, sizes in ((GRU, {}), (GRUCell, {}), (GRUModel, {"output_size": 2})):
         if field in {f.name for f in dataclasses.fields(kind)}:
             model = kind(H, **sizes, **{field: NOT_IN_TORCH[field]})
-            with refused(f"{field}: expected {FIELDS[field]!r}, found {NOT_IN_TORCH[field]!r}"):
+            with refused(f"{field}: expected {FIELDS[field]!r}", f"found {NOT_IN_TORCH[field]!r}"):
                 to_torch(model, {"params": {}})
 
 

@@ -45,6 +45,7 @@ LOSSLESS = {
     "grujax": "m.safetensors",
     "torch": "m.pt",
     "safetensors": "m-torch.safetensors",
+    "numpy": "m.npz",
     "keras": "m.keras",
     "keras-weights": "m.weights.h5",
     "onnx": "m.onnx",
@@ -57,10 +58,11 @@ def same_bits(a, b):
 
 def test_every_format_is_told_by_its_ending_or_its_name():
     assert set(FORMATS) == {*LOSSLESS, "flax", "stablehlo"}
-    endings = [ending for adapter in FORMATS.values() for ending in adapter.endings]
-    assert sorted(endings) == sorted(
-        [".safetensors", ".safetensors", ".pt", ".pth", ".keras", ".weights.h5", ".onnx", ".msgpack", ".stablehlo"]
-    )
+    endings = [ending for framework in FORMATS.values() for ending in framework.endings]
+    expected = ".safetensors .safetensors .pt .pth .npz .keras .weights.h5 .onnx .msgpack .stablehlo"
+    assert " ".join(sorted(endings)) == " ".join(sorted(expected.split(" ")))
+    reads = [ending for framework in FORMATS.values() for ending in framework.reads]
+    assert sorted(reads) == [".bin", ".ckpt", ".h5", ".pt2"]
 
 
 @pytest.mark.parametrize("name", LOSSLESS)
@@ -140,18 +142,18 @@ def test_a_safetensors_file_in_torch_keys_is_what_pytorch_loads(tmp_path):
 
 def test_rounding_that_large_weights_blow_up_is_no_difference_and_another_function_still_is(tmp_path, monkeypatch):
     """Weights of standard deviation 1 and 64 units: chaos, in which both sides are wrong by far more than the table."""
-    from grujax.interop import state_dicts
-    from grujax.interop.adapters import compare
-    from grujax.interop.torch import ADAPTER
+    from grujax.interop import torch_keys
+    from grujax.interop.prove import compare
+    from grujax.interop.torch_files import TORCH
 
     model = GRU(64, num_layers=2)
     variables = jax.tree.map(lambda a: 2 * a, variables_of(model))
     found = save(tmp_path / "m.pt", model, variables, verify=True)
     assert found.largest > 1e-5 and found.tolerances <= 1
-    state = ADAPTER.theirs(model, jax.tree.map(lambda a: a * (1 + 1e-4), variables))
-    assert compare(model, variables, ADAPTER.runner(state, model)).tolerances > 1
-    right = state_dicts.DIALECTS["torch"]
-    monkeypatch.setitem(state_dicts.DIALECTS, "torch", right._replace(gates="zrn"))
+    state = TORCH.build(model, jax.tree.map(lambda a: a * (1 + 1e-4), variables))
+    assert compare(model, variables, TORCH.run(state, model)).tolerances > 1
+    right = torch_keys.DIALECTS["torch"]
+    monkeypatch.setitem(torch_keys.DIALECTS, "torch", right._replace(gates="zrn"))
     with refused("outputs of both sides equal"):
         save(tmp_path / "n.pt", model, variables, verify=True)
 
@@ -310,7 +312,48 @@ SAFETENSORS = {
     "none of ours": (st({"a": np.ones(2)}), ["nn.GRU"]),
     "a torch file": (lambda p: torch.save(torch_state(), p), ["whole safetensors file"]),
 }
+
+
+def npz(compressed=False, **arrays):
+    return lambda p: (np.savez_compressed if compressed else np.savez)(p, **arrays)
+
+
+NPZ = {
+    "truncated": (lambda p: p.write_bytes(p.read_bytes()[:-30]), ["whole .npz file"]),
+    "text": (lambda p: p.write_text("weights"), ["whole .npz file"]),
+    "a pickle": (npz(weight_hh_l0=np.array([Evil()], object)), ["whole .npz file", "ValueError"]),
+    "a lone pickle": (lambda p: p.write_bytes(pickle.dumps(Evil())), ["whole .npz file"]),
+    "a bomb": (npz(True, weight_hh_l0=np.zeros(1 << 23)), ["unfolds"]),
+    "a member outside": (lambda p: rewritten(p, lambda m: m | {"../evil.npy": b"x"}), ["stay in their folder"]),
+    "a weight flipped": (lambda p: flip(p, 200), ["path"]),
+    "an lstm": (npz(weight_ih_l0=np.ones((16, 3)), weight_hh_l0=np.ones((16, 4))), ["weight_hh_l0", "LSTM"]),
+    "integers": (npz(**torch_arrays(bias_hh_l0=np.ones(12, int))), ["bias_hh_l0", "int64"]),
+    "not a number": (npz(**torch_arrays(bias_hh_l0=np.full(12, np.nan, "f"))), ["b_hh", "NaN"]),
+    "none of ours": (npz(a=np.ones(3)), ["nn.GRU", "interop.find"]),
+}
+CKPT = {
+    "a checkpoint of nothing": (lambda p: torch.save({"state_dict": {}, "epoch": 1}, p), ["nn.GRU"]),
+    "one in itself": (
+        lambda p: torch.save({"model": {"model": {"model": {"model": {"model": {}}}}}}, p),
+        ["a torch.Tensor", "dict"],
+    ),
+    "numbers for weights": (
+        lambda p: torch.save({"model": torch_state(weight_hh_l0=3.0)}, p),
+        ["weight_hh_l0", "float"],
+    ),
+    "sparse": (
+        lambda p: torch.save(torch_state(weight_hh_l0=torch.ones(12, 4).to_sparse()), p),
+        ["weight_hh_l0", "dtype"],
+    ),
+    "half of a weight_norm": (
+        lambda p: torch.save(torch_state(weight_hh_l0=None) | {"weight_hh_l0_g": torch.ones(12, 1)}, p),
+        ["weight_hh_l0", "the parts of weight_norm"],
+    ),
+    "a pickle beside": (lambda p: torch.save({"state_dict": torch_state(), "hook": Evil()}, p), ["tensors alone"]),
+}
 HOSTILE = {f"pt: {name}": ("m.pt", *case) for name, case in PT.items()}
+HOSTILE |= {f"npz: {name}": ("m.npz", *case) for name, case in NPZ.items()}
+HOSTILE |= {f"ckpt: {name}": ("m.pt", *case) for name, case in CKPT.items()}
 HOSTILE |= {f"safetensors: {name}": ("m.safetensors", *case) for name, case in SAFETENSORS.items()}
 
 
@@ -320,12 +363,13 @@ def test_hostile_files_are_refused_in_one_line_and_leave_nothing(name, tmp_path,
     path = tmp_path / file
     monkeypatch.chdir(tmp_path)
     model = GRU(4)
-    save(path, model, variables_of(model), None if file == "m.pt" else "safetensors")
+    save(path, model, variables_of(model), "safetensors" if file == "m.safetensors" else None)
     break_it(path)
     with pytest.raises(InputError) as error:
         convert(path, tmp_path / "out.safetensors")
     message = str(error.value)
     assert all(part in message for part in [*parts, file]) and "\n" not in message, message
+    assert "\x1b" not in message and "weights_only" not in message  # no colours, no other library's advice
     assert [p.name for p in tmp_path.iterdir()] == [file]  # nothing written, nothing run
 
 
@@ -407,10 +451,10 @@ def test_a_full_disk_leaves_the_earlier_file_whole(name, tmp_path, monkeypatch):
 
 
 def test_a_conversion_that_computes_otherwise_is_not_written(tmp_path, monkeypatch):
-    from grujax.interop import state_dicts
+    from grujax.interop import torch_keys
 
-    right = state_dicts.DIALECTS["torch"]
-    monkeypatch.setitem(state_dicts.DIALECTS, "torch", right._replace(gates="zrn"))
+    right = torch_keys.DIALECTS["torch"]
+    monkeypatch.setitem(torch_keys.DIALECTS, "torch", right._replace(gates="zrn"))
     with refused("outputs of both sides equal"):
         save(tmp_path / "m.pt", MODEL, variables_of(MODEL), verify=True)
     assert not list(tmp_path.iterdir())

@@ -14,10 +14,10 @@ from refusals import refused
 
 from grujax import GRU, GRUCell, InputError
 from grujax.interop import nnx as interop_nnx
-from grujax.interop.adapters import compare
-from grujax.interop.flax import ADAPTER, from_flax, to_flax
-from grujax.interop.model_parts import ConversionWarning
+from grujax.interop.flax import FRAMEWORK, from_flax, to_flax
 from grujax.interop.nnx import from_nnx, to_nnx
+from grujax.interop.parts import ConversionWarning
+from grujax.interop.prove import compare
 from grujax.testing import assert_close
 
 I, H = 3, 4
@@ -305,14 +305,14 @@ def test_a_file_comes_back_bit_for_bit(dtype, tmp_path):
     path = tmp_path / "gru.msgpack"
     tree = jax.tree.map(lambda a: a.astype(dtype), drawn(both()))
     model, variables = from_flax(tree)
-    ADAPTER.store(path, ADAPTER.theirs(model, variables))
+    FRAMEWORK.write(path, FRAMEWORK.build(model, variables))
     jax.tree.map(np.testing.assert_array_equal, from_bytes(tree, path.read_bytes()), tree)  # as Flax reads it
-    foreign = ADAPTER.load(path)
-    found, back = ADAPTER.ours(foreign)
+    foreign = FRAMEWORK.read(path)
+    found, back = FRAMEWORK.ours(foreign)
     assert found == model
     jax.tree.map(np.testing.assert_array_equal, back, variables)
     if dtype == "float32":
-        assert compare(found, back, ADAPTER.runner(foreign, found)).tolerances <= 1
+        assert compare(found, back, FRAMEWORK.run(foreign, found)).tolerances <= 1
 
 
 def whole():
@@ -365,7 +365,7 @@ def test_a_broken_or_hostile_file_is_refused_in_a_line(case, tmp_path):
     path: Path = tmp_path / "model.msgpack"
     path.write_bytes(make())
     with pytest.raises(InputError) as error:
-        from_flax(ADAPTER.load(path))
+        from_flax(FRAMEWORK.read(path))
     message = str(error.value)
     assert all(part in message for part in parts), message
     assert len(message) < 600 and len(message.splitlines()) == 1
@@ -373,4 +373,4 @@ def test_a_broken_or_hostile_file_is_refused_in_a_line(case, tmp_path):
 
 def test_no_file_is_refused(tmp_path):
     with refused("path", "FileNotFoundError"):
-        ADAPTER.load(tmp_path / "none.msgpack")
+        FRAMEWORK.read(tmp_path / "none.msgpack")

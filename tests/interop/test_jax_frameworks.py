@@ -21,12 +21,12 @@ from grujax import GRU, GRUCell, GRUEncoder, GRUModel
 from grujax.core.weight_layouts import DIALECTS
 from grujax.interop import equinox, flax, haiku
 from grujax.interop import nnx as interop_nnx
-from grujax.interop.adapters import compare
 from grujax.interop.equinox import from_equinox, to_equinox
 from grujax.interop.flax import from_flax, to_flax
 from grujax.interop.haiku import from_haiku, to_haiku
-from grujax.interop.model_parts import ConversionWarning
 from grujax.interop.nnx import from_nnx, to_nnx
+from grujax.interop.parts import ConversionWarning
+from grujax.interop.prove import compare
 from grujax.testing import assert_close
 
 I, H = 3, 4
@@ -255,7 +255,7 @@ def test_verify_logs_the_difference_and_raises_where_the_conversion_is_wrong(nam
 def test_foreign_weights_come_back_bit_for_bit(name, kind, dtype):
     framework = FRAMEWORKS[name]
     foreign = framework.make(MODELS[kind], dtype)
-    model, variables = framework.ours(foreign)
+    model, variables = framework.ours(foreign, verify=False)
     assert model == MODELS[kind].clone(param_dtype=getattr(jnp, dtype), **framework.fields)
     back = framework.theirs(model, variables)
     assert_same_bits(framework.tensors(back), framework.tensors(foreign))
@@ -268,7 +268,7 @@ def test_foreign_weights_come_back_bit_for_bit(name, kind, dtype):
 def test_what_has_a_place_comes_back_bit_for_bit(name, kind, dtype):
     framework = FRAMEWORKS[name]
     model, variables = filled(MODELS[kind], dtype, framework.keep, **framework.fields)
-    found, back = framework.ours(framework.theirs(model, variables))
+    found, back = framework.ours(framework.theirs(model, variables), verify=False)
     assert found == model
     assert_same_bits(sorted_by_name(back), sorted_by_name(variables))
 

@@ -31,11 +31,11 @@ from keras_models import (
 from refusals import refused
 
 from grujax import GRU, GRUCell, GRUModel
-from grujax.interop.adapters import compare
 from grujax.interop.keras import from_keras, to_keras
 from grujax.interop.keras_layers import ACTIVATIONS as ours_by_theirs
 from grujax.interop.keras_live import runner
-from grujax.interop.model_parts import ConversionWarning
+from grujax.interop.parts import ConversionWarning
+from grujax.interop.prove import compare
 from grujax.kernels.step import ACTIVATIONS
 from grujax.testing import assert_close
 
@@ -133,6 +133,22 @@ def test_activations_of_one_name_are_one_function(name):
     a = np.linspace(-8, 8, 999).astype("float32")
     theirs = plain(keras.activations.get(name), jnp.asarray(a))
     assert_close(ACTIVATIONS[model.activation](jnp.asarray(a)), np.asarray(theirs))
+
+
+def test_a_head_without_bias_has_zeros_and_says_so():
+    with pytest.warns(ConversionWarning, match="the head has no bias"):
+        model, variables = from_keras(chain(Gru(), L.Dense(2, use_bias=False)))
+    assert model == GRUModel(H, 2) and not variables["params"]["head"]["bias"].any()
+
+
+def test_a_live_layer_is_run_itself(monkeypatch):
+    """Not what its config says, which a subclass or a changed attribute may belie."""
+    source = drawn(Steps())
+    call = source.call
+    monkeypatch.setattr(source, "call", lambda x, **options: 2 * call(x, **options))
+    with refused("source", "a difference of"):
+        from_keras(source)
+    from_keras(source, verify=False)
 
 
 # -- what acts in training alone ---------------------------------------------------------------------------------------

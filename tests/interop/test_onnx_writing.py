@@ -1,5 +1,7 @@
 """Graphs that are written compute in ONNX Runtime what the model computes."""
 
+import json
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,11 +9,15 @@ from onnx_graphs import BOTH, FLOAT, INT32, H, I, O, drawn, ours, same, session
 from refusals import refused
 
 from grujax import GRU, GRUCell, GRUEncoder, GRUModel
-from grujax.interop.model_parts import ConversionWarning
-from grujax.interop.onnx import ADAPTER, from_onnx, to_onnx
+from grujax.interop.onnx import FRAMEWORK, from_onnx, to_onnx
 from grujax.interop.onnx_tensors import load
+from grujax.interop.parts import ConversionWarning
 from grujax.kernels.step import ACTIVATIONS
 from grujax.testing import assert_close
+from grujax.types import Affine, Elu, HardSigmoid, LeakyRelu, ScaledTanh, Softplus, ThresholdedRelu
+
+GIVEN = [HardSigmoid(), HardSigmoid(0.3, 0.4), LeakyRelu(0.2), Elu(0.7), ScaledTanh(0.7, 0.6), ThresholdedRelu(0.3)]
+GIVEN += [Affine(0.4, 0.1), Softplus()]
 
 MODELS = {
     "gru": (GRU(H), ""),
@@ -30,6 +36,9 @@ MODELS = {
     "head, sum": (GRUModel(H, O, merge="sum", **BOTH), ""),
     "mean pooled": (GRUModel(H, O, pooling="mean", **BOTH), "input output"),
     "max pooled": (GRUModel(H, O, pooling="max", merge="mul", **BOTH), ""),
+    "backwards": (GRU(H, reverse=True, num_layers=2), ""),
+    "probabilities": (GRUModel(H, O, output_activation="softmax", **BOTH), "input"),
+    "probabilities of every step": (GRUModel(H, O, pooling=None, output_activation="sigmoid"), ""),
     "every step": (GRUModel(H, O, pooling=None, **BOTH), "input output"),
     "every step, take": (GRUModel(H, O, pooling=None, update="take"), ""),
 }
@@ -118,6 +127,29 @@ def test_each_activation_is_the_same_function(name, reset_after):
     assert from_onnx(proto)[0] == model
 
 
+@pytest.mark.parametrize("of", GIVEN, ids=str)
+def test_activations_with_parameters_are_the_same_functions(of):
+    """Arguments clipped, without which a state may grow past all bounds."""
+    for options in ({"gate_activation": of}, {"activation": of, "gate_activation": of, "reset_after": False, **BOTH}):
+        model = GRU(H, clip=0.4, **options)
+        variables, feed = drawn(model), fed(model, 5, 6)
+        proto = to_onnx(model, variables)
+        for a, e in zip(session(proto).run(None, feed), ours(model, variables, **feed), strict=True):
+            assert_close(a, e)
+        back, again = from_onnx(proto)
+        assert back == model
+        same(again, variables)
+
+
+def test_class_names_are_kept_and_must_be_as_many_as_outputs():
+    model = GRUModel(H, O)
+    proto = to_onnx(model, drawn(model), labels=["yes", "no"])
+    assert json.loads(next(p.value for p in proto.metadata_props if p.key == "labels")) == ["yes", "no"]
+    assert from_onnx(proto)[0] == model
+    with refused("labels", "2 names"):
+        to_onnx(model, drawn(model), labels=["yes"])
+
+
 def test_float16_is_held_to_its_row():
     model = GRUModel(H, O, pooling="max", param_dtype=jnp.float16, **BOTH)
     variables = drawn(model, statistics="input output")
@@ -146,7 +178,7 @@ def test_the_graph_is_named_and_open_in_batch_and_time():
 def test_the_same_model_gives_the_same_bytes(tmp_path):
     model = GRUModel(H, O, pooling="mean", **BOTH)
     for name in ("a.onnx", "b.onnx"):
-        ADAPTER.store(tmp_path / name, to_onnx(model, drawn(model, statistics="input output")))
+        FRAMEWORK.write(tmp_path / name, to_onnx(model, drawn(model, statistics="input output")))
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
     proto = load(tmp_path / "a.onnx")
     assert proto.producer_name == "grujax"

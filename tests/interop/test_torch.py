@@ -124,7 +124,7 @@ def test_any_configuration_equals_torch_in_values_and_gradients(c):
     lengths = rng.integers(1, c["n_steps"] + 1, c["n_rows"]) if c["has_lengths"] else None
     layout = {"num_layers": c["n_layers"], "bidirectional": c["bidirectional"], "bias": c["bias"], "batch_first": True}
     module = seeded(torch.nn.GRU, c["features"], c["hidden"], dtype=getattr(torch, c["dtype"]), **layout)
-    model, variables = from_torch(module)
+    model, variables = from_torch(module, verify=False)
     h0 = jnp.asarray(arrays["h0"]) if c["has_h0"] else None
     given = (jnp.asarray(arrays["x"]), h0, None if lengths is None else jnp.asarray(lengths))
     d = [jnp.asarray(arrays[name]) for name in ("d_output", "d_last")]
@@ -173,7 +173,7 @@ def test_twenty_steps_of_training_end_in_the_same_weights(optimizer):
         theirs.step()
         with jax.numpy_dtype_promotion("standard"):  # optax.adam counts its steps in int32
             variables, state = train_step(variables, state)
-    assert_trees_close(variables, from_torch(module)[1], "gradient")
+    assert_trees_close(variables, from_torch(module, verify=False)[1], "gradient")
     moved = jax.tree.map(lambda a, b: float(abs(a - b).max()), variables, start)
     assert min(jax.tree.leaves(moved)) > 1e-3
 
@@ -197,7 +197,7 @@ def test_weights_come_back_bit_for_bit_as_copies(kind, dtype):
     make, args, options = MODULES[kind]
     module = seeded(make, *args, dtype=getattr(torch, dtype), **options)
     before = {key: tensor.clone() for key, tensor in module.state_dict().items()}
-    model, variables = from_torch(module)
+    model, variables = from_torch(module, verify=False)
     assert model.param_dtype == getattr(jnp, dtype)
     assert {a.dtype.name for a in jax.tree.leaves(variables)} == {dtype}
     with torch.no_grad():
@@ -230,7 +230,7 @@ def test_sizes_and_dropout_are_read_off_the_module():
     assert from_torch(module)[0] == GRU(4, num_layers=2, bidirectional=True, bias=False, dropout=0.25)
     assert from_torch(module.state_dict())[0] == GRU(4, num_layers=2, bidirectional=True, bias=False)
     wrapped = torch.nn.ModuleDict({"a": torch.nn.GRU(3, 4), "b": torch.nn.Dropout(0.5), "c": torch.nn.Linear(4, 7)})
-    assert from_torch(wrapped)[0] == GRUModel(4, 7)
+    assert from_torch(wrapped, verify=False)[0] == GRUModel(4, 7, dropout=0.5)  # whose forward nobody wrote
 
 
 # -- refusals ----------------------------------------------------------------------------------------------------------
@@ -258,15 +258,11 @@ FROM = {
     "rnn": (lambda: changed(torch.nn.RNN), ["weight_hh_l0", "(12, 4)", "(4, 4)", "plain RNN"]),
     "lstm cell": (lambda: changed(torch.nn.LSTMCell), ["weight_hh", "(16, 4)", "LSTM"]),
     "projection": (lambda: changed(torch.nn.LSTM, options={"proj_size": 2}), ["weight_hr_l0", "proj_size"]),
-    "activation": (lambda: sequential(torch.nn.GRU(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2)), ["1:", "nn.ReLU"]),
+    "cannot run": (lambda: sequential(torch.nn.GRU(3, 4), torch.nn.Linear(4, 2)), ["runs on x (B, T, I)", "TypeError"]),
+    "norm": (lambda: sequential(torch.nn.GRU(3, 4), torch.nn.LayerNorm(4)), ["1:", "nn.LayerNorm", "interop.find"]),
     "lstm inside": (lambda: sequential(torch.nn.LSTM(3, 4), torch.nn.Linear(4, 2)), ["0:", "nn.LSTM"]),
-    "no head": (lambda: sequential(torch.nn.GRU(3, 4)), ["one nn.Linear", "found 0", "pass the nn.GRU itself"]),
     "two heads": (lambda: sequential(torch.nn.GRU(3, 4), *[torch.nn.Linear(4, 4)] * 2), ["one nn.Linear", "'2.'"]),
     "two grus": (lambda: sequential(torch.nn.GRU(3, 4), torch.nn.GRU(4, 4)), ["one nn.GRU", "'0.'", "'1.'"]),
-    "head without bias": (
-        lambda: sequential(torch.nn.GRU(3, 4), torch.nn.Linear(4, 2, bias=False)),
-        ["1.bias", "bias=False", "zeros"],
-    ),
     "head of other inputs": (
         lambda: sequential(torch.nn.GRU(3, 4), torch.nn.Linear(5, 2)),
         ["1.weight", "4 input features", "found 5"],
@@ -327,7 +323,10 @@ def with_params(change):
 TO = {
     "reset before": (lambda: initialised(GRU(4, reset_after=False)), ["reset_after", "cannot be converted"]),
     "pooling": (lambda: initialised(GRUModel(4, 2, pooling="mean")), ["pooling", "'mean'", "no other pooling"]),
-    "no pooling": (lambda: initialised(GRUModel(4, 2, pooling=None)), ["pooling", "None"]),
+    "activation of the head": (
+        lambda: initialised(GRUModel(4, 2, output_activation="sigmoid")),
+        ["output_activation", "'sigmoid'"],
+    ),
     "backwards": (
         lambda: initialised(GRU(4, reverse=True)),
         ["reverse: expected False", "flip the valid steps of x and of the output"],

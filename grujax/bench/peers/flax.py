@@ -3,22 +3,17 @@
 from typing import Any
 
 import jax.numpy as jnp
+from flax.traverse_util import unflatten_dict
 
 from grujax.bench.cases import Arrays
 from grujax.bench.peers.in_jax import Params, layer_runs
 from grujax.bench.peers.peer import Runs
-from grujax.core.weight_layouts import DIALECTS, arranged
+from grujax.core.weight_layouts import DIALECTS, arranged, by_gate
 from grujax.types import Array, GRUWeights
 
 
 def _params(w: GRUWeights) -> Params:
-    w_ih, w_hh, bias, b_hn = arranged(w, DIALECTS["flax"])
-    kernels = zip("rzn", *(jnp.split(a, 3, axis=-1) for a in (w_ih, bias, w_hh)), strict=True)
-    tree = {}
-    for gate, kernel_i, bias_i, kernel_h in kernels:
-        tree |= {f"i{gate}": {"kernel": kernel_i, "bias": bias_i}, f"h{gate}": {"kernel": kernel_h}}
-    tree["hn"]["bias"] = b_hn
-    return tree
+    return unflatten_dict(by_gate(*arranged(w, DIALECTS["flax"])), sep="/")
 
 
 def rnn(a: Arrays, threads: int) -> Runs:

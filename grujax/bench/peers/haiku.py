@@ -21,7 +21,7 @@ def layers(a: Arrays, threads: int) -> Runs:
     function = hk.without_apply_rng(hk.transform(unroll)).apply
 
     def convert(w: GRUWeights) -> Params:
-        return {"gru": dict(zip(("w_i", "w_h", "b"), arranged(w, DIALECTS["haiku"]), strict=True))}
+        return {"gru": dict(zip(DIALECTS["haiku"].tensors, arranged(w, DIALECTS["haiku"]), strict=True))}
 
     def layer(params: Params, x: Array, h0: Array, reverse: bool, lengths: Any, resets: Any) -> Any:
         return function(params, x, h0, resets, reverse)

@@ -28,20 +28,21 @@ trained. All others must be at their default, or at a value that the framework s
 
 REMEDIES = {
     "reset_after": "r before and after the product are two functions; they cannot be converted into each other.",
-    "pooling": "It takes the last state and has no other pooling. Train with pooling='last', or export to StableHLO.",
+    "pooling": "It takes the last state or every step and has no other pooling. Or export to StableHLO.",
+    "output_activation": "model.clone(output_activation=None) gives what stands before it.",
     "reverse": "convert the model with reverse=False, and flip the valid steps of x and of the output there.",
 }
 
 
 class ConversionWarning(UserWarning):
-    """Something that the other framework has no place for, and without which the outputs are the same."""
+    """Something that the other side has no place for, and without which the outputs are the same."""
 
 
 class Dense(NamedTuple):
     """The head: features W + b."""
 
     kernel: NDArray  # (F, O)
-    bias: NDArray  # (O,)
+    bias: NDArray | None  # (O,)
 
 
 class Parts(NamedTuple):
@@ -138,6 +139,11 @@ def put_together(
         name, (kernel, head_bias) = head
         require(kernel.ndim == 2, name, "a matrix", f"shape {kernel.shape}")
         require(kernel.shape[0] == features, name, f"{features} input features", kernel.shape[0])
+        if head_bias is None:
+            head_bias = np.zeros(kernel.shape[1:], dtype)
+            warnings.warn(
+                f"{name}: the head has no bias; zeros are stored, which training would move", ConversionWarning, 3
+            )
         require(head_bias.shape == kernel.shape[1:], name, f"a bias of shape {kernel.shape[1:]}", head_bias.shape)
         found = {kernel.dtype, head_bias.dtype}
         require(found == {dtype}, name, f"dtype {dtype}, that of {first}", sorted(map(str, found)))
@@ -173,7 +179,7 @@ def _check_model(model: nn.Module, variables: Mapping, place: Place) -> None:
         if field.name in (*SIZES, *FREE, *TRAINING) or field.default is dataclasses.MISSING:
             continue
         found, served = getattr(model, field.name), place.fields.get(field.name, ())
-        serves = served is None or found == field.default or found in served
+        serves = served is None or found == field.default or found in served or type(found) in served
         remedy = REMEDIES.get(field.name, f"{place.framework} has no such thing.")
         expected = " or ".join(map(repr, (field.default, *(served or ()))))
         require(serves, field.name, expected, repr(found), f"{place.framework}: {remedy}")

@@ -1,0 +1,176 @@
+"""The proof of a conversion: both sides run on the same random data."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
+from jax.typing import ArrayLike
+from numpy.typing import NDArray
+
+from grujax.core.config import MERGES
+from grujax.errors import require
+from grujax.linen.cell import GRUCell
+from grujax.linen.layer import GRU
+from grujax.testing.tolerances import tolerances_used
+from grujax.types import state_dtype
+
+OWN_ERRORS = 4
+"""How many times as far from the exact outputs as grujax the other side may be, where rounding is large."""
+TWO_SIZES = ((3, 7), (2, 5))
+"""B and T of the proof where what the other side computes was found by trying: one size may agree by chance."""
+FIND = "grujax.interop.find lists the GRUs in it; prefix= takes one of them out."
+
+log = logging.getLogger("grujax.interop")
+
+
+class Runner(NamedTuple):
+    """How the other side runs. `call(x, h0, lengths)` takes NumPy arrays, x (B, T, I), h0 (L*D, B, H), lengths (B,); of
+    a cell x (B, I) and h0 (B, H). It gives what it can of "output", "h_last" and "y" (the head's).
+
+    takes_h0, takes_lengths: False where it has no such argument, which is then None. sizes: B and T to run.
+    """
+
+    call: Callable[[NDArray, NDArray | None, NDArray | None], Mapping[str, Any]]
+    takes_h0: bool = True
+    takes_lengths: bool = False
+    sizes: Sequence[tuple[int, int]] = TWO_SIZES[:1]
+
+
+class Difference(NamedTuple):
+    """The largest |theirs − ours| of all outputs, and in units of what the tolerance table allows (1 is its limit)."""
+
+    largest: float
+    tolerances: float
+
+
+class Sizes(NamedTuple):
+    """What a model reads and keeps: I, H, and L*D, which is 1 for a cell."""
+
+    input_size: int
+    hidden_size: int
+    n_states: int
+
+
+def sizes(model: Any, variables: Mapping) -> Sizes:
+    params: dict[tuple[str, ...], Any] = flatten_dict(dict(variables["params"]))
+    shapes = {path: a.shape for path, a in params.items()}
+    n_states = 1 if isinstance(model, GRUCell) else model.num_states
+    return Sizes(shapes[min(path for path in shapes if path[-1] == "w_ih")][0], model.hidden_size, n_states)
+
+
+def outputs(model: Any, variables: Mapping, x: ArrayLike, h0: ArrayLike | None, lengths: ArrayLike | None) -> dict:
+    """All that the model gives, by the names of `Runner` and, as its arrays are, batch-major."""
+    model = model.clone(time_major=False) if getattr(model, "time_major", False) else model
+    x, h0 = jnp.asarray(x), None if h0 is None else jnp.asarray(h0)
+    if isinstance(model, GRUCell):
+        carry = model.initialize_carry(jax.random.key(0), x.shape) if h0 is None else h0
+        return {"h_last": model.apply(variables, carry, x)[0]}
+    if isinstance(model, GRU):
+        return dict(zip(("output", "h_last"), model.apply(variables, x, h0, lengths=lengths), strict=True))
+    found = model.apply(variables, x, h0, lengths=lengths, return_state=True)
+    return dict(zip(("y", "h_last"), found, strict=True))
+
+
+def data(model: Any, variables: Mapping, runner: Runner, seed: int, size: tuple[int, int] = TWO_SIZES[0]) -> tuple:
+    """Random x (B, T, I), h0 (L*D, B, H) and lengths (B,), the latter two None where the runner takes none."""
+    rng, stored = np.random.default_rng(seed), jnp.dtype(model.param_dtype)
+    input_size, hidden_size, n_states = sizes(model, variables)
+    x = rng.normal(size=(*size, input_size)).astype(coarser(model))
+    if "input_mean" in variables.get("statistics", {}):  # raw inputs, as the model has met them
+        mean, std = (np.asarray(variables["statistics"][f"input_{s}"]) for s in ("mean", "std"))
+        x = (x * std + mean).astype(x.dtype)
+    h0 = rng.normal(size=(n_states, size[0], hidden_size)).astype(state_dtype(model.dtype or stored))
+    h0 = h0 if runner.takes_h0 else None
+    lengths = np.maximum(size[1] - 3 * np.arange(size[0]), 1).astype(np.int32) if runner.takes_lengths else None
+    if isinstance(model, GRUCell):
+        x, h0 = x[:, 0], None if h0 is None else h0[0]
+    return x, h0, lengths
+
+
+def coarser(model: Any) -> jnp.dtype:
+    """Of what weights are stored in and what is computed in."""
+    stored = jnp.dtype(model.param_dtype)
+    return min(stored, jnp.dtype(model.dtype or stored), key=lambda d: jnp.finfo(d).bits)
+
+
+def compare(
+    model: Any, variables: Mapping, runner: Runner, seed: int = 0, size: tuple[int, int] = TWO_SIZES[0]
+) -> Difference:
+    """Runs both sides on random data, with a random h0 and lengths where they take them.
+
+    Where weights are so large that rounding alone passes the table, the limit is `OWN_ERRORS` times grujax's own
+    distance from its outputs in float64.
+    """
+    dtype, (x, h0, lengths) = coarser(model), data(model, variables, runner, seed, size)
+    theirs, ours = runner.call(x, h0, lengths), outputs(model, variables, x, h0, lengths)
+    found = _difference(theirs, ours, dtype.name)
+    if found.tolerances <= 1:
+        return found
+    with jax.enable_x64(True):
+        wide, widened = jnp.float64, jax.tree.map(lambda a: np.asarray(a, np.float64), (variables, x, h0))
+        weights, x, h0 = jax.tree.map(jnp.asarray, widened)
+        exact = outputs(model.clone(dtype=wide, param_dtype=wide), weights, x, h0, lengths)
+    mine, other = (_difference({name: a[name] for name in theirs}, exact, dtype.name) for a in (ours, theirs))
+    return found._replace(tolerances=other.tolerances / max(1.0, OWN_ERRORS * mine.tolerances))
+
+
+def _difference(found: Mapping, expected: Mapping, dtype: str) -> Difference:
+    largest = used = 0.0
+    for name in found:
+        pairs = zip(jax.tree.leaves(found[name]), jax.tree.leaves(expected[name]), strict=True)
+        for a, e in ((np.asarray(one).astype(np.float64) for one in pair) for pair in pairs):
+            require(a.shape == e.shape, name, f"shape {e.shape}", a.shape)
+            # max() of Python would pass over a NaN
+            largest = np.maximum(largest, np.abs(a - e).max(initial=0))
+            used = np.maximum(used, tolerances_used(a, e, dtype).max(initial=0))
+    return Difference(float(largest), float(used))
+
+
+def require_agreement(model: nn.Module, variables: Mapping, runner: Runner, argument: str) -> Difference:
+    """As `compare` at every size of the runner, logged; `InputError` where the two sides do not compute the same."""
+    found = [compare(model, variables, runner, size=size) for size in runner.sizes]
+    worst = max(found, key=lambda one: (not one.tolerances <= 1, one.largest))  # a NaN is the worst
+    log.info("%s: largest difference %.3g", argument, worst.largest)
+    remedy = "The conversion does not compute the same: please report it."
+    equal = worst.tolerances <= 1
+    require(equal, argument, "the outputs of both sides equal", f"a difference of {worst.largest:.3g}", remedy)
+    return worst
+
+
+def wanted(verify: bool | None, live: bool, model: Any) -> bool:
+    """Whether to run both sides where nobody has said: of a live object, in 32 bits or more."""
+    return verify if verify is not None else live and jnp.finfo(coarser(model)).bits >= 32
+
+
+def require_shown(model: Any, variables: Mapping, run: Callable[[NDArray, NDArray | None], Any], argument: str) -> None:
+    """Raises `InputError` unless every array that the other side gives, run as it is, is an output of the model.
+
+    run: from x, and of a cell h0, to arrays: the output, of every step or the last, its directions, states.
+    """
+    largest, cell = 0.0, isinstance(model, GRUCell)
+    for size in TWO_SIZES:
+        x, h0, _ = data(model, variables, Runner(lambda *_: {}, takes_h0=cell), 0, size)
+        ours = outputs(model, variables, x, h0, None)
+        forms = [np.asarray(a) for of in ours.values() for a in (jax.tree.leaves(of) if not cell else [of])]
+        if not cell:
+            states = np.asarray(ours["h_last"])
+            top = list(states[-model.num_directions :])
+            merged = {} if model.merge is None or len(top) == 1 else {0: np.asarray(MERGES[model.merge](*top))}
+            pairs = [a for of in forms[:1] for a in of] if getattr(model, "merge", "") is None else []
+            forms += [*states, *pairs, *merged.values()]
+        for theirs in run(x, h0):
+            near = [
+                (tolerances_used(theirs, a, "float32").max(), np.abs(theirs - a).max())
+                for a in forms
+                if a.shape == theirs.shape
+            ]
+            used, of = min(near, default=(np.inf, np.inf))
+            largest = max(largest, float(of))
+            equal = bool(used <= 1)
+            require(equal, argument, "the outputs of both sides equal", f"a difference of {of:.3g}", FIND)
+    log.info("%s: largest difference %.3g", argument, largest)

@@ -1,0 +1,441 @@
+"""Every GRU of larger models, taken out, run beside the original, tuned and put back."""
+
+import io
+import os
+import warnings
+import zipfile
+
+import flax.linen as linen
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.serialization import msgpack_restore, to_bytes
+from refusals import refused
+
+from grujax import GRU, GRUCell, InputError
+from grujax.interop import find, load, replace
+from grujax.interop.flax import from_flax
+from grujax.testing import assert_close
+
+os.environ.setdefault("KERAS_BACKEND", "jax")
+torch = pytest.importorskip("torch", reason="torch is not installed")
+onnx = pytest.importorskip("onnx", reason="onnx is not installed")
+I, H = 3, 4
+
+
+@pytest.fixture(autouse=True)
+def numerics_of_other_libraries():
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+class Speech(torch.nn.Module):
+    """A convolution, two GRUs of different kinds, a cell, an LSTM, a skip."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.front = torch.nn.Conv1d(I, H, 3, padding=1)
+        self.encoder = torch.nn.ModuleDict({"rnn": torch.nn.GRU(H, H, 2, bidirectional=True, batch_first=True)})
+        self.between, self.norm = torch.nn.LSTM(2 * H, 5, batch_first=True), torch.nn.LayerNorm(5)
+        self.decoder = torch.nn.GRU(5, 6, bias=False, batch_first=True)
+        self.cell = torch.nn.GRUCell(6, 7)
+
+    def forward(self, x):
+        front = self.front(x.swapaxes(1, 2)).swapaxes(1, 2)
+        y = self.norm(self.between(self.encoder["rnn"](front)[0])[0])
+        return self.cell(self.decoder(y)[0][:, -1]), front.mean(1)
+
+
+NAMES = {"encoder.rnn": (H, H, 2, True), "decoder": (5, 6, 1, False), "cell": (6, 7, 1, False)}
+
+
+def sizes(grus):
+    return {gru.name: (gru.input_size, gru.hidden_size, gru.num_layers, gru.bidirectional) for gru in grus}
+
+
+def moved(variables):
+    """As after training: every weight another."""
+    return jax.tree.map(lambda a: a + jnp.asarray(0.25, a.dtype), variables)
+
+
+def torch_file(kind, module, folder):
+    path = folder / f"speech.{kind}"
+    state = {f"model.{key}": a for key, a in module.state_dict().items()}
+    if kind == "safetensors":
+        from safetensors.torch import save_file
+
+        save_file(state, path, metadata={"format": "pt", "note": "kept"})
+    elif kind == "npz":
+        np.savez(path, **{key: a.numpy() for key, a in state.items()})
+    else:
+        torch.save({"epoch": 7, "state_dict": state, "optimizer": {"lr": [1, 2]}}, path)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["pt", "ckpt", "safetensors", "npz"])
+def test_the_grus_of_a_file_of_torch_are_listed_taken_tuned_and_put_back(kind, tmp_path):
+    module = Speech()
+    path = torch_file(kind, module, tmp_path)
+    grus = find(path)
+    assert sizes(grus) == {f"model.{name}": of for name, of in NAMES.items()}
+    assert all(gru.reset_after and gru.where == "state dict" for gru in grus)
+    with refused("find lists the GRUs", path.name):
+        load(path)
+    with refused("prefix", "model.decoder", "'decoder'"):
+        load(path, prefix="decoder")
+    taken = {gru.name: load(path, prefix=gru.name) for gru in grus}
+    assert taken["model.decoder"][0] == GRU(6, bias=False) and taken["model.cell"][0] == GRUCell(7)
+    x = torch.randn(2, 5, H)
+    model, variables = taken["model.encoder.rnn"]
+    assert_close(model.apply(variables, jnp.asarray(x.numpy()))[0], module.encoder["rnn"](x)[0].detach().numpy())
+    tuned = {name: (model, moved(variables)) for name, (model, variables) in taken.items() if name != "model.decoder"}
+    replace(path, tuned, tmp_path / f"tuned.{kind}")
+    for name, (_, variables) in taken.items():
+        found = load(tmp_path / f"tuned.{kind}", prefix=name)[1]
+        expected = tuned[name][1] if name in tuned else variables
+        jax.tree.map(np.testing.assert_array_equal, found, expected)
+    before, after = (raw(tmp_path / f"{name}.{kind}") for name in ("speech", "tuned"))
+    assert list(before) == list(after)
+    changed = {key for key, a in before.items() if not np.array_equal(a, after[key])}
+    assert changed == {key for key in before if "encoder" in key or "cell" in key}
+    replace(path, {}, tmp_path / f"same.{kind}")
+    assert raw(tmp_path / f"same.{kind}").keys() == before.keys()
+    if kind in ("pt", "ckpt"):
+        again = torch.load(tmp_path / f"tuned.{kind}", weights_only=True)
+        assert (again["epoch"], again["optimizer"]) == (7, {"lr": [1, 2]})
+    if kind == "safetensors":
+        from safetensors import safe_open
+
+        with safe_open(tmp_path / "tuned.safetensors", "np") as file:
+            assert file.metadata() == {"format": "pt", "note": "kept"}
+
+
+def raw(path):
+    if path.suffix == ".npz":
+        return dict(np.load(path))
+    if path.suffix == ".safetensors":
+        from safetensors.numpy import load_file
+
+        return load_file(path)
+    return {key: a.numpy() for key, a in torch.load(path, weights_only=True)["state_dict"].items()}
+
+
+def test_weights_of_other_shapes_options_or_names_are_not_put_back(tmp_path):
+    path = torch_file("pt", Speech(), tmp_path)
+    model, variables = load(path, prefix="model.decoder")
+    wrong = {
+        "another name": ({"decoder": (model, variables)}, ["prefix", "'decoder'"]),
+        "other units": ({"model.cell": (model, variables)}, ["model.cell", "a model like"]),
+        "other options": ({"model.decoder": (model.clone(reset_after=False), variables)}, ["model.decoder"]),
+        "other inputs": (
+            {"model.decoder": (model, jax.tree.map(lambda a: a[:3] if a.shape[0] == 5 else a, variables))},
+            ["model.decoder.weight_ih_l0", "(18, 5)", "(18, 3)"],
+        ),
+    }
+    for tuned, parts in wrong.values():
+        with refused(*parts):
+            replace(path, tuned, tmp_path / "out.pt")
+    assert not (tmp_path / "out.pt").exists()
+
+
+def test_a_live_module_of_torch(tmp_path):
+    module = Speech()
+    assert sizes(find(module)) == NAMES
+    assert {gru.where for gru in find(module)} == {"torch.nn.GRU", "torch.nn.GRUCell"}
+    from grujax.interop.torch import from_torch
+
+    model, variables = from_torch(module, prefix="decoder")
+    assert model == GRU(6, bias=False)
+    jax.tree.map(np.testing.assert_array_equal, variables, from_torch(module.decoder)[1])
+    with refused("front", "nn.Conv1d", "find lists the GRUs"):
+        from_torch(module)
+    before = {key: a.clone() for key, a in module.state_dict().items()}
+    replace(module, {"decoder": (model, moved(variables))}, tmp_path / "tuned.pt")
+    again = torch.load(tmp_path / "tuned.pt", weights_only=True)
+    for key, a in before.items():
+        assert torch.equal(again[key], a + 0.25 if key.startswith("decoder") else a), key
+        assert torch.equal(module.state_dict()[key], a), key
+
+
+# -- ONNX --------------------------------------------------------------------------------------------------------------
+
+
+def speech_graph(inside_if=False):
+    """A convolution, two GRUs, a skip, two outputs, by torch's exporter; the second GRU in an `If` by hand."""
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(1)
+            self.front = torch.nn.Conv1d(I, I, 3, padding=1)
+            self.first = torch.nn.GRU(I, H, bidirectional=True, batch_first=True)
+            self.second = torch.nn.GRU(2 * H, I, batch_first=True)
+
+        def forward(self, x):
+            front = self.front(x.swapaxes(1, 2)).swapaxes(1, 2)
+            hs, _ = self.first(front)
+            y, h = self.second(hs)
+            return y + front, h
+
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        axes = {"x": {0: "b", 1: "t"}}
+        torch.onnx.export(
+            Net().eval(), (torch.randn(2, 5, I),), file, dynamo=False, input_names=["x"], dynamic_axes=axes
+        )
+    proto = onnx.load_model_from_string(file.getvalue())
+    if inside_if:
+        node = [n for n in proto.graph.node if n.op_type == "GRU"][1]
+        info, names = onnx.helper.make_tensor_value_info, list(node.output)
+        bodies = {}
+        for branch in ("then_branch", "else_branch"):
+            copy = onnx.NodeProto.FromString(node.SerializeToString())
+            copy.output[:] = [f"{branch}_{k}" for k in range(2)]
+            copy.name = f"gru_{branch}"
+            outs = [info(out, onnx.TensorProto.FLOAT, None) for out in copy.output]
+            bodies[branch] = onnx.helper.make_graph([copy], branch, [], outs)
+        made = onnx.helper.make_node("If", ["yes"], names, name="choose", **bodies)
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array(True), "yes"))
+        at = list(proto.graph.node).index(node)
+        nodes = [*proto.graph.node[:at], made, *proto.graph.node[at + 1 :]]
+        del proto.graph.node[:]
+        proto.graph.node.extend(nodes)
+    return proto
+
+
+def run(proto, x):
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(None, {"x": x})
+
+
+@pytest.mark.parametrize("inside_if", [False, True])
+def test_the_gru_nodes_of_a_graph_are_listed_proved_tuned_and_put_back(inside_if, tmp_path):
+    proto, path = speech_graph(inside_if), tmp_path / "speech.onnx"
+    path.write_bytes(proto.SerializeToString())
+    grus = find(path)
+    second = ["gru_then_branch", "gru_else_branch"] if inside_if else ["/second/GRU"]
+    assert sizes(grus) == {"/first/GRU": (I, H, 1, True)} | dict.fromkeys(second, (2 * H, I, 1, False))
+    assert sizes(find(proto)) == sizes(grus)
+    with refused("find"):
+        load(path)
+    taken = {name: load(path, prefix=name) for name in sizes(grus)}
+    assert taken["/first/GRU"][0] == GRU(H, bidirectional=True)
+    x = np.random.default_rng(0).normal(size=(2, 6, I)).astype("f")
+    # What stands between, by hand: the same outputs from the GRUs taken out.
+    conv = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}
+    front = torch.nn.functional.conv1d(
+        torch.tensor(x).swapaxes(1, 2), *(torch.tensor(conv[f"front.{k}"]) for k in ("weight", "bias")), padding=1
+    )
+
+    def by_hand(taken):
+        a = jnp.asarray(front.swapaxes(1, 2).numpy())
+        hs, _ = taken["/first/GRU"][0].apply(taken["/first/GRU"][1], a)
+        y, h = taken[second[0]][0].apply(taken[second[0]][1], hs)
+        return np.asarray(y + a), np.asarray(h)
+
+    for found, expected in zip(by_hand(taken), run(proto, x), strict=True):
+        assert_close(found, expected)
+    tuned = {name: (model, moved(variables)) for name, (model, variables) in taken.items()}
+    replace(path, tuned, tmp_path / "tuned.onnx")
+    again = onnx.load(tmp_path / "tuned.onnx")
+    for found, expected in zip(by_hand(tuned), run(again, x), strict=True):
+        assert_close(found, expected)
+    kept = [t.SerializeToString() for t in again.graph.initializer if t.name.startswith("front")]
+    assert kept == [t.SerializeToString() for t in proto.graph.initializer if t.name.startswith("front")]
+    replace(path, {}, tmp_path / "same.onnx")
+    assert onnx.load(tmp_path / "same.onnx") == proto
+
+
+def test_weights_that_two_nodes_share_are_put_back_for_one(tmp_path):
+    from onnx_graphs import X, graph, gru, weights
+
+    proto = graph([gru(), gru("x W R B", "Y2 Y_h2")], X, {"Y": 4, "Y2": 4}, weights())
+    (tmp_path / "two.onnx").write_bytes(proto.SerializeToString())
+    first, second = (gru.name for gru in find(proto))
+    model, variables = load(tmp_path / "two.onnx", prefix=second)
+    replace(tmp_path / "two.onnx", {second: (model, moved(variables))}, tmp_path / "out.onnx")
+    for name, expected in ((first, variables), (second, moved(variables))):
+        jax.tree.map(np.testing.assert_array_equal, load(tmp_path / "out.onnx", prefix=name)[1], expected)
+
+
+def test_a_file_is_replaced_in_its_own_place_or_left_whole(tmp_path, monkeypatch):
+    path = tmp_path / "speech.onnx"
+    path.write_bytes(speech_graph().SerializeToString())
+    model, variables = load(path, prefix="/second/GRU")
+    before = path.read_bytes()
+
+    def full(fd):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            replace(path, {"/second/GRU": (model, moved(variables))}, path)
+    assert path.read_bytes() == before
+    replace(path, {"/second/GRU": (model, moved(variables))}, path)
+    jax.tree.map(np.testing.assert_array_equal, load(path, prefix="/second/GRU")[1], moved(variables))
+
+
+# -- trees of JAX ------------------------------------------------------------------------------------------------------
+
+
+def drawn(module, n_inputs):
+    variables = module.init(jax.random.key(0), jnp.ones((1, 2, n_inputs), jnp.float32))
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda a: rng.normal(size=a.shape).astype("f"), variables)["params"]
+
+
+def tree_of_net():
+    """Layers that a module keeps as its attributes, and a cell of its own."""
+
+    def rnn(units, cell=linen.GRUCell):
+        return linen.RNN(cell(units))
+
+    both = linen.Bidirectional(rnn(5), rnn(5))
+    tree = {
+        "both": drawn(both, H),
+        "lstm": drawn(rnn(6, linen.OptimizedLSTMCell), 10),
+        "dense": drawn(linen.Dense(H), I),
+    }
+    return {"params": tree | {"mine": drawn(rnn(7), 6)["cell"]}}
+
+
+@pytest.mark.parametrize("kind", ["tree", "msgpack"])
+def test_the_grus_of_a_tree_of_flax(kind, tmp_path):
+    variables = tree_of_net()
+    whole = {"step": 3, "params": variables["params"], "opt_state": {"count": np.int32(3)}}
+    path = tmp_path / "net.msgpack"
+    path.write_bytes(to_bytes(whole))
+    grus = find(whole if kind == "tree" else path)
+    assert sizes(grus) == {"params/both": (H, 5, 1, True), "params/mine": (6, 7, 1, False)}
+    taken = {gru.name: gru.take() for gru in grus}
+    assert taken["params/both"][0] == GRU(5, bidirectional=True)
+    expected = from_flax({"params": variables["params"]["both"]})[1]
+    jax.tree.map(np.testing.assert_array_equal, taken["params/both"][1], expected)
+    with refused("besides", "net.msgpack"):
+        load(path)
+    model, weights = taken["params/both"]
+    weights = jax.tree.map(lambda a: a * 2, weights)  # b_hh's r and z parts, which Flax has not, stay 0
+    replace(path, {"params/both": (model, weights)}, tmp_path / "tuned.msgpack")
+    again = msgpack_restore((tmp_path / "tuned.msgpack").read_bytes())
+    both = again["params"].pop("both")
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, 2 * b), both, variables["params"]["both"])
+    expected = {**whole, "params": {key: a for key, a in variables["params"].items() if key != "both"}}
+    jax.tree.map(np.testing.assert_array_equal, again, expected)
+
+
+def test_a_tree_in_memory_is_not_written():
+    assert find(tree_of_net())
+    with refused("source", "can be written again"):
+        replace(tree_of_net(), {}, "out")
+
+
+def test_a_tree_one_level_up_is_read_and_layers_with_something_between_stay_apart():
+    cell = linen.GRUCell(H)
+    variables = cell.init(jax.random.key(0), jnp.ones((1, H), jnp.float32), jnp.ones((1, I), jnp.float32))
+    for tree in ({"GRUCell_0": variables["params"]}, {"params": {"net": {"GRUCell_0": variables["params"]}}}):
+        assert from_flax(tree)[0] == GRUCell(H)
+    net = linen.Sequential([linen.RNN(linen.GRUCell(H)), linen.Dense(5), linen.RNN(linen.GRUCell(6))])
+    tree = net.init(jax.random.key(0), jnp.ones((1, 2, I), jnp.float32))
+    assert sizes(find(tree)) == {"params/layers_0": (I, H, 1, False), "params/layers_2": (5, 6, 1, False)}
+
+
+def test_other_frameworks_of_jax():
+    from flax import nnx
+
+    module = nnx.Dict(a=nnx.Linear(I, H, rngs=nnx.Rngs(0)), b=nnx.RNN(nnx.GRUCell(H, 5, rngs=nnx.Rngs(0))))
+    assert sizes(find(module)) == {"b": (H, 5, 1, False)}
+    haiku = {"net/~/gru": {"w_i": np.ones((I, 12), "f"), "w_h": np.ones((4, 12), "f"), "b": np.ones(12, "f")}}
+    (gru,) = find(haiku | {"net/linear": {"w": np.ones((4, 2), "f")}})
+    assert (gru.name, gru.reset_after, gru.where) == ("net/~/gru", False, "hk.GRU")
+    assert gru.take()[0] == GRU(4, reset_after=False, update="take")
+
+
+def test_a_folder_of_orbax_is_read(tmp_path):
+    ocp = pytest.importorskip("orbax.checkpoint", reason="orbax is not installed")
+    variables = tree_of_net()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            checkpointer.save((tmp_path / "net").absolute(), variables)
+            checkpointer.save((tmp_path / "both").absolute(), {"params": variables["params"]["both"]})
+        assert sizes(find(tmp_path / "net"))["params/both"] == (H, 5, 1, True)
+        model, found = load(tmp_path / "both")
+    jax.tree.map(np.testing.assert_array_equal, found, from_flax(variables["params"]["both"])[1])
+    assert model == GRU(5, bidirectional=True)
+
+
+# -- Keras -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ending", [".keras", ".h5"])
+def test_the_grus_of_a_file_of_keras(ending, tmp_path):
+    from keras_models import B, L, drawn, keras, plain, run
+
+    x = keras.Input((None, I))
+    inner = plain(
+        keras.Sequential, [keras.Input((None, 5)), L.GRU(6, return_sequences=True, name="deep")], name="inner"
+    )
+    y = plain(L.Conv1D(5, 3, padding="same"), x)
+    both = plain(L.Bidirectional(L.GRU(H, return_sequences=True, recurrent_activation="hard_sigmoid"), name="both"), y)
+    outputs = [plain(L.LSTM(3), both)] if ending == ".h5" else [plain(L.LSTM(3), both), plain(inner, y)]
+    model = drawn(plain(keras.Model, x, outputs))
+    path = tmp_path / f"net{ending}"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        plain(model.save, path)
+    expected = {"both": (5, H, 1, True)} | ({} if ending == ".h5" else {"deep": (5, 6, 1, False)})
+    assert sizes(find(path)) == expected
+    assert sizes(find(model)) == expected
+    taken = {name: load(path, prefix=name) for name in expected}
+    assert taken["both"][0] == GRU(H, bidirectional=True, gate_activation="hard_sigmoid")
+    a = np.random.default_rng(0).normal(size=(B, 4, 5)).astype("f")
+    layer = model.get_layer("both")
+    assert_close(taken["both"][0].apply(taken["both"][1], jnp.asarray(a))[0], run(layer, a)[0])
+    tuned = {name: (of, moved(variables)) for name, (of, variables) in taken.items()}
+    replace(path, tuned, tmp_path / f"tuned{ending}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        there = plain(keras.saving.load_model, tmp_path / f"tuned{ending}")
+    found = run(there.get_layer("both"), a)[0]
+    assert_close(tuned["both"][0].apply(tuned["both"][1], jnp.asarray(a))[0], found)
+    for one, other in zip(there.layers, model.layers, strict=True):
+        if one.name not in ("both", "inner"):
+            for v, w in zip(one.weights, other.weights, strict=True):
+                np.testing.assert_array_equal(np.asarray(v.value), np.asarray(w.value))
+    if ending == ".keras":
+        with zipfile.ZipFile(path) as before, zipfile.ZipFile(tmp_path / "tuned.keras") as after:
+            assert before.read("config.json") == after.read("config.json")
+            jax.tree.map(
+                np.testing.assert_array_equal, load(tmp_path / "tuned.keras", prefix="deep")[1], tuned["deep"][1]
+            )
+    with pytest.raises(InputError) as error:
+        load(path)
+    assert "find lists" in str(error.value)
+
+
+# -- what is named and refused -----------------------------------------------------------------------------------------
+
+
+def test_folders_and_sources_that_are_something_else(tmp_path):
+    (tmp_path / "tf").mkdir()
+    (tmp_path / "tf" / "saved_model.pb").write_bytes(b"x")
+    for call in (find, load):
+        with refused("a SavedModel of TensorFlow", "tf2onnx"):
+            call(tmp_path / "tf")
+        with refused("path"):
+            call(tmp_path / "absent.pt")
+    with refused("source", "a path, a module", "int"):
+        find(3)
+    with refused("path", "a file with GRUs of another framework"):
+        from grujax.interop import save
+
+        model = GRU(H)
+        save(tmp_path / "m.safetensors", model, model.init(jax.random.key(0), jnp.ones((1, 2, I), jnp.float32)))
+        find(tmp_path / "m.safetensors")
+    assert find({"a": np.ones(3)}) == [] and find(torch.nn.LSTM(3, 4)) == []

@@ -1,0 +1,343 @@
+"""Live modules of torch are run: what they compute is found, or they are refused; wrappers are taken off."""
+
+import json
+import logging
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from refusals import refused
+
+from grujax import GRU, GRUCell, GRUModel
+from grujax.interop import ConversionWarning, load
+from grujax.interop.hypotheses import last_output
+from grujax.interop.torch import from_torch, to_torch
+from grujax.testing import assert_close
+
+torch = pytest.importorskip("torch", reason="torch is not installed")
+nn = torch.nn
+prune = pytest.importorskip("torch.nn.utils.prune", reason="torch is not installed")
+I, H, O = 3, 5, 2
+
+
+class Module(nn.Module):
+    """A GRU and a Linear, and whatever `then(module, output, h_n)` makes of them."""
+
+    def __init__(self, then, before=None, bidirectional=True, num_layers=1, **options):
+        super().__init__()
+        torch.manual_seed(3)
+        options = {"batch_first": True} | options
+        self.rnn = nn.GRU(I, H, num_layers, bidirectional=bidirectional, **options)
+        self.fc = nn.Linear(H * (1 + bidirectional), O)
+        self.then, self.before = then, before
+
+    def forward(self, x):
+        return self.then(self, *self.rnn(x if self.before is None else self.before(x)))
+
+
+def both(h):
+    return torch.cat([h[-2], h[-1]], -1)
+
+
+ONE = {"bidirectional": False}
+READ = {
+    "last states": (lambda: Module(lambda m, o, h: m.fc(both(h))), GRUModel(H, O, bidirectional=True)),
+    "last step": (lambda: Module(lambda m, o, h: m.fc(o[:, -1]), **ONE), GRUModel(H, O)),
+    "last step, both directions": (
+        lambda: Module(lambda m, o, h: m.fc(o[:, -1])),
+        GRUModel(H, O, bidirectional=True, pooling=last_output),
+    ),
+    "mean": (lambda: Module(lambda m, o, h: m.fc(o.mean(1))), GRUModel(H, O, bidirectional=True, pooling="mean")),
+    "maximum": (
+        lambda: Module(lambda m, o, h: m.fc(o.max(1).values), num_layers=2),
+        GRUModel(H, O, bidirectional=True, num_layers=2, pooling="max"),
+    ),
+    "every step, and the state": (
+        lambda: Module(lambda m, o, h: (m.fc(o), h)),
+        GRUModel(H, O, bidirectional=True, pooling=None),
+    ),
+    "time first": (
+        lambda: Module(lambda m, o, h: m.fc(o[-1]), batch_first=False, **ONE),
+        GRUModel(H, O, time_major=True),
+    ),
+    "sigmoid": (
+        lambda: Module(lambda m, o, h: m.fc(h[-1]).sigmoid(), **ONE),
+        GRUModel(H, O, output_activation="sigmoid"),
+    ),
+    "softmax on every step": (
+        lambda: Module(lambda m, o, h: {"probabilities": m.fc(o).softmax(-1)}, **ONE),
+        GRUModel(H, O, pooling=None, output_activation="softmax"),
+    ),
+    "no head": (lambda: nn.Sequential(nn.GRU(I, H, batch_first=True)), GRU(H)),
+    "dropout of the layers": (
+        lambda: Module(lambda m, o, h: m.fc(h[-1]), num_layers=2, dropout=0.25, **ONE),
+        GRUModel(H, O, num_layers=2, dropout=0.25),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_what_a_module_computes_is_found_by_running_it(name):
+    """The model gives what the module gives, at a size that the proof did not see; and the module is left as it was."""
+    make, expected = READ[name]
+    module = make().train()
+    model, variables = from_torch(module)
+    assert model == expected and module.training
+    x = np.random.default_rng(5).normal(size=(4, 9, I)).astype("f")
+    with torch.no_grad():
+        theirs = module.eval()(torch.tensor(x))
+    theirs = next(iter(theirs.values())) if isinstance(theirs, dict) else theirs
+    theirs = theirs[0] if isinstance(theirs, tuple) else theirs
+    found = jax.tree.leaves(model.apply(variables, jnp.asarray(x)))[0]
+    assert_close(found, theirs.numpy())
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_modules_of_every_dtype_are_proved(dtype):
+    for module in (Module(lambda m, o, h: m.fc(o.mean(1))), nn.GRU(I, H, 2), nn.GRUCell(I, H)):
+        model, _ = from_torch(module.to(getattr(torch, dtype)))
+        assert model.param_dtype == getattr(jnp, dtype) and getattr(model, "pooling", "mean") == "mean"
+    with refused("another function"):
+        from_torch(Module(lambda m, o, h: m.fc(o[:, 0])).to(getattr(torch, dtype)))
+
+
+class InFront(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.front, self.rnn = nn.Linear(H, H), nn.GRU(H, H, batch_first=True)
+
+    def forward(self, x):
+        return self.rnn(self.front(x))[1][-1]
+
+
+class Unrolled(nn.Module):
+    """Cells in a loop, as users write it."""
+
+    def __init__(self, backwards=False):
+        super().__init__()
+        self.cells, self.fc, self.backwards = (
+            nn.ModuleList([nn.GRUCell(I, H), nn.GRUCell(H, H)]),
+            nn.Linear(H, O),
+            backwards,
+        )
+
+    def forward(self, x):
+        states = [x.new_zeros(len(x), H) for _ in self.cells]
+        for t in reversed(range(x.shape[1])) if self.backwards else range(x.shape[1]):
+            a = x[:, t]
+            for k, cell in enumerate(self.cells):
+                a = states[k] = cell(a, states[k])
+        return self.fc(a)
+
+
+REFUSED = {
+    "relu before the head": lambda: Module(lambda m, o, h: m.fc(o[:, -1].relu()), **ONE),
+    "first layer": lambda: Module(lambda m, o, h: m.fc(h[0]), num_layers=2, **ONE),
+    "attention": lambda: Module(lambda m, o, h: m.fc((o.sum(-1, keepdim=True).softmax(1) * o).sum(1)), **ONE),
+    "swapped directions": lambda: Module(lambda m, o, h: m.fc(torch.cat([h[-1], h[-2]], -1))),
+    "flipped input": lambda: Module(lambda m, o, h: m.fc(h[-1]), before=lambda x: x.flip(1), **ONE),
+    "halved head": lambda: Module(lambda m, o, h: m.fc(h[-1]) / 2, **ONE),
+    "scaled input": lambda: Module(lambda m, o, h: m.fc(h[-1]), before=lambda x: 2 * x, **ONE),
+    "first step": lambda: Module(lambda m, o, h: m.fc(o[:, 0]), **ONE),
+    "sum over time": lambda: Module(lambda m, o, h: m.fc(o.sum(1)), **ONE),
+    "head applied twice": lambda: Module(lambda m, o, h: (m.fc(h[-1]), m.fc(o[:, 0])), **ONE),
+    "head unused": lambda: Module(lambda m, o, h: h, **ONE),
+    "time exchanged": lambda: Module(lambda m, o, h: m.fc(o[:, -1]), batch_first=False, **ONE),
+    "a Linear in front": InFront,
+    "a loop backwards": lambda: Unrolled(True),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_another_function_is_refused_with_the_differences(name):
+    with refused("module_or_state_dict", "what a model of grujax computes", "interop.find"):
+        from_torch(REFUSED[name]())
+
+
+def test_an_h0_of_ones_and_a_second_linear_are_refused():
+    module = Module(None, **ONE)
+    module.forward = lambda x: module.fc(module.rnn(x, torch.ones(1, len(x), H))[1][-1])
+    with refused("another function", "off by"):
+        from_torch(module)
+    with refused("one nn.Linear beside", "interop.find"):
+        from_torch(nn.Sequential(nn.GRU(I, H), nn.Linear(H, H), nn.Linear(H, O)))
+
+
+def test_cells_in_a_loop_are_layers_where_they_compute_that():
+    module = Unrolled()
+    model, variables = from_torch(module)
+    assert model == GRUModel(H, O, num_layers=2)
+    x = np.random.default_rng(0).normal(size=(4, 6, I)).astype("f")
+    assert_close(model.apply(variables, jnp.asarray(x)), module(torch.tensor(x)).detach().numpy())
+    assert from_torch(module, prefix="cells.1")[0] == GRUCell(H)
+    with refused("an nn.GRU, or an nn.GRUCell alone", "interop.find"):
+        from_torch({k: v for k, v in module.state_dict().items() if "cells.0" in k or "fc" in k})
+
+
+def test_what_a_state_dict_does_not_tell_is_an_argument_and_its_default_is_announced(caplog):
+    module = Module(lambda m, o, h: m.fc(o.mean(1)), **ONE)
+    state = module.state_dict()
+    with caplog.at_level(logging.WARNING, "grujax.interop"):
+        assert from_torch(state)[0] == GRUModel(H, O)
+    assert "read as: Linear on the last state" in caplog.text
+    caplog.clear()
+    for pooling in ("last", "mean", None):
+        model, variables = from_torch(state, pooling=pooling)
+        assert model.pooling == pooling
+    assert not caplog.text
+    module.then = lambda m, o, h: m.fc(o)
+    x = torch.randn(2, 4, I)
+    assert_close(model.apply(variables, jnp.asarray(x.numpy())), module(x).detach().numpy())
+    back = to_torch(model, variables, "rnn", "fc", verify=True)
+    assert all(torch.equal(back[key], a) for key, a in state.items())
+
+
+def test_integers_beside_a_gru_do_not_keep_it_from_being_taken():
+    state = {"positions": torch.arange(5), **{f"rnn.{key}": a for key, a in nn.GRU(I, H).state_dict().items()}}
+    assert from_torch(state, prefix="rnn")[0] == GRU(H)
+    with refused("positions", "int64", "interop.find"):
+        from_torch(state)
+
+
+WEIGHTS = {
+    "weight_norm": lambda m: nn.utils.weight_norm(m.rnn, "weight_hh_l0"),
+    "weight_norm of the head": lambda m: nn.utils.weight_norm(m.fc),
+    "the newer weight_norm": lambda m: nn.utils.parametrizations.weight_norm(m.rnn, "weight_ih_l0"),
+    "pruning": lambda m: prune.random_unstructured(m.rnn, "weight_hh_l0", amount=0.4),
+    "spectral_norm": lambda m: nn.utils.spectral_norm(m.rnn, "weight_hh_l0"),
+}
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_effective_weights_are_taken(name):
+    """Of a module whose parts have moved since; of a dict too, but for spectral_norm's."""
+    module = Module(lambda m, o, h: m.fc(h[-1]), **ONE)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's: the older forms will go
+        WEIGHTS[name](module)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.1)
+    model, variables = from_torch(module)
+    x = torch.randn(2, 4, I)
+    assert_close(model.apply(variables, jnp.asarray(x.numpy())), module.eval()(x).detach().numpy())
+    if name == "spectral_norm":
+        with refused("rnn.weight_hh_l0", "Pass the live module"):
+            from_torch(module.state_dict())
+    else:
+        for a, b in zip(jax.tree.leaves(from_torch(module.state_dict())[1]), jax.tree.leaves(variables), strict=True):
+            assert_close(a, b)
+
+
+def test_a_head_without_bias_has_zeros_and_says_so():
+    module = Module(lambda m, o, h: m.fc(h[-1]), **ONE)
+    module.fc = nn.Linear(H, O, bias=False)
+    for source in (module, module.state_dict()):
+        with pytest.warns(ConversionWarning, match="the head has no bias"):
+            model, variables = from_torch(source)
+        assert model == GRUModel(H, O) and not variables["params"]["head"]["bias"].any()
+
+
+def wrapped():
+    module = Module(lambda m, o, h: m.fc(h[-1]), **ONE)
+    compiled = {f"_orig_mod.module.{key}": a for key, a in module.state_dict().items()}
+    trained = {"epoch": 3, "optimizer_state_dict": {"state": {}}, "loss": torch.tensor(0.5)}
+    alone = nn.GRU(I, H)
+    return {
+        "_orig_mod": (module, compiled),
+        "state_dict": (module, trained | {"state_dict": module.state_dict()}),
+        "model_state_dict": (module, trained | {"model_state_dict": compiled}),
+        "model": (module, trained | {"model": module.state_dict()}),
+        "params": (module, {"params": module.state_dict()}),
+        "a prefix without a head": (alone, {f"model.encoder.{key}": a for key, a in alone.state_dict().items()}),
+        "NumPy": (module, {key: a.numpy() for key, a in module.state_dict().items()}),
+    }
+
+
+@pytest.mark.parametrize("name", wrapped())
+def test_wrappers_of_state_dicts_are_taken_off(name, tmp_path):
+    module, state = wrapped()[name]
+    expected = from_torch(module, verify=False)
+    found = from_torch(state)
+    assert found[0] == expected[0]
+    jax.tree.map(np.testing.assert_array_equal, found[1], expected[1])
+    if name == "NumPy":
+        np.savez(tmp_path / "m.npz", **state)
+    else:
+        torch.save(state, tmp_path / "m.ckpt")
+    found = load(tmp_path / ("m.npz" if name == "NumPy" else "m.ckpt"), pooling="last" if "fc" in dir(module) else ...)
+    jax.tree.map(np.testing.assert_array_equal, found[1], expected[1])
+
+
+def test_modules_in_wrappers_are_run_without_them():
+    module = Module(lambda m, o, h: m.fc(o.mean(1)), **ONE)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own imports
+        compiled = torch.compile(module)
+    for of in (nn.DataParallel(module), compiled):
+        assert from_torch(of)[0] == GRUModel(H, O, pooling="mean")
+    with refused("a TorchScript program", "state_dict()"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from_torch(torch.jit.trace(nn.GRU(I, H), torch.ones(2, 3, I)))
+
+
+def test_quantised_weights_are_named(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's: quantisation moves to another package
+        quantised = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.GRU(I, H)), {nn.GRU})
+    with refused("the quantised torch.ao.nn.quantized.dynamic", "from before"):
+        from_torch(quantised)
+    state = nn.GRU(I, H).state_dict()
+    for dtype in (torch.int8, torch.float8_e4m3fn):
+        with refused("weight_hh_l0", "quantised"):
+            from_torch(state | {"weight_hh_l0": state["weight_hh_l0"].to(dtype)})
+    from safetensors.torch import save_file
+
+    save_file(state | {"weight_hh_l0": state["weight_hh_l0"].to(torch.int8)}, tmp_path / "m.safetensors")
+    with refused("weight_hh_l0", "int8", "quantised", "m.safetensors"):
+        load(tmp_path / "m.safetensors")
+    save_file(state | {"weight_hh_l0": state["weight_hh_l0"].to(torch.float8_e4m3fn)}, tmp_path / "m.safetensors")
+    with refused("weight_hh_l0", "F8_E4M3", "quantised", "m.safetensors"):
+        load(tmp_path / "m.safetensors")
+
+
+def test_programs_of_torch_are_named(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.trace(nn.GRU(I, H), torch.ones(2, 3, I)), tmp_path / "m.pt")
+        torch.export.save(torch.export.export(nn.GRU(I, H), (torch.ones(2, 3, I),)), tmp_path / "m.pt2")
+    with refused("a TorchScript program", "state dict", "m.pt"):
+        load(tmp_path / "m.pt")
+    with refused("a program of torch.export", "m.pt2"):
+        load(tmp_path / "m.pt2")
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+def test_shards_are_joined_through_their_index_or_refused(kind, tmp_path):
+    from safetensors.torch import save_file
+
+    state = nn.GRU(I, H).state_dict()
+    stem = "model" if kind == "safetensors" else "pytorch_model"
+    names = [f"{stem}-0000{k}-of-00002.{kind}" for k in (1, 2)]
+    parts = [{k: a for k, a in state.items() if k.startswith(start)} for start in ("weight", "bias")]
+    for name, part in zip(names, parts, strict=True):
+        (save_file if kind == "safetensors" else torch.save)(part, tmp_path / name)
+    with refused("one shard of several", f"{stem}.{kind}.index.json"):
+        load(tmp_path / names[0])
+    index = tmp_path / f"{stem}.{kind}.index.json"
+    where = {key: name for name, part in zip(names, parts, strict=True) for key in part}
+    index.write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    model, variables = load(tmp_path / names[1])
+    assert model == GRU(H)
+    jax.tree.map(np.testing.assert_array_equal, variables, from_torch(state)[1])
+    for changed, part in (
+        ({"weight_map": where | {"bias_hh_l0": "../" + names[0]}}, "beside their index"),
+        ({"weight_map": where | {"more": names[0]}}, "the tensors that the index names"),
+        ({"weight_map": {**where, "bias_hh_l0": names[0].replace("00001", "00009")}}, "no such file"),
+        ([], "an index of shards"),
+    ):
+        index.write_text(json.dumps(changed))
+        with refused(part):
+            load(tmp_path / names[0])
