@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from grujax.kernels.native.arrays import Call, by_direction, given, rows_at
@@ -58,7 +58,15 @@ def _on_mesh(arrays: list[Array], call: Call) -> list[Array]:
     def of_device(arrays: list[Array]) -> list[Array]:
         return under_primitives(_varying_alike(arrays), call)
 
-    return jax.shard_map(of_device, mesh=sharding.mesh, out_specs=out_specs)(arrays)
+    # Other axes of the mesh, which XLA splits, stay so inside.
+    in_specs = [jax.typeof(a).sharding.spec for a in arrays]
+    explicit = {
+        name
+        for name, kind in zip(sharding.mesh.axis_names, sharding.mesh.axis_types, strict=True)
+        if kind == AxisType.Explicit
+    }
+    run = jax.shard_map(of_device, mesh=sharding.mesh, in_specs=(in_specs,), out_specs=out_specs, axis_names=explicit)
+    return run(arrays)
 
 
 def _varying_alike(arrays: Sequence[Array]) -> list[Array]:
