@@ -3,9 +3,11 @@ INLINE void write(float* out, float a, float) { *out = a; }
 INLINE void write(double* out, double a, double) { *out = a; }
 INLINE void write(float* out, float a, bf16) { *out = widen(narrow(a)); }
 INLINE void write(bf16* out, float a, bf16) { *out = narrow(a); }
-template <class E, class Op> INLINE void write_operand(Op* out, V<Real<E>> v) {
+// The first n lanes, zeros behind them: pairs read one lane past an odd H, and Inf times a weight of 0 is NaN there.
+template <class E, class Op> INLINE void write_operand(Op* out, V<Real<E>> v, long n) {
   Real<E> lanes[L<Real<E>>];
   store(lanes, v);
+  for (long i = n; i < L<Real<E>>; i++) lanes[i] = 0;
   for (long i = 0; i < L<Real<E>>; i++) write(out + i, lanes[i], E{});
 }
 template <class Op> INLINE void write_exact(Op* out, Op a) { *out = a; }
@@ -90,7 +92,7 @@ static void forward_tile(const Forward<E, Op>& f, long s, int phase, const int* 
           else a = read[i][unit + u];
           lanes[u] = of_r[u] * a;
         }
-        write_operand<E>(f.r_read + rows[i] * f.read_row + unit, load(lanes));
+        write_operand<E>(f.r_read + rows[i] * f.read_row + unit, load(lanes), left);
         store(f.z + at, z[i]), store(f.x_n + at, x_n[i] + load(bias + 3 * N));
         if (f.saved) store_part(f.saved + (t * f.B + rows[i]) * 4 * f.H + unit, r[i], left);
       }
@@ -116,7 +118,7 @@ static void forward_tile(const Forward<E, Op>& f, long s, int phase, const int* 
     store(f.state[~s & 1] + b * f.h_row + unit, h_new);
     if ((const void*)f.read[0] != f.state[0]) {
       const V<R> mask = f.state_mask ? load_part(f.state_mask + b * f.H + unit, left) : splat(R(1));
-      write_operand<E>(f.read[~s & 1] + b * f.read_row + unit, mask * h_new);
+      write_operand<E>(f.read[~s & 1] + b * f.read_row + unit, mask * h_new, left);
     }
     store_part(f.hs + t * f.hs_step + b * f.hs_row + unit, h_new, left);
     if (f.saved) {
