@@ -66,6 +66,8 @@ struct Options {
 template <class Call, class E> void read_sizes(Call& c, const Arrays& arrays, long first, const Options& o, long direction, long lanes) {
   const auto x = arrays.input(first + X).dimensions(), w = arrays.input(first + W_HH).dimensions();
   if (x.size() != 3 || w.size() != 2) throw Invalid{"x must have three axes and w_hh two"};
+  const auto first_x = arrays.input(X).dimensions(), first_w = arrays.input(W_HH).dimensions();
+  if (!std::equal(x.begin(), x.end(), first_x.begin()) || w[0] != first_w[0]) throw Invalid{"directions must have the same sizes"};
   c.T = x[o.time_major ? 0 : 1], c.B = x[o.time_major ? 1 : 0], c.I = x[2], c.H = w[0], c.P = (c.H + lanes - 1) / lanes;
   if (c.I < 1 || c.H < 1 || c.T * c.B >= (1L << 31)) throw Invalid{"I and H must be positive, and T * B below 2^31"};
   c.reverse = o.reverse >> direction & 1, c.reset_after = o.reset_after, c.keep = o.keep;
