@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from compilations import compilations
+from implementations import HERE
 
 from grujax import GRUWeights, equations, gru
-from grujax.kernels.table import KERNELS
 from grujax.testing import assert_close
 
 NAMES = ["x", "h0", "w_ih", "w_hh", "b_ih", "b_hh"]
@@ -40,7 +40,7 @@ def poisoned(x, lengths):
 @pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["full", "lengths"])
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
 @pytest.mark.parametrize("reset_after", [True, False], ids=["after", "before"])
-@pytest.mark.parametrize(("implementation", "dtype"), [("xla", "float64"), ("autodiff", "float64"), ("xla", "float32")])
+@pytest.mark.parametrize(("implementation", "dtype"), [*((i, "float64") for i in HERE), ("xla", "float32")])
 def test_values_and_gradients_equal_the_oracle(problem, implementation, dtype, reset_after, reverse, lengths):
     given = problem()
     rng = np.random.default_rng(1)
@@ -91,8 +91,10 @@ def test_batch_axes_may_be_none_or_two(problem):
     assert_close(h_one, h_last[2])
 
 
-@pytest.mark.parametrize("implementation", KERNELS)
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize(
+    ("implementation", "dtype"),
+    [(name, dtype) for name in HERE for dtype in ("bfloat16", "float16") if (name, dtype) != ("native", "float16")],
+)
 def test_half_precision_stays_near_float32(problem, dtype, implementation):
     given = as_jax(as_jax(problem(), dtype), "float32")  # the values that half precision stores, in both
 
@@ -132,7 +134,7 @@ def test_a_run_in_chunks_equals_the_whole(problem):
     np.testing.assert_array_equal(h[1], given["h0"][1])
 
 
-@pytest.mark.parametrize("implementation", KERNELS)
+@pytest.mark.parametrize("implementation", HERE)
 def test_vmap_over_weights_equals_a_loop(problem, implementation):
     members = [as_jax(problem(seed=seed)) for seed in range(3)]
     stacked = jax.tree.map(lambda *a: jnp.stack(a), *members)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from flax import nnx
+from implementations import HERE
 from refusals import refused
 
 from grujax import GRU, GRUEncoder, GRUModel, equations
@@ -54,7 +55,7 @@ def oracle(params, lengths, reset_after):
 @pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["full", "lengths"])
 @pytest.mark.parametrize(
     ("implementation", "reset_after"),
-    [("brief", True), *((name, after) for name in ("reference", "xla", "autodiff") for after in (True, False))],
+    [(name, after) for name in (*HERE, "reference") for after in (True, False)],
 )
 def test_values_and_gradients_equal_the_oracle(implementation, reset_after, lengths):
     model = layer(implementation=implementation, reset_after=reset_after)
