@@ -1,7 +1,8 @@
 """One-line faults that the suite must notice: `python tests/mutations.py [-k NAME]`.
 
-They stand in mutations.toml. Each is put into a copy of the tree, where the tests named with it must fail. An original
-text that is not found exactly once is an error: change the mutation with the code.
+They stand in mutations.toml. Each is put into a copy of the tree, where the tests named with it must fail; after a
+fault in C++ the native kernel is built again. An original text that is not found exactly once is an error: change the
+mutation with the code.
 """
 
 import argparse
@@ -28,10 +29,14 @@ class Mutation(NamedTuple):
 MUTATIONS = [Mutation(**row) for row in tomllib.loads(Path(__file__).with_suffix(".toml").read_text())["mutation"]]
 
 
+LIBRARY = "grujax/kernels/native/_gru.so"
+BUILD = [sys.executable, "-m", "grujax.kernels.native.build"]
+
+
 def copy_of_the_tree(folder: Path) -> None:
-    """The files that git tracks, as they are now."""
+    """The files that git tracks, as they are now, and the native kernel."""
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for name in filter(None, listed.split("\0")):
+    for name in filter(None, [*listed.split("\0"), LIBRARY]):
         if (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
@@ -74,9 +79,14 @@ def main() -> int:
         for m, text in zip(chosen, faulty, strict=True):
             path = folder / "grujax" / m.file
             sound = path.read_text()
+            library = (folder / LIBRARY).read_bytes() if path.suffix != ".py" else b""
             path.write_text(text)
+            if library:
+                subprocess.run(BUILD, cwd=folder, check=True)
             caught = bool(failure(set(m.tests.split()), folder))
             path.write_text(sound)
+            if library:
+                (folder / LIBRARY).write_bytes(library)
             print(f"{'caught' if caught else 'MISSED':8}{m.file:28}{m.name}", flush=True)
             missed += not caught
     print(f"{len(chosen) - missed} of {len(chosen)} caught")

@@ -7,7 +7,8 @@ from mutations import MUTATIONS, ROOT, mutated
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
 def test_each_mutation_changes_one_place_and_names_tests_that_exist(mutation):
     assert mutated(mutation) != (ROOT / "grujax" / mutation.file).read_text()
-    compile(mutated(mutation), mutation.file, "exec")
+    if mutation.file.endswith(".py"):
+        compile(mutated(mutation), mutation.file, "exec")
     assert all((ROOT / "tests" / name.partition("::")[0]).exists() for name in mutation.tests.split())
 
 

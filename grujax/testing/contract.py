@@ -30,7 +30,7 @@ class Case(NamedTuple):
     spec: GRUSpec = GRUSpec()
     sizes: tuple[int, int, int, int] = (5, 3, 4, 2)  # T, B, I, H
     given: tuple[str, ...] = ()  # fields of `Control` that the call has
-    directions: int = 1  # how many recurrences go in one call
+    reverse: tuple[bool, ...] = (False,)  # for each recurrence of the call, whether it reads backwards
     time_major: bool = True
     plain: bool = False  # without biases and h0
     dtype: str = "float64"
@@ -40,38 +40,73 @@ class Case(NamedTuple):
 TAKE: dict[str, Any] = {"update": "take"}
 OTHERS: dict[str, Any] = {"activation": "softsign", "gate_activation": "sigmoid", "clip": 1.2}
 KINKS: dict[str, Any] = {"activation": "relu", "gate_activation": "hard_sigmoid"}
+TORCH, TORCH_TAKE, CHO, CHO_TAKE = (
+    GRUSpec(after, update=update) for after in (True, False) for update in ("keep", "take")
+)
 BEGIN = ("reset", "h_reset")
+ALL = ("valid", *BEGIN, "state_mask", "hold")
 SMALL: dict[str, Any] = {"dtype": "float32"}
+HALF: dict[str, Any] = {"dtype": "bfloat16"}
 BATCH_MAJOR: dict[str, Any] = {"time_major": False}
-TWO: dict[str, Any] = {"directions": 2}
+BACK: dict[str, Any] = {"reverse": (True,)}
+BOTH: dict[str, Any] = {"reverse": (False, True)}
 PLAIN: dict[str, Any] = {"plain": True}
 GATES: dict[str, Any] = {"with_gates": True}
 CASES: dict[str, Case] = {
     "take, others": Case(GRUSpec(**TAKE, **OTHERS), given=(*BEGIN, "hold"), **BATCH_MAJOR, **PLAIN, **SMALL, **GATES),
-    "take, others, two": Case(GRUSpec(**TAKE, **OTHERS), given=("hold",), **TWO, **GATES),
-    "take, all that acts on the state": Case(
-        GRUSpec(**TAKE), (9, 7, 5, 13), ("valid", *BEGIN, "state_mask", "hold"), **SMALL
-    ),
-    "torch": Case(GRUSpec(), (6, 5, 2, 3), ("valid", "reset", "hold"), **BATCH_MAJOR, **GATES),
-    "kinks, two": Case(GRUSpec(**KINKS), given=(*BEGIN, "hold"), **TWO, **PLAIN),
+    "take, others, both": Case(GRUSpec(**TAKE, **OTHERS), given=("hold",), **BOTH, **GATES),
+    "take, all that acts on the state": Case(TORCH_TAKE, (9, 7, 5, 13), ALL, **SMALL),
+    "torch": Case(TORCH, (6, 5, 2, 3), ("valid", "reset", "hold"), **BATCH_MAJOR, **GATES),
+    "kinks, both": Case(GRUSpec(**KINKS), given=(*BEGIN, "hold"), **BOTH, **PLAIN),
     "others, one unit": Case(GRUSpec(**OTHERS), (4, 1, 1, 1), ("valid", *BEGIN), **PLAIN),
-    "others, two": Case(GRUSpec(**OTHERS), given=("state_mask",), **TWO, **BATCH_MAJOR, **PLAIN),
+    "others, both": Case(GRUSpec(**OTHERS), given=("state_mask",), **BOTH, **BATCH_MAJOR, **PLAIN),
     "others, one step": Case(GRUSpec(**OTHERS), (1, 3, 2, 5), ("reset",), **SMALL, **GATES),
-    "Cho, take": Case(GRUSpec(False, **TAKE), given=("valid", "state_mask"), **GATES),
-    "Cho, take, two": Case(GRUSpec(False, **TAKE), given=("reset", "state_mask"), **TWO, **BATCH_MAJOR, **PLAIN),
-    "Cho, others, two": Case(GRUSpec(False, **OTHERS), given=("valid", *BEGIN), **TWO, **BATCH_MAJOR, **SMALL, **GATES),
+    "others, back": Case(GRUSpec(**OTHERS), (6, 2, 3, 5), ("valid", *BEGIN), **BACK, **PLAIN, **HALF),
+    "Cho, take": Case(CHO_TAKE, given=("valid", "state_mask"), **GATES),
+    "Cho, take, both": Case(CHO_TAKE, given=("reset", "state_mask"), **BOTH, **BATCH_MAJOR, **PLAIN),
+    "Cho, others, both": Case(
+        GRUSpec(False, **OTHERS), given=("valid", *BEGIN), **BOTH, **BATCH_MAJOR, **SMALL, **GATES
+    ),
     "normalised, others": Case(GRUSpec(layer_norm=True, **OTHERS), given=("state_mask",), **PLAIN, **SMALL, **GATES),
     "normalised, Cho, take": Case(
-        GRUSpec(False, layer_norm=True, **TAKE), given=("valid", *BEGIN, "hold"), **TWO, **BATCH_MAJOR
+        GRUSpec(False, layer_norm=True, **TAKE), given=("valid", *BEGIN, "hold"), **BOTH, **BATCH_MAJOR
     ),
+    "normalised, back": Case(GRUSpec(layer_norm=True), given=("hold",), **BACK, **HALF),
     "no steps": Case(sizes=(0, 3, 4, 2), given=("valid", "reset"), **GATES),
     "no rows": Case(sizes=(4, 0, 3, 2), given=("valid",), **BATCH_MAJOR),
+    # Around the edges of vectors (4 to 16 units) and tiles (4 or 8 rows); more than 64 rows.
+    "one unit": Case(CHO, (5, 2, 3, 1), ALL, **BOTH, **SMALL),
+    "15 units": Case(CHO, (9, 7, 3, 15), ALL, **BACK, **BATCH_MAJOR, **SMALL, **GATES),
+    "16 units": Case(TORCH, (5, 8, 4, 16), ALL, **BOTH, **BATCH_MAJOR, **SMALL),
+    "17 units": Case(TORCH_TAKE, (6, 9, 17, 17), ("valid", "hold"), **BACK, **SMALL, **GATES),
+    "33 units, 65 rows": Case(CHO_TAKE, (7, 65, 5, 33), ALL, **BOTH, **BATCH_MAJOR, **SMALL),
+    # Weights that no call packs: fewer than 8 rows times steps, whole vectors.
+    "few": Case(TORCH, (3, 2, 3, 16), ("valid", *BEGIN, "state_mask"), **BOTH, **SMALL, **GATES),
+    "few, one row": Case(TORCH_TAKE, (5, 1, 2, 32), ("reset", "hold"), **PLAIN),
+    # One row: the input of 64 steps is projected at once.
+    "one row": Case(CHO, (70, 1, 3, 17), ("valid", *BEGIN), **BACK, **GATES),
+    # Enough work for several threads: one row, by columns, by rows, by columns because the weights fill the cache. The
+    # backward pass takes about 384 rows of all steps at once.
+    "threads, one row": Case(TORCH, (400, 1, 17, 49), ("valid", *BEGIN, "state_mask"), **SMALL),
+    "threads, one row, Cho": Case(CHO_TAKE, (130, 1, 17, 65), ("reset", "hold"), **BATCH_MAJOR, **SMALL),
+    "threads, columns": Case(TORCH_TAKE, (50, 9, 17, 49), ALL, **BATCH_MAJOR, **SMALL, **GATES),
+    "threads, columns, Cho": Case(CHO, (50, 9, 17, 49), ALL, **BACK, **SMALL),
+    "threads, rows": Case(TORCH, (30, 17, 17, 33), ALL, **BATCH_MAJOR, **SMALL),
+    "threads, rows, Cho": Case(CHO_TAKE, (30, 17, 17, 33), (*BEGIN, "hold"), **BACK, **GATES),
+    "threads, wide": Case(TORCH, (3, 130, 3, 300), ("valid", "reset"), **SMALL),
+    # Pairs of bfloat16: an odd number of features is filled up.
+    "bfloat16": Case(TORCH, (6, 9, 4, 16), **BOTH, **HALF, **PLAIN),
+    "bfloat16, odd": Case(TORCH_TAKE, (6, 7, 3, 15), ALL, **BOTH, **BATCH_MAJOR, **HALF, **GATES),
+    "bfloat16, Cho": Case(CHO, (5, 8, 5, 33), ALL, **BATCH_MAJOR, **HALF, **GATES),
+    "bfloat16, one row": Case(TORCH, (70, 1, 5, 17), ("reset", "state_mask"), **HALF),
+    "bfloat16, threads": Case(TORCH, (30, 17, 17, 33), ("valid", *BEGIN), **BACK, **HALF),
+    "bfloat16, threads, Cho": Case(CHO_TAKE, (50, 9, 17, 49), ("valid", "hold"), **HALF),
 }
 """By name. Every pair of what varies is in one case at least (tests/kernels/test_contract.py counts)."""
 
 
 class Drawn(NamedTuple):
-    """The arrays of one recurrence, NumPy: float64 that float32 holds too, none of them zero."""
+    """The arrays of one recurrence, float64 that float32, or bfloat16 in a case of it, holds too; none zero."""
 
     x: NDArray  # (T, B, I), NaN at steps that are not valid
     h0: NDArray | None
@@ -92,7 +127,7 @@ def assert_serves(run: Run, case: Case) -> None:
     >>> assert_serves(kernels.run, CASES["others, one step"])
     """
     rng = np.random.default_rng(sum(case.sizes) + len(case.given))
-    assert_equals_the_oracle(run, case, [draw(case, rng) for _ in range(case.directions)])
+    assert_equals_the_oracle(run, case, [draw(case, rng) for _ in case.reverse])
 
 
 def draw(case: Case, rng: np.random.Generator) -> Drawn:
@@ -100,8 +135,12 @@ def draw(case: Case, rng: np.random.Generator) -> Drawn:
     n_steps, n_rows, n_features, hidden_size = case.sizes
     columns, state = 3 * hidden_size, (n_rows, hidden_size)
 
+    def held(a: NDArray) -> NDArray:
+        dtype = jnp.bfloat16 if case.dtype == "bfloat16" else np.float32
+        return a if a.dtype == bool else a.astype(dtype).astype(np.float64)
+
     def normal(*shape: int) -> NDArray:
-        return rng.normal(size=shape).astype(np.float32).astype(np.float64)
+        return held(rng.normal(size=shape))
 
     scale = 1 / np.sqrt(hidden_size)
     weights = {"w_ih": normal(n_features, columns) * 0.5, "w_hh": normal(hidden_size, columns) * scale * 0.75}
@@ -120,17 +159,14 @@ def draw(case: Case, rng: np.random.Generator) -> Drawn:
     if "valid" in case.given:
         control["valid"][:, 1:2] = False  # a sequence of length 0
         x[~control["valid"]] = np.nan
-    weights = {name: a.astype(np.float32).astype(np.float64) for name, a in weights.items()}
-    control = {name: a for name, a in control.items() if name in case.given}
+    weights = {name: held(a) for name, a in weights.items()}
+    control = {name: held(a) for name, a in control.items() if name in case.given}
     h0 = None if case.plain else normal(*state)
     return Drawn(x, h0, weights, control, normal(n_steps, *state), normal(*state))
 
 
-def assert_equals_the_oracle(run: Run, case: Case, drawn: list[Drawn], rows: NDArray | None = None) -> None:
-    """`assert_serves` on given arrays; only `rows` are in the loss, for sizes that are large for NumPy."""
-    rows = np.arange(case.sizes[1]) if rows is None else rows
-    in_loss = np.isin(np.arange(case.sizes[1]), rows)[:, None]
-    drawn = [of._replace(dhs=of.dhs * in_loss, dh_last=of.dh_last * in_loss) for of in drawn]
+def assert_equals_the_oracle(run: Run, case: Case, drawn: list[Drawn]) -> None:
+    """`assert_serves` on given arrays."""
 
     def as_jax(a: Any) -> Any:
         return jax.tree.map(lambda a: jnp.asarray(a, a.dtype if a.dtype == bool else case.dtype), a)
@@ -143,9 +179,10 @@ def assert_equals_the_oracle(run: Run, case: Case, drawn: list[Drawn], rows: NDA
             Recurrence(of["x"], GRUWeights(**of["weights"]), of["h0"], Control(**steers | {"h_reset": of["h_reset"]}))
             for of, steers in zip(given, steering, strict=True)
         ]
-        results = run(recurrences, case.spec, with_gates=case.with_gates, time_major=case.time_major)
+        options = {"reverse": case.reverse, "with_gates": case.with_gates, "time_major": case.time_major}
+        results = run(recurrences, case.spec, **options)
         weighed = [
-            (dhs * result.hs).sum() + (dh_last * result.h_last).sum()
+            (dhs.astype(result.hs.dtype) * result.hs).sum() + (dh_last.astype(result.hs.dtype) * result.h_last).sum()
             for result, (dhs, dh_last) in zip(results, directions, strict=True)
         ]
         return sum(weighed), results
@@ -158,39 +195,49 @@ def assert_equals_the_oracle(run: Run, case: Case, drawn: list[Drawn], rows: NDA
     # XLA's own optimisations are not what is tested here, and would take most of the time.
     compiled = jax.jit(jax.grad(loss, has_aux=True), compiler_options={"xla_backend_optimization_level": 0})
     gradients, results = compiled(given, steering, weighing)
-    for of, found, result in zip(drawn, gradients, results, strict=True):
-        _assert_one(case, of, found, result, lie, rows)
+    for of, reverse, found, result in zip(drawn, case.reverse, gradients, results, strict=True):
+        _assert_one(case, of, reverse, found, result, lie)
 
 
-def _assert_one(case: Case, drawn: Drawn, found: dict, result: Result, lie: Callable, rows: NDArray) -> None:
+def _assert_one(case: Case, drawn: Drawn, reverse: bool, found: dict, result: Result, lie: Callable) -> None:
     n_steps, n_rows, _, hidden_size = case.sizes
     bias = np.zeros(3 * hidden_size)
     weights = {"b_ih": bias, "b_hh": bias} | drawn.weights
     h0 = np.zeros((n_rows, hidden_size)) if drawn.h0 is None else drawn.h0
     variant = equations.Variant(*(getattr(case.spec, name) for name in equations.Variant._fields))
-    of_rows = {"h_reset": slice(None), "state_mask": rows}
-    masks = {name: a[of_rows.get(name, (slice(None), rows))] for name, a in drawn.control.items()}
-    arguments: Any = {"x": drawn.x[:, rows], "h0": h0[rows], **weights, "variant": variant, **masks}
+    valid = drawn.control.get("valid", np.ones((n_steps, n_rows), bool))
+    control = dict(drawn.control)
+    if reverse and "reset" in control:
+        control["reset"] = _entered_from_a_reset(control["reset"], valid)
+    arguments: Any = {"x": drawn.x, "h0": h0, **weights, "variant": variant, "reverse": reverse, **control}
     expected = equations.sequence(**arguments)
-    gradient = equations.sequence_backward(**arguments, dhs=drawn.dhs[:, rows], dh_last=drawn.dh_last[rows])
+    gradient = equations.sequence_backward(**arguments, dhs=drawn.dhs, dh_last=drawn.dh_last)
 
     def close(a: Any, b: Any, name: str, kind: Any = "forward") -> None:
         assert_close(a, b, kind, case.dtype, name)
 
     hs, dx = np.asarray(lie(result.hs)), np.asarray(lie(found["x"]))
-    close(hs[:, rows], expected.hs, "hs")
-    close(np.asarray(result.h_last)[rows], expected.h_last, "h_last")
-    valid = drawn.control.get("valid", np.ones((n_steps, n_rows), bool))
+    close(hs, expected.hs, "hs")
+    close(result.h_last, expected.h_last, "h_last")
     assert not hs[~valid].any(), "hs: not 0 at a step that is not valid"
     assert not dx[~valid].any(), "dx: not 0 at a step that is not valid"
     assert (result.gates is not None) == case.with_gates, "gates: handed out unless asked for, or not where asked for"
     for name in "rzn" if case.with_gates else "":
-        of_steps = [np.where(valid[t][rows, None], getattr(step, name), 0) for t, step in enumerate(expected.steps)]
-        of_steps = np.array(of_steps).reshape(n_steps, len(rows), hidden_size)
-        close(np.asarray(getattr(result.gates, name))[:, rows], of_steps, name)
-    close(dx[:, rows], gradient.x, "dx", "gradient")
+        times, steps = range(n_steps), expected.steps[:: -1 if reverse else 1]
+        of_steps = [np.where(valid[t][:, None], getattr(step, name), 0) for t, step in zip(times, steps, strict=True)]
+        of_steps = np.array(of_steps).reshape(n_steps, n_rows, hidden_size)
+        close(getattr(result.gates, name), of_steps, name)
+    close(dx, gradient.x, "dx", "gradient")
     if found["h0"] is not None:
-        close(np.asarray(found["h0"])[rows], gradient.h0, "dh0", "gradient")
+        close(found["h0"], gradient.h0, "dh0", "gradient")
     flat = found["weights"] | ({} if found["h_reset"] is None else {"h_reset": found["h_reset"]})
     for name, a in flat.items():
         close(a, getattr(gradient, name), f"d{name}", "gradient")
+
+
+def _entered_from_a_reset(reset: NDArray, valid: NDArray) -> NDArray:
+    """In reverse the state that enters a step is the initial one where the next valid step resets: (T, B) in time."""
+    entered, begins = np.zeros_like(reset), np.zeros(reset.shape[1], bool)
+    for t in reversed(range(len(reset))):
+        entered[t], begins = begins, np.where(valid[t], reset[t], begins)
+    return entered

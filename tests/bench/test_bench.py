@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from implementations import HERE
 from pairs import by_turns
 from rich.console import Console
 
@@ -25,7 +26,6 @@ from grujax.bench.peers import PEERS, in_onnx, ours
 from grujax.bench.peers.peer import Peer, Unavailable
 from grujax.bench.report import BACKWARD, FORWARD, LIMIT, PASSES, Report, Result
 from grujax.errors import InputError
-from grujax.kernels.table import KERNELS
 from grujax.testing import assert_close
 
 TINY = Case("tiny", 3, 5, 4, 6)
@@ -118,7 +118,7 @@ def test_the_oracle_runs_sequences_that_resets_part_as_if_they_stood_apart():
         assert_close(whole, parts[0] + parts[1], "gradient")
 
 
-@pytest.mark.parametrize(("implementation", "case"), by_turns(KERNELS, [*KINDS_OF_CASE.values()], quick=2))
+@pytest.mark.parametrize(("implementation", "case"), by_turns(HERE, [*KINDS_OF_CASE.values()], quick=2))
 def test_every_implementation_equals_the_oracle_on_every_kind_of_case(implementation, case, monkeypatch):
     """What None takes at the sizes that are timed is one of them, and not the one that it takes at these."""
     monkeypatch.setattr(ours, "GRU", partial(GRU, implementation=implementation))

@@ -4,15 +4,16 @@ import contextlib
 import importlib.util
 import re
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from implementations import HERE
 
 from grujax import GRU, GRUModel, GRUWeights, equations, gru
-from grujax.kernels.table import KERNELS
 from grujax.testing import assert_close
 
 ROOT = Path(__file__).parents[2]
@@ -40,6 +41,7 @@ def test_the_published_table_has_every_row_and_column():
     assert {pair: tuple(row) for pair, row in published().items()} == dict.fromkeys(precision.DTYPES, precision.COLUMNS)
 
 
+@pytest.mark.skipif("native" not in HERE, reason="the figures are those of the native kernel")
 @pytest.mark.parametrize("pair", precision.DTYPES, ids="/".join)
 def test_every_published_figure_is_what_is_measured(measured, pair):
     """Within a factor of two: other processors round in another order."""
@@ -55,7 +57,7 @@ def test_the_rule_sums_the_gradient_of_w_hh_in_more_than_the_compute_dtype(measu
     assert 2 * measured[pair]["dw_hh"] < scan
 
 
-@pytest.mark.parametrize("implementation", [*KERNELS, "reference"])
+@pytest.mark.parametrize("implementation", [*HERE, "reference"])
 @pytest.mark.parametrize(("dtype", "state"), [("bfloat16", "float32"), ("float64", "float64")])
 def test_the_state_is_carried_in_float32_at_least(dtype, state, implementation):
     """Many steps of 1/60: half precision would stand still on the way. No product in it, so no other rounding."""
@@ -151,11 +153,7 @@ def differentiate(given, weigh, implementation, reset_after):
 
 EVERYWHERE = pytest.mark.parametrize(
     ("implementation", "dtype", "reset_after"),
-    [
-        (*of, reset_after)
-        for of in (("xla", "float64"), ("xla", "float32"), ("autodiff", "float32"))
-        for reset_after in (True, False)
-    ],
+    [(*of, reset_after) for of in product(HERE, ("float64", "float32")) for reset_after in (True, False)],
 )
 
 
@@ -195,16 +193,19 @@ def test_infinite_inputs_give_nan_exactly_where_the_oracle_does(problem, impleme
     assert nan[2].any() and not nan[[0, 1, 3]].any()
 
 
+XLA, HIGHWAY = {"implementation": "xla"}, {"connection": "highway"}
 CALLS = {
-    "gru": lambda p, x, precision: gru(x, p, precision=precision)[0],
-    "GRU": lambda p, x, precision: GRU(5, num_layers=2, connection="highway", precision=precision).apply(p, x)[0],
+    "gru": lambda p, x, precision: gru(x, p, precision=precision, **XLA)[0],
+    "GRU": lambda p, x, precision: GRU(5, num_layers=2, connection="highway", precision=precision, **XLA).apply(p, x)[
+        0
+    ],
     "GRU, reference": lambda p, x, precision: GRU(5, precision=precision, implementation="reference").apply(p, x)[0],
     "GRUModel": lambda p, x, precision: GRUModel(
-        5, 2, head_hidden=(3,), pooling="attention", precision=precision
+        5, 2, head_hidden=(3,), pooling="attention", precision=precision, **XLA
     ).apply(p, x),
 }
 INIT = {
-    "GRU": GRU(5, num_layers=2, connection="highway"),
+    "GRU": GRU(5, num_layers=2, **HIGHWAY),
     "GRU, reference": GRU(5),
     "GRUModel": GRUModel(5, 2, head_hidden=(3,), pooling="attention"),
 }
@@ -212,7 +213,7 @@ INIT = {
 
 @pytest.mark.parametrize("call", CALLS)
 def test_precision_reaches_every_product(problem, call):
-    """Of the function and its gradient, given as an attribute or as `jax.default_matmul_precision`."""
+    """Of XLA's, in the function and its gradient, given as an attribute or as `jax.default_matmul_precision`."""
     given = {name: jnp.asarray(a, jnp.float32) for name, a in problem().items()}
     x = given["x"]
     p = GRUWeights(*(given[name] for name in WEIGHTS))

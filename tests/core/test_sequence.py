@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from compilations import compilations
-from pairs import by_turns, pairwise
+from implementations import HERE
+from pairs import pairwise
 
 from grujax import GRUWeights, equations, gru
-from grujax.kernels.table import KERNELS
 from grujax.testing import assert_close
 
 NAMES = ["x", "h0", "w_ih", "w_hh", "b_ih", "b_hh"]
@@ -39,7 +39,7 @@ def poisoned(x, lengths):
 
 
 RUNS = pairwise(
-    how=[("xla", "float64"), ("autodiff", "float64"), ("xla", "float32")],
+    how=[*((name, "float64") for name in HERE), ("xla", "float32")],
     reset_after=[True, False],
     reverse=[False, True],
     lengths=[None, LENGTHS],
@@ -98,7 +98,10 @@ def test_batch_axes_may_be_none_or_two(problem):
     assert_close(h_one, h_last[2])
 
 
-@pytest.mark.parametrize(("implementation", "dtype"), by_turns(KERNELS, ["bfloat16", "float16"], 1))
+@pytest.mark.parametrize(
+    ("implementation", "dtype"),
+    [(name, dtype) for name in HERE for dtype in ("bfloat16", "float16") if (name, dtype) != ("native", "float16")],
+)
 def test_half_precision_stays_near_float32(problem, dtype, implementation):
     given = as_jax(as_jax(problem(), dtype), "float32")  # the values that half precision stores, in both
 
@@ -138,7 +141,7 @@ def test_a_run_in_chunks_equals_the_whole(problem):
     np.testing.assert_array_equal(h[1], given["h0"][1])
 
 
-@pytest.mark.parametrize("implementation", KERNELS)
+@pytest.mark.parametrize("implementation", HERE)
 def test_vmap_over_weights_equals_a_loop(problem, implementation):
     members = [as_jax(problem(seed=seed)) for seed in range(3)]
     stacked = jax.tree.map(lambda *a: jnp.stack(a), *members)

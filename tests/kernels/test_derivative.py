@@ -12,8 +12,7 @@ from grujax import GRUSpec, GRUWeights
 from grujax.kernels import run
 from grujax.kernels.derivative import Chunks, under_the_rule
 from grujax.kernels.order import as_read, in_time
-from grujax.kernels.table import KERNELS
-from grujax.kernels.xla import xla
+from grujax.kernels.xla import loop
 from grujax.testing import assert_trees_close
 from grujax.types import Control, Recurrence
 
@@ -58,8 +57,8 @@ CHUNKS = {
     "chunks of what is kept": Chunks(2, kept=True),
     "at once, the gates made anew": Chunks(None, kept=False),
 }
-RULES = (*(name for name, kernel in KERNELS.items() if kernel.ruled), *CHUNKS)
-"""The loops under the rule; with CHUNKS it is "xla", where there are some two steps at once and a rest of one."""
+RULES = ("xla", *CHUNKS)
+"""The loop under the rule; with CHUNKS it takes some two steps at once, and a rest of one."""
 
 
 def result_of(case, implementation, given, **options):
@@ -69,7 +68,7 @@ def result_of(case, implementation, given, **options):
     if implementation not in CHUNKS:
         return run([recurrence], spec, implementation, **options)[0]
     read = as_read(recurrence, False, True)
-    (result,) = under_the_rule((xla,), [read], spec, False, CHUNKS[implementation], 0)
+    (result,) = under_the_rule(loop, [read], spec, False, CHUNKS[implementation])
     return in_time(result, control.valid, False, True)
 
 
@@ -78,7 +77,7 @@ def outputs(case, implementation):
 
 
 def rules(case):
-    """Every loop where steps are masked; of the other cases, which are the rule's affair, one."""
+    """In chunks too where steps are masked."""
     return RULES if case == "masks, after" else ["xla"]
 
 

@@ -1,58 +1,63 @@
 """Which implementation runs, and why; which programs it becomes."""
 
-import re
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from implementations import HERE
 from jax import export
-from jax.sharding import AxisType, NamedSharding
-from jax.sharding import PartitionSpec as P
+from refusals import refused
 
 from grujax import GRUSpec, GRUWeights, gru
-from grujax.kernels import explain, run
-from grujax.kernels.table import KERNELS, chunks_of
-from grujax.testing import assert_close, assert_trees_close
-from grujax.types import Control, Recurrence
+from grujax.kernels import explain, native, run
+from grujax.kernels.table import chunks_of
+from grujax.testing import assert_close
+from grujax.types import Recurrence
 
-T = 6
 RNG = np.random.default_rng(0)
-IN_PLACE = ["joint", "halves"]
+NEEDS_LIBRARY = pytest.mark.skipif(native.status()[0] is None, reason=native.status()[1] or "there is a library")
 
 
+@NEEDS_LIBRARY
 def test_explain_says_what_runs_and_why():
-    assert explain().implementation == "xla" and "default" in explain().reason
-    wide = {"sizes": (128, 32, 512)}
-    assert explain(platform="cpu").implementation == "xla"
+    sizes = (128, 32, 512)
+    found = explain(sizes=sizes, platform="cpu")
+    assert (found.implementation, found.reason) == ("native", "the default on cpu: fastest measured on CPU")
     for platform in ("gpu", "tpu"):
-        assert explain(**wide, platform=platform).implementation == "xla"
+        assert explain(sizes=sizes, platform=platform).implementation == "xla"
         assert explain(platform=platform, spec=GRUSpec(False)).implementation == "xla"
         assert explain(platform=platform, spec=GRUSpec(layer_norm=True)).implementation == "autodiff"
-    before = explain(**wide, platform="cpu", spec=GRUSpec(False))
-    assert before.implementation == "xla" and before.reason.startswith("columns cannot serve")
     named = explain(implementation="autodiff")
     assert (named.implementation, named.reason) == ("autodiff", "named by the caller")
     assert str(named).startswith("autodiff: ") and "xla" in str(named) and named.reason in str(named)
 
 
-CHOSEN = {  # (T, B, H) on CPU: at the edges of every region of the table, and just outside
-    "brief": [(1, 1, 64), (2, 1, 64), (2, 2048, 2048)],
-    "joint": [(128, 1024, 128), (17, 513, 511)],
-    "halves": [(26, 32, 128), (26, 8, 256), (26, 64, 511), (26, 270, 64), (26, 256, 127)],
-    "columns": [(128, 32, 512), (512, 128, 128), (26, 64, 512), (26, 8, 512), (2048, 512, 4), (2**16, 8, 8)],
-    "xla": [
-        *[(0, 1, 64), (3, 1, 64), (26, 8, 128), (26, 1, 256), (26, 128, 256), (26, 128, 64), (128, 1, 512)],
-        *[(26, 513, 64), (26, 65, 512), (26, 7, 512), (None, None, None)],
-    ],
-}
+REFUSALS = [  # spec, T, dtype, what runs on CPU, what the reason says
+    (GRUSpec(False, update="take"), 3, "bfloat16", "native", "the default on cpu"),
+    (GRUSpec(), 0, "float64", "native", "the default on cpu"),
+    (GRUSpec(activation="relu"), 3, "float32", "xla", "native cannot serve: it has tanh and sigmoid alone"),
+    (
+        GRUSpec(gate_activation="hard_sigmoid"),
+        3,
+        "float32",
+        "xla",
+        "native cannot serve: it has tanh and sigmoid alone",
+    ),
+    (GRUSpec(clip=3.0), 3, "float32", "xla", "native cannot serve: it has tanh and sigmoid alone, without clip"),
+    (GRUSpec(), 3, "float16", "xla", "float32, float64 and bfloat16, not in float16"),
+    (GRUSpec(), None, "float32", "xla", "native cannot serve: the sizes are not known while compiling"),
+    (GRUSpec(layer_norm=True), 3, "float32", "autodiff", "native cannot serve: it has no layer normalisation; xla"),
+]
 
 
-@pytest.mark.parametrize("implementation", CHOSEN)
-def test_the_regions_of_the_table_and_their_edges(implementation):
-    for sizes in CHOSEN[implementation]:
-        assert explain(sizes=sizes, platform="cpu").implementation == implementation, sizes
+@NEEDS_LIBRARY
+@pytest.mark.parametrize(("spec", "n_steps", "dtype", "implementation", "why"), REFUSALS)
+def test_the_first_that_can_serve_runs_and_the_reason_names_the_others(spec, n_steps, dtype, implementation, why):
+    found = explain(spec=spec, sizes=(n_steps, 2, 3), dtype=dtype, platform="cpu")
+    assert found.implementation == implementation and why in found.reason
+    if implementation != "native" and n_steps is not None:
+        with refused("implementation='native' cannot serve this call", "Pass None"):
+            explain(spec=spec, dtype=dtype, implementation="native")
 
 
 def weights_of(n_features, hidden_size, dtype=jnp.float32):
@@ -68,71 +73,38 @@ def test_the_state_is_float32_at_least():
 
 
 def test_a_program_takes_the_loop_of_the_platform_that_it_is_for():
-    """On CPU the columns, W (3H, H) times h (H, B), elsewhere the rows, one product for all gates; nothing is left to
-    choose at run time."""
-    weights = weights_of(3, 512)
-    traced = jax.jit(lambda x: run([Recurrence(x, weights)])).trace(jnp.ones((4, 8, 3), jnp.float32))
-    columns, rows = "(tensor<1536x512xf32>, tensor<512x8xf32>) ->", "(tensor<8x512xf32>, tensor<512x1536xf32>) ->"
-    for platform, there, absent in (("cpu", columns, rows), ("cuda", rows, columns), ("tpu", rows, columns)):
+    """On CPU three products with the state, elsewhere one; nothing is left to choose at run time."""
+    traced = jax.jit(lambda x: run([Recurrence(x, weights_of(3, 16))], implementation="xla")).trace(
+        jnp.ones((4, 8, 3), "f")
+    )
+    three, one = "(tensor<8x16xf32>, tensor<16x16xf32>) ->", "(tensor<8x16xf32>, tensor<16x48xf32>) ->"
+    for platform, there, absent in (("cpu", three, one), ("cuda", one, three), ("tpu", one, three)):
         text = traced.lower(lowering_platforms=(platform,)).as_text()
         assert there in text and absent not in text, platform
     assert "conditional(" not in traced.lower().compile().as_text()
 
 
+@NEEDS_LIBRARY
+def test_a_program_calls_the_native_kernel_on_cpu_alone():
+    traced = jax.jit(lambda x: run([Recurrence(x, weights_of(3, 16))])).trace(jnp.ones((4, 8, 3), "f"))
+    for platform, calls in (("cpu", 1), ("cuda", 0), ("tpu", 0)):
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert (text.count("@grujax_forward("), text.count("stablehlo.while")) == (calls, 1 - calls), platform
+
+
+@NEEDS_LIBRARY
 @pytest.mark.parametrize("time_major", [False, True], ids=["batch-major", "time-major"])
-@pytest.mark.parametrize("implementation", IN_PLACE)
-def test_arrays_are_read_and_written_as_they_lie(implementation, time_major):
-    x = jnp.ones((24, 40, 8) if time_major else (40, 24, 8), jnp.float32)
-    weights = weights_of(8, 16)
-    program = jax.jit(lambda x: gru(x, weights, implementation=implementation, time_major=time_major)[0])
-    assert " transpose(" not in program.lower(x).compile().as_text()
+def test_arrays_are_read_and_written_as_they_lie(time_major):
+    x, weights = jnp.ones((24, 40, 8) if time_major else (40, 24, 8), jnp.float32), weights_of(8, 16)
 
+    def loss(x):
+        return gru(x, weights, implementation="native", time_major=time_major)[0].sum()
 
-@pytest.mark.parametrize("implementation", IN_PLACE)
-@pytest.mark.parametrize("steps", ["all", "valid, resets", "mask, hold"])
-def test_batch_major_arrays_give_what_time_major_ones_give(steps, implementation):
-    """Values, and both modes of the derivative, against the loop that JAX differentiates; an odd number of rows."""
-    n_rows, width = 5, 3
-    arrays = {"x": (n_rows, T, 2), "w_ih": (2, 9), "w_hh": (3, 9), "b_ih": (9,), "b_hh": (9,), "h0": (n_rows, 3)}
-    primals = {name: jnp.asarray(RNG.normal(size=shape)) for name, shape in arrays.items()}
-    tangents = {name: jnp.asarray(RNG.normal(size=shape)) for name, shape in arrays.items()}
-    control = {
-        "all": Control(),
-        "valid, resets": Control(*(jnp.asarray(RNG.random((T, n_rows)) < 0.6) for _ in range(2)), jnp.ones(width)),
-        "mask, hold": Control(
-            state_mask=jnp.asarray(RNG.random((n_rows, width))), hold=jnp.asarray(RNG.random((T, n_rows, width)))
-        ),
-    }[steps]
-
-    def outputs(given, name, time_major):
-        weights = GRUWeights(*(given[n] for n in ("w_ih", "w_hh", "b_ih", "b_hh")))
-        x = given["x"].swapaxes(0, 1) if time_major else given["x"]
-        recurrence = Recurrence(x, weights, given["h0"], control)
-        (result,) = run([recurrence], implementation=name, time_major=time_major)
-        return result.hs.swapaxes(0, 1) if time_major else result.hs, result.h_last
-
-    def all_of(name, time_major):
-        of = partial(outputs, name=name, time_major=time_major)
-        loss = lambda given: sum(jnp.sin(a).sum() for a in of(given))  # noqa: E731
-        return of(primals), jax.jvp(of, (primals,), (tangents,))[1], jax.grad(loss)(primals)
-
-    assert_trees_close(jax.jit(all_of, static_argnums=(0, 1))(implementation, False), all_of("autodiff", True))
-
-
-@pytest.mark.parametrize("implementation", IN_PLACE)
-def test_where_a_derivative_is_wanted_the_states_are_written_time_major(implementation):
-    """The rule reads them so; were they not, they would be turned round once more."""
-    x = jnp.ones((40, 24, 8), jnp.float32)
-    weights = weights_of(8, 16)
-    program = jax.jit(lambda x: gru(x, weights, implementation=implementation)[0].sum())
-    written = r"dynamic_update_slice .*: \(tensor<{}xf32>"
-    forward, gradient = program.lower(x).as_text(), jax.jit(jax.grad(program)).lower(x).as_text()
-    for text, shape, other in ((forward, "40x24x16", "24x40x16"), (gradient, "24x40x16", "40x24x16")):
-        assert re.search(written.format(shape), text) and not re.search(written.format(other), text)
+    assert "transpose" not in jax.jit(jax.grad(loss)).lower(x).as_text()
 
 
 @pytest.mark.parametrize("shape", ["4, t, 8", "b, t, 8"])
-@pytest.mark.parametrize("implementation", KERNELS)
+@pytest.mark.parametrize("implementation", HERE)
 def test_sizes_need_not_be_known(implementation, shape):
     x = jnp.asarray(RNG.normal(size=(4, 7, 8)))
     weights = GRUWeights(*(jnp.asarray(RNG.normal(size=size)) for size in ((8, 48), (16, 48), (48,), (48,))))
@@ -142,20 +114,6 @@ def test_sizes_need_not_be_known(implementation, shape):
         export.export(program)(given).call(x), gru(x, weights, implementation="autodiff"), strict=True
     ):
         assert_close(found, expected)
-
-
-def test_rows_that_are_split_among_devices_are_not_halved():
-    x, h0, weights = jnp.ones((3, 32, 4), jnp.float32), jnp.ones((32, 128), jnp.float32), weights_of(4, 128)
-    mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Explicit,))
-
-    def program(x, h0):
-        program = jax.jit(lambda x, h0: run([Recurrence(x, weights, h0)]))
-        return program.trace(x, h0).lower(lowering_platforms=("cpu",)).as_text()
-
-    assert "tensor<16x128xf32>" in program(x, h0)
-    with jax.set_mesh(mesh):
-        split = [jax.device_put(a, NamedSharding(mesh, spec)) for a, spec in ((x, P(None, "data")), (h0, P("data")))]
-        assert "tensor<16x128xf32>" not in program(*split)
 
 
 @pytest.mark.parametrize(("backend", "kept"), [("gpu", False), ("tpu", True)])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from flax import nnx
+from implementations import HERE
 from reference import layers
 from refusals import refused
 
@@ -29,7 +30,8 @@ def layer(**options):
 
 
 @pytest.mark.parametrize(
-    ("implementation", "reset_after"), [("brief", True), ("reference", False), ("xla", True), ("autodiff", False)]
+    ("implementation", "reset_after"),
+    [*((name, True) for name in HERE), ("reference", False), (HERE[0], False), (HERE[-1], False)],
 )
 def test_values_and_gradients_equal_the_oracle(implementation, reset_after):
     """Every step is valid; `core/test_lengths_and_resets.py` has the others."""
