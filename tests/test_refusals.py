@@ -73,11 +73,14 @@ def model(call=None, x=X, **fields):
     return modules("GRUModel", (X,), (x,), call, fields)
 
 
-def entry(spec=GRUSpec(), implementation=None, **new):
+NARROW = {"b_ih": jnp.ones(6), "b_hh": jnp.ones(6), "h0": jnp.ones((B, 2))}
+
+
+def entry(spec=GRUSpec(), implementation=None, beside=(), **new):
     """A call of `grujax.kernels.run`."""
     of = {"x": X.swapaxes(0, 1), "h0": jnp.ones((B, H)), **weights()._asdict()} | new
     w, control = (kind(**{name: of.pop(name) for name in kind._fields if name in of}) for kind in (GRUWeights, Control))
-    return {"run": lambda: run([Recurrence(**of, weights=w, control=control)], spec, implementation)}
+    return {"run": lambda: run([*beside, Recurrence(**of, weights=w, control=control)], spec, implementation)}
 
 
 def statistics(output_size=2, **arrays):
@@ -336,6 +339,14 @@ BAD = {
     "entry without units": (entry(w_hh=jnp.ones((0, 0))), ["w_hh: expected (H, 3H)", "shape (0, 0)"]),
     "entry axes": (entry(x=jnp.ones((T, I))), ["x: expected (T, B, I)"]),
     "entry features": (entry(x=jnp.ones((T, B, 2))), ["w_ih: expected shape (2, 15)", "(3, 15)"]),
+    "entry of two sizes": (
+        entry(beside=[Recurrence(X, weights())]),
+        ["x: expected shape (4, 6, 3)", "(6, 4, 3)", "one shape"],
+    ),
+    "entry of two widths": (
+        entry(beside=[Recurrence(X.swapaxes(0, 1), weights())], w_hh=jnp.ones((2, 6)), w_ih=jnp.ones((3, 6)), **NARROW),
+        ["w_hh: expected shape (5, 15)", "(2, 6)"],
+    ),
     "entry h0": (entry(h0=jnp.ones((H, B))), ["h0: expected shape (4, 5)", "(5, 4)", "(T, B, features)"]),
     "entry w_hh": (entry(w_hh=jnp.ones((H, 14))), ["w_hh: expected shape (5, 15)"]),
     "entry b_hh": (entry(b_hh=jnp.ones(H)), ["b_hh: expected shape (15,)", "(5,)"]),

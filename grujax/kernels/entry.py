@@ -6,6 +6,7 @@ from functools import partial
 import jax
 from jax import lax
 
+from grujax.errors import require_equal
 from grujax.kernels.checks import check
 from grujax.kernels.table import KERNELS, Sizes, check_named, choice, chunks_of
 from grujax.types import GRUSpec, Recurrence, Result
@@ -58,6 +59,8 @@ def run(
     """
     for recurrence in recurrences:
         check(recurrence, spec, time_major)
+        for name, of in (("x", lambda a: a.x), ("w_hh", lambda a: a.weights.w_hh)):
+            require_equal(of(recurrence).shape, of(recurrences[0]).shape, name, "All of a call have one shape.")
     check_named(spec, implementation, recurrences[0].weights.w_hh.dtype)
     ways = (False,) * len(recurrences) if reverse is None else tuple(reverse)
     return _run(list(recurrences), spec, implementation, ways, with_gates, time_major, jax.default_backend())

@@ -166,6 +166,7 @@ TRANSFORMATIONS = {
     "grad of weights alone": lambda f: jax.grad(lambda w: of(loss(f), w_ih=w))(POINT["w_ih"]),
     "jvp": lambda f: jax.jvp(f, (POINT,), (TANGENT,)),
     "linearize": lambda f: jax.linearize(f, POINT)[1](TANGENT),
+    "jvp of what is linear": lambda f: jax.jvp(jax.linearize(f, POINT)[1], (TANGENT,), (POINT,)),
     "jacfwd": lambda f: jax.jacfwd(lambda h: of(f, h0=h))(POINT["h0"]),
     "jacrev": lambda f: jax.jacrev(lambda h: of(f, h_reset=h))(POINT["h_reset"]),
     "vmap over inputs": lambda f: jax.vmap(lambda x: of(f, x=x), 1)(stacked("x", 1)),
