@@ -12,8 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from grujax.kernels import native
-
 ROOT = Path(__file__).parent.parent
 NATIVE = "grujax/kernels/native"
 FFI = """
@@ -26,7 +24,7 @@ extern "C" const char* sets() { return ""
 #endif
 ; }
 """
-ISA = "namespace ISA { extern const int vector_length = VL; }\n"
+ISA = "namespace ISA { extern const int bytes = BYTES / REGISTERS; }\n"
 pytestmark = pytest.mark.skipif(shutil.which("c++") is None, reason="there is no C++ compiler to test with")
 
 
@@ -81,7 +79,7 @@ def test_the_library_is_built_beside_its_sources(project, build):
 
 def test_a_set_that_the_compiler_does_not_know_is_left_out(build, monkeypatch, tmp_path):
     sets = build.build()
-    refusing = command(tmp_path / "c++", 'for a; do [ "$a" = -DVL=8 ] && exit 1; done; exec c++ "$@"')
+    refusing = command(tmp_path / "c++", 'for a; do [ "$a" = -DBYTES=32 ] && exit 1; done; exec c++ "$@"')
     monkeypatch.setenv("CXX", refusing)
     assert build.build() == [name for name in sets if name != "avx2"]
 
@@ -131,15 +129,6 @@ def test_all_that_the_compiler_says_is_shown_and_the_library_stays(project, buil
     assert "does not compile" in str(error.value) and "isa.cpp" in str(error.value)
     assert all(f"#error number {i}\n" in f"{error.value}\n" for i in range(40))
     assert build.LIBRARY.read_bytes() == before and files(project) == {"build.py", "ffi.cpp", "isa.cpp", "_gru.so"}
-
-
-def test_the_status_says_why_a_library_is_not_used(monkeypatch, tmp_path):
-    monkeypatch.setenv("GRUJAX_NATIVE_LIBRARY", str(tmp_path / "_gru.so"))
-    found, why = native.status()
-    assert found is None and ("no C++ sources" in why or why == f"there is no {tmp_path}/_gru.so")
-    (tmp_path / "_gru.so").write_text("no library")
-    found, why = native.status()
-    assert found is None and why.startswith("it cannot be loaded: ")
 
 
 def hook(project, call, to, **environment):

@@ -68,8 +68,9 @@ def build(target: Path = LIBRARY) -> list[str]:
     headers = ["-isystem", str(_headers())]
     units = [[*flags, f"-DISA={name}", "-fvisibility=hidden", f"{HERE}/isa.cpp"] for name, flags in sets.items()]
     units.append([*(f"-DHAVE_{name.upper()}" for name in sets), *headers, f"{HERE}/ffi.cpp"])
-    # The C++ runtime goes in, and is hidden: that of the process may be older, or another.
-    runtime = "-static-libstdc++ -static-libgcc -Wl,--exclude-libs,ALL -pthread" if sys.platform == "linux" else ""
+    # The C++ runtime goes in, hidden, since that of the process may be older; what is undefined fails here, not there.
+    linux = "-static-libstdc++ -static-libgcc -Wl,--exclude-libs,ALL -Wl,-z,defs -pthread"
+    runtime = linux if sys.platform == "linux" else ""
     with TemporaryDirectory(dir=target.parent, prefix="_gru-") as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
         commands = [[*compiler, *unit, "-c", "-o", f"{folder}/{i}.o"] for i, unit in enumerate(units)]
         list(pool.map(_must_run, commands))
@@ -82,8 +83,8 @@ def build(target: Path = LIBRARY) -> list[str]:
 
 STAMP = """#include "xla/ffi/api/c_api.h"
 extern "C" {
-extern const char gru_sources[] = "%s";
-extern const int gru_api[] = {XLA_FFI_API_MAJOR, XLA_FFI_API_MINOR};
+extern const char grujax_sources[] = "%s";
+extern const int grujax_api[] = {XLA_FFI_API_MAJOR, XLA_FFI_API_MINOR};
 }
 """
 
@@ -100,13 +101,13 @@ def unfit(library: CDLL) -> str | None:
     To register a handler of a newer interface is no error at once: JAX fails later, where it starts its CPU.
     """
     expected = fingerprint().encode()
-    if (c_char * len(expected)).in_dll(library, "gru_sources").value != expected:
+    if (c_char * len(expected)).in_dll(library, "grujax_sources").value != expected:
         return "it was built from other sources"
     if (headers := _headers()) is None:
         return "there are no headers of jaxlib, to compare versions"
     text = (headers / "xla/ffi/api/c_api.h").read_text(encoding="utf-8")
     newest = [int(part) for part in re.findall(r"define XLA_FFI_API_M\w+ (\d+)", text)]
-    built = list((c_int * 2).in_dll(library, "gru_api"))
+    built = list((c_int * 2).in_dll(library, "grujax_api"))
     return f"it was built for XLA's interface {built}, and jaxlib has {newest}" if built > newest else None
 
 
