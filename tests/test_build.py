@@ -100,6 +100,13 @@ def test_a_library_of_other_sources_or_of_a_newer_interface_is_not_used(project,
     assert build.unfit(library) == "it was built from other sources"
 
 
+def test_what_is_undefined_fails_when_it_is_built(project, build):
+    (project / NATIVE / "ffi.cpp").write_text('extern "C" { int nowhere(); int call() { return nowhere(); } }\n')
+    with pytest.raises(RuntimeError, match="nowhere"):
+        build.build()
+    assert "_gru.so" not in files(project)
+
+
 @pytest.mark.usefixtures("no_compiler")
 def test_without_a_compiler_the_reason_is_said(build):
     assert build.missing() == "no C++ compiler: install one, or name one in CXX"

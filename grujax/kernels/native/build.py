@@ -68,8 +68,9 @@ def build(target: Path = LIBRARY) -> list[str]:
     headers = ["-isystem", str(_headers())]
     units = [[*flags, f"-DISA={name}", "-fvisibility=hidden", f"{HERE}/isa.cpp"] for name, flags in sets.items()]
     units.append([*(f"-DHAVE_{name.upper()}" for name in sets), *headers, f"{HERE}/ffi.cpp"])
-    # The C++ runtime goes in, and is hidden: that of the process may be older, or another.
-    runtime = "-static-libstdc++ -static-libgcc -Wl,--exclude-libs,ALL -pthread" if sys.platform == "linux" else ""
+    # The C++ runtime goes in, hidden, since that of the process may be older; what is undefined fails here, not there.
+    linux = "-static-libstdc++ -static-libgcc -Wl,--exclude-libs,ALL -Wl,-z,defs -pthread"
+    runtime = linux if sys.platform == "linux" else ""
     with TemporaryDirectory(dir=target.parent, prefix="_gru-") as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
         commands = [[*compiler, *unit, "-c", "-o", f"{folder}/{i}.o"] for i, unit in enumerate(units)]
         list(pool.map(_must_run, commands))
