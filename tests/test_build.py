@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from grujax.kernels import native
+
 ROOT = Path(__file__).parent.parent
 NATIVE = "grujax/kernels/native"
 FFI = """
@@ -98,6 +100,13 @@ def test_a_library_of_other_sources_or_of_a_newer_interface_is_not_used(project,
     assert build.unfit(library) == "it was built from other sources"
 
 
+def test_what_is_undefined_fails_when_it_is_built(project, build):
+    (project / NATIVE / "ffi.cpp").write_text('extern "C" { int nowhere(); int call() { return nowhere(); } }\n')
+    with pytest.raises(RuntimeError, match="nowhere"):
+        build.build()
+    assert "_gru.so" not in files(project)
+
+
 @pytest.mark.usefixtures("no_compiler")
 def test_without_a_compiler_the_reason_is_said(build):
     assert build.missing() == "no C++ compiler: install one, or name one in CXX"
@@ -129,6 +138,16 @@ def test_all_that_the_compiler_says_is_shown_and_the_library_stays(project, buil
     assert "does not compile" in str(error.value) and "isa.cpp" in str(error.value)
     assert all(f"#error number {i}\n" in f"{error.value}\n" for i in range(40))
     assert build.LIBRARY.read_bytes() == before and files(project) == {"build.py", "ffi.cpp", "isa.cpp", "_gru.so"}
+
+
+def test_the_status_says_why_a_library_is_not_used(monkeypatch, tmp_path):
+    monkeypatch.setenv("GRUJAX_NATIVE_LIBRARY", str(tmp_path / "_gru.so"))
+    monkeypatch.setattr(native, "library", native.library.__wrapped__)  # which is asked once
+    found, why = native.status()
+    assert found is None and why.startswith("the native kernel is not built: ")
+    (tmp_path / "_gru.so").write_text("no library")
+    found, why = native.status()
+    assert found is None and why.startswith("the native kernel cannot be loaded: ")
 
 
 def hook(project, call, to, **environment):

@@ -13,7 +13,7 @@ template <class E> struct RealOf { using type = E; };
 template <> struct RealOf<bf16> { using type = float; };
 template <class E> using Real = typename RealOf<E>::type;
 template <class Op> constexpr long PAIR = 1;  // elements of Op that one multiplication takes
-template <> constexpr long PAIR<bf16> = 2;
+template <> inline constexpr long PAIR<bf16> = 2;
 
 static inline float widen(bf16 a) {
   const uint32_t bits = uint32_t(a.bits) << 16;
