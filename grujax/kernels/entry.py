@@ -88,12 +88,9 @@ def _run(
     def program(name: str):
         return partial(KERNELS[name].program, spec=spec, **given)
 
-    if implementation is not None and not KERNELS[implementation].cpu_only:
-        return program(implementation)(recurrences)
-    cpu = implementation or choice(spec, sizes, dtype, "cpu").implementation
     if implementation is not None:
-        return lax.platform_dependent(recurrences, cpu=program(cpu))
-    elsewhere = choice(spec, sizes, dtype, "elsewhere").implementation
+        return program(implementation)(recurrences)
+    cpu, elsewhere = (choice(spec, sizes, dtype, place).implementation for place in ("cpu", "elsewhere"))
     if cpu == elsewhere:
         return program(cpu)(recurrences)
     return lax.platform_dependent(recurrences, cpu=program(cpu), default=program(elsewhere))

@@ -1,8 +1,7 @@
 """One model file: weights, input statistics, configuration. Safetensors, so nothing in it can run.
 
-Keys are Flax paths (`params/encoder/gru/l0/w_ih`, `statistics/input_mean`); one metadata key, `grujax`, holds a JSON
-with the format version, the model's class and fields, what the caller adds, and the SHA-256 of all this and of the
-tensors. The same model gives the same bytes.
+Keys are Flax paths (`params/encoder/gru/l0/w_ih`, `statistics/input_mean`). One metadata key, `grujax`, holds a JSON: the
+format version, the model's class and fields, what the caller adds, and the SHA-256 of all this and of the tensors.
 """
 
 import dataclasses

@@ -17,7 +17,7 @@ import numerics  # noqa: F401
 import numpy as np
 import pytest
 
-from grujax import GRUSpec, GRUWeights, equations, kernels
+from grujax import GRUSpec, GRUWeights, InputError, equations, kernels
 from grujax.interop.stablehlo import to_stablehlo
 from grujax.kernels import native
 from grujax.kernels.table import KERNELS
@@ -204,6 +204,23 @@ def test_a_gradient_is_two_calls_and_no_loop():
 
 
 @needs_library
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_named_it_is_refused_where_a_program_for_another_platform_is_made(platform):
+    def hs(x, implementation):
+        weights = GRUWeights(jnp.ones((4, 9)), jnp.ones((3, 9)))
+        return kernels.run([Recurrence(x, weights)], implementation=implementation)[0].hs
+
+    def text(implementation):
+        traced = jax.jit(partial(hs, implementation=implementation)).trace(jnp.ones((5, 2, 4)))
+        return traced.lower(lowering_platforms=(platform,)).as_text()
+
+    with pytest.raises(InputError, match="it runs on CPU alone"):
+        text("native")
+    assert "grujax_forward" not in text(None)
+    exported = jax.export.export(jax.jit(partial(hs, implementation="native")), platforms=("cpu", platform))
+    assert "custom_call" not in exported(jnp.ones((5, 2, 4))).mlir_module()
+
+
 def test_an_exported_program_holds_the_plain_loop():
     rows = jax.export.symbolic_shape("b")[0]
     symbolic = {"x": (T, rows, I), "h0": (2, rows, H)}

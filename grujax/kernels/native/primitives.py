@@ -17,6 +17,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from grujax.errors import InputError
 from grujax.kernels.native.arrays import MOVED, Call, Given, N, by_direction, rows_at
 from grujax.kernels.native.handlers import forward_shapes, native_forward, native_transpose
 from grujax.kernels.native.plain import plain_forward, plain_tangent, plain_transpose
@@ -40,10 +41,12 @@ def _primitive(name: str, plain: Callable, native: Callable, types: Callable) ->
         # devices: it would gather all rows before the call.
         module = ctx.module_context
         plain_asked = module.lowering_parameters.for_export or _split_by_xla(module.axis_context)
+        if not plain_asked and "cpu" not in module.platforms:
+            rule = "implementation='native' cannot serve this call: it runs on CPU alone"
+            raise InputError("implementation", "another or None", "'native'", "Pass None.", rule)
         return (plain_lowering if plain_asked else native_lowering)(ctx, *arrays, call=call)
 
-    mlir.register_lowering(primitive, plain_lowering)
-    mlir.register_lowering(primitive, lowering, platform="cpu")
+    mlir.register_lowering(primitive, lowering)
     return primitive
 
 
