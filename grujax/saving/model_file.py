@@ -1,6 +1,6 @@
 """One model file: weights, input statistics, configuration. Safetensors, so nothing in it can run.
 
-Keys are Flax paths (`params/encoder/gru/l0/w_ih`, `statistics/input_mean`). One metadata key, `grujax`, holds a JSON: the
+Keys are Flax paths (`params/encoder/gru/l0/w_ih`, `statistics/input_mean`). One metadata key, `grujax`, holds JSON: the
 format version, the model's class and fields, what the caller adds, and the SHA-256 of all this and of the tensors.
 """
 
