@@ -13,6 +13,7 @@ import pytest
 from grujax import cli
 from grujax.bench.report import PASSES, Report, Result, read_report
 from grujax.errors import InputError
+from grujax.kernels import explain
 
 ROOT = Path(__file__).parent.parent
 README, SPEED, TRAINING = ((ROOT / name).read_text() for name in ("README.md", "docs/speed.md", "docs/training.md"))
@@ -29,7 +30,7 @@ def test_every_python_block_runs(tmp_path):
     command = [sys.executable, "-W", "error", "-c", program]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "xla" in done.stdout
+    assert str(explain()) in done.stdout
 
 
 def test_the_two_commands_are_there_and_the_main_job_reaches_its_figure(tmp_path):

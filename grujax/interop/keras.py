@@ -49,6 +49,7 @@ def from_keras(source: "keras.Layer | Sequence[Layer]", *, verify: bool | None =
     Warns:
       ConversionWarning: what acts in training alone and has no place here.
 
+    >>> import numpy as np
     >>> shapes = {"gru/kernel": (3, 12), "gru/recurrent_kernel": (4, 12), "gru/bias": (2, 12)}
     >>> cell = {key: np.ones(shape, np.float32) for key, shape in shapes.items()}
     >>> config = {"units": 4, "activation": "tanh", "recurrent_activation": "sigmoid", "use_bias": True, "dropout": 0.0}

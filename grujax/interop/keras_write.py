@@ -63,6 +63,7 @@ def to_keras(
     >>> import jax, os
     >>> os.environ["KERAS_BACKEND"] = "jax"
     >>> from grujax import GRUModel
+    >>> from grujax.interop.keras import from_keras
     >>> model = GRUModel(hidden_size=20, output_size=5)
     >>> made = to_keras(model, model.init(jax.random.key(0), jnp.ones((3, 7, 10))))
     >>> [type(layer).__name__ for layer in made.layers], from_keras(made)[0] == model

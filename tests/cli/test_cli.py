@@ -18,6 +18,7 @@ from grujax.bench import report as reports
 from grujax.bench.cases import Case
 from grujax.bench.peers import peer as peer_module
 from grujax.cli import doctor
+from grujax.kernels import explain
 from grujax.training import Epoch
 
 LEARNING = [*QUICK, "--epochs", "20", "--learning-rate", "0.02"]
@@ -102,7 +103,13 @@ def test_doctor(capsys, monkeypatch):
 
     monkeypatch.setattr(doctor, "version", without_torch)
     code, out, _ = run(capsys, "doctor")
-    assert code == 0 and jax.__version__ in out and "xla" in out and "cpu" in out and "cpu cpu" not in out
+    assert (
+        code == 0
+        and jax.__version__ in out
+        and explain().implementation in out
+        and "cpu" in out
+        and "cpu cpu" not in out
+    )
     assert "pip install 'grujax[torch]'" in out
     found = dict(re.findall(r"^│ (\S+) +│ (\S+)", out, re.MULTILINE))
     assert found["matplotlib"] == version("matplotlib") and found["scikit-learn"] == version("scikit-learn")

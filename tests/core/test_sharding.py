@@ -16,6 +16,7 @@ from implementations import HERE
 MESHES = {
     "shard_map": {"data": (8, "Auto")},
     "explicit": {"data": (8, "Explicit")},
+    "data": {"data": (8, "Auto")},
     "model": {"model": (2, "Auto")},
     "data and model": {"data": (4, "Auto"), "model": (2, "Auto")},
     "explicit data, model": {"data": (4, "Explicit"), "model": (2, "Auto")},

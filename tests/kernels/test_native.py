@@ -407,7 +407,7 @@ for call in (gru, lambda *_, **options: kernels.explain(**options)):
     except InputError as error:
         print(str(error).replace("\\n", " "))
 """
-    why = "the native kernel is not built (/nowhere/gru.so does not exist)"
+    why = "the native kernel is not built: there is no /nowhere/gru.so"
     chosen, *refused = program(["-c", code], GRUJAX_NATIVE_LIBRARY="/nowhere/gru.so")
     assert chosen == f"xla native cannot serve: {why}"
     assert len(refused) == 2
