@@ -67,7 +67,7 @@ def command(path, script):
 
 
 def files(project):
-    return {path.name for path in (project / NATIVE).iterdir()}
+    return {path.name for path in (project / NATIVE).iterdir()} - {"__pycache__"}
 
 
 def test_the_library_is_built_beside_its_sources(project, build):
