@@ -69,7 +69,7 @@ SANITIZERS = {
 @nox.session(python="3.11")
 def sanitizers(session: nox.Session) -> None:
     """The native kernel's tests under the address, undefined behaviour and thread sanitizers of g++, on Linux."""
-    session.install("-e", ".", *RUNNERS, env={"GRUJAX_NATIVE": "skip"})
+    session.install("-e", ".[stablehlo]", *RUNNERS, env={"GRUJAX_NATIVE": "skip"})
     library = str(Path(session.create_tmp(), "_gru.so").absolute())
     for names, (runtimes, options) in SANITIZERS.items():
         flags = f"-fsanitize={names} -fno-sanitize-recover=all -fno-omit-frame-pointer -g"
