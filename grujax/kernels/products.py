@@ -84,11 +84,11 @@ def candidate_bias(weights: GRUWeights) -> Array | None:
     return None if b_hh is None else b_hh[b_hh.shape[0] // 3 * 2 :].astype(state_dtype(weights.w_hh.dtype))
 
 
-def add_bias(gates: Sequence[Array], bias: Array | None, axis: int = -1) -> list[Array]:
-    """bias (3H,) added to r, z and n, whose H units lie on `axis`."""
+def add_bias(gates: Sequence[Array], bias: Array | None) -> list[Array]:
+    """bias (3H,) added to r, z and n, (..., H) each."""
     if bias is None:
         return list(gates)
-    return [g + along(b, g, axis) for g, b in zip(gates, split_gates(bias), strict=True)]
+    return [g + along(b, g) for g, b in zip(gates, split_gates(bias), strict=True)]
 
 
 def split_gates(a: Array) -> tuple[Array, Array, Array]:
@@ -98,7 +98,7 @@ def split_gates(a: Array) -> tuple[Array, Array, Array]:
 
 
 def slice_gates(a: Array) -> tuple[Array, Array, Array]:
-    """`split_gates` by slices, for products that JAX itself differentiates ("brief").
+    """`split_gates` by slices, for products that JAX itself differentiates, in a cell.
 
     The transpose of a split is a concatenation, of which XLA on CPU (jaxlib 0.10.2, AVX-512) made wrong gradients in
     float64 at (B, H) = (4, 5); the transpose of slices is a sum. tests/linen/test_layer.py has that shape.
@@ -107,9 +107,9 @@ def slice_gates(a: Array) -> tuple[Array, Array, Array]:
     return a[..., :hidden_size], a[..., hidden_size : 2 * hidden_size], a[..., 2 * hidden_size :]
 
 
-def along(b: Array, like: Array, axis: int = -1) -> Array:
-    """b (H,) in the shape of `like`, whose H units lie on `axis`."""
-    return lax.broadcast_in_dim(b, like.shape, (axis % like.ndim,))
+def along(b: Array, like: Array) -> Array:
+    """b (H,) in the shape of `like` (..., H)."""
+    return lax.broadcast_in_dim(b, like.shape, (like.ndim - 1,))
 
 
 def layer_norm(products: Sequence[Array], scales: Sequence[Array]) -> list[Array]:

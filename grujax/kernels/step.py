@@ -38,7 +38,7 @@ UPDATES = ("keep", "take")
 def step(
     h: State, gates_x: Sequence[Array], multiply: StateProducts, spec: GRUSpec, state_mask: Array | None = None
 ) -> tuple[State, Gates, Array]:
-    """The state h' after h, the gates, and what r multiplies, W_hn h + b_hn; any layout, (..., H) or (H, B).
+    """The state h' after h, the gates, and what r multiplies, W_hn h + b_hn, (..., H) each.
 
     gates_x: W_ir x + b_ir + b_hr and alike for z; W_in x + b_in.
     multiply: W_hg a for each gate that it is asked for, b_hn added to that of n.
