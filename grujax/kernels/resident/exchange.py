@@ -1,0 +1,141 @@
+"""What every warpgroup reads at a step and each writes for its own units, and the rings in which later steps arrive."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from grujax.kernels.resident.mosaic import OF_ROWS, TILE, Place, as_type, load, nothing, store, tiled, turned
+from grujax.kernels.resident.plan import UNITS, Plan
+from grujax.types import Array
+
+FLAGS = 32
+"""Floats between the flags of two steps in shared memory: the copy engine writes to multiples of 128 bytes."""
+
+
+class Exchange:
+    """The operand of the products, (rows, parts H), in the shared memory of each block.
+
+    In a cluster it goes round through global memory, which is L2: all that the block has goes out by the copy engine,
+    a barrier of the cluster, and everything comes in. Stores into the shared memory of the other blocks took 1.6 to 2.8
+    times as long (docs/decisions/gpu-kernel.md).
+    """
+
+    def __init__(self, place: Place, parts: int, operand: Any, round_: Any, here: Any, copied: Any) -> None:
+        self.place, self.parts = place, parts
+        self.operand, self.round, self.here, self.copied = operand, round_, here, copied
+
+    def _buffer(self, step: Any) -> Any:
+        return lax.rem(step, jnp.int32(self.place.plan.buffers))
+
+    def _round_at(self, chunk: Any) -> Any:
+        return self.round.at[self.place.d, self.place.rows, pl.ds(chunk * UNITS, UNITS)]
+
+    def own(self, step: Any, part: int) -> Any:
+        """(rows, units) of this warpgroup."""
+        return self.operand.at[self._buffer(step), (part * self.place.hidden_size + self.place.first) // UNITS]
+
+    def publish(self, step: Any, values: Sequence[Array]) -> None:
+        for part, value in enumerate(values):
+            store(turned(self.own(step, part)), value.astype(self.operand.dtype))
+        plgpu.commit_smem()
+        if self.place.plan.blocks > 1:
+            for part in range(self.parts):
+                chunk = (part * self.place.hidden_size + self.place.first) // UNITS
+                last = part == self.parts - 1
+                plgpu.copy_smem_to_gmem(self.own(step, part), self._round_at(chunk), commit_group=last)
+            plgpu.wait_smem_to_gmem(0)
+        plgpu.barrier_arrive(self.here)
+
+    def collect(self, step: Any) -> None:
+        plgpu.barrier_wait(self.here)
+        if self.place.plan.blocks == 1:
+            return
+
+        @pl.when(self.place.wg == 0)
+        def _() -> None:
+            for chunk in range(self.parts * self.place.hidden_size // UNITS):
+                into = self.operand.at[self._buffer(step), chunk]
+                plgpu.copy_gmem_to_smem(self._round_at(chunk), into, self.copied)
+
+        plgpu.barrier_wait(self.copied)
+
+    def chunk(self, step: Any, k: int) -> Any:
+        """(64, rows) of the operand, from unit 64 k on."""
+        return turned(self.operand.at[self._buffer(step), k])
+
+
+def exchange_scratch(plan: Plan, warpgroups: int, parts: int, hidden_size: int, dtype: Any) -> dict[str, Any]:
+    chunks = parts * hidden_size // UNITS
+    here: Any = plgpu.Barrier(num_arrivals=warpgroups)
+    if plan.blocks > 1:
+        here = plgpu.ClusterBarrier(collective_axes=("block",), num_arrivals=warpgroups)
+    operand = tiled((plan.buffers, chunks, plan.rows, UNITS), dtype)
+    return {"operand": operand, "here": here, "copied": plgpu.Barrier(num_arrivals=chunks)}
+
+
+def round_type(plan: Plan, parts: int, rows: int, hidden_size: int, dtype: Any) -> Any:
+    """The output by which the operand goes round; least where there is no cluster."""
+    if plan.blocks == 1:
+        return as_type((1, 8, UNITS), dtype)
+    return as_type((len(plan.reverse), rows, parts * hidden_size), dtype)
+
+
+class Ring:
+    """Tiles (rows, units) of the steps to come, with their flags: `stages` of them on their way into shared memory.
+
+    Without stages there is no room for a ring, and what is read comes straight from global memory.
+    """
+
+    def __init__(
+        self, place: Place, tiles: Callable[[Any, int], Sequence[Any]], flags: Any, ring: dict[str, Any]
+    ) -> None:
+        self.place, self.tiles, self.flags, self.ring = place, tiles, flags, ring
+        self.stages = place.plan.stages
+
+    def fetch(self, step: Any, trip: Any) -> None:
+        """Sends for a step, which trip number `trip` of the loop reads."""
+        if not self.stages:
+            return
+        place, slot = self.place, lax.rem(trip, jnp.int32(self.stages))
+        arrived = self.ring["arrived"].at[place.wg * self.stages + slot]
+
+        def of(d: int) -> None:
+            for i, tile in enumerate(self.tiles(step, d)):
+                plgpu.copy_gmem_to_smem(tile, self.ring["tiles"].at[place.wg, slot, i], arrived)
+
+        place.of_direction(of)
+        if self.flags is not None:
+            to = self.ring["flags"].at[place.wg, slot, pl.ds(0, place.plan.rows)]
+            plgpu.copy_gmem_to_smem(self.flags.at[place.d, place.time_of(step), place.rows], to, arrived)
+
+    def read(self, step: Any, trip: Any, n: int) -> tuple[list[Array], Array | None]:
+        """The n tiles and the flags of a step, (units, rows) each."""
+        place, flags = self.place, None
+        get = partial(load, interpret=place.plan.interpret)
+        if self.stages:
+            slot = lax.rem(trip, jnp.int32(self.stages))
+            plgpu.barrier_wait(self.ring["arrived"].at[place.wg * self.stages + slot])
+            found = [get(turned(self.ring["tiles"].at[place.wg, slot, i]), TILE) for i in range(n)]
+            flags = self.ring["flags"].at[place.wg, slot, pl.ds(0, place.plan.rows)]
+        else:
+            of_ways = [self.tiles(step, d) for d in range(len(place.plan.reverse))]
+            found = [place.of_this([get(turned(ref), TILE) for ref in refs]) for refs in zip(*of_ways, strict=True)]
+            if self.flags is not None:
+                flags = self.flags.at[place.d, place.time_of(step), place.rows]
+        if self.flags is None:
+            return found, None
+        return found, lax.broadcast_in_dim(get(flags, OF_ROWS), (UNITS, place.plan.rows), [1])
+
+
+def ring_scratch(plan: Plan, warpgroups: int, n: int, with_flags: bool) -> dict[str, Any]:
+    slots = (warpgroups, max(plan.stages, 1))
+    return {
+        "tiles": tiled((*slots, n, plan.rows, UNITS), jnp.float32) if plan.stages else nothing(jnp.float32),
+        "flags": plgpu.SMEM((*slots, FLAGS), jnp.float32),
+        "arrived": plgpu.Barrier(num_arrivals=n + with_flags, num_barriers=slots[0] * slots[1]),
+    }
