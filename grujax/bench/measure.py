@@ -35,7 +35,7 @@ class Options:
 
     Attributes:
       shapes: which cases.
-      peers: which GRUs; on a GPU "grujax" brings each of its implementations there along, as "grujax-xla".
+      peers: which GRUs; on a GPU "grujax" brings each of its implementations there along, as "grujax xla".
       repeats: how many times each call is timed at least.
       seconds: each call is timed until its calls have taken this long in all (200 times at most).
       save: write the report as JSON under benchmarks/results/.

@@ -26,8 +26,8 @@ SUMMARY = (
     ("forward + backward", BACKWARD, "", ()),
 )
 """A line each: its name, the pass, how the names of its cases end, and beside whom grujax stands; () for all rivals."""
-TABLE_WIDTH = 230
-"""Columns that a table of all peers needs; in fewer its numbers would be cut."""
+TABLE_WIDTH = 260
+"""Columns that a table of all peers needs on a GPU; in fewer its numbers would be cut."""
 
 
 @dataclass(frozen=True)
