@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from statistics import median
 from typing import Any
@@ -141,7 +140,9 @@ def times(case: dict[str, Any], rows: list[str], seed: int, until: float, repeat
     When standard input is closed, all take turns.
     """
     given = Case(**case)
-    arrays = {dtype: make_arrays(replace(given, dtype=dtype), seed) for dtype in ("float32", "bfloat16")}
+    drawn = make_arrays(given, seed)
+    rounded = jax.tree.map(lambda v: v if v.dtype == bool else v.astype(jnp.bfloat16), drawn)
+    arrays = {"float32": drawn, "bfloat16": rounded}
     traits = (jax.default_backend(), *given.traits)
 
     def prepared(key: tuple[str, str]) -> Any:

@@ -26,7 +26,7 @@ SUMMARY = (
     ("forward + backward", BACKWARD, "", ()),
 )
 """A line each: its name, the pass, how the names of its cases end, and beside whom grujax stands; () for all rivals."""
-TABLE_WIDTH = 260
+TABLE_WIDTH = 280
 """Columns that a table of all peers needs on a GPU; in fewer its numbers would be cut."""
 
 

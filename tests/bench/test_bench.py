@@ -415,7 +415,7 @@ def test_the_summary_says_how_many_times_as_fast():
 
 
 def test_no_name_and_no_number_of_a_table_of_all_peers_is_cut():
-    peers = (*PEERS, *implementations("gpu"), "grujax resident")
+    peers = PEERS | implementations("gpu") | {"grujax resident": PEERS["grujax"]}
     unequal = "unequal: w_hh_l0 is 2.77 times the tolerance away"
     made = report(
         [Result("medium-bfloat16", peer, FORWARD, "measured", 12345.6, (1.0,)) for peer in (*peers, LIMIT)]
