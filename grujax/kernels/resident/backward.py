@@ -15,7 +15,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from grujax.kernels.resident.exchange import Exchange, Ring, exchange_scratch, ring_scratch, round_type
+from grujax.kernels.resident.exchange import Exchange, Ring, exchange_scratch, over_chunks, ring_scratch, round_type
 from grujax.kernels.resident.mosaic import (
     ACCUMULATED,
     TILE,
@@ -89,7 +89,7 @@ def backward(
         def emit(i: Any, d_n: Array) -> None:
             """Out by the copy engine, three of the four from where the products read them."""
             buffer, step = lax.rem(i, jnp.int32(plan.buffers)), T - 1 - i
-            store(turned(out.at[place.wg, buffer]), d_n.astype(w.dtype))
+            store(turned(out.at[place.wg, buffer]), d_n.astype(out.dtype))
             plgpu.commit_smem()
 
             def of(d: int) -> None:
@@ -101,10 +101,16 @@ def backward(
 
             place.of_direction(of)
 
+        def columns(g: int, k: Any) -> Any:
+            return pl.ds(g * H + k * UNITS, UNITS)
+
+        def weight(in_registers: Any, g: int, k: Any) -> Any:
+            return in_registers[g][k] if in_registers else weights.at[place.wg, :, columns(g, k)]
+
         in_registers = ()
         if plan.weights_in_registers:
-            chunks = [pl.ds(k * UNITS, UNITS) for k in range(3 * H // UNITS)]
-            in_registers = [load(given["w"].at[place.d, place.units, chunk], ACCUMULATED) for chunk in chunks]
+            of_units = given["w"].at[place.d, place.units]
+            in_registers = [[load(of_units.at[:, columns(g, k)], ACCUMULATED) for k in range(H // UNITS)] for g in range(3)]
         else:
             plgpu.barrier_wait(ready.at[place.wg])
         mask = None if given["mask"] is None else get(turned(given["mask"].at[place.d, place.rows, place.units]), TILE)
@@ -117,9 +123,11 @@ def backward(
             exchange.collect(i)
 
             def product(total: Any) -> tuple:
-                for k in range(3 * H // UNITS):
-                    chunk = None if in_registers else weights.at[place.wg, :, pl.ds(k * UNITS, UNITS)]
-                    plgpu.wgmma(total, in_registers[k] if in_registers else chunk, exchange.chunk(i, k))
+                def of_chunk(k: Any) -> None:
+                    for g in range(3):
+                        plgpu.wgmma(total, weight(in_registers, g, k), exchange.chunk(i, g, k))
+
+                over_chunks(of_chunk, H, given["w"].dtype)
                 emit(i, of.n * of_state)
                 pl.when(i + plan.stages <= T)(lambda: ring.fetch(step_of(i + plan.stages), i + plan.stages))
                 ahead = read(i + 1)

@@ -18,10 +18,10 @@ FLAGS = 32
 
 
 class Exchange:
-    """The operand of the products, (rows, parts H), in the shared memory of each block.
+    """The operand of the products, (units / 64, parts · rows, 64), in the shared memory of each block.
 
-    In a cluster it goes round through global memory, which is L2: all that the block has goes out by the copy engine,
-    a barrier of the cluster, and everything comes in. Stores into the shared memory of the other blocks took 1.6 to 2.8
+    In a cluster it goes round through global memory, which is L2: a warpgroup's part goes out by the copy engine, a
+    barrier of the cluster, and everything comes in. Stores into the shared memory of the other blocks took 1.6 to 2.8
     times as long (docs/decisions/gpu-kernel.md).
     """
 
@@ -32,22 +32,17 @@ class Exchange:
     def _buffer(self, step: Any) -> Any:
         return lax.rem(step, jnp.int32(self.place.plan.buffers))
 
-    def _round_at(self, chunk: Any) -> Any:
-        return self.round.at[self.place.d, self.place.rows, pl.ds(chunk * UNITS, UNITS)]
-
     def own(self, step: Any, part: int) -> Any:
-        """(rows, units) of this warpgroup."""
-        return self.operand.at[self._buffer(step), (part * self.place.hidden_size + self.place.first) // UNITS]
+        """(rows, 64): a part of this warpgroup's."""
+        rows = self.place.plan.rows
+        return self.operand.at[self._buffer(step), self.place.first // UNITS, pl.ds(part * rows, rows)]
 
     def publish(self, step: Any, values: Sequence[Array]) -> None:
-        for part, value in enumerate(values):
-            store(turned(self.own(step, part)), value.astype(self.operand.dtype))
+        of_units = self.operand.at[self._buffer(step), self.place.first // UNITS]
+        store(turned(of_units), side_by_side(values).astype(self.operand.dtype))
         plgpu.commit_smem()
         if self.place.plan.blocks > 1:
-            for part in range(self.parts):
-                chunk = (part * self.place.hidden_size + self.place.first) // UNITS
-                last = part == self.parts - 1
-                plgpu.copy_smem_to_gmem(self.own(step, part), self._round_at(chunk), commit_group=last)
+            plgpu.copy_smem_to_gmem(of_units, self.round.at[self.place.d, self.place.tile, self.place.first // UNITS])
             plgpu.wait_smem_to_gmem(0)
         plgpu.barrier_arrive(self.here)
 
@@ -58,31 +53,60 @@ class Exchange:
 
         @pl.when(self.place.wg == 0)
         def _() -> None:
-            for chunk in range(self.parts * self.place.hidden_size // UNITS):
-                into = self.operand.at[self._buffer(step), chunk]
-                plgpu.copy_gmem_to_smem(self._round_at(chunk), into, self.copied)
+            source, to = self.round.at[self.place.d, self.place.tile], self.operand.at[self._buffer(step)]
+            n = _copies(self.operand.dtype, self.place.hidden_size)
+            for k in range(n) if n > 1 else ():
+                plgpu.copy_gmem_to_smem(source.at[k], to.at[k], self.copied)
+            if n == 1:
+                plgpu.copy_gmem_to_smem(source, to, self.copied)
 
         plgpu.barrier_wait(self.copied)
 
-    def chunk(self, step: Any, k: int) -> Any:
-        """(64, rows) of the operand, from unit 64 k on."""
-        return turned(self.operand.at[self._buffer(step), k])
+    def chunk(self, step: Any, part: int, k: Any) -> Any:
+        """(64, rows) of a part, from unit 64 k on."""
+        rows = self.place.plan.rows
+        return turned(self.operand.at[self._buffer(step), k, pl.ds(part * rows, rows)])
+
+
+def side_by_side(values: Sequence[Array]) -> Array:
+    """(units, n rows): one store for all, which has two barriers of the warpgroup."""
+    return values[0] if len(values) == 1 else jnp.concatenate(values, axis=1)
+
+
+UNROLLED = 256
+"""Bytes of a row of the weights up to which a loop over its chunks is unrolled. From more of them the compiler takes the
+descriptors of all products out of the loop over time, and into local memory: 1.7 times as long at 512 units."""
+
+
+def over_chunks(of_chunk: Callable[[Any], None], hidden_size: int, dtype: Any) -> None:
+    """of_chunk(k) for each 64 of the hidden units."""
+    n = hidden_size // UNITS
+    if hidden_size * jnp.dtype(dtype).itemsize > UNROLLED:
+        pl.loop(0, n)(of_chunk)
+        return
+    for k in range(n):
+        of_chunk(k)
+
+
+def _copies(dtype: Any, hidden_size: int) -> int:
+    """That bring the operand in: one has five dimensions at most, and float32 takes two for the 64 units of a chunk."""
+    return 1 if jnp.dtype(dtype).itemsize == 2 else hidden_size // UNITS
 
 
 def exchange_scratch(plan: Plan, warpgroups: int, parts: int, hidden_size: int, dtype: Any) -> dict[str, Any]:
-    chunks = parts * hidden_size // UNITS
     here: Any = plgpu.Barrier(num_arrivals=warpgroups)
     if plan.blocks > 1:
         here = plgpu.ClusterBarrier(collective_axes=("block",), num_arrivals=warpgroups)
-    operand = tiled((plan.buffers, chunks, plan.rows, UNITS), dtype)
-    return {"operand": operand, "here": here, "copied": plgpu.Barrier(num_arrivals=chunks)}
+    operand = tiled((plan.buffers, hidden_size // UNITS, parts * plan.rows, UNITS), dtype)
+    return {"operand": operand, "here": here, "copied": plgpu.Barrier(num_arrivals=_copies(dtype, hidden_size))}
 
 
 def round_type(plan: Plan, parts: int, rows: int, hidden_size: int, dtype: Any) -> Any:
     """The output by which the operand goes round; least where there is no cluster."""
     if plan.blocks == 1:
         return as_type((1, 8, UNITS), dtype)
-    return as_type((len(plan.reverse), rows, parts * hidden_size), dtype)
+    of_tile = (hidden_size // UNITS, parts * plan.rows, UNITS)
+    return as_type((len(plan.reverse), rows // plan.rows, *of_tile), dtype)
 
 
 class Ring:

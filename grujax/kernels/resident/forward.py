@@ -14,7 +14,15 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from grujax.kernels.resident.exchange import Exchange, Ring, exchange_scratch, ring_scratch, round_type
+from grujax.kernels.resident.exchange import (
+    Exchange,
+    Ring,
+    exchange_scratch,
+    over_chunks,
+    ring_scratch,
+    round_type,
+    side_by_side,
+)
 from grujax.kernels.resident.mosaic import (
     ACCUMULATED,
     OF_UNITS,
@@ -86,21 +94,21 @@ def forward(
         def publish(step: Any, h: Array) -> None:
             exchange.publish(step, [h if mask is None else mask * h])
 
+        def of_out(buffer: Any, i: int) -> Any:
+            return out.at[place.wg, buffer, pl.ds(i * plan.rows, plan.rows)]
+
         def emit(step: Any, values: Sequence[Array]) -> None:
             """Out by the copy engine, from one of the buffers."""
             buffer = lax.rem(step, jnp.int32(plan.buffers))
             plgpu.wait_smem_to_gmem(plan.buffers - 1)
-            for i, value in enumerate(values):
-                store(turned(out.at[place.wg, buffer, i]), value)
+            store(turned(out.at[place.wg, buffer]), side_by_side(values))
             plgpu.commit_smem()
 
             def of(d: int) -> None:
-                plgpu.copy_smem_to_gmem(
-                    out.at[place.wg, buffer, 0], place.at(hs[d], step, place.units), commit_group=not saved
-                )
+                plgpu.copy_smem_to_gmem(of_out(buffer, 0), place.at(hs[d], step, place.units), commit_group=not saved)
                 for i in range(n_out - 1):
                     to = place.at(kept[d], step, place.of_gate(i), time_major=True)
-                    plgpu.copy_smem_to_gmem(out.at[place.wg, buffer, i + 1], to, commit_group=i == 3)
+                    plgpu.copy_smem_to_gmem(of_out(buffer, i + 1), to, commit_group=i == 3)
 
             place.of_direction(of)
 
@@ -122,9 +130,11 @@ def forward(
             exchange.collect(t)
 
             def products(*sums: Any) -> tuple:
-                for g, total in enumerate(sums):
-                    for k in range(H // UNITS):
-                        plgpu.wgmma(total, weight(in_registers, g, k), exchange.chunk(t, k))
+                def of_chunk(k: Any) -> None:
+                    for g, total in enumerate(sums):
+                        plgpu.wgmma(total, weight(in_registers, g, k), exchange.chunk(t, 0, k))
+
+                over_chunks(of_chunk, H, w.dtype)
                 # All that the next states do not wait for, while the tensor cores are busy.
                 pl.when(t > 0)(lambda: emit(t - 1, before))
                 pl.when(t + plan.stages - 1 < T)(lambda: ring.fetch(t + plan.stages - 1, t + plan.stages - 1))
@@ -157,7 +167,7 @@ def forward(
         "ring": ring_scratch(plan, warpgroups, 3, flags is not None),
         "weights": nothing(w.dtype) if plan.weights_in_registers else tiled((warpgroups, 3, UNITS, H), w.dtype),
         "ready": plgpu.Barrier(num_arrivals=3, num_barriers=warpgroups),
-        "out": tiled((warpgroups, plan.buffers, n_out, plan.rows, UNITS), jnp.float32),
+        "out": tiled((warpgroups, plan.buffers, n_out * plan.rows, UNITS), jnp.float32),
     }
     over = (T, B) if plan.time_major else (B, T)
     out = [as_type((*over, H))] * D + [as_type((D, B, H))] + [as_type((T, B, 4 * H))] * D * saved

@@ -85,6 +85,7 @@ class Place:
         block = lax.axis_index("block") if plan.blocks > 1 else 0
         self.first = block * (hidden_size // plan.blocks) + self.wg * UNITS
         self.units = pl.ds(self.first, UNITS)
+        self.tile = tile
         self.rows = tile if plan.rows == 1 else pl.ds(tile * plan.rows, plan.rows)
         self.backwards = jnp.bool_(False)
         for d, way in enumerate(plan.reverse):

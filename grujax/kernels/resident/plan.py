@@ -16,6 +16,9 @@ SHARED = 232_448
 """Bytes of shared memory of a block, 1 KB of them for barriers and the like."""
 CLUSTER = 8
 """Blocks of a cluster at most."""
+GROUPS, OF_GROUP = 7, 16
+"""Groups of multiprocessors that are whole, and multiprocessors of one: a cluster lies within a group. Some cards have
+an eighth group with fewer."""
 EXACT, IN_REGISTERS = 128, 128
 """Hidden units at most of the loops in exact float32, and of weights that the tensor cores read from registers."""
 ROWS = (8, 16, 32)
@@ -117,7 +120,8 @@ def _tiled(
             if shared_bytes(plan, hidden_size, itemsize, sides) <= SHARED - 1024:
                 fitting.append(plan)
                 break
-    at_once = [p for p in fitting if len(reverse) * math.ceil(rows / p.rows) * blocks <= MULTIPROCESSORS]
+    clusters = MULTIPROCESSORS if blocks == 1 else GROUPS * (OF_GROUP // blocks)
+    at_once = [p for p in fitting if len(reverse) * math.ceil(rows / p.rows) <= clusters]
     return next(iter(at_once), fitting[-1] if fitting else None)
 
 
