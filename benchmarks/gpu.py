@@ -57,7 +57,7 @@ COMPILED_BY = (0.5, 0.75, 0.9)  # of all seconds, by wave; what is not compiled 
 SIZES = (64, 128, 256, 512)  # H of the values
 LIMIT = 60  # seconds of the times of a shape; values, beside which shapes are compiled, have 90
 RATIOS = ("/scan", "/cuDNN", "/best", "floors")
-FAR = 0.05
+FAR = 0.05  # from xla, relative: told with the table
 GRACE = 20  # seconds for the programs that are being compiled when the time for it ends
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -89,20 +89,22 @@ class Alone:
     """A part in a process of its own; its results are kept as they come."""
 
     def __init__(self, label: str, arguments: dict[str, Any], tuned: bool = True) -> None:
-        self.label, self.began, self.ready = label, time.time(), Event()
+        self.label, self.began = label, time.time()
+        self.ready = Event()  # all is compiled: it waits for its turn
         flags = ["--xla_gpu_autotune_level=0"] * (not tuned) + ["--xla_backend_optimization_level=0"] * TINY
         environment = os.environ | {
             "OPENBLAS_NUM_THREADS": "1",  # several oracles at once
             "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # the processes and torch share the memory
             "XLA_FLAGS": " ".join([os.environ.get("XLA_FLAGS", ""), *flags]),
         }
-        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115, closed with the process
+        self.errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115, closed with the process
         self.process = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("gpu_parts.py")), json.dumps(arguments)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,
             text=True,
+            errors="replace",
             env=environment | ({"JAX_PLATFORMS": "cpu"} if TINY else {}),
         )
         self.reader = Thread(target=self._read)
