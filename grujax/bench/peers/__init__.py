@@ -34,5 +34,6 @@ PEERS: dict[str, Peer] = {
 
 def implementations(platform: str) -> dict[str, Peer]:
     """On an accelerator grujax once more for each kernel that is not for the CPU alone, as "grujax xla"; else none."""
-    names = [name for name, kernel in KERNELS.items() if not kernel.cpu_only] if platform != "cpu" else []
+    own = (None, {"gpu": "cuda"}.get(platform, platform))
+    names = [name for name, kernel in KERNELS.items() if kernel.platform in own] if platform != "cpu" else []
     return {f"grujax {name}": Peer(partial(ours.implementation, name)) for name in names}

@@ -32,6 +32,10 @@ class Exchange:
     def _buffer(self, step: Any) -> Any:
         return lax.rem(step, jnp.int32(self.place.plan.buffers))
 
+    def _round(self, step: Any) -> Any:
+        """Two of them: a block may still read that of the last step."""
+        return self.round.at[lax.rem(step, jnp.int32(2)), self.place.d, self.place.tile]
+
     def own(self, step: Any, part: int) -> Any:
         """(rows, 64): a part of this warpgroup's."""
         rows = self.place.plan.rows
@@ -42,7 +46,7 @@ class Exchange:
         store(turned(of_units), side_by_side(values).astype(self.operand.dtype))
         plgpu.commit_smem()
         if self.place.plan.blocks > 1:
-            plgpu.copy_smem_to_gmem(of_units, self.round.at[self.place.d, self.place.tile, self.place.first // UNITS])
+            plgpu.copy_smem_to_gmem(of_units, self._round(step).at[self.place.first // UNITS])
             plgpu.wait_smem_to_gmem(0)
         plgpu.barrier_arrive(self.here)
 
@@ -53,7 +57,7 @@ class Exchange:
 
         @pl.when(self.place.wg == 0)
         def _() -> None:
-            source, to = self.round.at[self.place.d, self.place.tile], self.operand.at[self._buffer(step)]
+            source, to = self._round(step), self.operand.at[self._buffer(step)]
             n = _copies(self.operand.dtype, self.place.hidden_size)
             for k in range(n) if n > 1 else ():
                 plgpu.copy_gmem_to_smem(source.at[k], to.at[k], self.copied)
@@ -106,7 +110,7 @@ def round_type(plan: Plan, parts: int, rows: int, hidden_size: int, dtype: Any) 
     if plan.blocks == 1:
         return as_type((1, 8, UNITS), dtype)
     of_tile = (hidden_size // UNITS, parts * plan.rows, UNITS)
-    return as_type((len(plan.reverse), rows // plan.rows, *of_tile), dtype)
+    return as_type((2, len(plan.reverse), rows // plan.rows, *of_tile), dtype)
 
 
 class Ring:

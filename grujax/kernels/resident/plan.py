@@ -114,12 +114,11 @@ def _tiled(
     few_units = itemsize == 2 and hidden_size <= IN_REGISTERS
     blocks = 1 if few_units or hidden_size == UNITS else hidden_size // UNITS
     fitting = []
-    for n in ROWS:
-        for stages in STAGES if sides is not BACKWARD else (*STAGES, 0):
-            plan = Plan(reverse, time_major, n, blocks, stages, weights_in_registers=few_units and n <= ROWS_BESIDE)
-            if shared_bytes(plan, hidden_size, itemsize, sides) <= SHARED - 1024:
-                fitting.append(plan)
-                break
+    for n, stages in ((n, stages) for some in (STAGES, (0,)) for n in ROWS for stages in some):
+        plan = Plan(reverse, time_major, n, blocks, stages, weights_in_registers=few_units and n <= ROWS_BESIDE)
+        fits = shared_bytes(plan, hidden_size, itemsize, sides) <= SHARED - 1024
+        if fits and n not in (p.rows for p in fitting) and (stages or (sides is BACKWARD and not fitting)):
+            fitting.append(plan)
     clusters = MULTIPROCESSORS if blocks == 1 else GROUPS * (OF_GROUP // blocks)
     at_once = [p for p in fitting if len(reverse) * math.ceil(rows / p.rows) <= clusters]
     return next(iter(at_once), fitting[-1] if fitting else None)
