@@ -40,8 +40,11 @@ def launch(
     inputs: arrays (T, B, ·), (B, ·), flags of `steering_of`, and of `WHOLE`.
     outputs: shapes (T, B, ·), or (B, ·), which begin as 0 and keep what steps leave there.
     """
-    shapes = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in outputs.items()}
     begin, held = state
+    varying = jax.typeof(inputs[begin]).manual_axis_type  # inside of shard_map
+    shapes = {
+        name: jax.ShapeDtypeStruct(shape, jnp.float32, manual_axis_type=varying) for name, shape in outputs.items()
+    }
     if not tiles.n_steps or not tiles.n_rows:
         return {name: jnp.zeros(shape, jnp.float32) for name, shape in outputs.items()} | {held: inputs[begin]}
     last = tiles.grid[1] - 1
