@@ -118,8 +118,9 @@ def filled(a: Array, n_parts: int, tiles: Tiles) -> Array:
 
 def cut(a: Array, hidden_size: int, tiles: Tiles) -> Array:
     """The inverse of `filled`."""
-    parts = a.reshape(*a.shape[:-1], a.shape[-1] // tiles.units, tiles.units)
-    return parts[..., :hidden_size].reshape(*a.shape[:-1], -1)
+    n_parts = a.shape[-1] // tiles.units
+    parts = a.reshape(*a.shape[:-1], n_parts, tiles.units)
+    return parts[..., :hidden_size].reshape(*a.shape[:-1], n_parts * hidden_size)
 
 
 def times(a: Array, w: Array, spec: GRUSpec) -> Array:
