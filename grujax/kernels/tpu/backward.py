@@ -49,7 +49,9 @@ def backward(
     results = {"d_products": (*over_time, 3 * tiles.units), "dh0": of_rows, "dh_reset": of_rows}
     results |= {"d_n": (*over_time, tiles.units)} if spec.reset_after else {}
     inputs |= steering_of(control, tiles)
-    found = launch(partial(_step, spec=spec), ("dh_last", "dh0"), inputs, results, tiles, not backwards)
+    found = launch(
+        "grujax_transpose", partial(_step, spec=spec), ("dh_last", "dh0"), inputs, results, tiles, not backwards
+    )
     found = {name: cut(a, h0.shape[1], tiles) for name, a in found.items()}
     r, z, n, m = jnp.split(saved, 4, axis=-1)
 

@@ -31,7 +31,7 @@ def forward(of: Recurrence, backwards: bool, with_saved: bool, spec: GRUSpec, ti
     outputs = {"hs": (*over_time, tiles.units), "h_last": (tiles.n_rows, tiles.units)}
     outputs |= {"saved": (*over_time, 4 * tiles.units)} if with_saved else {}
     inputs |= steering_of(control, tiles)
-    found = launch(partial(_step, spec=spec), ("h0", "h_last"), inputs, outputs, tiles, backwards)
+    found = launch("grujax_forward", partial(_step, spec=spec), ("h0", "h_last"), inputs, outputs, tiles, backwards)
     return {name: cut(a, h0.shape[1], tiles) for name, a in found.items()}
 
 

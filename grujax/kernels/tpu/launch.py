@@ -26,6 +26,7 @@ ZERO = np.int32(0)
 
 
 def launch(
+    name: str,
     step: Callable[[Refs, Array, Array], Array],
     state: tuple[str, str],
     inputs: Mapping[str, Array],
@@ -35,6 +36,7 @@ def launch(
 ) -> dict[str, Array]:
     """The outputs, float32, of a loop over all steps, from the last one where `backwards`.
 
+    name: what profiles call it.
     step: (references, place of the step in its block, state before it) -> state after it.
     state: the names of the input that the state begins with, and of the output that it is held in, block after block.
     inputs: arrays (T, B, ·), (B, ·), flags of `steering_of`, and of `WHOLE`.
@@ -42,26 +44,24 @@ def launch(
     """
     begin, held = state
     varying = jax.typeof(inputs[begin]).manual_axis_type  # inside of shard_map
-    shapes = {
-        name: jax.ShapeDtypeStruct(shape, jnp.float32, manual_axis_type=varying) for name, shape in outputs.items()
-    }
+    shapes = {to: jax.ShapeDtypeStruct(shape, jnp.float32, manual_axis_type=varying) for to, shape in outputs.items()}
     if not tiles.n_steps or not tiles.n_rows:
-        return {name: jnp.zeros(shape, jnp.float32) for name, shape in outputs.items()} | {held: inputs[begin]}
+        return {to: jnp.zeros(shape, jnp.float32) for to, shape in outputs.items()} | {held: inputs[begin]}
     last = tiles.grid[1] - 1
 
-    def block(name: str, shape: tuple[int, ...]) -> pl.BlockSpec:
-        if name in WHOLE:
+    def block(of: str, shape: tuple[int, ...]) -> pl.BlockSpec:
+        if of in WHOLE:
             return pl.BlockSpec(shape, lambda b, t: (ZERO, ZERO), pipeline_mode=pl.Buffered(1))
         if len(shape) == 2:
             return pl.BlockSpec((tiles.rows, shape[1]), lambda b, t: (b, ZERO))
-        at_once = 1 if name == "flags" else tiles.steps
+        at_once = 1 if of == "flags" else tiles.steps
         return pl.BlockSpec((at_once, tiles.rows, shape[2]), lambda b, t: (last - t if backwards else t, b, ZERO))
 
     def body(of: Refs, to: Refs) -> None:
         @pl.when(pl.program_id(1) == 0)
         def _() -> None:
-            for name in (name for name, shape in outputs.items() if len(shape) == 2):
-                to[name][...] = of[begin][...] if name == held else jnp.zeros_like(to[name])
+            for kept in (kept for kept, shape in outputs.items() if len(shape) == 2):
+                to[kept][...] = jnp.zeros_like(to[kept]) if kept != held else of[begin][...]
 
         def one(i: Array, now: Array) -> Array:
             return step({**of, **to}, tiles.steps - 1 - i if backwards else i, now)
@@ -72,10 +72,10 @@ def launch(
         body,
         out_shape=shapes,
         grid=tiles.grid,
-        in_specs=({name: block(name, a.shape) for name, a in inputs.items()},),
-        out_specs={name: block(name, shape) for name, shape in outputs.items()},
+        in_specs=({of: block(of, a.shape) for of, a in inputs.items()},),
+        out_specs={to: block(to, shape) for to, shape in outputs.items()},
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=VMEM),
-        name=f"grujax_{held}",
+        name=name,
     )(inputs)
 
 
