@@ -29,9 +29,8 @@ GROUPS = [
 
 SHARED = {"step", "products", "derivative", "checks", "order"}
 """Files of kernels/ that platform kernels stand on; platform kernels import none of each other, but what `MAY` says."""
-MAY = {"native": {"xla"}, "tpu": {"native"}}
-"""The native kernel stands on the plain loop, where it is exported or differentiated twice. The kernel for TPU takes
-the flat arrays that the native one takes."""
+MAY = {"native": {"xla"}}
+"""The native kernel stands on the plain loop, where it is exported or differentiated twice."""
 
 RANK = {name: rank for rank, group in enumerate(GROUPS) for name in group}
 EXTRAS = {

@@ -24,8 +24,10 @@ sys.path.append(str(Path(__file__).parent.parent))  # as a program too
 import numerics  # noqa: F401
 
 from grujax import GRUSpec, GRUWeights
-from grujax.kernels.native.arrays import MOVED, Call, N, by_direction, given
-from grujax.kernels.tpu import limits, tpu_forward, tpu_refuses, tpu_transpose
+from grujax.kernels.calls.arrays import MOVED, Call, N, by_direction, given
+from grujax.kernels.tpu import limits
+from grujax.kernels.tpu.call import tpu_forward, tpu_transpose
+from grujax.kernels.tpu.limits import tpu_refuses
 from grujax.testing import CASES, Case, assert_serves
 from grujax.types import Control, Gates, Recurrence, Result
 
@@ -55,7 +57,7 @@ differentiable.defvjp(_forward, _backward)
 
 def run(recurrences, spec, *, reverse, with_gates=False, time_major=True):
     """`grujax.kernels.run`, by this kernel."""
-    call = Call(spec, tuple(reverse), time_major, with_gates)
+    call = Call(spec, tuple(reverse), time_major, with_gates, "tpu")
     results = []
     for hs, h_last, *saved in by_direction(
         differentiable([a for of in recurrences for a in given(of, call)], call), call.outputs
@@ -199,7 +201,6 @@ REFUSED = {
     "it has tanh and sigmoid alone, without clip": (GRUSpec(clip=1.0), "float32", (1, 1, 1)),
     "it multiplies in float32 and bfloat16, not in float64": (GRUSpec(), "float64", (1, 1, 1)),
     "its products have the precision DEFAULT or HIGHEST": (GRUSpec(precision="high"), "float32", (1, 1, 1)),
-    "the sizes are not known while compiling": (GRUSpec(), "float32", (None, 32, 512)),
     "w_hh and one step of H 2049 in float32 take 57 MiB of VMEM, and a call may take 56": (
         GRUSpec(),
         "float32",
@@ -226,8 +227,9 @@ def test_the_largest_sizes_that_fit():
         for dtype in ("float32", "bfloat16")
     }
     assert largest == LARGEST
+    assert tpu_refuses(GRUSpec(), "float32", (None, None, None)) is None
     cut = limits.tiles(100, 300, 1024, "float32")
-    assert cut is not None and (cut.rows, cut.steps, cut.grid) == (128, 2, (3, 50))
+    assert (cut.rows, cut.steps, cut.grid) == (128, 2, (3, 50))
 
 
 LARGEST = {"float32": 2048, "bfloat16": 2944}

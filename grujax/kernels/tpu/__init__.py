@@ -1,9 +1,6 @@
-"""The kernel for TPU, in Pallas: weights and state in VMEM, all steps of a direction in one launch.
+"""The recurrence on a TPU, in Pallas: weights and state in VMEM, all steps of a direction in one launch.
 
-No default takes it: it was interpreted and compiled, and never ran on a TPU (docs/decisions/tpu-kernel.md).
+`limits.py` says what it serves and how a call is cut into blocks; `launch.py` is one launch over them; `forward.py` and
+`backward.py` are the two loops; `call.py` makes a call of them. No default takes this kernel: it was interpreted and
+compiled, and never ran on a TPU (docs/decisions/tpu-kernel.md).
 """
-
-from grujax.kernels.tpu.call import tpu_forward, tpu_transpose
-from grujax.kernels.tpu.limits import tpu_refuses
-
-__all__ = ["tpu_forward", "tpu_refuses", "tpu_transpose"]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 
-from grujax.kernels.native.arrays import MOVED, Call, N, by_direction, recurrence_of
+from grujax.kernels.calls.arrays import MOVED, Call, N, by_direction, recurrence_of
 from grujax.kernels.order import as_read, resets_read
 from grujax.kernels.tpu.backward import backward
 from grujax.kernels.tpu.forward import forward
@@ -58,5 +58,4 @@ def _read(given: Sequence[Array], reverse: bool, call: Call) -> tuple[Recurrence
     reset = resets_read(asked.control.reset, asked.control.valid, reverse)
     n_steps, n_rows, _ = of.x.shape
     cut = tiles(n_steps, n_rows, of.weights.w_hh.shape[0], of.weights.w_hh.dtype)
-    assert cut is not None, "tpu_refuses says so beforehand"
     return of._replace(control=of.control._replace(reset=reset)), cut

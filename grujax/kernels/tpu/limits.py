@@ -37,14 +37,17 @@ class Tiles(NamedTuple):
         return -(-self.n_rows // self.rows), -(-self.n_steps // self.steps)
 
 
-def tiles(n_steps: int, n_rows: int, hidden_size: int, dtype: DTypeLike) -> Tiles | None:
-    """The first of `TILES` that fits; None where none does."""
-    units = -(-hidden_size // LANES) * LANES
-    for rows, steps in TILES:
-        rows, steps = min(rows, max(n_rows, 1)), min(steps, max(n_steps, 1))
-        if needed(units, dtype, rows, steps) <= VMEM:
-            return Tiles(n_steps, n_rows, units, rows, steps)
-    return None
+def tiles(n_steps: int, n_rows: int, hidden_size: int, dtype: DTypeLike) -> Tiles:
+    """The first of `TILES` that fits: the last one does, where `tpu_refuses` does not."""
+    units = up(hidden_size)
+    fitting = (block for block in TILES if needed(units, dtype, min(block[0], n_rows), min(block[1], n_steps)) <= VMEM)
+    rows, steps = next(fitting, TILES[-1])
+    return Tiles(n_steps, n_rows, units, min(rows, max(n_rows, 1)), min(steps, max(n_steps, 1)))
+
+
+def up(hidden_size: int) -> int:
+    """The units of a state, filled up."""
+    return -(-hidden_size // LANES) * LANES
 
 
 def needed(units: int, dtype: DTypeLike, rows: int, steps: int) -> int:
@@ -80,7 +83,6 @@ def tpu_refuses(spec: GRUSpec, dtype: DTypeLike, sizes: Sizes) -> str | None:
     'w_hh and one step of H 4096 in bfloat16 take 102 MiB of VMEM, and a call may take 56'
     """
     name = jnp.dtype(dtype).name
-    n_steps, n_rows, hidden_size = sizes
     if spec.layer_norm:
         return "it has no layer normalisation"
     if (spec.activation, spec.gate_activation, spec.clip) != ("tanh", "sigmoid", None):
@@ -89,10 +91,8 @@ def tpu_refuses(spec: GRUSpec, dtype: DTypeLike, sizes: Sizes) -> str | None:
         return f"it multiplies in float32 and bfloat16, not in {name}"
     if precision_of(spec, dtype) is None:
         return "its products have the precision DEFAULT or HIGHEST"
-    if n_steps is None or n_rows is None or hidden_size is None:
-        return "the sizes are not known while compiling"
-    if tiles(n_steps, n_rows, hidden_size, dtype) is None:
-        least = needed(-(-hidden_size // LANES) * LANES, dtype, *TILES[-1]) / 2**20
+    hidden_size = sizes[2]
+    if hidden_size is not None and (least := needed(up(hidden_size), dtype, *TILES[-1])) > VMEM:
         what = f"w_hh and one step of H {hidden_size} in {name}"
-        return f"{what} take {least:.0f} MiB of VMEM, and a call may take {VMEM / 2**20:.0f}"
+        return f"{what} take {least / 2**20:.0f} MiB of VMEM, and a call may take {VMEM / 2**20:.0f}"
     return None
