@@ -19,8 +19,8 @@ def tpu_forward(*arrays: Array, call: Call) -> list[Array]:
     """
     outputs = []
     for reverse, given in zip(call.reverse, by_direction(arrays, N), strict=True):
-        of, cut = _read(given, reverse, call)
-        found = forward(of, reverse, call.saved, call.spec, cut)
+        of, blocks = _read(given, reverse, call)
+        found = forward(of, reverse, call.saved, call.spec, blocks)
         outputs += [_lie(found["hs"], call), found["h_last"], *([found["saved"]] if call.saved else [])]
     return outputs
 
@@ -34,9 +34,9 @@ def tpu_transpose(*arrays: Array, call: Call) -> list[Array]:
     primals, others = arrays[: n_directions * N], by_direction(arrays[n_directions * N :], n_directions)
     gradients = []
     for reverse, given, hs, saved, dhs, dh_last in zip(call.reverse, by_direction(primals, N), *others, strict=True):
-        of, cut = _read(given, reverse, call)
+        of, blocks = _read(given, reverse, call)
         outputs, moved = (_lie(hs, call), saved), (_lie(dhs, call), dh_last)
-        found = backward(of, outputs, moved, reverse, call.spec, cut)
+        found = backward(of, outputs, moved, reverse, call.spec, blocks)
         w = found.weights
         every = (_lie(found.x, call), found.h0, w.w_ih, w.w_hh, w.b_ih, w.b_hh, found.h_reset)
         gradients += [
@@ -57,5 +57,5 @@ def _read(given: Sequence[Array], reverse: bool, call: Call) -> tuple[Recurrence
     of = as_read(asked, False, call.time_major)
     reset = resets_read(asked.control.reset, asked.control.valid, reverse)
     n_steps, n_rows, _ = of.x.shape
-    cut = tiles(n_steps, n_rows, of.weights.w_hh.shape[0], of.weights.w_hh.dtype)
-    return of._replace(control=of.control._replace(reset=reset)), cut
+    blocks = tiles(n_steps, n_rows, of.weights.w_hh.shape[0], of.weights.w_hh.dtype)
+    return of._replace(control=of.control._replace(reset=reset)), blocks
