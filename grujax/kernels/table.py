@@ -14,6 +14,7 @@ from grujax.kernels.calls.program import program
 from grujax.kernels.checks import check_spec
 from grujax.kernels.derivative import Chunks
 from grujax.kernels.resident import plan
+from grujax.kernels.tpu.limits import tpu_refuses
 from grujax.types import GRUSpec, Result
 
 Sizes: TypeAlias = tuple[int | None, int | None, int | None]
@@ -79,6 +80,16 @@ def _capability() -> str | None:
     return getattr(jax.devices()[0], "compute_capability", None) if jax.default_backend() == "gpu" else None
 
 
+def _not_measured(asked: Asked) -> str | None:
+    if _capability() is None:
+        return "no GPU is at hand"
+    if why := _sizes_unknown(asked):
+        return why
+    _, n_rows, hidden_size = asked.sizes
+    assert n_rows is not None and hidden_size is not None
+    return plan.not_measured(n_rows, hidden_size, asked.dtype, asked.spec.precision)
+
+
 def _sizes_unknown(asked: Asked) -> str | None:
     return "the sizes are not known while compiling" if None in asked.sizes else None
 
@@ -102,7 +113,15 @@ KERNELS: dict[str, Kernel] = {
         "all steps in one launch, the weights in shared memory or registers, with a backward pass of its own",
         refuses=_not_resident,
         platform="cuda",
-        not_chosen=lambda asked: "no GPU is at hand" if _capability() is None else _sizes_unknown(asked),
+        not_chosen=_not_measured,
+    ),
+    # Compiled and interpreted, never run on a TPU: docs/decisions/tpu-kernel.md.
+    "tpu": Kernel(
+        partial(program, kernel="tpu"),
+        "one launch for each direction, the weights and the state in VMEM, with a backward pass of its own",
+        refuses=lambda asked: _not_whole(asked) or tpu_refuses(asked.spec, asked.dtype, asked.sizes),
+        platform="tpu",
+        not_chosen=lambda asked: "it never ran on a TPU",
     ),
     "xla": Kernel(
         xla.program, "lax.scan, the input projected beforehand, under the linear derivative rule", refuses=_ruled_out

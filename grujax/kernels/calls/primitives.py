@@ -39,6 +39,7 @@ class Handlers(NamedTuple):
 HANDLERS = {
     "native": Handlers("cpu", "grujax.kernels.native.handlers", "native_forward", "native_transpose"),
     "resident": Handlers("cuda", "grujax.kernels.resident.call", "resident_forward", "resident_transpose"),
+    "tpu": Handlers("tpu", "grujax.kernels.tpu.call", "tpu_forward", "tpu_transpose"),
 }
 
 

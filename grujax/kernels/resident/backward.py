@@ -110,7 +110,9 @@ def backward(
         in_registers = ()
         if plan.weights_in_registers:
             of_units = given["w"].at[place.d, place.units]
-            in_registers = [[load(of_units.at[:, columns(g, k)], ACCUMULATED) for k in range(H // UNITS)] for g in range(3)]
+            in_registers = [
+                [load(of_units.at[:, columns(g, k)], ACCUMULATED) for k in range(H // UNITS)] for g in range(3)
+            ]
         else:
             plgpu.barrier_wait(ready.at[place.wg])
         mask = None if given["mask"] is None else get(turned(given["mask"].at[place.d, place.rows, place.units]), TILE)

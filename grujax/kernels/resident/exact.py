@@ -1,8 +1,8 @@
 """Both loops in exact float32, without tensor cores: the weights stay in registers, one row of the batch a block.
 
 A product is a multiplication and a sum along each row of the weights. Up to 128 hidden units: 3 · 64 · 128 floats of a
-warpgroup are 192 registers a thread. With a row or two for each multiprocessor it is faster than the tensor cores, whose
-operands must go through shared memory in tiles of at least eight rows.
+warpgroup are 192 registers a thread. With a row or two for each multiprocessor it is faster than the tensor cores,
+whose operands must go through shared memory in tiles of at least eight rows.
 """
 
 from collections.abc import Sequence

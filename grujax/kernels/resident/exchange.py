@@ -78,8 +78,8 @@ def side_by_side(values: Sequence[Array]) -> Array:
 
 
 UNROLLED = 256
-"""Bytes of a row of the weights up to which a loop over its chunks is unrolled. From more of them the compiler takes the
-descriptors of all products out of the loop over time, and into local memory: 1.7 times as long at 512 units."""
+"""Bytes of a row of the weights up to which a loop over its chunks is unrolled. From more of them the compiler takes
+the descriptors of all products out of the loop over time, and into local memory: 1.7 times as long at 512 units."""
 
 
 def over_chunks(of_chunk: Callable[[Any], None], hidden_size: int, dtype: Any) -> None:

@@ -1,7 +1,7 @@
 """The forward loop on the tensor cores: all steps of a tile of rows in one launch, the weights resident.
 
-Swapped operands: gates^T (units, rows) = W (units, k) h^T (k, rows). A warpgroup has 64 units of all three gates, so r, z
-and n of a unit meet in one thread; a small batch is the N of wgmma, where 8 are allowed, not its M, where 64 would be
+Swapped operands: gates^T (units, rows) = W (units, k) h^T (k, rows). A warpgroup has 64 units of all three gates, so r,
+z and n of a unit meet in one thread; a small batch is the N of wgmma, where 8 are allowed, not its M, where 64 would be
 computed. The arrays lie as the caller has them, (B, T, ·) or (T, B, ·): tiles are turned on their way into registers.
 """
 

@@ -21,6 +21,8 @@ GROUPS, OF_GROUP = 7, 16
 an eighth group with fewer."""
 EXACT, IN_REGISTERS = 128, 128
 """Hidden units at most of the loops in exact float32, and of weights that the tensor cores read from registers."""
+WAVES, WAVES_EXACT = 2, 8
+"""How many times over the card may be filled, at most, where None chooses these kernels: so far they were measured."""
 ROWS = (8, 16, 32)
 ROWS_BESIDE = 16
 """Rows at most of a block that has the weights in registers too."""
@@ -86,6 +88,19 @@ def refuses(hidden_size: int | None, dtype: Any, precision: Any) -> str | None:
     return None
 
 
+def not_measured(rows: int, hidden_size: int, dtype: Any, precision: Any) -> str | None:
+    """Why a call of one direction may be slower than XLA's loop; None where it was seen to be faster."""
+    found = plan((False,), False, rows, padded(hidden_size), dtype, precision, BACKWARD)
+    waves = math.ceil(rows / found.rows / _at_once(found.blocks))
+    most = WAVES_EXACT if found.rows == 1 else WAVES
+    return f"{rows} rows would take {waves} turns, and up to {most} were measured" if waves > most else None
+
+
+def _at_once(blocks: int) -> int:
+    """Clusters of so many blocks, one a multiprocessor, that run at a time."""
+    return MULTIPROCESSORS if blocks == 1 else GROUPS * (OF_GROUP // blocks)
+
+
 def plan(
     reverse: tuple[bool, ...],
     time_major: bool,
@@ -119,8 +134,7 @@ def _tiled(
         fits = shared_bytes(plan, hidden_size, itemsize, sides) <= SHARED - 1024
         if fits and n not in (p.rows for p in fitting) and (stages or (sides is BACKWARD and not fitting)):
             fitting.append(plan)
-    clusters = MULTIPROCESSORS if blocks == 1 else GROUPS * (OF_GROUP // blocks)
-    at_once = [p for p in fitting if len(reverse) * math.ceil(rows / p.rows) <= clusters]
+    at_once = [p for p in fitting if len(reverse) * math.ceil(rows / p.rows) <= _at_once(blocks)]
     return next(iter(at_once), fitting[-1] if fitting else None)
 
 
