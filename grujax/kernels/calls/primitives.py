@@ -1,8 +1,8 @@
 """A kernel that runs all steps in one call, as JAX sees it: three primitives under one derivative rule.
 
 forward: hs, h_last and what the derivative needs, by the kernel. tangent: their tangents, linear in those of the
-arguments, by `kernels/derivative.py`. transpose: all gradients at once, by the kernel. Each is plain JAX too: where it is
-differentiated again, batched over weights, exported, or split among devices by XLA.
+arguments, by `kernels/derivative.py`. transpose: all gradients at once, by the kernel. Each is plain JAX too: where it
+is differentiated again, batched over weights, exported, or split among devices by XLA.
 """
 
 from collections.abc import Callable, Sequence

@@ -13,7 +13,6 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from grujax.kernels.resident.exchange import Exchange, Ring, exchange_scratch, over_chunks, ring_scratch, round_type
 from grujax.kernels.resident.mosaic import (
@@ -26,6 +25,7 @@ from grujax.kernels.resident.mosaic import (
     launch,
     load,
     nothing,
+    plgpu,
     resets_next,
     store,
     tiled,
@@ -50,12 +50,12 @@ def backward(
 ) -> list[Array]:
     """The gradients of the gates and of the initial states.
 
-    saved: of each direction r, z, n, m side by side (T, B, 4H); hs, dhs: of each, as the caller has x; dh_last (D, B, H).
-    w: (D, H, 3H) in the dtype of the products. flags, mask: as `forward` takes them.
+    saved: of each direction r, z, n, m side by side (T, B, 4H). hs, dhs: of each direction, as the caller has x.
+    dh_last: (D, B, H). w: (D, H, 3H) in the dtype of the products. flags, mask: as `forward` takes them.
 
     Returns:
-      Of each direction the gradients of W_ir x, W_iz x and W_in x side by side, (B, T, 3H) or (T, B, 3H); of each that of
-      W_hn h, (B, T, H) or (T, B, H), all in the dtype of w; dh0 (D, B, H); and with flags dh_reset of each row, (D, B, H).
+      Of each direction the gradients of W_ir x, W_iz x and W_in x side by side, (B, T, 3H) or (T, B, 3H); of each that
+      of W_hn h, (B, T, H) or (T, B, H), all in the dtype of w; dh0 (D, B, H); with flags dh_reset of each row, alike.
     """
     D, B, H = dh_last.shape
     T = saved[0].shape[0]
@@ -138,8 +138,8 @@ def backward(
 
             through, ahead = pl.run_scoped(product, plgpu.ACC((UNITS, plan.rows), jnp.float32))
             dh = of.keep * of_state + (through if mask is None else mask * through)
-            if d_reset is not None:  # where the state that entered this step was a fresh one
-                fresh = resets_next(ahead[2]) & (i + 1 < T)
+            if (flags := ahead[2]) is not None:  # where the state that entered this step was a fresh one
+                fresh = resets_next(flags) & (i + 1 < T)
                 d_reset, dh = d_reset + jnp.where(fresh, dh, 0.0), jnp.where(fresh, 0.0, dh)
             return dh, d_reset, ahead, in_registers
 

@@ -109,12 +109,13 @@ def resident_transpose(*arrays: Array, call: Call, interpret: bool = False) -> l
 
 def _gradients(of: Given, call: Call, d: int, hs: Array, d_x: Array, d_m: Array) -> Given:
     """Of x, the weights and the biases; d_x (..., 3, H) of what W_ih x adds to, d_m (..., H) of W_hn h + b_hn."""
-    wide, (n_features, columns) = of.h0.dtype, of.w_ih.shape
+    wide, columns = of.h0.dtype, of.w_ih.shape[1]
     by_unit, time_major = d_x.reshape(*d_x.shape[:2], columns), call.time_major
     h = hs if time_major else hs.swapaxes(0, 1)
     valid, reset = None if of.valid.shape == (0,) else of.valid, _resets(of, call.reverse[d])
     if call.reverse[d]:
-        h, valid, reset = (None if a is None else jnp.flip(a, 0) for a in (h, valid, reset))
+        h = jnp.flip(h, 0)
+        valid, reset = (None if a is None else jnp.flip(a, 0) for a in (valid, reset))
     entering = jnp.concatenate([of.h0[None], held(h, of.h0, valid)])[:-1]
     if reset is not None:
         fresh = jnp.zeros_like(of.h0[0]) if of.h_reset.shape == (0,) else of.h_reset

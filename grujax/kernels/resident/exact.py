@@ -12,7 +12,6 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from grujax.kernels.resident.mosaic import (
     ACCUMULATED,
@@ -24,6 +23,7 @@ from grujax.kernels.resident.mosaic import (
     launch,
     load,
     new_state,
+    plgpu,
     resets_next,
     store,
     where_valid,
@@ -111,7 +111,7 @@ def forward(
         assert h is not None
         publish(jnp.int32(0), h)
 
-        def step(t: Any, carry: tuple) -> tuple:
+        def one_step(t: Any, carry: tuple) -> tuple:
             h, before, ((of_input, flags), *soon), weights = carry
             plgpu.barrier_wait(here)
             pl.when(t > 0)(lambda: emit(t - 1, before))
@@ -126,7 +126,7 @@ def forward(
             return h_next, emitted, soon, weights
 
         soon = [fetch(jnp.int32(i)) for i in range(plan.stages)]
-        h, before, *_ = lax.fori_loop(0, T, step, (h, [jnp.zeros_like(h)] * n_out, soon, weights))
+        h, before, *_ = lax.fori_loop(0, T, one_step, (h, [jnp.zeros_like(h)] * n_out, soon, weights))
         plgpu.barrier_wait(here)
         emit(jnp.int32(T - 1), before)
         store(h_last.at[place.d, place.rows, place.units], h)
@@ -165,8 +165,8 @@ def backward(
             return loop.of_step(names, jnp.maximum(T - 1 - i, 0))
 
         def read(found: tuple[list[Array], Array | None]) -> tuple[Coefficients, Array, Array | None]:
-            (*gates, h, dh), flags = found
-            return *where_valid(flags, coefficients(*gates, h, keep), dh), flags
+            (r, z, n, m, h, dh), flags = found
+            return *where_valid(flags, coefficients(r, z, n, m, h, keep), dh), flags
 
         chunks = [pl.ds(g * H, H) for g in range(3)]
         weights = [loop.get(given["w"].at[place.d, place.units, chunk], ACCUMULATED) for chunk in chunks]
@@ -194,8 +194,8 @@ def backward(
             plgpu.barrier_wait(here)
             through = sum(loop.times(w, operand.at[buffer, chunk]) for w, chunk in zip(weights, chunks, strict=True))
             dh = of.keep * of_state + (through if mask is None else mask * through)
-            if d_reset is not None:
-                fresh = resets_next(ahead[2]) & lax.broadcast(i + 1 < T, (UNITS,))
+            if (flags := ahead[2]) is not None:
+                fresh = resets_next(flags) & lax.broadcast(i + 1 < T, (UNITS,))
                 d_reset, dh = d_reset + jnp.where(fresh, dh, 0.0), jnp.where(fresh, 0.0, dh)
             return dh, d_reset, ahead, soon, weights
 

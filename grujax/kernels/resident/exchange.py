@@ -7,9 +7,19 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from grujax.kernels.resident.mosaic import OF_ROWS, TILE, Place, as_type, load, nothing, store, tiled, turned
+from grujax.kernels.resident.mosaic import (
+    OF_ROWS,
+    TILE,
+    Place,
+    as_type,
+    load,
+    nothing,
+    plgpu,
+    store,
+    tiled,
+    turned,
+)
 from grujax.kernels.resident.plan import UNITS, Plan
 from grujax.types import Array
 

@@ -12,7 +12,6 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from grujax.kernels.resident.exchange import (
     Exchange,
@@ -34,6 +33,7 @@ from grujax.kernels.resident.mosaic import (
     load,
     new_state,
     nothing,
+    plgpu,
     resets_next,
     store,
     tiled,
@@ -125,7 +125,7 @@ def forward(
         else:
             plgpu.barrier_wait(ready.at[place.wg])
 
-        def step(t: Any, carry: tuple) -> tuple:
+        def one_step(t: Any, carry: tuple) -> tuple:
             h, before, in_registers = carry
             exchange.collect(t)
 
@@ -157,7 +157,7 @@ def forward(
             publish(t + 1, h_next)
             return h_next, emitted, in_registers
 
-        h, before, _ = lax.fori_loop(0, T, step, (h, [jnp.zeros_like(h)] * n_out, in_registers))
+        h, before, _ = lax.fori_loop(0, T, one_step, (h, [jnp.zeros_like(h)] * n_out, in_registers))
         exchange.collect(jnp.int32(T))  # no warpgroup, and no block of a cluster, ends before the others have read
         emit(jnp.int32(T - 1), before)
         store(turned(h_last.at[place.d, place.rows, place.units]), h)

@@ -9,11 +9,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import mosaic_gpu as plgpu
+from jax.experimental.pallas import mosaic_gpu
 
 from grujax.kernels.resident.plan import UNITS, Plan
 from grujax.types import Array
 
+plgpu: Any = mosaic_gpu
+"""Its names come and go with the versions of jax, more than a type checker can follow."""
 ACCUMULATED = plgpu.Layout.WGMMA
 TILE = plgpu.Layout.WGMMA_TRANSPOSED
 """(units, rows), two units of a row in a thread: what lies rows first in memory is read and written in pairs."""

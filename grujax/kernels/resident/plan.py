@@ -3,9 +3,10 @@
 import math
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import lax
+
+from grujax.kernels.products import precision_asked
 
 UNITS = 64
 """Hidden units of a warpgroup: the M of its wgmma."""
@@ -60,9 +61,7 @@ FORWARD, SAVING, BACKWARD = Sides(1, 3, 1, True), Sides(1, 3, 5, True), Sides(3,
 
 def allows_tf32(precision: Any) -> bool:
     """Whether float32 products may be rounded to TF32, as XLA's own then are."""
-    if precision is None:
-        precision = jax.config.jax_default_matmul_precision
-    return precision in (None, "default", "tensorfloat32", lax.Precision.DEFAULT)
+    return precision_asked(precision) in (None, "default", "tensorfloat32", lax.Precision.DEFAULT)
 
 
 def padded(hidden_size: int) -> int:

@@ -2,11 +2,11 @@
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
+from grujax.kernels.products import precision_asked
 from grujax.types import GRUSpec
 
 LANES = 128
@@ -63,10 +63,8 @@ def precision_of(spec: GRUSpec, dtype: DTypeLike) -> lax.Precision | None:
     """
     if jnp.dtype(dtype) == jnp.bfloat16:
         return lax.Precision.DEFAULT
-    default = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
-    asked = default if spec.precision is None else spec.precision
     try:
-        precision = lax.Precision(asked)
+        precision = lax.Precision(precision_asked(spec.precision))  # pyright: ignore[reportArgumentType]
     except ValueError:  # one for each operand, or an algorithm
         return None
     return None if precision == lax.Precision.HIGH else precision
