@@ -64,6 +64,8 @@ def _not_in_cpp(asked: Asked) -> str | None:
 
 
 def _not_resident(asked: Asked) -> str | None:
+    if jax.__version_info__[:2] < plan.JAX:
+        return f"it needs jax {'.'.join(map(str, plan.JAX))}, and this is {jax.__version__}"
     if (found := _capability()) not in (None, plan.CAPABILITY):
         return f"it is compiled for GPUs of compute capability {plan.CAPABILITY} (Hopper), and this one has {found}"
     if why := _not_whole(asked):

@@ -64,8 +64,9 @@ def _primitive(name: str, plain: Callable, types: Callable, handler: str | None 
                 rule = f"implementation={call.kernel!r} cannot serve this call: it runs on {platform} alone"
                 raise InputError("implementation", "another or None", repr(call.kernel), "Pass None.", rule)
             run = plain if handler is None else HANDLERS[call.kernel].of(handler)
-            # Pallas lowers for one platform at a time.
-            ctx = ctx.replace(module_context=module.replace(platforms=(platform,)))
+            # Pallas lowers for one platform at a time, and its kernels know no mesh: of the types only shapes are left.
+            types = [jax.core.ShapedArray(a.shape, a.dtype) for a in ctx.avals_in]
+            ctx = ctx.replace(module_context=module.replace(platforms=(platform,)), avals_in=types)
         return mlir.lower_fun(run, multiple_results=True)(ctx, *arrays, call=call)
 
     mlir.register_lowering(primitive, lowering)

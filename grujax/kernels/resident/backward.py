@@ -24,6 +24,7 @@ from grujax.kernels.resident.mosaic import (
     coefficients,
     launch,
     load,
+    loop,
     nothing,
     plgpu,
     resets_next,
@@ -145,7 +146,7 @@ def backward(
 
         dh = get(turned(given["dh_last"].at[place.d, place.rows, place.units]), TILE)
         d_reset = None if given["flags"] is None else jnp.zeros_like(dh)
-        dh, d_reset, *_ = lax.fori_loop(0, T, trip, (dh, d_reset, read(jnp.int32(0)), in_registers))
+        dh, d_reset, *_ = loop(T, trip, (dh, d_reset, read(jnp.int32(0)), in_registers))
         for ref, value in zip(of_states, (dh, d_reset), strict=False):
             store(turned(ref.at[place.d, place.rows, place.units]), value)
         plgpu.wait_smem_to_gmem(0)

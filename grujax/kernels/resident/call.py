@@ -170,11 +170,13 @@ def _ways(arrays: Sequence[Array], call: Call, sides: Sides, interpret: bool) ->
     if any(a.shape != (0,) for of in every for a in (of.valid, of.reset)):
         codes = []
         for of, resets, backwards in zip(every, read, call.reverse, strict=True):
-            code = VALID * jnp.ones((n_steps, B)) if of.valid.shape == (0,) else VALID * of.valid
+            zero = jnp.zeros((n_steps, B), jnp.float32)
+            code = zero + VALID if of.valid.shape == (0,) else jnp.where(of.valid, VALID, zero)
             if resets is not None:
                 none = jnp.zeros_like(resets[:1])
-                code = code + RESET_NEXT * jnp.concatenate([none, resets[:-1]] if backwards else [resets[1:], none])
-            codes.append(_fill(code.astype(jnp.float32), 1, rows))
+                later = jnp.concatenate([none, resets[:-1]] if backwards else [resets[1:], none])
+                code = code + jnp.where(later, RESET_NEXT, zero)
+            codes.append(_fill(code, 1, rows))
         flags = jnp.stack(codes)
     if any(of.state_mask.shape != (0,) for of in every):
         masks = [jnp.ones_like(of.h0) if of.state_mask.shape == (0,) else of.state_mask for of in every]

@@ -22,6 +22,7 @@ from grujax.kernels.resident.mosaic import (
     is_valid,
     launch,
     load,
+    loop,
     new_state,
     plgpu,
     resets_next,
@@ -34,7 +35,7 @@ from grujax.types import Array
 ROW, COLUMN = ACCUMULATED.reduce(1), ACCUMULATED.reduce(0)
 
 
-class Loop:
+class Vectors:
     """What both loops share: reading of vectors, products with the weights, and the arrays of the steps to come."""
 
     def __init__(self, plan: Plan, given: dict[str, Any], n_steps: int, hidden_size: int) -> None:
@@ -84,16 +85,16 @@ def forward(
 
     def body(given: dict[str, Any], *outputs: Any, operand: Any, here: Any) -> None:
         hs, h_last, kept = outputs[:D], outputs[D], outputs[D + 1 :]
-        loop = Loop(plan, given, T, H)
-        place = loop.place
+        vectors = Vectors(plan, given, T, H)
+        place = vectors.place
 
         def fetch(step: Any) -> tuple[list[Array], Array | None]:
-            return loop.of_step([("x", place.of_gate(g), None) for g in range(3)], jnp.minimum(step, T - 1))
+            return vectors.of_step([("x", place.of_gate(g), None) for g in range(3)], jnp.minimum(step, T - 1))
 
-        weights = [loop.get(given["w"].at[place.d, g, place.units], ACCUMULATED) for g in range(3)]
-        biases = [loop.row(given["bias"].at[place.d, g, place.units]) for g in range(4)]
-        h_reset = 0.0 if given["h_reset"] is None else loop.row(given["h_reset"].at[place.d, place.units])
-        mask = loop.of_row("mask")
+        weights = [vectors.get(given["w"].at[place.d, g, place.units], ACCUMULATED) for g in range(3)]
+        biases = [vectors.row(given["bias"].at[place.d, g, place.units]) for g in range(4)]
+        h_reset = 0.0 if given["h_reset"] is None else vectors.row(given["h_reset"].at[place.d, place.units])
+        mask = vectors.of_row("mask")
 
         def publish(step: Any, h: Array) -> None:
             store(operand.at[lax.rem(step, jnp.int32(2)), place.units], h if mask is None else mask * h)
@@ -107,7 +108,7 @@ def forward(
 
             place.of_direction(of)
 
-        h = loop.of_row("h0")
+        h = vectors.of_row("h0")
         assert h is not None
         publish(jnp.int32(0), h)
 
@@ -116,7 +117,7 @@ def forward(
             plgpu.barrier_wait(here)
             pl.when(t > 0)(lambda: emit(t - 1, before))
             soon.append(fetch(t + plan.stages))
-            of_state = [loop.times(weight, operand.at[lax.rem(t, jnp.int32(2))]) for weight in weights]
+            of_state = [vectors.times(weight, operand.at[lax.rem(t, jnp.int32(2))]) for weight in weights]
             new, *values = new_state(h, of_input, of_state, biases, keep)
             emitted, h_next = [new, *values][:n_out], new
             if flags is not None:
@@ -126,7 +127,7 @@ def forward(
             return h_next, emitted, soon, weights
 
         soon = [fetch(jnp.int32(i)) for i in range(plan.stages)]
-        h, before, *_ = lax.fori_loop(0, T, one_step, (h, [jnp.zeros_like(h)] * n_out, soon, weights))
+        h, before, *_ = loop(T, one_step, (h, [jnp.zeros_like(h)] * n_out, soon, weights))
         plgpu.barrier_wait(here)
         emit(jnp.int32(T - 1), before)
         store(h_last.at[place.d, place.rows, place.units], h)
@@ -156,21 +157,21 @@ def backward(
 
     def body(given: dict[str, Any], *outputs: Any, operand: Any, here: Any) -> None:
         d_x, d_m, of_states = outputs[:D], outputs[D : 2 * D], outputs[2 * D :]
-        loop = Loop(plan, given, T, H)
-        place = loop.place
+        vectors = Vectors(plan, given, T, H)
+        place = vectors.place
 
         def fetch(i: Any) -> tuple[list[Array], Array | None]:
             names = [("saved", place.of_gate(g), True) for g in range(4)]
             names += [("hs", place.units, None), ("dhs", place.units, None)]
-            return loop.of_step(names, jnp.maximum(T - 1 - i, 0))
+            return vectors.of_step(names, jnp.maximum(T - 1 - i, 0))
 
         def read(found: tuple[list[Array], Array | None]) -> tuple[Coefficients, Array, Array | None]:
             (r, z, n, m, h, dh), flags = found
             return *where_valid(flags, coefficients(r, z, n, m, h, keep), dh), flags
 
         chunks = [pl.ds(g * H, H) for g in range(3)]
-        weights = [loop.get(given["w"].at[place.d, place.units, chunk], ACCUMULATED) for chunk in chunks]
-        mask = loop.of_row("mask")
+        weights = [vectors.get(given["w"].at[place.d, place.units, chunk], ACCUMULATED) for chunk in chunks]
+        mask = vectors.of_row("mask")
 
         def emit(step: Any, values: Sequence[Array]) -> None:
             def of(d: int) -> None:
@@ -192,19 +193,19 @@ def backward(
             ahead = read(following)
             soon.append(fetch(i + 1 + plan.stages))
             plgpu.barrier_wait(here)
-            through = sum(loop.times(w, operand.at[buffer, chunk]) for w, chunk in zip(weights, chunks, strict=True))
+            through = sum(vectors.times(w, operand.at[buffer, chunk]) for w, chunk in zip(weights, chunks, strict=True))
             dh = of.keep * of_state + (through if mask is None else mask * through)
             if (flags := ahead[2]) is not None:
                 fresh = resets_next(flags) & lax.broadcast(i + 1 < T, (UNITS,))
                 d_reset, dh = d_reset + jnp.where(fresh, dh, 0.0), jnp.where(fresh, 0.0, dh)
             return dh, d_reset, ahead, soon, weights
 
-        dh = loop.of_row("dh_last")
+        dh = vectors.of_row("dh_last")
         assert dh is not None
         d_reset = None if given["flags"] is None else jnp.zeros_like(dh)
         soon = [fetch(jnp.int32(i + 1)) for i in range(plan.stages)]
         carry = (dh, d_reset, read(fetch(jnp.int32(0))), soon, weights)
-        dh, d_reset, *_ = lax.fori_loop(0, T, trip, carry)
+        dh, d_reset, *_ = loop(T, trip, carry)
         for ref, value in zip(of_states, (dh, d_reset), strict=False):
             store(ref.at[place.d, place.rows, place.units], value)
 

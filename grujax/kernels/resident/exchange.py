@@ -14,6 +14,7 @@ from grujax.kernels.resident.mosaic import (
     Place,
     as_type,
     load,
+    loop,
     nothing,
     plgpu,
     store,
@@ -96,7 +97,7 @@ def over_chunks(of_chunk: Callable[[Any], None], hidden_size: int, dtype: Any) -
     """of_chunk(k) for each 64 of the hidden units."""
     n = hidden_size // UNITS
     if hidden_size * jnp.dtype(dtype).itemsize > UNROLLED:
-        pl.loop(0, n)(of_chunk)
+        loop(n, lambda k, _: of_chunk(k), None)
         return
     for k in range(n):
         of_chunk(k)

@@ -31,6 +31,7 @@ from grujax.kernels.resident.mosaic import (
     is_valid,
     launch,
     load,
+    loop,
     new_state,
     nothing,
     plgpu,
@@ -157,7 +158,7 @@ def forward(
             publish(t + 1, h_next)
             return h_next, emitted, in_registers
 
-        h, before, _ = lax.fori_loop(0, T, one_step, (h, [jnp.zeros_like(h)] * n_out, in_registers))
+        h, before, _ = loop(T, one_step, (h, [jnp.zeros_like(h)] * n_out, in_registers))
         exchange.collect(jnp.int32(T))  # no warpgroup, and no block of a cluster, ends before the others have read
         emit(jnp.int32(T - 1), before)
         store(turned(h_last.at[place.d, place.rows, place.units]), h)

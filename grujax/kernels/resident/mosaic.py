@@ -1,6 +1,5 @@
 """What the kernels share: layouts, the gates, the place of a warpgroup, and the differences between versions of jax."""
 
-import inspect
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -22,17 +21,9 @@ TILE = plgpu.Layout.WGMMA_TRANSPOSED
 OF_UNITS, OF_ROWS = TILE.reduce(1), TILE.reduce(0)
 
 
-# ---- versions of jax
-_INDEXED = inspect.signature(plgpu.load).parameters["idx"].default is inspect.Parameter.empty  # jax 0.10
-
-
 def load(ref: Any, layout: Any, interpret: bool = False) -> Any:
     """The values of a reference to global or shared memory, in registers."""
-    if not _INDEXED:
-        return plgpu.load(ref, layout=layout, optimized=False)
-    if interpret:
-        return ref[...]
-    return plgpu.load(ref, (slice(None),) * len(ref.shape), layout=layout, optimized=False)
+    return plgpu.load(ref, layout=layout, optimized=False)
 
 
 def store(ref: Any, value: Array) -> None:
@@ -40,14 +31,6 @@ def store(ref: Any, value: Array) -> None:
         plgpu.store(ref, value, optimized=False)
     else:
         ref[...] = value
-
-
-def _interpreter() -> Any:
-    if hasattr(plgpu, "InterpretGPUParams"):
-        return plgpu.InterpretGPUParams(detect_races=True)
-    from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams  # jax 0.10
-
-    return InterpretGPUParams(detect_races=True)
 
 
 def launch(body: Callable[..., None], out: Any, scratch: dict[str, Any], plan: Plan, grid: Sequence[int]) -> Any:
@@ -58,8 +41,13 @@ def launch(body: Callable[..., None], out: Any, scratch: dict[str, Any], plan: P
         names |= {"cluster": (plan.blocks,), "cluster_names": ("block",)}
     # The only semantics that are interpreted on a CPU and compiled without a GPU.
     params = plgpu.CompilerParams(approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Warpgroup)
-    interpret = _interpreter() if plan.interpret else False
+    interpret = plgpu.InterpretGPUParams(detect_races=True) if plan.interpret else False
     return plgpu.kernel(body, out_type=out, scratch_types=scratch, compiler_params=params, interpret=interpret, **names)
+
+
+def loop(n: int, body: Callable[[Any, Any], Any], carry: Any) -> Any:
+    """n trips, counted in 32 bits also where jax_enable_x64 is set."""
+    return lax.fori_loop(jnp.int32(0), jnp.int32(n), body, carry)
 
 
 # ---- memory

@@ -10,6 +10,8 @@ from grujax.kernels.products import precision_asked
 
 UNITS = 64
 """Hidden units of a warpgroup: the M of its wgmma."""
+JAX = (0, 11)
+"""Pallas of an older jax joins no arrays in a kernel, and its interpreter reads no reference turned round."""
 CAPABILITY = "9.0"
 """For another the compiler aborts the process."""
 MULTIPROCESSORS = 132
@@ -117,7 +119,8 @@ def plan(
         return Plan(reverse, time_major, 1, stages=1 if sides is BACKWARD else 2, interpret=interpret)
     found = _tiled(reverse, time_major, rows, hidden_size, name, sides)
     assert found is not None
-    return found._replace(interpret=interpret)
+    # The interpreter takes both operands of a product from shared memory alone.
+    return found._replace(interpret=interpret, weights_in_registers=found.weights_in_registers and not interpret)
 
 
 def _tiled(
