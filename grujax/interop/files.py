@@ -15,8 +15,8 @@ from grujax import saving
 from grujax.core.config import Pooling
 from grujax.errors import InputError, MissingPackage, require
 from grujax.interop import flax, keras, onnx, stablehlo, torch_files
-from grujax.interop.containers import folder_tree
 from grujax.interop.framework import Framework
+from grujax.interop.orbax import folder_tree
 from grujax.interop.parts import ConversionWarning
 from grujax.interop.prove import Difference, Runner, compare, outputs, require_agreement
 from grujax.interop.statistics import fold_statistics
@@ -34,31 +34,17 @@ def _run_own(own: tuple[nn.Module, Mapping], model: nn.Module) -> Runner:
 
 OWN = Framework(
     "grujax",
-    (".safetensors",),
-    saving.load,
     lambda own: own,
     lambda *own: own,
-    lambda path, own: saving.save(path, *own),
     _run_own,
+    load=saving.load,
+    write=lambda path, own: saving.save(path, *own),
+    endings=(".safetensors",),
     keeps_statistics=True,
 )  # before torch's dialect, whose ending is the same
-FORMATS = {
-    framework.name: framework
-    for framework in (
-        OWN,
-        torch_files.TORCH,
-        torch_files.SAFETENSORS,
-        torch_files.NUMPY,
-        keras.FRAMEWORK,
-        keras.WEIGHTS,
-        onnx.FRAMEWORK,
-        flax.FRAMEWORK,
-        stablehlo.FRAMEWORK,
-    )
-}
-
-
-ORBAX = flax.FRAMEWORK._replace(name="orbax", endings=(), read=folder_tree)
+ALL = (OWN, torch_files.TORCH, torch_files.SAFETENSORS, torch_files.NUMPY, keras.FRAMEWORK, keras.WEIGHTS)
+FORMATS = {of.name: of for of in (*ALL, onnx.FRAMEWORK, flax.FRAMEWORK, stablehlo.FRAMEWORK)}
+ORBAX = flax.FRAMEWORK._replace(name="orbax", endings=(), load=folder_tree)
 """A folder, which is read alone."""
 
 
@@ -123,10 +109,8 @@ def load(
             if verify:
                 require_agreement(model, variables, framework.run(framework.build(model, variables), model), "path")
         else:
-            foreign = framework.read(path if framework is ORBAX else readable(path))
-            model, variables = framework.ours(foreign, **options)
-            if verify:
-                require_agreement(model, variables, framework.run(foreign, model), "path")
+            theirs = framework.load(path if framework is ORBAX else readable(path))
+            model, variables = framework._replace(argument="path").ours(theirs, verify, **options)
         for key, a in flatten_dict(variables, sep="/").items():
             require(bool(np.isfinite(np.asarray(a).astype(np.float64)).all()), key, "finite weights", "NaN or Inf")
     except InputError as error:
@@ -160,7 +144,7 @@ def _written(
         framework.write(temporary, theirs)
         if not verify:
             return None
-        return require_agreement(model, variables, framework.run(framework.read(temporary), model), "path")
+        return require_agreement(model, variables, framework.run(framework.load(temporary), model), "path")
 
 
 def convert(

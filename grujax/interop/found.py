@@ -2,15 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 from numpy.typing import NDArray
 
 from grujax.errors import require
 from grujax.interop.prove import sizes
-
-Put = Callable[[nn.Module, Mapping], None]
 
 
 @dataclass(frozen=True)
@@ -28,18 +27,31 @@ class FoundGRU:
     reset_after: bool
     where: str
     take: Callable[[], tuple[nn.Module, dict]] = field(repr=False, compare=False)
-    put: Put = field(repr=False, compare=False)
+    put: Callable[[nn.Module, Mapping], None] = field(repr=False, compare=False)
 
 
-def record(name: str, where: str, model: Any, variables: Mapping, take: Callable, put: Put) -> FoundGRU:
+class Opened(NamedTuple):
+    """A source: the GRUs in it, and how it is written once something was put into it; None where that cannot be.
+
+    folder: what is written is a folder, by a library that writes it whole or not at all.
+    """
+
+    grus: list[FoundGRU]
+    write: Callable[[Path], None] | None
+    folder: bool = False
+
+
+def record(name: str, where: str, model: Any, variables: Mapping, take: Callable, put: Callable) -> FoundGRU:
     """What `find` gives of a model that was read."""
     of = sizes(model, variables)
     layers, both = getattr(model, "num_layers", 1), getattr(model, "bidirectional", False)
     return FoundGRU(name, of.input_size, of.hidden_size, layers, both, model.reset_after, where, take, put)
 
 
-def set_array(flat: dict[str, NDArray], key: str, a: NDArray) -> None:
-    require(key in flat, key, "this key in the source", "no such key", "Weights that something computes stay there.")
-    same = (flat[key].shape, flat[key].dtype) == (a.shape, a.dtype)
-    require(same, key, f"{flat[key].dtype} {flat[key].shape}", f"{a.dtype} {a.shape}")
-    flat[key] = a
+def require_same(key: str, old: NDArray | None, new: NDArray) -> None:
+    """Raises `InputError` unless weights that are put back have the form of those that were there."""
+    if old is None:
+        require(False, key, "this key in the source", "no such key", "Weights that something computes stay there.")
+    else:
+        same = (old.shape, old.dtype) == (new.shape, new.dtype)
+        require(same, key, f"{old.dtype} {old.shape}", f"{new.dtype} {new.shape}")

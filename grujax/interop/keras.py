@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from numpy.typing import NDArray
 
+from grujax.core.dialects import Cell, read
 from grujax.errors import require
 from grujax.interop.framework import Framework
 from grujax.interop.keras_files import load_keras, load_weights
@@ -19,8 +20,7 @@ from grujax.interop.keras_layers import ACTIVATIONS, HEADS, MERGES, OUTPUTS, POO
 from grujax.interop.keras_live import layers_of, run_itself, runner
 from grujax.interop.keras_write import store, store_weights, to_keras, to_keras_weights
 from grujax.interop.parts import ConversionWarning, Dense, put_together
-from grujax.interop.prove import require_agreement, require_shown, wanted
-from grujax.interop.weight_layouts import Cell, read
+from grujax.interop.prove import coarser, require_agreement, require_shown
 
 if TYPE_CHECKING:
     import keras
@@ -75,23 +75,31 @@ def from_keras(source: "keras.Layer | Sequence[Layer]", *, verify: bool | None =
             require(found == expected, f"{layer.name}.{key}", f"{expected!r}, as {first.name}", repr(found), remedy)
         for weights in layer.weights:
             name = next(iter(weights), layer.name).rsplit("/", 1)[0]
-            cells[name] = read(dict(_biases_apart(weights)), dialect)
+            cells[name] = read(weights, dialect)
     dropout, more = _dropout(layers, recurrent)
     kinds = {"single": first.kind == "GRUCell", "bidirectional": first.kind == "Bidirectional"}
     model, variables = put_together(cells, _head(layers), **kinds, **_fields(layers, recurrent), **dropout)
     for sentence in dict.fromkeys([*left, *more]):
         warnings.warn(f"grujax: {sentence}", ConversionWarning, stacklevel=2)
     live = not isinstance(source, list) and first.dtype == "float32"  # whose tanh Keras on JAX computes in 32 bits
-    if live and verify is not False and wanted(None, live, model):
+    if live and verify is not False and jnp.finfo(coarser(model)).bits >= 32:
         require_shown(model, variables, run_itself(source), "source")
     if verify:
         require_agreement(model, variables, runner(layers, model), "source")
     return model, variables
 
 
-FRAMEWORK = Framework("keras", (".keras",), load_keras, from_keras, to_keras, store, runner, (".h5",))
-WEIGHTS = Framework(
-    "keras-weights", (".weights.h5",), load_weights, from_keras, to_keras_weights, store_weights, runner, assumes=True
+FRAMEWORK = Framework(
+    "keras", from_keras, to_keras, runner, load=load_keras, write=store, endings=(".keras",), reads=(".h5",)
+)
+WEIGHTS = FRAMEWORK._replace(
+    name="keras-weights",
+    build=to_keras_weights,
+    load=load_weights,
+    write=store_weights,
+    endings=(".weights.h5",),
+    reads=(),
+    assumes=True,
 )
 
 

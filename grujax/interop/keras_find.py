@@ -3,14 +3,14 @@
 import io
 import json
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 
 from grujax.errors import InputError, require, require_package
-from grujax.interop.found import FoundGRU, record
+from grujax.interop.found import Opened, record
 from grujax.interop.keras import from_keras
 from grujax.interop.keras_files import checked_members, version_of
 from grujax.interop.keras_layers import RECURRENT, Layer, described
@@ -19,7 +19,7 @@ from grujax.interop.keras_tree import Tree, as_array, told
 from grujax.interop.keras_write import to_layers
 
 
-def in_layer(source: Any) -> list[FoundGRU]:
+def in_layer(source: Any) -> Opened:
     """Of a live layer or model."""
     keras, grus = package(), []
     served = (keras.layers.GRU, keras.layers.GRUCell, keras.layers.Bidirectional)
@@ -36,14 +36,14 @@ def in_layer(source: Any) -> list[FoundGRU]:
             through(inner)
 
     through(source)
-    return grus
+    return Opened(grus, None)
 
 
 def _fixed(model: nn.Module, variables: Mapping) -> None:
     raise InputError("source", "a file", "a live layer", "layer.set_weights takes the weights of to_keras.")
 
 
-def in_file(path: Path) -> tuple[list[FoundGRU], Callable[[Path], None] | None]:
+def in_file(path: Path) -> Opened:
     """Of a `.keras` or `.h5` file: the configs name the layers and say what they compute."""
     h5py = require_package("h5py", "keras")
     with told("path", "a whole file of Keras"):
@@ -94,7 +94,7 @@ def in_file(path: Path) -> tuple[list[FoundGRU], Callable[[Path], None] | None]:
 
         kind = f"keras.layers.{layer.kind}"
         grus.append(record(name, kind, model, variables, lambda layer=layer: from_keras([layer]), put))
-    return grus, store
+    return Opened(grus, store)
 
 
 def _gru(saved: Any, version: int) -> Layer | None:

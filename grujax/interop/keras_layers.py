@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
-from grujax.core.weight_layouts import DIALECTS, Dialect
+from grujax.core.dialects import DIALECTS, Dialect
 from grujax.errors import InputError, require, require_count
 from grujax.interop.prove import FIND
 from grujax.types import Activation, HardSigmoid, LeakyRelu, Softplus

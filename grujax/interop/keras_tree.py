@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
+from grujax.core.dialects import REMEDIES, require_floats
 from grujax.errors import InputError, require
 from grujax.interop.keras_layers import Layer
-from grujax.interop.weight_layouts import DTYPES, FLOATS, REMEDIES
 
 
 class Tree:
@@ -61,7 +61,7 @@ class Tree:
         dataset = self.at(key, "Dataset")
         elsewhere = dataset.is_virtual or dataset.external
         require(not elsewhere, key, "values in the file itself", "HDF5's external or virtual storage")
-        require(_dtype(dataset) in DTYPES, key, FLOATS, f"dtype {dataset.dtype}")
+        require_floats(key, _dtype(dataset))
         fits = len(dataset.shape) == len(shape) and all(
             n in (None, m) for n, m in zip(shape, dataset.shape, strict=True)
         )

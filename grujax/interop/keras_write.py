@@ -11,13 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from grujax.core.weight_layouts import DIALECTS
+from grujax.core.dialects import DIALECTS, Cell, write
 from grujax.errors import require
 from grujax.interop.keras_layers import ACTIVATIONS, COMPUTES, MERGES, OF_KERAS_2, OUTPUTS, POOLINGS, Layer, dialect_of
 from grujax.interop.keras_live import build, numerics, package, runner
 from grujax.interop.parts import ConversionWarning, Place, take_apart
 from grujax.interop.prove import require_agreement
-from grujax.interop.weight_layouts import Cell, write
 from grujax.linen.cell import GRUCell
 
 if TYPE_CHECKING:
@@ -101,7 +100,7 @@ def to_layers(model: Any, variables: Mapping) -> list[Layer]:
     for k in range(num_layers):
         steps = {} if single else {"return_sequences": k < num_layers - 1 or head is None or model.pooling != "last"}
         cells = parts.cells[k * directions : (k + 1) * directions]
-        weights = tuple(_weights(cell, reset_after, model.update) for cell in cells)
+        weights = tuple(cells)
         layers += [*(dropout if k else ()), Layer(kind, f"gru_{k}", options | steps, weights=weights, compute=mixed)]
     if head is not None:
         layers += [Layer(kind, kind, {}) for kind, pooling in POOLINGS.items() if pooling == model.pooling]

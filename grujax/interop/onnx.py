@@ -139,7 +139,9 @@ def store(path: Path, proto: "onnx.ModelProto") -> None:
     path.write_bytes(proto.SerializeToString(deterministic=True))
 
 
-FRAMEWORK = Framework("onnx", (".onnx",), load, from_onnx, to_onnx, store, runner, keeps_statistics=True)
+FRAMEWORK = Framework(
+    "onnx", from_onnx, to_onnx, runner, load=load, write=store, endings=(".onnx",), keeps_statistics=True
+)
 
 
 def _own(proto: "onnx.ModelProto") -> tuple[nn.Module, dict] | None:

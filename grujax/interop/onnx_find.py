@@ -8,17 +8,15 @@ import flax.linen as nn
 import numpy as np
 from numpy.typing import NDArray
 
-from grujax.core.weight_layouts import DIALECTS
+from grujax.core.dialects import DIALECTS
 from grujax.errors import InputError, require
-from grujax.interop.find import Opened
-from grujax.interop.found import record
+from grujax.interop.found import Opened, record
 from grujax.interop.onnx_fold import Constants
 from grujax.interop.onnx_graph import PLACE, module
 from grujax.interop.onnx_inputs import nodes_in
 from grujax.interop.onnx_node import attributes_of, cells_of, name_of
 from grujax.interop.onnx_tensors import checked
 from grujax.interop.parts import put_together, take_apart
-from grujax.interop.weight_layouts import write
 
 if TYPE_CHECKING:
     import onnx
@@ -97,9 +95,7 @@ def _proved(proto: Any, node: Any, constants: Constants) -> tuple[nn.Module, dic
 def _put(proto: Any, graph: Any, node: Any, model: Any, variables: Mapping) -> None:
     """The weights into the tensors that the node reads; into tensors of their own where others read those too."""
     onnx, parts = module(), take_apart(model, variables, PLACE, DIALECTS["onnx"])
-    cells = [write(cell, DIALECTS["onnx"], model.update) for cell in parts.cells]
-    arrays = [np.stack([cell.w_ih for cell in cells]), np.stack([cell.w_hh for cell in cells])]
-    arrays += [np.stack([np.concatenate(cell.biases) for cell in cells])] if cells[0].biases else []
+    arrays = [np.stack([cell[name] for cell in parts.cells]) for name in parts.cells[0]]
     readers = [key for _, of in nodes_in(proto.graph) for key in of.input]
     for k, a in enumerate(arrays, start=1):
         key, tensor = node.input[k], onnx.numpy_helper.from_array(np.ascontiguousarray(a))

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from grujax.core.weight_layouts import DIALECTS
+from grujax.core.dialects import DIALECTS, Cell, read
 from grujax.errors import InputError, require
 from grujax.interop.onnx_graph import ACTIVATIONS, function, module
-from grujax.interop.weight_layouts import Cell, read
 from grujax.types import PARAMETRIC, Activation
 
 if TYPE_CHECKING:
@@ -52,8 +51,7 @@ def cells_of(node: "onnx.NodeProto", given: list[NDArray | None], update: str = 
         at = f"[{d}]" if directions > 1 else ""
         tensors = {f"{keys[0]}{at}": w[d], f"{keys[1]}{at}": r[d]}
         if b is not None:
-            parts = np.split(b[d], 2)
-            tensors |= {f"{keys[2]}{at}[{part}]": a for part, a in zip((":3H", "3H:"), parts, strict=True)}
+            tensors[f"{keys[2]}{at}"] = b[d]
         cells[f"{keys[0]}{at}"] = read(tensors, DIALECTS["onnx"], update)
     clip = attributes.get("clip")
     require(clip is None or clip > 0, name, "a clip above 0", clip)

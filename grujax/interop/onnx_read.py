@@ -6,8 +6,6 @@ which gives the same at two sizes. Only operators are allowed with which agreeme
 """
 
 import math
-from collections.abc import Callable
-from itertools import product
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import flax.linen as nn
@@ -17,16 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grujax.errors import InputError, require
-from grujax.interop.hypotheses import NEAR, Chosen, choose, clearest, readings
+from grujax.interop.hypotheses import NEAR, Seen, encoder_of, tried
 from grujax.interop.onnx_fold import Constants, bound
 from grujax.interop.onnx_graph import module
 from grujax.interop.onnx_inputs import Inputs, feed, fixed, inputs_of, time_first
 from grujax.interop.onnx_node import attributes_of, cells_of, name_of
 from grujax.interop.onnx_run import run_apart
 from grujax.interop.parts import Dense, put_together
-from grujax.interop.prove import FIND, TWO_SIZES, Runner, data, outputs
-from grujax.linen.layer import GRU
-from grujax.linen.model import GRUModel
+from grujax.interop.prove import FIND, TWO_SIZES, Runner, data
 
 if TYPE_CHECKING:
     import onnx
@@ -68,68 +64,40 @@ def read_graph(proto: "onnx.ModelProto") -> Found:
     head = _head(left, constants)
     bidirectional = fields.pop("bidirectional")
     model, variables = put_together(cells, head, bidirectional=bidirectional, **fields)
-    gru, weights = model, variables
-    if isinstance(model, GRUModel):
-        gru, weights = GRU(**model.fields_of(GRU)), {"params": variables["params"]["encoder"]["gru"]}
-    return _tried(proto, inputs_of(proto, grus, gru), gru, weights, model, variables, head)
+    return _tried(proto, inputs_of(proto, grus, encoder_of(model, variables)[0]), model, variables, head)
 
 
 def _tried(
-    proto: "onnx.ModelProto",
-    inputs: Inputs,
-    gru: Any,
-    weights: dict,
-    model: Any,
-    variables: dict,
-    head: tuple[str, Dense] | None,
+    proto: "onnx.ModelProto", inputs: Inputs, model: Any, variables: dict, head: tuple[str, Dense] | None
 ) -> Found:
     """The model that agrees with the graph at two sizes, with time or batch first."""
+    gru = encoder_of(model, variables)
     stated = Runner(lambda *_: {}, inputs.h0 is not None, inputs.lengths is not None)
-    plans = [(batch_first, size) for batch_first, size in product((True, False), TWO_SIZES)]
-    plans = [(batch_first, fixed(inputs, batch_first, size)) for batch_first, size in plans]
-    given = [data(gru, weights, stated, 0, size) for _, size in plans]
-    feeds = [feed(inputs, batch_first, *of) for (batch_first, _), of in zip(plans, given, strict=True)]
-    results, refusals, half = run_apart(proto, feeds), [], gru.param_dtype == jnp.float16
-    for first in (0, 2):
-        batch_first, sizes = plans[first][0], [size for _, size in plans[first : first + 2]]
-        try:
-            chosen: list[Chosen] = []
-            for k in (first, first + 1):
-                theirs = results[k]
-                if isinstance(theirs, InputError):
-                    raise theirs
-                ours = outputs(gru, weights, *given[k]) | {"lengths": given[k][2]}
-                tensors = (head[1].kernel, head[1].bias) if head else (None, None)
-                alone = [r for r in readings(gru, ours, *tensors) if not chosen or r.words == chosen[0].reading.words]
-                name, near = head[0] if head else _first(proto.graph.output), NEAR * (10 if half else 1)
-                chosen.append(choose(name, theirs, alone, near))
-        except InputError as error:
-            refusals.append(error)
-            continue
-        seen = {sizes[k]: (chosen[k], results[first + k], given[first + k]) for k in range(2)}
-        found = model.clone(**chosen[0].reading.fields)
-        runner = Runner(_call(proto, inputs, batch_first, seen), *stated[1:3], tuple(dict.fromkeys(sizes)))
-        return Found(found, variables, runner)
-    raise clearest(refusals)
-
-
-def _call(proto: "onnx.ModelProto", inputs: Inputs, batch_first: bool, seen: dict) -> Callable:
-    """A `Runner.call` that gives what was seen of the data of the proof, and runs the graph on others."""
-    (reading, *_), *_ = seen.values()
+    layouts = [[fixed(inputs, first, size) for size in TWO_SIZES] for first in (True, False)]
+    given = [data(*gru, stated, 0, size) for sizes in layouts for size in sizes]
+    feeds = [feed(inputs, k < 2, *of) for k, of in enumerate(given)]
+    seen = list(map(Seen, given, run_apart(proto, feeds)))
+    name = head[0] if head else _first(proto.graph.output)
+    near = NEAR * (10 if model.param_dtype == jnp.float16 else 1)
+    second, chosen = tried(name, gru, head, [seen[:2], seen[2:]], near=near)
+    seen, sizes = seen[2 * second :], dict.fromkeys(layouts[second])
 
     def call(x: NDArray, h0: NDArray | None, lengths: NDArray | None) -> dict[str, NDArray]:
+        """What was seen of the data of the proof; the graph is run on others."""
         size = x.shape[:2]
-        chosen, theirs, of = seen.get(size, (reading, None, None))
-        if theirs is None or not jax.tree.all(jax.tree.map(np.array_equal, of, (x, h0, lengths))):
-            wanted = fixed(inputs, batch_first, size)
-            remedy = "Reading has proved it there; or open its axes."
-            require(wanted == size, inputs.x, f"B, T = {wanted}, which the graph fixes", size, remedy)
-            (theirs,) = run_apart(proto, [feed(inputs, batch_first, x, h0, lengths)])
-            if isinstance(theirs, InputError):
-                raise theirs
-        return chosen.outputs(theirs, size)
+        for one, as_what in zip(seen, chosen, strict=False):
+            if jax.tree.all(jax.tree.map(np.array_equal, one.given, (x, h0, lengths))):
+                return as_what.outputs(one.arrays, size)
+        wanted = fixed(inputs, not second, size)
+        remedy = "Reading has proved it there; or open its axes."
+        require(wanted == size, inputs.x, f"B, T = {wanted}, which the graph fixes", size, remedy)
+        (theirs,) = run_apart(proto, [feed(inputs, not second, x, h0, lengths)])
+        if isinstance(theirs, InputError):
+            raise theirs
+        return chosen[0].outputs(theirs, size)
 
-    return call
+    found = model.clone(**chosen[0].reading.fields)
+    return Found(found, variables, Runner(call, *stated[1:3], tuple(sizes)))
 
 
 def _cells(grus: list[Any], constants: Constants) -> tuple[dict, dict]:

@@ -9,7 +9,7 @@ import flax.linen as nn
 import numpy as np
 from numpy.typing import NDArray
 
-from grujax.core.weight_layouts import DIALECTS
+from grujax.core.dialects import DIALECTS
 from grujax.errors import require
 from grujax.interop.onnx_graph import (
     DTYPES,
@@ -25,7 +25,6 @@ from grujax.interop.onnx_graph import (
 )
 from grujax.interop.parts import Parts, take_apart
 from grujax.interop.statistics import checked_statistics
-from grujax.interop.weight_layouts import write
 from grujax.linen.cell import GRUCell
 from grujax.linen.model import GRUModel
 
@@ -42,7 +41,7 @@ def written(model: nn.Module, variables: Mapping, lengths: bool, state: bool) ->
     given = variables.pop("statistics", {})
     parts = take_apart(model, variables, PLACE, DIALECTS["onnx"])
     statistics = checked_statistics(model, given, parts.input_size)
-    dtype = parts.cells[0].w_hh.dtype
+    dtype = parts.dtype
     remedy = "ONNX Runtime has no GRU of it on the CPU: cast the parameters to float32."
     require(dtype.name in DTYPES, "variables", " or ".join(DTYPES), f"dtype {dtype}", remedy)
     return Writer(model, parts, statistics, lengths, state).write()
@@ -57,7 +56,7 @@ class Writer:
         self.directions = getattr(model, "num_directions", 1)
         self.merge = getattr(model, "merge", "concat")
         self.lengths, self.state = lengths and not self.single, state
-        self.graph = Graph(parts.cells[0].w_hh.dtype)
+        self.graph = Graph(parts.dtype)
         self.inputs: dict[str, tuple[Any, ...]] = {}
         self.outputs: dict[str, tuple[Any, ...]] = {}
 
@@ -121,11 +120,10 @@ class Writer:
 
     def _node(self, k: int, x: str, h0: str, outputs: list[str]) -> None:
         """The GRU node of layer k: x (T, B, I), h0 (D, B, H) -> hs (T, D, B, H), h_last (D, B, H)."""
-        g, model, onnx = self.graph, self.model, DIALECTS["onnx"]
+        g, model = self.graph, self.model
         cells = self.parts.cells[k * self.directions : (k + 1) * self.directions]
-        written = [write(cell, onnx, model.update) for cell in cells]
-        w, r = g.constant(f"W{k}", [of.w_ih for of in written]), g.constant(f"R{k}", [of.w_hh for of in written])
-        b = g.constant(f"B{k}", [np.concatenate(of.biases) for of in written]) if model.bias else ""
+        stored = {name: [of[name] for of in cells] for name in cells[0]}
+        w, r, b = (g.constant(f"{name}{k}", stored[name]) if name in stored else "" for name in "WRB")
         functions = [function(of) for of in (model.gate_activation, model.activation)] * len(cells)
         names, alphas, betas = zip(*functions, strict=True)
         given = {"activation_alpha": sum(alphas, ()), "activation_beta": sum(betas, ()), "clip": model.clip}

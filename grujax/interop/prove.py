@@ -142,11 +142,6 @@ def require_agreement(model: nn.Module, variables: Mapping, runner: Runner, argu
     return worst
 
 
-def wanted(verify: bool | None, live: bool, model: Any) -> bool:
-    """Whether to run both sides where nobody has said: of a live object, in 32 bits or more."""
-    return verify if verify is not None else live and jnp.finfo(coarser(model)).bits >= 32
-
-
 def require_shown(model: Any, variables: Mapping, run: Callable[[NDArray, NDArray | None], Any], argument: str) -> None:
     """Raises `InputError` unless every array that the other side gives, run as it is, is an output of the model.
 

@@ -100,5 +100,12 @@ def runner(program: bytes, model: nn.Module) -> Runner:
 
 
 FRAMEWORK = Framework(
-    "stablehlo", (".stablehlo",), load, from_stablehlo, to_stablehlo, store, runner, keeps_statistics=True
+    "stablehlo",
+    from_stablehlo,
+    to_stablehlo,
+    runner,
+    load=load,
+    write=store,
+    endings=(".stablehlo",),
+    keeps_statistics=True,
 )

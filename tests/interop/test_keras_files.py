@@ -63,14 +63,14 @@ def test_files_hold_the_same_bits(name, kind, tmp_path):
     if isinstance(source, keras.Model):
         theirs = tmp_path / f"theirs{ending}"
         plain(source.save if kind == "keras" else source.save_weights, theirs)
-        found, back = framework.ours(framework.read(theirs))
+        found, back = framework.read(framework.load(theirs))
         assert found == told
         assert_same_bits(jax.tree.leaves(back), jax.tree.leaves(variables))
     path = tmp_path / f".temporary{ending}"
     path.write_bytes(b"something else")
     framework.write(path, framework.build(model, variables))
     assert [p.name for p in tmp_path.iterdir() if "theirs" not in p.name] == [path.name]
-    found, back = framework.ours(framework.read(path))
+    found, back = framework.read(framework.load(path))
     assert found == told
     assert_same_bits(jax.tree.leaves(back), jax.tree.leaves(variables))
     if kind == "keras":
@@ -88,7 +88,7 @@ def test_every_dtype_comes_back_from_either_file(dtype, tmp_path):
     for framework in FRAMEWORKS.values():
         path = tmp_path / f"model{framework.endings[0]}"
         framework.write(path, framework.build(model, variables))
-        found, back = framework.ours(framework.read(path))
+        found, back = framework.read(framework.load(path))
         assert found == model
         assert_same_bits(jax.tree.leaves(back), jax.tree.leaves(variables))
 

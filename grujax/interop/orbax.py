@@ -1,4 +1,4 @@
-"""Folders that hold a model: orbax's is read, TensorFlow's named."""
+"""Folders that hold a model: orbax's are read and written, TensorFlow's named."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,8 +10,8 @@ import numpy as np
 from grujax.errors import InputError, require
 
 
-def folder_tree(path: Path) -> Mapping[str, Any]:
-    """The parameters in a folder that orbax wrote.
+def folder_tree(path: Path) -> tuple[None, Mapping[str, Any]]:
+    """The parameters in a folder that orbax wrote, as `grujax.interop.flax` has them, without a module.
 
     Raises:
       InputError: another folder, by what it is.
@@ -30,7 +30,15 @@ def folder_tree(path: Path) -> Mapping[str, Any]:
                 with ocp.PyTreeCheckpointer() as checkpointer:
                     metadata = checkpointer.metadata(folder.absolute()).item_metadata.tree
                     numbers = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata)
-                    return checkpointer.restore(folder.absolute(), restore_args=numbers)
+                    return None, checkpointer.restore(folder.absolute(), restore_args=numbers)
             except Exception as error:  # whatever tensorstore and orbax raise for what is not whole
                 raise InputError("path", "a whole folder of orbax", f"{type(error).__name__} at {path}") from error
     raise InputError("path", "a folder of orbax with a tree of arrays", f"{sorted(names)[:5]} at {path}")
+
+
+def store_folder(path: Path, tree: Mapping[str, Any]) -> None:
+    """Orbax writes beside `path` and renames."""
+    import orbax.checkpoint as ocp
+
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        checkpointer.save(path.absolute(), tree)
