@@ -1,7 +1,5 @@
 """The HDF5 tree of a Keras file, read by paths that are known beforehand, every array checked before it is read."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import jax.numpy as jnp
@@ -9,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grujax.core.dialects import REMEDIES, require_floats
-from grujax.errors import InputError, require
-from grujax.interop.keras_layers import Layer
+from grujax.errors import require
+from grujax.interop.keras_layers import WEIGHTED, Layer
 
 
 class Tree:
@@ -36,45 +34,36 @@ class Tree:
     def names(self, path: str) -> list[str]:
         return list(self.at(path, "Group"))
 
-    def datasets(self, group: str, layer: Layer) -> list[dict[str, Any]]:
-        """The weights of each direction, checked, not yet read."""
-        inside = {"GRU": ["/cell"], "TimeDistributed": ["/layer"], "Dense": [""]}
-        ways = inside.get(layer.kind, ["/forward_layer/cell", "/backward_layer/cell"])
-        return [self.variables(f"{group}{way}/vars", layer.shapes) for way in ways]
-
-    def named(self, group: str, layer: Layer) -> list[dict[str, Any]]:
-        """The same where the group's attributes name them, in the older files."""
-        names = [_text(name) for name in self.at(group, "Group").attrs.get("weight_names", ())]
-        shapes = layer.shapes
-        expected = len(shapes) * (1 + (layer.kind == "Bidirectional"))
-        require(len(names) == expected, group, f"{expected} weights", str(names)[:200])
-        keys = [f"{group}/{name}" for name in names]
-        of = [(key, self.variable(key, shapes[k % len(shapes)])) for k, key in enumerate(keys)]
+    def weights(self, group: str, layer: Layer, legacy: bool = False) -> list[dict[str, Any]]:
+        """The weights of each direction, checked, not yet read. legacy: the group's attributes name them."""
+        shapes, parts, keys = layer.shapes, WEIGHTED.get(layer.kind, ()), []
+        for part in parts if not legacy else ():
+            within = "/".join(filter(None, (group, *part.split("."), "vars")))
+            names, expected = self.names(within), [str(k) for k in range(len(shapes))]
+            require(sorted(names) == expected, within, f"the variables {expected}", str(sorted(names))[:80])
+            keys += [f"{within}/{name}" for name in expected]
+        if legacy:
+            stored = self.at(group, "Group").attrs.get("weight_names", ())
+            names = [name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name) for name in stored]
+            expected = len(shapes) * len(parts)
+            require(len(names) == expected, group, f"{expected} weights", str(names)[:200])
+            keys = [f"{group}/{name}" for name in names]
+        of = [(key, self._variable(key, shapes[k % len(shapes)])) for k, key in enumerate(keys)]
         return [dict(of[k : k + len(shapes)]) for k in range(0, len(of), max(len(shapes), 1))]
 
-    def variables(self, group: str, shapes: list[tuple[int | None, ...]]) -> dict[str, Any]:
-        names, expected = self.names(group), [str(k) for k in range(len(shapes))]
-        require(sorted(names) == expected, group, f"the variables {expected}", str(sorted(names))[:80])
-        return {f"{group}/{k}": self.variable(f"{group}/{k}", shape) for k, shape in enumerate(shapes)}
-
-    def variable(self, key: str, shape: tuple[int | None, ...]) -> Any:
+    def _variable(self, key: str, shape: tuple[int | None, ...]) -> Any:
         dataset = self.at(key, "Dataset")
         elsewhere = dataset.is_virtual or dataset.external
         require(not elsewhere, key, "values in the file itself", "HDF5's external or virtual storage")
         require_floats(key, _dtype(dataset))
-        fits = len(dataset.shape) == len(shape) and all(
-            n in (None, m) for n, m in zip(shape, dataset.shape, strict=True)
-        )
+        there = dataset.shape
+        fits = len(there) == len(shape) and all(n in (None, m) for n, m in zip(shape, there, strict=True))
         units = (shape[-1] or 0) // 3
-        remedy = REMEDIES.get(dataset.shape[-1] / units, "") if units and "/cell/" in key and dataset.shape else ""
-        require(fits, key, f"shape {shape}".replace("None", "any"), dataset.shape, remedy)
+        remedy = REMEDIES.get(there[-1] / units, "") if units and "/cell/" in key and there else ""
+        require(fits, key, f"shape {shape}".replace("None", "any"), there, remedy)
         stored = dataset.id.get_storage_size()
         require(stored >= dataset.nbytes, key, f"{dataset.nbytes} bytes of values, not compressed", f"{stored} stored")
         return dataset
-
-
-def _text(name: Any) -> str:
-    return name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name)
 
 
 def _dtype(dataset: Any) -> str:
@@ -86,15 +75,3 @@ def _dtype(dataset: Any) -> str:
 def as_array(dataset: Any) -> NDArray:
     values, dtype = np.asarray(dataset[()]), jnp.dtype(_dtype(dataset))
     return values.view(dtype) if values.dtype.kind == "V" else values.astype(dtype)  # the machine's byte order
-
-
-@contextmanager
-def told(argument: str, expected: str) -> Iterator[None]:
-    """Errors as `InputError`, in one line."""
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:  # zipfile, json and h5py have no one class of errors for what is not theirs
-        found = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise InputError(argument, expected, found) from error
