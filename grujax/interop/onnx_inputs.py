@@ -1,6 +1,6 @@
 """The inputs of a stranger's graph: which of them is x, h0 and lengths, what sizes it fixes, and how they are fed."""
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -30,14 +30,9 @@ def inputs_of(proto: "onnx.ModelProto", grus: list[Any], gru: Any) -> Inputs:
     graph = proto.graph
     initial = {tensor.name for tensor in graph.initializer}
     given = {of.name: of for of in graph.input if of.name not in initial}
-    producers = {out: node for node in graph.node for out in node.output if out}
 
     def source(k: int) -> str | None:
-        name = grus[0].input[k] if len(grus[0].input) > k else ""
-        for _ in graph.node:
-            if name not in producers or not producers[name].input:
-                break
-            name = producers[name].input[0]
+        name = origin(proto, grus[0].input[k] if len(grus[0].input) > k else "")
         return name if name in given else None
 
     x = source(0)
@@ -50,6 +45,16 @@ def inputs_of(proto: "onnx.ModelProto", grus: list[Any], gru: Any) -> Inputs:
     dims = {name: _dims(given[name], n) for name, n in ((x, 3), (h0, 3), (lengths, 1)) if name}
     first, second, _ = dims.get(h0 or "", (0, 0, 0))
     return Inputs(x, h0, lengths, dims, second == gru.num_states != first)
+
+
+def origin(proto: "onnx.ModelProto", name: str, known: Container[str] = ()) -> str:
+    """The value that a value is made of, by the first inputs of the nodes that make it; the first known one."""
+    producers = {out: node for node in proto.graph.node for out in node.output if out}
+    for _ in producers:
+        if name in known or name not in producers or not producers[name].input:
+            break
+        name = producers[name].input[0]
+    return name
 
 
 def _dims(of: Any, n_axes: int) -> list[int]:

@@ -6,6 +6,7 @@ which gives the same at two sizes. Only operators are allowed with which agreeme
 """
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import flax.linen as nn
@@ -18,7 +19,7 @@ from grujax.errors import InputError, require
 from grujax.interop.hypotheses import NEAR, Seen, encoder_of, tried
 from grujax.interop.onnx_fold import Constants, bound
 from grujax.interop.onnx_graph import module
-from grujax.interop.onnx_inputs import Inputs, feed, fixed, inputs_of, time_first
+from grujax.interop.onnx_inputs import Inputs, feed, fixed, inputs_of, origin, time_first
 from grujax.interop.onnx_node import attributes_of, cells_of, name_of
 from grujax.interop.onnx_run import run_apart
 from grujax.interop.parts import Dense, put_together
@@ -62,8 +63,7 @@ def read_graph(proto: "onnx.ModelProto") -> Found:
         _check(node, constants)
     fields, cells = _cells(grus, constants)
     head = _head(left, constants)
-    bidirectional = fields.pop("bidirectional")
-    model, variables = put_together(cells, head, bidirectional=bidirectional, **fields)
+    model, variables = put_together(cells, head, **fields, h0=_initial(proto, grus, constants, cells))
     return _tried(proto, inputs_of(proto, grus, encoder_of(model, variables)[0]), model, variables, head)
 
 
@@ -111,6 +111,19 @@ def _cells(grus: list[Any], constants: Constants) -> tuple[dict, dict]:
             require(mine.get(key) == fields.get(key), name_of(node), expected, mine.get(key), FIND)
         cells |= {f"{name_of(node)}: {key}": cell for key, cell in of_layer.items()}
     return fields, cells
+
+
+def _initial(proto: "onnx.ModelProto", grus: list[Any], constants: Constants, cells: Mapping) -> NDArray | None:
+    """The initial states (L*D, H) where they are constants, one for all rows; the proof will tell whether they are."""
+    found, hidden_size = {}, next(iter(cells.values())).hidden_size
+    for node in grus:
+        name = origin(proto, node.input[5] if len(node.input) > 5 else "", constants.values)
+        a = constants.values.get(name)
+        if a is None or a.dtype.kind != "f" or a.shape[-1:] != (hidden_size,) or not a.any():
+            return None
+        found[name] = a.reshape(-1, a.shape[-2] if a.ndim > 2 else 1, hidden_size)[:, 0]
+    states = np.concatenate([*found.values()])
+    return states if len(states) == len(cells) else None
 
 
 def _check(node: "onnx.NodeProto", constants: Constants) -> None:

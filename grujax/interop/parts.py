@@ -110,6 +110,7 @@ def put_together(
     *,
     bidirectional: bool = False,
     single: bool = False,
+    h0: NDArray | None = None,
     **fields: Any,
 ) -> tuple[GRU | GRUCell | GRUModel, dict]:
     """The model and its variables.
@@ -117,7 +118,7 @@ def put_together(
     Args:
       cells: each by the framework's name for it, for errors, index `layer * D + direction`.
       head: its name and weights: a `GRUModel` then, else a `GRU`.
-      single: a `GRUCell`.
+      single: a `GRUCell`. h0: a learned initial state (L*D, H).
       fields: of the model, beside the sizes, which are read off the weights.
 
     Raises:
@@ -136,6 +137,7 @@ def put_together(
     sizes: dict[str, Any] = {"hidden_size": hidden_size, "bias": bias, "param_dtype": getattr(jnp, dtype.name)}
     if not single:
         sizes |= {"num_layers": len(cells) // directions, "bidirectional": bidirectional}
+    fields |= {} if h0 is None else {"initial_state": "learned"}
     params: dict[tuple[str, ...], NDArray] = {}
     if head is not None:
         name, (kernel, head_bias) = head
@@ -153,6 +155,8 @@ def put_together(
         model = GRUCell(**sizes, **fields) if single else GRU(**sizes, **fields)
     for path, one in zip(_cell_paths(model), cells.values(), strict=True):
         params |= {(*path, key): a for key, a in one._asdict().items() if a is not None}
+    if h0 is not None:
+        params[*_cell_paths(model)[0][:-1], "h0"] = h0
     tree = unflatten_dict({path: to_jax(np.ascontiguousarray(a), first) for path, a in params.items()})
     return model, {"params": tree}
 

@@ -168,8 +168,8 @@ REFUSED = {
         ["less", "Less"],
     ),
     "another activation": (attributes_of(activations=["Sigmoid", "Sine"]), ["the_gru", "'sine'"]),
-    "state of ones": (
-        lambda: graph([gru("x W R B  one")], {"x": [6, 2, I]}, PLAIN, weights() | {"one": np.ones((1, 2, H), "f")}),
+    "a state of its own for each row": (
+        lambda: graph([gru("x W R B  h")], {"x": [6, 2, I]}, PLAIN, weights() | {"h": np.eye(2, H, dtype="f")[None]}),
         ["another function"],
     ),
     "states exchanged": (
