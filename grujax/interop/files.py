@@ -16,7 +16,6 @@ from grujax.core.config import Pooling
 from grujax.errors import InputError, MissingPackage, require
 from grujax.interop import flax, keras, onnx, stablehlo, torch_files
 from grujax.interop.framework import Framework
-from grujax.interop.orbax import folder_tree
 from grujax.interop.parts import ConversionWarning
 from grujax.interop.prove import Difference, Runner, compare, outputs, require_agreement
 from grujax.interop.statistics import fold_statistics
@@ -44,8 +43,6 @@ OWN = Framework(
 )  # before torch's dialect, whose ending is the same
 ALL = (OWN, torch_files.TORCH, torch_files.SAFETENSORS, torch_files.NUMPY, keras.FRAMEWORK, keras.WEIGHTS)
 FORMATS = {of.name: of for of in (*ALL, onnx.FRAMEWORK, flax.FRAMEWORK, stablehlo.FRAMEWORK)}
-ORBAX = flax.FRAMEWORK._replace(name="orbax", endings=(), load=folder_tree)
-"""A folder, which is read alone."""
 
 
 class Converted(NamedTuple):
@@ -109,7 +106,7 @@ def load(
             if verify:
                 require_agreement(model, variables, framework.run(framework.build(model, variables), model), "path")
         else:
-            theirs = framework.load(path if framework is ORBAX else readable(path))
+            theirs = framework.load(path if framework is flax.ORBAX else readable(path))
             model, variables = framework._replace(argument="path").ours(theirs, verify, **options)
         for key, a in flatten_dict(variables, sep="/").items():
             require(bool(np.isfinite(np.asarray(a).astype(np.float64)).all()), key, "finite weights", "NaN or Inf")
@@ -183,7 +180,7 @@ def convert(
             model = model.clone(output_activation="softmax")
         if labels is not None:
             require(writes is onnx.FRAMEWORK, "labels", "none", list(labels), "Only ONNX has a place for them.")
-            writes = writes._replace(build=partial(onnx.to_onnx, labels=labels))
+            writes = writes._replace(build=partial(writes.build, labels=labels))
         if fold and "statistics" in variables and not writes.keeps_statistics:
             raw, variables = variables, fold_statistics(model, variables)
             folded = compare(model, raw, OWN.run((model, variables), model)).largest
@@ -208,7 +205,7 @@ def framework_of(path: Path, name: str | None, reading: bool) -> Framework:
         require(name in FORMATS, "format", f"one of {list(FORMATS)}", repr(name))
         return FORMATS[name]
     if reading and path.is_dir():
-        return ORBAX
+        return flax.ORBAX
     frameworks = list(reversed(FORMATS.values()))
     endings = {ending: of for of in frameworks for ending in (*of.endings, *(of.reads if reading else ()))}
     ending = max((e for e in endings if path.name.endswith(e)), key=len, default=None)

@@ -13,11 +13,8 @@ from numpy.typing import NDArray
 
 from grujax.core.dialects import FLOATS
 from grujax.errors import InputError, require
-from grujax.interop import torch_files
-from grujax.interop.find_arrays import grus_in
-from grujax.interop.flax import FRAMEWORK as FLAX
-from grujax.interop.found import FoundGRU, Opened, record
-from grujax.interop.orbax import folder_tree, store_folder
+from grujax.interop import flax, torch_files
+from grujax.interop.found import FoundGRU, Opened, grus_in, record
 from grujax.interop.torch import arrays, from_torch, tensors
 from grujax.interop.torch_keys import KEY, unwrapped
 from grujax.saving.atomic import replacing
@@ -127,8 +124,8 @@ def _file(path: Path, format: str | None) -> Opened:
     from grujax.interop.files import FORMATS, framework_of, readable
 
     if path.is_dir():
-        _, tree = folder_tree(path)
-        return _mapping(tree, lambda path: store_folder(path, tree))._replace(folder=True)
+        whole = flax.ORBAX.load(path)
+        return _mapping(whole[1], lambda path: flax.ORBAX.write(path, whole))._replace(folder=True)
     name = framework_of(path, format, reading=True).name
     readable(path)
     if name == "onnx":
@@ -139,11 +136,11 @@ def _file(path: Path, format: str | None) -> Opened:
         from grujax.interop.keras_find import in_file
 
         return in_file(path)
-    require(name not in ("grujax", "stablehlo"), "path", "a file with GRUs of another framework", f"one of {name}",
-            "grujax.load reads it.")  # fmt: skip
+    other, expected = name not in ("grujax", "stablehlo"), "a file with GRUs of another framework"
+    require(other, "path", expected, f"one of {name}", "grujax.load reads it.")
     whole = FORMATS[name].load(path)
     if name == "flax":
-        return _mapping(whole[1], lambda path: FLAX.write(path, whole))
+        return _mapping(whole[1], lambda path: flax.FRAMEWORK.write(path, whole))
     if name != "safetensors":
         return _mapping(whole, lambda path: FORMATS[name].write(path, whole))
     with opened_safetensors(path) as file:
@@ -168,7 +165,7 @@ def _no_place(model: nn.Module, variables: Mapping) -> None:
     raise InputError("source", "weights as they are", "weights that something computes", "Remove weight_norm first.")
 
 
-def _mapping(tree: Any, write: Callable[[Path], None] | None) -> Opened:
+def _mapping(tree: Any, write: Callable[[Path], object] | None) -> Opened:
     """Of nested mappings of arrays, or of a state dict, alone or in a checkpoint; what is put goes into them."""
     inner = unwrapped(tree) if all(isinstance(key, str) for key in tree) else tree
     tree = inner if any(isinstance(key, str) and KEY.fullmatch(key) for key in inner) else tree

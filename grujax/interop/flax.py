@@ -11,27 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
+import jax
+import numpy as np
 from flax.serialization import msgpack_restore, to_bytes
 from flax.traverse_util import unflatten_dict
 
 from grujax.core.dialects import DIALECTS
 from grujax.errors import InputError, require
+from grujax.interop import trees
 from grujax.interop.framework import Framework
 from grujax.interop.parts import Place, to_jax
 from grujax.interop.prove import Runner
-from grujax.interop.trees import (
-    Layout,
-    cell_options,
-    flattened,
-    jax_runner,
-    layout_of_keys,
-    layout_of_model,
-    layout_of_module,
-    nested,
-    read_tree,
-    recurrent,
-    written_tree,
-)
 from grujax.linen.cell import GRUCell
 from grujax.linen.layer import GRU
 
@@ -98,13 +88,13 @@ def _read(theirs: tuple[nn.Module | None, Mapping]) -> tuple[nn.Module, dict]:
         found, remedy = f"{str(collection)[:80]!r} besides", "Its weights are in params."
         require(collection == "params", "variables", '"params" alone', found, remedy)
     flat = _tensors(given)
-    layout = layout_of_keys(list(flat)) if module is None else layout_of_module(module, nn)
-    return read_tree(flat, layout, DIALECTS["flax"])
+    layout = trees.layout_of_keys(list(flat)) if module is None else trees.layout_of_module(module, nn)
+    return trees.read_tree(flat, layout, DIALECTS["flax"])
 
 
 def _build(model: nn.Module, variables: Mapping) -> tuple[nn.Module, dict]:
-    layout = layout_of_model(model)
-    cells = written_tree(model, variables, PLACE, DIALECTS["flax"], list(layout.cells))
+    layout = trees.layout_of_model(model)
+    cells = trees.written_tree(model, variables, PLACE, DIALECTS["flax"], list(layout.cells))
     params = {key: to_jax(a, key) for of in cells for key, a in of.items()}
     return _module(model, layout), {"params": unflatten_dict(params, sep="/")}
 
@@ -112,19 +102,19 @@ def _build(model: nn.Module, variables: Mapping) -> tuple[nn.Module, dict]:
 def _run(theirs: tuple[nn.Module | None, Mapping], model: nn.Module) -> Runner:
     """Flax itself. The layers of an `nn.Sequential` run one by one: as a whole it takes no states and gives none."""
     tree = _inner(theirs[1].get("params", theirs[1]))
-    module: Any = theirs[0] or _module(model, layout_of_keys(list(_tensors(tree))))
+    module: Any = theirs[0] or _module(model, trees.layout_of_keys(list(_tensors(tree))))
     stacked = isinstance(module, nn.Sequential)
     layers: list[Any] = list(module.layers) if stacked else [module]
-    trees = [tree[f"layers_{k}"] for k in range(len(layers))] if stacked else [tree]
+    inside = [tree[f"layers_{k}"] for k in range(len(layers))] if stacked else [tree]
     two = isinstance(layers[0], nn.Bidirectional)
-    calls = [partial(layer.apply, {"params": of}) for layer, of in zip(layers, trees, strict=True)]
-    return jax_runner(model, lambda x, h: calls[0](h, x)[0], [recurrent(call, two) for call in calls], two)
+    calls = [partial(layer.apply, {"params": of}) for layer, of in zip(layers, inside, strict=True)]
+    return trees.jax_runner(model, lambda x, h: calls[0](h, x)[0], [trees.recurrent(call, two) for call in calls], two)
 
 
 def _tensors(given: Mapping) -> dict:
     tree = given.get("params", given)
     require(isinstance(tree, Mapping), "params", "a tree of arrays", type(tree).__name__)
-    return flattened(_inner(tree), "variables")
+    return trees.flattened(_inner(tree), "variables")
 
 
 def _inner(tree: Mapping) -> Mapping:
@@ -138,9 +128,9 @@ def _inner(tree: Mapping) -> Mapping:
     return tree
 
 
-def _module(model: Any, layout: Layout) -> nn.Module:
-    cells = [nn.GRUCell(model.hidden_size, **cell_options(model)) for _ in layout.cells]
-    return nested(cells, nn, layout, getattr(model, "time_major", False))
+def _module(model: Any, layout: trees.Layout) -> nn.Module:
+    cells = [nn.GRUCell(model.hidden_size, **trees.cell_options(model)) for _ in layout.cells]
+    return trees.nested(cells, nn, layout, getattr(model, "time_major", False))
 
 
 def _load(path: Path) -> tuple[None, dict[str, Any]]:
@@ -156,6 +146,36 @@ def _load(path: Path) -> tuple[None, dict[str, Any]]:
     return None, tree
 
 
+def _load_folder(path: Path) -> tuple[None, Mapping[str, Any]]:
+    """The parameters in a folder that orbax wrote; another folder is refused by what it is."""
+    names = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
+    remedy = "Keras: model.save('model.keras'); or export it to ONNX with tf2onnx."
+    require("saved_model.pb" not in names, "path", "a model file", f"a SavedModel of TensorFlow at {path}", remedy)
+    inside = [path / name for name in ("default", "params", "state") if (path / name).is_dir()]
+    of_orbax = bool(names & {"_METADATA", "manifest.ocdbt", "_CHECKPOINT_METADATA"})
+    require(of_orbax, "path", "a file", f"none at {path}", "A folder is read where orbax wrote it.")
+    import orbax.checkpoint as ocp  # Flax brings it
+
+    for folder in (path, *inside):
+        if (folder / "_METADATA").exists():
+            try:
+                with ocp.PyTreeCheckpointer() as checkpointer:
+                    metadata = checkpointer.metadata(folder.absolute()).item_metadata.tree
+                    numbers = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata)
+                    return None, checkpointer.restore(folder.absolute(), restore_args=numbers)
+            except Exception as error:  # whatever tensorstore and orbax raise for what is not whole
+                raise InputError("path", "a whole folder of orbax", f"{type(error).__name__} at {path}") from error
+    raise InputError("path", "a folder of orbax with a tree of arrays", f"{sorted(names)[:5]} at {path}")
+
+
+def _store_folder(path: Path, theirs: tuple[Any, Mapping[str, Any]]) -> None:
+    """Orbax writes beside `path` and renames."""
+    import orbax.checkpoint as ocp
+
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        checkpointer.save(path.absolute(), theirs[1])
+
+
 FRAMEWORK = Framework(
     "flax",
     _read,
@@ -167,3 +187,5 @@ FRAMEWORK = Framework(
     write=lambda path, theirs: path.write_bytes(to_bytes(theirs[1])),
     endings=(".msgpack",),
 )
+ORBAX = FRAMEWORK._replace(name="orbax", load=_load_folder, write=_store_folder, endings=())
+"""A folder."""

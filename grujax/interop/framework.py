@@ -37,7 +37,7 @@ class Framework(NamedTuple):
     live: Callable[[Any], bool] = lambda theirs: False
     recognise: Callable[[Any], bool] = lambda theirs: False
     load: Callable[[Path], Any] = _no_file
-    write: Callable[[Path, Any], None] = _no_file
+    write: Callable[[Path, Any], object] = _no_file
     endings: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
     keeps_statistics: bool = False

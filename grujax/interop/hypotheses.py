@@ -1,6 +1,6 @@
 """What a program computes, found by trying: of all models that its weights can be, the one that gives the same."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -66,8 +66,11 @@ class Seen(NamedTuple):
     arrays: list[NDArray] | InputError
 
     @property
-    def size(self) -> tuple[int, int]:
-        return self.given[0].shape[:2]
+    def shown(self) -> list[NDArray]:
+        """The arrays; raises where there are none."""
+        if isinstance(self.arrays, InputError):
+            raise self.arrays
+        return self.arrays
 
 
 def encoder_of(model: Any, variables: Mapping) -> tuple[GRU, dict]:
@@ -100,16 +103,38 @@ def tried(
         chosen: list[Chosen] = []
         try:
             for seen in all_seen:
-                if isinstance(seen.arrays, InputError):
-                    raise seen.arrays
                 ours = outputs(*gru, *seen.given) | {"lengths": seen.given[2]}
                 candidates = readings(gru[0], ours, *(head[1] if head else (None, None)))
-                alone = [r for r in candidates if not chosen or r.words == chosen[0].reading.words]
-                chosen.append(choose(argument, seen.arrays, alone, near, partial(serves, layout)))
+                same = (r for r in candidates if not chosen or r.words == chosen[0].reading.words)
+                chosen.append(_nearest(argument, seen.shown, same, near, partial(serves, layout)))
             return layout, chosen
         except InputError as error:
             refusals.append(error)
     raise max(refusals, key=lambda error: ("off by" in error.found, "another function" in error.found))
+
+
+def _nearest(
+    argument: str,
+    found: Sequence[NDArray],
+    candidates: Iterable[Reading],
+    near: float,
+    serves: Callable[[Chosen], bool],
+) -> Chosen:
+    """The reading that all arrays which a program gives agree with; `InputError` with the differences otherwise."""
+    tried = []
+    for reading in candidates:
+        forms = [(name, k, form) for name, of in reading.forms.items() for k, form in enumerate(of)]
+        best = [min((apart(a, form), name, k) for name, k, form in forms) for a in found]
+        chosen = Chosen(reading, [(name, k) for _, name, k in best])
+        whole = any(name != "h_last" for name, _ in chosen.names) or "y" not in reading.forms
+        differs = max((of for of, *_ in best), default=np.inf)
+        tried.append((differs if whole and serves(chosen) else np.inf, chosen))
+    tried.sort(key=lambda one: one[0])  # of several that agree the first
+    if tried and tried[0][0] < near:
+        return tried[0][1]
+    shown = [f"{chosen.reading.words}: {of:.2g}" for of, chosen in tried[:4] if np.isfinite(of)]
+    differences = f"off by, relative to the rms, {', '.join(shown)}" if shown else "its outputs have other shapes"
+    raise InputError(argument, "what a model of grujax computes", f"another function ({differences})", FIND)
 
 
 def readings(gru: Any, given: Mapping[str, Any], kernel: NDArray | None, bias: NDArray | None) -> Iterator[Reading]:
@@ -149,27 +174,3 @@ def apart(theirs: NDArray, form: NDArray) -> float:
         return np.inf
     scale = max(float(np.sqrt((e**2).mean())), 1e-3)
     return float(np.nan_to_num(np.abs(a - e).max() / scale, nan=np.inf))
-
-
-def choose(
-    argument: str,
-    found: Sequence[NDArray],
-    candidates: Sequence[Reading],
-    near: float = NEAR,
-    serves: Callable[[Chosen], bool] = lambda chosen: True,
-) -> Chosen:
-    """The reading that all arrays which a program gives agree with; `InputError` with the differences otherwise."""
-    tried = []
-    for reading in candidates:
-        forms = [(name, k, form) for name, of in reading.forms.items() for k, form in enumerate(of)]
-        best = [min((apart(a, form), name, k) for name, k, form in forms) for a in found]
-        whole = any(name != "h_last" for _, name, _ in best) or "y" not in reading.forms
-        chosen = Chosen(reading, [(name, k) for _, name, k in best])
-        whole = whole and serves(chosen)
-        tried.append((max((of for of, *_ in best), default=np.inf) if whole else np.inf, chosen))
-    tried.sort(key=lambda one: one[0])  # of several that agree the first
-    if tried and tried[0][0] < near:
-        return tried[0][1]
-    shown = [f"{chosen.reading.words}: {of:.2g}" for of, chosen in tried[:4] if np.isfinite(of)]
-    differences = f"off by, relative to the rms, {', '.join(shown)}" if shown else "its outputs have other shapes"
-    raise InputError(argument, "what a model of grujax computes", f"another function ({differences})", FIND)

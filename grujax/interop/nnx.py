@@ -16,22 +16,10 @@ from numpy.typing import NDArray
 
 from grujax.core.dialects import DIALECTS
 from grujax.errors import require
+from grujax.interop import trees
 from grujax.interop.framework import Framework
 from grujax.interop.parts import Place, to_jax
 from grujax.interop.prove import Runner
-from grujax.interop.trees import (
-    Layout,
-    cell_options,
-    flattened,
-    jax_runner,
-    layout_of_keys,
-    layout_of_model,
-    layout_of_module,
-    nested,
-    read_tree,
-    recurrent,
-    written_tree,
-)
 from grujax.linen.cell import GRUCell
 from grujax.linen.layer import GRU
 
@@ -81,27 +69,27 @@ def to_nnx(model: nn.Module, variables: Mapping, *, verify: bool = False) -> nnx
 def _read(source: nnx.Module | nnx.State) -> tuple[nn.Module, dict]:
     served = isinstance(source, nnx.Module | nnx.State)
     require(served, "source", "a flax.nnx.Module or its nnx.State", type(source).__name__)
-    layout = None if isinstance(source, nnx.State) else layout_of_module(source, nnx)
+    layout = None if isinstance(source, nnx.State) else trees.layout_of_module(source, nnx)
     flat = _tensors(source)
     dialect = "nnx with hn_bias" if any(key.endswith("hn_bias") for key in flat) else "nnx"
-    return read_tree(flat, layout or layout_of_keys(list(flat)), DIALECTS[dialect])
+    return trees.read_tree(flat, layout or trees.layout_of_keys(list(flat)), DIALECTS[dialect])
 
 
 def _build(model: nn.Module, variables: Mapping) -> nnx.Module:
-    dialect, layout = "nnx with hn_bias" if hasattr(_cell(1, 1), "hn_bias") else "nnx", layout_of_model(model)
-    return _module(model, layout, written_tree(model, variables, PLACE, DIALECTS[dialect], list(layout.cells)))
+    dialect, layout = "nnx with hn_bias" if hasattr(_cell(1, 1), "hn_bias") else "nnx", trees.layout_of_model(model)
+    return _module(model, layout, trees.written_tree(model, variables, PLACE, DIALECTS[dialect], list(layout.cells)))
 
 
 def _run(source: Any, model: nn.Module) -> Runner:
     """NNX itself. The layers of an `nnx.Sequential` run one by one: as a whole it takes no states and gives none."""
     if isinstance(source, nnx.State):
         flat = _tensors(source)
-        layout = layout_of_keys(list(flat))
+        layout = trees.layout_of_keys(list(flat))
         cells = [{key: a for key, a in flat.items() if key.startswith(prefix)} for prefix in layout.cells]
         source = _module(model, layout, cells)
     layers = source.layers if isinstance(source, nnx.Sequential) else [source]
     two = isinstance(layers[0], nnx.Bidirectional)
-    return jax_runner(model, lambda x, h: source(h, x)[0], [recurrent(layer, two) for layer in layers], two)
+    return trees.jax_runner(model, lambda x, h: source(h, x)[0], [trees.recurrent(layer, two) for layer in layers], two)
 
 
 def _tensors(source: nnx.Module | nnx.State) -> dict[str, NDArray]:
@@ -111,7 +99,7 @@ def _tensors(source: nnx.Module | nnx.State) -> dict[str, NDArray]:
         if not isinstance(variable, nnx.RngState):
             name = "/".join(map(str, path)).replace("layers/", "layers_")  # as Linen has it, whose layers are one name
             kept[name] = variable.get_value() if isinstance(variable, nnx.Variable) else variable
-    return flattened(unflatten_dict(kept, sep="/"), "source")
+    return trees.flattened(unflatten_dict(kept, sep="/"), "source")
 
 
 def _cell(input_size: int, hidden_size: int, **options: Any) -> Any:
@@ -120,15 +108,15 @@ def _cell(input_size: int, hidden_size: int, **options: Any) -> Any:
     return nnx.GRUCell(input_size, hidden_size, **zeros, **options, rngs=nnx.Rngs(0))
 
 
-def _module(model: Any, layout: Layout, tensors: Sequence[Mapping[str, NDArray]]) -> Any:
+def _module(model: Any, layout: trees.Layout, tensors: Sequence[Mapping[str, NDArray]]) -> Any:
     """The NNX module of a layout that holds these tensors."""
     cells = []
     for prefix, of in zip(layout.cells, tensors, strict=True):
         input_size = of[f"{prefix}dense_i/kernel"].shape[0]
-        cells.append(_cell(input_size, model.hidden_size, **cell_options(model)))
+        cells.append(_cell(input_size, model.hidden_size, **trees.cell_options(model)))
         for key, a in of.items():
             reduce(getattr, key.removeprefix(prefix).split("/"), cells[-1]).set_value(to_jax(a, key))
-    return nested(cells, nnx, layout, getattr(model, "time_major", False))
+    return trees.nested(cells, nnx, layout, getattr(model, "time_major", False))
 
 
 FRAMEWORK = Framework("nnx", _read, _build, _run, live=lambda source: isinstance(source, nnx.Module))

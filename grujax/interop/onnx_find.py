@@ -12,9 +12,7 @@ from grujax.core.dialects import DIALECTS
 from grujax.errors import InputError, require
 from grujax.interop.found import Opened, record
 from grujax.interop.onnx_fold import Constants
-from grujax.interop.onnx_graph import PLACE, module
-from grujax.interop.onnx_inputs import nodes_in
-from grujax.interop.onnx_node import attributes_of, cells_of, name_of
+from grujax.interop.onnx_graph import PLACE, attributes_of, cells_of, graphs_in, module, name_of, nodes_in
 from grujax.interop.onnx_tensors import checked
 from grujax.interop.parts import put_together, take_apart
 
@@ -57,14 +55,13 @@ def _grus(proto: Any, graph: Any, outer: dict[str, NDArray]) -> Any:
     for node in graph.node:
         if node.op_type == "GRU":
             yield constants, graph, node
-        for attribute in node.attribute:
-            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                yield from _grus(proto, inner, constants.values)
+        for inner in graphs_in(node):
+            yield from _grus(proto, inner, constants.values)
 
 
 def _read(node: Any, constants: Constants) -> tuple[Any, dict]:
     fields, cells = cells_of(node, constants.weights(node))
-    return put_together(cells, bidirectional=fields.pop("bidirectional"), **fields)
+    return put_together(cells, **fields)
 
 
 def _proved(proto: Any, node: Any, constants: Constants) -> tuple[nn.Module, dict]:
@@ -96,11 +93,11 @@ def _put(proto: Any, graph: Any, node: Any, model: Any, variables: Mapping) -> N
     """The weights into the tensors that the node reads; into tensors of their own where others read those too."""
     onnx, parts = module(), take_apart(model, variables, PLACE, DIALECTS["onnx"])
     arrays = [np.stack([cell[name] for cell in parts.cells]) for name in parts.cells[0]]
-    readers = [key for _, of in nodes_in(proto.graph) for key in of.input]
+    readers = [key for of in nodes_in(proto.graph) for key in of.input]
     for k, a in enumerate(arrays, start=1):
         key, tensor = node.input[k], onnx.numpy_helper.from_array(np.ascontiguousarray(a))
         own = [of for of in (*graph.initializer, *proto.graph.initializer) if of.name == key]
-        constants = [of for _, of in nodes_in(proto.graph) if of.op_type == "Constant" and key in of.output]
+        constants = [of for of in nodes_in(proto.graph) if of.op_type == "Constant" and key in of.output]
         found = own[:1] or [i.t for of in constants for i in of.attribute if i.name == "value"]
         if found and readers.count(key) == 1:
             same = list(found[0].dims) == list(tensor.dims) and found[0].data_type == tensor.data_type

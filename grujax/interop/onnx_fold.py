@@ -7,8 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grujax.errors import InputError, require
-from grujax.interop.onnx_graph import module
-from grujax.interop.onnx_node import attributes_of, name_of
+from grujax.interop.onnx_graph import attributes_of, module, name_of
 from grujax.interop.onnx_tensors import array, line
 
 if TYPE_CHECKING:
@@ -16,20 +15,8 @@ if TYPE_CHECKING:
 
 LARGEST, IN_ALL = 2**26, 2**28
 """The most values of any array that is computed, and of all of them together."""
-FOLDED = {"Add", "Sub", "Mul", "Div", "Equal", "Less", "Where", "Identity", "Cast", "Transpose", "Reshape", "Flatten"}
-FOLDED |= {
-    "Squeeze",
-    "Unsqueeze",
-    "Slice",
-    "Gather",
-    "Split",
-    "Concat",
-    "Expand",
-    "Shape",
-    "Constant",
-    "ConstantOfShape",
-}
-FOLDED |= {"DequantizeLinear", "Range"}
+FOLDED = "Add Sub Mul Div Equal Less Where Identity Cast Transpose Reshape Flatten Squeeze Unsqueeze Slice Gather Split"
+FOLDED = {*FOLDED.split(), *["Concat", "Expand", "Shape", "Constant", "ConstantOfShape", "DequantizeLinear", "Range"]}
 
 
 class Constants:

@@ -1,14 +1,13 @@
 """The inputs of a stranger's graph: which of them is x, h0 and lengths, what sizes it fixes, and how they are fed."""
 
-from collections.abc import Container, Iterator
+from collections.abc import Container
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from grujax.errors import InputError, require
-from grujax.interop.onnx_graph import module
-from grujax.interop.onnx_node import attributes_of, name_of
+from grujax.interop.onnx_graph import attributes_of, module, name_of, nodes_in
 from grujax.interop.prove import FIND
 
 if TYPE_CHECKING:
@@ -82,18 +81,9 @@ def fixed(inputs: Inputs, batch_first: bool, size: tuple[int, int]) -> tuple[int
     return next((n for n in rows if n), size[0]), t or size[1]
 
 
-def nodes_in(graph: "onnx.GraphProto") -> Iterator[tuple["onnx.GraphProto", "onnx.NodeProto"]]:
-    """All nodes, those of graphs inside nodes too, each with the graph that it stands in."""
-    for node in graph.node:
-        yield graph, node
-        for attribute in node.attribute:
-            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                yield from nodes_in(inner)
-
-
 def time_first(proto: "onnx.ModelProto") -> "onnx.ModelProto":
     """The same graph with `layout=0` in all GRU nodes, Transposes around those that had 1: the runtime has no other."""
-    if not any(attributes_of(node).get("layout") for _, node in nodes_in(proto.graph) if node.op_type == "GRU"):
+    if not any(attributes_of(node).get("layout") for node in nodes_in(proto.graph) if node.op_type == "GRU"):
         return proto
     made, nodes = module().ModelProto.FromString(proto.SerializeToString()), []
     turn = module().helper.make_node

@@ -18,12 +18,11 @@ from numpy.typing import NDArray
 from grujax.errors import InputError, require
 from grujax.interop.hypotheses import NEAR, Seen, encoder_of, tried
 from grujax.interop.onnx_fold import Constants, bound
-from grujax.interop.onnx_graph import module
+from grujax.interop.onnx_graph import attributes_of, cells_of, module, name_of
 from grujax.interop.onnx_inputs import Inputs, feed, fixed, inputs_of, origin, time_first
-from grujax.interop.onnx_node import attributes_of, cells_of, name_of
 from grujax.interop.onnx_run import run_apart
 from grujax.interop.parts import Dense, put_together
-from grujax.interop.prove import FIND, TWO_SIZES, Runner, data
+from grujax.interop.prove import FIND, TWO_SIZES, Runner, data, require_agreement
 
 if TYPE_CHECKING:
     import onnx
@@ -36,7 +35,7 @@ ON_INTEGERS = {"Add", "Sub", "Mul", "Div", "Equal", "Less", "Where", "Range"}
 
 
 class Found(NamedTuple):
-    """What a graph computes: the model, and the runner of what it was seen to give. x, h0, lengths: its inputs."""
+    """What a graph computes: the model, and the runner of what it was seen to give."""
 
     model: nn.Module
     variables: dict
@@ -87,17 +86,16 @@ def _tried(
         size = x.shape[:2]
         for one, as_what in zip(seen, chosen, strict=False):
             if jax.tree.all(jax.tree.map(np.array_equal, one.given, (x, h0, lengths))):
-                return as_what.outputs(one.arrays, size)
+                return as_what.outputs(one.shown, size)
         wanted = fixed(inputs, not second, size)
         remedy = "Reading has proved it there; or open its axes."
         require(wanted == size, inputs.x, f"B, T = {wanted}, which the graph fixes", size, remedy)
-        (theirs,) = run_apart(proto, [feed(inputs, not second, x, h0, lengths)])
-        if isinstance(theirs, InputError):
-            raise theirs
-        return chosen[0].outputs(theirs, size)
+        (arrays,) = run_apart(proto, [feed(inputs, not second, x, h0, lengths)])
+        return chosen[0].outputs(Seen((x, h0, lengths), arrays).shown, size)
 
-    found = model.clone(**chosen[0].reading.fields)
-    return Found(found, variables, Runner(call, *stated[1:3], tuple(sizes)))
+    found = Found(model.clone(**chosen[0].reading.fields), variables, Runner(call, *stated[1:3], tuple(sizes)))
+    require_agreement(*found, "source")
+    return found
 
 
 def _cells(grus: list[Any], constants: Constants) -> tuple[dict, dict]:

@@ -11,18 +11,7 @@ from numpy.typing import NDArray
 
 from grujax.core.dialects import DIALECTS
 from grujax.errors import require
-from grujax.interop.onnx_graph import (
-    DTYPES,
-    HINTS,
-    LIMIT,
-    METADATA,
-    OUTPUTS,
-    PLACE,
-    REDUCTIONS,
-    Graph,
-    function,
-    module,
-)
+from grujax.interop import onnx_graph
 from grujax.interop.parts import Parts, take_apart
 from grujax.interop.statistics import checked_statistics
 from grujax.linen.cell import GRUCell
@@ -36,14 +25,14 @@ OPSET, IR_VERSION = 18, 8
 
 def written(model: nn.Module, variables: Mapping, lengths: bool, state: bool) -> "onnx.ModelProto":
     """The graph of `to_onnx`."""
-    module()
+    onnx_graph.module()
     variables = dict(variables)
     given = variables.pop("statistics", {})
-    parts = take_apart(model, variables, PLACE, DIALECTS["onnx"])
+    parts = take_apart(model, variables, onnx_graph.PLACE, DIALECTS["onnx"])
     statistics = checked_statistics(model, given, parts.input_size)
     dtype = parts.dtype
     remedy = "ONNX Runtime has no GRU of it on the CPU: cast the parameters to float32."
-    require(dtype.name in DTYPES, "variables", " or ".join(DTYPES), f"dtype {dtype}", remedy)
+    require(dtype.name in onnx_graph.DTYPES, "variables", " or ".join(onnx_graph.DTYPES), f"dtype {dtype}", remedy)
     return Writer(model, parts, statistics, lengths, state).write()
 
 
@@ -56,7 +45,7 @@ class Writer:
         self.directions = getattr(model, "num_directions", 1)
         self.merge = getattr(model, "merge", "concat")
         self.lengths, self.state = lengths and not self.single, state
-        self.graph = Graph(parts.dtype)
+        self.graph = onnx_graph.Graph(parts.dtype)
         self.inputs: dict[str, tuple[Any, ...]] = {}
         self.outputs: dict[str, tuple[Any, ...]] = {}
 
@@ -124,7 +113,7 @@ class Writer:
         cells = self.parts.cells[k * self.directions : (k + 1) * self.directions]
         stored = {name: [of[name] for of in cells] for name in cells[0]}
         w, r, b = (g.constant(f"{name}{k}", stored[name]) if name in stored else "" for name in "WRB")
-        functions = [function(of) for of in (model.gate_activation, model.activation)] * len(cells)
+        functions = [onnx_graph.function(of) for of in (model.gate_activation, model.activation)] * len(cells)
         names, alphas, betas = zip(*functions, strict=True)
         given = {"activation_alpha": sum(alphas, ()), "activation_beta": sum(betas, ()), "clip": model.clip}
         inputs = [x, w, r, b, "lengths" if self.lengths else "", h0]
@@ -149,7 +138,7 @@ class Writer:
         if self.merge == "concat":
             beside = g.add("Transpose", [hs], perm=[2, 0, 1, 3] if batch_major else perm)
             return g.add("Reshape", [beside, g.axes(*[0] * (axis + 1), self._width)], out)
-        reduced = g.add(REDUCTIONS[self.merge], [hs, g.axes(axis)], "" if batch_major else out, keepdims=0)
+        reduced = g.add(onnx_graph.REDUCTIONS[self.merge], [hs, g.axes(axis)], "" if batch_major else out, keepdims=0)
         return g.add("Transpose", [reduced], out, perm=[1, 0, 2]) if batch_major else reduced
 
     def _pooled(self, h_last: str, hs: str) -> str:
@@ -184,7 +173,7 @@ class Writer:
         else:
             y = g.add("Gemm", [features, kernel, bias], "" if moved or behind else out)
         if behind is not None:
-            y = g.add(OUTPUTS[behind][0], [y], "" if moved else out, **OUTPUTS[behind][1])
+            y = g.add(onnx_graph.OUTPUTS[behind][0], [y], "" if moved else out, **onnx_graph.OUTPUTS[behind][1])
         y = self._moved("output", y, "Mul", "Add", ("std", "mean"), out)
         if masked:
             g.add("Where", [self._valid(), y, g.scalar("zero", 0)], "y")
@@ -215,7 +204,12 @@ class Writer:
     def _proto(self) -> "onnx.ModelProto":
         g, helper = self.graph, self.graph.onnx.helper
         total = sum(a.nbytes for a in g.constants.values())
-        require(total < LIMIT, "variables", f"less than {LIMIT} bytes, the most that one ONNX file holds", total)
+        require(
+            total < onnx_graph.LIMIT,
+            "variables",
+            f"less than {onnx_graph.LIMIT} bytes, the most that one ONNX file holds",
+            total,
+        )
         kind = helper.np_dtype_to_tensor_dtype(g.dtype)
         int32 = helper.np_dtype_to_tensor_dtype(np.dtype(np.int32))
 
@@ -236,9 +230,9 @@ class Writer:
             producer_name="grujax",
             producer_version=version("grujax"),
         )
-        hints = {name: getattr(self.model, name) for name in (*HINTS, "clip") if hasattr(self.model, name)}
+        hints = {name: getattr(self.model, name) for name in (*onnx_graph.HINTS, "clip") if hasattr(self.model, name)}
         helper.set_model_props(
-            proto, {METADATA: json.dumps({"class": type(self.model).__name__, **hints}, sort_keys=True)}
+            proto, {onnx_graph.METADATA: json.dumps({"class": type(self.model).__name__, **hints}, sort_keys=True)}
         )
         g.onnx.checker.check_model(proto, full_check=True)
         return proto

@@ -91,9 +91,13 @@ def data(model: Any, variables: Mapping, runner: Runner, seed: int, size: tuple[
     return x, h0, lengths
 
 
+def stored_dtype(model: Any) -> jnp.dtype:
+    return jnp.dtype(model.param_dtype)
+
+
 def coarser(model: Any) -> jnp.dtype:
     """Of what weights are stored in and what is computed in."""
-    stored = jnp.dtype(model.param_dtype)
+    stored = stored_dtype(model)
     return min(stored, jnp.dtype(model.dtype or stored), key=lambda d: jnp.finfo(d).bits)
 
 

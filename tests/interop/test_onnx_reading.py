@@ -36,7 +36,7 @@ from refusals import refused
 
 from grujax import GRU, GRUModel
 from grujax.interop.hypotheses import last_output
-from grujax.interop.onnx import from_onnx, runner
+from grujax.interop.onnx import FRAMEWORK, from_onnx
 from grujax.interop.prove import compare
 from grujax.testing import assert_close
 from grujax.types import Affine, Elu, HardSigmoid, LeakyRelu, Softplus, ThresholdedRelu
@@ -402,7 +402,7 @@ def test_a_state_of_ones_is_read_as_one_that_is_learned():
 def test_the_runner_of_a_graph_runs_it_on_other_data_than_the_proof_had():
     proto = stacked()
     model, variables = from_onnx(proto)
-    run = runner(proto, model)
+    run = FRAMEWORK.run(proto, model)
     for seed, size in ((0, (3, 7)), (5, (3, 7)), (0, (4, 6))):
         assert compare(model, variables, run, seed, size).tolerances <= 1
     wrong = jax.tree.map(lambda a: a * 1.01, variables)
