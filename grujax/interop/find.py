@@ -1,6 +1,8 @@
 """Every GRU in a file or object, each to be taken out, and put back, alone; the rest is neither judged nor run."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,9 @@ from flax.traverse_util import flatten_dict
 from numpy.typing import NDArray
 
 from grujax.core.dialects import FLOATS
-from grujax.errors import InputError, require
-from grujax.interop import flax, torch_files
-from grujax.interop.found import FoundGRU, Opened, grus_in, record
+from grujax.errors import InputError, require, require_package
+from grujax.interop import files, flax, torch_files
+from grujax.interop.found import FoundGRU, Opened, grus_in
 from grujax.interop.torch import arrays, from_torch, tensors
 from grujax.interop.torch_keys import KEY, unwrapped
 from grujax.saving.atomic import replacing
@@ -98,17 +100,9 @@ def opened(source: Any, format: str | None) -> Opened:
     """What a source is, and the GRUs in it."""
     if isinstance(source, str | Path):
         return _file(Path(source), format)
-    classes = [(of.__module__.split(".")[0], of.__name__) for of in type(source).__mro__]
-    if ("torch", "Module") in classes:
-        return _torch_module(source)
-    if classes[0][1] == "ModelProto":
-        from grujax.interop.onnx_find import in_proto
-
-        return in_proto(source)
-    if any(module == "keras" for module, _ in classes):
-        from grujax.interop.keras_find import in_layer
-
-        return in_layer(source)
+    name = next((of.name for of in files.FORMATS.values() if of.recognise(source)), None)
+    if name is not None:
+        return _torch_module(source) if name in ("torch", "safetensors", "numpy") else _finder(name).in_object(source)
     if isinstance(source, nnx.Module | nnx.State):
         source = nnx.to_pure_dict(nnx.state(source) if isinstance(source, nnx.Module) else source)
     served = "a path, a module, a mapping of arrays or a graph"
@@ -120,49 +114,45 @@ def opened(source: Any, format: str | None) -> Opened:
     return _mapping(source, None)
 
 
-def _file(path: Path, format: str | None) -> Opened:
-    from grujax.interop.files import FORMATS, framework_of, readable
+def _finder(name: str) -> Any:
+    """What finds GRUs in models of Keras and graphs of ONNX; either takes its package."""
+    if name == "onnx":
+        from grujax.interop import onnx_find as finder
+    else:
+        from grujax.interop import keras_find as finder
+    return finder
 
+
+def _file(path: Path, format: str | None) -> Opened:
     if path.is_dir():
         whole = flax.ORBAX.load(path)
         return _mapping(whole[1], lambda path: flax.ORBAX.write(path, whole))._replace(folder=True)
-    name = framework_of(path, format, reading=True).name
-    readable(path)
-    if name == "onnx":
-        from grujax.interop.onnx_find import in_proto
-
-        return in_proto(FORMATS[name].load(path))
-    if name in ("keras", "keras-weights"):
-        from grujax.interop.keras_find import in_file
-
-        return in_file(path)
+    name = files.framework_of(path, format, reading=True).name
+    files.readable(path)
+    if name in ("onnx", "keras", "keras-weights"):
+        return _finder(name).in_file(path)
     other, expected = name not in ("grujax", "stablehlo"), "a file with GRUs of another framework"
     require(other, "path", expected, f"one of {name}", "grujax.load reads it.")
-    whole = FORMATS[name].load(path)
+    whole = files.FORMATS[name].load(path)
     if name == "flax":
         return _mapping(whole[1], lambda path: flax.FRAMEWORK.write(path, whole))
     if name != "safetensors":
-        return _mapping(whole, lambda path: FORMATS[name].write(path, whole))
+        return _mapping(whole, lambda path: files.FORMATS[name].write(path, whole))
     with opened_safetensors(path) as file:
         metadata = file.metadata() or {}
     return _mapping(whole, lambda path: torch_files.write_safetensors(path, whole, metadata))
 
 
 def _torch_module(module: Any) -> Opened:
-    """Of a live module; weights that something computes have no place to be put."""
-    state = module.state_dict()
-    writable = _mapping(state, lambda path: torch_files.write_torch(path, state))
-    puts, grus = {gru.name: gru.put for gru in writable.grus}, []
-    for name, of in module.named_modules():
-        kind = f"{type(of).__module__.split('.')[0]}.nn.{type(of).__name__}"
-        if kind in ("torch.nn.GRU", "torch.nn.GRUCell"):
-            model, variables = from_torch(of, verify=False)
-            grus.append(record(name, kind, model, variables, lambda of=of: from_torch(of), puts.get(name, _no_place)))
-    return Opened(grus, writable.write)
-
-
-def _no_place(model: nn.Module, variables: Mapping) -> None:
-    raise InputError("source", "weights as they are", "weights that something computes", "Remove weight_norm first.")
+    """Of a live module: those of its state dict, each taken as the live layer that it is."""
+    torch, state, grus = require_package("torch", "torch"), module.state_dict(), []
+    found = _mapping(state, lambda path: torch_files.write_torch(path, state))
+    for gru in found.grus:
+        of = module.get_submodule(gru.name)
+        if isinstance(of, (torch.nn.GRU, torch.nn.GRUCell)):
+            kind = "torch.nn.GRU" if isinstance(of, torch.nn.GRU) else "torch.nn.GRUCell"
+            grus.append(dataclasses.replace(gru, where=kind, take=partial(from_torch, of)))
+    return found._replace(grus=grus)
 
 
 def _mapping(tree: Any, write: Callable[[Path], object] | None) -> Opened:

@@ -25,7 +25,7 @@ class Framework(NamedTuple):
     read: of what is its own makes (model, variables), `build` the other way round; `run` is the framework itself at
     work. argument: as errors call what is read. live: whether it is run unasked, which shows that nothing was missed.
     load, write: from and to a file. endings: of its files; reads: of files that are read and not written.
-    recognise: whether an object is of this framework, for `find`. keeps_statistics: what standardises inputs and
+    recognise: whether an object is one of its modules, models or graphs. keeps_statistics: what standardises inputs and
     targets stands in the file too. assumes: a file of it does not tell what a head reads.
     """
 
@@ -57,6 +57,16 @@ class Framework(NamedTuple):
         if verify:
             require_agreement(model, variables, self.run(made, model), "model")
         return made
+
+
+def is_one_of(package: str, kind: str = "") -> Callable[[Any], bool]:
+    """Whether an object has a class of a package, of any name or of one, told without importing the package."""
+
+    def recognise(theirs: Any) -> bool:
+        classes = [(of.__module__.partition(".")[0], of.__name__) for of in type(theirs).__mro__]
+        return any(module.startswith(package) and kind in ("", name) for module, name in classes)
+
+    return recognise
 
 
 def check_archive(path: Path) -> None:

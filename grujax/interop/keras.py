@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from grujax.errors import require
 from grujax.interop import keras_files, keras_live
-from grujax.interop.framework import Framework
+from grujax.interop.framework import Framework, is_one_of
 from grujax.interop.keras_layers import Layer
 from grujax.interop.keras_model import TRAINING, from_layers, to_layers
 from grujax.interop.parts import ConversionWarning
@@ -121,6 +121,7 @@ FRAMEWORK = Framework(
     lambda source: from_layers(keras_live.layers_of(source)),
     _build,
     keras_live.runner,
+    recognise=is_one_of("keras"),
     load=keras_files.load,
     write=lambda path, made: keras_live.store(made, path, ".keras", lambda model: model.save),
     endings=(".keras",),

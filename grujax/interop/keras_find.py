@@ -17,7 +17,7 @@ from grujax.interop.keras_layers import RECURRENT, Layer, described
 from grujax.interop.keras_model import to_layers
 
 
-def in_layer(source: Any) -> Opened:
+def in_object(source: Any) -> Opened:
     """Of a live layer or model; a model is saved, and its file changed."""
     keras, grus, tuned = keras_live.package(), [], {}
     served = (keras.layers.GRU, keras.layers.GRUCell, keras.layers.Bidirectional)

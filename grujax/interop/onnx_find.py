@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import flax.linen as nn
 import numpy as np
@@ -12,15 +12,12 @@ from grujax.core.dialects import DIALECTS
 from grujax.errors import InputError, require
 from grujax.interop.found import Opened, record
 from grujax.interop.onnx_fold import Constants
-from grujax.interop.onnx_graph import PLACE, attributes_of, cells_of, graphs_in, module, name_of, nodes_in
-from grujax.interop.onnx_tensors import checked
+from grujax.interop.onnx_graph import PLACE, Model, attributes_of, cells_of, graphs_in, module, name_of, nodes_in
+from grujax.interop.onnx_tensors import checked, load
 from grujax.interop.parts import put_together, take_apart
 
-if TYPE_CHECKING:
-    import onnx
 
-
-def in_proto(proto: "onnx.ModelProto") -> Opened:
+def in_object(proto: Model) -> Opened:
     """Every GRU node whose weights are constants."""
     made = module().ModelProto.FromString(proto.SerializeToString())
     checked(made, nested=True)
@@ -46,6 +43,10 @@ def in_proto(proto: "onnx.ModelProto") -> Opened:
         path.write_bytes(made.SerializeToString())
 
     return Opened(grus, store)
+
+
+def in_file(path: Path) -> Opened:
+    return in_object(load(path))
 
 
 def _grus(proto: Any, graph: Any, outer: dict[str, NDArray]) -> Any:

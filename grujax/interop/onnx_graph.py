@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +12,8 @@ from grujax.errors import InputError, require, require_package
 from grujax.interop.parts import Place
 from grujax.types import PARAMETRIC, Activation
 
-if TYPE_CHECKING:
-    import onnx
-
+Model = Node = Body = Tensor = Any
+"""The messages of onnx, a package that is imported where it is needed."""
 LIMIT = 2**31 - 1
 """The bytes of one file: protobuf has no longer ones."""
 
@@ -78,7 +77,7 @@ class Graph:
 
     def __init__(self, dtype: np.dtype) -> None:
         self.onnx, self.dtype = module(), dtype
-        self.nodes: list[onnx.NodeProto] = []
+        self.nodes: list[Node] = []
         self.constants: dict[str, NDArray] = {}
 
     def constant(self, name: str, a: Any) -> str:
@@ -109,12 +108,12 @@ class Graph:
         return constant if a.dtype == self.dtype else self.cast(constant, self.dtype)
 
 
-def graphs_in(node: "onnx.NodeProto") -> list["onnx.GraphProto"]:
+def graphs_in(node: Node) -> list[Body]:
     """The bodies of an `If` or `Loop`."""
     return [inner for a in node.attribute for inner in (*([a.g] if a.HasField("g") else []), *a.graphs)]
 
 
-def nodes_in(graph: "onnx.GraphProto") -> Iterator["onnx.NodeProto"]:
+def nodes_in(graph: Body) -> Iterator[Node]:
     """All nodes, those of graphs inside nodes too."""
     for node in graph.node:
         yield node
@@ -122,7 +121,7 @@ def nodes_in(graph: "onnx.GraphProto") -> Iterator["onnx.NodeProto"]:
             yield from nodes_in(inner)
 
 
-def cells_of(node: "onnx.NodeProto", given: list[NDArray | None], update: str = "keep") -> tuple[dict, dict[str, Cell]]:
+def cells_of(node: Node, given: list[NDArray | None], update: str = "keep") -> tuple[dict, dict[str, Cell]]:
     """A GRU node's fields of the model, and its cells, forward and backward, by the names of their tensors.
 
     Args:
@@ -205,11 +204,11 @@ def _named(activation: Any) -> Activation:
     return activation
 
 
-def name_of(node: "onnx.NodeProto") -> str:
+def name_of(node: Node) -> str:
     """What errors call a node."""
     return node.name or next((out for out in node.output if out), node.op_type)
 
 
-def attributes_of(node: "onnx.NodeProto") -> dict[str, Any]:
+def attributes_of(node: Node) -> dict[str, Any]:
     get = module().helper.get_attribute_value
     return {attribute.name: get(attribute) for attribute in node.attribute}

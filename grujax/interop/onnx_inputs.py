@@ -1,17 +1,14 @@
 """The inputs of a stranger's graph: which of them is x, h0 and lengths, what sizes it fixes, and how they are fed."""
 
 from collections.abc import Container
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from grujax.errors import InputError, require
-from grujax.interop.onnx_graph import attributes_of, module, name_of, nodes_in
+from grujax.interop.onnx_graph import Model, attributes_of, module, name_of, nodes_in
 from grujax.interop.prove import FIND
-
-if TYPE_CHECKING:
-    import onnx
 
 
 class Inputs(NamedTuple):
@@ -24,7 +21,7 @@ class Inputs(NamedTuple):
     rows_first: bool = False  # h0 is (B, L*D, H)
 
 
-def inputs_of(proto: "onnx.ModelProto", grus: list[Any], gru: Any) -> Inputs:
+def inputs_of(proto: Model, grus: list[Any], gru: Any) -> Inputs:
     """x, h0 and lengths, told apart by which of them the first GRU node reads as what."""
     graph = proto.graph
     initial = {tensor.name for tensor in graph.initializer}
@@ -46,7 +43,7 @@ def inputs_of(proto: "onnx.ModelProto", grus: list[Any], gru: Any) -> Inputs:
     return Inputs(x, h0, lengths, dims, second == gru.num_states != first)
 
 
-def origin(proto: "onnx.ModelProto", name: str, known: Container[str] = ()) -> str:
+def origin(proto: Model, name: str, known: Container[str] = ()) -> str:
     """The value that a value is made of, by the first inputs of the nodes that make it; the first known one."""
     producers = {out: node for node in proto.graph.node for out in node.output if out}
     for _ in producers:
@@ -81,7 +78,7 @@ def fixed(inputs: Inputs, batch_first: bool, size: tuple[int, int]) -> tuple[int
     return next((n for n in rows if n), size[0]), t or size[1]
 
 
-def time_first(proto: "onnx.ModelProto") -> "onnx.ModelProto":
+def time_first(proto: Model) -> Model:
     """The same graph with `layout=0` in all GRU nodes, Transposes around those that had 1: the runtime has no other."""
     if not any(attributes_of(node).get("layout") for node in nodes_in(proto.graph) if node.op_type == "GRU"):
         return proto

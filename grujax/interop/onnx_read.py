@@ -7,7 +7,7 @@ which gives the same at two sizes. Only operators are allowed with which agreeme
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -18,14 +18,11 @@ from numpy.typing import NDArray
 from grujax.errors import InputError, require
 from grujax.interop.hypotheses import NEAR, Seen, encoder_of, tried
 from grujax.interop.onnx_fold import Constants, bound
-from grujax.interop.onnx_graph import attributes_of, cells_of, module, name_of
+from grujax.interop.onnx_graph import Model, Node, attributes_of, cells_of, module, name_of
 from grujax.interop.onnx_inputs import Inputs, feed, fixed, inputs_of, origin, time_first
 from grujax.interop.onnx_run import run_apart
 from grujax.interop.parts import Dense, put_together
 from grujax.interop.prove import FIND, TWO_SIZES, Runner, data, require_agreement
-
-if TYPE_CHECKING:
-    import onnx
 
 MOVES = {"Identity", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Gather", "Split", "Concat"}
 MOVES |= {"Expand", "Shape", "Constant", "ConstantOfShape", "Cast"}
@@ -42,7 +39,7 @@ class Found(NamedTuple):
     runner: Runner
 
 
-def read_graph(proto: "onnx.ModelProto") -> Found:
+def read_graph(proto: Model) -> Found:
     """The model of a graph, as the runtime confirms it.
 
     Raises:
@@ -66,9 +63,7 @@ def read_graph(proto: "onnx.ModelProto") -> Found:
     return _tried(proto, inputs_of(proto, grus, encoder_of(model, variables)[0]), model, variables, head)
 
 
-def _tried(
-    proto: "onnx.ModelProto", inputs: Inputs, model: Any, variables: dict, head: tuple[str, Dense] | None
-) -> Found:
+def _tried(proto: Model, inputs: Inputs, model: Any, variables: dict, head: tuple[str, Dense] | None) -> Found:
     """The model that agrees with the graph at two sizes, with time or batch first."""
     gru = encoder_of(model, variables)
     stated = Runner(lambda *_: {}, inputs.h0 is not None, inputs.lengths is not None)
@@ -111,7 +106,7 @@ def _cells(grus: list[Any], constants: Constants) -> tuple[dict, dict]:
     return fields, cells
 
 
-def _initial(proto: "onnx.ModelProto", grus: list[Any], constants: Constants, cells: Mapping) -> NDArray | None:
+def _initial(proto: Model, grus: list[Any], constants: Constants, cells: Mapping) -> NDArray | None:
     """The initial states (L*D, H) where they are constants, one for all rows; the proof will tell whether they are."""
     found, hidden_size = {}, next(iter(cells.values())).hidden_size
     for node in grus:
@@ -124,7 +119,7 @@ def _initial(proto: "onnx.ModelProto", grus: list[Any], constants: Constants, ce
     return states if len(states) == len(cells) else None
 
 
-def _check(node: "onnx.NodeProto", constants: Constants) -> None:
+def _check(node: Node, constants: Constants) -> None:
     """Raises `InputError` unless the operator is one with which agreement on random data means agreement."""
     name, op = name_of(node), node.op_type
     require(node.domain in ("", "ai.onnx"), name, "operators of ONNX alone", f"{op} of {node.domain!r}", FIND)

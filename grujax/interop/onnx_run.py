@@ -6,15 +6,13 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from grujax.errors import InputError, require_package
-
-if TYPE_CHECKING:
-    import onnx
+from grujax.interop.onnx_graph import Model
 
 SECONDS, ROOM = 120, 4 << 30
 """Of processor time, and bytes of memory beside the graph's own."""
@@ -54,7 +52,7 @@ with open("said.json", "w") as file:
 """
 
 
-def run_apart(proto: "onnx.ModelProto", feeds: Sequence[Mapping[str, NDArray]]) -> list[list[NDArray] | InputError]:
+def run_apart(proto: Model, feeds: Sequence[Mapping[str, NDArray]]) -> list[list[NDArray] | InputError]:
     """All outputs of a graph for each of several feeds, or why there are none.
 
     Raises:

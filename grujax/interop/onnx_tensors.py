@@ -3,21 +3,17 @@
 import math
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
 
 from numpy.typing import NDArray
 
 from grujax.errors import InputError, require
-from grujax.interop.onnx_graph import LIMIT, graphs_in, module
-
-if TYPE_CHECKING:
-    import onnx
+from grujax.interop.onnx_graph import LIMIT, Body, Model, Tensor, graphs_in, module
 
 TYPES = ["BFLOAT16", "BOOL", "DOUBLE", "FLOAT", "FLOAT16", "INT32", "INT64", "INT8", "UINT8"]
 REMEDY = "onnx.checker.check_model says more; the exporter that wrote it may be asked again."
 
 
-def load(path: Path) -> "onnx.ModelProto":
+def load(path: Path) -> Model:
     """The model in a file, its external data read into it from beside the file and from nowhere else.
 
     Raises:
@@ -40,7 +36,7 @@ def load(path: Path) -> "onnx.ModelProto":
     return checked(proto, nested=True)
 
 
-def checked(proto: "onnx.ModelProto", nested: bool = False) -> "onnx.ModelProto":
+def checked(proto: Model, nested: bool = False) -> Model:
     """The model, shapes of its outputs inferred where it has none; `InputError` unless it is one by ONNX's own rules.
 
     nested: graphs inside nodes may be.
@@ -65,7 +61,7 @@ def checked(proto: "onnx.ModelProto", nested: bool = False) -> "onnx.ModelProto"
     return proto
 
 
-def tensors(graph: "onnx.GraphProto") -> Iterator[tuple[str, "onnx.TensorProto"]]:
+def tensors(graph: Body) -> Iterator[tuple[str, Tensor]]:
     """All tensors of a graph, and of graphs inside its nodes, each with the name that errors call it by."""
     for tensor in graph.initializer:
         yield tensor.name, tensor
@@ -77,13 +73,13 @@ def tensors(graph: "onnx.GraphProto") -> Iterator[tuple[str, "onnx.TensorProto"]
             yield from tensors(inner)
 
 
-def array(where: str, tensor: "onnx.TensorProto") -> NDArray:
+def array(where: str, tensor: Tensor) -> NDArray:
     """The values of a tensor; `InputError` where they are not as many as its dims say."""
     _check(where, tensor)
     return module().numpy_helper.to_array(tensor)
 
 
-def _check(where: str, tensor: "onnx.TensorProto") -> None:
+def _check(where: str, tensor: Tensor) -> None:
     count, n_bytes = _count(where, tensor)
     if tensor.HasField("raw_data"):
         found, expected, what = len(tensor.raw_data), n_bytes, "bytes"
@@ -93,7 +89,7 @@ def _check(where: str, tensor: "onnx.TensorProto") -> None:
     require(found == expected, where, f"{expected} {what}, for dims {list(tensor.dims)}", f"{found}", REMEDY)
 
 
-def _count(where: str, tensor: "onnx.TensorProto") -> tuple[int, int]:
+def _count(where: str, tensor: Tensor) -> tuple[int, int]:
     """How many values and how many bytes the dims ask for."""
     onnx = module()
     require(not tensor.HasField("segment"), where, "a whole tensor", "a segment of one")
@@ -104,7 +100,7 @@ def _count(where: str, tensor: "onnx.TensorProto") -> tuple[int, int]:
     return count, count * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
 
 
-def _inline(where: str, tensor: "onnx.TensorProto", folder: Path) -> None:
+def _inline(where: str, tensor: Tensor, folder: Path) -> None:
     """Puts the bytes that a tensor has in another file of the folder into the tensor."""
     entries = {entry.key: entry.value for entry in tensor.external_data}
     location, n_bytes = entries.get("location", ""), _count(where, tensor)[1]

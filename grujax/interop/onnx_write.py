@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import flax.linen as nn
 import numpy as np
@@ -12,18 +12,16 @@ from numpy.typing import NDArray
 from grujax.core.dialects import DIALECTS
 from grujax.errors import require
 from grujax.interop import onnx_graph
+from grujax.interop.onnx_graph import Model
 from grujax.interop.parts import Parts, take_apart
 from grujax.interop.statistics import checked_statistics
 from grujax.linen.cell import GRUCell
 from grujax.linen.model import GRUModel
 
-if TYPE_CHECKING:
-    import onnx
-
 OPSET, IR_VERSION = 18, 8
 
 
-def written(model: nn.Module, variables: Mapping, lengths: bool, state: bool) -> "onnx.ModelProto":
+def written(model: nn.Module, variables: Mapping, lengths: bool, state: bool) -> Model:
     """The graph of `to_onnx`."""
     onnx_graph.module()
     variables = dict(variables)
@@ -49,7 +47,7 @@ class Writer:
         self.inputs: dict[str, tuple[Any, ...]] = {}
         self.outputs: dict[str, tuple[Any, ...]] = {}
 
-    def write(self) -> "onnx.ModelProto":
+    def write(self) -> Model:
         g, features = self.graph, self.parts.input_size
         rows = ("batch",) if self.single else ("batch", "time")
         self.inputs["x"] = (*rows, features)
@@ -201,7 +199,7 @@ class Writer:
         steps = g.add("Range", [g.scalar("no_step", 0, np.int32), n_steps, g.scalar("one_step", 1, np.int32)])
         return g.add("Unsqueeze", [g.add("Less", [steps, "of_rows"]), g.axes(2)])
 
-    def _proto(self) -> "onnx.ModelProto":
+    def _proto(self) -> Model:
         g, helper = self.graph, self.graph.onnx.helper
         total = sum(a.nbytes for a in g.constants.values())
         require(
