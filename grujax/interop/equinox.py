@@ -18,8 +18,7 @@ from grujax.interop.framework import Framework
 from grujax.interop.parts import Place, to_jax
 from grujax.interop.prove import Runner
 from grujax.interop.trees import Layer, Layout, array, jax_runner, read_tree, written_tree
-from grujax.linen.cell import GRUCell
-from grujax.linen.layer import GRU
+from grujax.linen import GRU, GRUCell
 
 if TYPE_CHECKING:
     import equinox

@@ -177,7 +177,8 @@ def _mapping(tree: Any, write: Callable[[Path], object] | None) -> Opened:
 def _is_floats(a: Any) -> bool:
     array = isinstance(a, np.ndarray | jax.Array) or type(a).__module__.split(".")[0] == "torch"
     dtype = str(getattr(a, "dtype", "")).removeprefix("torch.")
-    return array and dtype in FLOATS and not getattr(a, "is_meta", False)
+    whole = str(getattr(a, "layout", "torch.strided")) == "torch.strided" and not getattr(a, "is_meta", False)
+    return array and dtype in FLOATS and whole
 
 
 def _plain(tree: Any) -> Any:

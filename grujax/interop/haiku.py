@@ -17,8 +17,7 @@ from grujax.interop.framework import Framework
 from grujax.interop.parts import Place, to_jax
 from grujax.interop.prove import FIND, Runner
 from grujax.interop.trees import Layer, Layout, array, jax_runner, read_tree, written_tree
-from grujax.linen.cell import GRUCell
-from grujax.linen.layer import GRU
+from grujax.linen import GRU, GRUCell
 
 PLACE = Place("hk.GRU", models=(GRU, GRUCell), only={"reset_after": False, "bidirectional": False})
 

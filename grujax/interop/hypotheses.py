@@ -12,8 +12,7 @@ from grujax.core.config import OUTPUT_ACTIVATIONS
 from grujax.errors import InputError, require
 from grujax.interop.parts import Dense
 from grujax.interop.prove import FIND, outputs
-from grujax.linen.layer import GRU
-from grujax.linen.model import GRUModel
+from grujax.linen import GRU, GRUModel
 from grujax.types import Array
 
 NEAR = 1e-3

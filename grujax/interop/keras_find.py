@@ -4,6 +4,7 @@ import io
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,9 @@ def in_object(source: Any) -> Opened:
             given = from_keras(layer, verify=False)
         except InputError:  # an LSTM in a Bidirectional
             return
-        name = layer.name
-        grus.append(
-            record(
-                name, type(layer).__name__, *given, lambda: from_keras(layer), lambda *new: tuned.update({name: new})
-            )
-        )
+        put = partial(tuned.__setitem__, layer.name)
+        kind, take = type(layer).__name__, partial(from_keras, layer)
+        grus.append(record(layer.name, kind, *given, take, lambda *new: put(new)))
 
     def store(target: Path) -> None:
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
@@ -84,7 +82,7 @@ def in_file(path: Path) -> Opened:
                     changed[key] = a
 
         kind, given = f"keras.layers.{layer.kind}", from_keras([layer])
-        grus.append(record(layer.name, kind, *given, lambda layer=layer: from_keras([layer]), put))
+        grus.append(record(layer.name, kind, *given, partial(from_keras, [layer]), put))
     return Opened(grus, store)
 
 

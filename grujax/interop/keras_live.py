@@ -36,12 +36,8 @@ def numerics(dtype: str) -> Iterator[None]:
 
     And its variables become arrays in the manner of NumPy 1, of which NumPy warns.
     """
-    lifted = (
-        jax.numpy_rank_promotion("allow"),
-        jax.numpy_dtype_promotion("standard"),
-        jax.enable_x64(dtype == "float64"),
-    )
-    with lifted[0], lifted[1], lifted[2], warnings.catch_warnings():
+    ranks, dtypes = jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard")
+    with ranks, dtypes, jax.enable_x64(dtype == "float64"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
         yield
 

@@ -20,8 +20,7 @@ from grujax.interop import trees
 from grujax.interop.framework import Framework
 from grujax.interop.parts import Place, to_jax
 from grujax.interop.prove import Runner
-from grujax.linen.cell import GRUCell
-from grujax.linen.layer import GRU
+from grujax.linen import GRU, GRUCell
 
 PLACE = Place("flax.nnx.GRUCell", {"activation": None, "gate_activation": None}, (GRU, GRUCell))
 

@@ -78,15 +78,11 @@ def _proved(proto: Any, node: Any, constants: Constants) -> tuple[nn.Module, dic
     del copy.output[:]
     copy.output.extend(["Y"])
     kind = onnx.helper.np_dtype_to_tensor_dtype(w.dtype)
-    info, features = onnx.helper.make_tensor_value_info, w.shape[-1]
+    info, axes = onnx.helper.make_tensor_value_info, ["b", "t"] if first else ["t", "b"]
     initial = {"W": w, "R": r} | ({} if b is None else {"B": b})
-    graph = onnx.helper.make_graph(
-        [copy],
-        "alone",
-        [info("x", kind, ["b", "t", features] if first else ["t", "b", features])],
-        [info("Y", kind, [None] * 4)],
-        [onnx.numpy_helper.from_array(np.ascontiguousarray(a), name) for name, a in initial.items()],
-    )
+    tensors = [onnx.numpy_helper.from_array(np.ascontiguousarray(a), name) for name, a in initial.items()]
+    given, found = [info("x", kind, [*axes, w.shape[-1]])], [info("Y", kind, [None] * 4)]
+    graph = onnx.helper.make_graph([copy], "alone", given, found, tensors)
     return from_onnx(onnx.helper.make_model(graph, opset_imports=list(proto.opset_import), ir_version=proto.ir_version))
 
 

@@ -142,10 +142,8 @@ def cells_of(node: Node, given: list[NDArray | None], update: str = "keep") -> t
     (w, r, b), keys = given, [*node.input[1:4], "", ""]
     assert w is not None and r is not None
     for key, a in ((keys[0], w), (keys[1], r)):
-        fits = a.ndim == 3 and a.shape[0] == directions
-        require(
-            fits, key, f"three axes, the first {directions} as direction {direction.decode()} has", f"shape {a.shape}"
-        )
+        fits, three = a.ndim == 3 and a.shape[0] == directions, f"three axes, the first {directions}"
+        require(fits, key, f"{three} as direction {direction.decode()} has", f"shape {a.shape}")
     hidden_size = r.shape[-1]
     stated = attributes.get("hidden_size", hidden_size)
     require(stated == hidden_size, name, f"hidden_size {hidden_size}, that of {keys[1]}", stated)

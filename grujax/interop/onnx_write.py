@@ -15,8 +15,7 @@ from grujax.interop import onnx_graph
 from grujax.interop.onnx_graph import Model
 from grujax.interop.parts import Parts, take_apart
 from grujax.interop.statistics import checked_statistics
-from grujax.linen.cell import GRUCell
-from grujax.linen.model import GRUModel
+from grujax.linen import GRUCell, GRUModel
 
 OPSET, IR_VERSION = 18, 8
 
@@ -117,18 +116,10 @@ class Writer:
         inputs = [x, w, r, b, "lengths" if self.lengths else "", h0]
         while not inputs[-1]:
             inputs.pop()
-        g.add(
-            "GRU",
-            inputs,
-            outputs if outputs[1] else outputs[:1],
-            hidden_size=model.hidden_size,
-            linear_before_reset=int(model.reset_after),
-            direction="reverse"
-            if getattr(model, "reverse", False)
-            else ["forward", "bidirectional"][self.directions - 1],
-            activations=list(names),
-            **{name: value for name, value in given.items() if value},
-        )
+        way = "bidirectional" if self.directions == 2 else "reverse" if getattr(model, "reverse", False) else "forward"
+        given = {name: value for name, value in given.items() if value} | {"activations": list(names)}
+        given |= {"hidden_size": model.hidden_size, "linear_before_reset": int(model.reset_after), "direction": way}
+        g.add("GRU", inputs, outputs if outputs[1] else outputs[:1], **given)
 
     def _merged(self, hs: str, axis: int, out: str = "", batch_major: bool = False) -> str:
         """Both directions as one, where they lie on `axis`: (T, D, B, H), axis 1, or (D, B, H), axis 0, without D."""
@@ -202,12 +193,8 @@ class Writer:
     def _proto(self) -> Model:
         g, helper = self.graph, self.graph.onnx.helper
         total = sum(a.nbytes for a in g.constants.values())
-        require(
-            total < onnx_graph.LIMIT,
-            "variables",
-            f"less than {onnx_graph.LIMIT} bytes, the most that one ONNX file holds",
-            total,
-        )
+        most = f"less than {onnx_graph.LIMIT} bytes, the most that one ONNX file holds"
+        require(total < onnx_graph.LIMIT, "variables", most, total)
         kind = helper.np_dtype_to_tensor_dtype(g.dtype)
         int32 = helper.np_dtype_to_tensor_dtype(np.dtype(np.int32))
 
@@ -229,8 +216,7 @@ class Writer:
             producer_version=version("grujax"),
         )
         hints = {name: getattr(self.model, name) for name in (*onnx_graph.HINTS, "clip") if hasattr(self.model, name)}
-        helper.set_model_props(
-            proto, {onnx_graph.METADATA: json.dumps({"class": type(self.model).__name__, **hints}, sort_keys=True)}
-        )
+        text = json.dumps({"class": type(self.model).__name__, **hints}, sort_keys=True)
+        helper.set_model_props(proto, {onnx_graph.METADATA: text})
         g.onnx.checker.check_model(proto, full_check=True)
         return proto

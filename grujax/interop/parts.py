@@ -14,9 +14,7 @@ from numpy.typing import NDArray
 from grujax.core.config import own_fields
 from grujax.core.dialects import Cell, Dialect, lost, require_floats, write
 from grujax.errors import InputError, require
-from grujax.linen.cell import GRUCell
-from grujax.linen.layer import GRU
-from grujax.linen.model import GRUModel
+from grujax.linen import GRU, GRUCell, GRUModel
 from grujax.saving.model_file import declared
 
 SIZES = ("hidden_size", "output_size", "num_layers", "bidirectional", "bias", "param_dtype", "update")

@@ -13,8 +13,7 @@ from jax.typing import ArrayLike
 from numpy.typing import NDArray
 
 from grujax.errors import require
-from grujax.linen.cell import GRUCell
-from grujax.linen.layer import GRU
+from grujax.linen import GRU, GRUCell
 from grujax.testing.tolerances import tolerances_used
 from grujax.types import state_dtype
 

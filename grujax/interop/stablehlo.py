@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from grujax.errors import InputError, require_package
 from grujax.interop.framework import Framework
 from grujax.interop.prove import Runner, outputs, sizes, stored_dtype
-from grujax.linen.cell import GRUCell
-from grujax.linen.layer import GRU
+from grujax.linen import GRU, GRUCell
 from grujax.types import state_dtype
 
 PLATFORMS = ("cpu", "cuda", "tpu")

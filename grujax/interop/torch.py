@@ -18,8 +18,7 @@ from grujax.errors import InputError, require, require_package
 from grujax.interop.framework import Framework, is_one_of
 from grujax.interop.prove import FIND, Runner
 from grujax.interop.torch_keys import KEY, effective, from_arrays, to_arrays, unwrapped
-from grujax.linen.cell import GRUCell
-from grujax.linen.model import GRUModel
+from grujax.linen import GRUCell, GRUModel
 
 if TYPE_CHECKING:
     import torch

@@ -18,8 +18,7 @@ from grujax.core.dialects import DIALECTS, FLOATS, Cell, read, require_floats
 from grujax.errors import InputError, require
 from grujax.interop.parts import Dense, Place, put_together, take_apart
 from grujax.interop.prove import FIND, log
-from grujax.linen.cell import GRUCell
-from grujax.linen.model import GRUModel
+from grujax.linen import GRUCell, GRUModel
 
 KEY = re.compile(r"(?P<prefix>(?:.*\.)?)(?P<what>weight|bias)_(?P<of>ih|hh)(?:_l(?P<layer>\d+)(?P<reverse>_reverse)?)?")
 PLACE = Place("torch.nn.GRU", {"dropout": None, "pooling": (None,)})

@@ -20,8 +20,7 @@ from grujax.errors import require
 from grujax.interop.parts import Place, put_together, take_apart
 from grujax.interop.prove import FIND, Runner
 from grujax.kernels.step import ACTIVATIONS
-from grujax.linen.cell import GRUCell
-from grujax.linen.layer import GRU
+from grujax.linen import GRU, GRUCell
 
 KEY = re.compile(r"(?:layers_(?P<layer>\d{1,6})/)?(?P<way>(?:forward|backward)_rnn/)?(?P<rnn>cell/)?.*")
 

@@ -78,6 +78,8 @@ def test_each_gate_stands_where_the_framework_looks_for_it(name):
         w_ih, w_hh = np.hstack([w_ih, w_hh, found[0]]), np.hstack(found[1:4])
         found = [np.hstack(found[4:7]), found[7]]
     elif dialect.joined:
+        assert found[0].shape == {"stack": (2, 3 * H), "concatenate": (6 * H,)}[dialect.joined]
+        assert (name, dialect.joined) in [("keras", "stack"), ("onnx", "concatenate")]
         found = np.split(found[0].ravel(), 2)
     assert w_ih.shape == ((3 * H, I) if dialect.rows else (I, 3 * H))
     assert w_hh.shape == ((3 * H, H) if dialect.rows else (H, 3 * H))

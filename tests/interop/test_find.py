@@ -252,6 +252,12 @@ def test_the_gru_nodes_of_a_graph_are_listed_proved_tuned_and_put_back(inside_if
     assert onnx.load(tmp_path / "same.onnx") == proto
 
 
+def test_what_stands_beside_a_gru_is_not_judged():
+    state = {f"rnn.{key}": a for key, a in torch.nn.GRU(I, H).state_dict().items()}
+    state |= {"sparse": torch.ones(3, 3).to_sparse(), "meta": torch.ones(2, device="meta"), "n": torch.arange(3)}
+    assert sizes(find(state)) == {"rnn": (I, H, 1, False)}
+
+
 def test_weights_that_two_nodes_share_are_put_back_for_one(tmp_path):
     from onnx_graphs import X, graph, gru, weights
 
