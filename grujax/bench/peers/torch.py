@@ -10,7 +10,7 @@ from grujax.bench.cases import Arrays
 from grujax.bench.oracle import Gradients
 from grujax.bench.peers.in_jax import converted
 from grujax.bench.peers.peer import Runs, Thunk, Unavailable
-from grujax.core.weight_layouts import DIALECTS, arranged
+from grujax.core.dialects import DIALECTS, arranged
 
 
 def torch_device() -> tuple[str, Thunk]:
