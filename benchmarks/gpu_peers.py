@@ -14,7 +14,7 @@ from grujax.bench.oracle import Gradients
 from grujax.bench.peers import NO_RESETS, ours, torch
 from grujax.bench.peers.in_jax import converted, layer_runs
 from grujax.bench.peers.peer import Peer, Runs, Unavailable
-from grujax.core.weight_layouts import DIALECTS, arranged
+from grujax.core.dialects import DIALECTS, arranged
 from grujax.types import Array, GRUWeights
 
 

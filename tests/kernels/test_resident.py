@@ -17,8 +17,9 @@ from grujax.kernels.resident.call import resident_forward, resident_transpose
 from grujax.testing import Case, assert_serves
 from grujax.types import Control, Gates, GRUWeights, Recurrence, Result
 
-VERSION = tuple(map(int, jax.__version__.split(".")[:2]))
-INTERPRETED = pytest.mark.skipif(VERSION < (0, 11), reason="Pallas' interpreter for GPUs needs jax 0.11")
+VERSION = jax.__version_info__[:2]
+SERVES = pytest.mark.skipif(VERSION < plan.JAX, reason="the kernel for GPUs needs jax 0.11")
+CLUSTERS = pytest.mark.skipif(VERSION >= (0, 12), reason="a cluster does not end in the interpreter of jax 0.12")
 
 
 def interpreted(recurrences, spec=GRUSpec(), *, reverse=None, with_gates=False, time_major=True):
@@ -69,8 +70,8 @@ CASES = {
 }
 
 
-@INTERPRETED
-@pytest.mark.parametrize("case", CASES)
+@SERVES
+@pytest.mark.parametrize("case", [c if c != "cluster" else pytest.param(c, marks=CLUSTERS) for c in CASES])
 def test_values_and_gradients_are_those_of_the_oracle(case, capfd):
     assert_serves(interpreted, CASES[case])
     assert "RACE" not in "".join(capfd.readouterr())
@@ -117,6 +118,7 @@ REFUSED = {
 }
 
 
+@SERVES
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_it_cannot_serve_is_refused_in_words(case):
     options, why = REFUSED[case]
@@ -124,6 +126,7 @@ def test_what_it_cannot_serve_is_refused_in_words(case):
         explain(implementation="resident", **options)
 
 
+@SERVES
 def test_exact_products_are_never_rounded_to_tf32():
     sizes = (9, 9, 200)
     assert explain(implementation="resident", sizes=sizes).implementation == "resident"
@@ -141,6 +144,7 @@ def card(monkeypatch):
     return of
 
 
+@SERVES
 def test_it_is_the_default_on_the_card_on_which_it_was_measured(card):
     def chosen(sizes=(512, 64, 128), dtype="bfloat16"):
         return explain(sizes=sizes, dtype=dtype, platform="gpu")
@@ -181,6 +185,7 @@ LOWERED = {
 }
 
 
+@SERVES
 @pytest.mark.parametrize("case", LOWERED)
 def test_each_design_is_one_launch_a_pass(case):
     B, T, H, dtype, both = LOWERED[case]
@@ -193,6 +198,7 @@ def test_each_design_is_one_launch_a_pass(case):
         assert text.count("@mosaic_gpu") == launches and "stablehlo.while" not in text
 
 
+@SERVES
 def test_it_lowers_under_transformations():
     given = arguments(4, 5, 64, "float32")
     batched = [jax.ShapeDtypeStruct((3, *a.shape), a.dtype) for a in given]
@@ -207,6 +213,7 @@ def test_it_lowers_under_transformations():
     assert "@mosaic_gpu" in lowered(jax.grad(split), *given)
 
 
+@SERVES
 def test_a_program_for_several_platforms_holds_each_of_its_own(card):
     card("9.0")
     text = lowered(
@@ -215,6 +222,7 @@ def test_a_program_for_several_platforms_holds_each_of_its_own(card):
     assert "@mosaic_gpu" in text and "stablehlo.while" in text
 
 
+@SERVES
 def test_an_export_holds_the_plain_loop():
     exported = jax.export.export(jax.jit(loss), platforms=["cpu", "cuda"])(*arguments(4, 5, 8, "float32"))
     assert "mosaic" not in exported.mlir_module()
@@ -224,6 +232,13 @@ def test_an_export_holds_the_plain_loop():
     np.testing.assert_allclose(exported.call(*arrays), loss(*arrays, implementation="xla"), rtol=1e-5)
 
 
+@SERVES
 def test_elsewhere_it_raises():
     with pytest.raises(InputError, match="implementation='resident' cannot serve this call: it runs on cuda alone"):
         jax.jit(loss).lower(*arguments(4, 5, 8, "float32"))
+
+
+@pytest.mark.skipif(VERSION >= plan.JAX, reason="this jax is not too old")
+def test_with_an_older_jax_it_is_refused():
+    with refused("it needs jax 0.11, and this is"):
+        explain(implementation="resident")
