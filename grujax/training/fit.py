@@ -1,8 +1,13 @@
 """Trains a `GRUModel` on a data set: what `grujax train` calls."""
 
+import contextlib
+import hashlib
+import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -11,9 +16,11 @@ import numpy as np
 from grujax.data import Dataset, Sequences, batches, bucket_boundaries, padding_share, statistics, stratified_split
 from grujax.errors import require
 from grujax.linen.model import GRUModel
+from grujax.saving.checkpoints import Checkpoints
+from grujax.signals import terminable, uninterrupted
 from grujax.training.config import TrainConfig
 from grujax.training.evaluate import Scores, outputs_of, score
-from grujax.training.step import draw_share, initial_state, make_optimizer, train_step
+from grujax.training.step import TrainState, averaged, draw, initial_state, make_optimizer, train_step
 
 
 class Epoch(NamedTuple):
@@ -66,6 +73,8 @@ def fit(
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
     on_best: Callable[[Fitted], None] = lambda fitted: None,
     evaluate_test: bool = True,
+    checkpoints: str | Path | None = None,
+    checkpoint_period: float = 60.0,
 ) -> Fitted:
     """Trains a `GRUModel` on `data.train` and evaluates it on `data.test` once, at the end.
 
@@ -81,9 +90,15 @@ def fit(
       on_epoch: called after each epoch.
       on_best: called before `on_epoch`, where the validation loss is the smallest so far, with what `fit` would return.
       evaluate_test: False leaves `data.test` out: `Fitted.scores` evaluates it later.
+      checkpoints: a folder. Every `checkpoint_period` seconds, at the end, and where Ctrl-C, SIGTERM or SIGHUP ends
+        training, the run is saved there; from the last checkpoint in it training goes on, and on the same machine ends
+        with the same bits as without a break. `on_epoch` is called for the epochs before it too. A checkpoint that
+        cannot be written is a `CheckpointWarning`.
+      checkpoint_period: seconds between two checkpoints, which are written beside the training.
 
     Raises:
-      InputError: too few rows to hold some out, or a loss that is not finite.
+      InputError: too few rows to hold some out, a loss that is not finite, or a checkpoint of other settings, other
+        data or another format.
 
     >>> from grujax.data import Dataset, sequences
     >>> x = [[[float(i % 2)]] * 5 for i in range(40)]
@@ -98,62 +113,123 @@ def fit(
         1 if train.labels is None else len(train.labels),
         num_layers=config.num_layers,
         bidirectional=config.bidirectional,
-        dropout=config.dropout,
         pooling=config.pooling,
+        dropout=config.dropout,
         reset_after=config.reset_after,
     )
-    constants = jax.device_put(_statistics(train))
+    constants = jax.tree.map(jax.numpy.asarray, _statistics(train))
     boundaries = bucket_boundaries(train.lengths, config.buckets)
-    rng = np.random.default_rng(config.seed)
     steps_per_epoch = sum(1 for _ in batches(train, config.batch_size, boundaries))
     num_steps = config.epochs * steps_per_epoch
     step_config = replace(config, seed=0)  # the step does not read it: runs with other seeds share its programs
-    init_key, key = jax.random.split(jax.random.key(config.seed))
-    params = model.init(init_key, np.zeros((1, 1, train.channels), np.float32))["params"]
-    state = initial_state(params, make_optimizer(config, num_steps), config, key)
+    params = model.init(jax.random.key(config.seed), np.zeros((1, 1, train.channels), np.float32))["params"]
+    state = initial_state(params, make_optimizer(config, num_steps), config)
 
     of_each_shape = {batch.x.shape: batch for batch in batches(train, config.batch_size, boundaries)}
     compiled = Compiled(tuple(of_each_shape), (), padding_share(train.lengths, tuple(boundaries)))
     on_compiled(compiled)
-    executables = {}
+    executables, draws = {}, draw(config, 0)
     for shape, batch in of_each_shape.items():
         began = time.perf_counter()
-        share = np.ones(config.batch_size, np.float32)
-        executables[shape] = train_step.lower(model, step_config, num_steps, state, constants, batch, share).compile()
+        executables[shape] = train_step.lower(model, step_config, num_steps, state, constants, batch, draws).compile()
         compiled = compiled._replace(seconds=(*compiled.seconds, time.perf_counter() - began))
         on_compiled(compiled)
 
-    history: list[Epoch] = []
-    fitted, average = None, None
-    try:
-        for number in range(1, config.epochs + 1):
-            began, totals = time.perf_counter(), []
-            for batch in batches(train, config.batch_size, boundaries, rng):
-                share = draw_share(rng, config)
-                state, average, total = executables[batch.x.shape](state, constants, batch, share)
-                totals.append(total)
-            loss = float(sum(map(float, totals))) / len(train)
-            seconds = time.perf_counter() - began
-            variables = {"params": average, "statistics": constants}
-            outputs = outputs_of(model, variables, held, batch_size=config.batch_size, boundaries=boundaries)
-            finite = bool(np.isfinite(loss) and np.isfinite(outputs).all())
-            require(finite, "loss", "a finite number", f"{loss} in epoch {number}", "Lower --learning-rate.")
-            scores = score(outputs, held, variables, config.label_smoothing)
-            name, value = scores.metric
-            is_best = fitted is None or scores.loss < fitted.best.validation_loss
-            epoch = Epoch(number, loss, scores.loss, name, value, len(train) / seconds, seconds, is_best)
-            history.append(epoch)
-            if is_best:
-                fitted = Fitted(model, variables, train.labels, epoch, tuple(history), compiled)
-                on_best(fitted)
-            on_epoch(epoch)
-    except KeyboardInterrupt:
-        if fitted is None:
-            raise
-        return replace(fitted, history=tuple(history), interrupted=True)
-    assert fitted is not None
-    fitted = replace(fitted, history=tuple(history))
-    return replace(fitted, test=fitted.scores(data.test)) if evaluate_test else fitted
+    run = _Run(0, state, jax.tree.map(jax.numpy.zeros_like, params), ())
+
+    def fitted() -> Fitted:
+        best = [epoch for epoch in run.history if epoch.best][-1]
+        variables = {"params": run.best, "statistics": constants}
+        return Fitted(model, variables, train.labels, best, run.history, compiled)
+
+    with contextlib.ExitStack() as ending:
+        saved = None
+        if checkpoints is not None:
+            about = {**asdict(config), "data": _fingerprint(data.train)}
+            saved = Checkpoints(checkpoints, about, checkpoint_period)
+            ending.callback(saved.close)
+            ending.enter_context(terminable())
+            run = run.restored(saved)
+        try:
+            if run.history:
+                on_best(fitted())
+            for epoch in run.history:
+                on_epoch(epoch)
+            while len(run.history) < config.epochs:
+                number, began, rows = len(run.history) + 1, time.perf_counter(), 0.0
+                rng = np.random.default_rng((config.seed, number, 1))  # (seed, step) are those of `draw`
+                first = run.step - (number - 1) * steps_per_epoch
+                for batch in islice(batches(train, config.batch_size, boundaries, rng), first, None):
+                    draws = draw(config, run.step)
+                    with uninterrupted():  # the step takes the buffers of the state before it
+                        run = run.after(executables[batch.x.shape](run.state, constants, batch, draws))
+                    rows += float(batch.weight.sum())
+                    if saved is not None:
+                        saved.save_in_time(run.step, run.tree, run.notes)
+                loss, average = float(run.state.loss) / len(train), averaged(step_config, run.state.averaging)
+                seconds = time.perf_counter() - began
+                variables = {"params": average, "statistics": constants}
+                outputs = outputs_of(model, variables, held, batch_size=config.batch_size, boundaries=boundaries)
+                finite = bool(np.isfinite(loss) and np.isfinite(outputs).all())
+                require(finite, "loss", "a finite number", f"{loss} in epoch {number}", "Lower --learning-rate.")
+                scores = score(outputs, held, variables, config.label_smoothing)
+                is_best = scores.loss < min((epoch.validation_loss for epoch in run.history), default=math.inf)
+                epoch = Epoch(number, loss, scores.loss, *scores.metric, rows / seconds, seconds, is_best)
+                run = run.ended(epoch, average)
+                if is_best:
+                    on_best(fitted())
+                on_epoch(epoch)
+        except KeyboardInterrupt:
+            if saved is not None:
+                saved.save(run.step, run.tree, run.notes())
+            if not run.history:
+                raise
+            return replace(fitted(), interrupted=True)
+        if saved is not None:
+            saved.save(run.step, run.tree, run.notes())
+    return replace(fitted(), test=fitted().scores(data.test)) if evaluate_test else fitted()
+
+
+class _Run(NamedTuple):
+    """Where a run stands: all that is needed to go on from there. What is drawn at random follows from `step`."""
+
+    step: int
+    state: TrainState
+    best: Any  # parameters
+    history: tuple[Epoch, ...]
+
+    @property
+    def tree(self) -> dict[str, Any]:
+        """The arrays of a checkpoint."""
+        return {"state": self.state, "best": self.best}
+
+    def notes(self) -> dict[str, Any]:
+        """What else a checkpoint holds."""
+        return {"history": [list(epoch) for epoch in self.history]}
+
+    def restored(self, saved: Checkpoints) -> "_Run":
+        """As the last checkpoint has it; as it is where there is none."""
+        found = saved.restore(self.tree)
+        if found is None:
+            return self
+        return _Run(found.step, **found.tree, history=tuple(Epoch(*epoch) for epoch in found.notes["history"]))
+
+    def after(self, state: TrainState) -> "_Run":
+        """A step later."""
+        return self._replace(step=self.step + 1, state=state)
+
+    def ended(self, epoch: Epoch, average: Any) -> "_Run":
+        """After the epoch that is over."""
+        state = self.state._replace(loss=jax.numpy.zeros_like(self.state.loss))
+        return self._replace(state=state, best=average if epoch.best else self.best, history=(*self.history, epoch))
+
+
+def _fingerprint(train: Sequences) -> str:
+    """SHA-256 of the training rows."""
+    digest = hashlib.sha256(repr((train.x.shape, train.labels)).encode())
+    for array in (train.x, train.lengths, train.y):
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
 
 def _statistics(train: Sequences) -> dict[str, np.ndarray]:

@@ -21,7 +21,14 @@ class TrainState(NamedTuple):
     params: Any
     optimizer: optax.OptState
     averaging: optax.OptState
-    key: Array
+    loss: Array  # the sum over the rows since the epoch began
+
+
+class Draws(NamedTuple):
+    """What a step draws at random on the host, by the seed and the number of the step: nothing of it is a state."""
+
+    share: np.ndarray  # (B,) float32: how much of each row `mix` keeps
+    seed: np.uint32  # (), of what is drawn on the device
 
 
 def make_optimizer(config: TrainConfig, num_steps: int) -> optax.GradientTransformation:
@@ -34,9 +41,11 @@ def make_optimizer(config: TrainConfig, num_steps: int) -> optax.GradientTransfo
     )
 
 
-def initial_state(params: Any, optimizer: optax.GradientTransformation, config: TrainConfig, key: Array) -> TrainState:
+def initial_state(params: Any, optimizer: optax.GradientTransformation, config: TrainConfig) -> TrainState:
     """The state before the first step."""
-    return TrainState(params, optimizer.init(params), optax.ema(config.averaging).init(params), key)
+    return TrainState(
+        params, optimizer.init(params), optax.ema(config.averaging).init(params), jnp.zeros((), jnp.float32)
+    )
 
 
 def row_losses(outputs: Array, y: Array, statistics: Mapping[str, Array], label_smoothing: float = 0.0) -> Array:
@@ -57,15 +66,14 @@ def disturb(key: Array, x: Array, std: Array, config: TrainConfig) -> Array:
     return x + (noise + offset) * std[None, None]
 
 
-def draw_share(rng: np.random.Generator, config: TrainConfig) -> np.ndarray:
-    """(B,) float32: how much of each row `mix` keeps, max(s, 1 − s) of a draw s from Beta(mixup, mixup).
+def draw(config: TrainConfig, step: int) -> Draws:
+    """The draws of a step: its seed, and for each row max(s, 1 − s) of a draw s from Beta(mixup, mixup).
 
     Drawn by NumPy: XLA takes nearly half as long to compile that sampler as all the rest of the step.
     """
-    if config.mixup == 0:
-        return np.ones(config.batch_size, np.float32)
-    share = rng.beta(config.mixup, config.mixup, config.batch_size)
-    return np.maximum(share, 1 - share).astype(np.float32)
+    rng = np.random.default_rng((config.seed, step))
+    share = rng.beta(config.mixup, config.mixup, config.batch_size) if config.mixup else np.ones(config.batch_size)
+    return Draws(np.maximum(share, 1 - share).astype(np.float32), rng.integers(2**32, dtype=np.uint32))
 
 
 def mix(share: Array, x: Array, lengths: Array, weight: Array) -> tuple[Array, Array, Array, Array]:
@@ -94,17 +102,16 @@ def train_step(
     state: TrainState,
     statistics: Mapping[str, Array],
     batch: Batch,
-    share: Array | np.ndarray,
-) -> tuple[TrainState, Any, Array]:
-    """One step: the new state, the average of the weights over the steps so far, which is what is evaluated and kept,
-    and the sum of the batch's losses over its rows of weight 1.
+    draws: Draws,
+) -> TrainState:
+    """One step; to the state's loss it adds those of the batch's rows of weight 1.
 
     `model`, `config` and `num_steps` are compared by value: equal ones share one compilation.
     """
-    key, disturb_key, dropout_key = jax.random.split(state.key, 3)
+    disturb_key, dropout_key = jax.random.split(jax.random.key(draws.seed))
     x, lengths, y, weight = map(jnp.asarray, (batch.x, batch.lengths, batch.y, batch.weight))
     x = disturb(disturb_key, x, statistics["input_std"], config)
-    share, x, lengths, partner = mix(jnp.asarray(share), x, lengths, weight)
+    share, x, lengths, partner = mix(jnp.asarray(draws.share), x, lengths, weight)
 
     def loss(params: Any) -> tuple[Array, Array]:
         variables, rngs = {"params": params, "statistics": statistics}, {"dropout": dropout_key}
@@ -116,8 +123,14 @@ def train_step(
     gradients, total = jax.grad(loss, has_aux=True)(state.params)
     updates, optimizer_state = make_optimizer(config, num_steps).update(gradients, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)
-    average, averaging = optax.ema(config.averaging).update(params, state.averaging)
-    return TrainState(params, optimizer_state, averaging, key), average, total
+    _, averaging = optax.ema(config.averaging).update(params, state.averaging)
+    return TrainState(params, optimizer_state, averaging, state.loss + total)
+
+
+@partial(jax.jit, static_argnums=0)
+def averaged(config: TrainConfig, averaging: optax.EmaState) -> Any:
+    """The average of the weights over the steps so far, each older one counting less: what is evaluated and kept."""
+    return optax.tree.bias_correction(averaging.ema, config.averaging, averaging.count)
 
 
 @partial(jax.jit, static_argnums=0)

@@ -12,11 +12,22 @@ import numpy as np
 import optax
 import pytest
 from compilations import compilations
+from levels import DATA, SMALL, TARGETS
 
 import grujax
 from grujax.data import Batch, Dataset, load, sequences
 from grujax.training import TrainConfig, baselines, fit, outputs_of, score
-from grujax.training.step import disturb, draw_share, initial_state, make_optimizer, mix, row_losses, train_step
+from grujax.training.step import (
+    Draws,
+    averaged,
+    disturb,
+    draw,
+    initial_state,
+    make_optimizer,
+    mix,
+    row_losses,
+    train_step,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -24,21 +35,6 @@ def standard_promotion():
     """optax's schedules mix integer counts with floats: they do not run under strict promotion."""
     with jax.numpy_dtype_promotion("standard"):
         yield
-
-
-SMALL = TrainConfig(hidden_size=8, epochs=8, batch_size=16, learning_rate=0.02, seed=3, buckets=1)
-
-
-def ragged(count, seed, regression=False):
-    """Sequences whose mean sign (or mean) is the target, 3 to 12 steps, 2 channels far from standard."""
-    rng = np.random.default_rng(seed)
-    levels = rng.uniform(-1, 1, count)
-    rows = [100 + 30 * (level + 0.1 * rng.normal(size=(rng.integers(3, 13), 2))) for level in levels]
-    return sequences(rows, levels if regression else np.where(levels > 0, "up", "down"))
-
-
-DATA = Dataset("levels", ragged(80, 0), ragged(40, 1))
-TARGETS = Dataset("levels", ragged(120, 0, True), ragged(40, 1, True))
 
 
 def test_cross_entropy_by_hand():
@@ -102,24 +98,28 @@ def test_mixing_by_hand():
     np.testing.assert_array_equal(lengths, [2, 1, 1, 2])
 
 
-def test_the_share_of_mixup_is_the_larger_side_of_a_beta():
+def test_the_draws_of_a_step_follow_from_the_seed_and_its_number_and_the_share_is_the_larger_side_of_a_beta():
     config = TrainConfig(mixup=0.3, batch_size=100000)
-    share = draw_share(np.random.default_rng(0), config)
+    share, seed = draw(config, 5)
     assert share.min() >= 0.5 and share.dtype == np.float32
     other = np.minimum(share, 1 - share)
     assert np.mean(share * other) == pytest.approx(0.25 * 0.6 / 1.6, rel=0.02)  # E b(1 - b) = a / (2 (2a + 1))
-    np.testing.assert_array_equal(draw_share(np.random.default_rng(0), TrainConfig(mixup=0.0, batch_size=3)), [1, 1, 1])
+    again, others = draw(config, 5), (draw(config, 6), draw(dataclasses.replace(config, seed=1), 5))
+    np.testing.assert_array_equal(again.share, share)
+    assert again.seed == seed and all(other.seed != seed and (other.share != share).any() for other in others)
+    np.testing.assert_array_equal(draw(TrainConfig(mixup=0.0, batch_size=3), 0).share, [1, 1, 1])
 
 
 def steps_of(batch, config=SMALL, count=2, share=1.0, dropout=0.0):  # the first step of the warm-up has rate zero
     model = grujax.GRUModel(4, 2, dropout=dropout)
     params = model.init(jax.random.key(0), batch.x)["params"]
-    state = initial_state(params, make_optimizer(config, 10), config, jax.random.key(1))
+    state = initial_state(params, make_optimizer(config, 10), config)
     constants = {"input_mean": jnp.zeros(2, jnp.float32), "input_std": jnp.ones(2, jnp.float32)}
-    share = np.full(len(batch.y), share, np.float32)
-    for _ in range(count):
-        state, average, total = train_step(model, config, 10, state, constants, batch, share)
-        yield jax.tree.map(np.array, (state.params, average)), total  # copies: the next step takes the state's buffers
+    share, before = np.full(len(batch.y), share, np.float32), 0.0
+    for number in range(count):
+        state = train_step(model, config, 10, state, constants, batch, Draws(share, np.uint32(number)))
+        total, before = float(state.loss) - before, float(state.loss)
+        yield jax.tree.map(np.array, (state.params, averaged(config, state.averaging))), total  # copies: see donation
 
 
 def step_of(batch):
