@@ -5,7 +5,7 @@ import numpy as np
 from grujax.data import Dataset, sequences
 from grujax.training import TrainConfig
 
-SMALL = TrainConfig(hidden_size=8, epochs=8, batch_size=16, learning_rate=0.02, seed=3, buckets=1)
+SMALL = TrainConfig(hidden_size=8, epochs=8, batch_size=16, learning_rate=0.02, validation=0.1, seed=3, buckets=1)
 
 
 def ragged(count, seed, regression=False):

@@ -18,7 +18,7 @@ from grujax.data import Dataset, load
 from grujax.errors import require
 from grujax.saving.checkpoints import CheckpointWarning
 from grujax.saving.model_file import MODEL_FILE
-from grujax.training import Epoch, Fitted, Scores, TrainConfig, baselines, fit
+from grujax.training import Epoch, Fitted, Scores, TrainConfig, baselines, chosen, fit
 from grujax.training.plots import plot_confusion, plot_curves
 from grujax.training.progress import Screen
 
@@ -58,7 +58,8 @@ class Train:
 
     def _run(self, console: Console) -> int:
         data = load(self.data, test=self.test, seed=self.config.seed)
-        training = dataclasses.asdict(self.config)
+        config, why = chosen(self.config, data.train)
+        training = dataclasses.asdict(config)
         about = {"data": data.name, "channels": data.train.channels, "training": training}
         with new_folder(self.output, data.name) if self.resume is None else nullcontext(self.resume) as folder:
             if self.resume is None:
@@ -66,7 +67,7 @@ class Train:
                 Settings(self.data, test, training).write(folder / SETTINGS)
             kept, metrics = Kept(folder / MODEL_FILE, about), Metrics(folder / "metrics.jsonl")
             try:
-                fitted = self._train(console, data, kept, metrics)
+                fitted = self._train(console, config, why, data, kept, metrics)
             except BaseException:
                 if kept.epoch is not None:
                     tell(f"the best model so far (epoch {kept.epoch}) is saved in {kept.path}")
@@ -88,11 +89,16 @@ class Train:
             tell(f"standard output could not be written; the model is saved in {kept.path}")
         return code
 
-    def _train(self, console: Console, data: Dataset, kept: Kept, metrics: Metrics) -> Fitted:
+    def _train(
+        self, console: Console, config: TrainConfig, why: dict[str, str], data: Dataset, kept: Kept, metrics: Metrics
+    ) -> Fitted:
         """A whole model is on disk from the first epoch on, and the best one when this returns or raises."""
+        assert config.epochs is not None
         if not self.quiet:
             show_data(console, data)
-        with Screen(console, self.config.epochs, self.quiet) as screen, told(CheckpointWarning):
+            for reason in why.values():
+                say(console, f"chosen: {reason}")
+        with Screen(console, config.epochs, self.quiet) as screen, told(CheckpointWarning):
 
             def on_epoch(epoch: Epoch) -> None:
                 metrics.add(epoch._asdict())
@@ -102,7 +108,7 @@ class Train:
 
             try:
                 return fit(
-                    self.config,
+                    config,
                     data,
                     on_compiled=screen.on_compiled,
                     on_best=kept.keep,
@@ -115,6 +121,7 @@ class Train:
                 kept.save()
 
     def _show(self, console: Console, data: Dataset, kept: Kept, metrics: Metrics, fitted: Fitted) -> int:
+        assert data.test is not None  # `load` holds some rows out
         test = None
         with warned("the test split could not be evaluated"):
             test = fitted.scores(data.test)

@@ -45,15 +45,19 @@ class Sequences:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A training and a test split of one task. Raises InputError where the two do not belong together."""
+    """A training split of a task and, unless None, a test split of the same. Raises InputError where the two do not
+    belong together."""
 
     name: str
     train: Sequences
-    test: Sequences
+    test: Sequences | None = None
 
     def __post_init__(self) -> None:
         train, test = self.train, self.test
-        require(train.y is not None and test.y is not None, "y", "labels or targets in both splits", "none")
+        known = train.y is not None and (test is None or test.y is not None)
+        require(known, "y", "labels or targets in each split", "none")
+        if test is None:
+            return
         same = train.channels == test.channels
         require(same, "channels", f"{train.channels} as in training", f"{test.channels} in the test split")
         same = train.labels == test.labels

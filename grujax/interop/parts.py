@@ -12,6 +12,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from numpy.typing import NDArray
 
+from grujax.core.config import input_size_of
 from grujax.core.weight_layouts import Dialect
 from grujax.errors import InputError, require
 from grujax.interop.weight_layouts import DTYPES, FLOATS, Cell, lost
@@ -80,7 +81,7 @@ def take_apart(model: nn.Module, variables: Mapping, place: Place, dialect: Dial
     w_ih = params.get(first)
     if w_ih is None or w_ih.ndim != 2:
         raise InputError("/".join(first), "(I, 3H)", "none" if w_ih is None else w_ih.shape)
-    expected = {path[1:]: a.shape for path, a in declared(model, w_ih.shape[0]).items()}
+    expected = {path[1:]: a.shape for path, a in declared(model, input_size_of(model, w_ih.shape[0])).items()}
     for path, shape in expected.items():
         require(path in params, "/".join(path), f"shape {shape}", "no such parameter")
         require(params[path].shape == shape, "/".join(path), f"shape {shape}", params[path].shape)

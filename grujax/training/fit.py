@@ -18,6 +18,7 @@ from grujax.errors import require
 from grujax.linen.model import GRUModel
 from grujax.saving.checkpoints import Checkpoints
 from grujax.signals import terminable, uninterrupted
+from grujax.training.choices import chosen
 from grujax.training.config import TrainConfig
 from grujax.training.evaluate import Scores, outputs_of, score
 from grujax.training.step import TrainState, averaged, draw, initial_state, make_optimizer, train_step
@@ -28,12 +29,12 @@ class Epoch(NamedTuple):
 
     epoch: int  # from 1
     loss: float  # mean over the training rows, with dropout and noise
-    validation_loss: float  # the same loss of the held-out rows, without dropout and noise
-    metric: str  # the name of the next figure: "accuracy" or "rmse"
-    validation_metric: float
+    validation_loss: float | None  # the same loss of the held-out rows, without dropout and noise; None: none are held
+    metric: str  # the name of the next figure: "accuracy" or "rmse"; "" where no rows are held out
+    validation_metric: float | None
     sequences_per_second: float
     seconds: float  # without compilation
-    best: bool  # the smallest validation loss so far
+    best: bool  # the smallest validation loss so far; always where no rows are held out
 
 
 class Compiled(NamedTuple):
@@ -51,10 +52,10 @@ class Fitted:
     model: GRUModel
     variables: dict[str, Any]  # "params" of the best epoch, "statistics" of the rows that were trained on
     labels: tuple[str, ...] | None  # class names; None for regression
-    best: Epoch  # that of the smallest validation loss
+    best: Epoch  # that of the smallest validation loss; the last where no rows are held out
     history: tuple[Epoch, ...]
     compiled: Compiled
-    test: Scores | None = None  # None where training was interrupted, or `evaluate_test` is False
+    test: Scores | None = None  # None where training was interrupted, none is there, or `evaluate_test` is False
     interrupted: bool = False
 
     def scores(self, data: Sequences) -> Scores:
@@ -76,19 +77,20 @@ def fit(
     checkpoints: str | Path | None = None,
     checkpoint_period: float = 60.0,
 ) -> Fitted:
-    """Trains a `GRUModel` on `data.train` and evaluates it on `data.test` once, at the end.
+    """Trains a `GRUModel` on `data.train` and evaluates it on `data.test`, where there is one, once, at the end.
 
-    A stratified share of the training split is held out for validation; inputs (and targets of a regression) are
+    Of a large training split a stratified share is held out for validation; inputs (and targets of a regression) are
     standardised by the rest. The averaged weights are evaluated after each epoch, and those of the smallest validation
-    loss are kept. The same config and data give the same numbers on the same machine. A `KeyboardInterrupt` (Ctrl-C)
-    after the first epoch ends training with the best so far.
+    loss are kept. A small one is trained on whole, and the last averaged weights are kept. The same config and data
+    give the same numbers on the same machine. A `KeyboardInterrupt` (Ctrl-C) after the first epoch ends training with
+    the best so far.
 
     Args:
-      config: how to train.
-      data: from `grujax.data.load`, or a `Dataset` of two `grujax.data.sequences`.
+      config: how to train; `chosen` fills in what is None.
+      data: from `grujax.data.load`, or a `Dataset` of one or two `grujax.data.sequences`.
       on_compiled: called before the training step is compiled for the first shape, and after each.
       on_epoch: called after each epoch.
-      on_best: called before `on_epoch`, where the validation loss is the smallest so far, with what `fit` would return.
+      on_best: called before `on_epoch`, where the epoch is the best so far, with what `fit` would return.
       evaluate_test: False leaves `data.test` out: `Fitted.scores` evaluates it later.
       checkpoints: a folder. Every `checkpoint_period` seconds, at the end, and where Ctrl-C, SIGTERM or SIGHUP ends
         training, the run is saved there; from the last checkpoint in it training goes on, and on the same machine ends
@@ -107,7 +109,11 @@ def fit(
     >>> fitted.test.accuracy
     1.0
     """
-    train, held = stratified_split(data.train, config.validation, config.seed)
+    config, _ = chosen(config, data.train)
+    assert config.epochs is not None and config.steps_per_frame is not None
+    train, held = data.train, None
+    if config.validation:
+        train, held = stratified_split(data.train, config.validation, config.seed)
     model = GRUModel(
         config.hidden_size,
         1 if train.labels is None else len(train.labels),
@@ -115,6 +121,7 @@ def fit(
         bidirectional=config.bidirectional,
         pooling=config.pooling,
         dropout=config.dropout,
+        steps_per_frame=config.steps_per_frame,
         reset_after=config.reset_after,
     )
     constants = jax.tree.map(jax.numpy.asarray, _statistics(train))
@@ -166,15 +173,22 @@ def fit(
                     rows += float(batch.weight.sum())
                     if saved is not None:
                         saved.save_in_time(run.step, run.tree, run.notes)
-                loss, average = float(run.state.loss) / len(train), averaged(step_config, run.state.averaging)
+                loss = float(run.state.loss) / len(train)
                 seconds = time.perf_counter() - began
+                average = averaged(step_config, num_steps, run.state.averaging)
                 variables = {"params": average, "statistics": constants}
-                outputs = outputs_of(model, variables, held, batch_size=config.batch_size, boundaries=boundaries)
-                finite = bool(np.isfinite(loss) and np.isfinite(outputs).all())
+                outputs = None
+                if held is not None:
+                    outputs = outputs_of(model, variables, held, batch_size=config.batch_size, boundaries=boundaries)
+                finite = all(bool(np.isfinite(a).all()) for a in jax.tree.leaves((loss, average, outputs)))
                 require(finite, "loss", "a finite number", f"{loss} in epoch {number}", "Lower --learning-rate.")
-                scores = score(outputs, held, variables, config.label_smoothing)
-                is_best = scores.loss < min((epoch.validation_loss for epoch in run.history), default=math.inf)
-                epoch = Epoch(number, loss, scores.loss, *scores.metric, rows / seconds, seconds, is_best)
+                validated, is_best = (None, "", None), True
+                if held is not None and outputs is not None:
+                    scores = score(outputs, held, variables, config.label_smoothing)
+                    validated = scores.loss, *scores.metric
+                    before = [epoch.validation_loss for epoch in run.history if epoch.validation_loss is not None]
+                    is_best = scores.loss < min(before, default=math.inf)
+                epoch = Epoch(number, loss, *validated, rows / seconds, seconds, is_best)
                 run = run.ended(epoch, average)
                 if is_best:
                     on_best(fitted())
@@ -187,7 +201,9 @@ def fit(
             return replace(fitted(), interrupted=True)
         if saved is not None:
             saved.save(run.step, run.tree, run.notes())
-    return replace(fitted(), test=fitted().scores(data.test)) if evaluate_test else fitted()
+    if data.test is None or not evaluate_test:
+        return fitted()
+    return replace(fitted(), test=fitted().scores(data.test))
 
 
 class _Run(NamedTuple):

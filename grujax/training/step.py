@@ -43,9 +43,7 @@ def make_optimizer(config: TrainConfig, num_steps: int) -> optax.GradientTransfo
 
 def initial_state(params: Any, optimizer: optax.GradientTransformation, config: TrainConfig) -> TrainState:
     """The state before the first step."""
-    return TrainState(
-        params, optimizer.init(params), optax.ema(config.averaging).init(params), jnp.zeros((), jnp.float32)
-    )
+    return TrainState(params, optimizer.init(params), optax.ema(0.0).init(params), jnp.zeros((), jnp.float32))
 
 
 def row_losses(outputs: Array, y: Array, statistics: Mapping[str, Array], label_smoothing: float = 0.0) -> Array:
@@ -123,14 +121,19 @@ def train_step(
     gradients, total = jax.grad(loss, has_aux=True)(state.params)
     updates, optimizer_state = make_optimizer(config, num_steps).update(gradients, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)
-    _, averaging = optax.ema(config.averaging).update(params, state.averaging)
+    _, averaging = optax.ema(decay(config, num_steps)).update(params, state.averaging)
     return TrainState(params, optimizer_state, averaging, state.loss + total)
 
 
-@partial(jax.jit, static_argnums=0)
-def averaged(config: TrainConfig, averaging: optax.EmaState) -> Any:
+def decay(config: TrainConfig, num_steps: int) -> float:
+    """Of the average of the weights at each step, so that it spans the share `averaging` of all steps."""
+    return 1 - 1 / max(1.0, config.averaging * num_steps)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def averaged(config: TrainConfig, num_steps: int, averaging: optax.EmaState) -> Any:
     """The average of the weights over the steps so far, each older one counting less: what is evaluated and kept."""
-    return optax.tree.bias_correction(averaging.ema, config.averaging, averaging.count)
+    return optax.tree.bias_correction(averaging.ema, decay(config, num_steps), averaging.count)
 
 
 @partial(jax.jit, static_argnums=0)

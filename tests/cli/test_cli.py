@@ -130,6 +130,20 @@ def test_settings_that_cannot_be_resumed_are_refused(name, tmp_path, capsys):
     assert code == 2 and says in err and len(err.splitlines()) == 1, err
 
 
+def test_a_baseline_that_wins_is_named_and_the_choices_are_printed(capsys):
+    x = np.random.default_rng(0).normal(size=(24, 60, 1))
+    np.savez("same.npz", X=x, y=np.arange(24) % 3)  # only who has seen a row can know its label
+    code, out, _ = run(capsys, "train", "same.npz", "--test", "same.npz", "--hidden-size", "2", "--epochs", "1")
+    assert code == 0 and "the nearest neighbour, which needs no training, is better on this split." in out
+    assert "chosen: 2 steps a frame: 30 frames, as 60 steps are more than 50\n" in out
+    assert "chosen: all 24 rows trained on, the last weights kept: a tenth, 2, is too few to choose by\n" in out
+    assert out.count("chosen: ") == 2
+    toy("toy.npz")
+    code, out, _ = run(capsys, "train", "toy.npz", "--test", "toy.npz", "--hidden-size", "8", "--batch-size", "40")
+    assert code == 0 and "chosen: 600 epochs: 100 would be 100 steps, fewer than 600\n" in out
+    assert "nearest neighbour │" in out and "is better" not in out
+
+
 def test_version(capsys):
     assert run(capsys, "--version") == (0, f"grujax {version('grujax')}\n", "")
 

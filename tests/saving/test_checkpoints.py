@@ -195,6 +195,7 @@ def test_what_a_killed_process_left_half_written_is_removed(opened, tmp_path):
 def test_signals_wait_then_do_what_they_would_have_done():
     seen = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))
+    of_python = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
     try:
         with uninterrupted():
             with uninterrupted():
@@ -209,6 +210,7 @@ def test_signals_wait_then_do_what_they_would_have_done():
         assert seen == [signal.SIGTERM] * 2
     finally:
         signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGINT, of_python)
 
 
 ENDS = """

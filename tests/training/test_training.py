@@ -15,8 +15,8 @@ from compilations import compilations
 from levels import DATA, SMALL, TARGETS
 
 import grujax
-from grujax.data import Batch, Dataset, load, sequences
-from grujax.training import TrainConfig, baselines, fit, outputs_of, score
+from grujax.data import Batch, Dataset, load, sequences, statistics, stratified_split
+from grujax.training import TrainConfig, baselines, chosen, fit, outputs_of, score
 from grujax.training.step import (
     Draws,
     averaged,
@@ -119,7 +119,8 @@ def steps_of(batch, config=SMALL, count=2, share=1.0, dropout=0.0):  # the first
     for number in range(count):
         state = train_step(model, config, 10, state, constants, batch, Draws(share, np.uint32(number)))
         total, before = float(state.loss) - before, float(state.loss)
-        yield jax.tree.map(np.array, (state.params, averaged(config, state.averaging))), total  # copies: see donation
+        trees = state.params, averaged(config, 10, state.averaging)
+        yield jax.tree.map(np.array, trees), total  # copies: the next step takes the state's buffers
 
 
 def step_of(batch):
@@ -134,9 +135,9 @@ def some_batch():
 
 
 def test_the_average_is_the_mean_of_the_weights_so_far_each_older_one_counting_less():
-    config = dataclasses.replace(SMALL, averaging=0.9)
+    config = dataclasses.replace(SMALL, averaging=0.4)  # of 10 steps: the average spans 4
     trees = [trees for trees, _ in steps_of(some_batch(), config, count=4)]
-    weights = 0.9 ** np.arange(3, -1, -1)
+    weights = 0.75 ** np.arange(3, -1, -1)
     for k in ("kernel", "bias"):
         params = np.stack([tree["head"][k] for tree, _ in trees])
         assert abs(params[-1] - params[0]).max() > 1e-3
@@ -200,6 +201,59 @@ def test_fit_learns_classes_and_keeps_the_best_epoch():
     assert len(fitted.compiled.shapes) == 2
 
 
+def test_without_validation_all_rows_are_trained_on_and_the_last_average_is_kept():
+    epochs, best = [], []
+    fitted = fit(dataclasses.replace(SMALL, validation=0.0), DATA, on_epoch=epochs.append, on_best=best.append)
+    assert fitted.test is not None and fitted.test.accuracy is not None and fitted.test.accuracy > 0.9
+    assert fitted.best == fitted.history[-1] and len(best) == 8 and all(epoch.best for epoch in epochs)
+    assert all(e.validation_loss is None and e.validation_metric is None and e.metric == "" for e in epochs)
+    mean, _ = statistics(DATA.train)
+    np.testing.assert_array_equal(fitted.variables["statistics"]["input_mean"], mean)
+    run = [fitted.variables["params"]["head"]["bias"], best[0].variables["params"]["head"]["bias"]]
+    assert not np.array_equal(*run)
+
+
+def test_a_data_set_needs_no_test_split():
+    fitted = fit(dataclasses.replace(SMALL, epochs=1), Dataset("alone", DATA.train))
+    assert fitted.test is None and not fitted.interrupted
+    assert fitted.scores(DATA.test).rows == 40
+    with pytest.raises(grujax.InputError, match=r"^y: expected labels or targets in each split"):
+        Dataset("unlabelled", sequences([[[1.0]]]))
+
+
+def test_long_series_are_read_in_frames_and_the_model_keeps_them(tmp_path):
+    rng = np.random.default_rng(0)
+    y = np.arange(40) % 2
+    split = sequences(rng.normal(size=(40, 130, 1)) + 2 * y[:, None, None], np.where(y, "up", "down"))
+    fitted = fit(dataclasses.replace(SMALL, epochs=3), Dataset("long", split, split))
+    assert fitted.model.steps_per_frame == 3  # 44 frames
+    assert fitted.variables["params"]["encoder"]["gru"]["l0"]["w_ih"].shape == (3, 24)
+    grujax.save(tmp_path / "m.safetensors", fitted.model, fitted.variables)
+    model, variables = grujax.load(tmp_path / "m.safetensors")
+    found = score(outputs_of(model, variables, split), split, variables)
+    assert fitted.test is not None and found.loss == pytest.approx(fitted.test.loss, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "rows, steps, config, expected",
+    [
+        (40, 50, {}, {"validation": 0.0, "epochs": 200, "steps_per_frame": 1}),  # 3 steps an epoch
+        (40, 51, {"batch_size": 4}, {"validation": 0.0, "epochs": 100, "steps_per_frame": 2}),
+        (294, 1460, {}, {"validation": 0.0, "epochs": 100, "steps_per_frame": 30}),
+        (296, 1, {}, {"validation": 0.1, "epochs": 100, "steps_per_frame": 1}),  # 29.6 rows are 30
+        (20, 1, {"epochs": 7, "steps_per_frame": 9}, {"validation": 0.0, "epochs": 7, "steps_per_frame": 9}),
+        (20, 1, {"validation": 0.5}, {"validation": 0.5, "epochs": 600, "steps_per_frame": 1}),
+    ],
+)
+def test_settings_that_choose_themselves(rows, steps, config, expected):
+    found, why = chosen(TrainConfig(**config), sequences(np.zeros((rows, steps, 1))))
+    assert {name: getattr(found, name) for name in expected} == expected
+    assert found == dataclasses.replace(TrainConfig(**config), **expected)
+    alone = {name for name in expected if name not in config}
+    assert set(why) == alone - ({"steps_per_frame"} if expected["steps_per_frame"] == 1 else set())
+    assert chosen(found, sequences(np.zeros((rows, steps, 1)))) == (found, {})
+
+
 def test_fit_learns_targets_in_their_own_units():
     data = Dataset("moved", *(dataclasses.replace(s, y=s.y * 50 + 1000) for s in (TARGETS.train, TARGETS.test)))
     fitted = fit(dataclasses.replace(SMALL, epochs=25), data)
@@ -212,8 +266,6 @@ def test_statistics_are_those_of_the_training_split_without_validation_and_test(
     fitted = fit(dataclasses.replace(SMALL, epochs=1), DATA)
     moved = Dataset("moved", DATA.train, dataclasses.replace(DATA.test, x=DATA.test.x * 7))
     again = fit(dataclasses.replace(SMALL, epochs=1), moved)
-    from grujax.data import statistics, stratified_split
-
     mean, std = statistics(stratified_split(DATA.train, SMALL.validation, SMALL.seed)[0])
     for run in (fitted, again):
         np.testing.assert_array_equal(run.variables["statistics"]["input_mean"], mean)
@@ -308,7 +360,7 @@ def test_baselines_on_japanese_vowels():
 @pytest.mark.parametrize(
     "field, value",
     [("hidden_size", 0), ("epochs", 0), ("dropout", 1.0), ("learning_rate", -1.0), ("learning_rate", float("nan")),
-     ("validation", 0.0), ("seed", -1), ("pooling", "sum"),
+     ("validation", 1.0), ("validation", -0.1), ("steps_per_frame", 0), ("seed", -1), ("pooling", "sum"),
      ("clip_norm", 0.0), ("weight_decay", -1.0), ("input_offset", -1.0), ("mixup", -1.0), ("averaging", 1.0),
      ("batch_size", 0)],
 )  # fmt: skip
@@ -320,4 +372,7 @@ def test_configurations_that_cannot_be(field, value):
 def test_the_defaults_are_the_best_of_the_cross_validation():
     found = json.loads((Path(__file__).parents[2] / "benchmarks/results/choose_defaults.json").read_text())
     best = max(found["candidates"].values(), key=lambda r: (r["accuracy"], -r["loss"]))
-    assert dataclasses.asdict(TrainConfig()) == found["base"] | best["changes"]
+    defaults = dataclasses.asdict(TrainConfig())
+    assert {name: defaults[name] for name in found["base"]} == found["base"] | best["changes"]
+    later = {"steps_per_frame": None}  # the longest of these utterances has fewer than 50 steps
+    assert {name: value for name, value in defaults.items() if name not in found["base"]} == later
