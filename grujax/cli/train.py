@@ -19,6 +19,7 @@ from grujax.errors import require
 from grujax.saving.checkpoints import CheckpointWarning
 from grujax.saving.model_file import MODEL_FILE
 from grujax.training import Epoch, Fitted, Scores, TrainConfig, baselines, chosen, fit
+from grujax.training.devices import first_devices
 from grujax.training.plots import plot_confusion, plot_curves
 from grujax.training.progress import Screen
 
@@ -39,6 +40,8 @@ class Train:
     """The folder of a run that did not end: goes on from its last checkpoint, with its own data and settings."""
     checkpoint_period: float = 60.0
     """Seconds between two checkpoints, from which --resume goes on."""
+    devices: int = 1
+    """How many devices share the rows of each batch; it divides --batch-size."""
     config: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
 
     def run(self, console: Console) -> int:
@@ -116,6 +119,7 @@ class Train:
                     evaluate_test=False,
                     checkpoints=kept.path.parent / CHECKPOINTS,
                     checkpoint_period=self.checkpoint_period,
+                    mesh=None if self.devices == 1 else first_devices(self.devices),
                 )
             finally:
                 kept.save()

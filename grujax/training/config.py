@@ -34,6 +34,12 @@ class TrainConfig:
     """Passes over the rows that are trained on. None: 100, and as many more as 600 steps take."""
     batch_size: int = 16
     """Sequences a step."""
+    accumulate: int = 1
+    """Steps whose mean gradient moves the weights at once: batches larger than memory holds."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the products and the outputs of layers; weights, states and the loss stay in float32."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """"balanced": in the training loss a row of class k counts N / (K N_k), so that all classes count alike."""
     learning_rate: float = 1e-2
     """The peak, after warm-up; a cosine leads down to zero."""
     weight_decay: float = 1e-2
@@ -62,7 +68,7 @@ class TrainConfig:
     """Of the split, the initial weights, the order of batches and the dropout."""
 
     def __post_init__(self) -> None:
-        for name in ("hidden_size", "num_layers", "epochs", "batch_size", "buckets", "steps_per_frame"):
+        for name in ("hidden_size", "num_layers", "epochs", "batch_size", "buckets", "steps_per_frame", "accumulate"):
             value = getattr(self, name)
             require(value is None or value >= 1, name, "at least 1", value)
         for name in ("learning_rate", "clip_norm"):
@@ -74,3 +80,5 @@ class TrainConfig:
         require(self.validation is None or 0 <= self.validation < 1, "validation", "from 0 to below 1", self.validation)
         require(0 <= self.seed < 2**32, "seed", "an integer from 0 to 2**32 - 1", self.seed)
         require_one_of(self.pooling, ("last", "mean", "max"), "pooling")
+        require_one_of(self.precision, ("float32", "bfloat16"), "precision")
+        require_one_of(self.class_weights, ("none", "balanced"), "class_weights")

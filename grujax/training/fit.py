@@ -1,7 +1,6 @@
 """Trains a `GRUModel` on a data set: what `grujax train` calls."""
 
 import contextlib
-import hashlib
 import math
 import time
 from collections.abc import Callable
@@ -12,29 +11,28 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
-from grujax.data import Dataset, Sequences, batches, bucket_boundaries, padding_share, statistics, stratified_split
+from grujax.data import (
+    Batch,
+    Dataset,
+    Sequences,
+    batches,
+    bucket_boundaries,
+    padding_share,
+    stratified_split,
+)
 from grujax.errors import require
 from grujax.linen.model import GRUModel
 from grujax.saving.checkpoints import Checkpoints
 from grujax.signals import terminable, uninterrupted
 from grujax.training.choices import chosen
 from grujax.training.config import TrainConfig
+from grujax.training.devices import placing
 from grujax.training.evaluate import Scores, outputs_of, score
-from grujax.training.step import TrainState, averaged, draw, initial_state, make_optimizer, train_step
-
-
-class Epoch(NamedTuple):
-    """The figures of one epoch: what `fit` hands to `on_epoch`, and one line of `metrics.jsonl`."""
-
-    epoch: int  # from 1
-    loss: float  # mean over the training rows, with dropout and noise
-    validation_loss: float | None  # the same loss of the held-out rows, without dropout and noise; None: none are held
-    metric: str  # the name of the next figure: "accuracy" or "rmse"; "" where no rows are held out
-    validation_metric: float | None
-    sequences_per_second: float
-    seconds: float  # without compilation
-    best: bool  # the smallest validation loss so far; always where no rows are held out
+from grujax.training.rows import class_weights, constants_of, fingerprint
+from grujax.training.run import Epoch, Run
+from grujax.training.step import Draws, averaged, draw, initial_state, make_optimizer, train_step
 
 
 class Compiled(NamedTuple):
@@ -76,6 +74,7 @@ def fit(
     evaluate_test: bool = True,
     checkpoints: str | Path | None = None,
     checkpoint_period: float = 60.0,
+    mesh: Mesh | None = None,
 ) -> Fitted:
     """Trains a `GRUModel` on `data.train` and evaluates it on `data.test`, where there is one, once, at the end.
 
@@ -97,6 +96,9 @@ def fit(
         with the same bits as without a break. `on_epoch` is called for the epochs before it too. A checkpoint that
         cannot be written is a `CheckpointWarning`.
       checkpoint_period: seconds between two checkpoints, which are written beside the training.
+      mesh: the devices to train on, with one axis, whose number divides `batch_size`: `jax.make_mesh((8,), ("data",))`.
+        Each takes its share of the rows of a batch, and all hold the weights. None: the default device. A run may go on
+        with another mesh; its figures are then equal to rounding.
 
     Raises:
       InputError: too few rows to hold some out, a loss that is not finite, or a checkpoint of other settings, other
@@ -123,14 +125,22 @@ def fit(
         dropout=config.dropout,
         steps_per_frame=config.steps_per_frame,
         reset_after=config.reset_after,
+        dtype=jax.numpy.bfloat16 if config.precision == "bfloat16" else None,
     )
-    constants = jax.tree.map(jax.numpy.asarray, _statistics(train))
+    rows, whole = placing(mesh, config.batch_size)
+    weights = class_weights(train, config)
+    constants = whole(jax.tree.map(jax.numpy.asarray, constants_of(train)))
     boundaries = bucket_boundaries(train.lengths, config.buckets)
     steps_per_epoch = sum(1 for _ in batches(train, config.batch_size, boundaries))
     num_steps = config.epochs * steps_per_epoch
     step_config = replace(config, seed=0)  # the step does not read it: runs with other seeds share its programs
     params = model.init(jax.random.key(config.seed), np.zeros((1, 1, train.channels), np.float32))["params"]
-    state = initial_state(params, make_optimizer(config, num_steps), config)
+    state = whole(initial_state(params, make_optimizer(config, num_steps), config))
+
+    def arguments(batch: Batch, draws: Draws) -> tuple[Batch, Draws]:
+        """On the devices, the rows shared out."""
+        weighed = batch if weights is None else batch._replace(weight=batch.weight * weights[batch.y])
+        return rows(weighed), Draws(rows(draws.share), whole(draws.seed))
 
     of_each_shape = {batch.x.shape: batch for batch in batches(train, config.batch_size, boundaries)}
     compiled = Compiled(tuple(of_each_shape), (), padding_share(train.lengths, tuple(boundaries)))
@@ -138,11 +148,12 @@ def fit(
     executables, draws = {}, draw(config, 0)
     for shape, batch in of_each_shape.items():
         began = time.perf_counter()
-        executables[shape] = train_step.lower(model, step_config, num_steps, state, constants, batch, draws).compile()
+        given = arguments(batch, draws)
+        executables[shape] = train_step.lower(model, step_config, num_steps, state, constants, *given).compile()
         compiled = compiled._replace(seconds=(*compiled.seconds, time.perf_counter() - began))
         on_compiled(compiled)
 
-    run = _Run(0, state, jax.tree.map(jax.numpy.zeros_like, params), ())
+    run = Run(0, state, whole(jax.tree.map(jax.numpy.zeros_like, params)), ())
 
     def fitted() -> Fitted:
         best = [epoch for epoch in run.history if epoch.best][-1]
@@ -152,7 +163,7 @@ def fit(
     with contextlib.ExitStack() as ending:
         saved = None
         if checkpoints is not None:
-            about = {**asdict(config), "data": _fingerprint(data.train)}
+            about = {**asdict(config), "data": fingerprint(data.train)}
             saved = Checkpoints(checkpoints, about, checkpoint_period)
             ending.callback(saved.close)
             ending.enter_context(terminable())
@@ -163,14 +174,14 @@ def fit(
             for epoch in run.history:
                 on_epoch(epoch)
             while len(run.history) < config.epochs:
-                number, began, rows = len(run.history) + 1, time.perf_counter(), 0.0
+                number, began, count = len(run.history) + 1, time.perf_counter(), 0
                 rng = np.random.default_rng((config.seed, number, 1))  # (seed, step) are those of `draw`
                 first = run.step - (number - 1) * steps_per_epoch
                 for batch in islice(batches(train, config.batch_size, boundaries, rng), first, None):
-                    draws = draw(config, run.step)
+                    given = arguments(batch, draw(config, run.step))
                     with uninterrupted():  # the step takes the buffers of the state before it
-                        run = run.after(executables[batch.x.shape](run.state, constants, batch, draws))
-                    rows += float(batch.weight.sum())
+                        run = run.after(whole(executables[batch.x.shape](run.state, constants, *given)))
+                    count += int((batch.rows >= 0).sum())
                     if saved is not None:
                         saved.save_in_time(run.step, run.tree, run.notes)
                 loss = float(run.state.loss) / len(train)
@@ -188,7 +199,7 @@ def fit(
                     validated = scores.loss, *scores.metric
                     before = [epoch.validation_loss for epoch in run.history if epoch.validation_loss is not None]
                     is_best = scores.loss < min(before, default=math.inf)
-                epoch = Epoch(number, loss, *validated, rows / seconds, seconds, is_best)
+                epoch = Epoch(number, loss, *validated, count / seconds, seconds, is_best)
                 run = run.ended(epoch, average)
                 if is_best:
                     on_best(fitted())
@@ -204,59 +215,3 @@ def fit(
     if data.test is None or not evaluate_test:
         return fitted()
     return replace(fitted(), test=fitted().scores(data.test))
-
-
-class _Run(NamedTuple):
-    """Where a run stands: all that is needed to go on from there. What is drawn at random follows from `step`."""
-
-    step: int
-    state: TrainState
-    best: Any  # parameters
-    history: tuple[Epoch, ...]
-
-    @property
-    def tree(self) -> dict[str, Any]:
-        """The arrays of a checkpoint."""
-        return {"state": self.state, "best": self.best}
-
-    def notes(self) -> dict[str, Any]:
-        """What else a checkpoint holds."""
-        return {"history": [list(epoch) for epoch in self.history]}
-
-    def restored(self, saved: Checkpoints) -> "_Run":
-        """As the last checkpoint has it; as it is where there is none."""
-        found = saved.restore(self.tree)
-        if found is None:
-            return self
-        return _Run(found.step, **found.tree, history=tuple(Epoch(*epoch) for epoch in found.notes["history"]))
-
-    def after(self, state: TrainState) -> "_Run":
-        """A step later."""
-        return self._replace(step=self.step + 1, state=state)
-
-    def ended(self, epoch: Epoch, average: Any) -> "_Run":
-        """After the epoch that is over."""
-        state = self.state._replace(loss=jax.numpy.zeros_like(self.state.loss))
-        return self._replace(state=state, best=average if epoch.best else self.best, history=(*self.history, epoch))
-
-
-def _fingerprint(train: Sequences) -> str:
-    """SHA-256 of the training rows."""
-    digest = hashlib.sha256(repr((train.x.shape, train.labels)).encode())
-    for array in (train.x, train.lengths, train.y):
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
-
-
-def _statistics(train: Sequences) -> dict[str, np.ndarray]:
-    """Mean and standard deviation of the inputs (I,) and, in regression, of the targets (1,)."""
-    mean, std = statistics(train)
-    constants = {"input_mean": mean, "input_std": std}
-    if train.labels is None:
-        assert train.y is not None
-        y_std = train.y.std(dtype=np.float64) or 1.0
-        constants |= {
-            "output_mean": np.array([train.y.mean(dtype=np.float64)], np.float32),
-            "output_std": np.array([y_std], np.float32),
-        }
-    return constants

@@ -32,13 +32,20 @@ class Draws(NamedTuple):
 
 
 def make_optimizer(config: TrainConfig, num_steps: int) -> optax.GradientTransformation:
-    """AdamW behind a clip of the global norm; the learning rate rises linearly, then falls as a cosine to zero."""
+    """AdamW behind a clip of the global norm; the learning rate rises linearly, then falls as a cosine to zero.
+
+    With `accumulate` it takes the mean gradient of so many steps, and does nothing in the others.
+    """
+    moves = num_steps // config.accumulate
     schedule = optax.warmup_cosine_decay_schedule(
-        0.0, config.learning_rate, max(1, round(config.warmup * num_steps)), max(2, num_steps)
+        0.0, config.learning_rate, max(1, round(config.warmup * moves)), max(2, moves)
     )
-    return optax.chain(
+    optimizer = optax.chain(
         optax.clip_by_global_norm(config.clip_norm), optax.adamw(schedule, weight_decay=config.weight_decay)
     )
+    if config.accumulate == 1:
+        return optimizer
+    return optax.MultiSteps(optimizer, config.accumulate).gradient_transformation()
 
 
 def initial_state(params: Any, optimizer: optax.GradientTransformation, config: TrainConfig) -> TrainState:
@@ -79,8 +86,8 @@ def mix(share: Array, x: Array, lengths: Array, weight: Array) -> tuple[Array, A
 
         x = share x + (1 - share) x[partner]
 
-    share (B,), x (B, T, I), lengths (B,), weight (B,) 1 or 0 -> share, which is now 1 where a row or its partner is
-    filler, x, lengths, partner (B,).
+    share (B,), x (B, T, I), lengths (B,), weight (B,), 0 of filler -> share, which is now 1 where a row or its partner
+    is filler, x, lengths, partner (B,).
     """
     partner = jnp.roll(jnp.arange(len(lengths)), 1)
     share = jnp.where(weight * weight[partner] > 0, share, 1)
@@ -102,7 +109,7 @@ def train_step(
     batch: Batch,
     draws: Draws,
 ) -> TrainState:
-    """One step; to the state's loss it adds those of the batch's rows of weight 1.
+    """One step; to the state's loss it adds those of the batch's rows, each times its weight.
 
     `model`, `config` and `num_steps` are compared by value: equal ones share one compilation.
     """
@@ -114,6 +121,7 @@ def train_step(
     def loss(params: Any) -> tuple[Array, Array]:
         variables, rngs = {"params": params, "statistics": statistics}, {"dropout": dropout_key}
         outputs: Any = model.apply(variables, x, lengths=lengths, deterministic=False, rngs=rngs)
+        outputs = outputs.astype(jnp.float32)
         own, other = (row_losses(outputs, y[rows], statistics, config.label_smoothing) for rows in (..., partner))
         total = jnp.sum(_between(share, own, other) * weight)
         return total / jnp.sum(weight), total

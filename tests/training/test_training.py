@@ -17,6 +17,7 @@ from levels import DATA, SMALL, TARGETS
 import grujax
 from grujax.data import Batch, Dataset, load, sequences, statistics, stratified_split
 from grujax.training import TrainConfig, baselines, chosen, fit, outputs_of, score
+from grujax.training.rows import class_weights
 from grujax.training.step import (
     Draws,
     averaged,
@@ -360,7 +361,8 @@ def test_baselines_on_japanese_vowels():
 @pytest.mark.parametrize(
     "field, value",
     [("hidden_size", 0), ("epochs", 0), ("dropout", 1.0), ("learning_rate", -1.0), ("learning_rate", float("nan")),
-     ("validation", 1.0), ("validation", -0.1), ("steps_per_frame", 0), ("seed", -1), ("pooling", "sum"),
+     ("validation", 1.0), ("validation", -0.1), ("steps_per_frame", 0), ("accumulate", 0), ("precision", "float16"),
+     ("class_weights", "even"), ("seed", -1), ("pooling", "sum"),
      ("clip_norm", 0.0), ("weight_decay", -1.0), ("input_offset", -1.0), ("mixup", -1.0), ("averaging", 1.0),
      ("batch_size", 0)],
 )  # fmt: skip
@@ -369,10 +371,61 @@ def test_configurations_that_cannot_be(field, value):
         TrainConfig(**{field: value})
 
 
+def test_the_mean_gradient_of_several_steps_moves_the_weights_once():
+    """Two halves of a batch, accumulated, are the batch, but for rounding; nothing moves in between."""
+    batch = Batch(*(np.concatenate([a, a[::-1]]) for a in some_batch()))
+    halves = [Batch(*(a[part] for a in batch)) for part in (slice(0, 3), slice(3, 6))]
+    plain = dataclasses.replace(SMALL, input_offset=0.0, input_noise=0.0, mixup=0.0, warmup=0.0)
+    model = grujax.GRUModel(4, 2)
+    params = model.init(jax.random.key(0), batch.x)["params"]
+    constants = {"input_mean": jnp.zeros(2, jnp.float32), "input_std": jnp.ones(2, jnp.float32)}
+    found = {}
+    for count, parts in ((1, [batch, batch]), (2, [*halves, *halves])):
+        config, moved = dataclasses.replace(plain, accumulate=count), []
+        state = initial_state(jax.tree.map(jnp.copy, params), make_optimizer(config, 4 * count), config)
+        for part in parts:
+            draws = Draws(np.ones(len(part.y), np.float32), np.uint32(0))
+            state = train_step(model, config, 4 * count, state, constants, part, draws)
+            moved.append(np.array(state.params["head"]["kernel"]))
+        found[count] = moved
+    np.testing.assert_array_equal(found[2][0], params["head"]["kernel"])
+    np.testing.assert_array_equal(found[2][1], found[2][2])
+    np.testing.assert_allclose(found[2][3], found[1][1], rtol=1e-4, atol=1e-6)
+    assert abs(found[1][1] - found[2][0]).max() > 1e-3
+
+
+def test_bfloat16_is_the_dtype_of_the_products_and_of_nothing_else(tmp_path):
+    fitted = fit(dataclasses.replace(SMALL, precision="bfloat16"), DATA)
+    plain = fit(SMALL, DATA)
+    assert fitted.model.dtype == jnp.bfloat16
+    assert {a.dtype for a in jax.tree.leaves(fitted.variables)} == {jnp.dtype("float32")}
+    assert fitted.history[0].loss != plain.history[0].loss
+    assert fitted.history[0].loss == pytest.approx(plain.history[0].loss, rel=0.02)
+    assert fitted.test is not None and fitted.test.accuracy is not None and fitted.test.accuracy > 0.9
+    grujax.save(tmp_path / "m.safetensors", fitted.model, fitted.variables)
+    assert grujax.load(tmp_path / "m.safetensors")[0] == fitted.model
+
+
+def test_balanced_classes_count_alike():
+    y = np.array(["a"] * 6 + ["b"] * 2)
+    data = sequences(np.random.default_rng(0).normal(size=(8, 3, 1)), y)
+    balanced = dataclasses.replace(SMALL, class_weights="balanced", validation=0.0, epochs=1)
+    np.testing.assert_allclose(class_weights(data, balanced), [8 / 12, 8 / 4], rtol=1e-6)
+    assert class_weights(data, SMALL) is None
+    still = dataclasses.replace(balanced, learning_rate=1e-30, mixup=0.0, input_offset=0.0, dropout=0.0, averaging=0.0)
+    fitted = fit(still, Dataset("uneven", data))
+    logits = outputs_of(fitted.model, fitted.variables, data)
+    losses = np.asarray(row_losses(jnp.asarray(logits), jnp.asarray(data.y), {}))
+    assert fitted.history[0].loss == pytest.approx((losses[:6].mean() + losses[6:].mean()) / 2, rel=1e-5)
+    with pytest.raises(grujax.InputError, match=r"^class_weights='balanced' needs classes"):
+        fit(balanced, TARGETS)
+
+
 def test_the_defaults_are_the_best_of_the_cross_validation():
     found = json.loads((Path(__file__).parents[2] / "benchmarks/results/choose_defaults.json").read_text())
     best = max(found["candidates"].values(), key=lambda r: (r["accuracy"], -r["loss"]))
     defaults = dataclasses.asdict(TrainConfig())
     assert {name: defaults[name] for name in found["base"]} == found["base"] | best["changes"]
-    later = {"steps_per_frame": None}  # the longest of these utterances has fewer than 50 steps
+    # None of these changes the program: the longest of these utterances has fewer than 50 steps.
+    later = {"steps_per_frame": None, "accumulate": 1, "precision": "float32", "class_weights": "none"}
     assert {name: value for name, value in defaults.items() if name not in found["base"]} == later
