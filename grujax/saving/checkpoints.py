@@ -119,10 +119,9 @@ class Checkpoints:
     def _opened(self) -> Any:
         import orbax.checkpoint as ocp
 
-        for left in self.folder.glob(
-            "*.orbax-checkpoint-tmp"
-        ):  # orbax's own cleaning fails where a thread still writes
-            shutil.rmtree(left, ignore_errors=True)
+        if jax.process_index() == 0:  # orbax's own cleaning fails where a thread still writes
+            for left in self.folder.glob("*.orbax-checkpoint-tmp"):
+                shutil.rmtree(left, ignore_errors=True)
         return ocp.CheckpointManager(self.folder, options=ocp.CheckpointManagerOptions(max_to_keep=KEPT))
 
     def _start(self, step: int, tree: Any, notes: Mapping[str, Any]) -> None:
