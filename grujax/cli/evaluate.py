@@ -28,7 +28,7 @@ class Evaluate:
     model: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="MODEL")]
     """A model.safetensors that `grujax train` wrote, or its folder."""
     data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
-    """The name of a data set that comes with aeon (its test split), or a .ts or .npz file."""
+    """The name of a data set that comes with aeon (its test split), or a .csv, .npz or .ts file."""
 
     def run(self, console: Console) -> int:
         model, saved = _trained(self.model)
@@ -47,7 +47,8 @@ class Predict:
     model: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="MODEL")]
     """A model.safetensors that `grujax train` wrote, or its folder."""
     data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
-    """The name of a data set that comes with aeon (its test split), or a .ts or .npz file; its labels are ignored."""
+    """The name of a data set that comes with aeon (its test split), or a .csv, .npy, .npz or .ts file, whose labels are
+    ignored."""
     output: Path | None = None
     """The CSV file, in UTF-8. None: standard output."""
     overwrite: bool = False

@@ -29,7 +29,7 @@ class Train:
     """Train a GRU on a data set, save it, evaluate it on the test split."""
 
     data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="[SOURCE]")] = "JapaneseVowels"
-    """The name of a data set that comes with aeon, or a .ts or .npz file."""
+    """The name of a data set that comes with aeon, or a .csv, .npz or .ts file."""
     test: Path | None = None
     """The test file. None: the _TEST file beside SOURCE, or without one a stratified fifth of the rows."""
     output: Path | None = None

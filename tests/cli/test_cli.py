@@ -195,7 +195,7 @@ BAD = {
     "truncated npz": (lambda: ["train", cut(toy("t.npz"))], ["t.npz"]),
     "foreign npz": (lambda: ["train", written("t.npz", b"not a zip")], ["t.npz"]),
     "empty file": (lambda: ["train", written("t.ts", b"")], ["t.ts"]),
-    "another ending": (lambda: ["train", written("t.csv", b"1,2")], [".ts"]),
+    "another ending": (lambda: ["train", written("t.xlsx", b"1,2")], [".ts"]),
     "nan": (lambda: ["train", nan("t.npz")], ["row 7", "channel 1"]),
     "lengths past T": (lambda: ["train", toy("t.npz", lengths=np.full(40, 7))], ["lengths:", "7"]),
     "negative lengths": (lambda: ["train", toy("t.npz", lengths=np.full(40, -1))], ["lengths:", "-1"]),
