@@ -42,7 +42,7 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Predict:
-    """Predict each sequence with a trained model, as CSV: row, label and its probability, or row and value."""
+    """Predict each sequence with a trained model, as CSV: row, label and its probability, or row and values."""
 
     model: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="MODEL")]
     """A model.safetensors that `grujax train` wrote, or its folder."""
@@ -73,8 +73,9 @@ def _as_csv(outputs: np.ndarray, labels: list[str] | None) -> str:
     text = io.StringIO(newline="")
     table = csv.writer(_Lines(text), lineterminator="\r\n")
     if labels is None:
-        table.writerow(["row", "value"])
-        table.writerows([row, f"{value:.7g}"] for row, (value,) in enumerate(outputs.tolist()))
+        count = outputs.shape[1]
+        table.writerow(["row", *(["value"] if count == 1 else [f"value {k}" for k in range(count)])])
+        table.writerows([row, *(f"{value:.7g}" for value in values)] for row, values in enumerate(outputs.tolist()))
     else:
         from scipy.special import softmax
 

@@ -116,9 +116,10 @@ def fit(
     train, held = data.train, None
     if config.validation:
         train, held = stratified_split(data.train, config.validation, config.seed)
+    constants = constants_of(train)
     model = GRUModel(
         config.hidden_size,
-        1 if train.labels is None else len(train.labels),
+        constants["output_mean"].size if train.labels is None else len(train.labels),
         num_layers=config.num_layers,
         bidirectional=config.bidirectional,
         pooling=config.pooling,
@@ -129,7 +130,7 @@ def fit(
     )
     rows, whole = placing(mesh, config.batch_size)
     weights = class_weights(train, config)
-    constants = whole(jax.tree.map(jax.numpy.asarray, constants_of(train)))
+    constants = whole(jax.tree.map(jax.numpy.asarray, constants))
     boundaries = bucket_boundaries(train.lengths, config.buckets)
     steps_per_epoch = sum(1 for _ in batches(train, config.batch_size, boundaries))
     num_steps = config.epochs * steps_per_epoch

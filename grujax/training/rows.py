@@ -15,11 +15,10 @@ def constants_of(train: Sequences) -> dict[str, np.ndarray]:
     constants = {"input_mean": mean, "input_std": std}
     if train.labels is None:
         assert train.y is not None
-        y_std = train.y.std(dtype=np.float64) or 1.0
-        constants |= {
-            "output_mean": np.array([train.y.mean(dtype=np.float64)], np.float32),
-            "output_std": np.array([y_std], np.float32),
-        }
+        y = train.y.reshape(len(train), -1)
+        std = y.std(0, dtype=np.float64)
+        constants["output_mean"] = y.mean(0, dtype=np.float64).astype(np.float32)
+        constants["output_std"] = np.where(std == 0, 1, std).astype(np.float32)
     return constants
 
 

@@ -54,12 +54,13 @@ def initial_state(params: Any, optimizer: optax.GradientTransformation, config: 
 
 
 def row_losses(outputs: Array, y: Array, statistics: Mapping[str, Array], label_smoothing: float = 0.0) -> Array:
-    """(B,): cross-entropy of logits (B, K) and classes y (B,) integers; squared error, in units of the training
-    targets' variance, of outputs (B, 1) and targets y (B,) floats."""
+    """(B,): cross-entropy of logits (B, K) and classes y (B,) integers; mean squared error, in units of the training
+    targets' variance, of outputs (B, K) and targets y (B, K) or, for K = 1, (B,), floats."""
     if jnp.issubdtype(y.dtype, jnp.integer):
         targets = optax.smooth_labels(jax.nn.one_hot(y, outputs.shape[-1], dtype=outputs.dtype), label_smoothing)
         return optax.softmax_cross_entropy(outputs, targets)
-    return optax.squared_error(outputs[:, 0] / statistics["output_std"], y / statistics["output_std"])
+    std = statistics["output_std"][None]
+    return optax.squared_error(outputs / std, y.reshape(outputs.shape) / std).mean(1)
 
 
 def disturb(key: Array, x: Array, std: Array, config: TrainConfig) -> Array:

@@ -80,6 +80,12 @@ def test_regression(tmp_path, capsys):
     code, out, _ = run(capsys, "predict", "out", "r.npz")
     values = [float(line.split(",")[1]) for line in out.splitlines()[1:]]
     assert np.corrcoef(values, y)[0, 1] > 0.9
+    np.savez("two.npz", X=y[:, None, None] + rng.normal(size=(80, 5, 1)), y=np.stack([y, -y], 1))
+    assert run(capsys, "train", "two.npz", "--output", "two", *QUICK)[0] == 0
+    code, out, _ = run(capsys, "predict", "two", "two.npz")
+    assert code == 0 and out.splitlines()[0] == "row,value 0,value 1" and len(out.splitlines()[1].split(",")) == 3
+    code, _, err = run(capsys, "evaluate", "two", "r.npz")
+    assert code == 2 and "y: expected 2 targets for each row, as the model has" in err
 
 
 def test_equal_quiet_runs_write_the_same_model_into_fresh_folders(tmp_path, capsys):

@@ -255,6 +255,28 @@ def test_settings_that_choose_themselves(rows, steps, config, expected):
     assert chosen(found, sequences(np.zeros((rows, steps, 1)))) == (found, {})
 
 
+def test_fit_learns_several_targets_each_in_its_own_units(tmp_path):
+    two = [dataclasses.replace(s, y=np.stack([s.y * 50 + 1000, -s.y], 1)) for s in (TARGETS.train, TARGETS.test)]
+    fitted = fit(dataclasses.replace(SMALL, epochs=25), Dataset("two", *two))
+    assert fitted.model.output_size == 2 and fitted.test is not None and fitted.test.r2 is not None
+    assert fitted.test.r2 > 0.9
+    outputs = outputs_of(fitted.model, fitted.variables, two[1])
+    errors = np.sqrt(((outputs - two[1].y) ** 2).mean(0))
+    assert errors[0] > 5 * errors[1]  # their units differ
+    assert fitted.test.rmse == pytest.approx(errors.mean(), rel=1e-4)
+    assert baselines(*two)["mean target"] > fitted.test.rmse
+    with pytest.raises(grujax.InputError, match=r"^y: expected 2 targets for each row, as the model has"):
+        fitted.scores(TARGETS.test)
+    with pytest.raises(grujax.InputError, match=r"^y: expected targets \(2,\) a row as in training, found \(\)"):
+        Dataset("both", two[0], TARGETS.test)
+
+
+def test_squared_error_of_several_targets_is_their_mean():
+    outputs, y = jnp.array([[3.0, 1.0], [10.0, 0.0]], jnp.float32), jnp.array([[1.0, 1.0], [4.0, 4.0]], jnp.float32)
+    losses = row_losses(outputs, y, {"output_std": jnp.array([2.0, 4.0], jnp.float32)})
+    np.testing.assert_allclose(losses, [0.5, 5.0], rtol=1e-6)
+
+
 def test_fit_learns_targets_in_their_own_units():
     data = Dataset("moved", *(dataclasses.replace(s, y=s.y * 50 + 1000) for s in (TARGETS.train, TARGETS.test)))
     fitted = fit(dataclasses.replace(SMALL, epochs=25), data)
