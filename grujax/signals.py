@@ -32,12 +32,12 @@ def handlers(change: Callable[[Any], Any]) -> Iterator[None]:
 
 
 @contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Signals wait until the block ends, then do what they would have done."""
+def uninterrupted() -> Iterator[list[int]]:
+    """Signals wait until the block ends, then do what they would have done. Yields those that wait, as they come."""
     waiting: list[int] = []
     try:
         with handlers(lambda before: lambda number, frame: waiting.append(number)):
-            yield
+            yield waiting
     finally:
         for number in dict.fromkeys(waiting):
             signal.raise_signal(number)

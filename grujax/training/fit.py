@@ -178,13 +178,17 @@ def fit(
                 number, began, count = len(run.history) + 1, time.perf_counter(), 0
                 rng = np.random.default_rng((config.seed, number, 1))  # (seed, step) are those of `draw`
                 first = run.step - (number - 1) * steps_per_epoch
-                for batch in islice(batches(train, config.batch_size, boundaries, rng), first, None):
-                    given = arguments(batch, draw(config, run.step))
-                    with uninterrupted():  # the step takes the buffers of the state before it
+                with uninterrupted() as waiting:  # a step takes the buffers of the state before it
+                    for batch in islice(batches(train, config.batch_size, boundaries, rng), first, None):
+                        given = arguments(batch, draw(config, run.step))
                         run = run.after(whole(executables[batch.x.shape](run.state, constants, *given)))
-                    count += int((batch.rows >= 0).sum())
-                    if saved is not None:
-                        saved.save_in_time(run.step, run.tree, run.notes)
+                        count += int((batch.rows >= 0).sum())
+                        if saved is not None:
+                            saved.save_in_time(run.step, run.tree, run.notes)
+                        if waiting:
+                            break
+                if run.step < number * steps_per_epoch:  # the handler of the signal lets the run go on
+                    continue
                 loss = float(run.state.loss) / len(train)
                 seconds = time.perf_counter() - began
                 average = averaged(step_config, num_steps, run.state.averaging)

@@ -1,6 +1,8 @@
 """A run that was ended and goes on gives the bits of one that was not."""
 
 import dataclasses
+import os
+import signal
 import sys
 
 import jax
@@ -63,6 +65,33 @@ def test_resumed_equals_uninterrupted_bit_for_bit(config, data, tmp_path, ends_a
     assert tuple(epochs) == resumed.history and best[-1].variables is not None
     again = fit(config, data, checkpoints=tmp_path)  # of a run that is over: nothing more is trained
     assert_same(again, whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_between_two_steps_waits_for_the_step_then_goes_to_its_handler(number, tmp_path, monkeypatch):
+    """One that raises ends the run, which goes on from that very step; one that does not lets it run on."""
+    module = sys.modules[fit.__module__]
+    draw, seen = module.draw, []
+
+    def signalled(config, step):
+        if step == 12 and not seen:
+            os.kill(os.getpid(), number)
+        return draw(config, step)
+
+    monkeypatch.setattr(module, "draw", signalled)
+    before = signal.signal(number, lambda *_: seen.append(number))
+    try:
+        one = fit(CONFIG, DATA)
+        assert seen == [number] and not one.interrupted
+        seen.clear()
+        signal.signal(number, lambda *_: seen.append(number) or signal.default_int_handler(number, None))
+        assert fit(CONFIG, DATA, checkpoints=tmp_path).interrupted
+        assert [path.name for path in tmp_path.iterdir()] == ["13"]
+        assert_same(fit(CONFIG, DATA, checkpoints=tmp_path), one)
+    finally:
+        signal.signal(number, before)
+    monkeypatch.undo()
+    assert_same(fit(CONFIG, DATA), one)
 
 
 def test_a_death_without_a_word_goes_on_from_the_last_period(tmp_path, monkeypatch):
