@@ -82,7 +82,10 @@ class Settings(NamedTuple):
         try:
             settings = cls(**json.loads(path.read_text(encoding="utf-8")))
             TrainConfig(**settings.training)
-            require(isinstance(settings.data, str), "data", "a name or a file", repr(settings.data))
+            for name in ("data", "test"):
+                value = getattr(settings, name)
+                named = isinstance(value, str) or (name == "test" and value is None)
+                require(named, name, "a name or a file", repr(value))
         except (ValueError, TypeError, AttributeError) as error:
             remedy = "Go on with the grujax that wrote it."
             raise InputError("--resume", "settings of this version of grujax", f"{path}: {error}", remedy) from error

@@ -122,6 +122,7 @@ SETTINGS = {
     "a list": ("[]", "expected settings of this version of grujax"),
     "a key too many": ('{"data": "a", "test": null, "training": {}, "more": 1}', "unexpected keyword argument 'more'"),
     "a number for a name": ('{"data": 1, "test": null, "training": {}}', "data: expected a name or a file, found 1"),
+    "a number for a file": ('{"data": "a", "test": 1, "training": {}}', "test: expected a name or a file, found 1"),
     "a wrong value": ('{"data": "a", "test": null, "training": {"epochs": "x"}}', "expected settings of this version"),
 }
 

@@ -19,6 +19,7 @@ from grujax import GRUModel, InputError, cli, save
 from grujax.cli import evaluate, run_folder, signals, streams, train
 from grujax.data import load
 from grujax.saving import read
+from grujax.saving.checkpoints import Checkpoints
 from grujax.training import Fitted, TrainConfig, fit, outputs_of, score
 
 LABELS = ("hinauf – ↑", '上, "ж"\n')
@@ -230,6 +231,16 @@ def test_a_disk_that_is_full_for_a_while(working, code, capsys, monkeypatch, tra
     assert ("best model so far could not be saved" in err) == (code == 0)
     assert (f"(epoch {fitted.best.epoch}) is saved in" in err) == (code == 2)
     assert_whole(fitted=fitted)
+
+
+def test_checkpoints_that_cannot_be_written_cost_themselves_alone(capsys, monkeypatch):
+    monkeypatch.setattr(Checkpoints, "_start", failing(OSError(28, "No space left on device")))
+    code, out, err = train_it(capsys, "--checkpoint-period", "0")
+    assert code == 0 and "saved out/model.safetensors" in out
+    said = [line for line in err.splitlines() if "No space left" in line]
+    assert said and all(line.startswith("grujax: warning: no checkpoint was written in ") for line in said)
+    assert "Traceback" not in err and "ERROR" not in err
+    assert_whole()
 
 
 def test_a_metrics_file_that_cannot_be_written_costs_no_training(capsys, monkeypatch, trains_at_once):
