@@ -1,4 +1,4 @@
-"""The commands that people need: `nox -s tests`, `slow`, `lowest`, `newest`, `sanitizers`, `lint`, `docs`.
+"""The commands that people need: `nox -s tests`, `slow`, `lowest`, `newest`, `sanitizers`, `tpu`, `lint`, `docs`.
 
 Arguments after `--` go to pytest.
 """
@@ -81,6 +81,13 @@ def sanitizers(session: nox.Session) -> None:
         # Reports go to the process's own stderr, which pytest must not capture: it dies with the process.
         tests = ["--capture=sys", "tests/kernels/test_native.py", *session.posargs]
         session.run("python", "-m", "pytest", *tests, env={"GRUJAX_NATIVE_LIBRARY": library, **environment})
+
+
+@nox.session(python="3.11")
+def tpu(session: nox.Session) -> None:
+    """The kernel for TPU, compiled too: libtpu needs no TPU for that."""
+    session.install("-e", ".", "jax[tpu]", *RUNNERS, env={"GRUJAX_NATIVE": "skip"})
+    session.run("pytest", "--slow", "tests/kernels/test_tpu.py", *session.posargs)
 
 
 @nox.session(python="3.11")

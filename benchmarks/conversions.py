@@ -53,17 +53,23 @@ ROWS = (
     Row("Keras, `reset_after=False`", BEFORE, _through(keras.FRAMEWORK), SPLIT),
     Row("ONNX, `linear_before_reset=1`", (*LAYERS, *MODELS), _through(onnx.FRAMEWORK), NOTHING),
     Row("ONNX, `linear_before_reset=0`", BEFORE, _through(onnx.FRAMEWORK), NOTHING),
-    Row("Flax Linen", (GRUCell(20), *LAYERS), lambda m, v: flax.runner(flax.to_flax(m, v)[1], m), SPLIT),
+    Row("Flax Linen", (GRUCell(20), *LAYERS), lambda m, v: flax.FRAMEWORK.run(flax.to_flax(m, v), m), SPLIT),
     Row(
-        "Flax NNX 0.12", (GRUCell(20), *LAYERS), lambda m, v: nnx.runner(nnx.to_nnx(m, v), m), f"{SPLIT}; b_hn refused"
+        "Flax NNX 0.12",
+        (GRUCell(20), *LAYERS),
+        lambda m, v: nnx.FRAMEWORK.run(nnx.to_nnx(m, v), m),
+        f"{SPLIT}; b_hn refused",
     ),
     Row(
-        "Equinox", (GRUCell(20), GRU(20, num_layers=2)), lambda m, v: equinox.runner(equinox.to_equinox(m, v), m), SPLIT
+        "Equinox",
+        (GRUCell(20), GRU(20, num_layers=2)),
+        lambda m, v: equinox.FRAMEWORK.run(equinox.to_equinox(m, v), m),
+        SPLIT,
     ),
     Row(
         "Haiku",
         (BEFORE[0], GRU(20, num_layers=2, reset_after=False)),
-        lambda m, v: haiku.runner(haiku.to_haiku(m, v), m),
+        lambda m, v: haiku.FRAMEWORK.run(haiku.to_haiku(m, v), m),
         SPLIT,
     ),
     Row(

@@ -1,8 +1,14 @@
-"""The implementations that run here: where its library is not built, the native one does not."""
+"""The implementations that run here: not the native one where its library is not built, nor those for accelerators."""
 
+import jax
 import jax.numpy as jnp
 
 from grujax import GRUSpec
-from grujax.kernels.table import KERNELS
+from grujax.kernels.table import KERNELS, Asked
 
-HERE = [name for name, kernel in KERNELS.items() if kernel.refuses(GRUSpec(), jnp.float32) is None]
+PLAIN = Asked(GRUSpec(), jnp.float32, (1, 1, 1), frozenset())
+HERE = [
+    name
+    for name, kernel in KERNELS.items()
+    if kernel.platform in (None, jax.default_backend()) and kernel.refuses(PLAIN) is None
+]

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
+from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +25,7 @@ class Mutation(NamedTuple):
     original: str
     replacement: str
     tests: str  # what notices it, in tests/
+    needs_jax: str = ""  # the version from which on those tests run
 
 
 MUTATIONS = [Mutation(**row) for row in tomllib.loads(Path(__file__).with_suffix(".toml").read_text())["mutation"]]
@@ -69,6 +71,9 @@ def main() -> int:
     parser.add_argument("-k", default="", help="the mutations whose name or file holds this text")
     wanted = parser.parse_args().k
     chosen = [m for m in MUTATIONS if wanted in m.name or wanted in m.file]
+    for m in [m for m in chosen if m.needs_jax > metadata.version("jax")]:
+        print(f"{'left':8}{m.file:28}{m.name}: it needs jax {m.needs_jax}")
+        chosen.remove(m)
     faulty = [mutated(m) for m in chosen]  # all of them, before any test runs
     missed = 0
     with tempfile.TemporaryDirectory() as temporary:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from grujax.bench.cases import CASES, Arrays, Case, make_arrays
 from grujax.bench.machine import device, git, versions
 from grujax.bench.oracle import Gradients, oracle
-from grujax.bench.peers import PEERS, Peer
+from grujax.bench.peers import PEERS, Peer, implementations
 from grujax.bench.peers.peer import Thunk, Unavailable
 from grujax.bench.products import products
 from grujax.bench.report import BACKWARD, FORWARD, LIMIT, PASSES, Report, Result
@@ -35,7 +35,7 @@ class Options:
 
     Attributes:
       shapes: which cases.
-      peers: which GRUs.
+      peers: which GRUs; on a GPU "grujax" brings each of its implementations there along, as "grujax xla".
       repeats: how many times each call is timed at least.
       seconds: each call is timed until its calls have taken this long in all (200 times at most).
       save: write the report as JSON under benchmarks/results/.
@@ -59,6 +59,8 @@ def run(options: Options, say: Callable[[str], object] = lambda line: None) -> R
     measured_on = device()
     commit, dirty = git("rev-parse", "HEAD") or "unknown", bool(git("status", "--porcelain"))
     peers = {name: PEERS[name] for name in options.peers}
+    if "grujax" in peers:
+        peers |= implementations(jax.default_backend())
     results: list[Result] = []
     # torch multiplies in full float32 as well (`torch_device`); on the CPU there is nothing to choose
     with jax.default_matmul_precision("highest" if jax.default_backend() == "gpu" else None):

@@ -5,6 +5,7 @@ with w_hh transposed, and dx, dw_ih and dw_hh of all steps at once. Nothing is c
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.util import find_spec
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 from jax import lax
 
 from grujax.bench.cases import Arrays
-from grujax.bench.peers.peer import Thunk
+from grujax.bench.peers.peer import Thunk, Unavailable
 from grujax.bench.peers.torch import torch_device
 
 Products = tuple[Thunk, Thunk]  # forward, forward + backward
@@ -28,7 +29,8 @@ def products(a: Arrays, threads: int) -> dict[str, Products]:
     if a.lengths is None:
         made["jax"] = _jax(a)
     if find_spec("torch"):
-        made["torch"] = _torch(a, threads)
+        with suppress(Unavailable):  # a torch without CUDA
+            made["torch"] = _torch(a, threads)
     return made
 
 

@@ -26,8 +26,8 @@ SUMMARY = (
     ("forward + backward", BACKWARD, "", ()),
 )
 """A line each: its name, the pass, how the names of its cases end, and beside whom grujax stands; () for all rivals."""
-TABLE_WIDTH = 230
-"""Columns that a table of all peers needs; in fewer its numbers would be cut."""
+TABLE_WIDTH = 280
+"""Columns that a table of all peers needs on a GPU; in fewer its numbers would be cut."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,10 @@ def summary(report: Report) -> list["Table"]:
 
 
 def table(report: Report, kind: str) -> "Table":
-    """Cases by peers: the median in ms and its ratio to grujax, or the reason why there is none."""
+    """Cases by peers: the median in ms and its ratio to grujax, or the reason why there is none.
+
+    On an accelerator, where a step costs microseconds whatever its work, the medians are microseconds a step.
+    """
     from rich.table import Table
 
     def times(ratio: float | None) -> str:
@@ -138,19 +141,20 @@ def table(report: Report, kind: str) -> "Table":
     of_peers = {peer: ratios(report, kind, (peer,)) for peer in peers}
     fastest, limit = ratios(report, kind, ("grujax",), rivals(report)), ratios(report, kind, (LIMIT,))
     caption = "fastest: of the other libraries, but for OpenVINO"
-    made = Table(title=f"{kind}: median ms, ratio to grujax", caption=caption, row_styles=["", "dim"])
+    by_step = report.device.get("accelerator") is not None
+    unit = "µs a step" if by_step else "ms"
+    made = Table(title=f"{kind}: median {unit}, ratio to grujax", caption=caption, row_styles=["", "dim"])
     made.add_column("case", min_width=max(map(len, report.cases)))
     for name in (*peers, "µs a step", "grujax / fastest", "share of the limit"):
         made.add_column(name.replace(" ", "\n"), justify="right")
     for case, fields in report.cases.items():
-        cells = []
+        a_step, cells = 1e3 / fields["T"], []
         for peer in peers:
             median = report.median(case, peer, kind)
-            cells.append(
-                f"{_digits(median)}\n{times(of_peers[peer][case])}" if median else _status(report, case, peer, kind)
-            )
+            shown = _digits(median * (a_step if by_step else 1)) if median else ""
+            cells.append(f"{shown}\n{times(of_peers[peer][case])}" if shown else _status(report, case, peer, kind))
         mine = report.median(case, "grujax", kind)
-        step = _digits(mine * 1e3 / fields["T"]) if mine else ""
+        step = _digits(mine * a_step) if mine else ""
         row = (*cells, step, times(fastest[case]), share(limit[case]))
         made.add_row(str(Case(**fields)).replace(" ", "\n", 1), *row)
     made.add_section()

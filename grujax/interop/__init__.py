@@ -1,4 +1,9 @@
-"""Weights from and to other frameworks: one file a framework, each imported only where it is called for."""
+"""Weights from and to other frameworks: one file a framework, each imported only where it is called for.
+
+Each has `from_X(theirs) -> (model, variables)` and `to_X(model, variables) -> theirs`; `variables` is
+{"params": ...} alone, of ONNX and StableHLO "statistics" too. With `verify=True` both sides run on random data: the
+largest difference is logged (logger "grujax.interop", INFO), and one past the tolerance table raises.
+"""
 
 from grujax.interop.files import FORMATS, Converted, convert, load, save
 from grujax.interop.find import find, replace

@@ -6,26 +6,24 @@ remains.
 """
 
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax
-from numpy.typing import NDArray
 
-from grujax.core.weight_layouts import DIALECTS
+from grujax.core.dialects import DIALECTS
 from grujax.errors import require, require_package
-from grujax.interop.layers import Layer, array, cell_runner, layers_runner, to_jax, written
-from grujax.interop.parts import Place, put_together, take_apart
-from grujax.interop.prove import Runner, require_agreement, wanted
-from grujax.interop.weight_layouts import Cell, read
-from grujax.linen.cell import GRUCell
-from grujax.linen.layer import GRU
+from grujax.interop.framework import Framework
+from grujax.interop.parts import Place, to_jax
+from grujax.interop.prove import Runner
+from grujax.interop.trees import Layer, Layout, array, jax_runner, read_tree, written_tree
+from grujax.linen import GRU, GRUCell
 
 if TYPE_CHECKING:
     import equinox
 
-PLACE = Place("equinox.nn.GRUCell", models=(GRU, GRUCell))
-TENSORS = DIALECTS["equinox"].tensors
+PLACE = Place("equinox.nn.GRUCell", models=(GRU, GRUCell), only={"bidirectional": False})
 
 
 def from_equinox(
@@ -37,9 +35,7 @@ def from_equinox(
     - a list of cells -> `grujax.GRU`, a layer each: the loops over time that their user writes, one over the other.
 
     Args:
-      source: the cell or cells.
-      verify: run both sides on random data; the largest difference is logged (logger "grujax.interop", INFO), and one
-        past the tolerance table raises. None does so in 32 bits or more.
+      verify: run both sides, see `grujax.interop`. None does so in 32 bits or more.
 
     Raises:
       InputError: naming what is no GRU cell, or does not fit the layer below it.
@@ -49,17 +45,7 @@ def from_equinox(
     >>> model.hidden_size, variables["params"]["l0"]["w_ih"].shape
     (20, (10, 60))
     """
-    of = require_package("equinox", "equinox").nn.GRUCell
-    single = not isinstance(source, list | tuple)
-    named = {"source": source} if single else {f"source[{k}]": cell for k, cell in enumerate(source)}
-    remedy = "Pass its GRUCells, in a list, a layer each."
-    require(bool(named), "source", "at least one cell", "none")
-    for name, cell in named.items():
-        require(type(cell) is of, name, "an equinox.nn.GRUCell", type(cell).__name__, remedy)
-    model, variables = put_together({name: _read(name, cell) for name, cell in named.items()}, single=single)
-    if wanted(verify, True, model):
-        require_agreement(model, variables, runner(source, model), "source")
-    return model, variables
+    return FRAMEWORK.ours(source, verify)
 
 
 def to_equinox(
@@ -71,11 +57,6 @@ def to_equinox(
 
         for cell in cells:
             _, xs = jax.lax.scan(lambda h, x: (cell(x, h),) * 2, jnp.zeros(cell.hidden_size), xs)
-
-    Args:
-      model: a `GRUCell`, or a `GRU` of one direction.
-      variables: its variables, `{"params": ...}` alone.
-      verify: see `from_equinox`.
 
     Warns:
       ConversionWarning: b_hh is not 0 in r and z: its sum with b_ih is stored.
@@ -90,22 +71,38 @@ def to_equinox(
     >>> [cell.weight_ih.shape for cell in cells]
     [(60, 10), (60, 20)]
     """
-    equinox = require_package("equinox", "equinox")
-    remedy = "A list of cells does not tell directions; convert a GRU of each direction."
-    require(not getattr(model, "bidirectional", False), "bidirectional", "False", "True", remedy)
-    parts = take_apart(model, variables, PLACE, DIALECTS["equinox"])
-    cells = [_cell(equinox, of) for of in written(model, parts, DIALECTS["equinox"])]
-    made = cells[0] if isinstance(model, GRUCell) else cells
-    if verify:
-        require_agreement(model, variables, runner(made, model), "model")
-    return made
+    return FRAMEWORK.theirs(model, variables, verify)
 
 
-def runner(source: Any, model: nn.Module) -> Runner:
+def _read(source: Any) -> tuple[nn.Module, dict]:
+    of = require_package("equinox", "equinox").nn.GRUCell
+    single, flat = not isinstance(source, list | tuple), {}
+    named = {"source": source} if single else {f"source[{k}]": cell for k, cell in enumerate(source)}
+    require(bool(named), "source", "at least one cell", "none")
+    for name, cell in named.items():
+        remedy = "Pass its GRUCells, in a list, a layer each."
+        require(type(cell) is of, name, "an equinox.nn.GRUCell", type(cell).__name__, remedy)
+        for tensor in DIALECTS["equinox"].tensors[: 4 if cell.use_bias else 2]:
+            flat[f"{name}.{tensor}"] = array(getattr(cell, tensor), f"{name}.{tensor}")
+    return read_tree(flat, Layout({f"{name}.": None for name in named}, single=single), DIALECTS["equinox"])
+
+
+def _build(model: nn.Module, variables: Mapping) -> Any:
+    equinox, cells = require_package("equinox", "equinox"), []
+    for of in written_tree(model, variables, PLACE, DIALECTS["equinox"], [""] * getattr(model, "num_layers", 1)):
+        tensors = {name: to_jax(a, name) for name, a in of.items()}
+        sizes = {"input_size": of["weight_ih"].shape[1], "hidden_size": of["weight_hh"].shape[1]}
+        sizes |= {"use_bias": "bias" in of, "dtype": tensors["weight_hh"].dtype}
+        # Its shapes alone: random weights would be drawn to be replaced.
+        cell = equinox.filter_eval_shape(equinox.nn.GRUCell, **sizes, key=jax.random.key(0))
+        cells.append(equinox.tree_at(attrgetter(*tensors), cell, tuple(tensors.values())))
+    return cells[0] if isinstance(model, GRUCell) else cells
+
+
+def _run(source: Any, model: nn.Module) -> Runner:
     """Equinox itself, its cells over rows by `vmap` and over time by `lax.scan`."""
-    if isinstance(model, GRUCell):
-        return cell_runner(jax.vmap(source))
-    return layers_runner([_scanned(cell) for cell in source])
+    cells = source if isinstance(source, list | tuple) else [source]
+    return jax_runner(model, jax.vmap(cells[0]), [_scanned(cell) for cell in cells])
 
 
 def _scanned(cell: Any) -> Layer:
@@ -120,15 +117,4 @@ def _scanned(cell: Any) -> Layer:
     return layer
 
 
-def _read(name: str, cell: Any) -> Cell:
-    tensors = TENSORS if cell.use_bias else TENSORS[:2]
-    return read({f"{name}.{t}": array(getattr(cell, t), f"{name}.{t}") for t in tensors}, DIALECTS["equinox"])
-
-
-def _cell(equinox: Any, of: Mapping[str, NDArray]) -> Any:
-    tensors = {name: to_jax(a, name) for name, a in of.items()}
-    sizes = {"input_size": of["weight_ih"].shape[1], "hidden_size": of["weight_hh"].shape[1]}
-    sizes |= {"use_bias": "bias" in of, "dtype": tensors["weight_hh"].dtype}
-    # Its shapes alone: random weights would be drawn to be replaced.
-    cell = equinox.filter_eval_shape(equinox.nn.GRUCell, **sizes, key=jax.random.key(0))
-    return equinox.tree_at(lambda cell: [getattr(cell, name) for name in tensors], cell, list(tensors.values()))
+FRAMEWORK = Framework("equinox", _read, _build, _run, live=lambda source: True)

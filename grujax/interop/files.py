@@ -15,7 +15,6 @@ from grujax import saving
 from grujax.core.config import Pooling
 from grujax.errors import InputError, MissingPackage, require
 from grujax.interop import flax, keras, onnx, stablehlo, torch_files
-from grujax.interop.containers import folder_tree
 from grujax.interop.framework import Framework
 from grujax.interop.parts import ConversionWarning
 from grujax.interop.prove import Difference, Runner, compare, outputs, require_agreement
@@ -34,32 +33,16 @@ def _run_own(own: tuple[nn.Module, Mapping], model: nn.Module) -> Runner:
 
 OWN = Framework(
     "grujax",
-    (".safetensors",),
-    saving.load,
     lambda own: own,
     lambda *own: own,
-    lambda path, own: saving.save(path, *own),
     _run_own,
+    load=saving.load,
+    write=lambda path, own: saving.save(path, *own),
+    endings=(".safetensors",),
     keeps_statistics=True,
 )  # before torch's dialect, whose ending is the same
-FORMATS = {
-    framework.name: framework
-    for framework in (
-        OWN,
-        torch_files.TORCH,
-        torch_files.SAFETENSORS,
-        torch_files.NUMPY,
-        keras.FRAMEWORK,
-        keras.WEIGHTS,
-        onnx.FRAMEWORK,
-        flax.FRAMEWORK,
-        stablehlo.FRAMEWORK,
-    )
-}
-
-
-ORBAX = flax.FRAMEWORK._replace(name="orbax", endings=(), read=folder_tree)
-"""A folder, which is read alone."""
+ALL = (OWN, torch_files.TORCH, torch_files.SAFETENSORS, torch_files.NUMPY, keras.FRAMEWORK, keras.WEIGHTS)
+FORMATS = {of.name: of for of in (*ALL, onnx.FRAMEWORK, flax.FRAMEWORK, stablehlo.FRAMEWORK)}
 
 
 class Converted(NamedTuple):
@@ -123,10 +106,8 @@ def load(
             if verify:
                 require_agreement(model, variables, framework.run(framework.build(model, variables), model), "path")
         else:
-            foreign = framework.read(path if framework is ORBAX else readable(path))
-            model, variables = framework.ours(foreign, **options)
-            if verify:
-                require_agreement(model, variables, framework.run(foreign, model), "path")
+            theirs = framework.load(path if framework is flax.ORBAX else readable(path))
+            model, variables = framework._replace(argument="path").ours(theirs, verify, **options)
         for key, a in flatten_dict(variables, sep="/").items():
             require(bool(np.isfinite(np.asarray(a).astype(np.float64)).all()), key, "finite weights", "NaN or Inf")
     except InputError as error:
@@ -160,7 +141,7 @@ def _written(
         framework.write(temporary, theirs)
         if not verify:
             return None
-        return require_agreement(model, variables, framework.run(framework.read(temporary), model), "path")
+        return require_agreement(model, variables, framework.run(framework.load(temporary), model), "path")
 
 
 def convert(
@@ -199,7 +180,7 @@ def convert(
             model = model.clone(output_activation="softmax")
         if labels is not None:
             require(writes is onnx.FRAMEWORK, "labels", "none", list(labels), "Only ONNX has a place for them.")
-            writes = writes._replace(build=partial(onnx.to_onnx, labels=labels))
+            writes = writes._replace(build=partial(writes.build, labels=labels))
         if fold and "statistics" in variables and not writes.keeps_statistics:
             raw, variables = variables, fold_statistics(model, variables)
             folded = compare(model, raw, OWN.run((model, variables), model)).largest
@@ -224,7 +205,7 @@ def framework_of(path: Path, name: str | None, reading: bool) -> Framework:
         require(name in FORMATS, "format", f"one of {list(FORMATS)}", repr(name))
         return FORMATS[name]
     if reading and path.is_dir():
-        return ORBAX
+        return flax.ORBAX
     frameworks = list(reversed(FORMATS.values()))
     endings = {ending: of for of in frameworks for ending in (*of.endings, *(of.reads if reading else ()))}
     ending = max((e for e in endings if path.name.endswith(e)), key=len, default=None)

@@ -1,36 +1,30 @@
 """Every GRU in a file or object, each to be taken out, and put back, alone; the rest is neither judged nor run."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
+import jax
 import numpy as np
 from flax import nnx
-from flax.serialization import msgpack_serialize
-from flax.traverse_util import unflatten_dict
+from flax.traverse_util import flatten_dict
 from numpy.typing import NDArray
 
-from grujax.errors import InputError, require
-from grujax.interop import torch_files
-from grujax.interop.containers import folder_tree
-from grujax.interop.find_trees import in_tree
-from grujax.interop.flax import load as read_msgpack
-from grujax.interop.found import FoundGRU, record, set_array
-from grujax.interop.torch_keys import KEY, effective, from_arrays, to_arrays, unwrapped
-from grujax.interop.weight_layouts import DTYPES
+from grujax.core.dialects import FLOATS
+from grujax.errors import InputError, require, require_package
+from grujax.interop import files, flax, torch_files
+from grujax.interop.found import FoundGRU, Opened, grus_in
+from grujax.interop.torch import arrays, from_torch, tensors
+from grujax.interop.torch_keys import KEY, unwrapped
 from grujax.saving.atomic import replacing
+from grujax.saving.model_file import opened as opened_safetensors
 
 OPTIONS = ("hidden_size", "num_layers", "bidirectional", "reverse", "bias", "reset_after", "update", "clip")
 OPTIONS += ("activation", "gate_activation", "param_dtype")
 """What weights that are put back must agree in with those that were there."""
-
-
-class Opened(NamedTuple):
-    """A source: the GRUs in it, and how it is written once something was put into it; None where that cannot be."""
-
-    grus: list[FoundGRU]
-    write: Callable[[Path], None] | None
 
 
 def find(source: Any, format: str | None = None) -> list[FoundGRU]:
@@ -63,24 +57,32 @@ def replace(
     """Writes a source again with other weights in its GRUs, under the names they have there; all else stays as it is.
 
     Args:
-      source, format: as in `find`; of objects a state dict, a mapping of arrays or an `onnx.ModelProto`.
+      source, format: as in `find`; of objects a state dict or module of torch, a mapping of arrays, a model of Keras or
+        an `onnx.ModelProto`.
       tuned: by the names that `find` gives, (model, variables) of the same sizes and options.
-      path: where to; the source's own path replaces it. Whole or not at all.
+      path: where to; the source's own path replaces it. Whole or not at all. Shards become one file, of another name; a
+        folder of orbax goes where nothing is.
 
     Raises:
       InputError: a name that is not there, weights of other shapes or another dtype, a source that cannot be written.
     """
-    found = opened(source, format)
+    found, path = opened(source, format), Path(path)
     if found.write is None:
         remedy = "take it out, and put the weights back with the library that wrote it."
         raise InputError("source", "a file or object that can be written again", type(source).__name__, remedy)
+    shard = torch_files.SHARD.fullmatch(path.name)
+    require(shard is None, "path", "the name of a whole file", repr(path.name), "Shards are written as one.")
     for name, (model, variables) in tuned.items():
         gru = _named(found, name)
         here, given = gru.take()[0], model
         same = all(getattr(here, key, None) == getattr(given, key, None) for key in OPTIONS)
         require(same and type(here) is type(given), name, f"a model like {_shown(here)}", _shown(given))
         gru.put(model, variables)
-    with replacing(Path(path)) as temporary:
+    if found.folder:
+        require(not path.exists(), "path", "a folder that is not there yet", str(path))
+        found.write(path)
+        return
+    with replacing(path) as temporary:
         found.write(temporary)
 
 
@@ -98,125 +100,87 @@ def opened(source: Any, format: str | None) -> Opened:
     """What a source is, and the GRUs in it."""
     if isinstance(source, str | Path):
         return _file(Path(source), format)
-    kind = type(source)
-    module = kind.__module__.split(".")[0]
-    if any(f"{of.__module__}.{of.__name__}" == "torch.nn.modules.module.Module" for of in kind.__mro__):
-        return _torch_module(source)
-    if module in ("onnx", "onnx_ml_pb2") or kind.__name__ == "ModelProto":
-        from grujax.interop.onnx_find import in_proto
-
-        return in_proto(source)
-    if any(of.__module__.split(".")[0] == "keras" for of in kind.__mro__):
-        from grujax.interop.keras_find import in_layer
-
-        return Opened(in_layer(source), None)
+    name = next((of.name for of in files.FORMATS.values() if of.recognise(source)), None)
+    if name is not None:
+        return _torch_module(source) if name in ("torch", "safetensors", "numpy") else _finder(name).in_object(source)
     if isinstance(source, nnx.Module | nnx.State):
-        state = nnx.state(source) if isinstance(source, nnx.Module) else source
-        source = nnx.to_pure_dict(state)
+        source = nnx.to_pure_dict(nnx.state(source) if isinstance(source, nnx.Module) else source)
     served = "a path, a module, a mapping of arrays or a graph"
-    require(isinstance(source, Mapping), "source", served, kind.__name__)
+    require(isinstance(source, Mapping), "source", served, type(source).__name__)
     inner = unwrapped(source) if all(isinstance(key, str) for key in source) else source
     if any(isinstance(key, str) and KEY.fullmatch(key) for key in inner):
-        return _state_dict(dict(inner), lambda path, state: torch_files.write_torch(path, state))
-    return Opened(in_tree(source), None)
+        state = dict(inner)
+        return _mapping(state, lambda path: torch_files.write_torch(path, state))
+    return _mapping(source, None)
+
+
+def _finder(name: str) -> Any:
+    """What finds GRUs in models of Keras and graphs of ONNX; either takes its package."""
+    if name == "onnx":
+        from grujax.interop import onnx_find as finder
+    else:
+        from grujax.interop import keras_find as finder
+    return finder
 
 
 def _file(path: Path, format: str | None) -> Opened:
-    from grujax.interop.files import framework_of, readable
-
     if path.is_dir():
-        return Opened(in_tree(folder_tree(path)), None)
-    name = framework_of(path, format, reading=True).name
-    readable(path)
-    if name == "torch":
-        whole = torch_files.TORCH.read(path)
-        inner = unwrapped(whole)
-        found = _state_dict(inner, lambda path, _: torch_files.write_torch(path, whole))
-        return found if torch_files.SHARD.fullmatch(path.name) is None else found._replace(write=None)
-    if name in ("safetensors", "numpy"):
-        stored: torch_files.Stored = {"safetensors": torch_files.SAFETENSORS, "numpy": torch_files.NUMPY}[name].read(
-            path
-        )
-        write = torch_files.write_safetensors if name == "safetensors" else torch_files.write_numpy
-        flat = dict(stored.arrays)
-        grus = _in_arrays(flat, "state dict")
-        if not grus or torch_files.SHARD.fullmatch(path.name) is not None:
-            return Opened(grus or in_tree(unflatten_dict(flat, sep="/")), None)
-        return Opened(grus, lambda path: write(path, stored._replace(arrays=flat)))
-    if name == "onnx":
-        from grujax.interop.onnx_find import in_proto
-        from grujax.interop.onnx_tensors import load as read_onnx
-
-        return in_proto(read_onnx(path))
-    if name in ("keras", "keras-weights"):
-        from grujax.interop.keras_find import in_file
-
-        return Opened(*in_file(path))
+        whole = flax.ORBAX.load(path)
+        return _mapping(whole[1], lambda path: flax.ORBAX.write(path, whole))._replace(folder=True)
+    name = files.framework_of(path, format, reading=True).name
+    files.readable(path)
+    if name in ("onnx", "keras", "keras-weights"):
+        return _finder(name).in_file(path)
+    other, expected = name not in ("grujax", "stablehlo"), "a file with GRUs of another framework"
+    require(other, "path", expected, f"one of {name}", "grujax.load reads it.")
+    whole = files.FORMATS[name].load(path)
     if name == "flax":
-        tree = read_msgpack(path)
-        return Opened(in_tree(tree), lambda path: _write_msgpack(path, tree))
-    raise InputError("path", "a file with GRUs of another framework", f"one of {name}", "grujax.load reads it.")
-
-
-def _write_msgpack(path: Path, tree: dict) -> None:
-    path.write_bytes(msgpack_serialize(tree))
+        return _mapping(whole[1], lambda path: flax.FRAMEWORK.write(path, whole))
+    if name != "safetensors":
+        return _mapping(whole, lambda path: files.FORMATS[name].write(path, whole))
+    with opened_safetensors(path) as file:
+        metadata = file.metadata() or {}
+    return _mapping(whole, lambda path: torch_files.write_safetensors(path, whole, metadata))
 
 
 def _torch_module(module: Any) -> Opened:
-    from grujax.interop.torch import from_torch
-
-    torch = torch_files.require_package("torch", "torch")
-    served = (torch.nn.GRU, torch.nn.GRUCell)
-    found = {name: of for name, of in module.named_modules() if isinstance(of, served)}
-    state = module.state_dict()
-    writable = _state_dict(state, torch_files.write_torch)
-    puts = {gru.name: gru.put for gru in writable.grus}
-    grus = []
-    for name, of in found.items():
-        model, variables = from_torch(of, verify=False)
-        kind = f"torch.nn.{'GRUCell' if isinstance(of, torch.nn.GRUCell) else 'GRU'}"
-        grus.append(record(name, kind, model, variables, lambda of=of: from_torch(of), puts.get(name, _no_place)))
-    return Opened(grus, writable.write)
+    """Of a live module: those of its state dict, each taken as the live layer that it is."""
+    torch, state, grus = require_package("torch", "torch"), module.state_dict(), []
+    found = _mapping(state, lambda path: torch_files.write_torch(path, state))
+    for gru in found.grus:
+        of = module.get_submodule(gru.name)
+        if isinstance(of, (torch.nn.GRU, torch.nn.GRUCell)):
+            kind = "torch.nn.GRU" if isinstance(of, torch.nn.GRU) else "torch.nn.GRUCell"
+            grus.append(dataclasses.replace(gru, where=kind, take=partial(from_torch, of)))
+    return found._replace(grus=grus)
 
 
-def _no_place(model: nn.Module, variables: Mapping) -> None:
-    raise InputError("source", "weights as they are", "weights that something computes", "Remove weight_norm first.")
-
-
-def _state_dict(state: Any, write: Callable[[Path, Any], None]) -> Opened:
-    """torch's, tensors in place."""
-    torch = torch_files.require_package("torch", "torch")
-    kept = {key: a for key, a in state.items() if isinstance(key, str) and isinstance(a, torch.Tensor | np.ndarray)}
-    kept = {key: a for key, a in kept.items() if isinstance(a, np.ndarray) or not a.is_meta}
-    floats = {key: a for key, a in kept.items() if str(a.dtype).removeprefix("torch.") in DTYPES}
-    flat = torch_files.arrays(floats)
+def _mapping(tree: Any, write: Callable[[Path], object] | None) -> Opened:
+    """Of nested mappings of arrays, or of a state dict, alone or in a checkpoint; what is put goes into them."""
+    inner = unwrapped(tree) if all(isinstance(key, str) for key in tree) else tree
+    tree = inner if any(isinstance(key, str) and KEY.fullmatch(key) for key in inner) else tree
+    leaves: dict[Any, Any] = flatten_dict(_plain(tree))
+    paths = {"/".join(map(str, path)): path for path, a in leaves.items() if _is_floats(a)}
+    given = {key: leaves[path] for key, path in paths.items()}
+    given = {key: np.asarray(a) if isinstance(a, jax.Array) else a for key, a in given.items()}
 
     def back(key: str, a: NDArray) -> None:
-        state[key] = a if isinstance(state[key], np.ndarray) else torch_files.tensors({key: a})[key]
+        *owners, last = paths[key]
+        node = tree
+        for owner in owners:
+            node = node[owner]
+        node[last] = a if isinstance(given[key], np.ndarray) else tensors({key: a})[key]
 
-    return Opened(_in_arrays(flat, "state dict", back), lambda path: write(path, state))
+    return Opened(grus_in(arrays(given), back), write)
 
 
-def _in_arrays(
-    flat: dict[str, NDArray], where: str, back: Callable[[str, NDArray], None] | None = None
-) -> list[FoundGRU]:
-    """Under torch's keys."""
-    grus, plain = [], effective({key: a for key, a in flat.items() if a.dtype.name in DTYPES})
-    prefixes = dict.fromkeys(m["prefix"] for key in plain if (m := KEY.fullmatch(key)))
-    for prefix in prefixes:
-        name = prefix.removesuffix(".")
+def _is_floats(a: Any) -> bool:
+    array = isinstance(a, np.ndarray | jax.Array) or type(a).__module__.split(".")[0] == "torch"
+    dtype = str(getattr(a, "dtype", "")).removeprefix("torch.")
+    whole = str(getattr(a, "layout", "torch.strided")) == "torch.strided" and not getattr(a, "is_meta", False)
+    return array and dtype in FLOATS and whole
 
-        def read(name: str = name) -> tuple[nn.Module, dict]:
-            return from_arrays(plain, prefix=name)
 
-        def put(model: nn.Module, variables: Mapping, prefix: str = prefix) -> None:
-            for key, a in to_arrays(model, variables).items():
-                set_array(flat, f"{prefix}{key}", a)
-                if back is not None:
-                    back(f"{prefix}{key}", a)
-
-        try:
-            grus.append(record(name, where, *read(), read, put))
-        except InputError:  # an LSTM, or a part of one
-            continue
-    return grus
+def _plain(tree: Any) -> Any:
+    """Mappings as dicts, whatever class they have."""
+    return {key: _plain(a) for key, a in tree.items()} if isinstance(tree, Mapping) else tree

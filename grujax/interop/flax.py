@@ -11,49 +11,26 @@ from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
+import jax
 import numpy as np
 from flax.serialization import msgpack_restore, to_bytes
 from flax.traverse_util import unflatten_dict
-from numpy.typing import NDArray
 
-from grujax.core.weight_layouts import DIALECTS, by_gate
+from grujax.core.dialects import DIALECTS
 from grujax.errors import InputError, require
+from grujax.interop import trees
 from grujax.interop.framework import Framework
-from grujax.interop.layers import (
-    Layout,
-    cell_options,
-    cell_runner,
-    flattened,
-    in_layers,
-    layers_runner,
-    layout_of_keys,
-    layout_of_model,
-    layout_of_module,
-    recurrent,
-    require_tensors,
-    to_jax,
-    written,
-)
-from grujax.interop.parts import Place, put_together, take_apart
-from grujax.interop.prove import Runner, require_agreement, wanted
-from grujax.interop.weight_layouts import Cell, read
-from grujax.linen.cell import GRUCell
-from grujax.linen.layer import GRU
+from grujax.interop.parts import Place, to_jax
+from grujax.interop.prove import Runner
+from grujax.linen import GRU, GRUCell
 
 PLACE = Place("flax.linen.GRUCell", {"activation": None, "gate_activation": None}, (GRU, GRUCell))
-KERNELS = tuple(f"{side}{gate}/kernel" for side in "ih" for gate in "rzn")
-BIASES = ("ir/bias", "iz/bias", "in/bias", "hn/bias")
 OWN = re.compile(r"layers_\d+|forward_rnn|backward_rnn|cell|i[rzn]|h[rzn]")
 """Names that a GRU of Flax has itself."""
-TENSORS = DIALECTS["flax"].tensors
-"""A cell's tensors; and the first of each group that stands in one array elsewhere."""
 
 
 def from_flax(
-    source: nn.Module | Mapping,
-    variables: Mapping | None = None,
-    *,
-    verify: bool | None = None,
+    source: nn.Module | Mapping, variables: Mapping | None = None, *, verify: bool | None = None
 ) -> tuple[nn.Module, dict]:
     """The model and variables that compute what a Linen module computes.
 
@@ -66,8 +43,7 @@ def from_flax(
       source: the module; or its parameters alone, {"params": tree} or the tree, whose keys tell the structure. They
         tell neither options nor what is between layers and has no parameters: the defaults, and nothing, are taken.
       variables: of the module.
-      verify: run both sides on random data; the largest difference is logged (logger "grujax.interop", INFO), and one
-        past the tolerance table raises. None does so with a module of 32 bits or more.
+      verify: run both sides, see `grujax.interop`. None does so with a module of 32 bits or more.
 
     Raises:
       InputError: naming the key, module or field that no grujax model stands for; nothing is skipped, guessed or cast.
@@ -78,39 +54,13 @@ def from_flax(
     >>> model.hidden_size, variables["params"]["l0"]["w_ih"].shape
     (20, (10, 60))
     """
-    given = source if variables is None else variables
-    remedy = "from_flax(module, variables) takes a Linen module."
-    if not isinstance(given, Mapping):
-        raise InputError("variables", '{"params": tree}', type(given).__name__, remedy)
-    for collection in given if "params" in given else ():
-        remedy = "Its weights are in params."
-        require(collection == "params", "variables", '"params" alone', f"{str(collection)[:80]!r} besides", remedy)
-    tree = given.get("params", given)
-    require(isinstance(tree, Mapping), "params", "a tree of arrays", type(tree).__name__)
-    flat = flattened(_inner(tree), "variables")
-    if variables is None:
-        layout, module = layout_of_keys(list(flat)), None
-    else:
-        layout, module = layout_of_module(source, nn), source
-    require_tensors(flat, layout, (*KERNELS, *BIASES))
-    cells = {prefix: _read(flat, prefix, cell) for prefix, cell in layout.cells.items()}
-    model, converted = put_together(cells, **layout.model)
-    if wanted(verify, module is not None, model):
-        require_agreement(
-            model, converted, runner(tree, model) if module is None else _runner(module, tree), "variables"
-        )
-    return model, converted
+    return FRAMEWORK.ours((None, source) if variables is None else (source, variables), verify)
 
 
 def to_flax(model: nn.Module, variables: Mapping, *, verify: bool = False) -> tuple[nn.Module, dict]:
     """The Linen module that computes what `model` computes, and its variables: the inverse of `from_flax`.
 
     A `GRUCell` gives an `nn.GRUCell`; a `GRU` an `nn.RNN` or `nn.Bidirectional`, of several layers an `nn.Sequential`.
-
-    Args:
-      model: a `GRU` or `GRUCell`.
-      variables: its variables, `{"params": ...}` alone.
-      verify: see `from_flax`.
 
     Warns:
       ConversionWarning: b_hh is not 0 in r and z: its sum with b_ih is stored. With bias=False zeros are.
@@ -125,14 +75,45 @@ def to_flax(model: nn.Module, variables: Mapping, *, verify: bool = False) -> tu
     >>> module.apply(variables, jnp.ones((3, 7, 10))).shape
     (3, 7, 40)
     """
-    parts = take_apart(model, variables, PLACE, DIALECTS["flax"])
-    params, layout = {}, layout_of_model(model)
-    for prefix, of in zip(layout.cells, written(model, parts, DIALECTS["flax"]), strict=True):
-        params |= {f"{prefix}{name}": to_jax(a, f"{prefix}{name}") for name, a in by_gate(*of.values()).items()}
-    module, tree = _module(model, layout), unflatten_dict(params, sep="/")
-    if verify:
-        require_agreement(model, variables, _runner(module, tree), "model")
-    return module, {"params": tree}
+    return FRAMEWORK.theirs(model, variables, verify)
+
+
+def _read(theirs: tuple[nn.Module | None, Mapping]) -> tuple[nn.Module, dict]:
+    module, given = theirs
+    if not isinstance(given, Mapping):
+        remedy = "from_flax(module, variables) takes a Linen module."
+        raise InputError("variables", '{"params": tree}', type(given).__name__, remedy)
+    for collection in given if "params" in given else ():
+        found, remedy = f"{str(collection)[:80]!r} besides", "Its weights are in params."
+        require(collection == "params", "variables", '"params" alone', found, remedy)
+    flat = _tensors(given)
+    layout = trees.layout_of_keys(list(flat)) if module is None else trees.layout_of_module(module, nn)
+    return trees.read_tree(flat, layout, DIALECTS["flax"])
+
+
+def _build(model: nn.Module, variables: Mapping) -> tuple[nn.Module, dict]:
+    layout = trees.layout_of_model(model)
+    cells = trees.written_tree(model, variables, PLACE, DIALECTS["flax"], list(layout.cells))
+    params = {key: to_jax(a, key) for of in cells for key, a in of.items()}
+    return _module(model, layout), {"params": unflatten_dict(params, sep="/")}
+
+
+def _run(theirs: tuple[nn.Module | None, Mapping], model: nn.Module) -> Runner:
+    """Flax itself. The layers of an `nn.Sequential` run one by one: as a whole it takes no states and gives none."""
+    tree = _inner(theirs[1].get("params", theirs[1]))
+    module: Any = theirs[0] or _module(model, trees.layout_of_keys(list(_tensors(tree))))
+    stacked = isinstance(module, nn.Sequential)
+    layers: list[Any] = list(module.layers) if stacked else [module]
+    inside = [tree[f"layers_{k}"] for k in range(len(layers))] if stacked else [tree]
+    two = isinstance(layers[0], nn.Bidirectional)
+    calls = [partial(layer.apply, {"params": of}) for layer, of in zip(layers, inside, strict=True)]
+    return trees.jax_runner(model, lambda x, h: calls[0](h, x)[0], [trees.recurrent(call, two) for call in calls], two)
+
+
+def _tensors(given: Mapping) -> dict:
+    tree = given.get("params", given)
+    require(isinstance(tree, Mapping), "params", "a tree of arrays", type(tree).__name__)
+    return trees.flattened(_inner(tree), "variables")
 
 
 def _inner(tree: Mapping) -> Mapping:
@@ -146,17 +127,13 @@ def _inner(tree: Mapping) -> Mapping:
     return tree
 
 
-def runner(variables: Mapping, model: nn.Module) -> Runner:
-    """Flax itself, on the module that `to_flax` makes of `model`."""
-    tree = _inner(variables.get("params", variables))
-    return _runner(_module(model, layout_of_keys(list(flattened(tree, "variables")))), tree)
+def _module(model: Any, layout: trees.Layout) -> nn.Module:
+    cells = [nn.GRUCell(model.hidden_size, **trees.cell_options(model)) for _ in layout.cells]
+    return trees.nested(cells, nn, layout, getattr(model, "time_major", False))
 
 
-def load(path: Path) -> dict[str, Any]:
-    """The parameters in a `.msgpack` file that `flax.serialization.to_bytes` made, {"params": tree} or the tree.
-
-    msgpack holds data alone: nothing of it is run.
-    """
+def _load(path: Path) -> tuple[None, dict[str, Any]]:
+    """What `flax.serialization.to_bytes` made, {"params": tree} or the tree; msgpack holds data alone."""
     remedy = 'Write flax.serialization.to_bytes({"params": params}).'
     try:
         tree = msgpack_restore(path.read_bytes())
@@ -165,51 +142,49 @@ def load(path: Path) -> dict[str, Any]:
         raise InputError("path", "a whole msgpack file of Flax", found[:200], remedy) from error
     if not isinstance(tree, dict):
         raise InputError("path", "a tree of parameters", type(tree).__name__, remedy)
-    return tree
+    return None, tree
 
 
-def store(path: Path, variables: Mapping) -> None:
-    path.write_bytes(to_bytes(variables))
+def _load_folder(path: Path) -> tuple[None, Mapping[str, Any]]:
+    """The parameters in a folder that orbax wrote; another folder is refused by what it is."""
+    names = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
+    remedy = "Keras: model.save('model.keras'); or export it to ONNX with tf2onnx."
+    require("saved_model.pb" not in names, "path", "a model file", f"a SavedModel of TensorFlow at {path}", remedy)
+    inside = [path / name for name in ("default", "params", "state") if (path / name).is_dir()]
+    of_orbax = bool(names & {"_METADATA", "manifest.ocdbt", "_CHECKPOINT_METADATA"})
+    require(of_orbax, "path", "a file", f"none at {path}", "A folder is read where orbax wrote it.")
+    import orbax.checkpoint as ocp  # Flax brings it
+
+    for folder in (path, *inside):
+        if (folder / "_METADATA").exists():
+            try:
+                with ocp.PyTreeCheckpointer() as checkpointer:
+                    metadata = checkpointer.metadata(folder.absolute()).item_metadata.tree
+                    numbers = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata)
+                    return None, checkpointer.restore(folder.absolute(), restore_args=numbers)
+            except Exception as error:  # whatever tensorstore and orbax raise for what is not whole
+                raise InputError("path", "a whole folder of orbax", f"{type(error).__name__} at {path}") from error
+    raise InputError("path", "a folder of orbax with a tree of arrays", f"{sorted(names)[:5]} at {path}")
 
 
-def _theirs(model: nn.Module, variables: Mapping) -> dict:
-    return to_flax(model, variables)[1]
+def _store_folder(path: Path, theirs: tuple[Any, Mapping[str, Any]]) -> None:
+    """Orbax writes beside `path` and renames."""
+    import orbax.checkpoint as ocp
+
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        checkpointer.save(path.absolute(), theirs[1])
 
 
-FRAMEWORK = Framework("flax", (".msgpack",), load, from_flax, _theirs, store, runner)
-
-
-def _read(flat: Mapping[str, NDArray], prefix: str, module: nn.Module | None) -> Cell:
-    """The cell of which the tensors have this prefix; the width of its module, where there is one."""
-    first = flat[f"{prefix}ir/kernel"]
-    require(first.ndim == 2, f"{prefix}ir/kernel", "two axes", f"shape {first.shape}")
-    n_inputs, width = first.shape if module is None else (first.shape[0], module.features)
-    shapes = {name: (n_inputs if name.startswith("i") else width, width) for name in KERNELS}
-    for name, shape in (shapes | dict.fromkeys(BIASES, (width,))).items():
-        key, a = f"{prefix}{name}", flat[f"{prefix}{name}"]
-        require(a.shape == shape, key, f"shape {shape}", a.shape)
-        require(a.dtype == first.dtype, key, f"dtype {first.dtype}, that of {prefix}ir/kernel", f"dtype {a.dtype}")
-
-    names = (KERNELS[:3], KERNELS[3:], BIASES[:3], BIASES[3:])
-    joined = [np.concatenate([flat[f"{prefix}{name}"] for name in group], axis=-1) for group in names]
-    return read({f"{prefix}{name}": a for name, a in zip(TENSORS, joined, strict=True)}, DIALECTS["flax"])
-
-
-def _module(model: Any, layout: Layout) -> nn.Module:
-    cells = [nn.GRUCell(model.hidden_size, **cell_options(model)) for _ in layout.cells]
-    if layout.single:
-        return cells[0]
-    layers = in_layers(cells, nn, layout.bidirectional, model.time_major)
-    return nn.Sequential(layers) if layout.stacked else layers[0]
-
-
-def _runner(module: Any, tree: Mapping) -> Runner:
-    """Flax itself. The layers of an `nn.Sequential` run one by one: as a whole it takes no states and gives none."""
-    if isinstance(module, nn.GRUCell):
-        return cell_runner(lambda x, h: module.apply({"params": tree}, h, x)[0])
-    stacked = isinstance(module, nn.Sequential)
-    layers: list[Any] = list(module.layers) if stacked else [module]
-    trees = [tree[f"layers_{k}"] for k in range(len(layers))] if stacked else [tree]
-    two = isinstance(layers[0], nn.Bidirectional)
-    calls = [partial(layer.apply, {"params": of}) for layer, of in zip(layers, trees, strict=True)]
-    return layers_runner([recurrent(call, two) for call in calls], two)
+FRAMEWORK = Framework(
+    "flax",
+    _read,
+    _build,
+    _run,
+    "variables",
+    live=lambda theirs: theirs[0] is not None,
+    load=_load,
+    write=lambda path, theirs: path.write_bytes(to_bytes(theirs[1])),
+    endings=(".msgpack",),
+)
+ORBAX = FRAMEWORK._replace(name="orbax", load=_load_folder, write=_store_folder, endings=())
+"""A folder."""

@@ -1,16 +1,25 @@
-"""A GRU in a larger model, as `grujax.interop.find` gives it."""
+"""GRUs in larger models: what `grujax.interop.find` gives of each, and those in arrays by their paths.
 
-from collections.abc import Callable, Mapping
+Cells of torch, Flax Linen, NNX and Haiku are told by a tensor of theirs.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import flax.linen as nn
+from flax import nnx
+from flax.traverse_util import flatten_dict, unflatten_dict
 from numpy.typing import NDArray
 
-from grujax.errors import require
+from grujax.errors import InputError, require
+from grujax.interop import flax, haiku
+from grujax.interop import nnx as of_nnx
 from grujax.interop.prove import sizes
-
-Put = Callable[[nn.Module, Mapping], None]
+from grujax.interop.torch_keys import KEY, effective, from_arrays, to_arrays
 
 
 @dataclass(frozen=True)
@@ -28,18 +37,120 @@ class FoundGRU:
     reset_after: bool
     where: str
     take: Callable[[], tuple[nn.Module, dict]] = field(repr=False, compare=False)
-    put: Put = field(repr=False, compare=False)
+    put: Callable[[nn.Module, Mapping], None] = field(repr=False, compare=False)
 
 
-def record(name: str, where: str, model: Any, variables: Mapping, take: Callable, put: Put) -> FoundGRU:
+class Opened(NamedTuple):
+    """A source: the GRUs in it, and how it is written once something was put into it; None where that cannot be.
+
+    folder: what is written is a folder, by a library that writes it whole or not at all.
+    """
+
+    grus: list[FoundGRU]
+    write: Callable[[Path], object] | None
+    folder: bool = False
+
+
+def record(name: str, where: str, model: Any, variables: Mapping, take: Callable, put: Callable) -> FoundGRU:
     """What `find` gives of a model that was read."""
     of = sizes(model, variables)
     layers, both = getattr(model, "num_layers", 1), getattr(model, "bidirectional", False)
     return FoundGRU(name, of.input_size, of.hidden_size, layers, both, model.reset_after, where, take, put)
 
 
-def set_array(flat: dict[str, NDArray], key: str, a: NDArray) -> None:
-    require(key in flat, key, "this key in the source", "no such key", "Weights that something computes stay there.")
-    same = (flat[key].shape, flat[key].dtype) == (a.shape, a.dtype)
-    require(same, key, f"{flat[key].dtype} {flat[key].shape}", f"{a.dtype} {a.shape}")
-    flat[key] = a
+def require_same(key: str, old: NDArray | None, new: NDArray) -> None:
+    """Raises `InputError` unless weights that are put back have the form of those that were there."""
+    if old is None:
+        require(False, key, "this key in the source", "no such key", "Weights that something computes stay there.")
+    else:
+        same = (old.shape, old.dtype) == (new.shape, new.dtype)
+        require(same, key, f"{old.dtype} {old.shape}", f"{new.dtype} {new.shape}")
+
+
+class Tree(NamedTuple):
+    """sign: a tensor that tells a cell. between: what stands between a layer's name and it. read, write: of a tree."""
+
+    sign: str
+    where: str
+    between: str
+    read: Callable[[dict], tuple[nn.Module, dict]]
+    write: Callable[[nn.Module, Mapping], Mapping]
+
+
+WAY = r"(?:(?:forward|backward)_rnn/)?(?:cell/)?"
+TREES = (
+    Tree(
+        "ir/kernel",
+        "flax.linen.GRUCell",
+        rf"(?:layers_\d+/)?{WAY}",
+        lambda tree: flax.FRAMEWORK.read((None, tree)),
+        lambda *given: flax.FRAMEWORK.build(*given)[1]["params"],
+    ),
+    Tree(
+        "dense_i/kernel",
+        "flax.nnx.GRUCell",
+        rf"(?:layers/\d+/)?{WAY}",
+        lambda tree: of_nnx.FRAMEWORK.read(nnx.State(tree)),
+        lambda *given: nnx.to_pure_dict(nnx.state(of_nnx.FRAMEWORK.build(*given), nnx.Param)),
+    ),
+    Tree(
+        "w_i",
+        "hk.GRU",
+        "",
+        lambda tree: haiku.FRAMEWORK.read({"gru": tree}),
+        lambda *given: haiku.FRAMEWORK.build(*given)["gru"],
+    ),
+)
+
+
+def grus_in(flat: dict[str, NDArray], back: Callable[[str, NDArray], None]) -> list[FoundGRU]:
+    """Those under torch's keys; cells of the others, and the layers that they make where those can be read as one.
+
+    back: takes what is put, by its path.
+    """
+
+    def gru(base: str, where: str, read: Callable[[], tuple], write: Callable[..., Mapping]) -> FoundGRU:
+        def put(model: nn.Module, variables: Mapping) -> None:
+            found: dict[Any, Any] = flatten_dict(dict(write(model, variables)))
+            for path, a in found.items():
+                key = f"{base}{'/'.join(map(str, path))}"
+                require_same(key, flat.get(key), a)
+                back(key, a)
+
+        model, variables = read()
+        return record(base.rstrip("./"), where, model, variables, read, put)
+
+    grus, plain = [], effective(flat)
+    for prefix in dict.fromkeys(m["prefix"] for key in plain if (m := KEY.fullmatch(key))):
+        try:
+            read = partial(from_arrays, plain, prefix=prefix.removesuffix("."))
+            grus.append(gru(prefix, "state dict", read, to_arrays))
+        except InputError:  # an LSTM, or a part of one
+            continue
+    for tree in TREES:
+        starts = [key.removesuffix(tree.sign) for key in flat if f"/{key}".endswith(f"/{tree.sign}")]
+        waiting = list(_layers(starts, tree.between))
+        while waiting:
+            base, cells = waiting.pop(0)
+            own = {key.removeprefix(base): flat[key] for key in flat if key.startswith(tuple(cells))}
+            try:
+                read = partial(tree.read, unflatten_dict(own, sep="/"))
+                grus.append(gru(base, tree.where, read, tree.write))
+            except InputError:
+                waiting = [(cell, [cell]) for cell in cells if len(cells) > 1] + waiting
+    return grus
+
+
+def _layers(starts: list[str], between: str) -> Iterator[tuple[str, list[str]]]:
+    """The cells of each layer or stack by its base; of a stack in which something stands between layer by layer."""
+    bases: dict[str, dict[str, list[str]]] = {}
+    for start in starts:
+        base = re.sub(rf"{between}$", "", start)
+        match = re.match(r"layers[_/]\d+/", start[len(base) :])
+        bases.setdefault(base, {}).setdefault(match[0] if match else "", []).append(start)
+    for base, layers in bases.items():
+        numbers = sorted(int(re.sub(r"\D", "", layer) or 0) for layer in layers)
+        if numbers == list(range(len(numbers))):
+            yield base, [cell for cells in layers.values() for cell in cells]
+        else:
+            yield from ((f"{base}{layer}", cells) for layer, cells in layers.items())

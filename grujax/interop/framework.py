@@ -1,4 +1,4 @@
-"""What a framework is here: one record for all of them, by which files are read, written and run."""
+"""What a framework is here: one record for all, by which objects and files are read, written, run and proved."""
 
 import zipfile
 from collections.abc import Callable, Mapping
@@ -6,32 +6,67 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax.numpy as jnp
 
-from grujax.errors import require
-from grujax.interop.prove import Runner
+from grujax.errors import InputError, require
+from grujax.interop.prove import Runner, coarser, require_agreement
 
 LARGEST_RATIO, SMALL = 20, 1 << 20
 """A member of an archive may be so many times as large as the file; and in any case so many bytes."""
 
 
-class Framework(NamedTuple):
-    """A framework's files. `read` gives what stands in one, in the framework's own form; `ours` turns that into (model,
-    variables), `build` makes it of them, `write` writes it, and `run` is the framework itself at work on it.
+def _no_file(*_: Any) -> Any:
+    raise InputError("path", "a framework with files", "one without")
 
-    endings: of its files; reads: of files that are read and not written. keeps_statistics: what standardises inputs and
+
+class Framework(NamedTuple):
+    """A framework, and what it calls a model: a module, layers, parameters or a program.
+
+    read: of what is its own makes (model, variables), `build` the other way round; `run` is the framework itself at
+    work. argument: as errors call what is read. live: whether it is run unasked, which shows that nothing was missed.
+    load, write: from and to a file. endings: of its files; reads: of files that are read and not written.
+    recognise: whether an object is one of its modules, models or graphs. keeps_statistics: what standardises inputs and
     targets stands in the file too. assumes: a file of it does not tell what a head reads.
     """
 
     name: str
-    endings: tuple[str, ...]
-    read: Callable[[Path], Any]
-    ours: Callable[..., tuple[nn.Module, dict]]
-    build: Callable[[nn.Module, Mapping], Any]
-    write: Callable[[Path, Any], None]
+    read: Callable[..., tuple[nn.Module, dict]]
+    build: Callable[..., Any]
     run: Callable[[Any, nn.Module], Runner]
+    argument: str = "source"
+    live: Callable[[Any], bool] = lambda theirs: False
+    recognise: Callable[[Any], bool] = lambda theirs: False
+    load: Callable[[Path], Any] = _no_file
+    write: Callable[[Path, Any], object] = _no_file
+    endings: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
     keeps_statistics: bool = False
     assumes: bool = False
+
+    def ours(self, theirs: Any, verify: bool | None, **options: Any) -> tuple[nn.Module, dict]:
+        """The model and variables of what is theirs; verify: None runs what is live, in 32 bits or more."""
+        model, variables = self.read(theirs, **options)
+        wide = jnp.finfo(coarser(model)).bits >= 32
+        if verify or (verify is None and wide and self.live(theirs)):
+            require_agreement(model, variables, self.run(theirs, model), self.argument)
+        return model, variables
+
+    def theirs(self, model: nn.Module, variables: Mapping, verify: bool, **options: Any) -> Any:
+        """The other way round."""
+        made = self.build(model, variables, **options)
+        if verify:
+            require_agreement(model, variables, self.run(made, model), "model")
+        return made
+
+
+def is_one_of(package: str, kind: str = "") -> Callable[[Any], bool]:
+    """Whether an object has a class of a package, of any name or of one, told without importing the package."""
+
+    def recognise(theirs: Any) -> bool:
+        classes = [(of.__module__.partition(".")[0], of.__name__) for of in type(theirs).__mro__]
+        return any(module.startswith(package) and kind in ("", name) for module, name in classes)
+
+    return recognise
 
 
 def check_archive(path: Path) -> None:

@@ -5,25 +5,27 @@ it has their sum alone. Any backend of Keras serves; it is imported where Keras 
 """
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-from numpy.typing import NDArray
 
 from grujax.errors import require
-from grujax.interop.framework import Framework
-from grujax.interop.keras_files import load_keras, load_weights
-from grujax.interop.keras_layers import ACTIVATIONS, HEADS, MERGES, OUTPUTS, POOLINGS, RECURRENT, Layer, dialect_of
-from grujax.interop.keras_live import layers_of, run_itself, runner
-from grujax.interop.keras_write import store, store_weights, to_keras, to_keras_weights
-from grujax.interop.parts import ConversionWarning, Dense, put_together
-from grujax.interop.prove import require_agreement, require_shown, wanted
-from grujax.interop.weight_layouts import Cell, read
+from grujax.interop import keras_files, keras_live
+from grujax.interop.framework import Framework, is_one_of
+from grujax.interop.keras_layers import Layer
+from grujax.interop.keras_model import TRAINING, from_layers, to_layers
+from grujax.interop.parts import ConversionWarning
+from grujax.interop.prove import coarser
+from grujax.linen.cell import GRUCell
 
 if TYPE_CHECKING:
     import keras
+
+DEFAULTS = {"bias": True, "activation": "tanh", "gate_activation": "sigmoid", "merge": "concat"}
+DEFAULTS |= {"output_activation": None}
+"""What a file of weights does not tell."""
 
 
 def from_keras(source: "keras.Layer | Sequence[Layer]", *, verify: bool | None = None) -> tuple[nn.Module, dict]:
@@ -40,8 +42,8 @@ def from_keras(source: "keras.Layer | Sequence[Layer]", *, verify: bool | None =
 
     Args:
       source: built, or what `load` read from a file.
-      verify: run both sides on random data; the largest difference is logged (logger "grujax.interop", INFO), and one
-        past the tolerance table raises. None runs a float32 layer or model as it is, and nothing that `load` read.
+      verify: run both sides, see `grujax.interop`. None runs a float32 layer or model as it is, and nothing that `load`
+        read.
 
     Raises:
       InputError: naming the layer, what was expected and what was found; nothing is skipped, guessed or cast.
@@ -58,123 +60,78 @@ def from_keras(source: "keras.Layer | Sequence[Layer]", *, verify: bool | None =
     >>> model.hidden_size, variables["params"]["l0"]["w_ih"].shape
     (4, (3, 12))
     """
-    layers = layers_of(source)
-    recurrent = [layer for layer in layers if layer.kind in RECURRENT]
-    require(bool(recurrent), "source", "a GRU", f"layers {[layer.kind for layer in layers]}")
-    _check_order(layers)
-    first, left = recurrent[0], [sentence for layer in layers for sentence in layer.left]
-    dialect = dialect_of(first.config["reset_after"])
-    cells: dict[str, Cell] = {}
-    for layer in recurrent:
-        same = layer.kind == first.kind
-        require(same, layer.name, f"{first.kind}, as {first.name}", layer.kind, "Convert the layers one by one.")
-        own, firsts = layer.config | {"dtype": layer.compute}, first.config | {"dtype": first.compute}
-        for key in ("activation", "recurrent_activation", "use_bias", "reset_after", "merge_mode", "dtype"):
-            found, expected = own.get(key), firsts.get(key)
-            remedy = "A GRU of several layers has this once: convert the layers one by one."
-            require(found == expected, f"{layer.name}.{key}", f"{expected!r}, as {first.name}", repr(found), remedy)
-        for weights in layer.weights:
-            name = next(iter(weights), layer.name).rsplit("/", 1)[0]
-            cells[name] = read(dict(_biases_apart(weights)), dialect)
-    dropout, more = _dropout(layers, recurrent)
-    kinds = {"single": first.kind == "GRUCell", "bidirectional": first.kind == "Bidirectional"}
-    model, variables = put_together(cells, _head(layers), **kinds, **_fields(layers, recurrent), **dropout)
-    for sentence in dict.fromkeys([*left, *more]):
-        warnings.warn(f"grujax: {sentence}", ConversionWarning, stacklevel=2)
-    live = not isinstance(source, list) and first.dtype == "float32"  # whose tanh Keras on JAX computes in 32 bits
-    if live and verify is not False and wanted(None, live, model):
-        require_shown(model, variables, run_itself(source), "source")
-    if verify:
-        require_agreement(model, variables, runner(layers, model), "source")
+    model, variables = FRAMEWORK.ours(source, bool(verify))
+    if verify is not False and not isinstance(source, list) and coarser(model) == jnp.float32:
+        keras_live.require_shown(source, model, variables)
     return model, variables
 
 
-FRAMEWORK = Framework("keras", (".keras",), load_keras, from_keras, to_keras, store, runner, (".h5",))
-WEIGHTS = Framework(
-    "keras-weights", (".weights.h5",), load_weights, from_keras, to_keras_weights, store_weights, runner, assumes=True
+def to_keras(
+    model: nn.Module, variables: Mapping, *, verify: bool = False
+) -> "keras.Sequential | keras.layers.GRUCell":
+    """What computes in Keras what `model` computes: the inverse of `from_keras`, bit for bit.
+
+    Args:
+      model: a `GRUCell`, which becomes a `keras.layers.GRUCell`; a `GRU` or `GRUModel`, which becomes a
+        `keras.Sequential` for inputs (B, T, I), of any T: a `GRU` that of its output at every step.
+
+    Returns:
+      the layer or model, built, its weights set, as new layers of Keras start otherwise.
+
+    Raises:
+      InputError: what Keras has no place for: attention, statistics, functions that it does not have by name.
+
+    Warns:
+      ConversionWarning: the split of the biases with reset_after=False, and what acts in training alone.
+
+    >>> import jax, os
+    >>> os.environ["KERAS_BACKEND"] = "jax"
+    >>> from grujax import GRUModel
+    >>> model = GRUModel(hidden_size=20, output_size=5)
+    >>> made = to_keras(model, model.init(jax.random.key(0), jnp.ones((3, 7, 10))))
+    >>> [type(layer).__name__ for layer in made.layers], from_keras(made)[0] == model
+    (['GRU', 'Dense'], True)
+    """
+    return FRAMEWORK.theirs(model, variables, verify)
+
+
+def _build(model: nn.Module, variables: Mapping) -> Any:
+    keras, layers = keras_live.package(), to_layers(model, variables)
+    policy = f"mixed_{layers[0].compute}" if layers[0].compute else layers[0].dtype
+    with keras_live.numerics(layers[0].dtype):
+        built = [keras_live.build(keras, layer, policy) for layer in layers]
+        if isinstance(model, GRUCell):
+            return built[0]
+        return keras.Sequential([keras.Input((None, layers[0].input_size), dtype=layers[0].dtype), *built])
+
+
+def _build_weights(model: Any, variables: Mapping) -> Any:
+    """Of a model that its weights alone tell: what else it is would be lost in a `.weights.h5` file."""
+    for field, default in DEFAULTS.items():
+        found = getattr(model, field, default)
+        require(found == default, field, repr(default), repr(found), "Weights do not tell it: write a .keras file.")
+    for field in ("dropout", "input_dropout"):
+        if getattr(model, field, 0):
+            warnings.warn(f"Keras' weights: {field} is not told, {TRAINING}", ConversionWarning, stacklevel=2)
+    return _build(model, variables)
+
+
+FRAMEWORK = Framework(
+    "keras",
+    lambda source: from_layers(keras_live.layers_of(source)),
+    _build,
+    keras_live.runner,
+    recognise=is_one_of("keras"),
+    load=keras_files.load,
+    write=lambda path, made: keras_live.store(made, path, ".keras", lambda model: model.save),
+    endings=(".keras",),
+    reads=(".h5",),
 )
-
-
-def _check_order(layers: list[Layer]) -> None:
-    """GRUs, then pooling, then a Dense; each reads what the one before gives. Raises `InputError` otherwise."""
-    layers = [layer for layer in layers if layer.kind != "Dropout"]
-    stages = [2 if layer.kind in HEADS else 1 if layer.kind in POOLINGS else 0 for layer in layers]
-    for k, layer in enumerate(layers):
-        first = k == 0 or stages[k] > stages[k - 1] or stages[k] == 0 == stages[k - 1]
-        require(first, layer.name, "GRUs, then one pooling layer, then one Dense", f"a {layer.kind} here")
-        before, steps = layers[k - 1] if k else None, layer.kind != "Dense"
-        if before is not None and before.kind in RECURRENT:
-            given = before.config.get("return_sequences", False)
-            require(given or not steps, f"{before.name}.return_sequences", f"True before {layer.name}", given)
-            apart = before.config.get("merge_mode", "concat") is None
-            require(not apart, f"{before.name}.merge_mode", f"directions merged before {layer.name}", None)
-        else:
-            require(layer.kind != "TimeDistributed", layer.name, "every step, without pooling", "a pooling layer")
-    remedy = "Convert the model without it, and pool the output of every step; grujax.GRUEncoder does both."
-    require(stages[-1] != 1, layers[-1].name, "a Dense behind pooling", "none", remedy)
-
-
-def _biases_apart(weights: Mapping[str, NDArray]) -> Iterator[tuple[str, NDArray]]:
-    """Both biases by themselves, where Keras has them as the rows of one array."""
-    for k, (key, a) in enumerate(weights.items()):
-        if k == 2 and a.ndim == 2:
-            require(len(a) == 2, key, "two rows, one a bias", f"shape {a.shape}")
-            yield from ((f"{key}[{row}]", a[row]) for row in range(2))
-        else:
-            yield key, a
-
-
-def _fields(layers: list[Layer], recurrent: list[Layer]) -> dict[str, Any]:
-    """Of the model, as far as configs tell them."""
-    first, last = recurrent[0], recurrent[-1]
-    fields: dict[str, Any] = {"reset_after": first.config["reset_after"]}
-    fields |= {"activation": ACTIVATIONS[first.config["activation"]]}
-    fields |= {"gate_activation": ACTIVATIONS[first.config["recurrent_activation"]]}
-    if first.kind == "Bidirectional":
-        fields["merge"] = MERGES[first.config["merge_mode"]]
-    if any(layer.kind in HEADS for layer in layers):
-        unpooled = None if last.config["return_sequences"] else "last"
-        head = next(layer for layer in layers if layer.kind in HEADS)
-        fields["output_activation"] = OUTPUTS[head.config["activation"]]
-        fields["pooling"] = next((POOLINGS[layer.kind] for layer in layers if layer.kind in POOLINGS), unpooled)
-    if first.compute:
-        fields["dtype"] = getattr(jnp, first.compute)
-    return fields
-
-
-def _head(layers: list[Layer]) -> tuple[str, Dense] | None:
-    for layer in layers:
-        if layer.kind in HEADS:
-            (key, kernel), *bias = layer.weights[0].items()
-            return key, Dense(kernel, bias[0][1] if bias else None)
-    return None
-
-
-def _dropout(layers: list[Layer], recurrent: list[Layer]) -> tuple[dict[str, Any], list[str]]:
-    """The fields of the model that drop as Keras does; and what else Keras drops, in words."""
-    fields, left = {}, []
-    readers = [k for k, layer in enumerate(layers) if layer.kind in (*RECURRENT, *HEADS)]
-    readers = [k for k in readers if layers[k] is not recurrent[0]]
-    dropouts = [layer for layer in layers if layer.kind == "Dropout" and layer.config["rate"]]
-    before = [layers[k - 1] for k in readers]
-    if dropouts and dropouts == before and len({layer.config["rate"] for layer in dropouts}) == 1:
-        fields["dropout"] = dropouts[0].config["rate"]
-    else:
-        left += [
-            f"{layer.name}: it acts in training alone, and at another place than dropout here" for layer in dropouts
-        ]
-    rates = {layer.config["dropout"] for layer in recurrent}
-    gates_apart = any(layer.config["recurrent_dropout"] for layer in recurrent)  # then Keras draws a mask a gate
-    if rates and max(rates) and max(rates) < 1:  # Keras drops nothing at 1
-        if len(rates) == 1 and not gates_apart and recurrent[0].kind == "GRU":
-            fields["input_dropout"] = rates.pop()
-        else:
-            left += [
-                f"{layer.name}.dropout: it acts in training alone" for layer in recurrent if layer.config["dropout"]
-            ]
-    left += [
-        f"{layer.name}.recurrent_dropout: it acts in training alone, and draws a mask a gate"
-        for layer in recurrent
-        if layer.config["recurrent_dropout"]
-    ]
-    return fields, left
+WEIGHTS = FRAMEWORK._replace(
+    name="keras-weights",
+    build=_build_weights,
+    write=lambda path, made: keras_live.store(made, path, ".weights.h5", lambda model: model.save_weights),
+    endings=(".weights.h5",),
+    reads=(),
+    assumes=True,
+)

@@ -8,13 +8,19 @@ import io
 import json
 import re
 import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from grujax.errors import require, require_package
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from grujax.core.dialects import REMEDIES, require_floats
+from grujax.errors import InputError, require, require_package
 from grujax.interop.framework import check_archive
-from grujax.interop.keras_layers import KINDS, Layer, described
-from grujax.interop.keras_tree import Tree, as_array, told
+from grujax.interop.keras_layers import OUTPUTS, POOLINGS, READ, WEIGHTED, Layer, described
 from grujax.interop.prove import FIND
 
 MEMBERS = {"metadata.json", "config.json", "model.weights.h5"}
@@ -22,41 +28,129 @@ LARGEST_CONFIG = 1 << 20
 """Bytes of a config.json that is still read; one layer takes two thousand."""
 
 
-def load_keras(path: Path) -> list[Layer]:
-    """The layers in a `.keras` file of Keras 3 or 2, or in the `.h5` file that both wrote before.
+class Tree:
+    """The groups and datasets of an HDF5 file, by paths that are known beforehand: no link is followed elsewhere."""
 
-    Nothing is extracted: members are read into memory, checked before.
-    """
-    require(path.is_file(), "path", "a .keras file", f"no file at {path}")
-    if path.name.endswith(".h5") and not path.name.endswith(".weights.h5"):
-        return _load_legacy(path)
-    with told("path", "a .keras file of Keras 3"):
-        members = checked_members(path)
-        with told("metadata.json", "JSON that Keras wrote"):
-            version = version_of(json.loads(members["metadata.json"])["keras_version"], "metadata.json")
-        with told("config.json", "JSON that Keras wrote"):
-            layers = described(json.loads(members["config.json"]), version)
-        weights = members["model.weights.h5"]
-        return _with_weights(io.BytesIO(weights), len(weights), layers)
+    def __init__(self, h5py: Any, root: Any) -> None:
+        self.h5py, self.root = h5py, root
+
+    def at(self, path: str, of: str) -> Any:
+        """of: "Group" or "Dataset"."""
+        node, names = self.root, path.split("/")
+        for depth, name in enumerate(names):
+            key = "/".join(names[: depth + 1])
+            link = node.get(name, getlink=True) if name in node else None  # this opens nothing
+            require(link is not None, key, "what Keras 3 writes", "none of that name")
+            hard = isinstance(link, self.h5py.HardLink)
+            require(hard, key, "what stands in the file itself", f"an HDF5 {type(link).__name__}")
+            node = node[name]
+            kind = of if depth == len(names) - 1 else "Group"
+            require(isinstance(node, getattr(self.h5py, kind)), key, f"an HDF5 {kind}", type(node).__name__)
+        return node
+
+    def names(self, path: str) -> list[str]:
+        return list(self.at(path, "Group"))
+
+    def weights(self, group: str, layer: Layer, legacy: bool = False) -> list[dict[str, Any]]:
+        """The weights of each direction, checked, not yet read. legacy: the group's attributes name them."""
+        shapes, parts, keys = layer.shapes, WEIGHTED.get(layer.kind, ()), []
+        for part in parts if not legacy else ():
+            within = "/".join(filter(None, (group, *part.split("."), "vars")))
+            names, expected = self.names(within), [str(k) for k in range(len(shapes))]
+            require(sorted(names) == expected, within, f"the variables {expected}", str(sorted(names))[:80])
+            keys += [f"{within}/{name}" for name in expected]
+        if legacy:
+            stored = self.at(group, "Group").attrs.get("weight_names", ())
+            names = [name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name) for name in stored]
+            expected = len(shapes) * len(parts)
+            require(len(names) == expected, group, f"{expected} weights", str(names)[:200])
+            keys = [f"{group}/{name}" for name in names]
+        of = [(key, self._variable(key, shapes[k % len(shapes)])) for k, key in enumerate(keys)]
+        return [dict(of[k : k + len(shapes)]) for k in range(0, len(of), max(len(shapes), 1))]
+
+    def _variable(self, key: str, shape: tuple[int | None, ...]) -> Any:
+        dataset = self.at(key, "Dataset")
+        elsewhere = dataset.is_virtual or dataset.external
+        require(not elsewhere, key, "values in the file itself", "HDF5's external or virtual storage")
+        require_floats(key, _dtype(dataset))
+        there = dataset.shape
+        fits = len(there) == len(shape) and all(n in (None, m) for n, m in zip(shape, there, strict=True))
+        units = (shape[-1] or 0) // 3
+        remedy = REMEDIES.get(there[-1] / units, "") if units and "/cell/" in key and there else ""
+        require(fits, key, f"shape {shape}".replace("None", "any"), there, remedy)
+        stored = dataset.id.get_storage_size()
+        require(stored >= dataset.nbytes, key, f"{dataset.nbytes} bytes of values, not compressed", f"{stored} stored")
+        return dataset
 
 
-def checked_members(path: Path) -> dict[str, bytes]:
-    """The members of a `.keras` file, each of the size that it may have."""
+def _dtype(dataset: Any) -> str:
+    """Keras stores bfloat16 as two bytes without a meaning, and an attribute."""
+    opaque = dataset.dtype == np.dtype("V2") and dataset.attrs.get("dtype") == "bfloat16"
+    return "bfloat16" if opaque else dataset.dtype.name
+
+
+def as_array(dataset: Any) -> NDArray:
+    values, dtype = np.asarray(dataset[()]), jnp.dtype(_dtype(dataset))
+    return values.view(dtype) if values.dtype.kind == "V" else values.astype(dtype)  # the machine's byte order
+
+
+class Opened(NamedTuple):
+    """A file: its members where it is a zip, its config where it has one, the version that wrote it, its HDF5 tree."""
+
+    members: dict[str, bytes]
+    config: Any
+    version: int
+    tree: Tree
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Opened]:
+    """A file of any of the three kinds; all that is wrong with it is an `InputError` in one line."""
+    require(path.is_file(), "path", f"a {''.join(path.suffixes)} file", f"no file at {path}")
+    h5py, members, config, version = require_package("h5py", "keras"), {}, None, 3
+    with _told("path", "a whole HDF5 file that Keras wrote"):
+        if path.name.endswith(".keras"):
+            members = _members(path)
+            with _told("metadata.json", "JSON that Keras wrote"):
+                version = _version(json.loads(members["metadata.json"])["keras_version"], "metadata.json")
+            with _told("config.json", "JSON that Keras wrote"):
+                config = json.loads(members["config.json"])
+        with h5py.File(io.BytesIO(members["model.weights.h5"]) if members else path, "r") as root:
+            if path.name.endswith(".h5") and not path.name.endswith(".weights.h5"):
+                remedy = "Weights alone: name it .weights.h5, or save the model."
+                require("model_config" in root.attrs, "model_config", "the attribute that Keras writes", "none", remedy)
+                version = _version(root.attrs.get("keras_version"), "keras_version")
+                config = json.loads(root.attrs["model_config"])
+            yield Opened(members, config, version, Tree(h5py, root))
+
+
+@contextmanager
+def _told(argument: str, expected: str) -> Iterator[None]:
+    """Errors as `InputError`, in one line."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # zipfile, json and h5py have no one class of errors for what is not theirs
+        found = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise InputError(argument, expected, found) from error
+
+
+def _members(path: Path) -> dict[str, bytes]:
+    """The members of a `.keras` file, each of the size that it may have; read into memory, none extracted."""
     require(zipfile.is_zipfile(path), "path", "a .keras file of Keras 3, a zip", "another kind of file")
     check_archive(path)
     with zipfile.ZipFile(path) as archive:
         sizes = {member.filename: member.file_size for member in archive.infolist()}
         once = len(sizes) == len(archive.infolist())
         require(once and set(sizes) == MEMBERS, "path", f"the members {sorted(MEMBERS)}", str(sorted(sizes))[:200])
-        for name in ("config.json", "metadata.json"):
-            require(sizes[name] <= LARGEST_CONFIG, name, f"{LARGEST_CONFIG} bytes at most", sizes[name])
-        size = path.stat().st_size
-        stored = sizes["model.weights.h5"] <= size
-        require(stored, "model.weights.h5", f"{size} bytes at most, as in the file", sizes["model.weights.h5"])
+        limits = dict.fromkeys(MEMBERS, LARGEST_CONFIG) | {"model.weights.h5": path.stat().st_size}
+        for name, limit in limits.items():
+            require(sizes[name] <= limit, name, f"{limit} bytes at most", sizes[name])
         return {name: archive.read(name) for name in archive.namelist()}
 
 
-def version_of(stated: Any, argument: str) -> int:
+def _version(stated: Any, argument: str) -> int:
     """2 or 3: functions of one name differ in them."""
     stated = stated.decode("utf-8", "replace") if isinstance(stated, bytes) else stated
     known = isinstance(stated, str) and stated[:2] in ("2.", "3.")
@@ -64,102 +158,80 @@ def version_of(stated: Any, argument: str) -> int:
     return int(stated[0])
 
 
-def _load_legacy(path: Path) -> list[Layer]:
-    """The layers in an `.h5` file: attributes hold version and config, weights go by their layers' names."""
-    h5py, size = require_package("h5py", "keras"), path.stat().st_size
-    with told("path", "a whole HDF5 file of a model that Keras wrote"), h5py.File(path, "r") as root:
-        remedy = "Weights alone: name it .weights.h5, or save the model."
-        require("model_config" in root.attrs, "model_config", "the attribute that Keras writes", "none", remedy)
-        version, config = version_of(root.attrs.get("keras_version"), "keras_version"), root.attrs["model_config"]
-        layers, tree = described(json.loads(config), version), Tree(h5py, root)
-        stored, found = [name for name in tree.names("model_weights") if name != "top_level_model_weights"], []
-        for layer in layers:
-            group = f"model_weights/{layer.name}"
-            stored = [name for name in stored if name != layer.name]
-            found.append(tree.named(group, layer))
-        stored = [name for name in stored if tree.names(f"model_weights/{name}")]
-        require(
-            not stored,
-            f"model_weights/{', '.join(stored)[:80]}",
-            "only the layers",
-            "these besides",
-            "They would be lost.",
-        )
-        nbytes = sum(d.nbytes for cells in found for cell in cells for d in cell.values())
-        require(nbytes <= size, "path", f"weights of {size} bytes at most, as in the file", nbytes)
-        pairs = zip(layers, found, strict=True)
-        return [
-            one._replace(weights=tuple({k: as_array(d) for k, d in c.items()} for c in cells)) for one, cells in pairs
-        ]
+def load(path: Path) -> list[Layer]:
+    """The layers in a file.
 
-
-def load_weights(path: Path) -> list[Layer]:
-    """The layers that a `.weights.h5` file of a Sequential or functional model tells.
-
-    Weights and the order of layers are all there is, and of layers without weights their class. What no file tells is
-    taken as Keras' default: tanh, sigmoid, merge_mode "concat"; and a Dense that follows a GRU reads its last state.
+    Of a `.weights.h5` file weights and the order of layers are all there is, and of layers without weights their class.
+    What it does not tell is taken as Keras' default: tanh, sigmoid, merge_mode "concat"; and a Dense that follows a GRU
+    reads its last state.
     """
-    require(path.is_file(), "path", "a .weights.h5 file", f"no file at {path}")
-    return _with_weights(path, path.stat().st_size, None)
-
-
-def _with_weights(file: Path | io.BytesIO, size: int, layers: list[Layer] | None) -> list[Layer]:
-    h5py = require_package("h5py", "keras")
-    with told("path", "a whole HDF5 file that Keras 3 wrote"), h5py.File(file, "r") as root:
-        tree = Tree(h5py, root)
-        groups = tree.names("layers")
-        alone = layers is None
-        layers = _told_by_groups(tree, groups) if layers is None else layers
-        numbers: dict[str, int] = {}
-        expected = {}
-        for layer in layers:
-            group, k = KINDS[layer.kind].group, numbers.get(layer.kind, 0)
-            numbers[layer.kind] = k + 1
-            expected[f"{group}_{k}" if k else group] = layer
+    with opened(path) as (members, config, version, tree):
+        legacy = bool(config) and not members
+        at = "model_weights" if legacy else "layers"
+        groups = tree.names(at)
+        layers = _told_by_groups(tree, groups) if config is None else described(config, version)
+        numbered = groups_of([{"class_name": layer.kind} for layer in layers], f"{at}/")
+        expected = {
+            f"{at}/{layer.name}" if legacy else group: layer for group, layer in zip(numbered, layers, strict=True)
+        }
         for name in groups:
-            known = alone or name in expected or re.fullmatch(r"input_layer(_\d+)?", name) is not None
-            require(
-                known, f"layers/{name}", f"only {sorted(expected)}", "this layer besides", f"It would be lost. {FIND}"
-            )
-        found = {name: tree.datasets(f"layers/{name}", layer) for name, layer in expected.items() if layer.shapes}
-        nbytes = sum(d.nbytes for cells in found.values() for cell in cells for d in cell.values())
+            known = f"{at}/{name}" in expected or re.fullmatch(r"input_layer(_\d+)?|top_level_model_weights", name)
+            known = known or config is None or (legacy and not tree.names(f"{at}/{name}"))
+            served, remedy = f"only {sorted(expected)}", f"It would be lost. {FIND}"
+            require(bool(known), f"{at}/{name}", served, "this layer besides", remedy)
+        found = [tree.weights(group, layer, legacy) for group, layer in expected.items()]
+        nbytes, size = sum(d.nbytes for cells in found for cell in cells for d in cell.values()), path.stat().st_size
         require(nbytes <= size, "path", f"weights of {size} bytes at most, as in the file", nbytes)
-        return [
-            layer._replace(weights=tuple({k: as_array(d) for k, d in cell.items()} for cell in found.get(name, ())))
-            for name, layer in expected.items()
-        ]
+        return [with_arrays(layer, cells) for layer, cells in zip(layers, found, strict=True)]
+
+
+def with_arrays(layer: Layer, cells: list[dict[str, Any]]) -> Layer:
+    return layer._replace(weights=tuple({key: as_array(dataset) for key, dataset in cell.items()} for cell in cells))
+
+
+def groups_of(saved: list[Mapping], at: str) -> list[str]:
+    """The groups of a model's layers: the name of the class in small letters, numbered."""
+    numbers, groups = {}, []
+    for one in saved:
+        name = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", re.sub(r"\W+", "", str(one.get("class_name"))))
+        name = re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()
+        k = numbers[name] = numbers.get(name, -1) + 1
+        groups.append(f"{at}{name}_{k}" if k else f"{at}{name}")
+    return groups
 
 
 def _told_by_groups(tree: Tree, groups: list[str]) -> list[Layer]:
     """The layers that the groups tell, GRUs first, then pooling, then the Dense."""
-    kinds = {kind.group: name for name, kind in KINDS.items() if name != "GRUCell"}
+    kinds = dict(zip(groups_of([{"class_name": kind} for kind in READ], ""), READ, strict=True))
+    del kinds["gru_cell"]
     numbered: dict[str, list[tuple[int, str]]] = {}
     for name in groups:
-        group, number = re.fullmatch(r"(.*?)(?:_(\d{1,6}))?", name, re.DOTALL).groups()  # pyright: ignore[reportOptionalMemberAccess]
+        match = re.fullmatch(r"(.*?)(?:_(\d{1,6}))?", name, re.DOTALL)
+        group, number = match.groups() if match else (name, None)
         require(group in kinds, f"layers/{name}", f"one of {sorted(kinds)}", "this layer")
         numbered.setdefault(kinds[group], []).append((int(number or 0), name))
-    order = ["GRU", "Bidirectional", "GlobalAveragePooling1D", "GlobalMaxPooling1D", "Dense", "TimeDistributed"]
-    named = [(kind, name) for kind in order for _, name in sorted(numbered.get(kind, ()))]
-    pooled = {kind for kind, _ in named if kind in order[2:4] or kind == "TimeDistributed"}
-    last_state = not pooled and any(kind == "Dense" for kind, _ in named)
-    layers = []
-    for kind, name in named:
-        config: dict[str, Any] = {}
-        if kind in order[:2]:
-            cell = f"layers/{name}/" + ("cell/vars" if kind == "GRU" else "forward_layer/cell/vars")
-            bias = "2" in tree.names(cell)
-            remedy = "Convert the .keras file, which tells."
-            require(bias, f"{cell}/2", "a bias, whose shape tells reset_after", "none of that name", remedy)
-            config = {"units": (tree.at(f"{cell}/1", "Dataset").shape or (0,))[0], "use_bias": True, "dropout": 0.0}
-            config |= {"activation": "tanh", "recurrent_activation": "sigmoid", "recurrent_dropout": 0.0}
-            config |= {"reset_after": len(tree.at(f"{cell}/2", "Dataset").shape) == 2, "return_sequences": True}
-            config |= {"merge_mode": "concat"} if kind == "Bidirectional" else {}
-        elif kind in order[4:]:
-            bias = f"layers/{name}{'/layer' if kind == 'TimeDistributed' else ''}/vars/1"
-            config = {"units": (tree.at(bias, "Dataset").shape or (0,))[0], "activation": "linear", "use_bias": True}
-        layers.append(Layer(kind, f"layers/{name}", config))
-    recurrent = [k for k, layer in enumerate(layers) if layer.kind in order[:2]]
-    if last_state and recurrent:
-        layers[recurrent[-1]].config["return_sequences"] = False
-    dropouts = [f"layers/{name}: weights tell no rate" for _, name in numbered.get("Dropout", ())]
-    return [layer._replace(left=tuple(dropouts)) for layer in layers[:1]] + layers[1:]
+    left = tuple(f"layers/{name}: weights tell no rate" for _, name in numbered.get("Dropout", ()))
+    pooled, last = {*POOLINGS, "TimeDistributed"} & numbered.keys(), None
+    layers: list[Layer] = []
+    for kind in ("GRU", "Bidirectional", *POOLINGS, "Dense", "TimeDistributed"):
+        for _, name in sorted(numbered.get(kind, ())):
+            parts = [
+                f"layers/{name}/{part.replace('.', '/')}/vars".replace("//", "/") for part in WEIGHTED.get(kind, ())
+            ]
+            config: dict[str, Any] = {}
+            if kind in ("GRU", "Bidirectional"):
+                bias, remedy = "2" in tree.names(parts[0]), "Convert the .keras file, which tells."
+                require(bias, f"{parts[0]}/2", "a bias, whose shape tells reset_after", "none of that name", remedy)
+                config = {"units": (tree.at(f"{parts[0]}/1", "Dataset").shape or (0,))[0], "use_bias": True}
+                config |= {"activation": "tanh", "recurrent_activation": "sigmoid", "dropout": 0.0}
+                config |= {"reset_after": len(tree.at(f"{parts[0]}/2", "Dataset").shape) == 2}
+                config |= {"return_sequences": True, "recurrent_dropout": 0.0}
+                config |= {"merge_mode": "concat"} if kind == "Bidirectional" else {}
+                last = config
+            elif parts:
+                config = {"units": (tree.at(f"{parts[0]}/1", "Dataset").shape or (0,))[0]}
+                config |= {"activation": next(iter(OUTPUTS)), "use_bias": True}
+            layers.append(Layer(kind, f"layers/{name}", config))
+    if last is not None and "Dense" in numbered and not pooled:
+        last["return_sequences"] = False
+    return [layer._replace(left=left) for layer in layers[:1]] + layers[1:]

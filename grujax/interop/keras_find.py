@@ -1,152 +1,104 @@
 """The GRU layers of a Keras model or file, each to be taken out and put back alone; nested models are gone through."""
 
 import io
-import json
+import tempfile
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 
 from grujax.errors import InputError, require, require_package
-from grujax.interop.found import FoundGRU, record
-from grujax.interop.keras import from_keras
-from grujax.interop.keras_files import checked_members, version_of
+from grujax.interop import keras_files, keras_live
+from grujax.interop.found import Opened, record, require_same
+from grujax.interop.keras import FRAMEWORK, from_keras
 from grujax.interop.keras_layers import RECURRENT, Layer, described
-from grujax.interop.keras_live import package
-from grujax.interop.keras_tree import Tree, as_array, told
-from grujax.interop.keras_write import to_layers
+from grujax.interop.keras_model import to_layers
 
 
-def in_layer(source: Any) -> list[FoundGRU]:
-    """Of a live layer or model."""
-    keras, grus = package(), []
+def in_object(source: Any) -> Opened:
+    """Of a live layer or model; a model is saved, and its file changed."""
+    keras, grus, tuned = keras_live.package(), [], {}
     served = (keras.layers.GRU, keras.layers.GRUCell, keras.layers.Bidirectional)
 
     def through(layer: Any) -> None:
-        if isinstance(layer, served):
-            try:
-                model, variables = from_keras(layer, verify=False)
-            except InputError:  # an LSTM in a Bidirectional
-                return
-            grus.append(record(layer.name, type(layer).__name__, model, variables, lambda: from_keras(layer), _fixed))
+        if not isinstance(layer, served):
+            for inner in layer._flatten_layers(recursive=False, include_self=False):
+                through(inner)
             return
-        for inner in layer._flatten_layers(recursive=False, include_self=False):
-            through(inner)
+        try:
+            given = from_keras(layer, verify=False)
+        except InputError:  # an LSTM in a Bidirectional
+            return
+        put = partial(tuned.__setitem__, layer.name)
+        kind, take = type(layer).__name__, partial(from_keras, layer)
+        grus.append(record(layer.name, kind, *given, take, lambda *new: put(new)))
+
+    def store(target: Path) -> None:
+        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+            path = Path(folder) / "model.keras"
+            FRAMEWORK.write(path, source)
+            there = in_file(path)
+            for gru in there.grus:
+                if gru.name in tuned:
+                    gru.put(*tuned[gru.name])
+            assert there.write is not None
+            there.write(target)
 
     through(source)
-    return grus
+    return Opened(grus, store if isinstance(source, keras.Model) else None)
 
 
-def _fixed(model: nn.Module, variables: Mapping) -> None:
-    raise InputError("source", "a file", "a live layer", "layer.set_weights takes the weights of to_keras.")
-
-
-def in_file(path: Path) -> tuple[list[FoundGRU], Callable[[Path], None] | None]:
+def in_file(path: Path) -> Opened:
     """Of a `.keras` or `.h5` file: the configs name the layers and say what they compute."""
     h5py = require_package("h5py", "keras")
-    with told("path", "a whole file of Keras"):
-        zipped = zipfile.is_zipfile(path)
-        members = checked_members(path) if zipped else {}
-        content = members.get("model.weights.h5", b"") if zipped else path.read_bytes()
-        with h5py.File(io.BytesIO(content), "r") as root:
-            if zipped:
-                version = version_of(json.loads(members["metadata.json"])["keras_version"], "metadata.json")
-                config = json.loads(members["config.json"])
-            else:
-                remedy = "Weights alone do not say what computes; find needs the .keras or .h5 file."
-                require("model_config" in root.attrs, "path", "a file with a config", "weights alone", remedy)
-                version = version_of(root.attrs.get("keras_version"), "keras_version")
-                config = json.loads(root.attrs["model_config"])
-            tree = Tree(h5py, root)
-            named = _zipped(config, "", version) if zipped else _legacy(config, version, tree)
-            layers = {}
-            for name, layer, where in named:
-                keys = where(tree)
-                weights = tuple({key: as_array(tree.at(key, "Dataset")) for key in cell} for cell in keys)
-                layers[name] = layer._replace(weights=weights)
-    changed: dict[str, Any] = {}
+    with keras_files.opened(path) as (members, config, version, tree):
+        remedy = "Weights alone do not say what computes; find needs the .keras or .h5 file."
+        require(config is not None, "path", "a file with a config", "weights alone", remedy)
+        named = list(_through(config, "" if members else None, version))
+        layers = [keras_files.with_arrays(layer, tree.weights(at, layer, not members)) for layer, at in named]
+    content, changed, grus = members.get("model.weights.h5") or path.read_bytes(), {}, []
 
     def store(target: Path) -> None:
         file = io.BytesIO(content)
         with h5py.File(file, "r+") as root:
             for key, a in changed.items():
                 root[key][...] = a.view("V2") if root[key].dtype.kind == "V" else a
-        if not zipped:
+        if not members:
             target.write_bytes(file.getvalue())
             return
         with zipfile.ZipFile(target, "w") as archive:
             for name, data in (members | {"model.weights.h5": file.getvalue()}).items():
                 archive.writestr(name, data)
 
-    grus = []
-    for name, layer in layers.items():
-        model, variables = from_keras([layer])
+    for layer in layers:
 
         def put(model: nn.Module, variables: Mapping, layer: Layer = layer) -> None:
-            (new, *_) = to_layers(model, variables)
-            for old, own in zip(layer.weights, new.weights, strict=True):
-                for key, a in zip(old, own.values(), strict=True):
-                    same = (old[key].shape, old[key].dtype) == (a.shape, a.dtype)
-                    require(same, key, f"{old[key].dtype} {old[key].shape}", f"{a.dtype} {a.shape}")
+            for old, new in zip(layer.weights, to_layers(model, variables)[0].weights, strict=True):
+                for key, a in zip(old, new.values(), strict=True):
+                    require_same(key, old[key], a)
                     changed[key] = a
 
-        kind = f"keras.layers.{layer.kind}"
-        grus.append(record(name, kind, model, variables, lambda layer=layer: from_keras([layer]), put))
-    return grus, store
+        kind, given = f"keras.layers.{layer.kind}", from_keras([layer])
+        grus.append(record(layer.name, kind, *given, partial(from_keras, [layer]), put))
+    return Opened(grus, store)
 
 
-def _gru(saved: Any, version: int) -> Layer | None:
-    """The GRU that a config describes; None for another layer, or a GRU that grujax has not."""
-    if not isinstance(saved, Mapping) or saved.get("class_name") not in RECURRENT:
-        return None
-    try:
-        return described(saved, version)[0]
-    except InputError:
-        return None
-
-
-def _inside(saved: Any) -> list[Any]:
+def _through(saved: Any, at: str | None, version: int) -> Iterator[tuple[Layer, str]]:
+    """Each GRU with its group in HDF5, model by model. at: the group of this one; None in the older files."""
     config = saved.get("config") if isinstance(saved, Mapping) else None
-    layers = config if isinstance(config, list) else config.get("layers") if isinstance(config, Mapping) else None
-    return (
-        layers if isinstance(layers, list) and saved.get("class_name") in ("Sequential", "Functional", "Model") else []
-    )
-
-
-def _zipped(saved: Any, at: str, version: int) -> Any:
-    """(name, layer, keys of its weights) of each GRU; groups are named by classes and numbered, model by model."""
-    numbers: dict[str, int] = {}
-    for one in _inside(saved):
-        kind = str(one.get("class_name"))
-        snake = _snake(kind)
-        k = numbers[snake] = numbers.get(snake, -1) + 1
-        group = f"{at}layers/{snake}_{k}" if k else f"{at}layers/{snake}"
-        layer = _gru(one, version)
-        if layer is not None:
-            yield (
-                layer.name,
-                layer,
-                lambda tree, group=group, layer=layer: [list(d) for d in tree.datasets(group, layer)],
-            )
-        yield from _zipped(one, f"{group}/", version)
-
-
-def _snake(name: str) -> str:
-    """As Keras names its groups."""
-    from re import sub
-
-    name = sub(r"\W+", "", name)
-    return sub("([a-z])([A-Z])", r"\1_\2", sub("(.)([A-Z][a-z]+)", r"\1_\2", name)).lower()
-
-
-def _legacy(saved: Any, version: int, tree: Tree, at: str = "model_weights") -> Any:
-    for one in _inside(saved):
-        layer = _gru(one, version)
-        if layer is not None:
-            yield (
-                layer.name,
-                layer,
-                lambda tree, layer=layer: [list(d) for d in tree.named(f"{at}/{layer.name}", layer)],
-            )
+    layers: Any = config if isinstance(config, list) else config.get("layers") if isinstance(config, Mapping) else None
+    if not isinstance(layers, list) or saved.get("class_name") not in ("Sequential", "Functional", "Model"):
+        return
+    layers = [one for one in layers if isinstance(one, Mapping)]
+    for one, group in zip(layers, keras_files.groups_of(layers, f"{at or ''}layers/"), strict=True):
+        if one.get("class_name") in RECURRENT:
+            try:
+                (layer,) = described(one, version)
+                yield layer, f"model_weights/{layer.name}" if at is None else group
+            except InputError:  # one that grujax has not
+                continue
+        elif at is not None:
+            yield from _through(one, f"{group}/", version)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
-from grujax.core.weight_layouts import DIALECTS, Dialect
+from grujax.core.dialects import DIALECTS, Dialect
 from grujax.errors import InputError, require, require_count
 from grujax.interop.prove import FIND
 from grujax.types import Activation, HardSigmoid, LeakyRelu, Softplus
@@ -29,54 +29,48 @@ COMPUTES = ("float16", "bfloat16")
 RECURRENT, HEADS = ("GRUCell", "GRU", "Bidirectional"), ("Dense", "TimeDistributed")
 POOLINGS = {"GlobalAveragePooling1D": "mean", "GlobalMaxPooling1D": "max"}
 
-
-class Kind(NamedTuple):
-    """What of a layer's config is read, with its type, and what is refused unless it is so. group: in HDF5."""
-
-    group: str
-    read: Mapping[str, tuple[type, ...]] = {}
-    fixed: Mapping[str, Any] = {}
-    remedy: str = ""
-
-
+NUMBER = (int, float)
 CELL = {"units": (int,), "activation": (str,), "recurrent_activation": (str,), "use_bias": (bool,)}
-CELL |= {"reset_after": (bool,), "dropout": (int, float), "recurrent_dropout": (int, float)}
-POOLING = {"data_format": "channels_last", "keepdims": False}
-KINDS = {
-    "InputLayer": Kind("input_layer"),
-    "GRUCell": Kind("gru_cell", CELL),
-    "GRU": Kind(
-        "gru",
-        CELL | {"return_sequences": (bool,), "go_backwards": (bool,)},
-        {"stateful": False, "time_major": False},
-        "Pass grujax h0 and time_major, and convert a layer without.",
-    ),
-    "Bidirectional": Kind("bidirectional", {"merge_mode": (str, type(None))}),
-    "Dropout": Kind("dropout", {"rate": (int, float)}),
-    "GlobalAveragePooling1D": Kind("global_average_pooling1d", {}, POOLING),
-    "GlobalMaxPooling1D": Kind("global_max_pooling1d", {}, POOLING),
-    "TimeDistributed": Kind("time_distributed"),
-    "Dense": Kind(
-        "dense",
-        {"units": (int,), "activation": (str,), "use_bias": (bool,)},
-    ),
+CELL |= {"reset_after": (bool,), "dropout": NUMBER, "recurrent_dropout": NUMBER}
+READ: dict[str, dict[str, tuple[type, ...]]] = {
+    "InputLayer": {},
+    "GRUCell": CELL,
+    "GRU": CELL | {"return_sequences": (bool,), "go_backwards": (bool,)},
+    "Bidirectional": {"merge_mode": (str, type(None))},
+    "Dropout": {"rate": NUMBER},
+    "GlobalAveragePooling1D": {},
+    "GlobalMaxPooling1D": {},
+    "TimeDistributed": {},
+    "Dense": {"units": (int,), "activation": (str,), "use_bias": (bool,)},
 }
-"""The layers of Keras that have a place here; none else is read."""
+"""The layers of Keras that have a place here, none else is read; and what of their configs is, with its type."""
+FIXED = {"stateful": False, "time_major": False, "data_format": "channels_last", "keepdims": False}
+"""What is refused of them unless it is so."""
 OLD = {"reset_after": False, "recurrent_dropout": 0.0, "dropout": 0.0, "go_backwards": False, "use_bias": True}
 """What the first files of Keras 2 leave out."""
-ELSEWHERE = {
+WEIGHTED = {
+    "GRUCell": ("",),
+    "GRU": ("cell",),
+    "Bidirectional": ("forward_layer.cell", "backward_layer.cell"),
+    "Dense": ("",),
+    "TimeDistributed": ("layer",),
+}
+"""What of a layer has weights, by its attributes, which are its groups in HDF5 too."""
+REMEDIES = {
     "Masking": "It would be lost: convert keras.Sequential(model.layers[1:]), and pass what comes of it "
     "mask=(x != mask_value).any(-1).",
     "Sequential": "Put its layers into one keras.Sequential.",
     "Functional": "Put its layers into one keras.Sequential.",
     "RNN": "Use keras.layers.GRU.",
+    "stateful": "Pass grujax h0, and convert a layer without.",
+    "time_major": "Pass grujax time_major, and convert a layer without.",
 }
 
 
 class Layer(NamedTuple):
-    """kind: a key of `KINDS`. name: Keras' own, for errors. config: what `Kind.read` names, of a `Bidirectional` that
-    of its GRU too. left: what else it has and that acts in training alone, in words. weights: by the names that errors
-    give, kernel, (recurrent_kernel,) bias; one dict a direction. compute: the dtype of a mixed policy."""
+    """kind: a key of `READ`. name: Keras' own, for errors. config: what is read, of a `Bidirectional` that of its GRU
+    too. left: what else it has and that acts in training alone, in words. weights: by the names that errors give,
+    kernel, (recurrent_kernel,) bias; one dict a direction. compute: the dtype of a mixed policy."""
 
     kind: str
     name: str
@@ -96,7 +90,7 @@ class Layer(NamedTuple):
     @property
     def shapes(self) -> list[tuple[int | None, ...]]:
         """What the config implies of the weights of each direction; None for what the layer before decides."""
-        if self.kind in ("Dense", "TimeDistributed"):
+        if self.kind in HEADS:
             return [(None, self.config["units"]), (self.config["units"],)][: 1 + self.config["use_bias"]]
         if "reset_after" not in self.config:
             return []
@@ -125,9 +119,8 @@ def described(saved: Any, version: int = 3) -> list[Layer]:
     module, config = str(saved.get("module", "keras")), saved.get("config")
     config = {"layers": config} if isinstance(config, list) else _mapping(config, "config.json")
     require(module.split(".")[0] == "keras", "config.json", "a model of Keras' own", f"one of {module}")
-    layers = config.get("layers")
+    layers: Any = config.get("layers")
     require(isinstance(layers, list), "config.json", "a list of layers", type(layers).__name__)
-    assert isinstance(layers, list)
     found = [_layer(one, version) for one in layers]
     if saved["class_name"] == "Functional":
         _check_chain(config, layers, found)
@@ -142,9 +135,8 @@ def _layer(saved: Any, version: int, backwards: bool = False) -> Layer:
     saved = _mapping(saved, "layer")
     config, kind = _mapping(saved.get("config"), "layer"), saved.get("class_name")
     name = str(config.get("name", kind))[:80]
-    remedy = ELSEWHERE.get(str(kind), FIND)
-    require(isinstance(kind, str) and kind in KINDS, name, f"one of {sorted(KINDS)}", str(kind)[:80], remedy)
-    assert isinstance(kind, str)
+    known = isinstance(kind, str) and kind in READ
+    require(known, name, f"one of {sorted(READ)}", str(kind)[:80], REMEDIES.get(str(kind), FIND))
     own = saved.get("module", "keras.layers") == "keras.layers" and saved.get("registered_name") in (None, kind)
     require(own, name, f"keras.layers.{kind}", f"a {kind} of {str(saved.get('module'))[:80]}")
     if kind == "TimeDistributed":
@@ -152,32 +144,31 @@ def _layer(saved: Any, version: int, backwards: bool = False) -> Layer:
         require(inner.kind == "Dense", name, "a Dense inside", inner.kind)
         return inner._replace(kind=kind, name=name)
     config = {**OLD, **config} if version == 2 else config
-    read, left = {key: _value(config, key, types, name) for key, types in KINDS[kind].read.items()}, _left(config, name)
-    for key, value in KINDS[kind].fixed.items():
+    read, left = {key: _value(config, key, types, name) for key, types in READ[kind].items()}, _left(config, name)
+    for key, value in FIXED.items():
         same = config.get(key, value) == value
-        require(same, f"{name}.{key}", repr(value), repr(config.get(key))[:80], KINDS[kind].remedy)
-    for key in ("activation", "recurrent_activation"):
-        if key in read:
-            known = set(OUTPUTS) if kind == "Dense" else set(ACTIVATIONS) - {OF_KERAS_2}
-            known = BOTH_VERSIONS | {"hard_sigmoid"} if version == 2 and kind != "Dense" else known
-            remedy = "These are the same functions here; no other is."
-            require(read[key] in known, f"{name}.{key}", f"one of {sorted(known)}", repr(read[key])[:80], remedy)
-            if version == 2 and read[key] == "hard_sigmoid":
-                read[key] = OF_KERAS_2
+        require(same, f"{name}.{key}", repr(value), repr(config.get(key))[:80], REMEDIES.get(key, ""))
+    for key in read.keys() & {"activation", "recurrent_activation"}:
+        functions = BOTH_VERSIONS | {"hard_sigmoid"} if version == 2 else set(ACTIVATIONS) - {OF_KERAS_2}
+        functions = set(OUTPUTS) if kind == "Dense" else functions
+        remedy = "These are the same functions here; no other is."
+        require(read[key] in functions, f"{name}.{key}", f"one of {sorted(functions)}", repr(read[key])[:80], remedy)
+        if version == 2 and read[key] == "hard_sigmoid":
+            read[key] = OF_KERAS_2
     if read.pop("go_backwards", backwards) != backwards:
         remedy = "Reverse the input, or the output of every step, and convert a layer without."
         raise InputError(f"{name}.go_backwards", repr(backwards), repr(not backwards), remedy)
     if kind == "Bidirectional":
-        inner = config.get("layer")
-        turned = {"config": {**_mapping(_mapping(inner, name).get("config"), name), "go_backwards": True}}
-        other = config.get("backward_layer", {**_mapping(inner, name), **turned} if version == 2 else None)
+        inner = _mapping(config.get("layer"), name)
+        turned = {**inner, "config": {**_mapping(inner.get("config"), name), "go_backwards": True}}
+        other = config.get("backward_layer", turned if version == 2 else None)
         forward, backward = _layer(inner, version), _layer(other, version, True)
         for one in (forward, backward):
             require(one.kind == "GRU", name, "a GRU inside", one.kind)
         same = forward.config == backward.config
         require(same, name, f"both directions alike, {forward.config}", str(backward.config))
-        merges = read["merge_mode"] in MERGES
-        require(merges, f"{name}.merge_mode", f"one of {list(MERGES)}", repr(read["merge_mode"])[:80])
+        merge = read["merge_mode"]
+        require(merge in MERGES, f"{name}.merge_mode", f"one of {list(MERGES)}", repr(merge)[:80])
         return Layer(kind, name, read | forward.config, (*left, *forward.left, *backward.left), (), forward.compute)
     if kind == "Dropout" and config.get("noise_shape") is not None:  # another function than dropout here
         left.append(f"{name}: it acts in training alone, and has a noise_shape")
@@ -200,9 +191,10 @@ def _compute(config: Mapping, name: str) -> str:
     """What a mixed policy computes in; "" where that is what weights are stored in."""
     policy = config.get("dtype")
     policy = _mapping(policy.get("config"), f"{name}.dtype").get("name") if isinstance(policy, Mapping) else policy
-    mixed = str(policy).startswith("mixed_")
-    compute = str(policy).removeprefix("mixed_") if mixed else ""
-    require(not mixed or compute in COMPUTES, f"{name}.dtype", f"mixed_ and one of {COMPUTES}", str(policy)[:80])
+    if not str(policy).startswith("mixed_"):
+        return ""
+    compute = str(policy).removeprefix("mixed_")
+    require(compute in COMPUTES, f"{name}.dtype", f"mixed_ and one of {COMPUTES}", str(policy)[:80])
     return compute
 
 

@@ -1,8 +1,11 @@
-"""Keras itself: layers and models taken apart into plain layers, built from them, and run."""
+"""Keras itself: layers and models taken apart into plain layers, built from them, run, and saved."""
 
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -11,9 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
+from grujax.core.config import MERGES
 from grujax.errors import InputError, require, require_package
-from grujax.interop.keras_layers import HEADS, OF_KERAS_2, RECURRENT, Layer, described
-from grujax.interop.prove import Runner
+from grujax.interop.keras_layers import HEADS, OF_KERAS_2, RECURRENT, WEIGHTED, Layer, described
+from grujax.interop.prove import FIND, TWO_SIZES, Runner, data, log, outputs
+from grujax.linen.cell import GRUCell
+from grujax.testing.tolerances import tolerances_used
 from grujax.types import state_dtype
 
 
@@ -26,8 +32,13 @@ def package() -> Any:
 
 @contextmanager
 def numerics(dtype: str) -> Iterator[None]:
-    """Keras on JAX relies on JAX's own defaults; with 64-bit values on, a GRU of 32 bits without biases fails in it."""
-    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"), jax.enable_x64(dtype == "float64"):
+    """Keras on JAX relies on JAX's own defaults; with 64-bit values on, a GRU of 32 bits without biases fails in it.
+
+    And its variables become arrays in the manner of NumPy 1, of which NumPy warns.
+    """
+    ranks, dtypes = jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard")
+    with ranks, dtypes, jax.enable_x64(dtype == "float64"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
         yield
 
 
@@ -37,13 +48,11 @@ def layers_of(source: Any) -> list[Layer]:
         require(all(isinstance(layer, Layer) for layer in source), "source", "layers that `load` read", "other items")
         return source
     keras = package()
-    served = "a layer or model of Keras, or what `load` gives"
     if not isinstance(source, keras.layers.Layer):
-        raise InputError("source", served, type(source).__name__)
+        raise InputError("source", "a layer or model of Keras, or what `load` gives", type(source).__name__)
     require(source.built, source.name, "a built layer", "one without weights", "Call it on data, or build it, first.")
     try:
-        with warnings.catch_warnings():  # a compiled model's variables become arrays in the manner of NumPy 1
-            warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
+        with numerics("float32"):
             layers = described(keras.saving.serialize_keras_object(source))
     except InputError:
         raise
@@ -54,9 +63,13 @@ def layers_of(source: Any) -> list[Layer]:
     return [_with_weights(keras, *pair) for pair in zip(layers, own, strict=True)]
 
 
+def _parts(kind: str, layer: Any) -> list[Any]:
+    return [attrgetter(part)(layer) if part else layer for part in WEIGHTED.get(kind, ())]
+
+
 def _with_weights(keras: Any, layer: Layer, own: Any) -> Layer:
     tensors = []
-    for part in _weighted(layer.kind, own):
+    for part in _parts(layer.kind, own):
         for key in ("activation", "recurrent_activation"):
             name = layer.config.get(key, "linear" if key == "activation" else None)
             function = getattr(part, key, None)  # a function of the user's may have the name of one of Keras'
@@ -65,82 +78,70 @@ def _with_weights(keras: Any, layer: Layer, own: Any) -> Layer:
         number = len(layer.shapes)
         remedy = "Quantised layers and adapters have no place here: merge them first."
         require(len(part.weights) == number, layer.name, f"{number} weights", len(part.weights), remedy)
-        arrays = {v.path: keras.ops.convert_to_numpy(v.value) for v in part.weights}
-        dtypes = [jnp.dtype(v.dtype) for v in part.weights]  # torch gives bfloat16 as float32
-        tensors.append({key: np.array(a, dtype) for (key, a), dtype in zip(arrays.items(), dtypes, strict=True)})
+        given = {v.path: (keras.ops.convert_to_numpy(v.value), jnp.dtype(v.dtype)) for v in part.weights}
+        tensors.append({key: np.array(*of) for key, of in given.items()})  # torch gives bfloat16 as float32
     return layer._replace(weights=tuple(tensors))
-
-
-def _weighted(kind: str, layer: Any) -> list[Any]:
-    """What of a layer of Keras has weights, and functions."""
-    parts: dict[str, Callable[[], list[Any]]] = {
-        "GRUCell": lambda: [layer],
-        "GRU": lambda: [layer.cell],
-        "Bidirectional": lambda: [layer.forward_layer.cell, layer.backward_layer.cell],
-        "Dense": lambda: [layer],
-        "TimeDistributed": lambda: [layer.layer],
-    }
-    return parts[kind]() if kind in parts else []
 
 
 def build(keras: Any, layer: Layer, dtype: str, return_state: bool = False) -> Any:
     """The layer of Keras with its weights."""
     of, config = keras.layers, {key: value for key, value in layer.config.items() if key != "merge_mode"}
-    zeros = {"kernel_initializer": "zeros", "dtype": dtype}
     for key in config.keys() & {"activation", "recurrent_activation"}:
         if config[key] == OF_KERAS_2:
             config[key] = lambda a: keras.ops.clip(0.2 * a + 0.5, 0, 1)
-    if layer.kind in HEADS:
-        made = of.Dense(**config, **zeros)
-        made = of.TimeDistributed(made, dtype=dtype) if layer.kind == "TimeDistributed" else made
-    elif layer.kind in RECURRENT:
-        states = {} if layer.kind == "GRUCell" else {"return_state": return_state}
-        made = getattr(of, "GRUCell" if states == {} else "GRU")(
-            **config, **zeros, **states, recurrent_initializer="zeros"
-        )
-        if layer.kind == "Bidirectional":
-            made = of.Bidirectional(made, merge_mode=layer.config["merge_mode"], dtype=dtype)
-    else:
+    if layer.kind not in WEIGHTED:
         return getattr(of, layer.kind)(**config, dtype=dtype)
+    # Zeros at first: orthogonal matrices are slow, and none in bfloat16.
+    initial = {"kernel_initializer": "glorot_uniform", "recurrent_initializer": "orthogonal"}
+    initial = {key: name for key, name in initial.items() if layer.kind in RECURRENT or key == "kernel_initializer"}
+    options: dict[str, Any] = dict.fromkeys(initial, "zeros") | {"dtype": dtype} | config
+    options |= {"return_state": return_state} if layer.kind in ("GRU", "Bidirectional") else {}
+    inner = {"Bidirectional": "GRU", "TimeDistributed": "Dense"}.get(layer.kind)
+    made = getattr(of, inner or layer.kind)(**options)
+    if inner is not None:
+        merge = {"merge_mode": layer.config["merge_mode"]} if "merge_mode" in layer.config else {}
+        made = getattr(of, layer.kind)(made, dtype=dtype, **merge)
     tensors = [a for weights in layer.weights for a in weights.values()]
-    made.build((None, tensors[0].shape[0]) if layer.kind == "GRUCell" else (None, None, tensors[0].shape[0]))
+    made.build((None, layer.input_size) if layer.kind == "GRUCell" else (None, None, layer.input_size))
     made.set_weights(tensors)
-    for part in _weighted(layer.kind, made):  # zeros at first: orthogonal matrices are slow, and none in bfloat16
-        part.kernel_initializer = keras.initializers.get("glorot_uniform")
-        if layer.kind in RECURRENT:
-            part.recurrent_initializer = keras.initializers.get("orthogonal")
-        if return_state and dtype == "float64" and layer.kind in RECURRENT:
-            _exact(keras, part)
+    for part in _parts(layer.kind, made):
+        for key, name in initial.items():
+            setattr(part, key, keras.initializers.get(name))
+        for key in ("activation", "recurrent_activation"):
+            exact = return_state and dtype == "float64" and layer.kind in RECURRENT
+            if exact and getattr(part, key) is keras.activations.tanh:
+                # Keras on JAX rounds float64 to float32 in its tanh: this is the same function.
+                setattr(part, key, lambda a: 2 * keras.activations.sigmoid(2 * a) - 1)
     return made
 
 
-def _exact(keras: Any, cell: Any) -> None:
-    """Keras on JAX rounds float64 to float32 in its tanh: 2 σ(2a) − 1 is the same function."""
-    for key in ("activation", "recurrent_activation"):
-        if getattr(cell, key) is keras.activations.tanh:
-            setattr(cell, key, lambda a: 2 * keras.activations.sigmoid(2 * a) - 1)
-
-
-def _widened(layer: Layer) -> Layer:
-    weights = ({key: a.astype(state_dtype(a.dtype)) for key, a in one.items()} for one in layer.weights)
-    return layer._replace(weights=tuple(weights))
-
-
-def run_itself(source: Any) -> Callable[[NDArray, NDArray | None], list[NDArray]]:
-    """The layer or model of Keras as it is: all that it gives for x and, of a cell, a state."""
-    keras = package()
-
-    def run(x: NDArray, h0: NDArray | None) -> list[NDArray]:
-        with numerics("float32"):
-            given = (x,) if h0 is None else (x, [keras.ops.convert_to_tensor(h0)])
-            try:
-                found = jax.tree.leaves(source(*given))
-            except Exception as error:  # whatever a call of the user's raises
-                remedy = "verify=False takes what its config says."
-                raise InputError(source.name, "a layer that runs on x", type(error).__name__, remedy) from error
-            return [np.asarray(keras.ops.convert_to_numpy(a)) for a in found]
-
-    return run
+def require_shown(source: Any, model: Any, variables: Any) -> None:
+    """Raises `InputError` unless every array that a layer or model gives, run as it is, is an output of `model`."""
+    keras, largest, cell = package(), 0.0, isinstance(model, GRUCell)
+    for size in TWO_SIZES:
+        x, h0, _ = data(model, variables, Runner(lambda *_: {}, takes_h0=cell), 0, size)
+        ours = outputs(model, variables, x, h0, None)
+        forms = [np.asarray(a) for a in jax.tree.leaves(ours)]
+        if not cell:
+            states, merge = np.asarray(ours["h_last"]), model.merge
+            top = states[-model.num_directions :]
+            forms += [*states, *(np.asarray(ours["output"]) if merge is None else ())]
+            forms += [np.asarray(MERGES[merge](*top))] if merge is not None and len(top) > 1 else []
+        try:
+            with numerics("float32"):
+                given = (x,) if h0 is None else (x, [keras.ops.convert_to_tensor(h0)])
+                found = [np.asarray(keras.ops.convert_to_numpy(a)) for a in jax.tree.leaves(source(*given))]
+        except Exception as error:  # whatever a call of the user's raises
+            remedy = "verify=False takes what its config says."
+            raise InputError(source.name, "a layer that runs on x", type(error).__name__, remedy) from error
+        for theirs in found:
+            same = [a for a in forms if a.shape == theirs.shape]
+            near = [(tolerances_used(theirs, a, "float32").max(), np.abs(theirs - a).max()) for a in same]
+            used, of = min(near, default=(np.inf, np.inf))
+            largest = max(largest, float(of))
+            equal = bool(used <= 1)
+            require(equal, "source", "the outputs of both sides equal", f"a difference of {of:.3g}", FIND)
+    log.info("source: largest difference %.3g", largest)
 
 
 def runner(source: Any, model: nn.Module) -> Runner:
@@ -148,7 +149,10 @@ def runner(source: Any, model: nn.Module) -> Runner:
 
     In float32 at least, as grujax carries its state: in bfloat16 Keras rounds the state at every step.
     """
-    layers, keras = [_widened(layer) for layer in layers_of(source)], package()
+    keras, layers = package(), []
+    for layer in layers_of(source):
+        weights = ({key: a.astype(state_dtype(a.dtype)) for key, a in one.items()} for one in layer.weights)
+        layers.append(layer._replace(weights=tuple(weights)))
     recurrent = [layer for layer in layers if layer.kind in RECURRENT]
     dtype, single = recurrent[0].dtype, recurrent[0].kind == "GRUCell"
     with numerics(dtype):
@@ -158,6 +162,7 @@ def runner(source: Any, model: nn.Module) -> Runner:
         return np.asarray(keras.ops.convert_to_numpy(t))
 
     def call(x: NDArray, h0: NDArray | None, lengths: NDArray | None) -> dict[str, Any]:
+        last, output = [], ()
         with numerics(dtype):
             a, mask = keras.ops.cast(x, dtype), None
             states = None if h0 is None else [keras.ops.cast(h, dtype) for h in (h0[None] if single else h0)]
@@ -166,24 +171,31 @@ def runner(source: Any, model: nn.Module) -> Runner:
             valid = np.ones(x.shape[:2], bool) if lengths is None else np.arange(x.shape[1]) < lengths[:, None]
             if lengths is not None:
                 mask = keras.ops.convert_to_tensor(valid)
-            last: list[NDArray] = []
-            output: tuple[Any, ...] = ()
             for layer, made in zip(layers, built, strict=True):
                 if layer.kind in RECURRENT:
                     k, number = len(last), len(layer.weights)
-                    given = None if states is None else states[k : k + number]
-                    found = made(a, initial_state=given, mask=mask)
+                    found = made(a, initial_state=None if states is None else states[k : k + number], mask=mask)
                     output, a = tuple(found[:-number]), found[0]
                     last += map(array, found[-number:])
                 elif layer.kind != "Dropout":
                     a = made(a)  # the mask goes with a
                     output = (a,)
-        given = {"h_last": np.stack(last)}
-        if layers[-1].kind not in HEADS and not recurrent[-1].config["return_sequences"]:
+        given, head = {"h_last": np.stack(last)}, layers[-1].kind in HEADS
+        if not head and not recurrent[-1].config["return_sequences"]:
             return given  # the output is the last state itself
         shown = [array(a) * valid[..., None] if a.ndim == 3 else array(a) for a in output]
-        name = "y" if layers[-1].kind in HEADS else "output"
-        return given | {name: tuple(shown) if len(shown) > 1 else shown[0]}
+        return given | {"y" if head else "output": tuple(shown) if len(shown) > 1 else shown[0]}
 
     masks = not single and all(layer.kind != "GlobalMaxPooling1D" for layer in layers)  # which has none in Keras
     return Runner(call, takes_lengths=masks)
+
+
+def store(made: Any, path: Path, ending: str, save: Callable[[Any], Callable[[Path], None]]) -> None:
+    """save: of a model, Keras' own method. It goes by the ending: the file gets the right one first."""
+    models = isinstance(made, package().Model)
+    remedy = "Keras has files of models alone: take a grujax.GRU of one layer."
+    require(models, "model", "a GRU or GRUModel", type(made).__name__, remedy)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder, numerics("float32"):
+        file = Path(folder) / f"model{ending}"
+        save(made)(file)
+        file.replace(path)

@@ -5,7 +5,6 @@ Written graphs are batch-major, as everything here is. Read are these, and graph
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
@@ -15,15 +14,14 @@ from numpy.typing import NDArray
 
 from grujax.core.heads import STATISTICS
 from grujax.errors import require, require_package
-from grujax.interop.framework import Framework
-from grujax.interop.onnx_graph import HINTS, METADATA
-from grujax.interop.onnx_node import cells_of
+from grujax.interop.framework import Framework, is_one_of
+from grujax.interop.onnx_graph import HINTS, METADATA, cells_of
 from grujax.interop.onnx_read import read_graph
 from grujax.interop.onnx_run import DTYPES
 from grujax.interop.onnx_tensors import array, checked, load
 from grujax.interop.onnx_write import written
 from grujax.interop.parts import Dense, put_together
-from grujax.interop.prove import Runner, require_agreement
+from grujax.interop.prove import Runner
 
 if TYPE_CHECKING:
     import onnx
@@ -68,14 +66,7 @@ def to_onnx(
     >>> [value.name for value in (*proto.graph.input, *proto.graph.output)]
     ['x', 'lengths', 'h0', 'y', 'h_last']
     """
-    proto = written(model, variables, lengths, state)
-    if labels is not None:
-        size, found = getattr(model, "output_size", 0), list(map(str, labels))
-        require(len(found) == size, "labels", f"{size} names, one an output", found)
-        proto.metadata_props.add(key="labels", value=json.dumps(found))
-    if verify:
-        require_agreement(model, variables, runner(proto, model), "model")
-    return proto
+    return FRAMEWORK.theirs(model, variables, verify, lengths=lengths, state=state, labels=labels)
 
 
 def from_onnx(source: "onnx.ModelProto", *, prefix: str | None = None, verify: bool = False) -> tuple[nn.Module, dict]:
@@ -109,37 +100,48 @@ def from_onnx(source: "onnx.ModelProto", *, prefix: str | None = None, verify: b
         from grujax.interop.find import take
 
         return take(source, prefix)
-    ours = _own(source)
-    if ours is not None:
-        model, variables = ours
-        if verify:
-            require_agreement(model, variables, runner(source, model), "source")
-        return ours
-    found = read_graph(source)
-    require_agreement(found.model, found.variables, found.runner, "source")
-    return found.model, found.variables
+    return FRAMEWORK.ours(source, verify)
 
 
-def runner(proto: "onnx.ModelProto", model: nn.Module) -> Runner:
+def _read(proto: "onnx.ModelProto") -> tuple[nn.Module, dict]:
+    own = _own(checked(proto))
+    return own or read_graph(checked(proto))[:2]
+
+
+def _build(
+    model: nn.Module,
+    variables: Mapping,
+    *,
+    lengths: bool = True,
+    state: bool = True,
+    labels: Sequence[str] | None = None,
+) -> "onnx.ModelProto":
+    proto = written(model, variables, lengths, state)
+    if labels is not None:
+        size, found = getattr(model, "output_size", 0), list(map(str, labels))
+        require(len(found) == size, "labels", f"{size} names, one an output", found)
+        proto.metadata_props.add(key="labels", value=json.dumps(found))
+    return proto
+
+
+def _run(proto: "onnx.ModelProto", model: nn.Module) -> Runner:
     """ONNX Runtime on the CPU, h0 and lengths where the graph has them; a stranger's graph in a process of its own."""
-    del model  # the graph tells
     if _own(proto) is None:
         return read_graph(checked(proto)).runner
-    session = _session(proto)
-    names = [of.name for of in session.get_inputs()]
+    onnxruntime = require_package("onnxruntime", "onnx")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # what goes wrong is raised; the log would say it once more
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    inputs = {of.name: DTYPES[of.type] for of in session.get_inputs()}
+    outputs = ["h_last" if of.name == "h" else of.name for of in session.get_outputs()]
 
     def call(x: NDArray, h0: NDArray | None, lengths: NDArray | None) -> dict[str, NDArray]:
-        found = _run(session, {"x": x, "h0": h0, "lengths": lengths})
-        return {"h_last" if name == "h" else name: a for name, a in found.items()}
+        given: dict[str, Any] = {"x": x, "h0": h0, "lengths": lengths}
+        feed = {name: np.ascontiguousarray(given[name], dtype) for name, dtype in inputs.items()}
+        return dict(zip(outputs, session.run(None, feed), strict=True))
 
-    return Runner(call, "h0" in names, "lengths" in names)
-
-
-def store(path: Path, proto: "onnx.ModelProto") -> None:
-    path.write_bytes(proto.SerializeToString(deterministic=True))
-
-
-FRAMEWORK = Framework("onnx", (".onnx",), load, from_onnx, to_onnx, store, runner, keeps_statistics=True)
+    return Runner(call, "h0" in inputs, "lengths" in inputs)
 
 
 def _own(proto: "onnx.ModelProto") -> tuple[nn.Module, dict] | None:
@@ -163,9 +165,7 @@ def _own(proto: "onnx.ModelProto") -> tuple[nn.Module, dict] | None:
     for node in nodes:
         fields, of_layer = cells_of(node, [arrays.get(name) for name in [*node.input[1:4], ""][:3]], update)
         cells |= of_layer
-    bidirectional = fields.pop("bidirectional")
-    single = cls == "GRUCell"
-    model, variables = put_together(cells, head, bidirectional=bidirectional, single=single, **fields | hints)
+    model, variables = put_together(cells, head, single=cls == "GRUCell", **fields | hints)
     statistics = {name: jnp.asarray(arrays[name]) for name in STATISTICS if name in arrays}
     variables |= {"statistics": statistics} if statistics else {}
     inputs = {of.name for of in proto.graph.input}
@@ -174,16 +174,14 @@ def _own(proto: "onnx.ModelProto") -> tuple[nn.Module, dict] | None:
     return (model, variables) if same else None
 
 
-def _session(proto: "onnx.ModelProto") -> Any:
-    onnxruntime = require_package("onnxruntime", "onnx")
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # what goes wrong is raised; the log would say it once more
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    return onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-
-
-def _run(session: Any, given: Mapping[str, NDArray | None]) -> dict[str, NDArray]:
-    """All outputs by their names; inputs are cast to what the session takes."""
-    feed = {of.name: np.ascontiguousarray(given[of.name], DTYPES[of.type]) for of in session.get_inputs()}
-    names = [of.name for of in session.get_outputs()]
-    return dict(zip(names, session.run(names, feed), strict=True))
+FRAMEWORK = Framework(
+    "onnx",
+    _read,
+    _build,
+    _run,
+    recognise=is_one_of("onnx", "ModelProto"),
+    load=load,
+    write=lambda path, proto: path.write_bytes(proto.SerializeToString(deterministic=True)),
+    endings=(".onnx",),
+    keeps_statistics=True,
+)

@@ -2,29 +2,22 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import flax.linen as nn
 import numpy as np
 from numpy.typing import NDArray
 
-from grujax.core.weight_layouts import DIALECTS
+from grujax.core.dialects import DIALECTS
 from grujax.errors import InputError, require
-from grujax.interop.find import Opened
-from grujax.interop.found import record
+from grujax.interop.found import Opened, record
 from grujax.interop.onnx_fold import Constants
-from grujax.interop.onnx_graph import PLACE, module
-from grujax.interop.onnx_inputs import nodes_in
-from grujax.interop.onnx_node import attributes_of, cells_of, name_of
-from grujax.interop.onnx_tensors import checked
+from grujax.interop.onnx_graph import PLACE, Model, attributes_of, cells_of, graphs_in, module, name_of, nodes_in
+from grujax.interop.onnx_tensors import checked, load
 from grujax.interop.parts import put_together, take_apart
-from grujax.interop.weight_layouts import write
-
-if TYPE_CHECKING:
-    import onnx
 
 
-def in_proto(proto: "onnx.ModelProto") -> Opened:
+def in_object(proto: Model) -> Opened:
     """Every GRU node whose weights are constants."""
     made = module().ModelProto.FromString(proto.SerializeToString())
     checked(made, nested=True)
@@ -52,6 +45,10 @@ def in_proto(proto: "onnx.ModelProto") -> Opened:
     return Opened(grus, store)
 
 
+def in_file(path: Path) -> Opened:
+    return in_object(load(path))
+
+
 def _grus(proto: Any, graph: Any, outer: dict[str, NDArray]) -> Any:
     """The GRU nodes with the constants that they see and the graph that they stand in."""
     alone = module().helper.make_model(graph, opset_imports=list(proto.opset_import), ir_version=proto.ir_version)
@@ -59,14 +56,13 @@ def _grus(proto: Any, graph: Any, outer: dict[str, NDArray]) -> Any:
     for node in graph.node:
         if node.op_type == "GRU":
             yield constants, graph, node
-        for attribute in node.attribute:
-            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                yield from _grus(proto, inner, constants.values)
+        for inner in graphs_in(node):
+            yield from _grus(proto, inner, constants.values)
 
 
 def _read(node: Any, constants: Constants) -> tuple[Any, dict]:
     fields, cells = cells_of(node, constants.weights(node))
-    return put_together(cells, bidirectional=fields.pop("bidirectional"), **fields)
+    return put_together(cells, **fields)
 
 
 def _proved(proto: Any, node: Any, constants: Constants) -> tuple[nn.Module, dict]:
@@ -82,29 +78,23 @@ def _proved(proto: Any, node: Any, constants: Constants) -> tuple[nn.Module, dic
     del copy.output[:]
     copy.output.extend(["Y"])
     kind = onnx.helper.np_dtype_to_tensor_dtype(w.dtype)
-    info, features = onnx.helper.make_tensor_value_info, w.shape[-1]
+    info, axes = onnx.helper.make_tensor_value_info, ["b", "t"] if first else ["t", "b"]
     initial = {"W": w, "R": r} | ({} if b is None else {"B": b})
-    graph = onnx.helper.make_graph(
-        [copy],
-        "alone",
-        [info("x", kind, ["b", "t", features] if first else ["t", "b", features])],
-        [info("Y", kind, [None] * 4)],
-        [onnx.numpy_helper.from_array(np.ascontiguousarray(a), name) for name, a in initial.items()],
-    )
+    tensors = [onnx.numpy_helper.from_array(np.ascontiguousarray(a), name) for name, a in initial.items()]
+    given, found = [info("x", kind, [*axes, w.shape[-1]])], [info("Y", kind, [None] * 4)]
+    graph = onnx.helper.make_graph([copy], "alone", given, found, tensors)
     return from_onnx(onnx.helper.make_model(graph, opset_imports=list(proto.opset_import), ir_version=proto.ir_version))
 
 
 def _put(proto: Any, graph: Any, node: Any, model: Any, variables: Mapping) -> None:
     """The weights into the tensors that the node reads; into tensors of their own where others read those too."""
     onnx, parts = module(), take_apart(model, variables, PLACE, DIALECTS["onnx"])
-    cells = [write(cell, DIALECTS["onnx"], model.update) for cell in parts.cells]
-    arrays = [np.stack([cell.w_ih for cell in cells]), np.stack([cell.w_hh for cell in cells])]
-    arrays += [np.stack([np.concatenate(cell.biases) for cell in cells])] if cells[0].biases else []
-    readers = [key for _, of in nodes_in(proto.graph) for key in of.input]
+    arrays = [np.stack([cell[name] for cell in parts.cells]) for name in parts.cells[0]]
+    readers = [key for of in nodes_in(proto.graph) for key in of.input]
     for k, a in enumerate(arrays, start=1):
         key, tensor = node.input[k], onnx.numpy_helper.from_array(np.ascontiguousarray(a))
         own = [of for of in (*graph.initializer, *proto.graph.initializer) if of.name == key]
-        constants = [of for _, of in nodes_in(proto.graph) if of.op_type == "Constant" and key in of.output]
+        constants = [of for of in nodes_in(proto.graph) if of.op_type == "Constant" and key in of.output]
         found = own[:1] or [i.t for of in constants for i in of.attribute if i.name == "value"]
         if found and readers.count(key) == 1:
             same = list(found[0].dims) == list(tensor.dims) and found[0].data_type == tensor.data_type

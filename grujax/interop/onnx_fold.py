@@ -1,41 +1,25 @@
 """The constants of a graph: initializers, and all that `onnx.reference` makes of them before any input is known."""
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from grujax.errors import InputError, require
-from grujax.interop.onnx_graph import module
-from grujax.interop.onnx_node import attributes_of, name_of
+from grujax.interop.onnx_graph import Model, Node, module, name_of
 from grujax.interop.onnx_tensors import array, line
-
-if TYPE_CHECKING:
-    import onnx
 
 LARGEST, IN_ALL = 2**26, 2**28
 """The most values of any array that is computed, and of all of them together."""
-FOLDED = {"Add", "Sub", "Mul", "Div", "Equal", "Less", "Where", "Identity", "Cast", "Transpose", "Reshape", "Flatten"}
-FOLDED |= {
-    "Squeeze",
-    "Unsqueeze",
-    "Slice",
-    "Gather",
-    "Split",
-    "Concat",
-    "Expand",
-    "Shape",
-    "Constant",
-    "ConstantOfShape",
-}
-FOLDED |= {"DequantizeLinear", "Range"}
+FOLDED = "Add Sub Mul Div Equal Less Where Identity Cast Transpose Reshape Flatten Squeeze Unsqueeze Slice Gather Split"
+FOLDED = {*FOLDED.split(), *["Concat", "Expand", "Shape", "Constant", "ConstantOfShape", "DequantizeLinear", "Range"]}
 
 
 class Constants:
     """values: by their names. kinds: the ONNX dtype of every value that shape inference knows."""
 
-    def __init__(self, proto: "onnx.ModelProto", outer: dict[str, NDArray] | None = None) -> None:
+    def __init__(self, proto: Model, outer: dict[str, NDArray] | None = None) -> None:
         onnx = module()
         self.values: dict[str, NDArray] = dict(outer or {})
         self.opsets = {of.domain: of.version for of in proto.opset_import}
@@ -52,7 +36,7 @@ class Constants:
         for node in proto.graph.node:
             self._fold(node)
 
-    def folds(self, node: "onnx.NodeProto") -> bool:
+    def folds(self, node: Node) -> bool:
         return any(out in self.values for out in node.output)
 
     def integer(self, key: str) -> bool:
@@ -61,7 +45,7 @@ class Constants:
         kinds = {getattr(onnx.TensorProto, name) for name in ("INT32", "INT64", "BOOL")}
         return self.values[key].dtype.kind in "ib" if key in self.values else self.kinds.get(key) in kinds
 
-    def weights(self, node: "onnx.NodeProto") -> list[NDArray | None]:
+    def weights(self, node: Node) -> list[NDArray | None]:
         """W, R and B of a GRU node; `InputError` where they are no constants."""
         keys = [*node.input[1:4], ""][:3]
         for key in keys:
@@ -70,7 +54,7 @@ class Constants:
             require(fixed, key, expected, "a value computed from the inputs, or an input of the graph")
         return [self.values.get(key) for key in keys]
 
-    def _fold(self, node: "onnx.NodeProto") -> None:
+    def _fold(self, node: Node) -> None:
         if node.op_type not in FOLDED or node.domain not in ("", "ai.onnx"):
             return
         if not all(not key or key in self.values for key in node.input):
@@ -89,14 +73,7 @@ class Constants:
             self.total += self.values[key].size
             require(self.total <= IN_ALL, name, f"at most {IN_ALL} values in all", self.total)
 
-    def _evaluated(self, node: "onnx.NodeProto", given: list[NDArray | None]) -> list[Any]:
-        if node.op_type == "Constant":
-            ((key, value),) = attributes_of(node).items()
-            dtypes = {"value_int": np.int64, "value_ints": np.int64}
-            dtypes |= {"value_float": np.float32, "value_floats": np.float32}
-            known = key in ("value", *dtypes)
-            require(known, name_of(node), f"a constant of {['value', *dtypes]}", key)
-            return [array(name_of(node), value) if key == "value" else np.array(value, dtypes[key])]
+    def _evaluated(self, node: Node, given: list[NDArray | None]) -> list[Any]:
         onnx = module()
         from onnx.reference import ReferenceEvaluator
 

@@ -1,19 +1,19 @@
-"""The words of ONNX: its functions by their names here, and a graph as it is written, node by node."""
+"""The words of ONNX: its functions by their names here, a GRU node, and a graph as it is written, node by node."""
 
 import dataclasses
-from collections.abc import Container
-from typing import TYPE_CHECKING, Any
+from collections.abc import Container, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from grujax.errors import require_package
+from grujax.core.dialects import DIALECTS, Cell, read
+from grujax.errors import InputError, require, require_package
 from grujax.interop.parts import Place
-from grujax.types import PARAMETRIC
+from grujax.types import PARAMETRIC, Activation
 
-if TYPE_CHECKING:
-    import onnx
-
+Model = Node = Body = Tensor = Any
+"""The messages of onnx, a package that is imported where it is needed."""
 LIMIT = 2**31 - 1
 """The bytes of one file: protobuf has no longer ones."""
 
@@ -79,7 +79,7 @@ class Graph:
 
     def __init__(self, dtype: np.dtype) -> None:
         self.onnx, self.dtype = module(), dtype
-        self.nodes: list[onnx.NodeProto] = []
+        self.nodes: list[Node] = []
         self.constants: dict[str, NDArray] = {}
 
     def constant(self, name: str, a: Any) -> str:
@@ -108,3 +108,107 @@ class Graph:
         """A constant kept in its own dtype, read in the graph's."""
         constant = self.constant(name, a)
         return constant if a.dtype == self.dtype else self.cast(constant, self.dtype)
+
+
+def graphs_in(node: Node) -> list[Body]:
+    """The bodies of an `If` or `Loop`."""
+    return [inner for a in node.attribute for inner in (*([a.g] if a.HasField("g") else []), *a.graphs)]
+
+
+def nodes_in(graph: Body) -> Iterator[Node]:
+    """All nodes, those of graphs inside nodes too."""
+    for node in graph.node:
+        yield node
+        for inner in graphs_in(node):
+            yield from nodes_in(inner)
+
+
+def cells_of(node: Node, given: list[NDArray | None], update: str = "keep") -> tuple[dict, dict[str, Cell]]:
+    """A GRU node's fields of the model, and its cells, forward and backward, by the names of their tensors.
+
+    Args:
+      given: W (D, 3H, I), R (D, 3H, H) and B (D, 6H) or None.
+
+    Raises:
+      InputError: naming the node or tensor that is not that of a GRU which grujax has.
+    """
+    name, attributes = name_of(node), attributes_of(node)
+    known = {"hidden_size", "linear_before_reset", "direction", "activations", "activation_alpha", "activation_beta"}
+    for key in sorted(attributes.keys() - known - {"clip", "layout"}):
+        raise InputError(name, "the attributes of a GRU", repr(key))
+    require(attributes.get("layout", 0) in (0, 1), name, "layout 0 or 1", attributes.get("layout"))
+    direction = attributes.get("direction", b"forward")
+    two = {b"forward": False, b"reverse": False, b"bidirectional": True}
+    require(direction in two, name, '"forward", "reverse" or "bidirectional"', f"direction {direction!r}")
+    directions = 1 + two[direction]
+    (w, r, b), keys = given, [*node.input[1:4], "", ""]
+    assert w is not None and r is not None
+    for key, a in ((keys[0], w), (keys[1], r)):
+        fits, three = a.ndim == 3 and a.shape[0] == directions, f"three axes, the first {directions}"
+        require(fits, key, f"{three} as direction {direction.decode()} has", f"shape {a.shape}")
+    hidden_size = r.shape[-1]
+    stated = attributes.get("hidden_size", hidden_size)
+    require(stated == hidden_size, name, f"hidden_size {hidden_size}, that of {keys[1]}", stated)
+    if b is not None:
+        require(b.shape == (directions, 6 * hidden_size), keys[2], f"shape {(directions, 6 * hidden_size)}", b.shape)
+    cells = {}
+    for d in range(directions):
+        at = f"[{d}]" if directions > 1 else ""
+        tensors = {f"{keys[0]}{at}": w[d], f"{keys[1]}{at}": r[d]}
+        if b is not None:
+            tensors[f"{keys[2]}{at}"] = b[d]
+        cells[f"{keys[0]}{at}"] = read(tensors, DIALECTS["onnx"], update)
+    clip = attributes.get("clip")
+    require(clip is None or clip > 0, name, "a clip above 0", clip)
+    clip = clip and _written(clip)
+    gate_activation, activation = _activations(name, attributes, directions)
+    fields = {"bidirectional": two[direction], "reset_after": bool(attributes.get("linear_before_reset", 0))}
+    fields |= {"reverse": True} if direction == b"reverse" else {}
+    return fields | {"gate_activation": gate_activation, "activation": activation, "clip": clip}, cells
+
+
+def _activations(name: str, attributes: Mapping, directions: int) -> tuple[Activation, Activation]:
+    """The functions of the gates and of the candidate."""
+    given = [f.decode("utf-8", "replace") for f in attributes.get("activations", [b"Sigmoid", b"Tanh"] * directions)]
+    left = {key: list(attributes.get(f"activation_{key}", ())) for key in ("alpha", "beta")}
+    require(len(given) == 2 * directions, name, f"{2 * directions} activations", given)
+    plain = {onnx.lower(): key for key, (onnx, *numbers) in ACTIVATIONS.items() if numbers == [(), ()]}
+    parametric, found = {key.lower(): of for key, of in PARAMETRIC.items()}, []
+    for key in map(str.lower, given):
+        known = key in plain.keys() | parametric.keys()
+        require(known, name, f"activations of {sorted(plain.keys() | parametric.keys())}", repr(key))
+        if key in plain:
+            found.append(plain[key])
+            continue
+        of = parametric[key]
+        fields = [f.name for f in dataclasses.fields(of)]
+        numbers = {key: _written(left[key].pop(0)) for key in fields if left[key]}  # ONNX's defaults are ours
+        found.append(_named(of(**numbers)))
+    require(not any(left.values()), name, "an alpha and beta for each activation", "more of them")
+    require(found[:2] * directions == found, name, "the same activations in both directions", given)
+    return found[0], found[1]
+
+
+def _written(number: float) -> float:
+    """A number of 32 bits as it was written: 0.2 and not 0.20000000298."""
+    return float(str(np.float32(number)))
+
+
+def _named(activation: Any) -> Activation:
+    """The name of a function with these parameters, where it has one."""
+    name, *numbers = function(activation)
+    for key, (other, *of) in ACTIVATIONS.items():
+        pairs = zip(numbers, of, strict=True)
+        if other == name and all(np.array_equal(np.asarray(a, "f"), np.asarray(b, "f")) for a, b in pairs):
+            return key
+    return activation
+
+
+def name_of(node: Node) -> str:
+    """What errors call a node."""
+    return node.name or next((out for out in node.output if out), node.op_type)
+
+
+def attributes_of(node: Node) -> dict[str, Any]:
+    get = module().helper.get_attribute_value
+    return {attribute.name: get(attribute) for attribute in node.attribute}

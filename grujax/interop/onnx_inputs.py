@@ -1,18 +1,14 @@
 """The inputs of a stranger's graph: which of them is x, h0 and lengths, what sizes it fixes, and how they are fed."""
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Container
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from grujax.errors import InputError, require
-from grujax.interop.onnx_graph import module
-from grujax.interop.onnx_node import attributes_of, name_of
+from grujax.interop.onnx_graph import Model, attributes_of, module, name_of, nodes_in
 from grujax.interop.prove import FIND
-
-if TYPE_CHECKING:
-    import onnx
 
 
 class Inputs(NamedTuple):
@@ -25,19 +21,14 @@ class Inputs(NamedTuple):
     rows_first: bool = False  # h0 is (B, L*D, H)
 
 
-def inputs_of(proto: "onnx.ModelProto", grus: list[Any], gru: Any) -> Inputs:
+def inputs_of(proto: Model, grus: list[Any], gru: Any) -> Inputs:
     """x, h0 and lengths, told apart by which of them the first GRU node reads as what."""
     graph = proto.graph
     initial = {tensor.name for tensor in graph.initializer}
     given = {of.name: of for of in graph.input if of.name not in initial}
-    producers = {out: node for node in graph.node for out in node.output if out}
 
     def source(k: int) -> str | None:
-        name = grus[0].input[k] if len(grus[0].input) > k else ""
-        for _ in graph.node:
-            if name not in producers or not producers[name].input:
-                break
-            name = producers[name].input[0]
+        name = origin(proto, grus[0].input[k] if len(grus[0].input) > k else "")
         return name if name in given else None
 
     x = source(0)
@@ -50,6 +41,16 @@ def inputs_of(proto: "onnx.ModelProto", grus: list[Any], gru: Any) -> Inputs:
     dims = {name: _dims(given[name], n) for name, n in ((x, 3), (h0, 3), (lengths, 1)) if name}
     first, second, _ = dims.get(h0 or "", (0, 0, 0))
     return Inputs(x, h0, lengths, dims, second == gru.num_states != first)
+
+
+def origin(proto: Model, name: str, known: Container[str] = ()) -> str:
+    """The value that a value is made of, by the first inputs of the nodes that make it; the first known one."""
+    producers = {out: node for node in proto.graph.node for out in node.output if out}
+    for _ in producers:
+        if name in known or name not in producers or not producers[name].input:
+            break
+        name = producers[name].input[0]
+    return name
 
 
 def _dims(of: Any, n_axes: int) -> list[int]:
@@ -77,18 +78,9 @@ def fixed(inputs: Inputs, batch_first: bool, size: tuple[int, int]) -> tuple[int
     return next((n for n in rows if n), size[0]), t or size[1]
 
 
-def nodes_in(graph: "onnx.GraphProto") -> Iterator[tuple["onnx.GraphProto", "onnx.NodeProto"]]:
-    """All nodes, those of graphs inside nodes too, each with the graph that it stands in."""
-    for node in graph.node:
-        yield graph, node
-        for attribute in node.attribute:
-            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                yield from nodes_in(inner)
-
-
-def time_first(proto: "onnx.ModelProto") -> "onnx.ModelProto":
+def time_first(proto: Model) -> Model:
     """The same graph with `layout=0` in all GRU nodes, Transposes around those that had 1: the runtime has no other."""
-    if not any(attributes_of(node).get("layout") for _, node in nodes_in(proto.graph) if node.op_type == "GRU"):
+    if not any(attributes_of(node).get("layout") for node in nodes_in(proto.graph) if node.op_type == "GRU"):
         return proto
     made, nodes = module().ModelProto.FromString(proto.SerializeToString()), []
     turn = module().helper.make_node

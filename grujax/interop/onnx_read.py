@@ -6,9 +6,8 @@ which gives the same at two sizes. Only operators are allowed with which agreeme
 """
 
 import math
-from collections.abc import Callable
-from itertools import product
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -17,19 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grujax.errors import InputError, require
-from grujax.interop.hypotheses import NEAR, Chosen, choose, clearest, readings
+from grujax.interop.hypotheses import NEAR, Seen, encoder_of, tried
 from grujax.interop.onnx_fold import Constants, bound
-from grujax.interop.onnx_graph import module
-from grujax.interop.onnx_inputs import Inputs, feed, fixed, inputs_of, time_first
-from grujax.interop.onnx_node import attributes_of, cells_of, name_of
+from grujax.interop.onnx_graph import Model, Node, attributes_of, cells_of, module, name_of
+from grujax.interop.onnx_inputs import Inputs, feed, fixed, inputs_of, origin, time_first
 from grujax.interop.onnx_run import run_apart
 from grujax.interop.parts import Dense, put_together
-from grujax.interop.prove import FIND, TWO_SIZES, Runner, data, outputs
-from grujax.linen.layer import GRU
-from grujax.linen.model import GRUModel
-
-if TYPE_CHECKING:
-    import onnx
+from grujax.interop.prove import FIND, TWO_SIZES, Runner, data, require_agreement
 
 MOVES = {"Identity", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Gather", "Split", "Concat"}
 MOVES |= {"Expand", "Shape", "Constant", "ConstantOfShape", "Cast"}
@@ -39,14 +32,14 @@ ON_INTEGERS = {"Add", "Sub", "Mul", "Div", "Equal", "Less", "Where", "Range"}
 
 
 class Found(NamedTuple):
-    """What a graph computes: the model, and the runner of what it was seen to give. x, h0, lengths: its inputs."""
+    """What a graph computes: the model, and the runner of what it was seen to give."""
 
     model: nn.Module
     variables: dict
     runner: Runner
 
 
-def read_graph(proto: "onnx.ModelProto") -> Found:
+def read_graph(proto: Model) -> Found:
     """The model of a graph, as the runtime confirms it.
 
     Raises:
@@ -66,70 +59,38 @@ def read_graph(proto: "onnx.ModelProto") -> Found:
         _check(node, constants)
     fields, cells = _cells(grus, constants)
     head = _head(left, constants)
-    bidirectional = fields.pop("bidirectional")
-    model, variables = put_together(cells, head, bidirectional=bidirectional, **fields)
-    gru, weights = model, variables
-    if isinstance(model, GRUModel):
-        gru, weights = GRU(**model.fields_of(GRU)), {"params": variables["params"]["encoder"]["gru"]}
-    return _tried(proto, inputs_of(proto, grus, gru), gru, weights, model, variables, head)
+    model, variables = put_together(cells, head, **fields, h0=_initial(proto, grus, constants, cells))
+    return _tried(proto, inputs_of(proto, grus, encoder_of(model, variables)[0]), model, variables, head)
 
 
-def _tried(
-    proto: "onnx.ModelProto",
-    inputs: Inputs,
-    gru: Any,
-    weights: dict,
-    model: Any,
-    variables: dict,
-    head: tuple[str, Dense] | None,
-) -> Found:
+def _tried(proto: Model, inputs: Inputs, model: Any, variables: dict, head: tuple[str, Dense] | None) -> Found:
     """The model that agrees with the graph at two sizes, with time or batch first."""
+    gru = encoder_of(model, variables)
     stated = Runner(lambda *_: {}, inputs.h0 is not None, inputs.lengths is not None)
-    plans = [(batch_first, size) for batch_first, size in product((True, False), TWO_SIZES)]
-    plans = [(batch_first, fixed(inputs, batch_first, size)) for batch_first, size in plans]
-    given = [data(gru, weights, stated, 0, size) for _, size in plans]
-    feeds = [feed(inputs, batch_first, *of) for (batch_first, _), of in zip(plans, given, strict=True)]
-    results, refusals, half = run_apart(proto, feeds), [], gru.param_dtype == jnp.float16
-    for first in (0, 2):
-        batch_first, sizes = plans[first][0], [size for _, size in plans[first : first + 2]]
-        try:
-            chosen: list[Chosen] = []
-            for k in (first, first + 1):
-                theirs = results[k]
-                if isinstance(theirs, InputError):
-                    raise theirs
-                ours = outputs(gru, weights, *given[k]) | {"lengths": given[k][2]}
-                tensors = (head[1].kernel, head[1].bias) if head else (None, None)
-                alone = [r for r in readings(gru, ours, *tensors) if not chosen or r.words == chosen[0].reading.words]
-                name, near = head[0] if head else _first(proto.graph.output), NEAR * (10 if half else 1)
-                chosen.append(choose(name, theirs, alone, near))
-        except InputError as error:
-            refusals.append(error)
-            continue
-        seen = {sizes[k]: (chosen[k], results[first + k], given[first + k]) for k in range(2)}
-        found = model.clone(**chosen[0].reading.fields)
-        runner = Runner(_call(proto, inputs, batch_first, seen), *stated[1:3], tuple(dict.fromkeys(sizes)))
-        return Found(found, variables, runner)
-    raise clearest(refusals)
-
-
-def _call(proto: "onnx.ModelProto", inputs: Inputs, batch_first: bool, seen: dict) -> Callable:
-    """A `Runner.call` that gives what was seen of the data of the proof, and runs the graph on others."""
-    (reading, *_), *_ = seen.values()
+    layouts = [[fixed(inputs, first, size) for size in TWO_SIZES] for first in (True, False)]
+    given = [data(*gru, stated, 0, size) for sizes in layouts for size in sizes]
+    feeds = [feed(inputs, k < 2, *of) for k, of in enumerate(given)]
+    seen = list(map(Seen, given, run_apart(proto, feeds)))
+    name = head[0] if head else _first(proto.graph.output)
+    near = NEAR * (10 if model.param_dtype == jnp.float16 else 1)
+    second, chosen = tried(name, gru, head, [seen[:2], seen[2:]], near=near)
+    seen, sizes = seen[2 * second :], dict.fromkeys(layouts[second])
 
     def call(x: NDArray, h0: NDArray | None, lengths: NDArray | None) -> dict[str, NDArray]:
+        """What was seen of the data of the proof; the graph is run on others."""
         size = x.shape[:2]
-        chosen, theirs, of = seen.get(size, (reading, None, None))
-        if theirs is None or not jax.tree.all(jax.tree.map(np.array_equal, of, (x, h0, lengths))):
-            wanted = fixed(inputs, batch_first, size)
-            remedy = "Reading has proved it there; or open its axes."
-            require(wanted == size, inputs.x, f"B, T = {wanted}, which the graph fixes", size, remedy)
-            (theirs,) = run_apart(proto, [feed(inputs, batch_first, x, h0, lengths)])
-            if isinstance(theirs, InputError):
-                raise theirs
-        return chosen.outputs(theirs, size)
+        for one, as_what in zip(seen, chosen, strict=False):
+            if jax.tree.all(jax.tree.map(np.array_equal, one.given, (x, h0, lengths))):
+                return as_what.outputs(one.shown, size)
+        wanted = fixed(inputs, not second, size)
+        remedy = "Reading has proved it there; or open its axes."
+        require(wanted == size, inputs.x, f"B, T = {wanted}, which the graph fixes", size, remedy)
+        (arrays,) = run_apart(proto, [feed(inputs, not second, x, h0, lengths)])
+        return chosen[0].outputs(Seen((x, h0, lengths), arrays).shown, size)
 
-    return call
+    found = Found(model.clone(**chosen[0].reading.fields), variables, Runner(call, *stated[1:3], tuple(sizes)))
+    require_agreement(*found, "source")
+    return found
 
 
 def _cells(grus: list[Any], constants: Constants) -> tuple[dict, dict]:
@@ -145,7 +106,20 @@ def _cells(grus: list[Any], constants: Constants) -> tuple[dict, dict]:
     return fields, cells
 
 
-def _check(node: "onnx.NodeProto", constants: Constants) -> None:
+def _initial(proto: Model, grus: list[Any], constants: Constants, cells: Mapping) -> NDArray | None:
+    """The initial states (L*D, H) where they are constants, one for all rows; the proof will tell whether they are."""
+    found, hidden_size = {}, next(iter(cells.values())).hidden_size
+    for node in grus:
+        name = origin(proto, node.input[5] if len(node.input) > 5 else "", constants.values)
+        a = constants.values.get(name)
+        if a is None or a.dtype.kind != "f" or a.shape[-1:] != (hidden_size,) or not a.any():
+            return None
+        found[name] = a.reshape(-1, a.shape[-2] if a.ndim > 2 else 1, hidden_size)[:, 0]
+    states = np.concatenate([*found.values()])
+    return states if len(states) == len(cells) else None
+
+
+def _check(node: Node, constants: Constants) -> None:
     """Raises `InputError` unless the operator is one with which agreement on random data means agreement."""
     name, op = name_of(node), node.op_type
     require(node.domain in ("", "ai.onnx"), name, "operators of ONNX alone", f"{op} of {node.domain!r}", FIND)

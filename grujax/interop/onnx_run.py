@@ -6,15 +6,13 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from grujax.errors import InputError, require, require_package
-
-if TYPE_CHECKING:
-    import onnx
+from grujax.errors import InputError, require_package
+from grujax.interop.onnx_graph import Model
 
 SECONDS, ROOM = 120, 4 << 30
 """Of processor time, and bytes of memory beside the graph's own."""
@@ -54,7 +52,7 @@ with open("said.json", "w") as file:
 """
 
 
-def run_apart(proto: "onnx.ModelProto", feeds: Sequence[Mapping[str, NDArray]]) -> list[list[NDArray] | InputError]:
+def run_apart(proto: Model, feeds: Sequence[Mapping[str, NDArray]]) -> list[list[NDArray] | InputError]:
     """All outputs of a graph for each of several feeds, or why there are none.
 
     Raises:
@@ -62,33 +60,27 @@ def run_apart(proto: "onnx.ModelProto", feeds: Sequence[Mapping[str, NDArray]]) 
     """
     require_package("onnxruntime", "onnx")
     content = proto.SerializeToString()
+    given: dict[str, Any] = {f"{k}/{key}": a for k, feed in enumerate(feeds) for key, a in feed.items()}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "model.onnx").write_bytes(content)
-        named = {f"{k}/{key}": a for k, feed in enumerate(feeds) for key, a in feed.items()}
-        np.savez(folder / "given.npz", **named)  # pyright: ignore[reportArgumentType], its own options have other names
+        np.savez(folder / "given.npz", **given)
         command = [sys.executable, "-c", CHILD, str(ROOM + 8 * len(content)), str(len(feeds))]
         try:
             done = subprocess.run(command, cwd=folder, capture_output=True, timeout=20 * SECONDS)
         except subprocess.TimeoutExpired as error:
             raise _refused("more time than it gets") from error
-        said = _read(folder / "said.json")
-        require(said is not None, "source", ACCEPTED, f"the end of its process, {done.returncode}", REMEDY)
+        if not (folder / "said.json").is_file():
+            raise _refused(f"the end of its process, {done.returncode}")
+        said = json.loads((folder / "said.json").read_text(encoding="utf-8"))
         if isinstance(said, str):
             raise _refused(said)
-        return [_outputs(folder / f"{k}.npz") if not one else _refused(one) for k, one in enumerate(said)]
-
-
-ACCEPTED = "a graph that ONNX Runtime runs"
-REMEDY = "grujax.interop.find reads the GRU nodes in it without running the rest."
+        return [_refused(one) if one else _outputs(folder / f"{k}.npz") for k, one in enumerate(said)]
 
 
 def _refused(found: str) -> InputError:
-    return InputError("source", ACCEPTED, " ".join(found.split())[:300], REMEDY)
-
-
-def _read(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    remedy = "grujax.interop.find reads the GRU nodes in it without running the rest."
+    return InputError("source", "a graph that ONNX Runtime runs", " ".join(found.split())[:300], remedy)
 
 
 def _outputs(path: Path) -> list[NDArray]:

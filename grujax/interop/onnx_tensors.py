@@ -3,20 +3,17 @@
 import math
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
 
 from numpy.typing import NDArray
 
 from grujax.errors import InputError, require
-from grujax.interop.onnx_graph import LIMIT, module
+from grujax.interop.onnx_graph import LIMIT, Body, Model, Tensor, graphs_in, module
 
-if TYPE_CHECKING:
-    import onnx
-
+TYPES = ["BFLOAT16", "BOOL", "DOUBLE", "FLOAT", "FLOAT16", "INT32", "INT64", "INT8", "UINT8"]
 REMEDY = "onnx.checker.check_model says more; the exporter that wrote it may be asked again."
 
 
-def load(path: Path) -> "onnx.ModelProto":
+def load(path: Path) -> Model:
     """The model in a file, its external data read into it from beside the file and from nowhere else.
 
     Raises:
@@ -31,7 +28,7 @@ def load(path: Path) -> "onnx.ModelProto":
     except Exception as error:  # protobuf's error is another class in each of its implementations
         raise InputError("path", "an ONNX model", f"{path.name}: {line(error)}") from error
     total = 0
-    for where, tensor in tensors(proto):
+    for where, tensor in tensors(proto.graph):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             total += _count(where, tensor)[1]
             require(total <= LIMIT, where, f"at most {LIMIT} bytes of external data in all", f"{total} bytes")
@@ -39,7 +36,7 @@ def load(path: Path) -> "onnx.ModelProto":
     return checked(proto, nested=True)
 
 
-def checked(proto: "onnx.ModelProto", nested: bool = False) -> "onnx.ModelProto":
+def checked(proto: Model, nested: bool = False) -> Model:
     """The model, shapes of its outputs inferred where it has none; `InputError` unless it is one by ONNX's own rules.
 
     nested: graphs inside nodes may be.
@@ -47,13 +44,14 @@ def checked(proto: "onnx.ModelProto", nested: bool = False) -> "onnx.ModelProto"
     onnx = module()
     require(isinstance(proto, onnx.ModelProto), "source", "an onnx.ModelProto", type(proto).__name__)
     require(bool(proto.graph.node), "source", "a graph of nodes", "none", "Is it an ONNX file?")
-    for where, tensor in tensors(proto):
+    for where, tensor in tensors(proto.graph):
         external = tensor.data_location == onnx.TensorProto.EXTERNAL
         require(not external, where, "values", "a name of another file", "Read it with grujax.interop.onnx.load(path).")
         _check(where, tensor)
-    for name in (i.name for node in proto.graph.node for i in node.attribute if i.HasField("g") or i.graphs):
+    for node in proto.graph.node:
         remedy = "Export it without control flow; grujax.interop.find lists the GRUs in it."
-        require(nested, name, "nodes alone", "a graph inside a node", remedy)
+        bodies = [a.name for a in node.attribute if a.HasField("g") or a.graphs]
+        require(nested or not bodies, ", ".join(bodies), "nodes alone", "a graph inside a node", remedy)
     try:
         if not all(of.type.tensor_type.HasField("shape") for of in proto.graph.output):
             proto = onnx.shape_inference.infer_shapes(proto)
@@ -63,29 +61,25 @@ def checked(proto: "onnx.ModelProto", nested: bool = False) -> "onnx.ModelProto"
     return proto
 
 
-def tensors(proto: "onnx.ModelProto") -> Iterator[tuple[str, "onnx.TensorProto"]]:
-    """All tensors of the graph, and of graphs inside its nodes, each with the name that errors call it by."""
-    yield from _tensors(proto.graph)
-
-
-def _tensors(graph: "onnx.GraphProto") -> Iterator[tuple[str, "onnx.TensorProto"]]:
+def tensors(graph: Body) -> Iterator[tuple[str, Tensor]]:
+    """All tensors of a graph, and of graphs inside its nodes, each with the name that errors call it by."""
     for tensor in graph.initializer:
         yield tensor.name, tensor
     for node in graph.node:
         for attribute in node.attribute:
-            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                yield from _tensors(inner)
             for tensor in (*([attribute.t] if attribute.HasField("t") else []), *attribute.tensors):
                 yield node.output[0] if node.output else node.name, tensor
+        for inner in graphs_in(node):
+            yield from tensors(inner)
 
 
-def array(where: str, tensor: "onnx.TensorProto") -> NDArray:
+def array(where: str, tensor: Tensor) -> NDArray:
     """The values of a tensor; `InputError` where they are not as many as its dims say."""
     _check(where, tensor)
     return module().numpy_helper.to_array(tensor)
 
 
-def _check(where: str, tensor: "onnx.TensorProto") -> None:
+def _check(where: str, tensor: Tensor) -> None:
     count, n_bytes = _count(where, tensor)
     if tensor.HasField("raw_data"):
         found, expected, what = len(tensor.raw_data), n_bytes, "bytes"
@@ -95,20 +89,18 @@ def _check(where: str, tensor: "onnx.TensorProto") -> None:
     require(found == expected, where, f"{expected} {what}, for dims {list(tensor.dims)}", f"{found}", REMEDY)
 
 
-def _count(where: str, tensor: "onnx.TensorProto") -> tuple[int, int]:
+def _count(where: str, tensor: Tensor) -> tuple[int, int]:
     """How many values and how many bytes the dims ask for."""
     onnx = module()
     require(not tensor.HasField("segment"), where, "a whole tensor", "a segment of one")
     require(all(n >= 0 for n in tensor.dims), where, "dims of 0 or more", list(tensor.dims))
-    types = {onnx.TensorProto.DataType.Value(name): name for name in ("FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE")}
-    types |= {onnx.TensorProto.DataType.Value(name): name for name in ("INT32", "INT64", "BOOL", "INT8", "UINT8")}
-    known = tensor.data_type in types
-    require(known, where, f"a dtype of {sorted(types.values())}", f"number {tensor.data_type}")
+    known = tensor.data_type in [onnx.TensorProto.DataType.Value(name) for name in TYPES]
+    require(known, where, f"a dtype of {TYPES}", f"number {tensor.data_type}")
     count = math.prod(tensor.dims)
     return count, count * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
 
 
-def _inline(where: str, tensor: "onnx.TensorProto", folder: Path) -> None:
+def _inline(where: str, tensor: Tensor, folder: Path) -> None:
     """Puts the bytes that a tensor has in another file of the folder into the tensor."""
     entries = {entry.key: entry.value for entry in tensor.external_data}
     location, n_bytes = entries.get("location", ""), _count(where, tensor)[1]

@@ -3,49 +3,34 @@
 import json
 from collections.abc import Mapping
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import flax.linen as nn
 import numpy as np
 from numpy.typing import NDArray
 
 from grujax.core.config import input_size_of
-from grujax.core.weight_layouts import DIALECTS
+from grujax.core.dialects import DIALECTS
 from grujax.errors import require
-from grujax.interop.onnx_graph import (
-    DTYPES,
-    HINTS,
-    LIMIT,
-    METADATA,
-    OUTPUTS,
-    PLACE,
-    REDUCTIONS,
-    Graph,
-    function,
-    module,
-)
+from grujax.interop import onnx_graph
+from grujax.interop.onnx_graph import Model
 from grujax.interop.parts import Parts, take_apart
 from grujax.interop.statistics import checked_statistics
-from grujax.interop.weight_layouts import write
-from grujax.linen.cell import GRUCell
-from grujax.linen.model import GRUModel
-
-if TYPE_CHECKING:
-    import onnx
+from grujax.linen import GRUCell, GRUModel
 
 OPSET, IR_VERSION = 18, 8
 
 
-def written(model: nn.Module, variables: Mapping, lengths: bool, state: bool) -> "onnx.ModelProto":
+def written(model: nn.Module, variables: Mapping, lengths: bool, state: bool) -> Model:
     """The graph of `to_onnx`."""
-    module()
+    onnx_graph.module()
     variables = dict(variables)
     given = variables.pop("statistics", {})
-    parts = take_apart(model, variables, PLACE, DIALECTS["onnx"])
+    parts = take_apart(model, variables, onnx_graph.PLACE, DIALECTS["onnx"])
     statistics = checked_statistics(model, given, input_size_of(model, parts.input_size))
-    dtype = parts.cells[0].w_hh.dtype
+    dtype = parts.dtype
     remedy = "ONNX Runtime has no GRU of it on the CPU: cast the parameters to float32."
-    require(dtype.name in DTYPES, "variables", " or ".join(DTYPES), f"dtype {dtype}", remedy)
+    require(dtype.name in onnx_graph.DTYPES, "variables", " or ".join(onnx_graph.DTYPES), f"dtype {dtype}", remedy)
     return Writer(model, parts, statistics, lengths, state).write()
 
 
@@ -58,12 +43,12 @@ class Writer:
         self.directions = getattr(model, "num_directions", 1)
         self.merge = getattr(model, "merge", "concat")
         self.lengths, self.state = lengths and not self.single, state
-        self.graph = Graph(parts.cells[0].w_hh.dtype)
+        self.graph = onnx_graph.Graph(parts.dtype)
         self.counts, self.steps = "lengths", "x"  # of the steps, or frames, that the GRU reads
         self.inputs: dict[str, tuple[Any, ...]] = {}
         self.outputs: dict[str, tuple[Any, ...]] = {}
 
-    def write(self) -> "onnx.ModelProto":
+    def write(self) -> Model:
         g, features = self.graph, input_size_of(self.model, self.parts.input_size)
         rows = ("batch",) if self.single else ("batch", "time")
         self.inputs["x"] = (*rows, features)
@@ -124,29 +109,20 @@ class Writer:
 
     def _node(self, k: int, x: str, h0: str, outputs: list[str]) -> None:
         """The GRU node of layer k: x (T, B, I), h0 (D, B, H) -> hs (T, D, B, H), h_last (D, B, H)."""
-        g, model, onnx = self.graph, self.model, DIALECTS["onnx"]
+        g, model = self.graph, self.model
         cells = self.parts.cells[k * self.directions : (k + 1) * self.directions]
-        written = [write(cell, onnx, model.update) for cell in cells]
-        w, r = g.constant(f"W{k}", [of.w_ih for of in written]), g.constant(f"R{k}", [of.w_hh for of in written])
-        b = g.constant(f"B{k}", [np.concatenate(of.biases) for of in written]) if model.bias else ""
-        functions = [function(of) for of in (model.gate_activation, model.activation)] * len(cells)
+        stored = {name: [of[name] for of in cells] for name in cells[0]}
+        w, r, b = (g.constant(f"{name}{k}", stored[name]) if name in stored else "" for name in "WRB")
+        functions = [onnx_graph.function(of) for of in (model.gate_activation, model.activation)] * len(cells)
         names, alphas, betas = zip(*functions, strict=True)
         given = {"activation_alpha": sum(alphas, ()), "activation_beta": sum(betas, ()), "clip": model.clip}
         inputs = [x, w, r, b, self.counts if self.lengths else "", h0]
         while not inputs[-1]:
             inputs.pop()
-        g.add(
-            "GRU",
-            inputs,
-            outputs if outputs[1] else outputs[:1],
-            hidden_size=model.hidden_size,
-            linear_before_reset=int(model.reset_after),
-            direction="reverse"
-            if getattr(model, "reverse", False)
-            else ["forward", "bidirectional"][self.directions - 1],
-            activations=list(names),
-            **{name: value for name, value in given.items() if value},
-        )
+        way = "bidirectional" if self.directions == 2 else "reverse" if getattr(model, "reverse", False) else "forward"
+        given = {name: value for name, value in given.items() if value} | {"activations": list(names)}
+        given |= {"hidden_size": model.hidden_size, "linear_before_reset": int(model.reset_after), "direction": way}
+        g.add("GRU", inputs, outputs if outputs[1] else outputs[:1], **given)
 
     def _merged(self, hs: str, axis: int, out: str = "", batch_major: bool = False) -> str:
         """Both directions as one, where they lie on `axis`: (T, D, B, H), axis 1, or (D, B, H), axis 0, without D."""
@@ -154,7 +130,7 @@ class Writer:
         if self.merge == "concat":
             beside = g.add("Transpose", [hs], perm=[2, 0, 1, 3] if batch_major else perm)
             return g.add("Reshape", [beside, g.axes(*[0] * (axis + 1), self._width)], out)
-        reduced = g.add(REDUCTIONS[self.merge], [hs, g.axes(axis)], "" if batch_major else out, keepdims=0)
+        reduced = g.add(onnx_graph.REDUCTIONS[self.merge], [hs, g.axes(axis)], "" if batch_major else out, keepdims=0)
         return g.add("Transpose", [reduced], out, perm=[1, 0, 2]) if batch_major else reduced
 
     def _pooled(self, h_last: str, hs: str) -> str:
@@ -189,7 +165,7 @@ class Writer:
         else:
             y = g.add("Gemm", [features, kernel, bias], "" if moved or behind else out)
         if behind is not None:
-            y = g.add(OUTPUTS[behind][0], [y], "" if moved else out, **OUTPUTS[behind][1])
+            y = g.add(onnx_graph.OUTPUTS[behind][0], [y], "" if moved else out, **onnx_graph.OUTPUTS[behind][1])
         y = self._moved("output", y, "Mul", "Add", ("std", "mean"), out)
         if masked:
             g.add("Where", [self._valid(), y, g.scalar("zero", 0)], "y")
@@ -236,10 +212,11 @@ class Writer:
         steps = g.add("Range", [g.scalar("no_step", 0, np.int32), n_steps, g.scalar("one_step", 1, np.int32)])
         return g.add("Unsqueeze", [g.add("Less", [steps, of_rows]), g.axes(2)])
 
-    def _proto(self) -> "onnx.ModelProto":
+    def _proto(self) -> Model:
         g, helper = self.graph, self.graph.onnx.helper
         total = sum(a.nbytes for a in g.constants.values())
-        require(total < LIMIT, "variables", f"less than {LIMIT} bytes, the most that one ONNX file holds", total)
+        most = f"less than {onnx_graph.LIMIT} bytes, the most that one ONNX file holds"
+        require(total < onnx_graph.LIMIT, "variables", most, total)
         kind = helper.np_dtype_to_tensor_dtype(g.dtype)
         int32 = helper.np_dtype_to_tensor_dtype(np.dtype(np.int32))
 
@@ -260,9 +237,8 @@ class Writer:
             producer_name="grujax",
             producer_version=version("grujax"),
         )
-        hints = {name: getattr(self.model, name) for name in (*HINTS, "clip") if hasattr(self.model, name)}
-        helper.set_model_props(
-            proto, {METADATA: json.dumps({"class": type(self.model).__name__, **hints}, sort_keys=True)}
-        )
+        hints = {name: getattr(self.model, name) for name in (*onnx_graph.HINTS, "clip") if hasattr(self.model, name)}
+        text = json.dumps({"class": type(self.model).__name__, **hints}, sort_keys=True)
+        helper.set_model_props(proto, {onnx_graph.METADATA: text})
         g.onnx.checker.check_model(proto, full_check=True)
         return proto

@@ -1,6 +1,5 @@
 """A model taken apart into what every framework has, cells and a head, in NumPy; and put together again."""
 
-import dataclasses
 import warnings
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
@@ -12,13 +11,10 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from numpy.typing import NDArray
 
-from grujax.core.config import input_size_of
-from grujax.core.weight_layouts import Dialect
+from grujax.core.config import input_size_of, own_fields
+from grujax.core.dialects import Cell, Dialect, lost, require_floats, write
 from grujax.errors import InputError, require
-from grujax.interop.weight_layouts import DTYPES, FLOATS, Cell, lost
-from grujax.linen.cell import GRUCell
-from grujax.linen.layer import GRU
-from grujax.linen.model import GRUModel
+from grujax.linen import GRU, GRUCell, GRUModel
 from grujax.saving.model_file import declared
 
 SIZES = ("hidden_size", "output_size", "num_layers", "bidirectional", "bias", "param_dtype", "update")
@@ -29,10 +25,13 @@ trained. All others must be at their default, or at a value that the framework s
 
 REMEDIES = {
     "reset_after": "r before and after the product are two functions; they cannot be converted into each other.",
+    "bidirectional": "It does not tell directions; convert a GRU of each direction.",
     "pooling": "It takes the last state or every step and has no other pooling. Or export to StableHLO.",
     "output_activation": "model.clone(output_activation=None) gives what stands before it.",
     "reverse": "convert the model with reverse=False, and flip the valid steps of x and of the output there.",
 }
+PARTS = {"GRUEncoder": "['gru']", "GRUModel": "['encoder']['gru']"}
+"""Where the GRU of a model stands in its parameters."""
 
 
 class ConversionWarning(UserWarning):
@@ -47,29 +46,30 @@ class Dense(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """What a model is made of: a cell a layer and direction, index `layer * D + direction`, and the head."""
+    """What a model is made of: the tensors of each layer and direction in a dialect, by their names there, index
+    `layer * D + direction`; the head; the input size and the dtype of all."""
 
-    cells: list[Cell]
+    cells: list[dict[str, NDArray]]
     head: Dense | None
-
-    @property
-    def input_size(self) -> int:
-        return self.cells[0].w_ih.shape[0]
+    input_size: int
+    dtype: np.dtype
 
 
 class Place(NamedTuple):
     """What a framework has a place for.
 
     framework: as errors call it. fields: of the model's fields that are not in `SIZES` and `FREE`, the values besides
-    the default that it has too; None for any. models: the classes that it has a form for.
+    the default that it has too; None for any. models: the classes that it has a form for. only: the one value of a
+    field that it has.
     """
 
     framework: str
     fields: Mapping[str, Collection | None] = {}
     models: tuple[type[nn.Module], ...] = (GRU, GRUCell, GRUModel)
+    only: Mapping[str, Any] = {}
 
 
-def take_apart(model: nn.Module, variables: Mapping, place: Place, dialect: Dialect) -> Parts:
+def take_apart(model: Any, variables: Mapping, place: Place, dialect: Dialect) -> Parts:
     """The parts of a model that `place` and `dialect` can hold; a `ConversionWarning` for each thing left behind.
 
     Raises:
@@ -77,7 +77,8 @@ def take_apart(model: nn.Module, variables: Mapping, place: Place, dialect: Dial
     """
     _check_model(model, variables, place)
     params = {path: np.asarray(a) for path, a in flatten_dict(dict(variables["params"])).items()}
-    first = (*_cell_paths(model)[0], "w_ih")
+    paths = _cell_paths(model)
+    first = (*paths[0], "w_ih")
     w_ih = params.get(first)
     if w_ih is None or w_ih.ndim != 2:
         raise InputError("/".join(first), "(I, 3H)", "none" if w_ih is None else w_ih.shape)
@@ -85,22 +86,20 @@ def take_apart(model: nn.Module, variables: Mapping, place: Place, dialect: Dial
     for path, shape in expected.items():
         require(path in params, "/".join(path), f"shape {shape}", "no such parameter")
         require(params[path].shape == shape, "/".join(path), f"shape {shape}", params[path].shape)
-    for path in params:
+    for path, a in params.items():
         known = path in expected
         require(known, "/".join(path), f"only the parameters of {type(model).__name__}", "this one besides")
-    dtypes = {a.dtype.name for a in params.values()}
-    require(len(dtypes) == 1 and dtypes <= set(DTYPES), "variables", f"one dtype, {FLOATS}", sorted(dtypes))
-    cells = [Cell(**{k[-1]: a for k, a in params.items() if k[:-1] == path}) for path in _cell_paths(model)]
+        require_floats("variables", a.dtype)
+        require(a.dtype == w_ih.dtype, "variables", f"one dtype, {w_ih.dtype}", f"{a.dtype} besides")
+    cells = [Cell(**{k[-1]: a for k, a in params.items() if k[:-1] == path}) for path in paths]
     head = Dense(params["head", "kernel"], params["head", "bias"]) if isinstance(model, GRUModel) else None
+    trains = [name for name in TRAINING if getattr(model, name, 0) and name not in place.fields]
     left = [sentence for cell in cells for sentence in lost(cell, dialect)]
-    left += [
-        f"{name}={getattr(model, name)}: it acts in training alone"
-        for name in TRAINING
-        if getattr(model, name, 0) and name not in place.fields
-    ]
+    left += [f"{name}={getattr(model, name)}: it acts in training alone" for name in trains]
     for sentence in dict.fromkeys(left):
         warnings.warn(f"{place.framework}: {sentence}", ConversionWarning, stacklevel=3)
-    return Parts(cells, head)
+    written = [write(cell, dialect, model.update) for cell in cells]
+    return Parts(written, head, w_ih.shape[0], w_ih.dtype)
 
 
 def put_together(
@@ -109,6 +108,7 @@ def put_together(
     *,
     bidirectional: bool = False,
     single: bool = False,
+    h0: NDArray | None = None,
     **fields: Any,
 ) -> tuple[GRU | GRUCell | GRUModel, dict]:
     """The model and its variables.
@@ -116,7 +116,7 @@ def put_together(
     Args:
       cells: each by the framework's name for it, for errors, index `layer * D + direction`.
       head: its name and weights: a `GRUModel` then, else a `GRU`.
-      single: a `GRUCell`.
+      single: a `GRUCell`. h0: a learned initial state (L*D, H).
       fields: of the model, beside the sizes, which are read off the weights.
 
     Raises:
@@ -135,16 +135,15 @@ def put_together(
     sizes: dict[str, Any] = {"hidden_size": hidden_size, "bias": bias, "param_dtype": getattr(jnp, dtype.name)}
     if not single:
         sizes |= {"num_layers": len(cells) // directions, "bidirectional": bidirectional}
+    fields |= {} if h0 is None else {"initial_state": "learned"}
     params: dict[tuple[str, ...], NDArray] = {}
     if head is not None:
         name, (kernel, head_bias) = head
         require(kernel.ndim == 2, name, "a matrix", f"shape {kernel.shape}")
         require(kernel.shape[0] == features, name, f"{features} input features", kernel.shape[0])
         if head_bias is None:
-            head_bias = np.zeros(kernel.shape[1:], dtype)
-            warnings.warn(
-                f"{name}: the head has no bias; zeros are stored, which training would move", ConversionWarning, 3
-            )
+            head_bias, what = np.zeros(kernel.shape[1:], dtype), "zeros are stored, which training would move"
+            warnings.warn(f"{name}: the head has no bias; {what}", ConversionWarning, stacklevel=3)
         require(head_bias.shape == kernel.shape[1:], name, f"a bias of shape {kernel.shape[1:]}", head_bias.shape)
         found = {kernel.dtype, head_bias.dtype}
         require(found == {dtype}, name, f"dtype {dtype}, that of {first}", sorted(map(str, found)))
@@ -152,12 +151,20 @@ def put_together(
         model = GRUModel(output_size=kernel.shape[1], **sizes, **fields)
     else:
         model = GRUCell(**sizes, **fields) if single else GRU(**sizes, **fields)
-    narrow = dtype == np.float64 and jax.dtypes.canonicalize_dtype(np.float64) != np.float64
-    x64 = 'Run jax.config.update("jax_enable_x64", True) first, or cast the weights to float32.'
-    require(not narrow, first, "a dtype that JAX keeps as it is", "float64 while 64-bit values are off", x64)
     for path, one in zip(_cell_paths(model), cells.values(), strict=True):
         params |= {(*path, key): a for key, a in one._asdict().items() if a is not None}
-    return model, {"params": unflatten_dict({path: jnp.array(np.ascontiguousarray(a)) for path, a in params.items()})}
+    if h0 is not None:
+        params[*_cell_paths(model)[0][:-1], "h0"] = h0
+    tree = unflatten_dict({path: to_jax(np.ascontiguousarray(a), first) for path, a in params.items()})
+    return model, {"params": tree}
+
+
+def to_jax(a: NDArray, name: str) -> jax.Array:
+    """A copy in the same dtype; `InputError` where JAX would narrow it."""
+    kept = jax.dtypes.canonicalize_dtype(a.dtype) == a.dtype
+    remedy = 'Run jax.config.update("jax_enable_x64", True) first, or cast the weights to float32.'
+    require(kept, name, "a dtype that JAX keeps as it is", f"{a.dtype} while 64-bit values are off", remedy)
+    return jnp.array(a)
 
 
 def _cell_paths(model: nn.Module) -> list[tuple[str, ...]]:
@@ -170,14 +177,14 @@ def _cell_paths(model: nn.Module) -> list[tuple[str, ...]]:
 
 
 def _check_model(model: nn.Module, variables: Mapping, place: Place) -> None:
-    names = ", ".join(sorted(f"grujax.{of.__name__}" for of in place.models))
-    encoder = "Its GRU is under variables['params']['gru']: pass that with a grujax.GRU."
-    remedy = encoder if type(model).__name__ == "GRUEncoder" else ""
-    if isinstance(model, GRUModel) and GRUModel not in place.models:
-        remedy = "Its GRU is under variables['params']['encoder']['gru']: pass that with a grujax.GRU."
-    require(isinstance(model, place.models), "model", names, type(model).__name__, remedy)
-    for field in dataclasses.fields(model):  # pyright: ignore[reportArgumentType], Linen modules are dataclasses
-        if field.name in (*SIZES, *FREE, *TRAINING) or field.default is dataclasses.MISSING:
+    names, kind = ", ".join(sorted(f"grujax.{of.__name__}" for of in place.models)), type(model).__name__
+    remedy = f"Its GRU is under variables['params']{PARTS[kind]}: pass that with a grujax.GRU." if kind in PARTS else ""
+    require(isinstance(model, place.models), "model", names, kind, remedy)
+    for name, value in place.only.items():
+        found = getattr(model, name, value)
+        require(found == value, name, repr(value), repr(found), f"{place.framework}: {REMEDIES[name]}")
+    for field in own_fields(type(model)):
+        if field.name in (*SIZES, *FREE, *TRAINING, *place.only):
             continue
         found, served = getattr(model, field.name), place.fields.get(field.name, ())
         serves = served is None or found == field.default or found in served or type(found) in served

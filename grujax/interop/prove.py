@@ -12,10 +12,9 @@ from flax.traverse_util import flatten_dict
 from jax.typing import ArrayLike
 from numpy.typing import NDArray
 
-from grujax.core.config import MERGES, input_size_of
+from grujax.core.config import input_size_of
 from grujax.errors import require
-from grujax.linen.cell import GRUCell
-from grujax.linen.layer import GRU
+from grujax.linen import GRU, GRUCell
 from grujax.testing.tolerances import tolerances_used
 from grujax.types import state_dtype
 
@@ -93,9 +92,13 @@ def data(model: Any, variables: Mapping, runner: Runner, seed: int, size: tuple[
     return x, h0, lengths
 
 
+def stored_dtype(model: Any) -> jnp.dtype:
+    return jnp.dtype(model.param_dtype)
+
+
 def coarser(model: Any) -> jnp.dtype:
     """Of what weights are stored in and what is computed in."""
-    stored = jnp.dtype(model.param_dtype)
+    stored = stored_dtype(model)
     return min(stored, jnp.dtype(model.dtype or stored), key=lambda d: jnp.finfo(d).bits)
 
 
@@ -141,37 +144,3 @@ def require_agreement(model: nn.Module, variables: Mapping, runner: Runner, argu
     equal = worst.tolerances <= 1
     require(equal, argument, "the outputs of both sides equal", f"a difference of {worst.largest:.3g}", remedy)
     return worst
-
-
-def wanted(verify: bool | None, live: bool, model: Any) -> bool:
-    """Whether to run both sides where nobody has said: of a live object, in 32 bits or more."""
-    return verify if verify is not None else live and jnp.finfo(coarser(model)).bits >= 32
-
-
-def require_shown(model: Any, variables: Mapping, run: Callable[[NDArray, NDArray | None], Any], argument: str) -> None:
-    """Raises `InputError` unless every array that the other side gives, run as it is, is an output of the model.
-
-    run: from x, and of a cell h0, to arrays: the output, of every step or the last, its directions, states.
-    """
-    largest, cell = 0.0, isinstance(model, GRUCell)
-    for size in TWO_SIZES:
-        x, h0, _ = data(model, variables, Runner(lambda *_: {}, takes_h0=cell), 0, size)
-        ours = outputs(model, variables, x, h0, None)
-        forms = [np.asarray(a) for of in ours.values() for a in (jax.tree.leaves(of) if not cell else [of])]
-        if not cell:
-            states = np.asarray(ours["h_last"])
-            top = list(states[-model.num_directions :])
-            merged = {} if model.merge is None or len(top) == 1 else {0: np.asarray(MERGES[model.merge](*top))}
-            pairs = [a for of in forms[:1] for a in of] if getattr(model, "merge", "") is None else []
-            forms += [*states, *pairs, *merged.values()]
-        for theirs in run(x, h0):
-            near = [
-                (tolerances_used(theirs, a, "float32").max(), np.abs(theirs - a).max())
-                for a in forms
-                if a.shape == theirs.shape
-            ]
-            used, of = min(near, default=(np.inf, np.inf))
-            largest = max(largest, float(of))
-            equal = bool(used <= 1)
-            require(equal, argument, "the outputs of both sides equal", f"a difference of {of:.3g}", FIND)
-    log.info("%s: largest difference %.3g", argument, largest)

@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 
 from grujax.errors import InputError, require_package
 from grujax.interop.framework import Framework
-from grujax.interop.prove import Runner, outputs, sizes
-from grujax.linen.cell import GRUCell
-from grujax.linen.layer import GRU
+from grujax.interop.prove import Runner, outputs, sizes, stored_dtype
+from grujax.linen import GRU, GRUCell
 from grujax.types import state_dtype
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -51,7 +50,7 @@ def to_stablehlo(model: nn.Module, variables: Mapping, *, lengths: bool = True, 
     >>> program.call(jnp.ones((5, 7, 3)), jnp.full(5, 7, jnp.int32)).shape
     (5, 2)
     """
-    found, dtype = sizes(model, variables), jnp.dtype(model.param_dtype)  # pyright: ignore[reportAttributeAccessIssue]
+    found, dtype = sizes(model, variables), stored_dtype(model)
     wide = state_dtype(dtype)
     if isinstance(model, GRUCell):
         given = [(f"b, {found.input_size}", dtype), (f"b, {found.hidden_size}", wide)]
@@ -71,22 +70,13 @@ def to_stablehlo(model: nn.Module, variables: Mapping, *, lengths: bool = True, 
     return bytes(export.export(jax.jit(run), platforms=PLATFORMS)(*symbolic).serialize())
 
 
-def load(path: Path) -> bytes:
-    """The program as it stands in the file: nothing of a stranger's is opened here."""
-    return path.read_bytes()
-
-
-def from_stablehlo(program: bytes) -> tuple[nn.Module, dict]:
-    """Raises `InputError`: a program is not read back into weights."""
+def _read(program: bytes) -> tuple[nn.Module, dict]:
+    """A program is not read back into weights."""
     remedy = "jax.export.deserialize(data).call runs it; keep the model file for everything else."
     raise InputError("path", "a file of weights", "a StableHLO program", remedy)
 
 
-def store(path: Path, program: bytes) -> None:
-    path.write_bytes(program)
-
-
-def runner(program: bytes, model: nn.Module) -> Runner:
+def _run(program: bytes, model: nn.Module) -> Runner:
     """jax.export alone, on what `to_stablehlo` made."""
     exported = export.deserialize(bytearray(program))
     names = {GRUCell: ("h_last",), GRU: ("output", "h_last")}.get(type(model), ("y", "h_last"))
@@ -100,5 +90,12 @@ def runner(program: bytes, model: nn.Module) -> Runner:
 
 
 FRAMEWORK = Framework(
-    "stablehlo", (".stablehlo",), load, from_stablehlo, to_stablehlo, store, runner, keeps_statistics=True
+    "stablehlo",
+    _read,
+    to_stablehlo,
+    _run,
+    load=Path.read_bytes,
+    write=Path.write_bytes,
+    endings=(".stablehlo",),
+    keeps_statistics=True,
 )

@@ -1,6 +1,7 @@
 """What standardises the inputs of a trained model, inside its weights: for frameworks without a place for it."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -59,14 +60,14 @@ def fold_statistics(model: nn.Module, variables: Mapping) -> dict:
     return {"params": unflatten_dict({path: jnp.asarray(a) for path, a in params.items()})}
 
 
-def checked_statistics(model: nn.Module, given: Mapping, input_size: int) -> dict[str, NDArray]:
+def checked_statistics(model: Any, given: Mapping, input_size: int) -> dict[str, NDArray]:
     remedy = "Only a GRUModel reads them."
     require(isinstance(model, GRUModel) or not given, "statistics", "none", sorted(given), remedy)
     statistics = {name: np.asarray(a) for name, a in given.items()}
     for name, a in statistics.items():
         require(name in STATISTICS, f"statistics/{name}", f"one of {list(STATISTICS)}", "another")
         which = name.split("_")[0]
-        shape = (input_size if which == "input" else model.output_size,)  # pyright: ignore[reportAttributeAccessIssue]
+        shape = (input_size if which == "input" else model.output_size,)
         require(a.shape == shape, f"statistics/{name}", f"shape {shape}, one a feature", a.shape)
         for other in (f"{which}_mean", f"{which}_std"):
             require(other in statistics, f"statistics/{other}", f"one beside {name}", "none")

@@ -13,10 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grujax.core.config import Pooling
+from grujax.core.dialects import FLOATS, require_floats
 from grujax.errors import InputError, require, require_package
-from grujax.interop.prove import FIND, Runner, require_agreement
-from grujax.interop.torch_keys import from_arrays, read_names, to_arrays, unwrapped
-from grujax.interop.weight_layouts import DTYPES, FLOATS, remedy_of
+from grujax.interop.framework import Framework, is_one_of
+from grujax.interop.prove import FIND, Runner
+from grujax.interop.torch_keys import KEY, effective, from_arrays, to_arrays, unwrapped
+from grujax.linen import GRUCell, GRUModel
 
 if TYPE_CHECKING:
     import torch
@@ -45,8 +47,7 @@ def from_torch(
         of each direction, and a warning is logged (logger "grujax.interop"). For one direction and no padding that is
         `output[:, -1]`; for two it is not, whose reverse part has read one step only.
       prefix: the name of the GRU that is taken, all else left; `grujax.interop.find` lists them.
-      verify: run both sides on random data; the largest difference is logged, and one past the tolerance table raises.
-        None does so with a module, which can be run itself.
+      verify: run both sides, see `grujax.interop`. None does so with a module.
 
     Raises:
       InputError: naming the key, what was expected and what was found; nothing is skipped, guessed or cast.
@@ -56,21 +57,19 @@ def from_torch(
     >>> jax.tree.map(jax.numpy.shape, variables["params"]["l1"]["w_ih"])
     (20, 60)
     """
-    torch, argument = _torch(), "module_or_state_dict"
-    if isinstance(module_or_state_dict, torch.nn.Module):
+    if isinstance(module_or_state_dict, _torch().nn.Module):
         from grujax.interop.torch_live import from_module
 
         return from_module(module_or_state_dict, pooling, prefix, verify is not False)
     if not isinstance(module_or_state_dict, Mapping):
-        raise InputError(argument, "a torch.nn.Module or its state dict", type(module_or_state_dict))
-    start = "" if not prefix else f"{prefix}."
+        raise InputError(STATE.argument, "a torch.nn.Module or its state dict", type(module_or_state_dict))
     state = unwrapped(module_or_state_dict)
-    state = arrays({key: a for key, a in state.items() if prefix is None or key.startswith(start)})
-    model, variables = from_arrays(state, pooling, prefix)
-    if verify:
-        alone = to_arrays(model, variables) if prefix is not None else state
-        require_agreement(model, variables, runner(tensors(alone), model), argument)
-    return model, variables
+    if prefix is not None:
+        start = f"{prefix}." if prefix else ""
+        state = effective(arrays({key: a for key, a in state.items() if key.startswith(start)}))
+        state = {key: a for key, a in state.items() if (m := KEY.fullmatch(key)) and m["prefix"] == start}
+        require(bool(state), "prefix", "the name of a GRU", repr(prefix), FIND)
+    return STATE.ours(state, verify, pooling=pooling)
 
 
 def to_torch(
@@ -80,9 +79,7 @@ def to_torch(
 
     Args:
       model: a `GRU`, `GRUCell` or `GRUModel`; its head reads the last state or, with `pooling=None`, every step.
-      variables: its variables, `{"params": ...}` alone.
       gru, head: the attributes that the torch class of a `GRUModel` keeps its `nn.GRU` and `nn.Linear` under.
-      verify: see `from_torch`.
 
     Returns:
       dict of key -> contiguous tensor of its own, for `module.load_state_dict`.
@@ -97,11 +94,7 @@ def to_torch(
     >>> state["gru.weight_ih_l0"].shape, state["output_layer.weight"].shape
     (torch.Size([60, 10]), torch.Size([5, 20]))
     """
-    _torch()
-    state = tensors(to_arrays(model, variables, gru, head))
-    if verify:
-        require_agreement(model, variables, runner(state, model), "model")
-    return state
+    return STATE.theirs(model, variables, verify, gru=gru, head=head)
 
 
 def tensors(arrays: Mapping[str, NDArray]) -> dict[str, "torch.Tensor"]:
@@ -118,52 +111,50 @@ def tensors(arrays: Mapping[str, NDArray]) -> dict[str, "torch.Tensor"]:
 
 def arrays(tensors: Mapping) -> dict[str, NDArray]:
     """The other way round; arrays of NumPy stay as they are."""
-    torch, found = _torch(), {}
+    found = {}
     for key, tensor in tensors.items():
         if isinstance(tensor, np.ndarray):
             found[key] = tensor
             continue
+        torch = _torch()
         require(isinstance(tensor, torch.Tensor), key, "a torch.Tensor", type(tensor).__name__)
         require(not tensor.is_meta, key, "values", "a tensor on the meta device")
-        if tensor.layout is torch.strided and not tensor.is_quantized:
-            # A view may claim more than its memory holds.
+        strided = tensor.layout is torch.strided
+        if strided and not tensor.is_quantized:  # a view may claim more than its memory holds
             claimed, there = tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()
-            whole = claimed <= there
-            require(whole, key, f"at most the {there} bytes stored for it", f"shape {tuple(tensor.shape)}")
+            found_shape = f"shape {tuple(tensor.shape)}"
+            require(claimed <= there, key, f"at most the {there} bytes stored for it", found_shape)
         dtype = str(tensor.dtype).removeprefix("torch.")
-        plain = tensor.layout is torch.strided and (dtype in DTYPES or (dtype == "int64" and not tensor.ndim))
-        require(plain, key, FLOATS, f"dtype {dtype}", remedy_of(dtype) or FIND)
+        if not (strided and dtype == "int64" and not tensor.ndim):  # counters of normalisation
+            require_floats(key, dtype if strided or dtype not in FLOATS else str(tensor.layout), FIND)
         tensor = tensor.detach().cpu().contiguous()
         bfloat16 = tensor.dtype == torch.bfloat16
         found[key] = tensor.view(torch.int16).numpy().view(jnp.bfloat16) if bfloat16 else tensor.numpy()
     return found
 
 
-def runner(state: Mapping, model: nn.Module) -> Runner:
-    """torch itself, on a module built for the state dict; its Linear reads what the model's head does."""
-    torch, names = _torch(), read_names(state)
-    of = {key.removeprefix(names.gru): tensor for key, tensor in state.items() if key.startswith(names.gru)}
-    w_hh = of[f"weight_hh{names.suffixes[0]}"]
-    sizes = {"input_size": of[f"weight_ih{names.suffixes[0]}"].shape[1], "hidden_size": w_hh.shape[1]}
-    sizes |= {"bias": names.bias, "dtype": w_hh.dtype}
-    if names.suffixes == [""]:
+def _run(state: Mapping, model: Any) -> Runner:
+    """torch itself, on a module of the state dict; its Linear reads what the model's head does."""
+    torch, of = _torch(), tensors(effective(arrays(unwrapped(state))))
+    own = {m.string.removeprefix(m["prefix"]): of.pop(key) for key in [*of] if (m := KEY.fullmatch(key))}
+    w_ih = next(a for key, a in own.items() if key.startswith("weight_ih"))
+    sizes = {"input_size": w_ih.shape[1], "hidden_size": model.hidden_size, "bias": model.bias, "dtype": w_ih.dtype}
+    if isinstance(model, GRUCell):
         module = torch.nn.GRUCell(**sizes)
     else:
-        num_layers = len(names.suffixes) // (1 + names.bidirectional)
-        sizes |= {"num_layers": num_layers, "bidirectional": names.bidirectional, "batch_first": True}
-        module = torch.nn.GRU(**sizes)
-    module.load_state_dict({key: of[key] for key in module.state_dict()})
+        kinds = {"num_layers": model.num_layers, "bidirectional": model.bidirectional, "batch_first": True}
+        module = torch.nn.GRU(**sizes, **kinds)
+    module.load_state_dict(own)
     found = gru_runner(module)
-    if names.head is None:
+    if not isinstance(model, GRUModel):
         return found
-    weight, bias = state[f"{names.head}weight"], state.get(f"{names.head}bias")
+    linear = [next((a for key, a in of.items() if key.endswith(f".{kind}")), None) for kind in ("weight", "bias")]
 
     def call(x: NDArray, h0: NDArray | None, lengths: NDArray | None) -> dict[str, NDArray]:
-        given = found.call(x, h0, lengths)
-        every, directions = getattr(model, "pooling", "last") is None, 1 + names.bidirectional
-        features = given["output"] if every else np.concatenate([*given["h_last"][-directions:]], -1)
+        given, every = found.call(x, h0, lengths), model.pooling is None
+        features = given["output"] if every else np.concatenate([*given["h_last"][-model.num_directions :]], -1)
         with torch.no_grad():
-            y = torch.nn.functional.linear(torch.tensor(features).to(w_hh.dtype), weight, bias).double().numpy()
+            y = torch.nn.functional.linear(torch.tensor(features).to(w_ih.dtype), *linear).double().numpy()
         if every and lengths is not None:
             y = y * (np.arange(x.shape[1]) < lengths[:, None])[..., None]
         return {"y": y, "h_last": given["h_last"]}
@@ -174,7 +165,7 @@ def runner(state: Mapping, model: nn.Module) -> Runner:
 def gru_runner(module: Any) -> Runner:
     """An `nn.GRU` or `nn.GRUCell`, run as it is, padded rows packed."""
     torch, single = _torch(), isinstance(module, _torch().nn.GRUCell)
-    parameter = next(module.parameters())
+    parameter, rnn = next(module.parameters()), _torch().nn.utils.rnn
 
     def tensor(a: NDArray) -> Any:
         return torch.tensor(a.astype(np.float64)).to(parameter.dtype).to(parameter.device)
@@ -190,13 +181,11 @@ def gru_runner(module: Any) -> Runner:
             first = module.batch_first
             read: Any = tensor(x if first else x.swapaxes(0, 1))
             if lengths is not None:
-                of_rows = torch.tensor(lengths, dtype=torch.int64)
-                pack = torch.nn.utils.rnn.pack_padded_sequence
-                read = pack(read, of_rows, batch_first=first, enforce_sorted=False)
+                steps = torch.tensor(lengths, dtype=torch.int64)
+                read = rnn.pack_padded_sequence(read, steps, batch_first=first, enforce_sorted=False)
             output, h_last = module(read, state)
             if lengths is not None:
-                pad = torch.nn.utils.rnn.pad_packed_sequence
-                output, _ = pad(output, batch_first=first, total_length=x.shape[1])
+                output, _ = rnn.pad_packed_sequence(output, batch_first=first, total_length=x.shape[1])
             found = array(output)
             return {"output": found if first else found.swapaxes(0, 1), "h_last": array(h_last)}
 
@@ -205,3 +194,15 @@ def gru_runner(module: Any) -> Runner:
 
 def _torch() -> Any:
     return require_package("torch", "torch")
+
+
+STATE = Framework(
+    "torch",
+    lambda state, **options: from_arrays(arrays(unwrapped(state)), **options),
+    lambda *given, **names: _torch() and tensors(to_arrays(*given, **names)),
+    _run,
+    "module_or_state_dict",
+    recognise=is_one_of("torch", "Module"),
+    assumes=True,
+)
+"""A state dict; `grujax.interop.torch_files` has its files."""

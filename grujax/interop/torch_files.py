@@ -11,18 +11,15 @@ import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, NamedTuple
 
-import flax.linen as nn
 import numpy as np
 from numpy.typing import NDArray
 
+from grujax.core.dialects import QUANTISED
 from grujax.errors import InputError, require, require_package
-from grujax.interop.framework import Framework, check_archive
-from grujax.interop.torch import arrays, from_torch, runner, tensors, to_torch
-from grujax.interop.torch_keys import from_arrays, to_arrays, unwrapped
-from grujax.interop.weight_layouts import QUANTISED
+from grujax.interop.framework import check_archive
+from grujax.interop.torch import STATE
+from grujax.interop.torch_keys import to_arrays, unwrapped
 from grujax.saving.model_file import opened
 
 SHARD = re.compile(r"(?P<stem>.*)-\d{5}-of-\d{5}(?P<ending>\.[a-z]+)")
@@ -36,13 +33,6 @@ MEMBERS = {
     "archive_format": ("a program of torch.export", "Save ExportedProgram.state_dict with torch.save."),
 }
 """What zip files of torch hold that are no state dict, by a member's name."""
-
-
-class Stored(NamedTuple):
-    """What the file holds."""
-
-    arrays: dict[str, NDArray]
-    metadata: Mapping[str, str] = MappingProxyType({})
 
 
 def read_torch(path: Path) -> Mapping:
@@ -69,29 +59,28 @@ def read_torch(path: Path) -> Mapping:
     return state
 
 
-def read_safetensors(path: Path) -> Stored:
+def read_safetensors(path: Path) -> dict[str, NDArray]:
     with opened(path) as file:
-        metadata = file.metadata() or {}
         own = "This is a grujax model file: grujax.load reads it, as does format='grujax'."
-        require("grujax" not in metadata, "path", "torch's key names", "the metadata key 'grujax'", own)
+        require("grujax" not in (file.metadata() or {}), "path", "torch's key names", "the metadata key 'grujax'", own)
         kinds = {key: file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118, not a dict
         for key, kind in kinds.items():  # NumPy has no such numbers
             require(not kind.startswith("F8"), key, "floats of 16 bits or more", kind, QUANTISED)
-        return Stored({key: file.get_tensor(key) for key in kinds}, metadata)
+        return {key: file.get_tensor(key) for key in kinds}
 
 
-def read_numpy(path: Path) -> Stored:
+def read_numpy(path: Path) -> dict[str, NDArray]:
     try:
         check_archive(path)
         with np.load(path, allow_pickle=False) as file:
-            return Stored({key: file[key] for key in file})
+            return {key: file[key] for key in file}
     except InputError:
         raise
     except Exception as error:  # zipfile's, NumPy's
         raise InputError("path", "a whole .npz file of arrays", type(error).__name__) from error
 
 
-def joined(path: Path, read: Callable[[Path], Any]) -> Any:
+def joined(path: Path, read: Callable[[Path], Mapping]) -> Mapping:
     """What `read` gives of a file; of a shard that of all shards that its index names, an `InputError` without one.
 
     Raises:
@@ -110,68 +99,49 @@ def joined(path: Path, read: Callable[[Path], Any]) -> Any:
         files = sorted(set(where.values()))
         beside = all(SHARD.fullmatch(name) and Path(name).name == name for name in files)
     except Exception as error:  # JSON of any other form
-        raise InputError("path", "an index of shards", f"{type(error).__name__} in {index.name}") from error
-    require(beside, "path", "shards beside their index", f"{files} in {index.name}")
-    whole: dict[str, Any] = {}
+        found = f"{type(error).__name__} in {index.name}"
+        raise InputError("path", "an index of shards", found, remedy) from error
+    require(beside, "path", "shards beside their index", f"{files}"[:200], remedy)
+    whole = {}
     for name in files:
         require(path.with_name(name).is_file(), "path", f"the shard {name}", "no such file", remedy)
-        part = read(path.with_name(name))
-        whole |= part.arrays if isinstance(part, Stored) else unwrapped(part)
+        whole |= unwrapped(read(path.with_name(name)))
     missing = sorted(where.keys() ^ whole.keys())
     require(not missing, "path", "the tensors that the index names", f"others: {missing[:5]}")
-    return Stored(whole) if match["ending"] == ".safetensors" else whole
-
-
-def from_stored(stored: Stored, **options: Any) -> tuple[nn.Module, dict]:
-    """The model and variables of arrays under torch's keys; see `grujax.interop.torch.from_torch`."""
-    return from_arrays(dict(unwrapped(stored.arrays)), **options)
-
-
-def _stored(model: nn.Module, variables: Mapping) -> Stored:
-    return Stored(to_arrays(model, variables), {"format": "pt"})
-
-
-def _run(stored: Stored, model: nn.Module) -> Any:
-    return runner(tensors(stored.arrays), model)
+    return whole
 
 
 def write_torch(path: Path, state: Mapping) -> None:
     require_package("torch", "torch").save(dict(state), path)
 
 
-def write_safetensors(path: Path, stored: Stored) -> None:
+def write_safetensors(path: Path, arrays: Mapping, metadata: Mapping[str, str] | None = None) -> None:
+    """metadata: torch's own where there is none."""
     import safetensors.numpy
 
-    found = {key: np.ascontiguousarray(a) for key, a in stored.arrays.items()}
-    path.write_bytes(safetensors.numpy.save(found, dict(stored.metadata) or None))
+    found = {key: np.ascontiguousarray(a) for key, a in arrays.items()}
+    metadata = {"format": "pt"} if metadata is None else dict(metadata)
+    path.write_bytes(safetensors.numpy.save(found, metadata or None))
 
 
-def write_numpy(path: Path, stored: Stored) -> None:
-    for key, a in stored.arrays.items():
+def write_numpy(path: Path, arrays: Mapping) -> None:
+    for key, a in arrays.items():
         require(a.dtype.kind in "fiub", key, "a dtype of NumPy's own", str(a.dtype), "Write safetensors.")
     with path.open("wb") as file:
-        np.savez(file, **stored.arrays)  # pyright: ignore[reportArgumentType], its own options have other names
+        np.savez(file, **arrays)
 
 
-TORCH = Framework(
-    "torch",
-    (".pt", ".pth"),
-    lambda path: joined(path, read_torch),
-    from_torch,
-    to_torch,
-    write_torch,
-    lambda state, model: runner(tensors(arrays(unwrapped(state))), model),
-    (".ckpt", ".bin", ".pt2"),
-    assumes=True,
+TORCH = STATE._replace(
+    load=lambda path: joined(path, read_torch),
+    write=write_torch,
+    endings=(".pt", ".pth"),
+    reads=(".ckpt", ".bin", ".pt2"),
 )
-SAFETENSORS = Framework(
-    "safetensors",
-    (".safetensors",),
-    lambda path: joined(path, read_safetensors),
-    from_stored,
-    _stored,
-    write_safetensors,
-    _run,
-    assumes=True,
+SAFETENSORS = STATE._replace(
+    name="safetensors",
+    build=to_arrays,
+    load=lambda path: joined(path, read_safetensors),
+    write=write_safetensors,
+    endings=(".safetensors",),
 )
-NUMPY = Framework("numpy", (".npz",), read_numpy, from_stored, _stored, write_numpy, _run, assumes=True)
+NUMPY = SAFETENSORS._replace(name="numpy", load=read_numpy, write=write_numpy, endings=(".npz",))

@@ -14,44 +14,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grujax.core.config import Pooling
-from grujax.core.weight_layouts import DIALECTS
+from grujax.core.dialects import DIALECTS, FLOATS, Cell, read, require_floats
 from grujax.errors import InputError, require
 from grujax.interop.parts import Dense, Place, put_together, take_apart
 from grujax.interop.prove import FIND, log
-from grujax.interop.weight_layouts import DTYPES, FLOATS, Cell, read, write
-from grujax.linen.cell import GRUCell
-from grujax.linen.model import GRUModel
+from grujax.linen import GRUCell, GRUModel
 
 KEY = re.compile(r"(?P<prefix>(?:.*\.)?)(?P<what>weight|bias)_(?P<of>ih|hh)(?:_l(?P<layer>\d+)(?P<reverse>_reverse)?)?")
 PLACE = Place("torch.nn.GRU", {"dropout": None, "pooling": (None,)})
 KINDS = DIALECTS["torch"].tensors
 WRAPPERS = ("state_dict", "model_state_dict", "model", "params", "module", "net", "network")
 """Where checkpoints keep a state dict, beside an optimizer and an epoch."""
-NORMED = re.compile(r"(.*?)(?:(weight[^.]*)_|parametrizations\.(.*)\.original)(g|v|orig|mask|0|1)")
-"""What `weight_norm`, old and new, and pruning keep in a weight's place."""
+COMPUTED = re.compile(r"(.*?)(?:(weight[^.]*)_(g|v|u|orig|mask)|parametrizations\.([^.]*)\.(original[01]?|0\._[uv]))")
+PARTS = {"original0": "g", "original1": "v", "original": "orig", "0._u": "u", "0._v": "v"}
+"""What `weight_norm` and `spectral_norm`, old and new, and pruning keep in a weight's place."""
 
 
-class Names(NamedTuple):
-    """What the keys tell before a tensor is looked at."""
+class State(NamedTuple):
+    """A state dict taken apart: the cells by the name of their first tensor, the Linear, and what kind of GRU it is."""
 
-    gru: str  # the prefix of the nn.GRU's keys
-    head: str | None  # of the nn.Linear's
-    suffixes: list[str]  # a layer and direction each: _l0, _l0_reverse, ...; "" alone in an nn.GRUCell
-    bias: bool
-    head_bias: bool = True
-    starts: tuple[str, ...] = ()  # the prefix of each cell, where they are nn.GRUCells one over the other
-
-    @property
-    def bidirectional(self) -> bool:
-        return any(suffix.endswith("_reverse") for suffix in self.suffixes)
-
-    @property
-    def keys(self) -> list[list[str]]:
-        """Those of each cell."""
-        kinds = KINDS[: 4 if self.bias else 2]
-        starts = self.starts or [self.gru] * len(self.suffixes)
-        ends = zip(starts, self.suffixes, strict=True)
-        return [[f"{start}{kind}{suffix}" for kind in kinds] for start, suffix in ends]
+    cells: dict[str, Cell]
+    head: tuple[str, Dense] | None
+    bidirectional: bool
+    single: bool
 
 
 def unwrapped(state: Mapping, argument: str = "state dict") -> Mapping:
@@ -73,32 +58,36 @@ def unwrapped(state: Mapping, argument: str = "state dict") -> Mapping:
 
 
 def effective(state: Mapping[str, NDArray]) -> dict[str, NDArray]:
-    """The weights that `weight_norm` and pruning stand for: g v / |v|, and weight times mask."""
+    """The weights that are computed: g v / |v| of weight_norm, w / (u w v) of spectral_norm, w mask of pruning."""
     parts: dict[str, dict[str, NDArray]] = {}
     found = dict(state)
     for key, a in state.items():
-        match = NORMED.fullmatch(key)
-        if match is not None and isinstance(a, np.ndarray) and a.dtype.name in DTYPES:
-            name, part = match[1] + (match[2] or match[3]), {"0": "g", "1": "v"}.get(match[4], match[4])
+        match = COMPUTED.fullmatch(key)
+        if match is not None and isinstance(a, np.ndarray) and a.dtype.name in FLOATS:
+            name, part = match[1] + (match[2] or match[4]), match[3] or PARTS[match[5]]
             parts.setdefault(name, {})[part] = a
             found.pop(key)
     for name, of in parts.items():
+        wide = {part: a.astype(np.float64) for part, a in of.items()}
         if of.keys() == {"g", "v"}:
-            g, v = (of[part].astype(np.float64) for part in "gv")
-            axes = tuple(i for i in range(v.ndim) if not g.ndim or g.shape[i] == 1)
-            found[name] = (v * (g / np.sqrt((v**2).sum(axes, keepdims=True)))).astype(of["v"].dtype)
+            g, w = wide["g"], wide["v"]
+            axes = tuple(i for i in range(w.ndim) if not g.ndim or g.shape[i] == 1)
+            w = w * (g / np.sqrt((w**2).sum(axes, keepdims=True)))
         elif of.keys() == {"orig", "mask"}:
-            found[name] = of["orig"] * of["mask"].astype(of["orig"].dtype)
+            w = wide["orig"] * wide["mask"]
+        elif of.keys() == {"orig", "u", "v"} and wide["orig"].ndim == 2:
+            w = wide["orig"] / (wide["u"] @ wide["orig"] @ wide["v"])
         else:
-            expected = "the parts of weight_norm or pruning"
+            expected = "the parts of weight_norm, spectral_norm or pruning"
             raise InputError(name, expected, sorted(of), "Pass the live module: its effective weights are taken.")
+        found[name] = w.astype(next(iter(of.values())).dtype)
     return found
 
 
 def from_arrays(
-    state: Mapping[str, NDArray], pooling: Pooling | EllipsisType = ..., prefix: str | None = None, **fields: Any
+    state: Mapping[str, NDArray], pooling: Pooling | EllipsisType = ..., prefix: str | None = None
 ) -> tuple[nn.Module, dict]:
-    """The model and variables of a state dict; `fields` are what its arrays do not tell.
+    """The model and variables of a state dict.
 
     Args:
       pooling: what the Linear reads, which no state dict tells. Where it is not given: the last state, announced.
@@ -107,58 +96,78 @@ def from_arrays(
     Raises:
       InputError: naming the key, what was expected and what was found; nothing is skipped, guessed or cast.
     """
-    state = effective(state)
+    state, fields = effective(state), {}
     if prefix is not None:
         start = f"{prefix}." if prefix else ""
         state = {key: a for key, a in state.items() if (m := KEY.fullmatch(key)) and m["prefix"] == start}
         require(bool(state), "prefix", "the name of a GRU", repr(prefix), FIND)
-    names = read_names(state)
-    cells = cells_of(state, names)
-    head, known = None, [key for keys in names.keys for key in keys]
-    if names.head is not None:
-        key = f"{names.head}weight"
-        known += [key, *([f"{names.head}bias"] if names.head_bias else [])]
-        head = key, dense(state, names)
+    found = read_state(state)
+    if found.head is not None:
         fields["pooling"] = "last" if pooling is ... else pooling
         if pooling is ...:
             log.warning("read as: Linear on the last state of each direction; pooling= says otherwise")
+    return put_together(*found[:2], bidirectional=found.bidirectional, single=found.single, **fields)
+
+
+def read_state(state: Mapping[str, NDArray], stacked: bool = False) -> State:
+    """The parts of a state dict, and nothing else in it. stacked: several `nn.GRUCell`s are layers one over the other.
+
+    Raises:
+      InputError: naming the key that is missing, besides, or of no GRU.
+    """
+    matches = {key: m for key in state if (m := KEY.fullmatch(key))}
     for key in state:
-        require(key in known, key, f"only the keys {known}", "this key besides", f"It would be lost. {FIND}")
-    single = names.suffixes == [""]
-    return put_together(cells, head, bidirectional=names.bidirectional, single=single, **fields)
-
-
-def cells_of(state: Mapping[str, NDArray], names: Names) -> dict[str, Cell]:
-    """The cells by the name of their first tensor."""
-    cells: dict[str, Cell] = {}
-    for keys in names.keys:
+        require("weight_hr" not in key, key, "the keys of a GRU", "a projection", "Only an LSTM has proj_size.")
+    require(bool(matches), "state dict", "the weights of one nn.GRU or nn.GRUCell", f"keys {sorted(state)}", FIND)
+    starts = list(dict.fromkeys(m["prefix"] for m in matches.values()))
+    alone = any(m["layer"] is None for m in matches.values())
+    others = [key for key in state if key not in matches]
+    directions = 1 + any(m["reverse"] for m in matches.values())
+    if alone and stacked:
+        ends = [(start, "") for start in starts]
+    else:
+        require(len(starts) == 1, "state dict", "one nn.GRU", f"{len(starts)}, at {sorted(starts)}", FIND)
+        remedy, single = f"A cell is one step of a loop that no state dict tells. {FIND}", not starts[0] or not others
+        expected = "an nn.GRU, or an nn.GRUCell alone"
+        require(single or not alone, "state dict", expected, f"an nn.GRUCell at {starts[0]!r}", remedy)
+        # No more layers than there are keys, and one: enough to find the first key that is missing.
+        num_layers = min(1 + max(int(m["layer"] or 0) for m in matches.values()), len(matches) + 1)
+        suffixes = [""] if alone else [layer_suffix(index, directions) for index in range(num_layers * directions)]
+        ends = [(starts[0], suffix) for suffix in suffixes]
+    kinds = KINDS[: 4 if any(m["what"] == "bias" for m in matches.values()) else 2]
+    cells, known = {}, set()
+    for start, suffix in ends:
+        keys = [f"{start}{kind}{suffix}" for kind in kinds]
         for key in keys:
             require(key in state, key, "this key", "no such key", "The state dict is not whole.")
         cells[keys[0]] = read({key: state[key] for key in keys}, DIALECTS["torch"])
-    return cells
+        known |= {*keys}
+    weights = [key for key in others if key.endswith(".weight") and (stacked or not alone)]
+    heads = sorted({key.removesuffix("weight") for key in weights})
+    require(len(heads) < 2, "state dict", "one nn.Linear beside the nn.GRU", f"{len(heads)}, {heads}", FIND)
+    head = None
+    if heads:
+        weight, bias = f"{heads[0]}weight", f"{heads[0]}bias"
+        known |= {weight, bias}
+        for key in {weight, bias} & state.keys():
+            require_floats(key, state[key].dtype)
+        head = weight, Dense(state[weight].T, state.get(bias))
+    for key in state:
+        served = f"only the keys {sorted(known)}"
+        require(key in known, key, served, "this key besides", f"It would be lost. {FIND}")
+    return State(cells, head, directions == 2, alone and not stacked)
 
 
-def dense(state: Mapping[str, NDArray], names: Names) -> Dense:
-    weight, bias = state[f"{names.head}weight"], state.get(f"{names.head}bias")
-    for key, a in ((f"{names.head}weight", weight), (f"{names.head}bias", bias)):
-        require(a is None or a.dtype.name in DTYPES, key, FLOATS, f"dtype {getattr(a, 'dtype', None)}")
-    return Dense(weight.T, bias)
-
-
-def to_arrays(model: nn.Module, variables: Mapping, gru: str = "gru", head: str = "output_layer") -> dict[str, NDArray]:
+def to_arrays(model: Any, variables: Mapping, gru: str = "gru", head: str = "output_layer") -> dict[str, NDArray]:
     """The state dict of the torch module that computes what `model` computes, in torch's order."""
     parts = take_apart(model, variables, PLACE, DIALECTS["torch"])
     gru, head = (f"{name}." if name and isinstance(model, GRUModel) else "" for name in (gru, head))
     state: dict[str, NDArray] = {}
-    directions = 2 if getattr(model, "bidirectional", False) else 1
     for index, cell in enumerate(parts.cells):
-        suffix = "" if isinstance(model, GRUCell) else layer_suffix(index, directions)
-        written = write(cell, DIALECTS["torch"], getattr(model, "update", "keep"))
-        arrays = (written.w_ih, written.w_hh, *written.biases)
-        state |= {f"{gru}{kind}{suffix}": a for kind, a in zip(KINDS, arrays, strict=False)}
-    if parts.head is not None:
+        suffix = "" if isinstance(model, GRUCell) else layer_suffix(index, model.num_directions)
+        state |= {f"{gru}{kind}{suffix}": a for kind, a in cell.items()}
+    if parts.head is not None and parts.head.bias is not None:
         state[f"{head}weight"] = np.array(parts.head.kernel.T, order="C", copy=True)
-        assert parts.head.bias is not None
         state[f"{head}bias"] = parts.head.bias.copy()
     return state
 
@@ -166,34 +175,3 @@ def to_arrays(model: nn.Module, variables: Mapping, gru: str = "gru", head: str 
 def layer_suffix(index: int, directions: int) -> str:
     """Of the cell `layer * D + direction`."""
     return f"_l{index // directions}{'_reverse' if index % directions else ''}"
-
-
-def read_names(state: Mapping) -> Names:
-    """What the keys alone tell."""
-    matches = {key: m for key in state if (m := KEY.fullmatch(key))}
-    for key in state:
-        require("weight_hr" not in key, key, "the keys of a GRU", "a projection", "Only an LSTM has proj_size.")
-    require(bool(matches), "state dict", "the weights of one nn.GRU or nn.GRUCell", f"keys {sorted(state)}", FIND)
-    prefixes = sorted({m["prefix"] for m in matches.values()})
-    require(len(prefixes) == 1, "state dict", "one nn.GRU", f"{len(prefixes)}, at {prefixes}", FIND)
-    others, gru = [key for key in state if key not in matches], prefixes[0]
-    bias = any(m["what"] == "bias" for m in matches.values())
-    single = any(m["layer"] is None for m in matches.values())
-    if single and (not gru or not others):
-        return Names(gru, None, [""], bias)
-    remedy = f"A cell is one step of a loop that no state dict tells. {FIND}"
-    require(not single, "state dict", "an nn.GRU, or an nn.GRUCell alone", f"an nn.GRUCell at {gru!r}", remedy)
-    directions = 1 + any(m["reverse"] for m in matches.values())
-    num_layers = 1 + max(int(m["layer"] or 0) for m in matches.values())
-    # No more layers than there are keys, and one: enough to find the first key that is missing.
-    suffixes = [layer_suffix(index, directions) for index in range(min(num_layers, len(matches) + 1) * directions)]
-    head = head_of(others)
-    return Names(gru, head, suffixes, bias, f"{head}bias" in others)
-
-
-def head_of(keys: list[str]) -> str | None:
-    """The prefix of the nn.Linear's keys; None where there is none."""
-    prefixes = sorted({key.removesuffix("weight") for key in keys if key.endswith(".weight")})
-    found = f"{len(prefixes)}, {prefixes}"
-    require(len(prefixes) < 2, "state dict", "one nn.Linear beside the nn.GRU", found, FIND)
-    return prefixes[0] if prefixes else None

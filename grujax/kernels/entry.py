@@ -8,7 +8,7 @@ from jax import lax
 
 from grujax.errors import require_equal
 from grujax.kernels.checks import check
-from grujax.kernels.table import KERNELS, Sizes, check_named, choice, chunks_of
+from grujax.kernels.table import KERNELS, Asked, Sizes, check_named, choice, chunks_of
 from grujax.types import GRUSpec, Recurrence, Result
 
 
@@ -61,7 +61,7 @@ def run(
         check(recurrence, spec, time_major)
         for name, of in (("x", lambda a: a.x), ("w_hh", lambda a: a.weights.w_hh)):
             require_equal(of(recurrence).shape, of(recurrences[0]).shape, name, "All of a call have one shape.")
-    check_named(spec, implementation, recurrences[0].weights.w_hh.dtype)
+    check_named(_asked(recurrences[0], spec, time_major), implementation)
     ways = (False,) * len(recurrences) if reverse is None else tuple(reverse)
     return _run(list(recurrences), spec, implementation, ways, with_gates, time_major, jax.default_backend())
 
@@ -76,13 +76,12 @@ def _run(
     time_major: bool,
     backend: str,
 ) -> list[Result]:
-    sizes = _known_sizes(recurrences[0], time_major)
-    dtype = recurrences[0].weights.w_hh.dtype
+    asked = _asked(recurrences[0], spec, time_major)
     given = {
         "reverse": reverse,
         "with_gates": with_gates,
         "time_major": time_major,
-        "chunks": chunks_of(sizes, backend),
+        "chunks": chunks_of(asked.sizes, backend),
     }
 
     def program(name: str):
@@ -90,10 +89,16 @@ def _run(
 
     if implementation is not None:
         return program(implementation)(recurrences)
-    cpu, elsewhere = (choice(spec, sizes, dtype, place).implementation for place in ("cpu", "elsewhere"))
-    if cpu == elsewhere:
-        return program(cpu)(recurrences)
-    return lax.platform_dependent(recurrences, cpu=program(cpu), default=program(elsewhere))
+    cpu, cuda, elsewhere = (choice(asked, place).implementation for place in ("cpu", "cuda", "elsewhere"))
+    own = {place: program(name) for place, name in (("cpu", cpu), ("cuda", cuda)) if name != elsewhere}
+    if not own:
+        return program(elsewhere)(recurrences)
+    return lax.platform_dependent(recurrences, **own, default=program(elsewhere))
+
+
+def _asked(recurrence: Recurrence, spec: GRUSpec, time_major: bool) -> Asked:
+    given = frozenset(name for name, a in recurrence.control._asdict().items() if a is not None)
+    return Asked(spec, recurrence.weights.w_hh.dtype, _known_sizes(recurrence, time_major), given)
 
 
 def _known_sizes(recurrence: Recurrence, time_major: bool) -> Sizes:

@@ -7,6 +7,7 @@ steps splitting costs as much as the products: there r, z and n come from one pr
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -62,6 +63,11 @@ def state_products(weights: GRUWeights, spec: GRUSpec, one_product: bool = False
 def one_product_serves(spec: GRUSpec) -> bool:
     """Whether r, z and n can come from one product with w_hh."""
     return spec.reset_after and not spec.layer_norm
+
+
+def precision_asked(precision: jax.lax.PrecisionLike) -> Any:
+    """The precision of a product: JAX's default, in the context of the call, where None is asked for."""
+    return jax.config.jax_default_matmul_precision if precision is None else precision  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def input_bias(weights: GRUWeights) -> Array | None:

@@ -1,6 +1,6 @@
 """Which implementation runs the recurrence, and why: one row each. Only here are platforms and thresholds known."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import NamedTuple, TypeAlias
 
@@ -10,13 +10,24 @@ from jax.typing import DTypeLike
 
 from grujax.errors import InputError, require_one_of
 from grujax.kernels import native, xla
+from grujax.kernels.calls.program import program
 from grujax.kernels.checks import check_spec
 from grujax.kernels.derivative import Chunks
-from grujax.kernels.native.program import program
+from grujax.kernels.resident import plan
+from grujax.kernels.tpu.limits import tpu_refuses
 from grujax.types import GRUSpec, Result
 
 Sizes: TypeAlias = tuple[int | None, int | None, int | None]
 """T, B and H; None for one that is not known while compiling."""
+
+
+class Asked(NamedTuple):
+    """What decides whether an implementation can serve a call."""
+
+    spec: GRUSpec
+    dtype: DTypeLike  # of the products
+    sizes: Sizes
+    control: frozenset[str]  # the names of `Control` that are given
 
 
 class Kernel(NamedTuple):
@@ -25,37 +36,94 @@ class Kernel(NamedTuple):
     program: Callable[..., list[Result]]
     """(recurrences, spec, *, reverse, with_gates, time_major, chunks) -> results."""
     about: str
-    refuses: Callable[[GRUSpec, DTypeLike], str | None] = lambda spec, dtype: None
-    """Why it cannot serve a spec and a dtype of products; None where it can."""
-    cpu_only: bool = False
-    sizes_known: bool = False
-    """None chooses it where all sizes are known while compiling."""
+    refuses: Callable[[Asked], str | None] = lambda asked: None
+    """Why it cannot serve; None where it can."""
+    platform: str | None = None
+    """The only platform that it is for."""
+    not_chosen: Callable[[Asked], str | None] = lambda asked: None
+    """Why None passes it by, though it could serve."""
 
 
-def _not_in_cpp(spec: GRUSpec, dtype: DTypeLike) -> str | None:
-    if isinstance(why := native.library(), str):
-        return why
-    if spec.layer_norm:
+def _not_whole(asked: Asked) -> str | None:
+    """What no kernel has that runs all steps in one call."""
+    if asked.spec.layer_norm:
         return "it has no layer normalisation"
-    if (spec.activation, spec.gate_activation, spec.clip) != ("tanh", "sigmoid", None):
+    if (asked.spec.activation, asked.spec.gate_activation, asked.spec.clip) != ("tanh", "sigmoid", None):
         return "it has tanh and sigmoid alone, without clip"
-    if jnp.dtype(dtype).name not in ("float32", "float64", "bfloat16"):
-        return f"it multiplies in float32, float64 and bfloat16, not in {jnp.dtype(dtype).name}"
     return None
 
 
-def _ruled_out(spec: GRUSpec, dtype: DTypeLike) -> str | None:
-    return "the linear derivative rule has no layer normalisation" if spec.layer_norm else None
+def _not_in_cpp(asked: Asked) -> str | None:
+    if isinstance(why := native.library(), str):
+        return why
+    if why := _not_whole(asked):
+        return why
+    if jnp.dtype(asked.dtype).name not in ("float32", "float64", "bfloat16"):
+        return f"it multiplies in float32, float64 and bfloat16, not in {jnp.dtype(asked.dtype).name}"
+    return None
+
+
+def _not_resident(asked: Asked) -> str | None:
+    if jax.__version_info__[:2] < plan.JAX:
+        return f"it needs jax {'.'.join(map(str, plan.JAX))}, and this is {jax.__version__}"
+    if (found := _capability()) not in (None, plan.CAPABILITY):
+        return f"it is compiled for GPUs of compute capability {plan.CAPABILITY} (Hopper), and this one has {found}"
+    if why := _not_whole(asked):
+        return why
+    if not asked.spec.reset_after:
+        return "it has reset_after=True alone"
+    if "hold" in asked.control:
+        return "it has no zoneout"
+    return plan.refuses(asked.sizes[2], asked.dtype, asked.spec.precision)
+
+
+def _capability() -> str | None:
+    """Of the GPU at hand; None where there is none, and a program is lowered for another machine."""
+    return getattr(jax.devices()[0], "compute_capability", None) if jax.default_backend() == "gpu" else None
+
+
+def _not_measured(asked: Asked) -> str | None:
+    if _capability() is None:
+        return "no GPU is at hand"
+    if why := _sizes_unknown(asked):
+        return why
+    _, n_rows, hidden_size = asked.sizes
+    assert n_rows is not None and hidden_size is not None
+    return plan.not_measured(n_rows, hidden_size, asked.dtype, asked.spec.precision)
+
+
+def _sizes_unknown(asked: Asked) -> str | None:
+    return "the sizes are not known while compiling" if None in asked.sizes else None
+
+
+def _ruled_out(asked: Asked) -> str | None:
+    return "the linear derivative rule has no layer normalisation" if asked.spec.layer_norm else None
 
 
 KERNELS: dict[str, Kernel] = {
     # Measured: docs/decisions/native-kernel.md.
     "native": Kernel(
-        program,
+        partial(program, kernel="native"),
         "C++, all steps in one call, with a backward pass of its own",
         refuses=_not_in_cpp,
-        cpu_only=True,
-        sizes_known=True,
+        platform="cpu",
+        not_chosen=_sizes_unknown,
+    ),
+    # Measured: docs/decisions/gpu-kernel.md.
+    "resident": Kernel(
+        partial(program, kernel="resident"),
+        "all steps in one launch, the weights in shared memory or registers, with a backward pass of its own",
+        refuses=_not_resident,
+        platform="cuda",
+        not_chosen=_not_measured,
+    ),
+    # Compiled and interpreted, never run on a TPU: docs/decisions/tpu-kernel.md.
+    "tpu": Kernel(
+        partial(program, kernel="tpu"),
+        "one launch for each direction, the weights and the state in VMEM, with a backward pass of its own",
+        refuses=lambda asked: _not_whole(asked) or tpu_refuses(asked.spec, asked.dtype, asked.sizes),
+        platform="tpu",
+        not_chosen=lambda asked: "it never ran on a TPU",
     ),
     "xla": Kernel(
         xla.program, "lax.scan, the input projected beforehand, under the linear derivative rule", refuses=_ruled_out
@@ -112,6 +180,7 @@ def explain(
     sizes: Sizes = (1, 1, 1),
     dtype: DTypeLike = jnp.float32,
     platform: str | None = None,
+    control: Collection[str] = (),
 ) -> Explanation:
     """Which implementation `grujax.kernels.run` takes for a call with these arguments, and why.
 
@@ -120,6 +189,7 @@ def explain(
       sizes: (T, B, H); None for one that is not known while compiling.
       dtype: of the matrix products.
       platform: "cpu", "gpu" or "tpu"; JAX's default where None. On another platform another one may run.
+      control: the names of `grujax.types.Control` that the call gives, such as "valid".
 
     Raises:
       InputError: the spec or the implementation has an unknown name, or the implementation cannot serve the call.
@@ -134,36 +204,34 @@ def explain(
     >>> found.implementation, found.reason
     ('autodiff', 'xla cannot serve: the linear derivative rule has no layer normalisation')
     """
-    check_named(spec, implementation, dtype)
+    asked = Asked(spec, dtype, sizes, frozenset(control))
+    check_named(asked, implementation)
     if implementation is None:
-        return choice(spec, sizes, dtype, platform or jax.default_backend())
+        return choice(asked, platform or jax.default_backend())
     return Explanation(implementation, "named by the caller")
 
 
-def check_named(spec: GRUSpec, implementation: str | None, dtype: DTypeLike) -> None:
+def check_named(asked: Asked, implementation: str | None) -> None:
     """Raises `InputError` as `explain` does."""
-    check_spec(spec)
+    check_spec(asked.spec)
     if implementation is None:
         return
     remedy = '"reference" is Flax\'s scan over GRUCell: only the layers (GRU, GRUEncoder, GRUModel) have it.'
     remedy = remedy if implementation == "reference" else ""
     require_one_of(implementation, (*sorted(KERNELS), None), "implementation", remedy)
-    if (why := KERNELS[implementation].refuses(spec, dtype)) is not None:
+    if (why := KERNELS[implementation].refuses(asked)) is not None:
         rule = f"implementation={implementation!r} cannot serve this call: {why}"
         raise InputError("implementation", "another or None", repr(implementation), "Pass None.", rule)
 
 
-def choice(spec: GRUSpec, sizes: Sizes, dtype: DTypeLike, platform: str) -> Explanation:
+def choice(asked: Asked, platform: str) -> Explanation:
     """The first that is for this platform and can serve."""
     passed = []
     for name, kernel in KERNELS.items():
-        if kernel.cpu_only and platform != "cpu":
+        if kernel.platform not in (None, "cuda" if platform == "gpu" else platform):
             continue
-        why = kernel.refuses(spec, dtype)
-        if why is None and kernel.sizes_known and None in sizes:
-            why = "the sizes are not known while compiling"
-        if why is None:
-            known = "fastest measured on CPU" if platform == "cpu" else "nothing faster is known"
+        if (why := kernel.refuses(asked) or kernel.not_chosen(asked)) is None:
+            known = "nothing faster is known" if kernel.platform is None else "the fastest that was measured"
             return Explanation(name, "; ".join(passed) or f"the default on {platform}: {known}")
         passed.append(f"{name} cannot serve: {why}")
     raise AssertionError("autodiff serves everything")

@@ -17,13 +17,14 @@ from implementations import HERE
 from pairs import by_turns
 from rich.console import Console
 
-from grujax import GRU, equations
+from grujax import equations
 from grujax.bench import machine, measure, products
 from grujax.bench import report as reports
 from grujax.bench.cases import CASES, FIVE, VOWELS, Case, make_arrays
 from grujax.bench.measure import Options
-from grujax.bench.peers import PEERS, in_onnx, ours
+from grujax.bench.peers import PEERS, implementations, in_onnx, ours
 from grujax.bench.peers.peer import Peer, Unavailable
+from grujax.bench.peers.torch import torch_device
 from grujax.bench.report import BACKWARD, FORWARD, LIMIT, PASSES, Report, Result
 from grujax.errors import InputError
 from grujax.testing import assert_close
@@ -119,11 +120,10 @@ def test_the_oracle_runs_sequences_that_resets_part_as_if_they_stood_apart():
 
 
 @pytest.mark.parametrize(("implementation", "case"), by_turns(HERE, [*KINDS_OF_CASE.values()], quick=2))
-def test_every_implementation_equals_the_oracle_on_every_kind_of_case(implementation, case, monkeypatch):
+def test_every_implementation_equals_the_oracle_on_every_kind_of_case(implementation, case):
     """What None takes at the sizes that are timed is one of them, and not the one that it takes at these."""
-    monkeypatch.setattr(ours, "GRU", partial(GRU, implementation=implementation))
-    a = make_arrays(SHRUNK[case])
-    prepared = measure.prepare(PEERS["grujax"], a, 1, *measure.oracle(a, True), traits=SHRUNK[case].traits)
+    a, peer = make_arrays(SHRUNK[case]), Peer(partial(ours.implementation, implementation))
+    prepared = measure.prepare(peer, a, 1, *measure.oracle(a, True), traits=SHRUNK[case].traits)
     assert all(map(callable, prepared.values())), prepared
 
 
@@ -266,6 +266,44 @@ def test_on_a_gpu_what_runs_on_the_cpu_alone_has_no_time():
     assert PEERS["onnxruntime"].refuses(("cpu", "dense", "float32")) is None
 
 
+def test_on_a_gpu_grujax_brings_its_implementations_along_and_a_step_is_shown(monkeypatch):
+    """Nothing but the name of the backend is a GPU's here: torch without CUDA is left out, of the limit too."""
+    assert implementations("cpu") == {}
+    ours_there = set(implementations("gpu"))
+    assert {"grujax xla", "grujax autodiff"} <= ours_there and "grujax native" not in ours_there
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setitem(measure.CASES, "tiny", TINY)
+    options = Options(shapes=("tiny",), peers=("grujax", "torch", "onnxruntime"), repeats=1, seconds=0)
+    made = measure.run(options)
+    assert {r.peer for r in made.results} == {"grujax", "torch", "onnxruntime", LIMIT} | ours_there
+    statuses = {r.peer: r.status for r in made.results if r.peer not in ours_there - {"grujax xla", "grujax autodiff"}}
+    reasons = {"torch": PEERS["torch"].missing() or "torch without CUDA", "onnxruntime": "CPU only"}
+    assert statuses == dict.fromkeys(("grujax", "grujax xla", "grujax autodiff", LIMIT), "measured") | reasons
+    assert not made.failed
+    on_gpu = replace(report([Result("one", "grujax", FORWARD, "measured", 2.0, (2.0,))]), device={"accelerator": "x"})
+    shown = text(on_gpu, FORWARD)
+    assert "µs a step, ratio to grujax" in shown and shown.count("400.0") == 2 and "2.00" not in shown  # 5 steps
+
+
+def test_an_implementation_that_refuses_says_why():
+    runs = partial(ours.implementation, "no such")
+    prepared = measure.prepare(Peer(runs), make_arrays(TINY), 1, *measure.oracle(make_arrays(TINY), True))
+    assert all("found 'no such'" in str(reason) for reason in prepared.values())
+
+
+def test_torch_rounds_float32_on_a_gpu_where_jax_does(monkeypatch):
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    settings = SimpleNamespace(), SimpleNamespace()
+    monkeypatch.setattr(torch.backends.cuda, "matmul", settings[0])
+    monkeypatch.setattr(torch.backends, "cudnn", settings[1])
+    for precision, rounded in ((None, True), ("highest", False)):
+        with jax.default_matmul_precision(precision):
+            assert torch_device() == ("cuda", torch.cuda.synchronize)
+        assert [setting.allow_tf32 for setting in settings] == [rounded] * 2
+
+
 def test_every_thunk_has_its_turn_in_every_round():
     calls = []
     times = measure.interleave({name: lambda name=name: calls.append(name) for name in "abc"}, repeats=4)
@@ -377,15 +415,16 @@ def test_the_summary_says_how_many_times_as_fast():
 
 
 def test_no_name_and_no_number_of_a_table_of_all_peers_is_cut():
+    peers = PEERS | implementations("gpu") | {"grujax resident": PEERS["grujax"]}
     unequal = "unequal: w_hh_l0 is 2.77 times the tolerance away"
     made = report(
-        [Result("medium-bfloat16", peer, FORWARD, "measured", 12345.6, (1.0,)) for peer in (*PEERS, LIMIT)]
-        + [Result("large-bfloat16", peer, FORWARD, unequal) for peer in PEERS]
+        [Result("medium-bfloat16", peer, FORWARD, "measured", 12345.6, (1.0,)) for peer in (*peers, LIMIT)]
+        + [Result("large-bfloat16", peer, FORWARD, unequal) for peer in peers]
     )
     console = Console(width=reports.TABLE_WIDTH, record=True)
     console.print(reports.table(made, FORWARD))
     shown = console.export_text()
-    assert "…" not in shown and shown.count("12346") == len(PEERS) + 1 and "medium-bfloat16" in shown
+    assert "…" not in shown and shown.count("12346") == len(peers) + 1 and "medium-bfloat16" in shown
 
 
 def test_a_report_of_none_of_the_shapes_has_no_summary():

@@ -11,7 +11,7 @@ from implementations import HERE
 import grujax
 from grujax import GRUModel
 from grujax.kernels import step
-from grujax.kernels.native import primitives
+from grujax.kernels.calls import primitives
 
 ROOT = str(Path(grujax.__file__).parent)
 MOST = 13

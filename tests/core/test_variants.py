@@ -14,7 +14,7 @@ from refusals import refused
 
 import grujax
 from grujax import GRU, GRUCell, GRUEncoder, GRUModel, GRUSpec, GRUWeights, equations, gru
-from grujax.core.weight_layouts import DIALECTS, arranged
+from grujax.core.dialects import DIALECTS, arranged
 from grujax.interop import ConversionWarning
 from grujax.interop.parts import FREE, SIZES, TRAINING
 from grujax.interop.torch import from_torch, to_torch
@@ -220,8 +220,7 @@ def keras():
 
 
 def keras_weights(given, reset_after=True):
-    kernel, recurrent, *biases = stored(given, "keras" if reset_after else "keras, reset before")
-    return [kernel, recurrent, jnp.stack(biases) if reset_after else biases[0]]
+    return list(stored(given, "keras" if reset_after else "keras, reset before"))
 
 
 def run_keras(layer, weights, x, states):

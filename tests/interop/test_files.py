@@ -1,6 +1,7 @@
 """Model files of every format: there and back to the same bits, hostile ones refused, nothing half-written."""
 
 import contextlib
+import json
 import os
 import pickle
 import struct
@@ -351,7 +352,38 @@ CKPT = {
     ),
     "a pickle beside": (lambda p: torch.save({"state_dict": torch_state(), "hook": Evil()}, p), ["tensors alone"]),
 }
-HOSTILE = {f"pt: {name}": ("m.pt", *case) for name, case in PT.items()}
+SHARD = "m-00001-of-00002.safetensors"
+
+
+def index(text=None, **where):
+    """The index of the shard; `where` beside the tensors that are in it."""
+    there = dict.fromkeys(torch_arrays(), SHARD) | where
+    text = json.dumps({"weight_map": there}) if text is None else text
+    return lambda p: p.with_name("m.safetensors.index.json").write_text(text)
+
+
+def cut(path):
+    index()(path)
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+SHARDS = {
+    "no index": (lambda p: None, ["one shard of several", "m.safetensors.index.json"]),
+    "no JSON": (index("{"), ["an index of shards", "JSONDecodeError"]),
+    "a list": (index("[]"), ["an index of shards", "TypeError"]),
+    "no map": (index("{}"), ["an index of shards", "KeyError"]),
+    "numbers for names": (index('{"weight_map": {"weight_hh_l0": 3}}'), ["an index of shards", "TypeError"]),
+    "deep": (index("[" * 200_000), ["an index of shards", "RecursionError"]),
+    "large": (index(" " * (17 << 20)), ["an index of 16777216 bytes at most"]),
+    "upwards": (index(bias_hh_l0=f"../{SHARD}"), ["beside their index", "../m"]),
+    "absolute": (index(bias_hh_l0=f"/etc/{SHARD}"), ["beside their index", "/etc/m"]),
+    "another kind of name": (index(bias_hh_l0="passwd"), ["beside their index", "passwd"]),
+    "a shard that is not there": (index(more=SHARD.replace("1-", "2-")), ["m-00002-of-00002", "no such file"]),
+    "a tensor that is not there": (index(more=SHARD), ["the tensors that the index names", "more"]),
+    "a truncated shard": (cut, ["whole safetensors file"]),
+}
+HOSTILE = {f"shards: {name}": (SHARD, *case) for name, case in SHARDS.items()}
+HOSTILE |= {f"pt: {name}": ("m.pt", *case) for name, case in PT.items()}
 HOSTILE |= {f"npz: {name}": ("m.npz", *case) for name, case in NPZ.items()}
 HOSTILE |= {f"ckpt: {name}": ("m.pt", *case) for name, case in CKPT.items()}
 HOSTILE |= {f"safetensors: {name}": ("m.safetensors", *case) for name, case in SAFETENSORS.items()}
@@ -363,14 +395,19 @@ def test_hostile_files_are_refused_in_one_line_and_leave_nothing(name, tmp_path,
     path = tmp_path / file
     monkeypatch.chdir(tmp_path)
     model = GRU(4)
-    save(path, model, variables_of(model), "safetensors" if file == "m.safetensors" else None)
+    save(path, model, variables_of(model), "safetensors" if file.endswith(".safetensors") else None)
     break_it(path)
+    before = sorted(tmp_path.iterdir())
     with pytest.raises(InputError) as error:
         convert(path, tmp_path / "out.safetensors")
     message = str(error.value)
     assert all(part in message for part in [*parts, file]) and "\n" not in message, message
     assert "\x1b" not in message and "weights_only" not in message  # no colours, no other library's advice
-    assert [p.name for p in tmp_path.iterdir()] == [file]  # nothing written, nothing run
+    assert sorted(tmp_path.iterdir()) == before  # nothing written, nothing run
+
+
+def test_the_table_of_hostile_files_has_sixty():
+    assert len(HOSTILE) >= 60
 
 
 FILES = LOSSLESS | {"flax": "m.msgpack", "stablehlo": "m.stablehlo"}

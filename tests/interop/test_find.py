@@ -1,6 +1,7 @@
 """Every GRU of larger models, taken out, run beside the original, tuned and put back."""
 
 import io
+import json
 import os
 import warnings
 import zipfile
@@ -251,6 +252,12 @@ def test_the_gru_nodes_of_a_graph_are_listed_proved_tuned_and_put_back(inside_if
     assert onnx.load(tmp_path / "same.onnx") == proto
 
 
+def test_what_stands_beside_a_gru_is_not_judged():
+    state = {f"rnn.{key}": a for key, a in torch.nn.GRU(I, H).state_dict().items()}
+    state |= {"sparse": torch.ones(3, 3).to_sparse(), "meta": torch.ones(2, device="meta"), "n": torch.arange(3)}
+    assert sizes(find(state)) == {"rnn": (I, H, 1, False)}
+
+
 def test_weights_that_two_nodes_share_are_put_back_for_one(tmp_path):
     from onnx_graphs import X, graph, gru, weights
 
@@ -370,6 +377,47 @@ def test_a_folder_of_orbax_is_read(tmp_path):
     assert model == GRU(5, bidirectional=True)
 
 
+def test_a_folder_of_orbax_is_put_back(tmp_path):
+    ocp = pytest.importorskip("orbax.checkpoint", reason="orbax is not installed")
+    variables = tree_of_net()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            checkpointer.save((tmp_path / "net").absolute(), variables)
+        model, weights = load(tmp_path / "net", prefix="params/both")
+        tuned = jax.tree.map(lambda a: 2 * a, weights)  # b_hh's r and z parts, which Flax has not, stay 0
+        replace(tmp_path / "net", {"params/both": (model, tuned)}, tmp_path / "tuned")
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            again = checkpointer.restore((tmp_path / "tuned").absolute())
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["net", "tuned"]
+    both = again["params"].pop("both")
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, 2 * b), both, variables["params"]["both"])
+    expected = {key: a for key, a in variables["params"].items() if key != "both"}
+    jax.tree.map(np.testing.assert_array_equal, again["params"], expected)
+    with refused("path", "a folder that is not there yet"):
+        replace(tmp_path / "net", {}, tmp_path / "tuned")
+
+
+def test_shards_are_put_back_as_one_file(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    state = {f"rnn.{key}": a for key, a in torch.nn.GRU(I, H).state_dict().items()} | {"more": torch.ones(2)}
+    names = [f"model-0000{k}-of-00002.safetensors" for k in (1, 2)]
+    parts = [{key: a for key, a in state.items() if ("weight" in key) == first} for first in (True, False)]
+    for name, part in zip(names, parts, strict=True):
+        save_file(part, tmp_path / name, metadata={"format": "pt"})
+    where = {key: name for name, part in zip(names, parts, strict=True) for key in part}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+    model, variables = load(tmp_path / names[0], prefix="rnn")
+    with refused("path", "the name of a whole file"):
+        replace(tmp_path / names[0], {"rnn": (model, moved(variables))}, tmp_path / names[1])
+    replace(tmp_path / names[0], {"rnn": (model, moved(variables))}, tmp_path / "tuned.safetensors")
+    again = load_file(tmp_path / "tuned.safetensors")
+    assert again.keys() == state.keys()
+    for key, a in state.items():
+        assert torch.equal(again[key], a if key == "more" else a + 0.25), key
+
+
 # -- Keras -------------------------------------------------------------------------------------------------------------
 
 
@@ -398,6 +446,7 @@ def test_the_grus_of_a_file_of_keras(ending, tmp_path):
     layer = model.get_layer("both")
     assert_close(taken["both"][0].apply(taken["both"][1], jnp.asarray(a))[0], run(layer, a)[0])
     tuned = {name: (of, moved(variables)) for name, (of, variables) in taken.items()}
+    untuned = {name: variables for name, (_, variables) in taken.items()}
     replace(path, tuned, tmp_path / f"tuned{ending}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -408,6 +457,10 @@ def test_the_grus_of_a_file_of_keras(ending, tmp_path):
         if one.name not in ("both", "inner"):
             for v, w in zip(one.weights, other.weights, strict=True):
                 np.testing.assert_array_equal(np.asarray(v.value), np.asarray(w.value))
+    replace(model, tuned, tmp_path / "live.keras")  # the live model, which stays as it is
+    for name, (_, expected) in tuned.items():
+        jax.tree.map(np.testing.assert_array_equal, load(tmp_path / "live.keras", prefix=name)[1], expected)
+    jax.tree.map(np.testing.assert_array_equal, {gru.name: gru.take()[1] for gru in find(model)}, untuned)
     if ending == ".keras":
         with zipfile.ZipFile(path) as before, zipfile.ZipFile(tmp_path / "tuned.keras") as after:
             assert before.read("config.json") == after.read("config.json")

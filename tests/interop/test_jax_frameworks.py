@@ -18,7 +18,7 @@ from flax.traverse_util import flatten_dict
 from refusals import refused
 
 from grujax import GRU, GRUCell, GRUEncoder, GRUModel
-from grujax.core.weight_layouts import DIALECTS
+from grujax.core.dialects import DIALECTS
 from grujax.interop import equinox, flax, haiku
 from grujax.interop import nnx as interop_nnx
 from grujax.interop.equinox import from_equinox, to_equinox
@@ -151,7 +151,7 @@ FRAMEWORKS = {
         linen,
         lambda foreign, **options: from_flax(*foreign, **options),
         to_flax,
-        lambda foreign, model: flax.runner(foreign[1], model),
+        lambda foreign, model: flax.FRAMEWORK.run((None, foreign[1]), model),
         lambda foreign, x: foreign[0].apply(foreign[1], x),
         lambda foreign: sorted_by_name(foreign[1]),
         tuple(MODELS),
@@ -161,7 +161,7 @@ FRAMEWORKS = {
         nnx_module,
         from_nnx,
         to_nnx,
-        interop_nnx.runner,
+        interop_nnx.FRAMEWORK.run,
         lambda module, x: module(x),
         lambda module: {path: a.get_value() for path, a in nnx.to_flat_state(nnx.state(module, nnx.Param))},
         tuple(MODELS),
@@ -171,7 +171,7 @@ FRAMEWORKS = {
         equinox_cells,
         from_equinox,
         to_equinox,
-        equinox.runner,
+        equinox.FRAMEWORK.run,
         run_equinox,
         lambda cells: dict(jax.tree_util.tree_flatten_with_path(cells)[0]),
         ("cell", "layer", "stack"),
@@ -181,7 +181,7 @@ FRAMEWORKS = {
         haiku_params,
         from_haiku,
         lambda *given, **options: to_haiku(*given, "net/~/gru", **options),
-        haiku.runner,
+        haiku.FRAMEWORK.run,
         run_haiku,
         lambda params: flatten_dict(params, sep="/"),
         ("layer", "stack"),

@@ -31,9 +31,8 @@ from keras_models import (
 from refusals import refused
 
 from grujax import GRU, GRUCell, GRUModel
-from grujax.interop.keras import from_keras, to_keras
+from grujax.interop.keras import FRAMEWORK, from_keras, to_keras
 from grujax.interop.keras_layers import ACTIVATIONS as ours_by_theirs
-from grujax.interop.keras_live import runner
 from grujax.interop.parts import ConversionWarning
 from grujax.interop.prove import compare
 from grujax.kernels.step import ACTIVATIONS
@@ -94,7 +93,7 @@ def test_keras_computes_what_grujax_does_from_any_state_and_length(name):
     model = OURS[name]
     variables = random_variables(model)
     made = to_keras(model, variables)
-    there = runner(made, model)
+    there = FRAMEWORK.run(made, model)
     assert there.takes_h0 and there.takes_lengths == (name != "cell")
     assert compare(model, variables, there).tolerances <= 1
     found, back = from_keras(made)

@@ -33,8 +33,7 @@ from refusals import refused
 from grujax import GRU, GRUCell, GRUModel, InputError
 from grujax.interop import load
 from grujax.interop.keras import FRAMEWORK, from_keras, to_keras
-from grujax.interop.keras_files import load_keras, load_weights
-from grujax.interop.keras_live import runner
+from grujax.interop.keras_files import load as load_layers
 from grujax.interop.prove import compare
 from grujax.testing import assert_close
 from grujax.types import HardSigmoid
@@ -63,14 +62,14 @@ def test_files_hold_the_same_bits(name, kind, tmp_path):
     if isinstance(source, keras.Model):
         theirs = tmp_path / f"theirs{ending}"
         plain(source.save if kind == "keras" else source.save_weights, theirs)
-        found, back = framework.ours(framework.read(theirs))
+        found, back = framework.read(framework.load(theirs))
         assert found == told
         assert_same_bits(jax.tree.leaves(back), jax.tree.leaves(variables))
     path = tmp_path / f".temporary{ending}"
     path.write_bytes(b"something else")
     framework.write(path, framework.build(model, variables))
     assert [p.name for p in tmp_path.iterdir() if "theirs" not in p.name] == [path.name]
-    found, back = framework.ours(framework.read(path))
+    found, back = framework.read(framework.load(path))
     assert found == told
     assert_same_bits(jax.tree.leaves(back), jax.tree.leaves(variables))
     if kind == "keras":
@@ -88,19 +87,19 @@ def test_every_dtype_comes_back_from_either_file(dtype, tmp_path):
     for framework in FRAMEWORKS.values():
         path = tmp_path / f"model{framework.endings[0]}"
         framework.write(path, framework.build(model, variables))
-        found, back = framework.ours(framework.read(path))
+        found, back = framework.read(framework.load(path))
         assert found == model
         assert_same_bits(jax.tree.leaves(back), jax.tree.leaves(variables))
 
 
 def test_a_file_that_was_read_runs_in_keras(tmp_path):
-    """`runner` takes what `load` gives; a model that was trained has an optimizer in its file besides."""
+    """`run` takes what `load` gives; a model that was trained has an optimizer in its file besides."""
     source, _, _, _, (model, variables) = case("mean")
     plain(source.compile, "adam", "mse")
     plain(source.optimizer.build, source.trainable_variables)
     plain(source.save, tmp_path / "model.keras")
-    loaded = load_keras(tmp_path / "model.keras")
-    assert compare(model, variables, runner(loaded, model)).tolerances <= 1
+    loaded = load_layers(tmp_path / "model.keras")
+    assert compare(model, variables, FRAMEWORK.run(loaded, model)).tolerances <= 1
     assert_same_bits(jax.tree.leaves(from_keras(loaded)[1]), jax.tree.leaves(variables))
 
 
@@ -109,32 +108,32 @@ def test_files_are_read_without_keras_and_a_cell_has_none(tmp_path, monkeypatch)
     with refused("model", "GRUCell", "models alone"):
         FRAMEWORK.write(path, to_keras(GRUCell(H), random_variables(GRUCell(H))))
     monkeypatch.setitem(sys.modules, "keras", None)
-    assert from_keras(load_keras(path))[0] == GRUModel(H, 2)
+    assert from_keras(load_layers(path))[0] == GRUModel(H, 2)
     monkeypatch.setitem(sys.modules, "h5py", None)
     with refused("h5py", "pip install 'grujax[keras]'"):
-        load_keras(path)
+        load_layers(path)
 
 
 def test_a_missing_file_is_named(tmp_path):
-    for read, ending in ((load_keras, ".keras"), (load_weights, ".weights.h5")):
+    for ending in (".keras", ".weights.h5"):
         with refused("path", f"no file at {tmp_path}"):
-            read(tmp_path / f"none{ending}")
+            load_layers(tmp_path / f"none{ending}")
 
 
 @pytest.mark.parametrize("ending", [".keras", ".weights.h5"])
 def test_damage_anywhere_is_told_or_does_none(ending, tmp_path):
     """Bits flipped, tails cut: refused in one line, or read. Of weights alone, without a checksum, a bit may differ."""
     rng, data = np.random.default_rng(0), whole(ending)
-    load, outcomes = load_keras if ending == ".keras" else load_weights, []
+    outcomes = []
     path = tmp_path / f"model{ending}"
-    expected = from_keras(load(saved(tmp_path, ending)))
+    expected = from_keras(load_layers(saved(tmp_path, ending)))
     for k in range(120):
         damaged, at = bytearray(data), int(rng.integers(len(data)))
         if k % 2:
             damaged[at] ^= 1 << int(rng.integers(8))
         path.write_bytes(bytes(damaged if k % 2 else damaged[:at]))
         try:
-            found = from_keras(load(path))
+            found = from_keras(load_layers(path))
         except InputError as error:
             assert "\n" not in str(error)
             outcomes.append("refused")
@@ -275,7 +274,7 @@ def test_an_older_file_that_is_wrong_is_refused(name, tmp_path):
     if name == "another version":
         for change, part in (
             (lambda root: root["model_weights/encoder"].attrs.__setitem__("weight_names", [b"../../x"] * 3), ".."),
-            (lambda root: root.create_dataset("model_weights/more/kernel", data=np.ones(2)), "They would be lost"),
+            (lambda root: root.create_dataset("model_weights/more/kernel", data=np.ones(2)), "It would be lost"),
             (lambda root: root.attrs.__delitem__("model_config"), "model_config"),
         ):
             keras_2(config, {"encoder": weights_of_keras_2("encoder/gru_cell")}, path)

@@ -12,7 +12,7 @@ from refusals import refused
 
 from grujax import InputError
 from grujax.interop.keras import from_keras
-from grujax.interop.keras_files import load_keras, load_weights
+from grujax.interop.keras_files import load
 
 
 def with_members(change, **options):
@@ -243,7 +243,7 @@ def test_a_hostile_file_is_refused_in_one_line(ending, name, tmp_path):
     path.write_bytes(make())
     with refused(*parts):
         try:
-            from_keras((load_keras if ending == ".keras" else load_weights)(path))
+            from_keras(load(path))
         except InputError as error:
             assert "\n" not in str(error)
             raise
@@ -256,4 +256,4 @@ def test_a_hostile_tree_is_refused_in_a_keras_file_too(name, tmp_path):
     path = tmp_path / "model.keras"
     path.write_bytes(with_members(lambda members: members.update({"model.weights.h5": tree})))
     with refused():
-        from_keras(load_keras(path))
+        from_keras(load(path))

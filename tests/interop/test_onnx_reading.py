@@ -36,7 +36,7 @@ from refusals import refused
 
 from grujax import GRU, GRUModel
 from grujax.interop.hypotheses import last_output
-from grujax.interop.onnx import from_onnx, runner
+from grujax.interop.onnx import FRAMEWORK, from_onnx
 from grujax.interop.prove import compare
 from grujax.testing import assert_close
 from grujax.types import Affine, Elu, HardSigmoid, LeakyRelu, Softplus, ThresholdedRelu
@@ -362,10 +362,47 @@ def test_a_graph_that_torch_exported_is_read(case):
         assert_close(found[1], expected[1].numpy())
 
 
+@pytest.mark.parametrize("layout", [{}, BOTH], ids=["one layer", "two layers, both directions"])
+def test_an_initial_state_that_is_learned_is_read(layout):
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    directions = 1 + layout.get("bidirectional", False)
+
+    class Learned(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(2)
+            self.gru = torch.nn.GRU(I, H, batch_first=True, **layout)
+            self.start = torch.nn.Parameter(torch.randn(layout.get("num_layers", 1) * directions, 1, H))
+            self.head = torch.nn.Linear(directions * H, O)
+
+        def forward(self, x):
+            h_n = self.gru(x, self.start.expand(-1, x.shape[0], -1))[1]
+            return self.head(torch.cat([*h_n[-directions:]], -1))
+
+    module, file = Learned(), io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        axes = {"x": {0: "b", 1: "t"}}
+        torch.onnx.export(module, (torch.randn(2, 5, I),), file, dynamo=False, input_names=["x"], dynamic_axes=axes)
+    model, variables = from_onnx(onnx.load_model_from_string(file.getvalue()))
+    assert model == GRUModel(H, O, initial_state="learned", **layout)
+    h0 = variables["params"]["encoder"]["gru"]["h0"]
+    np.testing.assert_array_equal(h0, module.start[:, 0].detach().numpy())
+    x = np.random.default_rng(0).normal(size=(3, 6, I)).astype("f")
+    assert_close(ours(model, variables, x, None, None)[0], module(torch.tensor(x)).detach().numpy())
+
+
+def test_a_state_of_ones_is_read_as_one_that_is_learned():
+    constants = weights() | {"one": np.ones((1, 2, H), "f")}
+    model, variables = from_onnx(graph([gru("x W R B  one")], {"x": [6, 2, I]}, PLAIN, constants))
+    assert model == GRU(H, initial_state="learned")
+    np.testing.assert_array_equal(variables["params"]["h0"], np.ones((1, H)))
+
+
 def test_the_runner_of_a_graph_runs_it_on_other_data_than_the_proof_had():
     proto = stacked()
     model, variables = from_onnx(proto)
-    run = runner(proto, model)
+    run = FRAMEWORK.run(proto, model)
     for seed, size in ((0, (3, 7)), (5, (3, 7)), (0, (4, 6))):
         assert compare(model, variables, run, seed, size).tolerances <= 1
     wrong = jax.tree.map(lambda a: a * 1.01, variables)

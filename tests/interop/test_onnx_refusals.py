@@ -168,8 +168,8 @@ REFUSED = {
         ["less", "Less"],
     ),
     "another activation": (attributes_of(activations=["Sigmoid", "Sine"]), ["the_gru", "'sine'"]),
-    "state of ones": (
-        lambda: graph([gru("x W R B  one")], {"x": [6, 2, I]}, PLAIN, weights() | {"one": np.ones((1, 2, H), "f")}),
+    "a state of its own for each row": (
+        lambda: graph([gru("x W R B  h")], {"x": [6, 2, I]}, PLAIN, weights() | {"h": np.eye(2, H, dtype="f")[None]}),
         ["another function"],
     ),
     "states exchanged": (
@@ -286,10 +286,10 @@ def test_a_graph_that_is_more_than_a_gru_is_refused(case):
 
 def test_a_reading_that_is_not_what_the_runtime_computes_is_refused(monkeypatch):
     """The proof, with a reading made wrong."""
-    from grujax.interop import onnx_node
+    from grujax.interop import onnx_graph
 
-    read = onnx_node.read
-    monkeypatch.setattr(onnx_node, "read", lambda *of: (c := read(*of))._replace(b_ih=c.b_hh, b_hh=c.b_ih))
+    read = onnx_graph.read
+    monkeypatch.setattr(onnx_graph, "read", lambda *of: (c := read(*of))._replace(b_ih=c.b_hh, b_hh=c.b_ih))
     with refused("Y", "another function"):
         from_onnx(graph([gru()], X, PLAIN, weights()))
 

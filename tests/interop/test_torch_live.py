@@ -207,12 +207,13 @@ WEIGHTS = {
     "the newer weight_norm": lambda m: nn.utils.parametrizations.weight_norm(m.rnn, "weight_ih_l0"),
     "pruning": lambda m: prune.random_unstructured(m.rnn, "weight_hh_l0", amount=0.4),
     "spectral_norm": lambda m: nn.utils.spectral_norm(m.rnn, "weight_hh_l0"),
+    "the newer spectral_norm": lambda m: nn.utils.parametrizations.spectral_norm(m.rnn, "weight_hh_l0"),
 }
 
 
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_effective_weights_are_taken(name):
-    """Of a module whose parts have moved since; of a dict too, but for spectral_norm's."""
+    """Of a module whose parts have moved since, and of its dict."""
     module = Module(lambda m, o, h: m.fc(h[-1]), **ONE)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's: the older forms will go
@@ -223,12 +224,17 @@ def test_effective_weights_are_taken(name):
     model, variables = from_torch(module)
     x = torch.randn(2, 4, I)
     assert_close(model.apply(variables, jnp.asarray(x.numpy())), module.eval()(x).detach().numpy())
-    if name == "spectral_norm":
-        with refused("rnn.weight_hh_l0", "Pass the live module"):
-            from_torch(module.state_dict())
-    else:
-        for a, b in zip(jax.tree.leaves(from_torch(module.state_dict())[1]), jax.tree.leaves(variables), strict=True):
-            assert_close(a, b)
+    for a, b in zip(
+        jax.tree.leaves(from_torch(module.state_dict(), verify=True)[1]), jax.tree.leaves(variables), strict=True
+    ):
+        assert_close(a, b)
+
+
+def test_weights_that_something_else_computes_are_refused():
+    state = Module(None, **ONE).state_dict()
+    state["rnn.weight_hh_l0_orig"] = state.pop("rnn.weight_hh_l0")
+    with refused("rnn.weight_hh_l0", "Pass the live module"):
+        from_torch(state)
 
 
 def test_a_head_without_bias_has_zeros_and_says_so():

@@ -5,8 +5,11 @@ cell), or slow with them (OpenVINO), computes the padding too, as it does for it
 function `(arrays, threads) -> Runs`, and one row here.
 """
 
+from functools import partial
+
 from grujax.bench.peers import equinox, flax, haiku, keras, onnxruntime, openvino, ours, torch
 from grujax.bench.peers.peer import Peer
+from grujax.kernels.table import KERNELS
 
 NO_RESETS = {"resets": "no resets"}
 
@@ -27,3 +30,10 @@ PEERS: dict[str, Peer] = {
     ),
     "openvino": Peer(openvino.compiled, ("onnx", "openvino"), lacks={**NO_RESETS, "gpu": "CPU only"}),
 }
+
+
+def implementations(platform: str) -> dict[str, Peer]:
+    """On an accelerator grujax once more for each kernel that is not for the CPU alone, as "grujax xla"; else none."""
+    own = (None, {"gpu": "cuda"}.get(platform, platform))
+    names = [name for name, kernel in KERNELS.items() if kernel.platform in own] if platform != "cpu" else []
+    return {f"grujax {name}": Peer(partial(ours.implementation, name)) for name in names}

@@ -8,12 +8,12 @@ from flax.traverse_util import unflatten_dict
 from grujax.bench.cases import Arrays
 from grujax.bench.peers.in_jax import Params, layer_runs
 from grujax.bench.peers.peer import Runs
-from grujax.core.weight_layouts import DIALECTS, arranged, by_gate
+from grujax.core.dialects import DIALECTS, arranged
 from grujax.types import Array, GRUWeights
 
 
 def _params(w: GRUWeights) -> Params:
-    return unflatten_dict(by_gate(*arranged(w, DIALECTS["flax"])), sep="/")
+    return unflatten_dict(dict(zip(DIALECTS["flax"].tensors, arranged(w, DIALECTS["flax"]), strict=True)), sep="/")
 
 
 def rnn(a: Arrays, threads: int) -> Runs:

@@ -5,7 +5,7 @@ from typing import Any
 from grujax.bench.cases import Arrays
 from grujax.bench.peers.in_jax import Params, layer_runs
 from grujax.bench.peers.peer import Runs
-from grujax.core.weight_layouts import DIALECTS, arranged
+from grujax.core.dialects import DIALECTS, arranged
 from grujax.types import Array, GRUWeights
 
 

@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grujax.bench.cases import Arrays
-from grujax.core.weight_layouts import DIALECTS, arranged
-from grujax.types import GRUWeights
+from grujax.core.dialects import DIALECTS, arranged
 
 DTYPES = {"float32": ("FLOAT", 14), "bfloat16": ("BFLOAT16", 22)}
 """What ONNX calls a dtype, and the opset: GRU takes bfloat16 from 22 on."""
@@ -32,9 +31,8 @@ def graph(a: Arrays) -> tuple[bytes, dict[str, NDArray]]:
     constants, nodes, reads = [], [], "X"
     for k in range(a.num_layers):
         here = slice(k * D, (k + 1) * D)
-        stored = [arranged(GRUWeights(*weights), DIALECTS["onnx"]) for weights in a.weights[here]]  # pyright: ignore[reportArgumentType]
-        values = {f"W{k}": np.stack([w[0] for w in stored]), f"R{k}": np.stack([w[1] for w in stored])}
-        values |= {f"B{k}": np.stack([np.concatenate(w[2:]) for w in stored])}
+        stored = zip(*(arranged(weights, DIALECTS["onnx"]) for weights in a.weights[here]), strict=True)
+        values = {f"{name}{k}": np.stack(of) for name, of in zip(DIALECTS["onnx"].tensors, stored, strict=True)}
         values |= {f"h{k}": np.broadcast_to(a.h0[here], (D, B, H))}
         constants += [constant(name, v, floating) for name, v in values.items()]
         if k:  # (T, D, B, H) -> (T, B, D*H)

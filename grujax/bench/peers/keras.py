@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from grujax.bench.cases import Arrays
 from grujax.bench.peers.in_jax import Params, layer_runs
 from grujax.bench.peers.peer import Runs, Unavailable
-from grujax.core.weight_layouts import DIALECTS, arranged
+from grujax.core.dialects import DIALECTS, arranged
 from grujax.types import Array, GRUWeights
 
 
@@ -34,8 +34,7 @@ def layers(a: Arrays, threads: int) -> Runs:
             modules[size, reverse] = module, [v.value for v in module.non_trainable_variables]
 
     def convert(w: GRUWeights) -> Params:
-        kernel, recurrent_kernel, *biases = arranged(w, DIALECTS["keras"])
-        return [kernel, recurrent_kernel, jnp.stack(biases)]
+        return list(arranged(w, DIALECTS["keras"]))
 
     def layer(params: Params, x: Array, h0: Array, reverse: bool, lengths: Any, resets: Any) -> Any:
         module, state = modules[x.shape[-1], reverse]

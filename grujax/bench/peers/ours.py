@@ -1,4 +1,4 @@
-"""grujax: the layer, the layer with reset_after=False, and packed rows."""
+"""grujax: the layer, also with a named implementation and with reset_after=False, and packed rows."""
 
 from typing import Any
 
@@ -9,19 +9,18 @@ from numpy.typing import NDArray
 from grujax.bench.cases import Arrays
 from grujax.bench.oracle import Gradients
 from grujax.bench.peers.in_jax import function_runs, layer_runs
-from grujax.bench.peers.peer import Runs
+from grujax.bench.peers.peer import Runs, Unavailable
 from grujax.core.sequence import gru
 from grujax.data.packing import pack_sequences, unpack_sequences
+from grujax.errors import InputError
 from grujax.linen.layer import GRU
 from grujax.types import Array, GRUWeights
 
 
-def layers(a: Arrays, threads: int, reset_after: bool = True) -> Runs:
-    """`grujax.GRU`."""
+def layers(a: Arrays, threads: int, **options: Any) -> Runs:
+    """`grujax.GRU` with these options."""
     L, D, dtype = a.num_layers, a.num_directions, a.x.dtype
-    module = GRU(
-        a.hidden_size, num_layers=L, bidirectional=D == 2, reset_after=reset_after, dtype=dtype, param_dtype=dtype
-    )
+    module = GRU(a.hidden_size, num_layers=L, bidirectional=D == 2, dtype=dtype, param_dtype=dtype, **options)
     names = [f"l{k}{way}" for k in range(L) for way in ("", "_reverse")[:D]]
 
     def function(params: list[GRUWeights], x: Array, h0: Array, control: Any) -> Any:
@@ -32,6 +31,16 @@ def layers(a: Arrays, threads: int, reset_after: bool = True) -> Runs:
         return module.apply({"params": variables}, x, h0, lengths=control[0], resets=control[1])[0]
 
     return function_runs(function, lambda w: w, a)
+
+
+def implementation(name: str, a: Arrays, threads: int) -> Runs:
+    """`grujax.GRU(implementation=name)`, run once: one that refuses says so while it is compiled."""
+    runs = layers(a, threads, implementation=name)
+    try:
+        runs.forward()
+    except InputError as error:
+        raise Unavailable(" ".join(str(error).split())) from None
+    return runs
 
 
 def reset_before(a: Arrays, threads: int) -> Runs:

@@ -10,18 +10,22 @@ from grujax.bench.cases import Arrays
 from grujax.bench.oracle import Gradients
 from grujax.bench.peers.in_jax import converted
 from grujax.bench.peers.peer import Runs, Thunk, Unavailable
-from grujax.core.weight_layouts import DIALECTS, arranged
+from grujax.core.dialects import DIALECTS, arranged
 
 
 def torch_device() -> tuple[str, Thunk]:
-    """The device that torch uses, the same kind as JAX's, and the call that waits for it. Float32 products in full."""
+    """The device that torch uses, the same kind as JAX's, and the call that waits for it.
+
+    On a GPU float32 products are those of `jax.default_matmul_precision`: in full if it is "highest", TF32 otherwise.
+    """
     import torch
 
     if jax.default_backend() == "cpu":
         return "cpu", lambda: None
     if not torch.cuda.is_available():
         raise Unavailable("torch without CUDA")
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    rounded = jax.config.jax_default_matmul_precision != "highest"  # pyright: ignore[reportAttributeAccessIssue]
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = rounded
     return "cuda", torch.cuda.synchronize
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from grujax.kernels.native.arrays import MOVED, Call, Given, N, by_direction, or_empty
+from grujax.kernels.calls.arrays import MOVED, Call, Given, N, by_direction, forward_shapes, or_empty
 from grujax.kernels.order import resets_read
 from grujax.types import Array
 
@@ -32,16 +32,6 @@ def _with_resets_read(arrays: Sequence[Array], call: Call) -> list[Array]:
         valid, reset = (None if a.shape == (0,) else a for a in (of.valid, of.reset))
         every += of._replace(reset=or_empty(resets_read(reset, valid, backwards), bool))
     return every
-
-
-def forward_shapes(arrays: Sequence[Any], call: Call) -> list[tuple[tuple[int, ...], Any]]:
-    """hs, h_last and, where asked, what is saved, of each direction."""
-    shapes = []
-    for x, h0, *_ in by_direction(arrays, N):
-        n_steps, n_rows = x.shape[:2] if call.time_major else (x.shape[1], x.shape[0])
-        shapes += [((*x.shape[:2], h0.shape[1]), h0.dtype), (h0.shape, h0.dtype)]
-        shapes += [((n_steps, n_rows, 4 * h0.shape[1]), h0.dtype)] if call.saved else []
-    return shapes
 
 
 def native_forward(*arrays: Array, call: Call) -> list[Array]:

@@ -1,4 +1,4 @@
-"""What the frameworks of JAX share: layers as Linen and NNX nest them, arrays, layers that run in turn.
+"""What the frameworks of JAX share: cells by the paths of their tensors, modules that nest them, layers in turn.
 
 Linen and NNX put a `GRUCell` into an `RNN`, two of these into a `Bidirectional`, several of either into a `Sequential`.
 Classes, fields and parameter names agree but for the cell's own tensors, so one walk serves both: `of` is the module
@@ -15,15 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from grujax.core.weight_layouts import Dialect
+from grujax.core.dialects import Dialect, read, require_floats
 from grujax.errors import require
-from grujax.interop.parts import Parts
+from grujax.interop.parts import Place, put_together, take_apart
 from grujax.interop.prove import FIND, Runner
-from grujax.interop.weight_layouts import DTYPES, FLOATS, write
 from grujax.kernels.step import ACTIVATIONS
-from grujax.linen.cell import GRUCell
-from grujax.linen.layer import GRU
-from grujax.types import Activation
+from grujax.linen import GRU, GRUCell
 
 KEY = re.compile(r"(?:layers_(?P<layer>\d{1,6})/)?(?P<way>(?:forward|backward)_rnn/)?(?P<rnn>cell/)?.*")
 
@@ -32,32 +29,24 @@ class Layout(NamedTuple):
     """Where the cells of a GRU stand.
 
     cells: the module of each by the prefix of its tensors, index `layer * D + direction`; None where only tensors are
-        known. The prefix of a cell that stands alone is "". fields: of the grujax model, as far as modules tell them.
+    known. single: a cell that stands alone. fields: of the grujax model, as far as modules tell them.
     """
 
-    cells: dict[str, Any]
+    cells: Mapping[str, Any]
     bidirectional: bool = False
+    single: bool = False
     fields: Mapping[str, Any] = {}
-
-    @property
-    def single(self) -> bool:
-        return "" in self.cells
 
     @property
     def stacked(self) -> bool:
         """In a Sequential, which may hold one layer alone."""
         return any(prefix.startswith("layers_") for prefix in self.cells)
 
-    @property
-    def model(self) -> dict[str, Any]:
-        """What `parts.put_together` is told beside the cells."""
-        return {"bidirectional": self.bidirectional, "single": self.single, **self.fields}
-
 
 def array(value: Any, name: str) -> NDArray:
     """An array of floats in NumPy; `InputError` for anything else."""
     require(isinstance(value, np.ndarray | jax.Array), name, "an array", type(value).__name__)
-    require(value.dtype.name in DTYPES, name, FLOATS, f"dtype {value.dtype}")
+    require_floats(name, value.dtype)
     return np.asarray(value)
 
 
@@ -74,14 +63,48 @@ def flattened(tree: Mapping, argument: str) -> dict[str, NDArray]:
         for key, value in node.items():
             named = re.fullmatch(r"\w{1,80}", str(key)) is not None
             require(named, argument, "keys that are names", repr(key)[:80])
-            path = f"{prefix}{key}"
             if isinstance(value, nn.meta.AxisMetadata):  # a partitioned parameter: how it is sharded, around its value
                 value = value.unbox()
             if isinstance(value, Mapping):
-                waiting.append((f"{path}/", value))
-                continue
-            flat[path] = array(value, path)
+                waiting.append((f"{prefix}{key}/", value))
+            else:
+                flat[f"{prefix}{key}"] = array(value, f"{prefix}{key}")
     return flat
+
+
+def read_tree(
+    flat: Mapping[str, NDArray], layout: Layout, dialect: Dialect, update: str = "keep", **fields: Any
+) -> tuple[nn.Module, dict]:
+    """The model and variables of cells whose tensors stand in `flat`, those and no others.
+
+    Raises:
+      InputError: naming the tensor that is missing, besides or of another shape.
+    """
+    tensors, cells = dialect.tensors, {}
+    if not dialect.always_biased and not any(key.endswith(tensors[2:]) for key in flat):
+        tensors = tensors[:2]
+    expected = dict.fromkeys(f"{prefix}{tensor}" for prefix in layout.cells for tensor in tensors)
+    for key in flat:
+        served = f"only {', '.join(tensors)} in {', '.join(prefix or 'the tree' for prefix in layout.cells)}"
+        require(key in expected, key, served, "this key besides", f"It would be lost. {FIND}")
+    for key in expected:
+        require(key in flat, key, "this key", "no such key", "The tree is not whole.")
+    for prefix, module in layout.cells.items():
+        cell = read({f"{prefix}{name}": flat[f"{prefix}{name}"] for name in tensors}, dialect, update)
+        shape = (cell.w_ih.shape[0], getattr(module, "features", cell.hidden_size))
+        found = (shape[0], cell.hidden_size)
+        require(found == shape, f"{prefix}{tensors[0]}", f"shape {shape}, as its module has", found)
+        cells[prefix] = cell
+    kinds = {"bidirectional": layout.bidirectional, "single": layout.single}
+    return put_together(cells, **kinds, **layout.fields, **fields)
+
+
+def written_tree(
+    model: nn.Module, variables: Mapping, place: Place, dialect: Dialect, prefixes: Sequence[str]
+) -> list[dict[str, NDArray]]:
+    """The tensors of each cell of the model under its prefix."""
+    cells = take_apart(model, variables, place, dialect).cells
+    return [{f"{prefix}{name}": a for name, a in of.items()} for prefix, of in zip(prefixes, cells, strict=False)]
 
 
 def layout_of_keys(keys: Sequence[str]) -> Layout:
@@ -92,7 +115,7 @@ def layout_of_keys(keys: Sequence[str]) -> Layout:
     """
     matches = [m for key in keys if (m := KEY.fullmatch(key)) and m["rnn"]]
     if not matches:
-        return Layout({"": None})
+        return Layout({"": None}, single=True)
     bidirectional = any(m["way"] for m in matches)
     numbers = [int(m["layer"]) for m in matches if m["layer"]]
     # No more layers than there are keys, and one: enough to find the first key that is missing.
@@ -102,9 +125,8 @@ def layout_of_keys(keys: Sequence[str]) -> Layout:
 
 def layout_of_model(model: nn.Module) -> Layout:
     """The layout that a grujax model takes."""
-    if isinstance(model, GRUCell):
-        return Layout({"": None})
-    assert isinstance(model, GRU)
+    if not isinstance(model, GRU):
+        return Layout({"": None}, single=True)
     prefixes = _prefixes(model.num_layers, model.bidirectional, model.num_layers > 1)
     return Layout(dict.fromkeys(prefixes), model.bidirectional)
 
@@ -116,19 +138,20 @@ def layout_of_module(module: Any, of: Any) -> Layout:
       InputError: naming the module or field that makes it compute what no grujax model computes.
     """
     if type(module) is of.GRUCell:
-        return Layout({"": module}, fields=_cell_fields(module, "module"))
+        return Layout({"": module}, single=True, fields=_cell_fields(module, "module"))
     stacked = type(module) is of.Sequential
     layers = list(module.layers) if stacked else [module]
     require(bool(layers), "layers", "at least one", "none")
     names = [f"layers_{k}" if stacked else "module" for k in range(len(layers))]
-    kinds = [type(layer) for layer in layers]
-    bidirectional = kinds[0] is of.Bidirectional
+    first = type(layers[0])
+    bidirectional = first is of.Bidirectional
     cells, fields = [], []
-    for name, kind, layer in zip(names, kinds, layers, strict=True):
+    for name, layer in zip(names, layers, strict=True):
+        kind = type(layer)
         served = "an RNN or a Bidirectional of GRUCells" + ("" if stacked else ", a GRUCell, or a Sequential of these")
         require(kind in (of.RNN, of.Bidirectional), name, served, kind.__name__)
         same = (kind is of.Bidirectional) == bidirectional
-        require(same, name, f"{kinds[0].__name__}, as {names[0]}", kind.__name__, "Convert the layers one by one.")
+        require(same, name, f"{first.__name__}, as {names[0]}", kind.__name__, "Convert the layers one by one.")
         if bidirectional:
             concatenates = layer.merge_fn is of.Bidirectional.merge_fn
             remedy = "Leave merge_fn out and merge the two halves of the output yourself."
@@ -144,49 +167,27 @@ def layout_of_module(module: Any, of: Any) -> Layout:
             fields.append(_cell_fields(rnn.cell, name) | time_major)
             require(fields[-1] == fields[0], name, f"{fields[0]}, as {names[0]}", str(fields[-1]))
     prefixes = _prefixes(len(layers), bidirectional, stacked)
-    return Layout(dict(zip(prefixes, cells, strict=True)), bidirectional, fields[0])
-
-
-def require_tensors(flat: Mapping[str, NDArray], layout: Layout, tensors: Sequence[str]) -> None:
-    """Raises `InputError` unless `flat` holds `tensors` of each cell, and nothing else."""
-    expected = dict.fromkeys(f"{prefix}{tensor}" for prefix in layout.cells for tensor in tensors)
-    for key in flat:
-        served = f"only {', '.join(tensors)} in {', '.join(prefix or 'the tree' for prefix in layout.cells)}"
-        require(key in expected, key, served, "this key besides", f"It would be lost. {FIND}")
-    for key in expected:
-        require(key in flat, key, "this key", "no such key", "The tree is not whole.")
+    return Layout(dict(zip(prefixes, cells, strict=True)), bidirectional, fields=fields[0])
 
 
 def cell_options(model: Any) -> dict[str, Any]:
     """The options of a GRUCell of Flax that computes what the model computes."""
-
-    def function(activation: Activation) -> Callable:
-        return ACTIVATIONS[activation] if isinstance(activation, str) else activation
-
-    functions = {"gate_fn": function(model.gate_activation), "activation_fn": function(model.activation)}
+    functions = {"gate_fn": model.gate_activation, "activation_fn": model.activation}
+    functions = {key: ACTIVATIONS[f] if isinstance(f, str) else f for key, f in functions.items()}
     return {**functions, "dtype": model.dtype, "param_dtype": model.param_dtype}
 
 
-def in_layers(cells: Sequence[Any], of: Any, bidirectional: bool, time_major: bool) -> list[Any]:
-    """The cells, index `layer * D + direction`, in an RNN each; in pairs in a Bidirectional."""
-    rnns = [of.RNN(cell, time_major=time_major) for cell in cells]
-    if not bidirectional:
-        return rnns
-    pairs = zip(rnns[::2], rnns[1::2], strict=True)
-    return [of.Bidirectional(*pair, time_major=time_major) for pair in pairs]
-
-
-def written(model: Any, parts: Parts, dialect: Dialect) -> list[dict[str, NDArray]]:
-    """Each cell of the model in a dialect, by the names that its tensors have there: w_ih, w_hh, then the biases."""
-    cells = [write(cell, dialect, model.update) for cell in parts.cells]
-    return [dict(zip(dialect.tensors, (cell.w_ih, cell.w_hh, *cell.biases), strict=False)) for cell in cells]
-
-
-def to_jax(a: NDArray, name: str) -> jax.Array:
-    """A copy in the same dtype; `InputError` where JAX would narrow it."""
-    copy, remedy = jnp.array(a), 'Run jax.config.update("jax_enable_x64", True) first.'
-    require(copy.dtype == a.dtype, name, "a dtype that JAX keeps as it is", f"{a.dtype}, 64-bit values off", remedy)
-    return copy
+def nested(cells: Sequence[Any], of: Any, layout: Layout, time_major: bool) -> Any:
+    """The module of cells, index `layer * D + direction`."""
+    if layout.single:
+        return cells[0]
+    layers = [of.RNN(cell, time_major=time_major) for cell in cells]
+    if layout.bidirectional:
+        pairs = zip(layers[::2], layers[1::2], strict=True)
+        layers = [of.Bidirectional(*pair, time_major=time_major) for pair in pairs]
+    if not layout.stacked:
+        return layers[0]
+    return of.Sequential(layers) if of is nn else of.Sequential(*layers)
 
 
 Layer = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
@@ -204,28 +205,21 @@ def recurrent(call: Callable[..., Any], bidirectional: bool) -> Layer:
     return layer
 
 
-def layers_runner(layers: Sequence[Layer], bidirectional: bool = False) -> Runner:
-    """The layers one after another."""
+def jax_runner(
+    model: nn.Module, cell: Callable[..., Any], layers: Sequence[Layer], bidirectional: bool = False
+) -> Runner:
+    """A cell alone, x (B, I) and h (B, H) to the new state; of any other model the layers one after another."""
 
     def call(x: NDArray, h0: NDArray | None, lengths: NDArray | None) -> dict[str, NDArray]:
         assert h0 is not None and lengths is None
         output, h_last, directions = jnp.asarray(x), [], 1 + bidirectional
         with jax.numpy_dtype_promotion("standard"):  # as these frameworks are run: a state beside narrower weights
+            if isinstance(model, GRUCell):
+                return {"h_last": np.asarray(cell(output, jnp.asarray(h0)))}
             for k, layer in enumerate(layers):
                 output, last = layer(output, jnp.asarray(h0[k * directions : (k + 1) * directions]))
                 h_last.append(np.asarray(last))
         return {"output": np.asarray(output), "h_last": np.concatenate(h_last)}
-
-    return Runner(call)
-
-
-def cell_runner(step: Callable[[jax.Array, jax.Array], jax.Array]) -> Runner:
-    """A cell alone: x (B, I) and h (B, H) to the new state."""
-
-    def call(x: NDArray, h0: NDArray | None, lengths: NDArray | None) -> dict[str, NDArray]:
-        assert h0 is not None and lengths is None
-        with jax.numpy_dtype_promotion("standard"):
-            return {"h_last": np.asarray(step(jnp.asarray(x), jnp.asarray(h0)))}
 
     return Runner(call)
 

@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 from refusals import refused
 
-from grujax.core.weight_layouts import BIASES, DIALECTS
-from grujax.interop.weight_layouts import Cell, lost, read, write
+from grujax.core.dialects import BIASES, DIALECTS, Cell, lost, read, write
 
 I, H = 2, 3
 
@@ -37,10 +36,6 @@ def storable(name, dtype="float32"):
     return full._replace(b_hh=np.where(of_candidate, full.b_hh, full.b_hh.dtype.type(0)))
 
 
-def named(written):
-    return dict(zip(("ih", "hh", "b0", "b1"), [written.w_ih, written.w_hh, *written.biases], strict=False))
-
-
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 @pytest.mark.parametrize("name", DIALECTS)
 def test_what_is_written_is_read_again_bit_for_bit(name, dtype):
@@ -48,9 +43,9 @@ def test_what_is_written_is_read_again_bit_for_bit(name, dtype):
     before = [a.copy() for a in given]
     for update in ("keep", "take"):
         written = write(given, DIALECTS[name], update)
-        arrays = (written.w_ih, written.w_hh, *written.biases)
+        arrays = written.values()
         assert all(a.flags.c_contiguous and not np.shares_memory(a, b) for a in arrays for b in given)
-        again = read(named(written), DIALECTS[name], update)
+        again = read(written, DIALECTS[name], update)
         assert [bits(a) for a in again] == [bits(a) for a in given]
     assert [bits(a) for a in given] == [bits(a) for a in before]
 
@@ -77,22 +72,30 @@ WRITTEN = {  # along the gates' axis: w_hh, then each bias
 @pytest.mark.parametrize("name", WRITTEN)
 def test_each_gate_stands_where_the_framework_looks_for_it(name):
     dialect, (weights, *biases) = DIALECTS[name], WRITTEN[name]
-    written = write(gates(), dialect)
-    assert written.w_ih.shape == ((3 * H, I) if dialect.rows else (I, 3 * H))
-    assert written.w_hh.shape == ((3 * H, H) if dialect.rows else (H, 3 * H))
-    for matrix in (written.w_ih, written.w_hh):
+    w_ih, w_hh, *found = write(gates(), dialect).values()
+    if dialect.by_gate:
+        assert len(found) == 8
+        w_ih, w_hh = np.hstack([w_ih, w_hh, found[0]]), np.hstack(found[1:4])
+        found = [np.hstack(found[4:7]), found[7]]
+    elif dialect.joined:
+        assert found[0].shape == {"stack": (2, 3 * H), "concatenate": (6 * H,)}[dialect.joined]
+        assert (name, dialect.joined) in [("keras", "stack"), ("onnx", "concatenate")]
+        found = np.split(found[0].ravel(), 2)
+    assert w_ih.shape == ((3 * H, I) if dialect.rows else (I, 3 * H))
+    assert w_hh.shape == ((3 * H, H) if dialect.rows else (H, 3 * H))
+    for matrix in (w_ih, w_hh):
         row = matrix.T[0] if dialect.rows else matrix[0]
         np.testing.assert_array_equal(row, np.repeat(weights, H))
-    assert len(written.biases) == len(biases) == len(BIASES[dialect.biases].sizes)
-    for found, expected in zip(written.biases, biases, strict=True):
-        np.testing.assert_array_equal(found, np.repeat(expected, H))
+    assert len(found) == len(biases) == len(BIASES[dialect.biases].sizes)
+    for one, expected in zip(found, biases, strict=True):
+        np.testing.assert_array_equal(one, np.repeat(expected, H))
 
 
 def test_nnx_has_no_place_for_the_candidate_bias():
     with refused("b_hn", "0", "other values", "grujax.nnx"):
         write(gates(), DIALECTS["nnx"])
     without = gates()._replace(b_hh=np.repeat([10.0, 20.0, 0.0], H))
-    np.testing.assert_array_equal(write(without, DIALECTS["nnx"]).biases, [np.repeat([11.0, 22.0, 3.0], H)])
+    np.testing.assert_array_equal(write(without, DIALECTS["nnx"])["dense_i/bias"], np.repeat([11.0, 22.0, 3.0], H))
 
 
 @pytest.mark.parametrize("name", DIALECTS)
@@ -102,19 +105,19 @@ def test_what_is_lost_is_said_and_nothing_else(name):
     expected = [] if dialect.biases == "both" else ["b_ih and b_hh are stored as their sum"]
     assert [sentence[:37] for sentence in lost(gates(), dialect)] == [sentence[:37] for sentence in expected]
     bare = gates(bias=False)
-    biases = write(bare, dialect).biases
+    biases = [a for name, a in write(bare, dialect).items() if name in dialect.tensors[-4:] and a.ndim == 1]
     assert len(lost(bare, dialect)) == dialect.always_biased == bool(biases)
     assert all((bias == 0).all() for bias in biases)
 
 
 def test_weights_without_biases_are_read_without():
-    again = read(named(write(gates(bias=False), DIALECTS["keras"])), DIALECTS["keras"])
+    again = read(write(gates(bias=False), DIALECTS["keras"]), DIALECTS["keras"])
     assert again.b_ih is None and again.b_hh is None
 
 
-def tensors(rows=True, **changes):
-    written = write(cell(), DIALECTS["torch" if rows else "keras"])
-    return {name: changes.get(name, a) for name, a in named(written).items()}
+def tensors(**changes):
+    written = zip(("ih", "hh", "b0", "b1"), write(cell(), DIALECTS["torch"]).values(), strict=True)
+    return {name: changes.get(name, a) for name, a in written}
 
 
 REFUSED = {
@@ -138,4 +141,4 @@ def test_what_is_no_gru_is_refused_by_the_name_of_its_tensor(case):
 
 def test_matrices_that_are_not_turned_are_refused():
     with refused("hh", "(9, 27)", "(9, 3)", "transposed"):
-        read(tensors(), DIALECTS["keras"])
+        read(tensors(), DIALECTS["keras"]._replace(joined=""))

@@ -1,4 +1,4 @@
-"""The arrays of a call, in the order in which the C++ handlers read them."""
+"""The arrays of a call, flat, in one order for every kernel that runs all steps in one call."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ class Call(NamedTuple):
     reverse: tuple[bool, ...]  # of each direction
     time_major: bool
     saved: bool  # the gates are returned
+    kernel: str  # a name of `grujax.kernels.calls.primitives.HANDLERS`
 
     @property
     def outputs(self) -> int:
@@ -24,7 +25,7 @@ class Call(NamedTuple):
 
 
 class Given(NamedTuple):
-    """The arrays of one direction, in the order in which ffi.cpp reads them; () for one that is not given."""
+    """The arrays of one direction, in the order in which native/ffi.cpp reads them; () for one that is not given."""
 
     x: Any
     h0: Any
@@ -75,3 +76,13 @@ def by_direction(arrays: Sequence[Any], n: int) -> list[Sequence[Any]]:
 def rows_at(time_major: bool) -> Given:
     """The axis of the rows of the batch in each array; None where there is none."""
     return Given(1 if time_major else 0, 0, None, None, None, None, None, 1, 1, 0, 1)
+
+
+def forward_shapes(arrays: Sequence[Any], call: Call) -> list[tuple[tuple[int, ...], Any]]:
+    """hs, h_last and, where asked, what is saved, of each direction."""
+    shapes = []
+    for x, h0, *_ in by_direction(arrays, N):
+        n_steps, n_rows = x.shape[:2] if call.time_major else (x.shape[1], x.shape[0])
+        shapes += [((*x.shape[:2], h0.shape[1]), h0.dtype), (h0.shape, h0.dtype)]
+        shapes += [((n_steps, n_rows, 4 * h0.shape[1]), h0.dtype)] if call.saved else []
+    return shapes

@@ -1,12 +1,12 @@
-"""What the C++ handlers compute, in plain JAX."""
+"""What the kernels of a call compute, in plain JAX."""
 
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
+from grujax.kernels.calls.arrays import MOVED, Call, N, by_direction, recurrence_of
 from grujax.kernels.derivative import tangent
-from grujax.kernels.native.arrays import MOVED, Call, N, by_direction, recurrence_of
 from grujax.kernels.order import as_read, held, in_time
 from grujax.kernels.xla import program
 from grujax.types import Array, Control, Gates, Recurrence, Result

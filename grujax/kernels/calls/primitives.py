@@ -1,13 +1,14 @@
-"""The native kernel as JAX sees it: three primitives under one derivative rule.
+"""A kernel that runs all steps in one call, as JAX sees it: three primitives under one derivative rule.
 
-forward: hs, h_last and what the derivative needs, in C++. tangent: their tangents, linear in those of the arguments,
-by `kernels/derivative.py`. transpose: all gradients at once, in C++. Each is plain JAX too: where it is differentiated
-again, batched over weights, exported, or split among devices by XLA.
+forward: hs, h_last and what the derivative needs, by the kernel. tangent: their tangents, linear in those of the
+arguments, by `kernels/derivative.py`. transpose: all gradients at once, by the kernel. Each is plain JAX too: where it
+is differentiated again, batched over weights, exported, or split among devices by XLA.
 """
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from importlib import import_module
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,13 +19,31 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from grujax.errors import InputError
-from grujax.kernels.native.arrays import MOVED, Call, Given, N, by_direction, rows_at
-from grujax.kernels.native.handlers import forward_shapes, native_forward, native_transpose
-from grujax.kernels.native.plain import plain_forward, plain_tangent, plain_transpose
+from grujax.kernels.calls.arrays import MOVED, Call, Given, N, by_direction, forward_shapes, rows_at
+from grujax.kernels.calls.plain import plain_forward, plain_tangent, plain_transpose
 from grujax.types import Array
 
 
-def _primitive(name: str, plain: Callable, native: Callable, types: Callable) -> Primitive:
+class Handlers(NamedTuple):
+    """Where a kernel runs, and where its two functions of flat arrays are."""
+
+    platform: str
+    module: str
+    forward: str
+    transpose: str
+
+    def of(self, name: str) -> Callable:
+        return getattr(import_module(self.module), getattr(self, name))  # late: Pallas need not be imported on a CPU
+
+
+HANDLERS = {
+    "native": Handlers("cpu", "grujax.kernels.native.handlers", "native_forward", "native_transpose"),
+    "resident": Handlers("cuda", "grujax.kernels.resident.call", "resident_forward", "resident_transpose"),
+    "tpu": Handlers("tpu", "grujax.kernels.tpu.call", "tpu_forward", "tpu_transpose"),
+}
+
+
+def _primitive(name: str, plain: Callable, types: Callable, handler: str | None = None) -> Primitive:
     primitive = Primitive(name)
     primitive.multiple_results = True
 
@@ -34,17 +53,21 @@ def _primitive(name: str, plain: Callable, native: Callable, types: Callable) ->
             return jax.jit(partial(primitive.bind, call=call))(*arrays)
 
     primitive.def_abstract_eval(types)
-    plain_lowering, native_lowering = (mlir.lower_fun(f, multiple_results=True) for f in (plain, native))
 
     def lowering(ctx: Any, *arrays: Any, call: Call) -> Any:
         # An exported program holds the plain loop: its reader has no library. So does one that XLA splits among
         # devices: it would gather all rows before the call.
-        module = ctx.module_context
-        plain_asked = module.lowering_parameters.for_export or _split_by_xla(module.axis_context)
-        if not plain_asked and "cpu" not in module.platforms:
-            rule = "implementation='native' cannot serve this call: it runs on CPU alone"
-            raise InputError("implementation", "another or None", "'native'", "Pass None.", rule)
-        return (plain_lowering if plain_asked else native_lowering)(ctx, *arrays, call=call)
+        module, run = ctx.module_context, plain
+        if not (module.lowering_parameters.for_export or _split_by_xla(module.axis_context)):
+            platform = HANDLERS[call.kernel].platform
+            if platform not in module.platforms:
+                rule = f"implementation={call.kernel!r} cannot serve this call: it runs on {platform} alone"
+                raise InputError("implementation", "another or None", repr(call.kernel), "Pass None.", rule)
+            run = plain if handler is None else HANDLERS[call.kernel].of(handler)
+            # Pallas lowers for one platform at a time, and its kernels know no mesh: of the types only shapes are left.
+            types = [jax.core.ShapedArray(a.shape, a.dtype) for a in ctx.avals_in]
+            ctx = ctx.replace(module_context=module.replace(platforms=(platform,)), avals_in=types)
+        return mlir.lower_fun(run, multiple_results=True)(ctx, *arrays, call=call)
 
     mlir.register_lowering(primitive, lowering)
     return primitive
@@ -78,9 +101,9 @@ def _transpose_types(*arrays: Any, call: Call) -> list[Any]:
     return [_like(a, a.shape, a.dtype) for of in every for a in of[:MOVED]]
 
 
-forward_p = _primitive("grujax_forward", plain_forward, native_forward, _forward_types)
-tangent_p = _primitive("grujax_tangent", plain_tangent, plain_tangent, _tangent_types)
-transpose_p = _primitive("grujax_transpose", plain_transpose, native_transpose, _transpose_types)
+forward_p = _primitive("grujax_forward", plain_forward, _forward_types, "forward")
+tangent_p = _primitive("grujax_tangent", plain_tangent, _tangent_types)
+transpose_p = _primitive("grujax_transpose", plain_transpose, _transpose_types, "transpose")
 
 
 def _jvp_of(plain: Callable) -> Callable:

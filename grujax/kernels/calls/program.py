@@ -1,4 +1,4 @@
-"""The recurrence by the native kernel: from records to flat arrays and back, and under explicit sharding."""
+"""The recurrence by a kernel that runs all steps in one call: from records to flat arrays, under explicit sharding."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from grujax.kernels.native.arrays import Call, by_direction, given, rows_at
-from grujax.kernels.native.primitives import under_primitives
+from grujax.kernels.calls.arrays import Call, by_direction, given, rows_at
+from grujax.kernels.calls.primitives import under_primitives
 from grujax.types import Array, Gates, GRUSpec, Recurrence, Result
 
 
@@ -20,10 +20,11 @@ def program(
     reverse: Sequence[bool],
     with_gates: bool,
     time_major: bool,
+    kernel: str,
     **_: Any,
 ) -> list[Result]:
     """The results of `grujax.kernels.run`."""
-    call = Call(spec, tuple(reverse), time_major, with_gates)
+    call = Call(spec, tuple(reverse), time_major, with_gates, kernel)
     arrays = [a for recurrence in recurrences for a in given(recurrence, call)]
     outputs = _on_mesh(arrays, call)
     results = []

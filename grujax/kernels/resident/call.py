@@ -1,0 +1,230 @@
+"""The calls of the kernels, from the flat arrays of a call and back: products before the loop and after it in XLA."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+
+from grujax.kernels.calls.arrays import MOVED, Call, Given, N, by_direction
+from grujax.kernels.calls.plain import plain_forward, plain_transpose
+from grujax.kernels.order import held, resets_read
+from grujax.kernels.products import dot
+from grujax.kernels.resident import backward, exact, forward
+from grujax.kernels.resident.mosaic import RESET_NEXT, VALID
+from grujax.kernels.resident.plan import BACKWARD, FORWARD, SAVING, Plan, Sides, padded, plan
+from grujax.types import Array
+
+
+class Ways(NamedTuple):
+    """All directions of a call, as the kernels take them: hidden units and rows filled up, D in front."""
+
+    every: list[Given]
+    h0: Array  # (D, B, H), where the first step begins afresh the initial state
+    flags: Array | None  # (D, T, B)
+    h_reset: Array | None  # (D, H)
+    mask: Array | None  # (D, B, H)
+    first: list[Array | None]  # (B,), whether the first step that is read begins afresh
+    plan: Plan
+    sizes: tuple[int, int, int]  # B, H and H filled up
+
+
+def resident_forward(*arrays: Array, call: Call, interpret: bool = False) -> list[Array]:
+    """hs, h_last and, where asked, what is saved, of each direction."""
+    if any(a.size == 0 for of in by_direction(arrays, N) for a in of[:1]):
+        return plain_forward(*arrays, call=call)
+    ways = _ways(arrays, call, SAVING if call.saved else FORWARD, interpret)
+    B, H, wide = ways.sizes
+    x = [_gates(of, call, ways) for of in ways.every]
+    w = jnp.stack([_by_gate(of.w_hh, H, wide) for of in ways.every])  # (D, k, 3, unit)
+    w = jnp.pad(w, [(0, 0), (0, wide - H), (0, 0), (0, 0)]).transpose(0, 2, 3, 1)
+    kernel = exact if ways.plan.rows == 1 else forward
+    results = kernel.forward(
+        x,
+        ways.h0,
+        w.astype(jnp.float32) if ways.plan.rows == 1 else w,
+        jnp.stack([_bias(of, H, wide) for of in ways.every]),
+        ways.flags,
+        ways.h_reset,
+        ways.mask,
+        plan=ways.plan,
+        keep=call.spec.update == "keep",
+        saved=call.saved,
+    )
+    D = len(call.reverse)
+    hs, h_last, saved = results[:D], results[D], results[D + 1 :]
+    outputs = []
+    for d in range(D):
+        outputs += [_rows_of(hs[d], B, 1 if call.time_major else 0)[..., :H], h_last[d, :B, :H]]
+        if call.saved:
+            gates = _rows_of(saved[d], B, 1)
+            outputs.append(gates if wide == H else _by_gate(gates, wide, H, 4).reshape(*gates.shape[:2], 4 * H))
+    return outputs
+
+
+def resident_transpose(*arrays: Array, call: Call, interpret: bool = False) -> list[Array]:
+    """The gradients of the first `MOVED` arrays of each direction, from `Given`, hs, saved, dhs and dh_last of each."""
+    D = len(call.reverse)
+    primals, others = arrays[: D * N], by_direction(arrays[D * N :], D)
+    if any(a.size == 0 for of in by_direction(primals, N) for a in of[:1]):
+        return plain_transpose(*arrays, call=call)
+    hs, saved, dhs, dh_last = others
+    ways = _ways(primals, call, BACKWARD, interpret)
+    B, H, wide = ways.sizes
+    at = 1 if call.time_major else 0
+    w = jnp.stack([_by_gate(of.w_hh, H, wide).reshape(H, 3 * wide) for of in ways.every])
+    w = jnp.pad(w, [(0, 0), (0, wide - H), (0, 0)])
+    kernel = exact if ways.plan.rows == 1 else backward
+    rows = ways.h0.shape[1]
+
+    def filled(a: Array, axis: int) -> Array:
+        return _fill(_fill(a, axis, rows), a.ndim - 1, wide)
+
+    results = kernel.backward(
+        [_fill(_by_gate(a, H, wide, 4).reshape(*a.shape[:2], 4 * wide), 1, rows) for a in saved],
+        [filled(a, at) for a in hs],
+        [filled(a, at) for a in dhs],
+        jnp.stack([filled(a, 0) for a in dh_last]),
+        w.astype(jnp.float32) if ways.plan.rows == 1 else w,
+        ways.flags,
+        ways.mask,
+        plan=ways.plan,
+        keep=call.spec.update == "keep",
+    )
+    gradients = []
+    for d, of in enumerate(ways.every):
+        d_x = _by_gate(_rows_of(results[d], B, at), wide, H)
+        d_m = _rows_of(results[D + d], B, at)[..., :H]
+        dh0, *dh_reset = (a[d, :B, :H] for a in results[2 * D :])
+        moved = _gradients(of, call, d, hs[d], d_x, d_m)
+        begun = ways.first[d]
+        of_fresh = dh_reset[0] if dh_reset else jnp.zeros_like(dh0)
+        if begun is not None:
+            of_fresh, dh0 = of_fresh + jnp.where(begun[:, None], dh0, 0), jnp.where(begun[:, None], 0, dh0)
+        moved = moved._replace(h0=dh0, h_reset=of_fresh.sum(0))
+        for a, gradient in zip(of[:MOVED], moved[:MOVED], strict=True):
+            gradients.append(gradient.astype(a.dtype) if a.shape == gradient.shape else jnp.zeros(a.shape, a.dtype))
+    return gradients
+
+
+def _gradients(of: Given, call: Call, d: int, hs: Array, d_x: Array, d_m: Array) -> Given:
+    """Of x, the weights and the biases; d_x (..., 3, H) of what W_ih x adds to, d_m (..., H) of W_hn h + b_hn."""
+    wide, columns = of.h0.dtype, of.w_ih.shape[1]
+    by_unit, time_major = d_x.reshape(*d_x.shape[:2], columns), call.time_major
+    h = hs if time_major else hs.swapaxes(0, 1)
+    valid, reset = None if of.valid.shape == (0,) else of.valid, _resets(of, call.reverse[d])
+    if call.reverse[d]:
+        h = jnp.flip(h, 0)
+        valid, reset = (None if a is None else jnp.flip(a, 0) for a in (valid, reset))
+    entering = jnp.concatenate([of.h0[None], held(h, of.h0, valid)])[:-1]
+    if reset is not None:
+        fresh = jnp.zeros_like(of.h0[0]) if of.h_reset.shape == (0,) else of.h_reset
+        entering = jnp.where(reset[..., None], fresh, entering)
+    if of.state_mask.shape != (0,):
+        entering = entering * of.state_mask[None]
+    entering = jnp.flip(entering, 0) if call.reverse[d] else entering
+    entering = entering if time_major else entering.swapaxes(0, 1)
+
+    def summed(a: Array, b: Array) -> Array:
+        """a^T b over steps and rows, (K, N)."""
+        operands = (a.astype(of.w_hh.dtype).reshape(-1, a.shape[-1]), b.astype(of.w_hh.dtype).reshape(-1, b.shape[-1]))
+        contracted = (((0,), (0,)), ((), ()))
+        return lax.dot_general(*operands, contracted, precision=call.spec.precision, preferred_element_type=wide)
+
+    of_h = jnp.concatenate([by_unit[..., : columns // 3 * 2], d_m], -1)
+    x = _sanitised(of, call)
+    return Given(
+        x=dot(by_unit, of.w_ih.T, call.spec),
+        h0=None,
+        w_ih=summed(x, by_unit),
+        w_hh=summed(entering, of_h),
+        b_ih=by_unit.sum((0, 1), dtype=wide),
+        b_hh=of_h.sum((0, 1), dtype=wide),
+        h_reset=None,
+        valid=None,
+        reset=None,
+        state_mask=None,
+        hold=None,
+    )
+
+
+def _ways(arrays: Sequence[Array], call: Call, sides: Sides, interpret: bool) -> Ways:
+    every = [Given(*of) for of in by_direction(arrays, N)]
+    B, H = every[0].h0.shape
+    wide, dtype = padded(H), every[0].w_hh.dtype
+    chosen = plan(call.reverse, call.time_major, B, wide, dtype, call.spec.precision, sides, interpret)
+    rows = -(-B // chosen.rows) * chosen.rows
+
+    def filled(a: Array) -> Array:
+        return _fill(_fill(a, 0, rows), 1, wide)
+
+    n_steps = every[0].x.shape[0 if call.time_major else 1]
+    read = [_resets(of, backwards) for of, backwards in zip(every, call.reverse, strict=True)]
+    first = [None if r is None else r[-1 if way else 0] for r, way in zip(read, call.reverse, strict=True)]
+    fresh = [jnp.zeros_like(of.h0[0]) if of.h_reset.shape == (0,) else of.h_reset for of in every]
+    h0 = [
+        of.h0 if begun is None else jnp.where(begun[:, None], h, of.h0)
+        for of, begun, h in zip(every, first, fresh, strict=True)
+    ]
+    flags = mask = None
+    if any(a.shape != (0,) for of in every for a in (of.valid, of.reset)):
+        codes = []
+        for of, resets, backwards in zip(every, read, call.reverse, strict=True):
+            zero = jnp.zeros((n_steps, B), jnp.float32)
+            code = zero + VALID if of.valid.shape == (0,) else jnp.where(of.valid, VALID, zero)
+            if resets is not None:
+                none = jnp.zeros_like(resets[:1])
+                later = jnp.concatenate([none, resets[:-1]] if backwards else [resets[1:], none])
+                code = code + jnp.where(later, RESET_NEXT, zero)
+            codes.append(_fill(code, 1, rows))
+        flags = jnp.stack(codes)
+    if any(of.state_mask.shape != (0,) for of in every):
+        masks = [jnp.ones_like(of.h0) if of.state_mask.shape == (0,) else of.state_mask for of in every]
+        mask = jnp.stack([filled(a) for a in masks])
+    h_reset = None if flags is None else jnp.stack([_fill(h, 0, wide) for h in fresh])
+    return Ways(every, jnp.stack([filled(a) for a in h0]), flags, h_reset, mask, first, chosen, (B, H, wide))
+
+
+def _resets(of: Given, backwards: bool) -> Array | None:
+    valid, reset = (None if a.shape == (0,) else a for a in (of.valid, of.reset))
+    return resets_read(reset, valid, backwards)
+
+
+def _sanitised(of: Given, call: Call) -> Array:
+    """x, 0 where a step is not valid."""
+    if of.valid.shape == (0,):
+        return of.x
+    return jnp.where((of.valid if call.time_major else of.valid.T)[..., None], of.x, 0)
+
+
+def _gates(of: Given, call: Call, ways: Ways) -> Array:
+    """The input's part of the gates, rows and hidden units filled up, float32."""
+    _, H, wide = ways.sizes
+    x = _fill(_sanitised(of, call), 1 if call.time_major else 0, ways.h0.shape[1])
+    w = _by_gate(of.w_ih, H, wide).reshape(of.w_ih.shape[0], 3 * wide)
+    return dot(x, w, call.spec)
+
+
+def _bias(of: Given, hidden_size: int, wide: int) -> Array:
+    """(4, H): of r, z, n and m."""
+    nothing = jnp.zeros(3 * hidden_size, jnp.float32)
+    b_ih, b_hh = (nothing if b.shape == (0,) else b for b in (of.b_ih, of.b_hh))
+    (r, z, n), (h_r, h_z, m) = jnp.split(b_ih, 3), jnp.split(b_hh, 3)
+    return _fill(jnp.stack([r + h_r, z + h_z, n, m]), 1, wide)
+
+
+def _by_gate(a: Array, of: int, to: int, gates: int = 3) -> Array:
+    """(..., gates · of) -> (..., gates, to), filled up with zeros or cut."""
+    a = a.reshape(*a.shape[:-1], gates, of)
+    return a[..., :to] if to <= of else _fill(a, a.ndim - 1, to)
+
+
+def _fill(a: Array, axis: int, size: int) -> Array:
+    """Zeros at the end of an axis."""
+    if a.shape[axis] == size:
+        return a
+    return jnp.pad(a, [(0, size - n if i == axis else 0) for i, n in enumerate(a.shape)])
+
+
+def _rows_of(a: Array, rows: int, axis: int) -> Array:
+    return lax.slice_in_dim(a, 0, rows, axis=axis)

@@ -1,0 +1,180 @@
+"""What every warpgroup reads at a step and each writes for its own units, and the rings in which later steps arrive."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+
+from grujax.kernels.resident.mosaic import (
+    OF_ROWS,
+    TILE,
+    Place,
+    as_type,
+    load,
+    loop,
+    nothing,
+    plgpu,
+    store,
+    tiled,
+    turned,
+)
+from grujax.kernels.resident.plan import UNITS, Plan
+from grujax.types import Array
+
+FLAGS = 32
+"""Floats between the flags of two steps in shared memory: the copy engine writes to multiples of 128 bytes."""
+
+
+class Exchange:
+    """The operand of the products, (units / 64, parts · rows, 64), in the shared memory of each block.
+
+    In a cluster it goes round through global memory, which is L2: a warpgroup's part goes out by the copy engine, a
+    barrier of the cluster, and everything comes in. Stores into the shared memory of the other blocks took 1.6 to 2.8
+    times as long (docs/decisions/gpu-kernel.md).
+    """
+
+    def __init__(self, place: Place, parts: int, operand: Any, round_: Any, here: Any, copied: Any) -> None:
+        self.place, self.parts = place, parts
+        self.operand, self.round, self.here, self.copied = operand, round_, here, copied
+
+    def _buffer(self, step: Any) -> Any:
+        return lax.rem(step, jnp.int32(self.place.plan.buffers))
+
+    def _round(self, step: Any) -> Any:
+        """Two of them: a block may still read that of the last step."""
+        return self.round.at[lax.rem(step, jnp.int32(2)), self.place.d, self.place.tile]
+
+    def own(self, step: Any, part: int) -> Any:
+        """(rows, 64): a part of this warpgroup's."""
+        rows = self.place.plan.rows
+        return self.operand.at[self._buffer(step), self.place.first // UNITS, pl.ds(part * rows, rows)]
+
+    def publish(self, step: Any, values: Sequence[Array]) -> None:
+        of_units = self.operand.at[self._buffer(step), self.place.first // UNITS]
+        store(turned(of_units), side_by_side(values).astype(self.operand.dtype))
+        plgpu.commit_smem()
+        if self.place.plan.blocks > 1:
+            plgpu.copy_smem_to_gmem(of_units, self._round(step).at[self.place.first // UNITS])
+            plgpu.wait_smem_to_gmem(0)
+        plgpu.barrier_arrive(self.here)
+
+    def collect(self, step: Any) -> None:
+        plgpu.barrier_wait(self.here)
+        if self.place.plan.blocks == 1:
+            return
+
+        @pl.when(self.place.wg == 0)
+        def _() -> None:
+            source, to = self._round(step), self.operand.at[self._buffer(step)]
+            n = _copies(self.operand.dtype, self.place.hidden_size)
+            for k in range(n) if n > 1 else ():
+                plgpu.copy_gmem_to_smem(source.at[k], to.at[k], self.copied)
+            if n == 1:
+                plgpu.copy_gmem_to_smem(source, to, self.copied)
+
+        plgpu.barrier_wait(self.copied)
+
+    def chunk(self, step: Any, part: int, k: Any) -> Any:
+        """(64, rows) of a part, from unit 64 k on."""
+        rows = self.place.plan.rows
+        return turned(self.operand.at[self._buffer(step), k, pl.ds(part * rows, rows)])
+
+
+def side_by_side(values: Sequence[Array]) -> Array:
+    """(units, n rows): one store for all, which has two barriers of the warpgroup."""
+    return values[0] if len(values) == 1 else jnp.concatenate(values, axis=1)
+
+
+UNROLLED = 256
+"""Bytes of a row of the weights up to which a loop over its chunks is unrolled. From more of them the compiler takes
+the descriptors of all products out of the loop over time, and into local memory: 1.7 times as long at 512 units."""
+
+
+def over_chunks(of_chunk: Callable[[Any], None], hidden_size: int, dtype: Any) -> None:
+    """of_chunk(k) for each 64 of the hidden units."""
+    n = hidden_size // UNITS
+    if hidden_size * jnp.dtype(dtype).itemsize > UNROLLED:
+        loop(n, lambda k, _: of_chunk(k), None)
+        return
+    for k in range(n):
+        of_chunk(k)
+
+
+def _copies(dtype: Any, hidden_size: int) -> int:
+    """That bring the operand in: one has five dimensions at most, and float32 takes two for the 64 units of a chunk."""
+    return 1 if jnp.dtype(dtype).itemsize == 2 else hidden_size // UNITS
+
+
+def exchange_scratch(plan: Plan, warpgroups: int, parts: int, hidden_size: int, dtype: Any) -> dict[str, Any]:
+    here: Any = plgpu.Barrier(num_arrivals=warpgroups)
+    if plan.blocks > 1:
+        here = plgpu.ClusterBarrier(collective_axes=("block",), num_arrivals=warpgroups)
+    operand = tiled((plan.buffers, hidden_size // UNITS, parts * plan.rows, UNITS), dtype)
+    return {"operand": operand, "here": here, "copied": plgpu.Barrier(num_arrivals=_copies(dtype, hidden_size))}
+
+
+def round_type(plan: Plan, parts: int, rows: int, hidden_size: int, dtype: Any) -> Any:
+    """The output by which the operand goes round; least where there is no cluster."""
+    if plan.blocks == 1:
+        return as_type((1, 8, UNITS), dtype)
+    of_tile = (hidden_size // UNITS, parts * plan.rows, UNITS)
+    return as_type((2, len(plan.reverse), rows // plan.rows, *of_tile), dtype)
+
+
+class Ring:
+    """Tiles (rows, units) of the steps to come, with their flags: `stages` of them on their way into shared memory.
+
+    Without stages there is no room for a ring, and what is read comes straight from global memory.
+    """
+
+    def __init__(
+        self, place: Place, tiles: Callable[[Any, int], Sequence[Any]], flags: Any, ring: dict[str, Any]
+    ) -> None:
+        self.place, self.tiles, self.flags, self.ring = place, tiles, flags, ring
+        self.stages = place.plan.stages
+
+    def fetch(self, step: Any, trip: Any) -> None:
+        """Sends for a step, which trip number `trip` of the loop reads."""
+        if not self.stages:
+            return
+        place, slot = self.place, lax.rem(trip, jnp.int32(self.stages))
+        arrived = self.ring["arrived"].at[place.wg * self.stages + slot]
+
+        def of(d: int) -> None:
+            for i, tile in enumerate(self.tiles(step, d)):
+                plgpu.copy_gmem_to_smem(tile, self.ring["tiles"].at[place.wg, slot, i], arrived)
+
+        place.of_direction(of)
+        if self.flags is not None:
+            to = self.ring["flags"].at[place.wg, slot, pl.ds(0, place.plan.rows)]
+            plgpu.copy_gmem_to_smem(self.flags.at[place.d, place.time_of(step), place.rows], to, arrived)
+
+    def read(self, step: Any, trip: Any, n: int) -> tuple[list[Array], Array | None]:
+        """The n tiles and the flags of a step, (units, rows) each."""
+        place, flags = self.place, None
+        get = partial(load, interpret=place.plan.interpret)
+        if self.stages:
+            slot = lax.rem(trip, jnp.int32(self.stages))
+            plgpu.barrier_wait(self.ring["arrived"].at[place.wg * self.stages + slot])
+            found = [get(turned(self.ring["tiles"].at[place.wg, slot, i]), TILE) for i in range(n)]
+            flags = self.ring["flags"].at[place.wg, slot, pl.ds(0, place.plan.rows)]
+        else:
+            of_ways = [self.tiles(step, d) for d in range(len(place.plan.reverse))]
+            found = [place.of_this([get(turned(ref), TILE) for ref in refs]) for refs in zip(*of_ways, strict=True)]
+            if self.flags is not None:
+                flags = self.flags.at[place.d, place.time_of(step), place.rows]
+        if self.flags is None:
+            return found, None
+        return found, lax.broadcast_in_dim(get(flags, OF_ROWS), (UNITS, place.plan.rows), [1])
+
+
+def ring_scratch(plan: Plan, warpgroups: int, n: int, with_flags: bool) -> dict[str, Any]:
+    slots = (warpgroups, max(plan.stages, 1))
+    return {
+        "tiles": tiled((*slots, n, plan.rows, UNITS), jnp.float32) if plan.stages else nothing(jnp.float32),
+        "flags": plgpu.SMEM((*slots, FLAGS), jnp.float32),
+        "arrived": plgpu.Barrier(num_arrivals=n + with_flags, num_barriers=slots[0] * slots[1]),
+    }
