@@ -8,6 +8,12 @@ QUICK = ["--epochs", "3", "--hidden-size", "8", "--batch-size", "16", "--buckets
 """Options of a training run that takes seconds."""
 
 
+PROGRAM = (  # a job in the background ignores SIGINT, and so would what it starts
+    "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "from grujax.cli import main; sys.exit(main(sys.argv[1:]))"
+)
+
+
 def toy(path, count=40, channels=2, labels=("up", "down"), steps=6, seed=0, **changes):
     rng = np.random.default_rng(seed)
     y = np.array(labels)[np.arange(count) % len(labels)]

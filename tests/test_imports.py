@@ -13,7 +13,7 @@ import grujax
 
 ROOT = Path(grujax.__file__).parent
 GROUPS = [
-    ["errors"],
+    ["errors", "signals"],
     ["types", "arrays"],
     ["equations"],
     ["testing"],
@@ -44,6 +44,7 @@ EXTRAS = {
     "matplotlib",
     "aeon",
     "tensorflow",
+    "orbax",
 }
 STANDARD = set(sys.stdlib_module_names)
 
@@ -136,7 +137,7 @@ def test_each_rule_can_fail():
 
 def test_importing_grujax_imports_none_of_what_few_users_need():
     ours = ["grujax.training", "grujax.interop.torch", "grujax.nnx", "grujax.cli"]
-    heavy = [*sorted(EXTRAS), "optax", "tyro", "rich", "orbax", *ours]
+    heavy = [*sorted(EXTRAS), "optax", "tyro", "rich", *ours]
     code = "import sys, flax.linen; before = set(sys.modules)"
     code += "; from grujax import *; new = set(sys.modules) - before"
     code += f"; print([m for m in {heavy} if m in new])"

@@ -21,7 +21,7 @@ class Doctor:
 
     def run(self, console: Console) -> int:
         table = Table("what", "found", title="grujax doctor")
-        for name in ("grujax", "jax", "jaxlib", "flax", "optax", "numpy", "safetensors"):
+        for name in ("grujax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "safetensors"):
             table.add_row(name, version(name))
         for extra, name in (("data", "aeon"), ("data", "scikit-learn"), ("plot", "matplotlib"), ("torch", "torch")):
             table.add_row(name, _version_or_remedy(name, extra))

@@ -28,7 +28,7 @@ class Evaluate:
     model: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="MODEL")]
     """A model.safetensors that `grujax train` wrote, or its folder."""
     data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
-    """The name of a data set that comes with aeon (its test split), or a .ts or .npz file."""
+    """The name of a data set that comes with aeon (its test split), or a .csv, .npz or .ts file."""
 
     def run(self, console: Console) -> int:
         model, saved = _trained(self.model)
@@ -42,12 +42,13 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Predict:
-    """Predict each sequence with a trained model, as CSV: row, label and its probability, or row and value."""
+    """Predict each sequence with a trained model, as CSV: row, label and its probability, or row and values."""
 
     model: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="MODEL")]
     """A model.safetensors that `grujax train` wrote, or its folder."""
     data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
-    """The name of a data set that comes with aeon (its test split), or a .ts or .npz file; its labels are ignored."""
+    """The name of a data set that comes with aeon (its test split), or a .csv, .npy, .npz or .ts file, whose labels are
+    ignored."""
     output: Path | None = None
     """The CSV file, in UTF-8. None: standard output."""
     overwrite: bool = False
@@ -72,8 +73,9 @@ def _as_csv(outputs: np.ndarray, labels: list[str] | None) -> str:
     text = io.StringIO(newline="")
     table = csv.writer(_Lines(text), lineterminator="\r\n")
     if labels is None:
-        table.writerow(["row", "value"])
-        table.writerows([row, f"{value:.7g}"] for row, (value,) in enumerate(outputs.tolist()))
+        count = outputs.shape[1]
+        table.writerow(["row", *(["value"] if count == 1 else [f"value {k}" for k in range(count)])])
+        table.writerows([row, *(f"{value:.7g}" for value in values)] for row, values in enumerate(outputs.tolist()))
     else:
         from scipy.special import softmax
 

@@ -5,17 +5,18 @@ import itertools
 import json
 import math
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from grujax.cli.signals import stop
 from grujax.cli.streams import warned
-from grujax.errors import InputError
+from grujax.errors import InputError, require
 from grujax.saving import save
-from grujax.saving.atomic import remove_left_over
-from grujax.training import Fitted
+from grujax.saving.atomic import remove_left_over, replacing
+from grujax.signals import uninterrupted
+from grujax.training import Fitted, TrainConfig
 
 
 @contextlib.contextmanager
@@ -46,6 +47,51 @@ def new_folder(output: Path | None, name: str) -> Iterator[Path]:
         raise
 
 
+SETTINGS, CHECKPOINTS = "settings.json", "checkpoints"
+"""Names in the folder of a run."""
+
+
+def can_go_on(folder: Path) -> bool:
+    """Whether the run in that folder has a checkpoint."""
+    return any(path.name.isdigit() for path in (folder / CHECKPOINTS).glob("*"))
+
+
+def clear(folder: Path) -> None:
+    """Removes what a run leaves that ended before there was anything to keep."""
+    (folder / SETTINGS).unlink(missing_ok=True)
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+
+
+class Settings(NamedTuple):
+    """What a run trains on and how: settings.json in its folder, by which it is resumed."""
+
+    data: str
+    test: str | None
+    training: dict[str, Any]
+
+    def write(self, path: Path) -> None:
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(self._asdict(), indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: Path) -> "Settings":
+        """Raises InputError for a file that is not there or that this grujax did not write."""
+        found = f"none in {path.parent}"
+        remedy = "Nothing had begun, or it is no run: train anew."
+        require(path.is_file(), "--resume", f"the folder of a run, with its {path.name}", found, remedy)
+        try:
+            settings = cls(**json.loads(path.read_text(encoding="utf-8")))
+            TrainConfig(**settings.training)
+            for name in ("data", "test"):
+                value = getattr(settings, name)
+                named = isinstance(value, str) or (name == "test" and value is None)
+                require(named, name, "a name or a file", repr(value))
+        except (ValueError, TypeError, AttributeError) as error:
+            remedy = "Go on with the grujax that wrote it."
+            raise InputError("--resume", "settings of this version of grujax", f"{path}: {error}", remedy) from error
+        return settings
+
+
 class Kept:
     """The best model so far, and its file, which stays when the run is killed."""
 
@@ -71,21 +117,21 @@ class Kept:
 
     def save(self) -> None:
         if self._best is not None and self._best.best.epoch != self.epoch:
-            with stop.shielded():
+            with uninterrupted():
                 metadata = {"labels": self._best.labels, **self.metadata}
                 save(self.path, self._best.model, self._best.variables, metadata)
                 self.epoch = self._best.best.epoch
 
 
 class Metrics:
-    """metrics.jsonl, a line for each epoch; it ends at the first error."""
+    """metrics.jsonl, a line for each epoch; it ends at the first error. Of a run that is resumed it begins anew."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self._ended = path, False
+        self.path, self._mode = path, "w"
 
     def add(self, line: dict[str, Any]) -> None:
-        if not self._ended:
-            self._ended = True
-            with warned(f"{self.path} ends early"), self.path.open("a", encoding="utf-8") as file:
+        mode, self._mode = self._mode, ""
+        if mode:
+            with warned(f"{self.path} ends early"), self.path.open(mode, encoding="utf-8") as file:
                 print(json.dumps(line), file=file, flush=True)
-                self._ended = False
+                self._mode = "a"

@@ -15,6 +15,7 @@ def say(console: Console, text: str) -> None:
 
 def show_data(console: Console, data: Dataset) -> None:
     train, test = data.train, data.test
+    assert test is not None  # `load` holds some rows out
     every = np.concatenate([train.lengths, test.lengths])
     what = "regression" if train.labels is None else f"{len(train.labels)} classes"
     counts = f"{len(train)} training and {len(test)} test sequences, {train.channels} channels"
@@ -38,6 +39,10 @@ def show_beside(console: Console, scores: Scores, others: dict[str, float]) -> N
     for row, figure in {"grujax": value, **others}.items():
         table.add_row(row, f"{100 * figure:.2f}" if percent else f"{figure:.5g}")
     console.print(table)
+    neighbour = others["nearest neighbour"]
+    if neighbour > value if percent else neighbour < value:
+        say(console, "the nearest neighbour, which needs no training, is better on this split. What may help: more")
+        say(console, "rows; --steps-per-frame 1, where single steps matter; --input-offset 0, where the level does.")
 
 
 def show_confused(console: Console, scores: Scores, labels: tuple[str, ...] | None) -> None:

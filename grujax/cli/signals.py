@@ -2,12 +2,11 @@
 
 import signal
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+from grujax.signals import handlers
 
 
 class Stopped(KeyboardInterrupt):
@@ -19,7 +18,6 @@ class Stop:
 
     def __init__(self) -> None:
         self.number: int | None = None
-        self._shielded = False
 
     @property
     def exit_code(self) -> int:
@@ -36,41 +34,24 @@ class Stop:
             raise Stopped
 
     @contextmanager
-    def shielded(self) -> Iterator[None]:
-        """Signals wait until the block ends: a model that is being written is written whole."""
-        self._shielded = True
-        try:
-            yield
-        finally:
-            self._shielded = False
-
-    @contextmanager
     def handled(self) -> Iterator[None]:
-        """Signals raise `Stopped` in the block; those that are ignored (nohup, a background job) stay ignored.
+        """Signals raise `Stopped` in the block.
 
         Python cannot raise it in a destructor or a callback of the garbage collector. Nothing is printed then; `check`
         raises it again.
         """
         self.number = None
-        before = {s: signal.getsignal(s) for s in SIGNALS}
-        before = {s: handler for s, handler in before.items() if handler not in (None, signal.SIG_IGN)}
-        if threading.current_thread() is not threading.main_thread():
-            before = {}  # only the main thread may set handlers
         hook = sys.unraisablehook
         try:
             sys.unraisablehook = lambda lost: None if lost.exc_type is Stopped else hook(lost)
-            for number in before:
-                signal.signal(number, self._handle)
-            yield
+            with handlers(lambda before: self._handle):
+                yield
         finally:
             sys.unraisablehook = hook
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.number = number
-        if not self._shielded:
-            raise Stopped
+        raise Stopped
 
 
 stop = Stop()

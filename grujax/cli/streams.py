@@ -1,8 +1,10 @@
 """Standard output and standard error: a stream that fails costs the text, never the work of the command."""
 
 import contextlib
+import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -62,6 +64,24 @@ def warned(what: str) -> Iterator[None]:
     except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         tell(f"warning: {what}: {reason}")
+
+
+@contextlib.contextmanager
+def told(category: type[Warning]) -> Iterator[None]:
+    """Prints warnings of that category as lines of their own, and not what the libraries log of their cause."""
+    log = logging.getLogger("absl")
+    level = log.level
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", category)
+        show = warnings.showwarning
+        warnings.showwarning = lambda message, of, *where: (
+            tell(f"warning: {message}") if issubclass(of, category) else show(message, of, *where)
+        )
+        try:
+            log.setLevel(logging.CRITICAL)
+            yield
+        finally:
+            log.setLevel(level)
 
 
 def check_free(argument: str, path: Path, overwrite: bool) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -9,13 +10,16 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from grujax.cli.run_folder import Kept, Metrics, new_folder
+from grujax.cli.run_folder import CHECKPOINTS, SETTINGS, Kept, Metrics, Settings, can_go_on, clear, new_folder
 from grujax.cli.show import say, show_beside, show_confused, show_data, show_scores
 from grujax.cli.signals import stop
-from grujax.cli.streams import tell, warned
+from grujax.cli.streams import tell, told, warned
 from grujax.data import Dataset, load
+from grujax.errors import require
+from grujax.saving.checkpoints import CheckpointWarning
 from grujax.saving.model_file import MODEL_FILE
-from grujax.training import Epoch, Fitted, Scores, TrainConfig, baselines, fit
+from grujax.training import Epoch, Fitted, Scores, TrainConfig, baselines, chosen, fit
+from grujax.training.devices import first_devices
 from grujax.training.plots import plot_confusion, plot_curves
 from grujax.training.progress import Screen
 
@@ -25,28 +29,59 @@ class Train:
     """Train a GRU on a data set, save it, evaluate it on the test split."""
 
     data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="[SOURCE]")] = "JapaneseVowels"
-    """The name of a data set that comes with aeon, or a .ts or .npz file."""
+    """The name of a data set that comes with aeon, or a .csv, .npz or .ts file."""
     test: Path | None = None
     """The test file. None: the _TEST file beside SOURCE, or without one a stratified fifth of the rows."""
     output: Path | None = None
     """The folder to make for the model, metrics and pictures. None: a fresh runs/NAME-k."""
     quiet: bool = False
     """Print only the result."""
+    resume: Path | None = None
+    """The folder of a run that did not end: goes on from its last checkpoint, with its own data and settings."""
+    checkpoint_period: float = 60.0
+    """Seconds between two checkpoints, from which --resume goes on."""
+    devices: int = 1
+    """How many devices share the rows of each batch; it divides --batch-size."""
     config: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
 
     def run(self, console: Console) -> int:
+        if self.resume is not None:
+            return self._resumed(self.resume)._run(console)
+        return self._run(console)
+
+    def _resumed(self, folder: Path) -> "Train":
+        """This command with the settings of the run in a folder; `InputError` where it was given others."""
+        settings = Settings.read(folder / SETTINGS)
+        for name in ("data", "test", "output", "config"):
+            given, default = getattr(self, name), getattr(Train(), name)
+            remedy = "A run is resumed with its own data and settings."
+            require(given == default, f"--{name}", "nothing beside --resume", given, remedy)
+        test = None if settings.test is None else Path(settings.test)
+        return dataclasses.replace(self, data=settings.data, test=test, config=TrainConfig(**settings.training))
+
+    def _run(self, console: Console) -> int:
         data = load(self.data, test=self.test, seed=self.config.seed)
-        about = {"data": data.name, "channels": data.train.channels, "training": dataclasses.asdict(self.config)}
-        with new_folder(self.output, data.name) as folder:
+        config, why = chosen(self.config, data.train)
+        training = dataclasses.asdict(config)
+        about = {"data": data.name, "channels": data.train.channels, "training": training}
+        with new_folder(self.output, data.name) if self.resume is None else nullcontext(self.resume) as folder:
+            if self.resume is None:
+                test = None if self.test is None else str(self.test)
+                Settings(self.data, test, training).write(folder / SETTINGS)
             kept, metrics = Kept(folder / MODEL_FILE, about), Metrics(folder / "metrics.jsonl")
             try:
-                fitted = self._train(console, data, kept, metrics)
+                fitted = self._train(console, config, why, data, kept, metrics)
             except BaseException:
                 if kept.epoch is not None:
                     tell(f"the best model so far (epoch {kept.epoch}) is saved in {kept.path}")
+                if can_go_on(folder):
+                    tell(f"to go on: grujax train --resume {folder}")
+                elif kept.epoch is None and self.resume is None:
+                    clear(folder)
                 raise
         if stop.number is not None or fitted.interrupted:
             tell(f"{stop.name}: the best model so far (epoch {kept.epoch}) is saved in {kept.path}")
+            tell(f"to go on: grujax train --resume {folder}")
             return stop.exit_code
         try:
             code = self._show(console, data, kept, metrics, fitted)
@@ -57,11 +92,16 @@ class Train:
             tell(f"standard output could not be written; the model is saved in {kept.path}")
         return code
 
-    def _train(self, console: Console, data: Dataset, kept: Kept, metrics: Metrics) -> Fitted:
+    def _train(
+        self, console: Console, config: TrainConfig, why: dict[str, str], data: Dataset, kept: Kept, metrics: Metrics
+    ) -> Fitted:
         """A whole model is on disk from the first epoch on, and the best one when this returns or raises."""
+        assert config.epochs is not None
         if not self.quiet:
             show_data(console, data)
-        with Screen(console, self.config.epochs, self.quiet) as screen:
+            for reason in why.values():
+                say(console, f"chosen: {reason}")
+        with Screen(console, config.epochs, self.quiet) as screen, told(CheckpointWarning):
 
             def on_epoch(epoch: Epoch) -> None:
                 metrics.add(epoch._asdict())
@@ -71,17 +111,21 @@ class Train:
 
             try:
                 return fit(
-                    self.config,
+                    config,
                     data,
                     on_compiled=screen.on_compiled,
                     on_best=kept.keep,
                     on_epoch=on_epoch,
                     evaluate_test=False,
+                    checkpoints=kept.path.parent / CHECKPOINTS,
+                    checkpoint_period=self.checkpoint_period,
+                    mesh=None if self.devices == 1 else first_devices(self.devices),
                 )
             finally:
                 kept.save()
 
     def _show(self, console: Console, data: Dataset, kept: Kept, metrics: Metrics, fitted: Fitted) -> int:
+        assert data.test is not None  # `load` holds some rows out
         test = None
         with warned("the test split could not be evaluated"):
             test = fitted.scores(data.test)

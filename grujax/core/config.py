@@ -266,6 +266,9 @@ class ModelConfig(EncoderConfig, Generic[OutputSize]):
       output_activation: "softmax" over the outputs of each head, or "sigmoid" of each: probabilities. None, for
         training, whose losses take the values before it.
       dropout: between the layers, as in torch, and before the head; rng stream "dropout".
+      steps_per_frame: n; n steps of I features become a step of n*I, which the GRU then reads, ceil(T / n) of them
+        (frame stacking, Sak et al. 2015, arXiv 1507.06947). Steps that are not valid, or that the last frame lacks,
+        are 0 in it, after the input's statistics; a frame is valid where one of its steps is. For long sequences.
     """
 
     output_size: OutputSize
@@ -273,6 +276,7 @@ class ModelConfig(EncoderConfig, Generic[OutputSize]):
     head_hidden: tuple[int, ...] = ()
     head_activation: Activation = "relu"
     output_activation: str | None = None
+    steps_per_frame: int = 1
 
     @property
     def heads(self) -> dict[str, list[tuple[str, int]]]:
@@ -290,6 +294,10 @@ class ModelConfig(EncoderConfig, Generic[OutputSize]):
         super().check()
         several = isinstance(self.output_size, Mapping)
         require(bool(self.heads), "output_size", "at least one head", self.output_size)
+        require_count(self.steps_per_frame, "steps_per_frame")
+        rule, remedy = f"steps_per_frame={self.steps_per_frame} needs pooling", "Steps have no outputs of their own."
+        pools = self.pooling is not None or self.steps_per_frame == 1
+        require(pools, "pooling", f"one of {list(POOLINGS)}", None, remedy, rule=rule)
         for name, layers in self.heads.items():
             require_count(layers[-1][1], f"output_size[{name!r}]" if several else "output_size")
         for i, width in enumerate(self.head_hidden):
@@ -305,3 +313,8 @@ class ModelConfig(EncoderConfig, Generic[OutputSize]):
                 taken.add(layer)
         check_activation(self.head_activation, "head_activation")
         require_one_of(self.output_activation, (*OUTPUT_ACTIVATIONS, None), "output_activation")
+
+
+def input_size_of(model: Any, features: int) -> int:
+    """I of a model whose first layer reads so many features, the rows of its w_ih."""
+    return features // getattr(model, "steps_per_frame", 1)

@@ -90,6 +90,30 @@ def check_inputs(
     return steps._replace(valid=jnp.moveaxis(valid, -1, 0) if time_major else valid)
 
 
+def framed(steps: Steps, size: int) -> Steps:
+    """Frames of `size` steps in the place of steps: x (*batch, ceil(T / size), size * I).
+
+    Steps that are not valid, or that the last frame lacks, are 0. A frame is valid where one of its steps is.
+    """
+    if size == 1:
+        return steps
+    assert steps.resets is None  # with pooling they need segments, which frames refuse
+    time = 0 if steps.time_major else steps.x.ndim - 2
+    n_frames = -(-steps.x.shape[time] // size)
+
+    def split(a: Array) -> Array:
+        """T as two axes, ceil(T / size) and size."""
+        widths = [(0, 0)] * a.ndim
+        widths[time] = (0, n_frames * size - a.shape[time])
+        return jnp.pad(a, widths).reshape(*a.shape[:time], n_frames, size, *a.shape[time + 1 :])
+
+    valid = steps.valid
+    x = steps.x if valid is None else jnp.where(valid[..., None], steps.x, 0)
+    x = jnp.moveaxis(split(x), time + 1, -2)
+    x = x.reshape(*x.shape[:-2], size * x.shape[-1])
+    return steps._replace(x=x, valid=None if valid is None else split(valid).any(time + 1))
+
+
 def with_states_axis(h0: ArrayLike | None, shape: tuple[int, ...]) -> ArrayLike | None:
     """(*batch, H) as (1, *batch, H), the state of a single layer in one direction; all else as it is."""
     if h0 is None:

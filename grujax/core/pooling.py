@@ -117,7 +117,7 @@ def last_of_segments(run: LayerRun, ids: Array, count: int, encoder: EncoderConf
 
 
 def check_segments(
-    pooling: Pooling, steps: Steps, segments: ArrayLike | None, num_segments: int | None
+    pooling: Pooling, steps: Steps, segments: ArrayLike | None, num_segments: int | None, steps_per_frame: int = 1
 ) -> Segments | None:
     """Segments that fit the steps and the pooling, or None where there are none; `InputError` otherwise."""
     shown = "a function" if callable(pooling) else repr(pooling)
@@ -131,6 +131,8 @@ def check_segments(
     remedy = "Use unpack_sequences on the output of every step."
     rule = "segments need a pooling by name"
     require(isinstance(pooling, str), "pooling", f"one of {list(POOLINGS)}", shown, remedy, rule=rule)
+    rule, remedy = f"segments need steps_per_frame=1, not {steps_per_frame}", "A frame may not hold two sequences."
+    require(steps_per_frame == 1, "segments", None, "an array", remedy, rule=rule)
     remedy = "It is the shape of the result, fixed when compiled."
     known = isinstance(num_segments, Integral)
     found = "a traced value" if isinstance(num_segments, Tracer) else repr(num_segments)

@@ -15,7 +15,7 @@ class Batch(NamedTuple):
 
     x: np.ndarray  # (B, T, C) float32
     lengths: np.ndarray  # (B,) int32
-    y: np.ndarray  # (B,) int32 classes or float32 targets; float32 zeros where y is unknown
+    y: np.ndarray  # (B,) int32 classes, (B,) or (B, K) float32 targets; (B,) float32 zeros where y is unknown
     weight: np.ndarray  # (B,) float32, 1 or 0
     rows: np.ndarray  # (B,) int32: the index of each row in the data
 
@@ -94,7 +94,7 @@ def _batch(data: Sequences, steps: int, rows: np.ndarray, batch_size: int) -> Ba
     batch = Batch(
         x=np.zeros((batch_size, steps, data.channels), np.float32),
         lengths=np.zeros(batch_size, np.int32),
-        y=np.zeros(batch_size, np.float32 if data.y is None else data.y.dtype),
+        y=np.zeros((batch_size, *(() if data.y is None else data.y.shape[1:])), getattr(data.y, "dtype", np.float32)),
         weight=np.zeros(batch_size, np.float32),
         rows=np.full(batch_size, -1, np.int32),
     )

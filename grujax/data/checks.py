@@ -49,17 +49,18 @@ def checked_lengths(lengths: ArrayLike | None, shape: tuple[int, ...], source: s
 def checked_y(
     y: ArrayLike, count: int, labels: Iterable[str] | None, source: str
 ) -> tuple[np.ndarray, tuple[str, ...] | None]:
-    """y as (N,) int32 indices into the class names, and these; or as (N,) float32 targets, and None."""
+    """y as (N,) int32 indices into the class names, and these; or as (N,) or (N, K) float32 targets, and None."""
     values = _array(y, "y", source)
-    require(
-        values.shape == (count,), "y", f"one value for each of {count} sequences", f"shape {values.shape} in {source}"
-    )
+    several = values.ndim == 2 and values.dtype.kind == "f" and labels is None and values.shape[1] > 0
+    fits = values.shape[:1] == (count,) and (values.ndim == 1 or several)
+    expected = f"one value, or several floats, for each of {count} sequences"
+    require(fits, "y", expected, f"{values.dtype} of shape {values.shape} in {source}")
     if values.dtype == object and all(isinstance(value, str) for value in values):  # as pandas holds strings
         values = values.astype(str)
     if values.dtype.kind == "f" and labels is None:
         with np.errstate(over="ignore"):
             targets = values.astype(np.float32)
-        wrong = np.flatnonzero(~np.isfinite(targets))
+        wrong = np.flatnonzero(~np.isfinite(targets).reshape(count, -1).all(1))
         if len(wrong):
             raise InputError("y", "finite float32 targets", f"{values[wrong[0]]} in row {wrong[0]} of {source}")
         return targets, None

@@ -1,4 +1,4 @@
-"""What a `.ts` or `.npz` file holds. Files are foreign: nothing in them is unpickled or believed."""
+"""What a file of sequences holds. Files are foreign: nothing in them is unpickled or believed."""
 
 import math
 import zipfile
@@ -8,6 +8,7 @@ from typing import IO, NamedTuple
 import numpy as np
 
 from grujax.data.checks import shown
+from grujax.data.tables import read_csv
 from grujax.errors import InputError, require, require_package
 
 MAX_BYTES = 2**31
@@ -23,13 +24,14 @@ class Raw(NamedTuple):
 
 
 def read(path: Path, max_bytes: int = MAX_BYTES) -> Raw:
-    """The arrays of a `.ts` or `.npz` file. Raises InputError, with the file's name, for one that cannot be read.
+    """The arrays of a file. Raises InputError, with the file's name, for one that cannot be read.
 
-    max_bytes: refused, before any of it is read, is a `.ts` file that is larger, and an `.npz` whose headers declare
-        more, a value counted as its own size and at least the 4 bytes of the float32 that it becomes.
+    max_bytes: refused, before any of it is read, is a `.ts` or `.csv` file that is larger, and an `.npz` or `.npy`
+        whose headers declare more, a value counted as its own size and at least the 4 bytes of the float32 that it
+        becomes.
     """
     try:
-        require(path.suffix.lower() in _READERS, str(path), "a file ending in .ts or .npz", path.suffix or "no ending")
+        require(path.suffix.lower() in _READERS, str(path), ENDINGS, path.suffix or "no ending")
         require(not path.is_dir(), str(path), "a file", "a folder")
         require(path.is_file(), str(path), "a file", "none there")
         return _READERS[path.suffix.lower()](path, max_bytes)
@@ -98,4 +100,16 @@ def _check_size(path: Path, needed: int, max_bytes: int) -> None:
     require(needed <= max_bytes, str(path), f"at most max_bytes={max_bytes}", needed, "Give a larger max_bytes.")
 
 
-_READERS = {".ts": _read_ts, ".npz": _read_npz}
+def _read_npy(path: Path, max_bytes: int) -> Raw:
+    x = np.load(path, mmap_mode="r", allow_pickle=False)  # NumPy compares the header with the size of the file
+    _check_size(path, x.size * max(x.itemsize, 4), max_bytes)
+    return Raw(np.array(x), None)
+
+
+def _read_csv(path: Path, max_bytes: int) -> Raw:
+    _check_size(path, path.stat().st_size, max_bytes)
+    return Raw(*read_csv(path))
+
+
+_READERS = {".csv": _read_csv, ".npy": _read_npy, ".npz": _read_npz, ".ts": _read_ts}
+ENDINGS = f"a file ending in {', '.join([*_READERS][:-1])} or {[*_READERS][-1]}"

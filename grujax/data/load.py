@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from grujax.data.checks import shown
-from grujax.data.files import MAX_BYTES, read
+from grujax.data.files import ENDINGS, MAX_BYTES, read
 from grujax.data.sequences import Dataset, Sequences, sequences, stratified_split
 from grujax.errors import InputError, require, require_package
 
@@ -23,8 +23,9 @@ def load(
 ) -> Dataset:
     """A training and a test split.
 
-    source: the name of a set in aeon's own data folder, or a file: `.ts`, or `.npz` with X (N, T, C), y (N,) and
-    optionally lengths (N,).
+    source: the name of a set in aeon's own data folder, or a file: `.ts`; `.npz` with X (N, T, C), y (N,) and
+    optionally lengths (N,); `.csv` with a line a step and columns `sequence`, `y`, optionally `time`, and the channels.
+    (`load_sequences` takes `.npy` too, X alone.)
     test: the test file. None takes the file beside `source` that ends in `_TEST`, or else holds out `fraction` of the
     training rows, chosen by `seed`, the classes in proportion (`stratified_split`).
     max_bytes: what each file may hold; see `load_sequences`.
@@ -104,7 +105,7 @@ def _files(source: str | Path) -> tuple[Path, Path]:
         entry.name for entry in folder.iterdir() if all((entry / f"{entry.name}_{s}.ts").is_file() for s in splits)
     )
     near = difflib.get_close_matches(name, names, cutoff=0.4) or names
-    expected = "a .ts or .npz file or the name of a set that comes with aeon"
+    expected = f"{ENDINGS}, or the name of a set that comes with aeon"
     require(name in names, "source", expected, repr(name), f"Nearest: {', '.join(near)}.")
     return folder / name / f"{name}_TRAIN.ts", folder / name / f"{name}_TEST.ts"
 

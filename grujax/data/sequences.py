@@ -16,7 +16,9 @@ class Sequences:
 
     x: np.ndarray  # (N, T, C) float32, exactly zero past each length
     lengths: np.ndarray  # (N,) int32, 1..T
-    y: np.ndarray | None  # (N,) int32 class indices where there are labels, else (N,) float32 targets; None: unknown
+    y: (
+        np.ndarray | None
+    )  # (N,) int32 class indices where there are labels, else (N,) or (N, K) float32 targets, or None
     labels: tuple[str, ...] | None  # class names; None for regression or where y is unknown
 
     def __len__(self) -> int:
@@ -45,17 +47,23 @@ class Sequences:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A training and a test split of one task. Raises InputError where the two do not belong together."""
+    """A training split of a task and, unless None, a test split of the same. Raises InputError where the two do not
+    belong together."""
 
     name: str
     train: Sequences
-    test: Sequences
+    test: Sequences | None = None
 
     def __post_init__(self) -> None:
         train, test = self.train, self.test
-        require(train.y is not None and test.y is not None, "y", "labels or targets in both splits", "none")
+        known = train.y is not None and (test is None or test.y is not None)
+        require(known, "y", "labels or targets in each split", "none")
+        if test is None:
+            return
         same = train.channels == test.channels
         require(same, "channels", f"{train.channels} as in training", f"{test.channels} in the test split")
+        targets = [f"{array.shape[1:]}" for array in (train.y, test.y) if array is not None]
+        require(targets[0] == targets[-1], "y", f"targets {targets[0]} a row as in training", targets[-1])
         same = train.labels == test.labels
         require(same, "labels", f"{shown(train.labels)} as in training", f"{shown(test.labels)} in the test split")
 
@@ -71,7 +79,7 @@ def sequences(
     """Checks, casts and pads.
 
     x: real (N, T, C), or a list of (T_i, C). Padding may hold anything, NaN too; it becomes zero.
-    y: (N,) strings, integers or booleans are classes, floats are regression targets.
+    y: (N,) strings, integers or booleans are classes, floats are regression targets, (N, K) where there are several.
     lengths: (N,) integers, 1..T; None is T everywhere. A list has its own.
     labels: the class names that a model knows, in its order; None takes those in y, sorted, '2' before '10'.
     source: the name of the data in errors.

@@ -1,7 +1,7 @@
 """The words of ONNX: its functions by their names here, a GRU node, and a graph as it is written, node by node."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -43,14 +43,16 @@ PLACE = Place(
         "clip": None,
         "merge": tuple(REDUCTIONS),
         "pooling": ("mean", "max", None),
+        "steps_per_frame": None,
     },
 )
 METADATA = "grujax"
-HINTS: dict[str, tuple] = {
+HINTS: dict[str, Container] = {
     "merge": ("concat", *REDUCTIONS),
     "pooling": ("last", "mean", "max", None),
     "update": ("keep", "take"),
     "output_activation": (None, *OUTPUTS),
+    "steps_per_frame": range(1, 2**31),
 }
 """Fields that the metadata hold beside the class and `clip`, and what they may be: a graph does not tell them."""
 

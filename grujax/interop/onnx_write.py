@@ -9,6 +9,7 @@ import flax.linen as nn
 import numpy as np
 from numpy.typing import NDArray
 
+from grujax.core.config import input_size_of
 from grujax.core.dialects import DIALECTS
 from grujax.errors import require
 from grujax.interop import onnx_graph
@@ -26,7 +27,7 @@ def written(model: nn.Module, variables: Mapping, lengths: bool, state: bool) ->
     variables = dict(variables)
     given = variables.pop("statistics", {})
     parts = take_apart(model, variables, onnx_graph.PLACE, DIALECTS["onnx"])
-    statistics = checked_statistics(model, given, parts.input_size)
+    statistics = checked_statistics(model, given, input_size_of(model, parts.input_size))
     dtype = parts.dtype
     remedy = "ONNX Runtime has no GRU of it on the CPU: cast the parameters to float32."
     require(dtype.name in onnx_graph.DTYPES, "variables", " or ".join(onnx_graph.DTYPES), f"dtype {dtype}", remedy)
@@ -43,14 +44,17 @@ class Writer:
         self.merge = getattr(model, "merge", "concat")
         self.lengths, self.state = lengths and not self.single, state
         self.graph = onnx_graph.Graph(parts.dtype)
+        self.counts, self.steps = "lengths", "x"  # of the steps, or frames, that the GRU reads
         self.inputs: dict[str, tuple[Any, ...]] = {}
         self.outputs: dict[str, tuple[Any, ...]] = {}
 
     def write(self) -> Model:
-        g, features = self.graph, self.parts.input_size
+        g, features = self.graph, input_size_of(self.model, self.parts.input_size)
         rows = ("batch",) if self.single else ("batch", "time")
         self.inputs["x"] = (*rows, features)
-        x = self._moved("input", "x", "Sub", "Div", ("mean", "std"))
+        if self.lengths:
+            self.inputs["lengths"] = ("batch",)
+        x = self._framed(self._moved("input", "x", "Sub", "Div", ("mean", "std")))
         if self.single:
             self._cell(g.add("Unsqueeze", [x, g.axes(0)]))
         else:
@@ -74,8 +78,7 @@ class Writer:
         pools_last = has_head and model.pooling == "last"
         states, h0s = (n_layers * self.directions, "batch", model.hidden_size), [""] * n_layers
         if self.lengths:
-            self.inputs["lengths"] = ("batch",)
-            g.add("Unsqueeze", ["lengths", g.axes(1)], "of_rows")  # (B, 1)
+            g.add("Unsqueeze", [self.counts, g.axes(1)], "of_rows")  # (B, 1)
         if self.state:
             self.inputs["h0"] = states
             h0s = [f"h0_{k}" for k in range(n_layers)]
@@ -113,7 +116,7 @@ class Writer:
         functions = [onnx_graph.function(of) for of in (model.gate_activation, model.activation)] * len(cells)
         names, alphas, betas = zip(*functions, strict=True)
         given = {"activation_alpha": sum(alphas, ()), "activation_beta": sum(betas, ()), "clip": model.clip}
-        inputs = [x, w, r, b, "lengths" if self.lengths else "", h0]
+        inputs = [x, w, r, b, self.counts if self.lengths else "", h0]
         while not inputs[-1]:
             inputs.pop()
         way = "bidirectional" if self.directions == 2 else "reverse" if getattr(model, "reverse", False) else "forward"
@@ -177,18 +180,37 @@ class Writer:
 
     def _n_steps(self) -> str:
         """T: int64 (1,)."""
-        return self.graph.add("Shape", ["x"], start=1, end=2)
+        return self.graph.add("Shape", [self.steps], start=1, end=2)
 
     def _empty(self) -> str:
         """Rows without a step: bool (B, 1)."""
         return self.graph.add("Equal", ["of_rows", self.graph.scalar("no_step", 0, np.int32)])
 
-    def _valid(self) -> str:
-        """Steps that belong to their row: bool (B, T, 1)."""
+    def _framed(self, x: str) -> str:
+        """x (B, T, I) as frames (B, ceil(T / n), n I), and how many each row has."""
+        g, size = self.graph, getattr(self.model, "steps_per_frame", 1)
+        if size == 1:
+            return x
+        if self.lengths:
+            of_steps = g.add("Unsqueeze", ["lengths", g.axes(1)])
+            x = g.add("Where", [self._valid(of_steps), x, g.scalar("zero", 0)])
+            n = g.scalar("frame", size, np.int32)
+            longer = g.add("Add", ["lengths", g.scalar("frame_less_one", size - 1, np.int32)])
+            self.counts = g.add("Div", [longer, n])
+        n_steps, size_of = self._n_steps(), g.axes(size)
+        lacking = g.add("Mod", [g.add("Sub", [size_of, g.add("Mod", [n_steps, size_of])]), size_of])
+        padded = g.add("Pad", [x, g.add("Concat", [g.axes(0), lacking], axis=0), "", g.axes(1)])
+        n_frames = g.add("Div", [g.add("Add", [n_steps, lacking]), size_of])
+        shape = g.add("Concat", [g.axes(0), n_frames, g.axes(self.parts.input_size)], axis=0)
+        self.steps = g.add("Reshape", [padded, shape])
+        return self.steps
+
+    def _valid(self, of_rows: str = "of_rows") -> str:
+        """Steps that belong to their row, by its number of them (B, 1): bool (B, T, 1)."""
         g = self.graph
         n_steps = g.add("Squeeze", [g.cast(self._n_steps(), np.int32), g.axes(0)])
         steps = g.add("Range", [g.scalar("no_step", 0, np.int32), n_steps, g.scalar("one_step", 1, np.int32)])
-        return g.add("Unsqueeze", [g.add("Less", [steps, "of_rows"]), g.axes(2)])
+        return g.add("Unsqueeze", [g.add("Less", [steps, of_rows]), g.axes(2)])
 
     def _proto(self) -> Model:
         g, helper = self.graph, self.graph.onnx.helper

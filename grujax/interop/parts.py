@@ -11,7 +11,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from numpy.typing import NDArray
 
-from grujax.core.config import own_fields
+from grujax.core.config import input_size_of, own_fields
 from grujax.core.dialects import Cell, Dialect, lost, require_floats, write
 from grujax.errors import InputError, require
 from grujax.linen import GRU, GRUCell, GRUModel
@@ -82,7 +82,7 @@ def take_apart(model: Any, variables: Mapping, place: Place, dialect: Dialect) -
     w_ih = params.get(first)
     if w_ih is None or w_ih.ndim != 2:
         raise InputError("/".join(first), "(I, 3H)", "none" if w_ih is None else w_ih.shape)
-    expected = {path[1:]: a.shape for path, a in declared(model, w_ih.shape[0]).items()}
+    expected = {path[1:]: a.shape for path, a in declared(model, input_size_of(model, w_ih.shape[0])).items()}
     for path, shape in expected.items():
         require(path in params, "/".join(path), f"shape {shape}", "no such parameter")
         require(params[path].shape == shape, "/".join(path), f"shape {shape}", params[path].shape)

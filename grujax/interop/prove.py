@@ -12,6 +12,7 @@ from flax.traverse_util import flatten_dict
 from jax.typing import ArrayLike
 from numpy.typing import NDArray
 
+from grujax.core.config import input_size_of
 from grujax.errors import require
 from grujax.linen import GRU, GRUCell
 from grujax.testing.tolerances import tolerances_used
@@ -58,7 +59,8 @@ def sizes(model: Any, variables: Mapping) -> Sizes:
     params: dict[tuple[str, ...], Any] = flatten_dict(dict(variables["params"]))
     shapes = {path: a.shape for path, a in params.items()}
     n_states = 1 if isinstance(model, GRUCell) else model.num_states
-    return Sizes(shapes[min(path for path in shapes if path[-1] == "w_ih")][0], model.hidden_size, n_states)
+    rows = shapes[min(path for path in shapes if path[-1] == "w_ih")][0]
+    return Sizes(input_size_of(model, rows), model.hidden_size, n_states)
 
 
 def outputs(model: Any, variables: Mapping, x: ArrayLike, h0: ArrayLike | None, lengths: ArrayLike | None) -> dict:

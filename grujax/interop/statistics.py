@@ -23,7 +23,7 @@ def fold_statistics(model: nn.Module, variables: Mapping) -> dict:
     In float64, then in the dtype of the parameters.
 
     Raises:
-      InputError: a model without biases or with layer normalisation, whose weights cannot hold them.
+      InputError: a model without biases, with layer normalisation or with frames, whose weights cannot hold them.
 
     >>> import jax, grujax
     >>> model = grujax.GRUModel(hidden_size=4, output_size=2)
@@ -36,6 +36,8 @@ def fold_statistics(model: nn.Module, variables: Mapping) -> dict:
     """
     require(isinstance(model, GRUModel), "model", "a grujax.GRUModel, which has statistics", type(model).__name__)
     assert isinstance(model, GRUModel)
+    remedy = "The zeros of a frame that is not full would be moved too."
+    require(model.steps_per_frame == 1, "steps_per_frame", 1, model.steps_per_frame, remedy)
     statistics = {key: np.asarray(a, np.float64) for key, a in variables.get("statistics", {}).items()}
     params = {path: np.asarray(a) for path, a in flatten_dict(dict(variables["params"])).items()}
 

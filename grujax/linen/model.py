@@ -8,9 +8,9 @@ import flax.linen as nn
 from flax.core import FrozenDict
 from jax.typing import ArrayLike
 
-from grujax.core.config import EncoderConfig, ModelConfig, OutputSize, warn_of_idle_dropout
+from grujax.core.config import EncoderConfig, ModelConfig, OutputSize, input_size_of, warn_of_idle_dropout
 from grujax.core.heads import STATISTICS, apply_heads, standardised
-from grujax.core.inputs import CallOptions, Steps, check_inputs
+from grujax.core.inputs import CallOptions, Steps, check_inputs, framed
 from grujax.core.keywords import explained, refuse_others
 from grujax.core.pooling import Segments, check_segments, pooled
 from grujax.linen.cell import known_features
@@ -179,11 +179,13 @@ class GRUModel(ModelConfig[OutputSize], nn.Module, Generic[OutputSize]):
         """
         refuse_others(self, others)
         self.check()
-        steps = check_inputs(x, known_features(self, "encoder", "gru", "l0"), lengths, mask, resets, self.time_major)
+        features = known_features(self, "encoder", "gru", "l0")
+        features = features and input_size_of(self, features)
+        steps = check_inputs(x, features, lengths, mask, resets, self.time_major)
         has = [name for name in STATISTICS if self.has_variable("statistics", name)]
         statistics = {name: self.get_variable("statistics", name) for name in has}
-        kept = check_segments(self.pooling, steps, segments, num_segments)
-        steps = steps._replace(x=standardised(self, steps.x, statistics))
+        kept = check_segments(self.pooling, steps, segments, num_segments, self.steps_per_frame)
+        steps = framed(steps._replace(x=standardised(self, steps.x, statistics)), self.steps_per_frame)
         encoder = GRUEncoder(**self.fields_of(GRUEncoder), name="encoder")
         features, h_last = encoder.run(steps, h0, kept, deterministic)
         y = apply_heads(self, features, steps.valid, statistics, partial(dense, self), noise(self, deterministic))

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from grujax.core.config import input_size_of
 from grujax.core.heads import STATISTICS
 from grujax.errors import require, require_equal, require_one_of
 from grujax.linen import MODELS, Module, require_own
@@ -63,7 +64,7 @@ def from_linen(model: nn.Module, variables: Mapping[str, Any], *, rngs: nnx.Rngs
     of, params = MODULES[type(own).__name__], _flat(variables.get("params", {}))
     sizes = [a.shape[0] for path, a in params.items() if path in ("w_ih", "l0/w_ih") or path.endswith("/l0/w_ih")]
     require(len(sizes) == 1, "variables", "parameters w_ih of the first layer", sorted(params))
-    module = of(input_size=sizes[0], **own.fields_of(of), rngs=rngs)
+    module = of(input_size=input_size_of(own, sizes[0]), **own.fields_of(of), rngs=rngs)
     ours = _flat(nnx.to_pure_dict(nnx.state(module, nnx.Param)))
     for path in sorted(ours.keys() | params.keys()):
         expected, given = (f"{a[path].dtype} {a[path].shape}" if path in a else "none" for a in (ours, params))

@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 
 from grujax.core.config import EncoderConfig, ModelConfig, OutputSize, warn_of_idle_dropout
 from grujax.core.heads import STATISTICS, apply_heads, standardised
-from grujax.core.inputs import CallOptions, Steps, check_inputs
+from grujax.core.inputs import CallOptions, Steps, check_inputs, framed
 from grujax.core.keywords import explained, refuse_others
 from grujax.core.pooling import Segments, check_segments, pooled
 from grujax.nnx.cell import Rngs
@@ -136,7 +136,8 @@ class GRUModel(ModelConfig[OutputSize], Regularised, Generic[OutputSize]):
             self.output_size = heads  # hashable, as what is static must be
         self.head_hidden = tuple(self.head_hidden)
         self.check()
-        self.encoder = GRUEncoder(**self.fields_of(GRUEncoder), rngs=rngs)
+        size = self.input_size * self.steps_per_frame
+        self.encoder = GRUEncoder(**dict(self.fields_of(GRUEncoder), input_size=size), rngs=rngs)
         for layers in self.heads.values():
             size = self._features()
             for name, width in layers:
@@ -184,8 +185,8 @@ class GRUModel(ModelConfig[OutputSize], Regularised, Generic[OutputSize]):
         self.check()
         steps = check_inputs(x, self.input_size, lengths, mask, resets, self.time_major)
         statistics = {name: getattr(self, name)[...] for name in STATISTICS if hasattr(self, name)}
-        kept = check_segments(self.pooling, steps, segments, num_segments)
-        steps = steps._replace(x=standardised(self, steps.x, statistics))
+        kept = check_segments(self.pooling, steps, segments, num_segments, self.steps_per_frame)
+        steps = framed(steps._replace(x=standardised(self, steps.x, statistics)), self.steps_per_frame)
         features, h_last = self.encoder._run(steps, h0, kept, deterministic, rngs)
         y = apply_heads(self, features, steps.valid, statistics, self._dense, self._noise(deterministic, rngs))
         return (y, h_last) if return_state else y

@@ -23,7 +23,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from grujax.arrays import as_array
-from grujax.core.config import own_fields
+from grujax.core.config import input_size_of, own_fields
 from grujax.errors import InputError, require
 from grujax.linen import MODELS, GRUCell, GRUModel, Module, require_own
 from grujax.saving.atomic import replacing
@@ -84,7 +84,7 @@ def save(path: str | Path, model: nn.Module, variables: Mapping, metadata: Mappi
         **(metadata or {}),
         "format": FORMAT,
         "model": {"class": type(own).__name__, **fields},
-        "input_size": tensors[_first(tensors)].shape[0],
+        "input_size": input_size_of(own, tensors[_first(tensors)].shape[0]),
         "versions": {name: version(name) for name in ("grujax", "jax", "flax")},
     }
     header = json.loads(json.dumps(header, default=_number))  # as it is read again
@@ -187,7 +187,7 @@ def _checked(text: str, tensors: Mapping[str, np.ndarray]) -> tuple[Module, dict
     named = fields.pop("class")
     require(named in MODELS, "model", f"a class of {sorted(MODELS)}", _short(named))
     model = MODELS[named](**_from_json(MODELS[named], fields))
-    found = tensors[_first(tensors)].shape[0]
+    found = input_size_of(model, tensors[_first(tensors)].shape[0])
     require(n_inputs == found, "input_size", f"{found}, as w_ih has", _short(n_inputs))
     _check_tensors(model, tensors)
     return model, {key: value for key, value in header.items() if key not in RESERVED}
@@ -301,8 +301,9 @@ def _check_tensors(model: Module, tensors: Mapping[str, np.ndarray]) -> None:
 
     The fields are held to the tensors before the model is traced: a small file may declare a million layers.
     """
-    n_inputs, width = tensors[_first(tensors)].shape
+    rows, width = tensors[_first(tensors)].shape
     model.check()
+    n_inputs = input_size_of(model, rows)
     size = model.hidden_size
     require(width == 3 * size, _first(tensors), f"shape (I, {_short(3 * size)})", f"{width} columns")
     least = 2 * getattr(model, "num_states", 1)

@@ -1,7 +1,8 @@
 """From a data set to a trained model."""
 
+from grujax.training.choices import chosen
 from grujax.training.config import TrainConfig
 from grujax.training.evaluate import Scores, baselines, outputs_of, score
 from grujax.training.fit import Compiled, Epoch, Fitted, fit
 
-__all__ = ["Compiled", "Epoch", "Fitted", "Scores", "TrainConfig", "baselines", "fit", "outputs_of", "score"]
+__all__ = ["Compiled", "Epoch", "Fitted", "Scores", "TrainConfig", "baselines", "chosen", "fit", "outputs_of", "score"]

@@ -10,29 +10,37 @@ from grujax.errors import require, require_one_of
 class TrainConfig:
     """How `fit` trains. The defaults come from cross-validation (`docs/decisions/training-defaults.md`).
 
-    Raises `InputError` for a value out of range.
+    `grujax.training.chosen` fills in what is None by the training rows. Raises `InputError` for a value out of range.
 
-    >>> TrainConfig(hidden_size=64).epochs
-    120
+    >>> TrainConfig(hidden_size=32).batch_size
+    16
     """
 
-    hidden_size: int = 128
+    hidden_size: int = 64
     """Hidden units of each layer and direction."""
     num_layers: int = 1
     """Layers of the GRU."""
     bidirectional: bool = True
     """Read each sequence in both directions."""
+    steps_per_frame: int | None = None
+    """Steps that the GRU reads as one (`GRUModel`). None: as many as make 50 frames at most of the longest sequence."""
     pooling: Literal["last", "mean", "max"] = "max"
     """How the outputs of all steps become one vector."""
     dropout: float = 0.5
     """Between the layers and before the head."""
     reset_after: bool = True
     """True: torch.nn.GRU's equations; False: those of Cho et al. 2014."""
-    epochs: int = 120
-    """Passes over the training split."""
-    batch_size: int = 32
+    epochs: int | None = None
+    """Passes over the rows that are trained on. None: 100, and as many more as 600 steps take."""
+    batch_size: int = 16
     """Sequences a step."""
-    learning_rate: float = 3e-3
+    accumulate: int = 1
+    """Steps whose mean gradient moves the weights at once: batches larger than memory holds."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the products and the outputs of layers; weights, states and the loss stay in float32."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """"balanced": in the training loss a row of class k counts N / (K N_k), so that all classes count alike."""
+    learning_rate: float = 1e-2
     """The peak, after warm-up; a cosine leads down to zero."""
     weight_decay: float = 1e-2
     """AdamW's."""
@@ -48,25 +56,29 @@ class TrainConfig:
     """Alpha of mixup's Beta(alpha, alpha): in training each sequence is mixed with another of its batch. 0: none."""
     label_smoothing: float = 0.0
     """Share of each label spread over all classes."""
-    averaging: float = 0.99
-    """Decay, at each step, of the moving average of the weights, which is what is validated and kept."""
-    validation: float = 0.1
+    averaging: float = 0.1
+    """Share of all steps that the moving average of the weights spans; the average is what is validated and kept."""
+    validation: float | None = None
     """Share of the training set held out to choose the best epoch. It is never exceeded: with very many classes, some
-    have no held-out row."""
+    have no held-out row. 0: all rows are trained on, and the last average is kept. None: 0.1 where that is 30 rows or
+    more, else 0."""
     buckets: int = 4
     """At most so many padded lengths, and so many compilations of the training step."""
     seed: int = 0
     """Of the split, the initial weights, the order of batches and the dropout."""
 
     def __post_init__(self) -> None:
-        for name in ("hidden_size", "num_layers", "epochs", "batch_size", "buckets"):
-            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        for name in ("hidden_size", "num_layers", "epochs", "batch_size", "buckets", "steps_per_frame", "accumulate"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, name, "at least 1", value)
         for name in ("learning_rate", "clip_norm"):
             require(0 < getattr(self, name) < float("inf"), name, "a positive number", getattr(self, name))
         for name in ("weight_decay", "input_noise", "input_offset", "mixup"):
             require(0 <= getattr(self, name) < float("inf"), name, "zero or a positive number", getattr(self, name))
         for name in ("dropout", "warmup", "label_smoothing", "averaging"):
             require(0 <= getattr(self, name) < 1, name, "from 0 to below 1", getattr(self, name))
-        require(0 < self.validation < 1, "validation", "between 0 and 1", self.validation)
+        require(self.validation is None or 0 <= self.validation < 1, "validation", "from 0 to below 1", self.validation)
         require(0 <= self.seed < 2**32, "seed", "an integer from 0 to 2**32 - 1", self.seed)
         require_one_of(self.pooling, ("last", "mean", "max"), "pooling")
+        require_one_of(self.precision, ("float32", "bfloat16"), "precision")
+        require_one_of(self.class_weights, ("none", "balanced"), "class_weights")

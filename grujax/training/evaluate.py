@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from grujax.data import Sequences, batches, bucket_boundaries, statistics
-from grujax.errors import InputError
+from grujax.errors import InputError, require
 from grujax.linen.model import GRUModel
 from grujax.training.step import forward, row_losses
 
@@ -23,8 +23,8 @@ class Scores(NamedTuple):
     accuracy: float | None = None  # from 0 to 1
     interval: tuple[float, float] | None = None  # 95% Wilson interval of the accuracy
     confusion: np.ndarray | None = None  # (K, K) counts, [true, predicted]; None for more than 100 classes too
-    rmse: float | None = None  # in the units of the targets
-    r2: float | None = None  # None for a single row too
+    rmse: float | None = None  # in the units of the targets; of several, the mean
+    r2: float | None = None  # None for a single row too; of several targets, the mean
 
     def as_json(self) -> dict[str, Any]:
         """The figures that are not None, by name, as `json.dumps` takes them.
@@ -82,7 +82,7 @@ def score(outputs: np.ndarray, data: Sequences, variables: Mapping[str, Any], la
     """The figures of a model's outputs; `Scores` says which.
 
     Args:
-      outputs: (N, K) logits of K classes, or (N, 1) targets.
+      outputs: (N, K) logits of K classes, or K targets.
       data: N rows with a known y.
       variables: of the model; a regression needs `output_std` of its "statistics".
       label_smoothing: share of each label that the loss spreads over all classes.
@@ -99,11 +99,15 @@ def score(outputs: np.ndarray, data: Sequences, variables: Mapping[str, Any], la
     from sklearn.metrics import confusion_matrix, r2_score, root_mean_squared_error
 
     assert data.y is not None
+    if data.labels is None:
+        found = f"shape {data.y.shape}"
+        require(data.y.size == outputs.size, "y", f"{outputs.shape[1]} targets for each row, as the model has", found)
     arrays = jax.numpy.asarray(outputs), jax.numpy.asarray(data.y)
     loss = float(np.mean(row_losses(*arrays, variables["statistics"], label_smoothing)))
     if data.labels is None:
-        r2 = float(r2_score(data.y, outputs[:, 0])) if len(data) > 1 else None
-        return Scores(loss, len(data), rmse=float(root_mean_squared_error(data.y, outputs[:, 0])), r2=r2)
+        y = data.y.reshape(outputs.shape)
+        r2 = float(r2_score(y, outputs)) if len(data) > 1 else None
+        return Scores(loss, len(data), rmse=float(root_mean_squared_error(y, outputs)), r2=r2)
     predicted = outputs.argmax(1)
     right = int((predicted == data.y).sum())
     interval = binomtest(right, len(data)).proportion_ci(method="wilson")

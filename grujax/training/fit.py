@@ -1,32 +1,38 @@
 """Trains a `GRUModel` on a data set: what `grujax train` calls."""
 
+import contextlib
+import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
-from grujax.data import Dataset, Sequences, batches, bucket_boundaries, padding_share, statistics, stratified_split
+from grujax.data import (
+    Batch,
+    Dataset,
+    Sequences,
+    batches,
+    bucket_boundaries,
+    padding_share,
+    stratified_split,
+)
 from grujax.errors import require
 from grujax.linen.model import GRUModel
+from grujax.saving.checkpoints import Checkpoints
+from grujax.signals import terminable, uninterrupted
+from grujax.training.choices import chosen
 from grujax.training.config import TrainConfig
+from grujax.training.devices import placing
 from grujax.training.evaluate import Scores, outputs_of, score
-from grujax.training.step import draw_share, initial_state, make_optimizer, train_step
-
-
-class Epoch(NamedTuple):
-    """The figures of one epoch: what `fit` hands to `on_epoch`, and one line of `metrics.jsonl`."""
-
-    epoch: int  # from 1
-    loss: float  # mean over the training rows, with dropout and noise
-    validation_loss: float  # the same loss of the held-out rows, without dropout and noise
-    metric: str  # the name of the next figure: "accuracy" or "rmse"
-    validation_metric: float
-    sequences_per_second: float
-    seconds: float  # without compilation
-    best: bool  # the smallest validation loss so far
+from grujax.training.rows import class_weights, constants_of, fingerprint
+from grujax.training.run import Epoch, Run
+from grujax.training.step import Draws, averaged, draw, initial_state, make_optimizer, train_step
 
 
 class Compiled(NamedTuple):
@@ -44,10 +50,10 @@ class Fitted:
     model: GRUModel
     variables: dict[str, Any]  # "params" of the best epoch, "statistics" of the rows that were trained on
     labels: tuple[str, ...] | None  # class names; None for regression
-    best: Epoch  # that of the smallest validation loss
+    best: Epoch  # that of the smallest validation loss; the last where no rows are held out
     history: tuple[Epoch, ...]
     compiled: Compiled
-    test: Scores | None = None  # None where training was interrupted, or `evaluate_test` is False
+    test: Scores | None = None  # None where training was interrupted, none is there, or `evaluate_test` is False
     interrupted: bool = False
 
     def scores(self, data: Sequences) -> Scores:
@@ -66,24 +72,37 @@ def fit(
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
     on_best: Callable[[Fitted], None] = lambda fitted: None,
     evaluate_test: bool = True,
+    checkpoints: str | Path | None = None,
+    checkpoint_period: float = 60.0,
+    mesh: Mesh | None = None,
 ) -> Fitted:
-    """Trains a `GRUModel` on `data.train` and evaluates it on `data.test` once, at the end.
+    """Trains a `GRUModel` on `data.train` and evaluates it on `data.test`, where there is one, once, at the end.
 
-    A stratified share of the training split is held out for validation; inputs (and targets of a regression) are
+    Of a large training split a stratified share is held out for validation; inputs (and targets of a regression) are
     standardised by the rest. The averaged weights are evaluated after each epoch, and those of the smallest validation
-    loss are kept. The same config and data give the same numbers on the same machine. A `KeyboardInterrupt` (Ctrl-C)
-    after the first epoch ends training with the best so far.
+    loss are kept. A small one is trained on whole, and the last averaged weights are kept. The same config and data
+    give the same numbers on the same machine. A `KeyboardInterrupt` (Ctrl-C) after the first epoch ends training with
+    the best so far.
 
     Args:
-      config: how to train.
-      data: from `grujax.data.load`, or a `Dataset` of two `grujax.data.sequences`.
+      config: how to train; `chosen` fills in what is None.
+      data: from `grujax.data.load`, or a `Dataset` of one or two `grujax.data.sequences`.
       on_compiled: called before the training step is compiled for the first shape, and after each.
       on_epoch: called after each epoch.
-      on_best: called before `on_epoch`, where the validation loss is the smallest so far, with what `fit` would return.
+      on_best: called before `on_epoch`, where the epoch is the best so far, with what `fit` would return.
       evaluate_test: False leaves `data.test` out: `Fitted.scores` evaluates it later.
+      checkpoints: a folder. Every `checkpoint_period` seconds, at the end, and where Ctrl-C, SIGTERM or SIGHUP ends
+        training, the run is saved there; from the last checkpoint in it training goes on, and on the same machine ends
+        with the same bits as without a break. `on_epoch` is called for the epochs before it too. A checkpoint that
+        cannot be written is a `CheckpointWarning`.
+      checkpoint_period: seconds between two checkpoints, which are written beside the training.
+      mesh: the devices to train on, with one axis, whose number divides `batch_size`: `jax.make_mesh((8,), ("data",))`.
+        Each takes its share of the rows of a batch, and all hold the weights. None: the default device. A run may go on
+        with another mesh; its figures are then equal to rounding.
 
     Raises:
-      InputError: too few rows to hold some out, or a loss that is not finite.
+      InputError: too few rows to hold some out, a loss that is not finite, or a checkpoint of other settings, other
+        data or another format.
 
     >>> from grujax.data import Dataset, sequences
     >>> x = [[[float(i % 2)]] * 5 for i in range(40)]
@@ -92,79 +111,112 @@ def fit(
     >>> fitted.test.accuracy
     1.0
     """
-    train, held = stratified_split(data.train, config.validation, config.seed)
+    config, _ = chosen(config, data.train)
+    assert config.epochs is not None and config.steps_per_frame is not None
+    train, held = data.train, None
+    if config.validation:
+        train, held = stratified_split(data.train, config.validation, config.seed)
+    constants = constants_of(train)
     model = GRUModel(
         config.hidden_size,
-        1 if train.labels is None else len(train.labels),
+        constants["output_mean"].size if train.labels is None else len(train.labels),
         num_layers=config.num_layers,
         bidirectional=config.bidirectional,
-        dropout=config.dropout,
         pooling=config.pooling,
+        dropout=config.dropout,
+        steps_per_frame=config.steps_per_frame,
         reset_after=config.reset_after,
+        dtype=jax.numpy.bfloat16 if config.precision == "bfloat16" else None,
     )
-    constants = jax.device_put(_statistics(train))
+    rows, whole = placing(mesh, config.batch_size)
+    weights = class_weights(train, config)
+    constants = whole(jax.tree.map(jax.numpy.asarray, constants))
     boundaries = bucket_boundaries(train.lengths, config.buckets)
-    rng = np.random.default_rng(config.seed)
     steps_per_epoch = sum(1 for _ in batches(train, config.batch_size, boundaries))
     num_steps = config.epochs * steps_per_epoch
     step_config = replace(config, seed=0)  # the step does not read it: runs with other seeds share its programs
-    init_key, key = jax.random.split(jax.random.key(config.seed))
-    params = model.init(init_key, np.zeros((1, 1, train.channels), np.float32))["params"]
-    state = initial_state(params, make_optimizer(config, num_steps), config, key)
+    params = model.init(jax.random.key(config.seed), np.zeros((1, 1, train.channels), np.float32))["params"]
+    state = whole(initial_state(params, make_optimizer(config, num_steps), config))
+
+    def arguments(batch: Batch, draws: Draws) -> tuple[Batch, Draws]:
+        """On the devices, the rows shared out."""
+        weighed = batch if weights is None else batch._replace(weight=batch.weight * weights[batch.y])
+        return rows(weighed), Draws(rows(draws.share), whole(draws.seed))
 
     of_each_shape = {batch.x.shape: batch for batch in batches(train, config.batch_size, boundaries)}
     compiled = Compiled(tuple(of_each_shape), (), padding_share(train.lengths, tuple(boundaries)))
     on_compiled(compiled)
-    executables = {}
+    executables, draws = {}, draw(config, 0)
     for shape, batch in of_each_shape.items():
         began = time.perf_counter()
-        share = np.ones(config.batch_size, np.float32)
-        executables[shape] = train_step.lower(model, step_config, num_steps, state, constants, batch, share).compile()
+        given = arguments(batch, draws)
+        executables[shape] = train_step.lower(model, step_config, num_steps, state, constants, *given).compile()
         compiled = compiled._replace(seconds=(*compiled.seconds, time.perf_counter() - began))
         on_compiled(compiled)
 
-    history: list[Epoch] = []
-    fitted, average = None, None
-    try:
-        for number in range(1, config.epochs + 1):
-            began, totals = time.perf_counter(), []
-            for batch in batches(train, config.batch_size, boundaries, rng):
-                share = draw_share(rng, config)
-                state, average, total = executables[batch.x.shape](state, constants, batch, share)
-                totals.append(total)
-            loss = float(sum(map(float, totals))) / len(train)
-            seconds = time.perf_counter() - began
-            variables = {"params": average, "statistics": constants}
-            outputs = outputs_of(model, variables, held, batch_size=config.batch_size, boundaries=boundaries)
-            finite = bool(np.isfinite(loss) and np.isfinite(outputs).all())
-            require(finite, "loss", "a finite number", f"{loss} in epoch {number}", "Lower --learning-rate.")
-            scores = score(outputs, held, variables, config.label_smoothing)
-            name, value = scores.metric
-            is_best = fitted is None or scores.loss < fitted.best.validation_loss
-            epoch = Epoch(number, loss, scores.loss, name, value, len(train) / seconds, seconds, is_best)
-            history.append(epoch)
-            if is_best:
-                fitted = Fitted(model, variables, train.labels, epoch, tuple(history), compiled)
-                on_best(fitted)
-            on_epoch(epoch)
-    except KeyboardInterrupt:
-        if fitted is None:
-            raise
-        return replace(fitted, history=tuple(history), interrupted=True)
-    assert fitted is not None
-    fitted = replace(fitted, history=tuple(history))
-    return replace(fitted, test=fitted.scores(data.test)) if evaluate_test else fitted
+    run = Run(0, state, whole(jax.tree.map(jax.numpy.zeros_like, params)), ())
 
+    def fitted() -> Fitted:
+        best = [epoch for epoch in run.history if epoch.best][-1]
+        variables = {"params": run.best, "statistics": constants}
+        return Fitted(model, variables, train.labels, best, run.history, compiled)
 
-def _statistics(train: Sequences) -> dict[str, np.ndarray]:
-    """Mean and standard deviation of the inputs (I,) and, in regression, of the targets (1,)."""
-    mean, std = statistics(train)
-    constants = {"input_mean": mean, "input_std": std}
-    if train.labels is None:
-        assert train.y is not None
-        y_std = train.y.std(dtype=np.float64) or 1.0
-        constants |= {
-            "output_mean": np.array([train.y.mean(dtype=np.float64)], np.float32),
-            "output_std": np.array([y_std], np.float32),
-        }
-    return constants
+    with contextlib.ExitStack() as ending:
+        saved = None
+        if checkpoints is not None:
+            about = {**asdict(config), "data": fingerprint(data.train)}
+            saved = Checkpoints(checkpoints, about, checkpoint_period)
+            ending.callback(saved.close)
+            ending.enter_context(terminable())
+            run = run.restored(saved)
+        try:
+            if run.history:
+                on_best(fitted())
+            for epoch in run.history:
+                on_epoch(epoch)
+            while len(run.history) < config.epochs:
+                number, began, count = len(run.history) + 1, time.perf_counter(), 0
+                rng = np.random.default_rng((config.seed, number, 1))  # (seed, step) are those of `draw`
+                first = run.step - (number - 1) * steps_per_epoch
+                with uninterrupted() as waiting:  # a step takes the buffers of the state before it
+                    for batch in islice(batches(train, config.batch_size, boundaries, rng), first, None):
+                        given = arguments(batch, draw(config, run.step))
+                        run = run.after(whole(executables[batch.x.shape](run.state, constants, *given)))
+                        count += int((batch.rows >= 0).sum())
+                        if saved is not None:
+                            saved.save_in_time(run.step, run.tree, run.notes)
+                        if waiting:
+                            break
+                if run.step < number * steps_per_epoch:  # the handler of the signal lets the run go on
+                    continue
+                loss = float(run.state.loss) / len(train)
+                seconds = time.perf_counter() - began
+                average = averaged(step_config, num_steps, run.state.averaging)
+                variables = {"params": average, "statistics": constants}
+                outputs = None
+                if held is not None:
+                    outputs = outputs_of(model, variables, held, batch_size=config.batch_size, boundaries=boundaries)
+                finite = all(bool(np.isfinite(a).all()) for a in jax.tree.leaves((loss, average, outputs)))
+                require(finite, "loss", "a finite number", f"{loss} in epoch {number}", "Lower --learning-rate.")
+                validated, is_best = (None, "", None), True
+                if held is not None and outputs is not None:
+                    scores = score(outputs, held, variables, config.label_smoothing)
+                    validated = scores.loss, *scores.metric
+                    before = [epoch.validation_loss for epoch in run.history if epoch.validation_loss is not None]
+                    is_best = scores.loss < min(before, default=math.inf)
+                epoch = Epoch(number, loss, *validated, count / seconds, seconds, is_best)
+                run = run.ended(epoch, average)
+                if is_best:
+                    on_best(fitted())
+                on_epoch(epoch)
+        except KeyboardInterrupt:
+            if saved is not None:
+                saved.save(run.step, run.tree, run.notes())
+            if not run.history:
+                raise
+            return replace(fitted(), interrupted=True)
+        if saved is not None:
+            saved.save(run.step, run.tree, run.notes())
+    if data.test is None or not evaluate_test:
+        return fitted()
+    return replace(fitted(), test=fitted().scores(data.test))

@@ -14,16 +14,19 @@ if TYPE_CHECKING:
 
 
 def plot_curves(path: str | Path, history: Sequence[Epoch], best: Epoch) -> "Figure":
-    """Loss and validation figure over the epochs, the kept epoch marked; written as a PNG."""
+    """Loss and, where rows were held out, validation figure over the epochs; the kept epoch is marked. A PNG."""
     figure = new_figure(8, 3.6)
-    losses, metric = figure.subplots(1, 2)
+    held = best.validation_loss is not None
+    panels = np.atleast_1d(figure.subplots(1, 1 + held))
+    losses = panels[0]
     epochs = [epoch.epoch for epoch in history]
     losses.semilogy(epochs, [epoch.loss for epoch in history], label="training (dropout, noise, mixup on)")
-    losses.semilogy(epochs, [epoch.validation_loss for epoch in history], label="validation")
     losses.set(xlabel="epoch", ylabel="loss", title="Loss")
-    metric.plot(epochs, [epoch.validation_metric for epoch in history], color="C1")
-    metric.set(xlabel="epoch", ylabel=best.metric, title=f"Validation {best.metric}")
-    for axes in (losses, metric):
+    if held:
+        losses.semilogy(epochs, [epoch.validation_loss for epoch in history], label="validation")
+        panels[1].plot(epochs, [epoch.validation_metric for epoch in history], color="C1")
+        panels[1].set(xlabel="epoch", ylabel=best.metric, title=f"Validation {best.metric}")
+    for axes in panels:
         axes.axvline(best.epoch, color="0.5", linestyle=":", label=f"kept: epoch {best.epoch}")
         axes.grid(alpha=0.3)
     # below both panels: within them the line would cross it

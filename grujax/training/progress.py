@@ -48,11 +48,11 @@ class Screen:
 
     def on_epoch(self, epoch: Epoch) -> None:
         name, value = epoch.metric, epoch.validation_metric
-        shown = f"{100 * value:.1f}%" if name == "accuracy" else f"{value:.4g}"
-        figures = (
-            f"loss {epoch.loss:.4f}  validation {epoch.validation_loss:.4f}  {name} {shown}  "
-            f"{epoch.sequences_per_second:,.0f} sequences/s"
-        )
+        validated = ""
+        if value is not None:
+            shown = f"{100 * value:.1f}%" if name == "accuracy" else f"{value:.4g}"
+            validated = f"validation {epoch.validation_loss:.4f}  {name} {shown}  "
+        figures = f"loss {epoch.loss:.4f}  {validated}{epoch.sequences_per_second:,.0f} sequences/s"
         self.progress.update(self.task, completed=epoch.epoch, figures=figures)
         every = max(1, self.epochs // 10)
         if self.progress.disable and (epoch.epoch % every == 0 or epoch.epoch in (1, self.epochs)):

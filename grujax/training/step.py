@@ -21,31 +21,46 @@ class TrainState(NamedTuple):
     params: Any
     optimizer: optax.OptState
     averaging: optax.OptState
-    key: Array
+    loss: Array  # the sum over the rows since the epoch began
+
+
+class Draws(NamedTuple):
+    """What a step draws at random on the host, by the seed and the number of the step: nothing of it is a state."""
+
+    share: np.ndarray  # (B,) float32: how much of each row `mix` keeps
+    seed: np.uint32  # (), of what is drawn on the device
 
 
 def make_optimizer(config: TrainConfig, num_steps: int) -> optax.GradientTransformation:
-    """AdamW behind a clip of the global norm; the learning rate rises linearly, then falls as a cosine to zero."""
+    """AdamW behind a clip of the global norm; the learning rate rises linearly, then falls as a cosine to zero.
+
+    With `accumulate` it takes the mean gradient of so many steps, and does nothing in the others.
+    """
+    moves = num_steps // config.accumulate
     schedule = optax.warmup_cosine_decay_schedule(
-        0.0, config.learning_rate, max(1, round(config.warmup * num_steps)), max(2, num_steps)
+        0.0, config.learning_rate, max(1, round(config.warmup * moves)), max(2, moves)
     )
-    return optax.chain(
+    optimizer = optax.chain(
         optax.clip_by_global_norm(config.clip_norm), optax.adamw(schedule, weight_decay=config.weight_decay)
     )
+    if config.accumulate == 1:
+        return optimizer
+    return optax.MultiSteps(optimizer, config.accumulate).gradient_transformation()
 
 
-def initial_state(params: Any, optimizer: optax.GradientTransformation, config: TrainConfig, key: Array) -> TrainState:
+def initial_state(params: Any, optimizer: optax.GradientTransformation, config: TrainConfig) -> TrainState:
     """The state before the first step."""
-    return TrainState(params, optimizer.init(params), optax.ema(config.averaging).init(params), key)
+    return TrainState(params, optimizer.init(params), optax.ema(0.0).init(params), jnp.zeros((), jnp.float32))
 
 
 def row_losses(outputs: Array, y: Array, statistics: Mapping[str, Array], label_smoothing: float = 0.0) -> Array:
-    """(B,): cross-entropy of logits (B, K) and classes y (B,) integers; squared error, in units of the training
-    targets' variance, of outputs (B, 1) and targets y (B,) floats."""
+    """(B,): cross-entropy of logits (B, K) and classes y (B,) integers; mean squared error, in units of the training
+    targets' variance, of outputs (B, K) and targets y (B, K) or, for K = 1, (B,), floats."""
     if jnp.issubdtype(y.dtype, jnp.integer):
         targets = optax.smooth_labels(jax.nn.one_hot(y, outputs.shape[-1], dtype=outputs.dtype), label_smoothing)
         return optax.softmax_cross_entropy(outputs, targets)
-    return optax.squared_error(outputs[:, 0] / statistics["output_std"], y / statistics["output_std"])
+    std = statistics["output_std"][None]
+    return optax.squared_error(outputs / std, y.reshape(outputs.shape) / std).mean(1)
 
 
 def disturb(key: Array, x: Array, std: Array, config: TrainConfig) -> Array:
@@ -57,15 +72,14 @@ def disturb(key: Array, x: Array, std: Array, config: TrainConfig) -> Array:
     return x + (noise + offset) * std[None, None]
 
 
-def draw_share(rng: np.random.Generator, config: TrainConfig) -> np.ndarray:
-    """(B,) float32: how much of each row `mix` keeps, max(s, 1 − s) of a draw s from Beta(mixup, mixup).
+def draw(config: TrainConfig, step: int) -> Draws:
+    """The draws of a step: its seed, and for each row max(s, 1 − s) of a draw s from Beta(mixup, mixup).
 
     Drawn by NumPy: XLA takes nearly half as long to compile that sampler as all the rest of the step.
     """
-    if config.mixup == 0:
-        return np.ones(config.batch_size, np.float32)
-    share = rng.beta(config.mixup, config.mixup, config.batch_size)
-    return np.maximum(share, 1 - share).astype(np.float32)
+    rng = np.random.default_rng((config.seed, step))
+    share = rng.beta(config.mixup, config.mixup, config.batch_size) if config.mixup else np.ones(config.batch_size)
+    return Draws(np.maximum(share, 1 - share).astype(np.float32), rng.integers(2**32, dtype=np.uint32))
 
 
 def mix(share: Array, x: Array, lengths: Array, weight: Array) -> tuple[Array, Array, Array, Array]:
@@ -73,8 +87,8 @@ def mix(share: Array, x: Array, lengths: Array, weight: Array) -> tuple[Array, A
 
         x = share x + (1 - share) x[partner]
 
-    share (B,), x (B, T, I), lengths (B,), weight (B,) 1 or 0 -> share, which is now 1 where a row or its partner is
-    filler, x, lengths, partner (B,).
+    share (B,), x (B, T, I), lengths (B,), weight (B,), 0 of filler -> share, which is now 1 where a row or its partner
+    is filler, x, lengths, partner (B,).
     """
     partner = jnp.roll(jnp.arange(len(lengths)), 1)
     share = jnp.where(weight * weight[partner] > 0, share, 1)
@@ -94,21 +108,21 @@ def train_step(
     state: TrainState,
     statistics: Mapping[str, Array],
     batch: Batch,
-    share: Array | np.ndarray,
-) -> tuple[TrainState, Any, Array]:
-    """One step: the new state, the average of the weights over the steps so far, which is what is evaluated and kept,
-    and the sum of the batch's losses over its rows of weight 1.
+    draws: Draws,
+) -> TrainState:
+    """One step; to the state's loss it adds those of the batch's rows, each times its weight.
 
     `model`, `config` and `num_steps` are compared by value: equal ones share one compilation.
     """
-    key, disturb_key, dropout_key = jax.random.split(state.key, 3)
+    disturb_key, dropout_key = jax.random.split(jax.random.key(draws.seed))
     x, lengths, y, weight = map(jnp.asarray, (batch.x, batch.lengths, batch.y, batch.weight))
     x = disturb(disturb_key, x, statistics["input_std"], config)
-    share, x, lengths, partner = mix(jnp.asarray(share), x, lengths, weight)
+    share, x, lengths, partner = mix(jnp.asarray(draws.share), x, lengths, weight)
 
     def loss(params: Any) -> tuple[Array, Array]:
         variables, rngs = {"params": params, "statistics": statistics}, {"dropout": dropout_key}
         outputs: Any = model.apply(variables, x, lengths=lengths, deterministic=False, rngs=rngs)
+        outputs = outputs.astype(jnp.float32)
         own, other = (row_losses(outputs, y[rows], statistics, config.label_smoothing) for rows in (..., partner))
         total = jnp.sum(_between(share, own, other) * weight)
         return total / jnp.sum(weight), total
@@ -116,8 +130,19 @@ def train_step(
     gradients, total = jax.grad(loss, has_aux=True)(state.params)
     updates, optimizer_state = make_optimizer(config, num_steps).update(gradients, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)
-    average, averaging = optax.ema(config.averaging).update(params, state.averaging)
-    return TrainState(params, optimizer_state, averaging, key), average, total
+    _, averaging = optax.ema(decay(config, num_steps)).update(params, state.averaging)
+    return TrainState(params, optimizer_state, averaging, state.loss + total)
+
+
+def decay(config: TrainConfig, num_steps: int) -> float:
+    """Of the average of the weights at each step, so that it spans the share `averaging` of all steps."""
+    return 1 - 1 / max(1.0, config.averaging * num_steps)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def averaged(config: TrainConfig, num_steps: int, averaging: optax.EmaState) -> Any:
+    """The average of the weights over the steps so far, each older one counting less: what is evaluated and kept."""
+    return optax.tree.bias_correction(averaging.ema, decay(config, num_steps), averaging.count)
 
 
 @partial(jax.jit, static_argnums=0)

@@ -39,7 +39,7 @@ def test_train_evaluate_predict(tmp_path, capsys):
     accuracy = next(line for line in out.splitlines() if line.startswith("test accuracy"))
     assert "% (95% interval " in accuracy and "majority class" in out and "nearest neighbour" in out
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
-        "model.safetensors", "metrics.jsonl", "curves.png", "confusion.png",
+        "model.safetensors", "metrics.jsonl", "curves.png", "confusion.png", "settings.json", "checkpoints",
     }  # fmt: skip
     lines = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
     assert [line.get("epoch") for line in lines] == [*range(1, 21), None]
@@ -80,6 +80,12 @@ def test_regression(tmp_path, capsys):
     code, out, _ = run(capsys, "predict", "out", "r.npz")
     values = [float(line.split(",")[1]) for line in out.splitlines()[1:]]
     assert np.corrcoef(values, y)[0, 1] > 0.9
+    np.savez("two.npz", X=y[:, None, None] + rng.normal(size=(80, 5, 1)), y=np.stack([y, -y], 1))
+    assert run(capsys, "train", "two.npz", "--output", "two", *QUICK)[0] == 0
+    code, out, _ = run(capsys, "predict", "two", "two.npz")
+    assert code == 0 and out.splitlines()[0] == "row,value 0,value 1" and len(out.splitlines()[1].split(",")) == 3
+    code, _, err = run(capsys, "evaluate", "two", "r.npz")
+    assert code == 2 and "y: expected 2 targets for each row, as the model has" in err
 
 
 def test_equal_quiet_runs_write_the_same_model_into_fresh_folders(tmp_path, capsys):
@@ -89,6 +95,60 @@ def test_equal_quiet_runs_write_the_same_model_into_fresh_folders(tmp_path, caps
         assert code == 0 and out.startswith("test accuracy") and len(out.splitlines()) == 1
     one, other = (tmp_path / f"runs/BasicMotions-{k}/model.safetensors" for k in (1, 2))
     assert one.read_bytes() == other.read_bytes()
+
+
+def test_resume_takes_the_settings_of_the_run_and_no_others(tmp_path, capsys):
+    source = toy("toy.npz")
+    assert run(capsys, "train", source, "--test", source, "--output", "out", *QUICK)[0] == 0
+    model = (tmp_path / "out/model.safetensors").read_bytes()
+    lines = (tmp_path / "out/metrics.jsonl").read_text()
+    (tmp_path / "out/model.safetensors").unlink()
+    code, out, err = run(capsys, "train", "--resume", "out")
+    assert code == 0 and "epoch 3/3" in out and err == ""
+    assert (tmp_path / "out/model.safetensors").read_bytes() == model
+    assert (tmp_path / "out/metrics.jsonl").read_text() == lines
+    for option in (["--epochs", "9"], ["--output", "new"], ["--test", source], [source]):
+        code, _, err = run(capsys, "train", "--resume", "out", *option)
+        assert code == 2 and "expected nothing beside --resume" in err and option[-1] in err
+
+
+SETTINGS = {
+    "no folder": (None, "expected the folder of a run, with its settings.json, found none in none"),
+    "no JSON": ("{", "expected settings of this version of grujax"),
+    "another version's": (
+        '{"data": "a", "test": null, "training": {"units": 3}}',
+        "unexpected keyword argument 'units'",
+    ),
+    "a list": ("[]", "expected settings of this version of grujax"),
+    "a key too many": ('{"data": "a", "test": null, "training": {}, "more": 1}', "unexpected keyword argument 'more'"),
+    "a number for a name": ('{"data": 1, "test": null, "training": {}}', "data: expected a name or a file, found 1"),
+    "a number for a file": ('{"data": "a", "test": 1, "training": {}}', "test: expected a name or a file, found 1"),
+    "a wrong value": ('{"data": "a", "test": null, "training": {"epochs": "x"}}', "expected settings of this version"),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_settings_that_cannot_be_resumed_are_refused(name, tmp_path, capsys):
+    text, says = SETTINGS[name]
+    if text is not None:
+        (tmp_path / "none").mkdir()
+        (tmp_path / "none/settings.json").write_text(text)
+    code, _, err = run(capsys, "train", "--resume", "none")
+    assert code == 2 and says in err and len(err.splitlines()) == 1, err
+
+
+def test_a_baseline_that_wins_is_named_and_the_choices_are_printed(capsys):
+    x = np.random.default_rng(0).normal(size=(24, 60, 1))
+    np.savez("same.npz", X=x, y=np.arange(24) % 3)  # only who has seen a row can know its label
+    code, out, _ = run(capsys, "train", "same.npz", "--test", "same.npz", "--hidden-size", "2", "--epochs", "1")
+    assert code == 0 and "the nearest neighbour, which needs no training, is better on this split." in out
+    assert "chosen: 2 steps a frame: 30 frames, as 60 steps are more than 50\n" in out
+    assert "chosen: all 24 rows trained on, the last weights kept: a tenth, 2, is too few to choose by\n" in out
+    assert out.count("chosen: ") == 2
+    toy("toy.npz")
+    code, out, _ = run(capsys, "train", "toy.npz", "--test", "toy.npz", "--hidden-size", "8", "--batch-size", "40")
+    assert code == 0 and "chosen: 600 epochs: 100 would be 100 steps, fewer than 600\n" in out
+    assert "nearest neighbour │" in out and "is better" not in out
 
 
 def test_version(capsys):
@@ -142,7 +202,7 @@ BAD = {
     "truncated npz": (lambda: ["train", cut(toy("t.npz"))], ["t.npz"]),
     "foreign npz": (lambda: ["train", written("t.npz", b"not a zip")], ["t.npz"]),
     "empty file": (lambda: ["train", written("t.ts", b"")], ["t.ts"]),
-    "another ending": (lambda: ["train", written("t.csv", b"1,2")], [".ts"]),
+    "another ending": (lambda: ["train", written("t.xlsx", b"1,2")], [".ts"]),
     "nan": (lambda: ["train", nan("t.npz")], ["row 7", "channel 1"]),
     "lengths past T": (lambda: ["train", toy("t.npz", lengths=np.full(40, 7))], ["lengths:", "7"]),
     "negative lengths": (lambda: ["train", toy("t.npz", lengths=np.full(40, -1))], ["lengths:", "-1"]),
@@ -224,7 +284,7 @@ def test_a_full_disk(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(os, "fsync", no_space)
     code, _, err = run(capsys, "train", toy("toy.npz"), "--output", "out", "--quiet", *QUICK)
     assert code == 2 and err.splitlines()[-1].startswith("grujax: No space left on device")
-    assert [p.name for p in (tmp_path / "out").iterdir()] == ["metrics.jsonl"]
+    assert not (tmp_path / "out").exists()  # refused before it trains
 
 
 def test_a_full_disk_leaves_the_earlier_predictions(tmp_path, capsys, monkeypatch):

@@ -13,12 +13,13 @@ import time
 import jax
 import numpy as np
 import pytest
-from commands import QUICK, run, toy
+from commands import PROGRAM, QUICK, run, toy
 
 from grujax import GRUModel, InputError, cli, save
 from grujax.cli import evaluate, run_folder, signals, streams, train
 from grujax.data import load
 from grujax.saving import read
+from grujax.saving.checkpoints import Checkpoints
 from grujax.training import Fitted, TrainConfig, fit, outputs_of, score
 
 LABELS = ("hinauf – ↑", '上, "ж"\n')
@@ -60,6 +61,7 @@ def trains_at_once(monkeypatch, fitted):
             return fitted
 
         monkeypatch.setattr(train, "fit", at_once)
+        monkeypatch.setattr(run_folder.Settings, "write", lambda *_: None)  # the attacks are on what comes after it
         if not draws:
             monkeypatch.setattr(train, "_draw", lambda *_: [])
 
@@ -71,7 +73,8 @@ def test_fit_hands_over_every_shape_and_every_best_epoch_and_leaves_the_test_spl
     assert [len(compiled.seconds) for compiled in calls["compiled"]] == [0, 1]
     assert all(compiled.shapes == fitted.compiled.shapes for compiled in calls["compiled"])
     assert [best.best for best in calls["best"]] == [epoch for epoch in calls["epoch"] if epoch.best]
-    assert calls["best"][-1].variables is fitted.variables and fitted.test is None and not fitted.interrupted
+    assert calls["best"][-1].variables["params"] is fitted.variables["params"]
+    assert fitted.test is None and not fitted.interrupted
     expected = score(outputs_of(fitted.model, fitted.variables, data.test), data.test, fitted.variables)
     assert fitted.scores(data.test).loss == pytest.approx(expected.loss, rel=1e-5)
 
@@ -230,6 +233,16 @@ def test_a_disk_that_is_full_for_a_while(working, code, capsys, monkeypatch, tra
     assert_whole(fitted=fitted)
 
 
+def test_checkpoints_that_cannot_be_written_cost_themselves_alone(capsys, monkeypatch):
+    monkeypatch.setattr(Checkpoints, "_start", failing(OSError(28, "No space left on device")))
+    code, out, err = train_it(capsys, "--checkpoint-period", "0")
+    assert code == 0 and "saved out/model.safetensors" in out
+    said = [line for line in err.splitlines() if "No space left" in line]
+    assert said and all(line.startswith("grujax: warning: no checkpoint was written in ") for line in said)
+    assert "Traceback" not in err and "ERROR" not in err
+    assert_whole()
+
+
 def test_a_metrics_file_that_cannot_be_written_costs_no_training(capsys, monkeypatch, trains_at_once):
     monkeypatch.setattr(run_folder.json, "dumps", failing(OSError(28, "No space left")))
     monkeypatch.setattr(run_folder, "save", lambda path, *_: path.touch())  # it writes JSON too
@@ -243,12 +256,6 @@ def test_two_runs_at_once_get_two_folders(monkeypatch, tmp_path):
         patch.setattr("pathlib.Path.exists", lambda path, **_: False)  # the other run's folder is not there yet
         folders = [runs.enter_context(run_folder.new_folder(None, "toy")) for _ in range(3)]
     assert len(set(folders)) == 3 and all(folder.is_dir() for folder in folders)
-
-
-PROGRAM = (  # a job in the background ignores SIGINT, and so would what it starts
-    "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
-    "from grujax.cli import main; sys.exit(main(sys.argv[1:]))"
-)
 
 
 WHILE_IMPORTING = """

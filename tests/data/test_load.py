@@ -170,7 +170,13 @@ def test_predicting_needs_no_labels(tmp_path):
 
 @pytest.mark.parametrize(
     ("source", "found"),
-    [("data.csv", ".csv"), ("folder/data", "no ending"), ("/", "no ending"), ("gone.ts", "none"), ("gone.npz", "none")],
+    [
+        ("data.xlsx", ".xlsx"),
+        ("folder/data", "no ending"),
+        ("/", "no ending"),
+        ("gone.ts", "none"),
+        ("gone.npz", "none"),
+    ],
 )
 def test_refuses_a_path(source, found):
     refused(lambda: load(source), source, found)
@@ -332,3 +338,82 @@ def test_refuses_a_test_set_of_another_task(tmp_path):
     refused(lambda: load(train, test=targets), "y", "float64")
     names = saved(tmp_path / "names.npz", X=X, y=Y.astype(str))
     refused(lambda: load(targets, test=names), "y", "<U")
+
+
+# tables
+
+LONG = """sequence,time,y,a,b
+p,2,up,3.0,-3
+q,1,down,10,0.5
+p,1,up,1.5,-1
+p,3,up,4.0,-4
+q,2,down,11,0.25
+"""
+
+
+def written(path, text):
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_table_in_long_form(tmp_path):
+    path = written(tmp_path / "t.csv", LONG)
+    found = load_sequences(path, labels=("down", "up"), channels=2)
+    assert found.lengths.tolist() == [3, 2] and found.y.tolist() == [1, 0]
+    assert found.x[0].tolist() == [[1.5, -1], [3, -3], [4, -4]] and found.x[1, :2].tolist() == [[10, 0.5], [11, 0.25]]
+    as_it_stands = written(tmp_path / "u.csv", LONG.replace("time", "c"))  # the time is a channel then
+    assert load_sequences(as_it_stands, labels=("down", "up")).x[0, :, 0].tolist() == [2, 1, 3]
+    many = "".join(f"{row},{1 + row % 2},{step}\n" for step in range(3) for row in range(20))
+    data = load(written(tmp_path / "n.csv", "\ufeffsequence,y,x\n" + many))
+    assert data.train.labels == ("1", "2") and len(data.train) == 16 and data.train.x[0, :, 0].tolist() == [0, 1, 2]
+    targets = load(written(tmp_path / "r.csv", "sequence,y,x\n" + many.replace(",1,", ",1.5,")))
+    assert targets.train.labels is None and sorted(set(targets.train.y.tolist())) == [1.5, 2]
+    unlabelled = load_sequences(written(tmp_path / "p.csv", "sequence,x\n1,2\n"), need_labels=False)
+    assert unlabelled.y is None and unlabelled.x.tolist() == [[[2.0]]]
+
+
+TABLES = {
+    "no column of sequences": (LONG.replace("sequence", "id"), "'id', 'time'"),
+    "no channel": ("sequence,time,y\n1,1,a\n", "'sequence', 'time', 'y'"),
+    "two columns of a name": (LONG.replace("b\n", "a\n", 1), "'a', 'a'"),
+    "no line": ("sequence,a\n", "none"),
+    "nothing": ("", "none"),
+    "a time twice": (LONG.replace("p,3", "p,2"), "2 twice in sequence 'p' of t.csv"),
+    "a missing time": (LONG.replace("p,3", "p,"), "a missing one in t.csv"),
+    "two labels": (LONG.replace("q,2,down", "q,2,up"), "'down' and 'up' in 'q' of t.csv"),
+    "a missing label": (LONG.replace("down", ""), "none in sequence 'q' of t.csv"),
+    "a missing value": (LONG.replace("4.0", ""), "nan at row 0, step 2, channel 0 of t.csv"),
+    "a word for a value": (LONG.replace("4.0", "four"), "ValueError"),
+    "a value too many in each line": ("sequence,a\n1,2,3\n1,2,3\n", "more"),
+    "a value too many in one": (LONG + "q,3,down,1,2,3\n", "ParserError"),
+    "not UTF-8": (LONG.encode("utf-16"), "UnicodeDecodeError"),
+    "an endless number": (LONG.replace("4.0", "1e999"), "inf at row 0"),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_that_cannot_be_read_is_refused(name, tmp_path):
+    content, found = TABLES[name]
+    path = tmp_path / "t.csv"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(InputError) as caught:
+        load_sequences(path, labels=("down", "up"))
+    assert found in str(caught.value) and "\n" not in str(caught.value), caught.value
+
+
+def test_a_table_larger_than_allowed_is_refused_before_it_is_read(tmp_path):
+    path = written(tmp_path / "t.csv", LONG)
+    refused(lambda: load_sequences(path, labels=("down", "up"), max_bytes=50), path, str(len(LONG)))
+
+
+def test_npy_holds_x_alone(tmp_path):
+    path = tmp_path / "x.npy"
+    np.save(path, X)
+    found = load_sequences(path, need_labels=False)
+    np.testing.assert_array_equal(found.x, X.astype(np.float32))
+    refused(lambda: load(path), "y", "none in x.npy")
+    refused(lambda: load_sequences(path, need_labels=False, max_bytes=799), path, "800")
+    path.write_bytes(path.read_bytes()[:-1])
+    refused(lambda: load_sequences(path, need_labels=False), path, "ValueError")
+    np.save(path, np.array([{}]))
+    refused(lambda: load_sequences(path, need_labels=False), path, "ValueError")

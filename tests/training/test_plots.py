@@ -14,3 +14,12 @@ def test_the_line_of_the_kept_epoch_crosses_no_legend(tmp_path):
     assert labels == ["training (dropout, noise, mixup on)", "validation", "kept: epoch 29"]
     box = legend.get_window_extent()
     assert not any(box.overlaps(axes.get_tightbbox()) for axes in figure.axes)
+
+
+def test_without_validation_there_is_one_panel(tmp_path):
+    history = [epoch._replace(validation_loss=None, metric="", validation_metric=None) for epoch in HISTORY]
+    figure = plot_curves(tmp_path / "curves.png", history, history[-1])
+    (panel,) = figure.axes
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["training (dropout, noise, mixup on)", "kept: epoch 30"]
+    assert panel.get_title() == "Loss" and len(panel.lines) == 2

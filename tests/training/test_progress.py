@@ -39,6 +39,11 @@ def test_epoch_bar_and_time_left_stay_in_a_narrow_terminal():
     assert "loss 1.2345  validation 0.2345  accuracy 95.1%" in shown()[-1]
 
 
+def test_without_validation_the_line_has_no_figures_of_it(monkeypatch):
+    monkeypatch.setitem(globals(), "EPOCH", EPOCH._replace(validation_loss=None, metric="", validation_metric=None))
+    assert shown(terminal=False)[-1] == "epoch 120/120  loss 1.2345  12,346 sequences/s  0 s left"
+
+
 def test_what_is_no_terminal_gets_lines():
     assert shown(terminal=False)[-1] == (
         "epoch 120/120  loss 1.2345  validation 0.2345  accuracy 95.1%  12,346 sequences/s  0 s left"

@@ -12,11 +12,23 @@ import numpy as np
 import optax
 import pytest
 from compilations import compilations
+from levels import DATA, SMALL, TARGETS
 
 import grujax
-from grujax.data import Batch, Dataset, load, sequences
-from grujax.training import TrainConfig, baselines, fit, outputs_of, score
-from grujax.training.step import disturb, draw_share, initial_state, make_optimizer, mix, row_losses, train_step
+from grujax.data import Batch, Dataset, load, sequences, statistics, stratified_split
+from grujax.training import TrainConfig, baselines, chosen, fit, outputs_of, score
+from grujax.training.rows import class_weights
+from grujax.training.step import (
+    Draws,
+    averaged,
+    disturb,
+    draw,
+    initial_state,
+    make_optimizer,
+    mix,
+    row_losses,
+    train_step,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -24,21 +36,6 @@ def standard_promotion():
     """optax's schedules mix integer counts with floats: they do not run under strict promotion."""
     with jax.numpy_dtype_promotion("standard"):
         yield
-
-
-SMALL = TrainConfig(hidden_size=8, epochs=8, batch_size=16, learning_rate=0.02, seed=3, buckets=1)
-
-
-def ragged(count, seed, regression=False):
-    """Sequences whose mean sign (or mean) is the target, 3 to 12 steps, 2 channels far from standard."""
-    rng = np.random.default_rng(seed)
-    levels = rng.uniform(-1, 1, count)
-    rows = [100 + 30 * (level + 0.1 * rng.normal(size=(rng.integers(3, 13), 2))) for level in levels]
-    return sequences(rows, levels if regression else np.where(levels > 0, "up", "down"))
-
-
-DATA = Dataset("levels", ragged(80, 0), ragged(40, 1))
-TARGETS = Dataset("levels", ragged(120, 0, True), ragged(40, 1, True))
 
 
 def test_cross_entropy_by_hand():
@@ -102,24 +99,29 @@ def test_mixing_by_hand():
     np.testing.assert_array_equal(lengths, [2, 1, 1, 2])
 
 
-def test_the_share_of_mixup_is_the_larger_side_of_a_beta():
+def test_the_draws_of_a_step_follow_from_the_seed_and_its_number_and_the_share_is_the_larger_side_of_a_beta():
     config = TrainConfig(mixup=0.3, batch_size=100000)
-    share = draw_share(np.random.default_rng(0), config)
+    share, seed = draw(config, 5)
     assert share.min() >= 0.5 and share.dtype == np.float32
     other = np.minimum(share, 1 - share)
     assert np.mean(share * other) == pytest.approx(0.25 * 0.6 / 1.6, rel=0.02)  # E b(1 - b) = a / (2 (2a + 1))
-    np.testing.assert_array_equal(draw_share(np.random.default_rng(0), TrainConfig(mixup=0.0, batch_size=3)), [1, 1, 1])
+    again, others = draw(config, 5), (draw(config, 6), draw(dataclasses.replace(config, seed=1), 5))
+    np.testing.assert_array_equal(again.share, share)
+    assert again.seed == seed and all(other.seed != seed and (other.share != share).any() for other in others)
+    np.testing.assert_array_equal(draw(TrainConfig(mixup=0.0, batch_size=3), 0).share, [1, 1, 1])
 
 
 def steps_of(batch, config=SMALL, count=2, share=1.0, dropout=0.0):  # the first step of the warm-up has rate zero
     model = grujax.GRUModel(4, 2, dropout=dropout)
     params = model.init(jax.random.key(0), batch.x)["params"]
-    state = initial_state(params, make_optimizer(config, 10), config, jax.random.key(1))
+    state = initial_state(params, make_optimizer(config, 10), config)
     constants = {"input_mean": jnp.zeros(2, jnp.float32), "input_std": jnp.ones(2, jnp.float32)}
-    share = np.full(len(batch.y), share, np.float32)
-    for _ in range(count):
-        state, average, total = train_step(model, config, 10, state, constants, batch, share)
-        yield jax.tree.map(np.array, (state.params, average)), total  # copies: the next step takes the state's buffers
+    share, before = np.full(len(batch.y), share, np.float32), 0.0
+    for number in range(count):
+        state = train_step(model, config, 10, state, constants, batch, Draws(share, np.uint32(number)))
+        total, before = float(state.loss) - before, float(state.loss)
+        trees = state.params, averaged(config, 10, state.averaging)
+        yield jax.tree.map(np.array, trees), total  # copies: the next step takes the state's buffers
 
 
 def step_of(batch):
@@ -134,9 +136,9 @@ def some_batch():
 
 
 def test_the_average_is_the_mean_of_the_weights_so_far_each_older_one_counting_less():
-    config = dataclasses.replace(SMALL, averaging=0.9)
+    config = dataclasses.replace(SMALL, averaging=0.4)  # of 10 steps: the average spans 4
     trees = [trees for trees, _ in steps_of(some_batch(), config, count=4)]
-    weights = 0.9 ** np.arange(3, -1, -1)
+    weights = 0.75 ** np.arange(3, -1, -1)
     for k in ("kernel", "bias"):
         params = np.stack([tree["head"][k] for tree, _ in trees])
         assert abs(params[-1] - params[0]).max() > 1e-3
@@ -200,6 +202,81 @@ def test_fit_learns_classes_and_keeps_the_best_epoch():
     assert len(fitted.compiled.shapes) == 2
 
 
+def test_without_validation_all_rows_are_trained_on_and_the_last_average_is_kept():
+    epochs, best = [], []
+    fitted = fit(dataclasses.replace(SMALL, validation=0.0), DATA, on_epoch=epochs.append, on_best=best.append)
+    assert fitted.test is not None and fitted.test.accuracy is not None and fitted.test.accuracy > 0.9
+    assert fitted.best == fitted.history[-1] and len(best) == 8 and all(epoch.best for epoch in epochs)
+    assert all(e.validation_loss is None and e.validation_metric is None and e.metric == "" for e in epochs)
+    mean, _ = statistics(DATA.train)
+    np.testing.assert_array_equal(fitted.variables["statistics"]["input_mean"], mean)
+    run = [fitted.variables["params"]["head"]["bias"], best[0].variables["params"]["head"]["bias"]]
+    assert not np.array_equal(*run)
+
+
+def test_a_data_set_needs_no_test_split():
+    fitted = fit(dataclasses.replace(SMALL, epochs=1), Dataset("alone", DATA.train))
+    assert fitted.test is None and not fitted.interrupted
+    assert fitted.scores(DATA.test).rows == 40
+    with pytest.raises(grujax.InputError, match=r"^y: expected labels or targets in each split"):
+        Dataset("unlabelled", sequences([[[1.0]]]))
+
+
+def test_long_series_are_read_in_frames_and_the_model_keeps_them(tmp_path):
+    rng = np.random.default_rng(0)
+    y = np.arange(40) % 2
+    split = sequences(rng.normal(size=(40, 130, 1)) + 2 * y[:, None, None], np.where(y, "up", "down"))
+    fitted = fit(dataclasses.replace(SMALL, epochs=3), Dataset("long", split, split))
+    assert fitted.model.steps_per_frame == 3  # 44 frames
+    assert fitted.variables["params"]["encoder"]["gru"]["l0"]["w_ih"].shape == (3, 24)
+    grujax.save(tmp_path / "m.safetensors", fitted.model, fitted.variables)
+    model, variables = grujax.load(tmp_path / "m.safetensors")
+    found = score(outputs_of(model, variables, split), split, variables)
+    assert fitted.test is not None and found.loss == pytest.approx(fitted.test.loss, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "rows, steps, config, expected",
+    [
+        (40, 50, {}, {"validation": 0.0, "epochs": 200, "steps_per_frame": 1}),  # 3 steps an epoch
+        (40, 51, {"batch_size": 4}, {"validation": 0.0, "epochs": 100, "steps_per_frame": 2}),
+        (294, 1460, {}, {"validation": 0.0, "epochs": 100, "steps_per_frame": 30}),
+        (296, 1, {}, {"validation": 0.1, "epochs": 100, "steps_per_frame": 1}),  # 29.6 rows are 30
+        (20, 1, {"epochs": 7, "steps_per_frame": 9}, {"validation": 0.0, "epochs": 7, "steps_per_frame": 9}),
+        (20, 1, {"validation": 0.5}, {"validation": 0.5, "epochs": 600, "steps_per_frame": 1}),
+    ],
+)
+def test_settings_that_choose_themselves(rows, steps, config, expected):
+    found, why = chosen(TrainConfig(**config), sequences(np.zeros((rows, steps, 1))))
+    assert {name: getattr(found, name) for name in expected} == expected
+    assert found == dataclasses.replace(TrainConfig(**config), **expected)
+    alone = {name for name in expected if name not in config}
+    assert set(why) == alone - ({"steps_per_frame"} if expected["steps_per_frame"] == 1 else set())
+    assert chosen(found, sequences(np.zeros((rows, steps, 1)))) == (found, {})
+
+
+def test_fit_learns_several_targets_each_in_its_own_units(tmp_path):
+    two = [dataclasses.replace(s, y=np.stack([s.y * 50 + 1000, -s.y], 1)) for s in (TARGETS.train, TARGETS.test)]
+    fitted = fit(dataclasses.replace(SMALL, epochs=25), Dataset("two", *two))
+    assert fitted.model.output_size == 2 and fitted.test is not None and fitted.test.r2 is not None
+    assert fitted.test.r2 > 0.9
+    outputs = outputs_of(fitted.model, fitted.variables, two[1])
+    errors = np.sqrt(((outputs - two[1].y) ** 2).mean(0))
+    assert errors[0] > 5 * errors[1]  # their units differ
+    assert fitted.test.rmse == pytest.approx(errors.mean(), rel=1e-4)
+    assert baselines(*two)["mean target"] > fitted.test.rmse
+    with pytest.raises(grujax.InputError, match=r"^y: expected 2 targets for each row, as the model has"):
+        fitted.scores(TARGETS.test)
+    with pytest.raises(grujax.InputError, match=r"^y: expected targets \(2,\) a row as in training, found \(\)"):
+        Dataset("both", two[0], TARGETS.test)
+
+
+def test_squared_error_of_several_targets_is_their_mean():
+    outputs, y = jnp.array([[3.0, 1.0], [10.0, 0.0]], jnp.float32), jnp.array([[1.0, 1.0], [4.0, 4.0]], jnp.float32)
+    losses = row_losses(outputs, y, {"output_std": jnp.array([2.0, 4.0], jnp.float32)})
+    np.testing.assert_allclose(losses, [0.5, 5.0], rtol=1e-6)
+
+
 def test_fit_learns_targets_in_their_own_units():
     data = Dataset("moved", *(dataclasses.replace(s, y=s.y * 50 + 1000) for s in (TARGETS.train, TARGETS.test)))
     fitted = fit(dataclasses.replace(SMALL, epochs=25), data)
@@ -212,8 +289,6 @@ def test_statistics_are_those_of_the_training_split_without_validation_and_test(
     fitted = fit(dataclasses.replace(SMALL, epochs=1), DATA)
     moved = Dataset("moved", DATA.train, dataclasses.replace(DATA.test, x=DATA.test.x * 7))
     again = fit(dataclasses.replace(SMALL, epochs=1), moved)
-    from grujax.data import statistics, stratified_split
-
     mean, std = statistics(stratified_split(DATA.train, SMALL.validation, SMALL.seed)[0])
     for run in (fitted, again):
         np.testing.assert_array_equal(run.variables["statistics"]["input_mean"], mean)
@@ -308,7 +383,8 @@ def test_baselines_on_japanese_vowels():
 @pytest.mark.parametrize(
     "field, value",
     [("hidden_size", 0), ("epochs", 0), ("dropout", 1.0), ("learning_rate", -1.0), ("learning_rate", float("nan")),
-     ("validation", 0.0), ("seed", -1), ("pooling", "sum"),
+     ("validation", 1.0), ("validation", -0.1), ("steps_per_frame", 0), ("accumulate", 0), ("precision", "float16"),
+     ("class_weights", "even"), ("seed", -1), ("pooling", "sum"),
      ("clip_norm", 0.0), ("weight_decay", -1.0), ("input_offset", -1.0), ("mixup", -1.0), ("averaging", 1.0),
      ("batch_size", 0)],
 )  # fmt: skip
@@ -317,7 +393,61 @@ def test_configurations_that_cannot_be(field, value):
         TrainConfig(**{field: value})
 
 
+def test_the_mean_gradient_of_several_steps_moves_the_weights_once():
+    """Two halves of a batch, accumulated, are the batch, but for rounding; nothing moves in between."""
+    batch = Batch(*(np.concatenate([a, a[::-1]]) for a in some_batch()))
+    halves = [Batch(*(a[part] for a in batch)) for part in (slice(0, 3), slice(3, 6))]
+    plain = dataclasses.replace(SMALL, input_offset=0.0, input_noise=0.0, mixup=0.0, warmup=0.0)
+    model = grujax.GRUModel(4, 2)
+    params = model.init(jax.random.key(0), batch.x)["params"]
+    constants = {"input_mean": jnp.zeros(2, jnp.float32), "input_std": jnp.ones(2, jnp.float32)}
+    found = {}
+    for count, parts in ((1, [batch, batch]), (2, [*halves, *halves])):
+        config, moved = dataclasses.replace(plain, accumulate=count), []
+        state = initial_state(jax.tree.map(jnp.copy, params), make_optimizer(config, 4 * count), config)
+        for part in parts:
+            draws = Draws(np.ones(len(part.y), np.float32), np.uint32(0))
+            state = train_step(model, config, 4 * count, state, constants, part, draws)
+            moved.append(np.array(state.params["head"]["kernel"]))
+        found[count] = moved
+    np.testing.assert_array_equal(found[2][0], params["head"]["kernel"])
+    np.testing.assert_array_equal(found[2][1], found[2][2])
+    np.testing.assert_allclose(found[2][3], found[1][1], rtol=1e-4, atol=1e-6)
+    assert abs(found[1][1] - found[2][0]).max() > 1e-3
+
+
+def test_bfloat16_is_the_dtype_of_the_products_and_of_nothing_else(tmp_path):
+    fitted = fit(dataclasses.replace(SMALL, precision="bfloat16"), DATA)
+    plain = fit(SMALL, DATA)
+    assert fitted.model.dtype == jnp.bfloat16
+    assert {a.dtype for a in jax.tree.leaves(fitted.variables)} == {jnp.dtype("float32")}
+    assert fitted.history[0].loss != plain.history[0].loss
+    assert fitted.history[0].loss == pytest.approx(plain.history[0].loss, rel=0.02)
+    assert fitted.test is not None and fitted.test.accuracy is not None and fitted.test.accuracy > 0.9
+    grujax.save(tmp_path / "m.safetensors", fitted.model, fitted.variables)
+    assert grujax.load(tmp_path / "m.safetensors")[0] == fitted.model
+
+
+def test_balanced_classes_count_alike():
+    y = np.array(["a"] * 6 + ["b"] * 2)
+    data = sequences(np.random.default_rng(0).normal(size=(8, 3, 1)), y)
+    balanced = dataclasses.replace(SMALL, class_weights="balanced", validation=0.0, epochs=1)
+    np.testing.assert_allclose(class_weights(data, balanced), [8 / 12, 8 / 4], rtol=1e-6)
+    assert class_weights(data, SMALL) is None
+    still = dataclasses.replace(balanced, learning_rate=1e-30, mixup=0.0, input_offset=0.0, dropout=0.0, averaging=0.0)
+    fitted = fit(still, Dataset("uneven", data))
+    logits = outputs_of(fitted.model, fitted.variables, data)
+    losses = np.asarray(row_losses(jnp.asarray(logits), jnp.asarray(data.y), {}))
+    assert fitted.history[0].loss == pytest.approx((losses[:6].mean() + losses[6:].mean()) / 2, rel=1e-5)
+    with pytest.raises(grujax.InputError, match=r"^class_weights='balanced' needs classes"):
+        fit(balanced, TARGETS)
+
+
 def test_the_defaults_are_the_best_of_the_cross_validation():
     found = json.loads((Path(__file__).parents[2] / "benchmarks/results/choose_defaults.json").read_text())
     best = max(found["candidates"].values(), key=lambda r: (r["accuracy"], -r["loss"]))
-    assert dataclasses.asdict(TrainConfig()) == found["base"] | best["changes"]
+    defaults = dataclasses.asdict(TrainConfig())
+    assert {name: defaults[name] for name in found["base"]} == found["base"] | best["changes"]
+    # None of these changes the program: the longest of these utterances has fewer than 50 steps.
+    later = {"steps_per_frame": None, "accumulate": 1, "precision": "float32", "class_weights": "none"}
+    assert {name: value for name, value in defaults.items() if name not in found["base"]} == later

@@ -1,0 +1,80 @@
+"""Trains a GRU on all devices of all processes: a script to start from on 8 GPUs, or on a slice of TPUs.
+
+    python train.py --checkpoints /shared/run         one process; run it again after any end, and it goes on
+    srun python train.py --distributed ...            many: train.slurm, train.yaml
+
+The task is the adding problem (Hochreiter and Schmidhuber 1997): of two channels, values and marks, give the sum of the
+two values that are marked. Replace `rows` by your own data, and `loss` by your own loss.
+"""
+
+import argparse
+import json
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from grujax import GRUModel
+from grujax.saving.checkpoints import Checkpoints
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--steps", type=int, default=2000)
+parser.add_argument("--batch-size", type=int, default=256, help="of all devices together")
+parser.add_argument("--length", type=int, default=100)
+parser.add_argument("--hidden-size", type=int, default=128)
+parser.add_argument("--every", type=int, default=100, help="steps between two checkpoints and lines")
+parser.add_argument("--checkpoints", default="run")
+parser.add_argument(
+    "--distributed", action="store_true", help="join the processes of SLURM, Open MPI, Kubernetes, a pod"
+)
+options = parser.parse_args()
+if options.distributed:
+    jax.distributed.initialize()
+
+mesh = Mesh(np.array(jax.devices()), ("data",))  # the devices of all processes
+by_rows, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
+model = GRUModel(options.hidden_size, 1)
+optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3))
+
+
+def rows(step):
+    """The rows of this process, its share of a batch that follows from the number of the step: so a run can go on."""
+    rng, count = np.random.default_rng(step), options.batch_size // jax.process_count()
+    values = rng.uniform(size=(options.batch_size, options.length)).astype(np.float32)
+    marks = rng.permuted(np.broadcast_to(np.arange(options.length) < 2, values.shape), axis=1)
+    mine = slice(jax.process_index() * count, (jax.process_index() + 1) * count)
+    return np.stack([values, marks], -1, dtype=np.float32)[mine], (values * marks).sum(1)[mine]
+
+
+def loss(params, x, y):
+    return jnp.mean((model.apply({"params": params}, x)[:, 0] - y) ** 2)
+
+
+def step(state, x, y):
+    params, moments = state
+    value, gradient = jax.value_and_grad(loss)(params, x, y)
+    updates, moments = optimizer.update(gradient, moments, params)
+    return (optax.apply_updates(params, updates), moments), value
+
+
+params = model.init(jax.random.key(0), jnp.zeros((1, 1, 2)))["params"]
+state = jax.device_put((params, optimizer.init(params)), whole)
+step = jax.jit(step, donate_argnums=0, out_shardings=(whole, whole))
+checkpoints = Checkpoints(options.checkpoints, {"hidden_size": options.hidden_size, "length": options.length})
+found = checkpoints.restore(state)
+first, state = (0, state) if found is None else (found.step, found.tree)
+began = time.perf_counter()
+for number in range(first, options.steps):
+    x, y = (jax.make_array_from_process_local_data(by_rows, a) for a in rows(number))
+    state, value = step(state, x, y)
+    if (number + 1) % options.every == 0 or number + 1 == options.steps:
+        seconds, began = time.perf_counter() - began, time.perf_counter()
+        per_second = ((number % options.every) + 1) * options.batch_size / seconds
+        if jax.process_index() == 0:
+            line = {"step": number + 1, "loss": float(value), "sequences_per_second": round(per_second)}
+            print(json.dumps(line), flush=True)
+        checkpoints.save(number + 1, state, {})
+checkpoints.close()

@@ -1,0 +1,48 @@
+"""Settings that choose themselves by the size of the training set."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+from grujax.data import Sequences
+from grujax.training.config import TrainConfig
+
+HELD = 30
+"""Fewer validation rows than this choose the best epoch by luck."""
+EPOCHS, STEPS, FRAMES = 100, 600, 50
+
+
+def chosen(config: TrainConfig, train: Sequences) -> tuple[TrainConfig, dict[str, str]]:
+    """The config with a value for each setting that is None; and by its name, what was chosen and why.
+
+    >>> from grujax.data import sequences
+    >>> config, why = chosen(TrainConfig(), sequences([[[1.0]]] * 40))
+    >>> config.validation, config.epochs
+    (0.0, 200)
+    >>> print(why["epochs"])
+    200 epochs: 100 would be 300 steps, fewer than 600
+    """
+    found: dict[str, Any] = {}
+    why: dict[str, str] = {}
+    if config.steps_per_frame is None:
+        longest = int(train.lengths.max())
+        found["steps_per_frame"] = size = math.ceil(longest / FRAMES)
+        if size > 1:
+            frames = math.ceil(longest / size)
+            why["steps_per_frame"] = f"{size} steps a frame: {frames} frames, as {longest} steps are more than {FRAMES}"
+    if config.validation is None:
+        held = round(0.1 * len(train))
+        found["validation"] = 0.1 if held >= HELD else 0.0
+        why["validation"] = (
+            f"{held} rows held out, which choose the best epoch"
+            if found["validation"]
+            else f"all {len(train)} rows trained on, the last weights kept: a tenth, {held}, is too few to choose by"
+        )
+    share = found.get("validation", config.validation) or 0.0
+    per_epoch = math.ceil((len(train) - round(share * len(train))) / config.batch_size)
+    if config.epochs is None:
+        epochs = max(EPOCHS, math.ceil(STEPS / per_epoch))
+        found["epochs"] = epochs
+        fewer = f"{EPOCHS} would be {EPOCHS * per_epoch} steps, fewer than {STEPS}"
+        why["epochs"] = f"{epochs} epochs: {fewer if epochs > EPOCHS else f'{epochs * per_epoch} steps or more'}"
+    return replace(config, **found), why

@@ -1,0 +1,41 @@
+"""What is measured on the training rows: statistics, class weights, their fingerprint."""
+
+import hashlib
+
+import numpy as np
+
+from grujax.data import Sequences, statistics
+from grujax.errors import require
+from grujax.training.config import TrainConfig
+
+
+def constants_of(train: Sequences) -> dict[str, np.ndarray]:
+    """Mean and standard deviation of the inputs (I,) and, in regression, of the targets (1,)."""
+    mean, std = statistics(train)
+    constants = {"input_mean": mean, "input_std": std}
+    if train.labels is None:
+        assert train.y is not None
+        y = train.y.reshape(len(train), -1)
+        std = y.std(0, dtype=np.float64)
+        constants["output_mean"] = y.mean(0, dtype=np.float64).astype(np.float32)
+        constants["output_std"] = np.where(std == 0, 1, std).astype(np.float32)
+    return constants
+
+
+def class_weights(train: Sequences, config: TrainConfig) -> np.ndarray | None:
+    """(K,) float32: what a row of each class counts; None where all count 1."""
+    if config.class_weights == "none":
+        return None
+    rule, remedy = "class_weights='balanced' needs classes", "These are targets of a regression."
+    require(train.labels is not None, "class_weights", "'none'", "'balanced'", remedy, rule=rule)
+    assert train.labels is not None and train.y is not None
+    counts = np.bincount(train.y, minlength=len(train.labels))
+    return (len(train) / (len(counts) * np.maximum(counts, 1))).astype(np.float32)
+
+
+def fingerprint(train: Sequences) -> str:
+    """SHA-256 of the training rows."""
+    digest = hashlib.sha256(repr((train.x.shape, train.labels)).encode())
+    for array in (train.x, train.lengths, train.y):
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()

@@ -1,0 +1,55 @@
+"""Where a run stands, and how a checkpoint holds it."""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from grujax.saving.checkpoints import Checkpoints
+from grujax.training.step import TrainState
+
+
+class Epoch(NamedTuple):
+    """The figures of one epoch: what `fit` hands to `on_epoch`, and one line of `metrics.jsonl`."""
+
+    epoch: int  # from 1
+    loss: float  # mean over the training rows, with dropout and noise
+    validation_loss: float | None  # the same loss of the held-out rows, without dropout and noise; None: none are held
+    metric: str  # the name of the next figure: "accuracy" or "rmse"; "" where no rows are held out
+    validation_metric: float | None
+    sequences_per_second: float
+    seconds: float  # without compilation
+    best: bool  # the smallest validation loss so far; always where no rows are held out
+
+
+class Run(NamedTuple):
+    """Where a run stands: all that is needed to go on from there. What is drawn at random follows from `step`."""
+
+    step: int
+    state: TrainState
+    best: Any  # parameters
+    history: tuple[Epoch, ...]
+
+    @property
+    def tree(self) -> dict[str, Any]:
+        """The arrays of a checkpoint."""
+        return {"state": self.state, "best": self.best}
+
+    def notes(self) -> dict[str, Any]:
+        """What else a checkpoint holds."""
+        return {"history": [list(epoch) for epoch in self.history]}
+
+    def restored(self, saved: Checkpoints) -> "Run":
+        """As the last checkpoint has it; as it is where there is none."""
+        found = saved.restore(self.tree)
+        if found is None:
+            return self
+        return Run(found.step, **found.tree, history=tuple(Epoch(*epoch) for epoch in found.notes["history"]))
+
+    def after(self, state: TrainState) -> "Run":
+        """A step later."""
+        return self._replace(step=self.step + 1, state=state)
+
+    def ended(self, epoch: Epoch, average: Any) -> "Run":
+        """After the epoch that is over."""
+        state = self.state._replace(loss=jnp.zeros_like(self.state.loss))
+        return self._replace(state=state, best=average if epoch.best else self.best, history=(*self.history, epoch))

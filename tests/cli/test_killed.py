@@ -1,0 +1,94 @@
+"""`grujax train` killed at random moments: no file is torn, it goes on, and ends with the bits of an unbroken run."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from commands import PROGRAM, QUICK, toy
+
+from grujax.saving import read
+
+TRAIN = [sys.executable, "-c", PROGRAM, "train", "--quiet"]
+LONG = [*QUICK, "--epochs", "60"]  # 240 steps
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    toy("toy.npz", count=60)
+
+
+@pytest.fixture
+def whole():
+    """The model file of an unbroken run."""
+    subprocess.run([*TRAIN, "toy.npz", "--output", "whole", *LONG], check=True, capture_output=True, timeout=600)
+    return Path("whole/model.safetensors").read_bytes()
+
+
+def start(folder):
+    """Goes on with the run in the folder; where there is none yet, begins it. A checkpoint is always being written."""
+    begun = (Path(folder) / "settings.json").exists()
+    if not begun:
+        shutil.rmtree(folder, ignore_errors=True)
+    what = ["--resume", folder] if begun else ["toy.npz", "--output", folder, *LONG]
+    command = [*TRAIN, *what, "--checkpoint-period", "0"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def assert_nothing_is_torn(folder):
+    if os.path.exists(f"{folder}/model.safetensors"):
+        assert read(f"{folder}/model.safetensors").metadata["channels"] == 2
+    if os.path.exists(f"{folder}/metrics.jsonl"):
+        *lines, last = Path(f"{folder}/metrics.jsonl").read_text().split("\n")
+        assert [json.loads(line).get("epoch", 61) for line in lines] == list(range(1, len(lines) + 1)) and last == ""
+
+
+def killed_at_random_moments(number, moments, seed):
+    """The run's folder after `moments` deaths; from the third on each comes after a first checkpoint was seen."""
+    rng, folder = random.Random(seed), f"{signal.Signals(number).name}-{seed}"
+    checkpoints = Path(folder, "checkpoints")
+    for moment in range(moments):
+        before = {path.name for path in checkpoints.glob("*")}
+        process = start(folder)
+        deadline = time.time() + (300 if moment >= moments // 4 else rng.uniform(0, 6))
+        while time.time() < deadline and process.poll() is None:
+            if {path.name for path in checkpoints.glob("*")} - before:
+                break
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.2))
+        process.send_signal(number)
+        _, err = process.communicate(timeout=300)
+        ended = 0, -number, 128 + number
+        assert process.returncode in ended and "Traceback" not in err, (process.returncode, err)
+        assert_nothing_is_torn(folder)
+        if process.returncode == 0:
+            shutil.rmtree(folder)  # it was over before: once more
+    return folder
+
+
+def assert_goes_on(folder, whole):
+    process = start(folder)
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 0 and err == "" and "test accuracy" in out, err
+    assert Path(folder, "model.safetensors").read_bytes() == whole
+    assert_nothing_is_torn(folder)
+    left = [path for path in Path(folder).rglob("*") if "tmp" in path.name or path.name.startswith(".")]
+    assert left == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
+def test_killed_twice_and_resumed(number, whole):
+    assert_goes_on(killed_at_random_moments(number, 2, seed=0), whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
+def test_killed_at_forty_moments_and_resumed(number, whole):
+    assert_goes_on(killed_at_random_moments(number, 40, seed=1), whole)

@@ -1,0 +1,64 @@
+"""Training on eight devices gives what one gives, to rounding, and a run goes on with another number of them.
+
+The devices need a process of their own: this file, run as a program.
+"""
+
+import dataclasses
+import os
+import subprocess
+import sys
+
+import numerics  # noqa: F401
+
+
+def test_eight_devices_train_as_one(tmp_path):
+    env = os.environ | {
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": ":".join(sys.path),
+    }
+    command = [sys.executable, __file__, str(tmp_path)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0 and done.stdout == "equal\n", done.stderr
+
+
+def main(folder):
+    import jax
+    import numpy as np
+    import pytest
+    from jax.sharding import AxisType, Mesh
+    from levels import DATA, SMALL
+
+    from grujax import InputError
+    from grujax.training import fit
+
+    jax.config.update("jax_numpy_dtype_promotion", "standard")
+    config = dataclasses.replace(SMALL, epochs=4, dropout=0.5)
+    one = fit(config, DATA)
+    eight = fit(config, DATA, mesh=jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,)))
+
+    def stop(epoch):
+        if epoch.epoch == 2:
+            raise KeyboardInterrupt
+
+    mesh = Mesh(np.array(jax.devices()), ("rows",))
+    fit(config, DATA, mesh=mesh, checkpoints=folder, on_epoch=stop)
+    w = eight.variables["params"]["encoder"]["gru"]["l0"]["w_hh"]
+    assert len(w.sharding.device_set) == 8 and w.sharding.is_fully_replicated
+    resumed = fit(config, DATA, checkpoints=folder)
+    assert len(jax.tree.leaves(resumed.variables)[0].sharding.device_set) == 1
+    for other in (eight, resumed):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4), other.variables, one.variables
+        )
+        losses = [[epoch.loss for epoch in run.history] for run in (other, one)]
+        np.testing.assert_allclose(*losses, rtol=1e-4)
+    with pytest.raises(InputError, match=r"^batch_size=12 needs devices that divide it"):
+        fit(dataclasses.replace(config, batch_size=12), DATA, mesh=mesh)
+    with pytest.raises(InputError, match=r"^mesh: expected one axis"):
+        fit(config, DATA, mesh=Mesh(np.array(jax.devices()).reshape(4, 2), ("data", "model")))
+    print("equal")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

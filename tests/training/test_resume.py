@@ -1,0 +1,126 @@
+"""A run that was ended and goes on gives the bits of one that was not."""
+
+import dataclasses
+import os
+import signal
+import sys
+
+import jax
+import numpy as np
+import pytest
+from levels import DATA, SMALL, TARGETS
+
+from grujax import InputError
+from grujax.data import Dataset
+from grujax.training import fit
+
+CONFIG = dataclasses.replace(SMALL, epochs=6, dropout=0.5, input_noise=0.1, mixup=0.3, buckets=2)
+
+
+@pytest.fixture(autouse=True)
+def standard_promotion():
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.fixture
+def ends_at(monkeypatch):
+    """`ends_at(step)`: Ctrl-C comes before that step, once; None: never."""
+    module = sys.modules[fit.__module__]
+    draw = module.draw
+
+    def prepare(step):
+        def interrupted(config, number):
+            if number == step:
+                raise KeyboardInterrupt
+            return draw(config, number)
+
+        monkeypatch.setattr(module, "draw", interrupted)
+
+    return prepare
+
+
+def assert_same(one, other):
+    jax.tree.map(np.testing.assert_array_equal, one.variables, other.variables)
+    untimed = [[e._replace(sequences_per_second=0, seconds=0) for e in run.history] for run in (one, other)]
+    assert untimed[0] == untimed[1] and one.best.epoch == other.best.epoch
+
+
+@pytest.mark.parametrize("config, data", [(CONFIG, DATA), (dataclasses.replace(CONFIG, num_layers=2), TARGETS)])
+def test_resumed_equals_uninterrupted_bit_for_bit(config, data, tmp_path, ends_at):
+    """Ended in the first epoch, between two epochs and within a later one."""
+    whole = fit(config, data)
+    steps = (3, 2 * 5, 4 * 5 + 2)
+    ends_at(steps[0])
+    with pytest.raises(KeyboardInterrupt):
+        fit(config, data, checkpoints=tmp_path)
+    for step in steps[1:]:
+        ends_at(step)
+        assert fit(config, data, checkpoints=tmp_path).interrupted
+    ends_at(None)
+    epochs, best = [], []
+    resumed = fit(config, data, checkpoints=tmp_path, on_epoch=epochs.append, on_best=best.append)
+    assert_same(resumed, whole)
+    assert resumed.test is not None and whole.test is not None and resumed.test.loss == whole.test.loss
+    assert tuple(epochs) == resumed.history and best[-1].variables is not None
+    again = fit(config, data, checkpoints=tmp_path)  # of a run that is over: nothing more is trained
+    assert_same(again, whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_between_two_steps_waits_for_the_step_then_goes_to_its_handler(number, tmp_path, monkeypatch):
+    """One that raises ends the run, which goes on from that very step; one that does not lets it run on."""
+    module = sys.modules[fit.__module__]
+    draw, seen = module.draw, []
+
+    def signalled(config, step):
+        if step == 12 and not seen:
+            os.kill(os.getpid(), number)
+        return draw(config, step)
+
+    monkeypatch.setattr(module, "draw", signalled)
+    before = signal.signal(number, lambda *_: seen.append(number))
+    try:
+        one = fit(CONFIG, DATA)
+        assert seen == [number] and not one.interrupted
+        seen.clear()
+        signal.signal(number, lambda *_: seen.append(number) or signal.default_int_handler(number, None))
+        assert fit(CONFIG, DATA, checkpoints=tmp_path).interrupted
+        assert [path.name for path in tmp_path.iterdir()] == ["13"]
+        assert_same(fit(CONFIG, DATA, checkpoints=tmp_path), one)
+    finally:
+        signal.signal(number, before)
+    monkeypatch.undo()
+    assert_same(fit(CONFIG, DATA), one)
+
+
+def test_a_death_without_a_word_goes_on_from_the_last_period(tmp_path, monkeypatch):
+    """As SIGKILL: `fit` saves nothing at its end, and what it wrote in time is what there is."""
+
+    class Died(BaseException):
+        pass
+
+    def die(epoch):
+        if epoch.epoch == 3:
+            raise Died
+
+    whole = fit(CONFIG, DATA)
+    with pytest.raises(Died):
+        fit(CONFIG, DATA, checkpoints=tmp_path, checkpoint_period=0, on_epoch=die)
+    assert 1 <= len(list(tmp_path.iterdir())) <= 2
+    assert_same(fit(CONFIG, DATA, checkpoints=tmp_path), whole)
+
+
+def test_another_configuration_or_other_data_are_refused_by_name(tmp_path):
+    fit(dataclasses.replace(SMALL, epochs=1), DATA, checkpoints=tmp_path)
+    for change, says in (({"mixup": 0.5}, "mixup: expected 0.3, as in"), ({"epochs": 2}, "epochs: expected 1, as in")):
+        with pytest.raises(InputError, match=f"^{says}"):
+            fit(dataclasses.replace(SMALL, **{"epochs": 1, **change}), DATA, checkpoints=tmp_path)
+    with pytest.raises(InputError, match=r"^data: expected .*, as in the checkpoint"):
+        fit(dataclasses.replace(SMALL, epochs=1), Dataset("other", DATA.test, DATA.test), checkpoints=tmp_path)
+
+
+@pytest.mark.parametrize("period", [-1.0, float("nan")])
+def test_a_period_that_cannot_be_is_refused(period, tmp_path):
+    with pytest.raises(InputError, match=r"^period: expected 0 or more seconds"):
+        fit(SMALL, DATA, checkpoints=tmp_path, checkpoint_period=period)
