@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import ShapedArray
 from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
@@ -65,7 +66,7 @@ def _primitive(name: str, plain: Callable, types: Callable, handler: str | None 
                 raise InputError("implementation", "another or None", repr(call.kernel), "Pass None.", rule)
             run = plain if handler is None else HANDLERS[call.kernel].of(handler)
             # Pallas lowers for one platform at a time, and its kernels know no mesh: of the types only shapes are left.
-            types = [jax.core.ShapedArray(a.shape, a.dtype) for a in ctx.avals_in]
+            types = [ShapedArray(a.shape, a.dtype) for a in ctx.avals_in]
             ctx = ctx.replace(module_context=module.replace(platforms=(platform,)), avals_in=types)
         return mlir.lower_fun(run, multiple_results=True)(ctx, *arrays, call=call)
 
