@@ -1,4 +1,5 @@
-"""The commands that people need: `nox -s tests`, `slow`, `lowest`, `newest`, `sanitizers`, `tpu`, `lint`, `docs`.
+"""The commands that people need: `nox -s tests`, `slow`, `lowest`, `newest`, `sanitizers`, `tpu`, `hopper`, `lint`,
+`docs`.
 
 Arguments after `--` go to pytest.
 """
@@ -88,6 +89,15 @@ def tpu(session: nox.Session) -> None:
     """The kernel for TPU, compiled too: libtpu needs no TPU for that."""
     session.install("-e", ".", "jax[tpu]", *RUNNERS, env={"GRUJAX_NATIVE": "skip"})
     session.run("pytest", "--slow", "tests/kernels/test_tpu.py", *session.posargs)
+
+
+@nox.session(python="3.12")
+def hopper(session: nox.Session) -> None:
+    """The kernel for Hopper GPUs, compiled too: jax's CUDA plugin and ptxas need no GPU for that."""
+    compilers = ["jax[cuda13-local]", "nvidia-cuda-nvcc"]  # without the libraries that run programs, several gigabytes
+    session.install("-e", ".", *compilers, *RUNNERS, env={"GRUJAX_NATIVE": "skip"})
+    tests = ["--dist", "load", "tests/kernels/test_resident_compiled.py", *session.posargs]
+    session.run("pytest", "-n", "2", *tests, env={"GRUJAX_HOPPER": "require"})
 
 
 @nox.session(python="3.11")

@@ -17,33 +17,15 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import topologies
 from rich.console import Console
 from rich.table import Table
 
 from grujax.bench.cases import CASES
 from grujax.kernels import run
+from grujax.testing.targets import compiled_for
 from grujax.types import Array, GRUWeights, Recurrence
 
-H100 = """
-gpu_device_info {
-  cuda_compute_capability { major: 9 }
-  core_count: 132 fpus_per_core: 128 clock_rate_ghz: 1.98
-  threads_per_warp: 32 threads_per_block_limit: 1024 threads_per_core_limit: 2048
-  registers_per_core_limit: 65536 registers_per_block_limit: 65536
-  shared_memory_per_block: 49152 shared_memory_per_core: 233472 shared_memory_per_block_optin: 232448
-  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
-  memory_bandwidth: 3352320000000 l2_cache_size: 52428800 device_memory_size: 84929871872
-}
-platform_name: "CUDA"
-dnn_version_info { major: 9 }
-device_description_str: "NVIDIA H100 80GB HBM3"
-"""
-"""As XLA asks for it (GpuTargetConfigProto)."""
-TARGETS = {
-    "gpu": partial(topologies.get_topology_desc, "1x1x1", "cuda", topology="1x1x1", target_config=H100),
-    "tpu": partial(topologies.get_topology_desc, "v5e:2x2x1", "tpu"),
-}
+TARGETS = {"gpu": "H100", "tpu": "v5e"}
 CASE = CASES["medium"]
 
 
@@ -59,12 +41,11 @@ def gradient(*arrays: Array, name: str | None) -> tuple[Array, ...]:
 def program(target: str, name: str | None, of: str) -> str:
     """The compiled program of `hs` or of its `gradient`, as text."""
     jax.clear_caches()
-    one = jax.sharding.SingleDeviceSharding(TARGETS[target]().devices[0])
     T, B, I, H = CASE.T, CASE.B, CASE.I, CASE.H
     shapes = [(T, B, I), (I, 3 * H), (H, 3 * H), (3 * H,), (3 * H,), (B, H)]
-    arrays = [jax.ShapeDtypeStruct(shape, jnp.float32, sharding=one) for shape in shapes]
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
     f = {"hs": hs, "gradient": gradient}[of]
-    return jax.jit(partial(f, name=name), out_shardings=one).lower(*arrays).compile().as_text() or ""
+    return compiled_for(TARGETS[target], partial(f, name=name), *arrays).as_text() or ""
 
 
 def launched(text: str) -> Iterator[tuple[int, int, int]]:

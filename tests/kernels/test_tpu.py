@@ -29,6 +29,7 @@ from grujax.kernels.tpu import limits
 from grujax.kernels.tpu.call import tpu_forward, tpu_transpose
 from grujax.kernels.tpu.limits import tpu_refuses
 from grujax.testing import CASES, Case, assert_serves
+from grujax.testing.targets import compiled_for
 from grujax.types import Control, Gates, Recurrence, Result
 
 
@@ -261,15 +262,10 @@ def test_libtpu_compiles_values_and_gradients(chip, cases):
 
 def main(chip, *names):
     """Compiles the gradient of both directions for a chip, without one."""
-    from jax.experimental import topologies
-
-    device = topologies.get_topology_desc(f"{chip}:2x2x1", "tpu").devices[0]
-    one = jax.sharding.SingleDeviceSharding(device)
     for name in names:
         spec, dtype, given, sizes = (COMPILED | LARGE)[name]
         of = some_recurrence(Case(sizes=sizes, given=given), dtype)
-        arrays = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=one), [of, of])
-        compiled = jax.jit(partial(gradient, spec=spec)).lower(arrays).compile()
+        compiled = compiled_for(chip, partial(gradient, spec=spec), [of, of])
         n_launches = compiled.as_text().count('custom_call_target="tpu_custom_call"')
         print(f"{name}: {n_launches} launches", flush=True)
 
