@@ -11,6 +11,8 @@ It needs JAX, Flax and NumPy. With torch there is cuDNN, and with torchrl on the
     pip install --no-deps --target WHEELS torchrl==0.14.1 tensordict==0.14.3 pyvers hoptorch cloudpickle packaging
     PYTHONPATH=.:WHEELS python benchmarks/gpu.py --out DIR
 
+Leave torchrl off the path at first: on an H100 its tuning took the time in which three shapes were to be timed.
+
 The values are of programs that XLA did not tune. What a wave of shapes needs is compiled side by side, in the first
 wave beside the values: XLA and Triton tune while other processes compute, and Triton once more when torchrl's turn
 comes. Nothing else computes while a shape is timed. The floor is what no GRU can leave out: the products at the

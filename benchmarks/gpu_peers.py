@@ -15,6 +15,7 @@ from grujax.bench.peers import NO_RESETS, ours, torch
 from grujax.bench.peers.in_jax import converted, layer_runs
 from grujax.bench.peers.peer import Peer, Runs, Unavailable
 from grujax.core.dialects import DIALECTS, arranged
+from grujax.kernels.products import precision_asked
 from grujax.types import Array, GRUWeights
 
 
@@ -59,7 +60,7 @@ def torchrl(a: Arrays, threads: int) -> Runs:
         from torchrl.modules.tensordict_module import _rnn_triton  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise Unavailable(f"not imported: {error}") from None
-    if jax.config.jax_default_matmul_precision == "highest":  # pyright: ignore[reportAttributeAccessIssue]
+    if precision_asked(None) == "highest":
         raise Unavailable("exact float32 leaves the tensor cores: not timed")
     if a.hidden_size >= 512:
         raise Unavailable("a launch a step from H 512 on: not timed")

@@ -479,6 +479,7 @@ SAVED = {
         "head_hidden": (4, 7),
         "head_activation": "elu",
         "output_activation": "softmax",
+        "steps_per_frame": 3,
     },
 }
 FIELDS = {f.name: f.default for f in dataclasses.fields(GRUModel) if f.name not in ("parent", "name")}
@@ -540,6 +541,7 @@ NOT_IN_TORCH = {
     **{"layer_norm": True, "merge": "sum", "connection": "residual", "initial_state": "learned"},
     **{"zoneout": 0.1, "reverse": True},
     **{"pooling": "mean", "head_hidden": (4,), "head_activation": "tanh", "output_activation": "sigmoid"},
+    "steps_per_frame": 2,
 }
 
 

@@ -239,7 +239,9 @@ def test_an_export_holds_the_plain_loop():
 
 @SERVES
 def test_elsewhere_it_raises():
-    with pytest.raises(InputError, match="implementation='resident' cannot serve this call: it runs on cuda alone"):
+    with pytest.raises(
+        InputError, match="implementation='resident' cannot serve this call: it runs on NVIDIA GPUs alone"
+    ):
         jax.jit(loss).lower(*arguments(4, 5, 8, "float32"))
 
 

@@ -11,6 +11,7 @@ from grujax.bench.oracle import Gradients
 from grujax.bench.peers.in_jax import converted
 from grujax.bench.peers.peer import Runs, Thunk, Unavailable
 from grujax.core.dialects import DIALECTS, arranged
+from grujax.kernels.products import precision_asked
 
 
 def torch_device() -> tuple[str, Thunk]:
@@ -24,7 +25,7 @@ def torch_device() -> tuple[str, Thunk]:
         return "cpu", lambda: None
     if not torch.cuda.is_available():
         raise Unavailable("torch without CUDA")
-    rounded = jax.config.jax_default_matmul_precision != "highest"  # pyright: ignore[reportAttributeAccessIssue]
+    rounded = precision_asked(None) != "highest"
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = rounded
     return "cuda", torch.cuda.synchronize
 

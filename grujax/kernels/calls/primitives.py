@@ -37,6 +37,7 @@ class Handlers(NamedTuple):
         return getattr(import_module(self.module), getattr(self, name))  # late: Pallas need not be imported on a CPU
 
 
+PLACES = {"cpu": "CPU", "cuda": "NVIDIA GPUs", "tpu": "TPUs"}
 HANDLERS = {
     "native": Handlers("cpu", "grujax.kernels.native.handlers", "native_forward", "native_transpose"),
     "resident": Handlers("cuda", "grujax.kernels.resident.call", "resident_forward", "resident_transpose"),
@@ -62,7 +63,7 @@ def _primitive(name: str, plain: Callable, types: Callable, handler: str | None 
         if not (module.lowering_parameters.for_export or _split_by_xla(module.axis_context)):
             platform = HANDLERS[call.kernel].platform
             if platform not in module.platforms:
-                rule = f"implementation={call.kernel!r} cannot serve this call: it runs on {platform} alone"
+                rule = f"implementation={call.kernel!r} cannot serve this call: it runs on {PLACES[platform]} alone"
                 raise InputError("implementation", "another or None", repr(call.kernel), "Pass None.", rule)
             run = plain if handler is None else HANDLERS[call.kernel].of(handler)
             # Pallas lowers for one platform at a time, and its kernels know no mesh: of the types only shapes are left.

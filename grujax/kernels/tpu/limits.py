@@ -64,7 +64,7 @@ def precision_of(spec: GRUSpec, dtype: DTypeLike) -> lax.Precision | None:
     if jnp.dtype(dtype) == jnp.bfloat16:
         return lax.Precision.DEFAULT
     try:
-        precision = lax.Precision(precision_asked(spec.precision))  # pyright: ignore[reportArgumentType]
+        precision = lax.Precision(precision_asked(spec.precision))
     except ValueError:  # one for each operand, or an algorithm
         return None
     return None if precision == lax.Precision.HIGH else precision
