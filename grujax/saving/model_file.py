@@ -301,10 +301,9 @@ def _check_tensors(model: Module, tensors: Mapping[str, np.ndarray]) -> None:
 
     The fields are held to the tensors before the model is traced: a small file may declare a million layers.
     """
-    rows, width = tensors[_first(tensors)].shape
+    (rows, width), size = tensors[_first(tensors)].shape, model.hidden_size
     model.check()
     n_inputs = input_size_of(model, rows)
-    size = model.hidden_size
     require(width == 3 * size, _first(tensors), f"shape (I, {_short(3 * size)})", f"{width} columns")
     least = 2 * getattr(model, "num_states", 1)
     if isinstance(model, GRUModel):

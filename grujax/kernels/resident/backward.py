@@ -7,7 +7,6 @@ cores are busy; weight gradients are products after the loop.
 """
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -65,14 +64,13 @@ def backward(
     def body(given: dict[str, Any], *outputs: Any, weights: Any, ready: Any, out: Any, **scratch: Any) -> None:
         d_x, d_m, (*of_states, round_) = outputs[:D], outputs[D : 2 * D], outputs[2 * D :]
         place = Place(plan, T, H)
-        get = partial(load, interpret=interpret)
 
         def tiles(step: Any, d: int) -> list[Any]:
             of_gates = [place.at(given["saved"][d], step, place.of_gate(g), time_major=True) for g in range(4)]
             return [*of_gates, *(place.at(given[name][d], step, place.units) for name in ("hs", "dhs"))]
 
         ring = Ring(place, tiles, given["flags"], scratch["ring"])
-        exchange = Exchange(place, 3, scratch["operand"], round_, scratch["here"], scratch["copied"])
+        exchange = Exchange(place, scratch["operand"], round_, scratch["here"], scratch["copied"])
         if not plan.weights_in_registers:
             plgpu.copy_gmem_to_smem(given["w"].at[place.d, place.units], weights.at[place.wg], ready.at[place.wg])
 
@@ -116,7 +114,7 @@ def backward(
             ]
         else:
             plgpu.barrier_wait(ready.at[place.wg])
-        mask = None if given["mask"] is None else get(turned(given["mask"].at[place.d, place.rows, place.units]), TILE)
+        mask = None if given["mask"] is None else load(turned(given["mask"].at[place.d, place.rows, place.units]), TILE)
 
         def trip(i: Any, carry: tuple) -> tuple:
             dh, d_reset, (of, dhs, _), in_registers = carry
@@ -144,7 +142,7 @@ def backward(
                 d_reset, dh = d_reset + jnp.where(fresh, dh, 0.0), jnp.where(fresh, 0.0, dh)
             return dh, d_reset, ahead, in_registers
 
-        dh = get(turned(given["dh_last"].at[place.d, place.rows, place.units]), TILE)
+        dh = load(turned(given["dh_last"].at[place.d, place.rows, place.units]), TILE)
         d_reset = None if given["flags"] is None else jnp.zeros_like(dh)
         dh, d_reset, *_ = loop(T, trip, (dh, d_reset, read(jnp.int32(0)), in_registers))
         for ref, value in zip(of_states, (dh, d_reset), strict=False):

@@ -20,11 +20,11 @@ class Ways(NamedTuple):
     """All directions of a call, as the kernels take them: hidden units and rows filled up, D in front."""
 
     every: list[Given]
-    h0: Array  # (D, B, H), where the first step begins afresh the initial state
+    h0: Array  # (D, B, H), what enters the first step that is read: the initial state where it resets
     flags: Array | None  # (D, T, B)
     h_reset: Array | None  # (D, H)
     mask: Array | None  # (D, B, H)
-    first: list[Array | None]  # (B,), whether the first step that is read begins afresh
+    first: list[Array | None]  # (B,), where the first step that is read resets
     plan: Plan
     sizes: tuple[int, int, int]  # B, H and H filled up
 

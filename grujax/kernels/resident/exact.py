@@ -6,7 +6,6 @@ whose operands must go through shared memory in tiles of at least eight rows.
 """
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -40,10 +39,9 @@ class Vectors:
 
     def __init__(self, plan: Plan, given: dict[str, Any], n_steps: int, hidden_size: int) -> None:
         self.place, self.given, self.hidden_size = Place(plan, n_steps, hidden_size), given, hidden_size
-        self.get = partial(load, interpret=plan.interpret)
 
     def row(self, ref: Any) -> Array:
-        return self.get(ref, ROW)
+        return load(ref, ROW)
 
     def of_row(self, name: str) -> Array | None:
         """(64,) of an array (D, B, H)."""
@@ -51,7 +49,7 @@ class Vectors:
         return None if ref is None else self.row(ref.at[self.place.d, self.place.rows, self.place.units])
 
     def times(self, weight: Array, vector: Any) -> Array:
-        along = lax.broadcast_in_dim(self.get(vector, COLUMN), (UNITS, self.hidden_size), [1])
+        along = lax.broadcast_in_dim(load(vector, COLUMN), (UNITS, self.hidden_size), [1])
         return (weight * along).sum(1)
 
     def of_step(self, names: Sequence[tuple[str, Any, bool | None]], step: Any) -> tuple[list[Array], Array | None]:
@@ -91,7 +89,7 @@ def forward(
         def fetch(step: Any) -> tuple[list[Array], Array | None]:
             return vectors.of_step([("x", place.of_gate(g), None) for g in range(3)], jnp.minimum(step, T - 1))
 
-        weights = [vectors.get(given["w"].at[place.d, g, place.units], ACCUMULATED) for g in range(3)]
+        weights = [load(given["w"].at[place.d, g, place.units], ACCUMULATED) for g in range(3)]
         biases = [vectors.row(given["bias"].at[place.d, g, place.units]) for g in range(4)]
         h_reset = 0.0 if given["h_reset"] is None else vectors.row(given["h_reset"].at[place.d, place.units])
         mask = vectors.of_row("mask")
@@ -170,7 +168,7 @@ def backward(
             return *where_valid(flags, coefficients(r, z, n, m, h, keep), dh), flags
 
         chunks = [pl.ds(g * H, H) for g in range(3)]
-        weights = [vectors.get(given["w"].at[place.d, place.units, chunk], ACCUMULATED) for chunk in chunks]
+        weights = [load(given["w"].at[place.d, place.units, chunk], ACCUMULATED) for chunk in chunks]
         mask = vectors.of_row("mask")
 
         def emit(step: Any, values: Sequence[Array]) -> None:

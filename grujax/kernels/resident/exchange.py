@@ -1,7 +1,6 @@
 """What every warpgroup reads at a step and each writes for its own units, and the rings in which later steps arrive."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -36,9 +35,8 @@ class Exchange:
     times as long (docs/decisions/gpu-kernel.md).
     """
 
-    def __init__(self, place: Place, parts: int, operand: Any, round_: Any, here: Any, copied: Any) -> None:
-        self.place, self.parts = place, parts
-        self.operand, self.round, self.here, self.copied = operand, round_, here, copied
+    def __init__(self, place: Place, operand: Any, round_: Any, here: Any, copied: Any) -> None:
+        self.place, self.operand, self.round, self.here, self.copied = place, operand, round_, here, copied
 
     def _buffer(self, step: Any) -> Any:
         return lax.rem(step, jnp.int32(self.place.plan.buffers))
@@ -69,11 +67,11 @@ class Exchange:
         @pl.when(self.place.wg == 0)
         def _() -> None:
             source, to = self._round(step), self.operand.at[self._buffer(step)]
-            n = _copies(self.operand.dtype, self.place.hidden_size)
-            for k in range(n) if n > 1 else ():
-                plgpu.copy_gmem_to_smem(source.at[k], to.at[k], self.copied)
-            if n == 1:
+            if (n := _copies(self.operand.dtype, self.place.hidden_size)) == 1:
                 plgpu.copy_gmem_to_smem(source, to, self.copied)
+                return
+            for k in range(n):
+                plgpu.copy_gmem_to_smem(source.at[k], to.at[k], self.copied)
 
         plgpu.barrier_wait(self.copied)
 
@@ -90,7 +88,7 @@ def side_by_side(values: Sequence[Array]) -> Array:
 
 UNROLLED = 256
 """Bytes of a row of the weights up to which a loop over its chunks is unrolled. From more of them the compiler takes
-the descriptors of all products out of the loop over time, and into local memory: 1.7 times as long at 512 units."""
+the descriptors of all products out of the loop over time, and into local memory: docs/decisions/gpu-kernel.md."""
 
 
 def over_chunks(of_chunk: Callable[[Any], None], hidden_size: int, dtype: Any) -> None:
@@ -155,20 +153,19 @@ class Ring:
     def read(self, step: Any, trip: Any, n: int) -> tuple[list[Array], Array | None]:
         """The n tiles and the flags of a step, (units, rows) each."""
         place, flags = self.place, None
-        get = partial(load, interpret=place.plan.interpret)
         if self.stages:
             slot = lax.rem(trip, jnp.int32(self.stages))
             plgpu.barrier_wait(self.ring["arrived"].at[place.wg * self.stages + slot])
-            found = [get(turned(self.ring["tiles"].at[place.wg, slot, i]), TILE) for i in range(n)]
+            found = [load(turned(self.ring["tiles"].at[place.wg, slot, i]), TILE) for i in range(n)]
             flags = self.ring["flags"].at[place.wg, slot, pl.ds(0, place.plan.rows)]
         else:
             of_ways = [self.tiles(step, d) for d in range(len(place.plan.reverse))]
-            found = [place.of_this([get(turned(ref), TILE) for ref in refs]) for refs in zip(*of_ways, strict=True)]
+            found = [place.of_this([load(turned(ref), TILE) for ref in refs]) for refs in zip(*of_ways, strict=True)]
             if self.flags is not None:
                 flags = self.flags.at[place.d, place.time_of(step), place.rows]
         if self.flags is None:
             return found, None
-        return found, lax.broadcast_in_dim(get(flags, OF_ROWS), (UNITS, place.plan.rows), [1])
+        return found, lax.broadcast_in_dim(load(flags, OF_ROWS), (UNITS, place.plan.rows), [1])
 
 
 def ring_scratch(plan: Plan, warpgroups: int, n: int, with_flags: bool) -> dict[str, Any]:

@@ -6,7 +6,6 @@ computed. The arrays lie as the caller has them, (B, T, ·) or (T, B, ·): tiles
 """
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -71,16 +70,15 @@ def forward(
     def body(given: dict[str, Any], *outputs: Any, weights: Any, ready: Any, out: Any, **scratch: Any) -> None:
         hs, h_last, kept, round_ = outputs[:D], outputs[D], outputs[D + 1 : -1], outputs[-1]
         place = Place(plan, T, H)
-        get = partial(load, interpret=interpret)
 
         def over_rows(of_units: Any) -> Array:
-            return lax.broadcast_in_dim(get(of_units, OF_UNITS), (UNITS, plan.rows), [0])
+            return lax.broadcast_in_dim(load(of_units, OF_UNITS), (UNITS, plan.rows), [0])
 
         def tiles(step: Any, d: int) -> list[Any]:
             return [place.at(given["x"][d], step, place.of_gate(g)) for g in range(3)]
 
         ring = Ring(place, tiles, given["flags"], scratch["ring"])
-        exchange = Exchange(place, 1, scratch["operand"], round_, scratch["here"], scratch["copied"])
+        exchange = Exchange(place, scratch["operand"], round_, scratch["here"], scratch["copied"])
         if not plan.weights_in_registers:
             for g in range(3):
                 plgpu.copy_gmem_to_smem(
@@ -90,7 +88,7 @@ def forward(
             ring.fetch(jnp.int32(step), jnp.int32(step))
         biases = [over_rows(given["bias"].at[place.d, g, place.units]) for g in range(4)]
         h_reset = 0.0 if given["h_reset"] is None else over_rows(given["h_reset"].at[place.d, place.units])
-        mask = None if given["mask"] is None else get(turned(given["mask"].at[place.d, place.rows, place.units]), TILE)
+        mask = None if given["mask"] is None else load(turned(given["mask"].at[place.d, place.rows, place.units]), TILE)
 
         def publish(step: Any, h: Array) -> None:
             exchange.publish(step, [h if mask is None else mask * h])
@@ -116,7 +114,7 @@ def forward(
         def weight(in_registers: Any, g: int, k: int) -> Any:
             return in_registers[g][k] if in_registers else weights.at[place.wg, g, :, pl.ds(k * UNITS, UNITS)]
 
-        h = get(turned(given["h0"].at[place.d, place.rows, place.units]), TILE)
+        h = load(turned(given["h0"].at[place.d, place.rows, place.units]), TILE)
         publish(jnp.int32(0), h)
         in_registers = ()
         if plan.weights_in_registers:

@@ -21,7 +21,7 @@ TILE = plgpu.Layout.WGMMA_TRANSPOSED
 OF_UNITS, OF_ROWS = TILE.reduce(1), TILE.reduce(0)
 
 
-def load(ref: Any, layout: Any, interpret: bool = False) -> Any:
+def load(ref: Any, layout: Any) -> Any:
     """The values of a reference to global or shared memory, in registers."""
     return plgpu.load(ref, layout=layout, optimized=False)
 
