@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import shutil
 import time
 import warnings
@@ -20,6 +21,8 @@ HEADER = ("format", "grujax", "about", "notes")
 """The keys of the JSON beside the arrays, in any format."""
 KEPT = 2
 """The last checkpoint, and the one before it for a disk that damages the last."""
+TENSORSTORE_NOTES = re.compile(r" \[\w+='")
+"""Where the notes begin that tensorstore appends to an error: `[os_error_code='28'] [tensorstore_spec='...']`."""
 
 
 class CheckpointWarning(UserWarning):
@@ -137,7 +140,8 @@ class Checkpoints:
         try:
             action()
         except Exception as error:  # tensorstore raises ValueError for a full disk
-            reason = " ".join(str(error).split())[-200:]  # the system's own words come last
+            text = " ".join(str(error).split())
+            reason = TENSORSTORE_NOTES.split(text)[0][-200:]  # the system's own words come last
             warnings.warn(f"no checkpoint was written in {self.folder}: {reason}", CheckpointWarning, stacklevel=4)
             with contextlib.suppress(Exception):  # the same error again
                 self._manager.close()

@@ -173,6 +173,19 @@ def test_a_full_disk_leaves_the_earlier_ones_and_training_goes_on(opened, tmp_pa
     assert [name for name in os.listdir(tmp_path / "c") if not name.isdigit()] == []
 
 
+def test_the_warning_ends_with_the_words_of_the_system(opened, monkeypatch):
+    """Tensorstore appends what it was asked to write, at any length."""
+    checkpoints = opened()
+    text = "OUT_OF_RANGE: Error writing: No space left on device [os_error_code='28'] [tensorstore_spec='{%s}']"
+
+    def full(*args, **kwargs):
+        raise ValueError(text % ("x" * 1000))
+
+    monkeypatch.setattr(checkpoints._manager, "save", full)
+    with pytest.warns(CheckpointWarning, match="Error writing: No space left on device$"):
+        checkpoints.save(1, tree(1), {"at": 1})
+
+
 def test_what_json_cannot_hold_is_a_warning_and_costs_nothing_else(opened):
     checkpoints = opened()
     checkpoints.save(1, tree(1), {"at": 1})
