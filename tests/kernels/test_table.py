@@ -10,7 +10,7 @@ from refusals import refused
 
 from grujax import GRUSpec, GRUWeights, gru
 from grujax.kernels import explain, native, run
-from grujax.kernels.table import chunks_of
+from grujax.kernels.table import xla_chunks
 from grujax.testing import assert_close
 from grujax.types import Recurrence
 
@@ -118,8 +118,8 @@ def test_sizes_need_not_be_known(implementation, shape):
 
 @pytest.mark.parametrize(("backend", "kept"), [("gpu", False), ("tpu", True)])
 def test_off_the_cpu_only_long_sequences_are_chunked_and_a_gpu_hands_out_no_gates(backend, kept):
-    assert chunks_of((256, 32, 256), backend) == chunks_of((None, 32, 256), backend) == (None, kept)
-    assert chunks_of((2**14, 32, 64), backend) == (128, False)
+    assert xla_chunks((256, 32, 256), backend) == xla_chunks((None, 32, 256), backend) == (None, kept)
+    assert xla_chunks((2**14, 32, 64), backend) == (128, False)
 
 
 def test_gates_that_are_made_anew_are_not_kept_between_the_passes(monkeypatch):
@@ -131,7 +131,7 @@ def test_gates_that_are_made_anew_are_not_kept_between_the_passes(monkeypatch):
 
 def test_long_sequences_are_differentiated_in_chunks():
     def chunks(*sizes):
-        return chunks_of(sizes, "cpu")
+        return xla_chunks(sizes, "cpu")
 
     assert chunks(64, 32, 128) == chunks(None, 32, 64) == (None, True)
     assert chunks(256, 32, 256) == (16, True)
