@@ -135,8 +135,8 @@ def xla_chunks(sizes: Sizes, backend: str) -> Chunks:
 
 # Measured: docs/decisions/native-kernel.md, "Long sequences".
 NATIVE_LONG_FROM = 2**26
-"""Elements of (T, B, H) from which on the native kernel makes the gates again, a chunk at a time: of all steps they would
-take 1 GiB in float32."""
+"""Elements of (T, B, H) from which on the native kernel makes the gates again, a chunk at a time: in float32 those of all
+steps would take 1 GiB."""
 NATIVE_CHUNK = 2**21
 """Elements of such an array in a chunk."""
 
@@ -146,10 +146,9 @@ def native_chunks(sizes: Sizes, backend: str) -> Chunks:
     n_steps, n_rows, hidden_size = sizes
     if n_steps is None or n_rows is None or hidden_size is None:
         return WHOLE
-    if n_steps * n_rows * hidden_size < NATIVE_LONG_FROM:
-        return WHOLE
     steps = max(1, NATIVE_CHUNK // (n_rows * hidden_size))
-    return WHOLE if steps >= n_steps else Chunks(steps, kept=False)
+    long = n_steps * n_rows * hidden_size >= NATIVE_LONG_FROM
+    return Chunks(steps, kept=False) if long and steps < n_steps else WHOLE
 
 
 KERNELS: dict[str, Kernel] = {

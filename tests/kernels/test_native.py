@@ -229,7 +229,7 @@ def test_a_transformation_of_chunks_gives_what_it_gives_of_the_plain_loop(name):
 @needs_library
 def test_a_long_sequence_keeps_one_chunk_of_gates():
     """Compiled alone: 1 GB of gates, of which a chunk of 34 MB is there at a time."""
-    T, B, I, H = sizes = 2**15, 32, 32, 64
+    T, B, I, H = 2**15, 32, 32, 64
     shapes = [(T, B, I), (I, 3 * H), (H, 3 * H)]
 
     def loss(x, w_ih, w_hh):

@@ -10,7 +10,8 @@ from refusals import refused
 
 from grujax import GRUSpec, GRUWeights, gru
 from grujax.kernels import explain, native, run
-from grujax.kernels.table import xla_chunks
+from grujax.kernels.derivative import WHOLE
+from grujax.kernels.table import native_chunks, xla_chunks
 from grujax.testing import assert_close
 from grujax.types import Recurrence
 
@@ -140,3 +141,6 @@ def test_long_sequences_are_differentiated_in_chunks():
     long = chunks(2**14, 32, 64)
     assert long.steps is not None and 1 <= long.steps < 2**10 and not long.kept
     assert chunks(2, 2**12, 2**12) == (1, False)
+    assert native_chunks((2**14, 32, 64), "cpu") == native_chunks((None, 32, 64), "cpu") == WHOLE
+    assert native_chunks((2**15, 32, 64), "cpu") == (2**10, False)
+    assert native_chunks((1, 2**14, 2**12), "cpu") == WHOLE  # one step cannot be divided
