@@ -135,8 +135,8 @@ def xla_chunks(sizes: Sizes, backend: str) -> Chunks:
 
 # Measured: docs/decisions/native-kernel.md, "Long sequences".
 NATIVE_LONG_FROM = 2**26
-"""Elements of (T, B, H) from which on the native kernel makes the gates again, a chunk at a time: in float32 those of all
-steps would take 1 GiB."""
+"""Elements of (T, B, H) from which on the native kernel makes the gates again, a chunk at a time: in float32 all
+would take 1 GiB."""
 NATIVE_CHUNK = 2**21
 """Elements of such an array in a chunk."""
 
