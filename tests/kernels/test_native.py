@@ -6,6 +6,7 @@ Run as a program, this file is a process that has one instruction set: it runs t
 import ctypes
 import multiprocessing
 import os
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -248,6 +249,19 @@ def test_a_gradient_is_two_calls_and_no_loop():
     assert text.count("custom_call") == 2 and "stablehlo.while" not in text
     again = jax.jit(lambda: outputs("native")(POINT)).lower().as_text()
     assert [again.count(f"@{target}(") for target in native.TARGETS] == [1, 0]
+
+
+@needs_library
+def test_the_gradient_of_x_is_computed_where_it_is_asked_for_alone():
+    """A first layer in training needs none, and its product is up to a quarter of the backward pass."""
+    for name, count in {"x": 0, "w_ih": 2}.items():
+        text = (
+            jax.jit(jax.grad(lambda a, name=name: of(loss(outputs("native")), **{name: a})))
+            .lower(POINT[name])
+            .as_text()
+        )
+        (call,) = re.findall(rf"@{native.TARGETS[1]}\(.*->(.*)", text)
+        assert call.count("tensor<0xf64>") == count, call
 
 
 @needs_library

@@ -17,6 +17,7 @@ class Call(NamedTuple):
     time_major: bool
     saved: bool  # the gates are returned
     kernel: str  # a name of `grujax.kernels.calls.primitives.HANDLERS`
+    dx: bool = True  # the gradient of x is asked for; else the transpose may return zeros
     chunk: int | None = None  # the derivative takes so many steps at a time; None: all
 
     @property

@@ -125,8 +125,9 @@ def _tangent_jvp(primals: Sequence[Any], tangents: Sequence[Any], call: Call) ->
 def _tangent_transpose(cotangents: Sequence[Any], *arrays: Any, call: Call) -> list[Any]:
     first = len(call.reverse) * (N + 2)
     given = [ad.instantiate_zeros(c) for c in cotangents]
-    gradients = transpose_p.bind(*arrays[:first], *given[::2], *given[1::2], call=call)
     asked = [ad.is_undefined_primal(a) for a in arrays[first:]]
+    call = call._replace(dx=any(asked[::MOVED]))
+    gradients = transpose_p.bind(*arrays[:first], *given[::2], *given[1::2], call=call)
     return [None] * first + [gradient if asks else None for gradient, asks in zip(gradients, asked, strict=True)]
 
 

@@ -24,7 +24,7 @@ def program(
     chunks: Chunks = WHOLE,
 ) -> list[Result]:
     """The results of `grujax.kernels.run`; of `chunks` only the steps count."""
-    call = Call(spec, tuple(reverse), time_major, with_gates, kernel, chunks.steps)
+    call = Call(spec, tuple(reverse), time_major, with_gates, kernel, chunk=chunks.steps)
     arrays = [a for recurrence in recurrences for a in given(recurrence, call)]
     outputs = _on_mesh(arrays, call)
     results = []
