@@ -39,7 +39,7 @@ for run in range(arguments.seeds):
     of_run = replace(forecaster, training=replace(forecaster.training, seed=first))
     tables.append(of_run.backtest(y, windows=arguments.windows))
     print(f"seeds {first} to {first + arguments.members - 1}: MAPE {tables[-1].loc['GRU', 'MAPE']:.2f}%", flush=True)
-print((sum(tables) / len(tables)).round(2))
+print(pd.concat(tables).groupby(level=0, sort=False).mean().round(2))
 
 if arguments.picture:
     import matplotlib

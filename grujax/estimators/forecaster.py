@@ -40,7 +40,7 @@ class Trained(NamedTuple):
     members: list[dict[str, Any]]  # the variables of each
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class GRUForecaster:
     """Forecasts one series or several by the mean of several GRUs, which read windows of seasonal differences.
 
@@ -146,9 +146,10 @@ class GRUForecaster:
         require(len(frame) >= needed, "y", f"{needed} steps or more", len(frame), "Lower lags, seasons or horizon.")
         self._require_lags(exogenous is not None)
         beside = None if exogenous is None else covering(table(exogenous, "exogenous"), frame.index)
-        d = cut.difference(self._scale(frame))
+        values = self._scale(frame)
+        d = cut.difference(values)
         mean, std = d.mean(-1, keepdims=True), d.std(-1, keepdims=True)
-        std = np.where(std > 1e-9 * np.abs(d).max(), std, 1.0)
+        std = np.where(std > 1e-9 * np.abs(values).max(-1, keepdims=True), std, 1.0)  # else it is rounding
         x, targets = cut.cut((d - mean) / std, self._known(frame.index, beside))
         if self.mirrored:
             x, targets = np.concatenate([x, -x]), np.concatenate([targets, -targets])
@@ -157,7 +158,8 @@ class GRUForecaster:
         config = replace(self.training, quantiles=self.levels)
         found = [fit(replace(config, seed=seed), data) for seed in seeds]
         members = [member.variables for member in found]
-        self.trained = Trained(frame, beside, single, mean, std, found[0].model, members)
+        trained = Trained(frame, beside, single, mean, std, found[0].model, members)
+        object.__setattr__(self, "trained", trained)
         return self
 
     def predict(self, horizon: int | None = None, exogenous: Any = None) -> Any:
@@ -184,12 +186,14 @@ class GRUForecaster:
         require(self.recursive or horizon <= self.horizon, "horizon", f"at most {self.horizon}", horizon, remedy)
         cut = self.windows
         future = following(trained.y.index, max(horizon, cut.block))
-        given, wanted = ("no" if exogenous is None else "some"), ("no" if trained.exogenous is None else "some")
+        beside = trained.exogenous
+        given, wanted = ("no" if values is None else "some" for values in (exogenous, beside))
         require(given == wanted, "exogenous", f"{wanted} values, as in fit", given)
-        beside = None
-        if exogenous is not None:
-            ahead = covering(table(exogenous, "exogenous"), future, list(trained.exogenous.columns))
-            beside = pandas.concat([trained.exogenous, ahead])
+        if exogenous is not None and beside is not None:
+            ahead = covering(table(exogenous, "exogenous"), future)
+            names, found = list(beside.columns), list(ahead.columns)
+            require(found == names, "exogenous", f"columns {names}, as in fit", found)
+            beside = pandas.concat([beside, ahead])
         known = self._known(trained.y.index.append(future), beside)
         y, blocks = self._scale(trained.y), []
         for start in range(0, horizon, cut.block):
@@ -202,7 +206,7 @@ class GRUForecaster:
             ahead = trained.mean + trained.std * level + cut.before(y, cut.block)[:, -cut.block :]
             outputs = ahead[..., None] + trained.std[..., None] * np.sort(outputs, -1)  # quantiles do not cross
             blocks.append(outputs)
-            y = np.concatenate([y, outputs[..., outputs.shape[-1] // 2]], -1)
+            y = np.concatenate([y, outputs[..., 0]], -1)  # to go on from, where the forecast is recursive
         values = np.concatenate(blocks, 1)[:, :horizon]
         values = np.exp(values) if self.log else values
         named = {"forecast": self.levels.index(0.5) if self.levels else 0}
@@ -230,10 +234,11 @@ class GRUForecaster:
           InputError: as `fit` and `predict` do, of the shortest window.
         """
         frame = table(y, "y")
-        each = replace(self, horizon=horizon or self.horizon)
+        beside = None if exogenous is None else table(exogenous, "exogenous")
+        each = replace(self, horizon=self.horizon if horizon is None else horizon)
 
         def forecast(past: Any) -> Any:
-            return each.fit(past, exogenous).predict(exogenous=exogenous)
+            return each.fit(past, beside).predict(exogenous=beside)
 
         return figures(frame, forecast, windows, each.horizon, step, self.season or 1, self.quantiles)
 
@@ -256,15 +261,9 @@ class GRUForecaster:
         return np.concatenate([cut.difference(exogenous.to_numpy().T).T, parts[cut.lost :]], -1)
 
 
-def covering(frame: Any, index: Any, columns: list[Any] | None = None) -> Any:
+def covering(frame: Any, index: Any) -> Any:
     """The rows of `frame` at the times of `index`."""
     missing = index.difference(frame.index)
-    require(
-        not len(missing),
-        "exogenous",
-        f"values from {index[0]} to {index[-1]}",
-        f"none at {missing[0]}" if len(missing) else "",
-    )
-    if columns is not None:
-        require(list(frame.columns) == columns, "exogenous", f"columns {columns}, as in fit", list(frame.columns))
+    found = f"none at {missing[0]}" if len(missing) else ""
+    require(not found, "exogenous", f"values from {index[0]} to {index[-1]}", found)
     return frame.loc[index]

@@ -1,5 +1,6 @@
 """Series over time as tables of pandas, and the windows of them that a GRU reads."""
 
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,9 +29,13 @@ def table(values: Any, name: str) -> Any:
     """
     pandas = require_package("pandas", "forecast")
     if isinstance(values, (str, Path)):
-        values = pandas.read_csv(values, index_col=0, parse_dates=True)
+        try:
+            values = pandas.read_csv(values, index_col=0, parse_dates=True)
+        except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
+            raise InputError(name, "a CSV whose first column is the time", error) from error
     frame = values.to_frame() if isinstance(values, pandas.Series) else pandas.DataFrame(values)
     require(frame.size > 0, name, "at least one series and one step", f"shape {frame.shape}")
+    require(frame.columns.is_unique, name, "columns with names of their own", list(frame.columns))
     kinds = [column for column, kind in frame.dtypes.items() if not pandas.api.types.is_numeric_dtype(kind)]
     require(not kinds, name, "columns of numbers", f"{frame[kinds].dtypes.iloc[0]} in {kinds[0]!r}" if kinds else "")
     frame = frame.astype(np.float64).set_axis(regular(frame.index, name))
@@ -52,8 +57,9 @@ def regular(index: Any, name: str) -> Any:
     elif isinstance(index, pandas.DatetimeIndex):
         sorts = index.is_monotonic_increasing and index.is_unique
         require(sorts, name, "times that rise", "others", "Write y.sort_index(), and drop what is there twice.")
-        parts = [index, *(index[start : start + 3] for start in range(len(index) - 2))]  # between gaps, one has it
-        freq = index.freq or next(filter(None, map(pandas.infer_freq, parts[: max(0, len(index) - 2)])), None)
+        parts = (index[start : start + 3] for start in range(len(index) - 2))  # between gaps, one has a frequency
+        whole = [index] if len(index) > 2 else []
+        freq = index.freq or next(filter(None, map(pandas.infer_freq, chain(whole, parts))), None)
         remedy = "Set it, as with y.asfreq('MS')."
         require(freq is not None, name, "an index with one frequency", "none that pandas infers", remedy)
         whole = pandas.date_range(index[0], index[-1], freq=freq)

@@ -106,8 +106,9 @@ def score(
     from sklearn.metrics import confusion_matrix, r2_score, root_mean_squared_error
 
     assert data.y is not None
+    each = len(quantiles) or 1
     if data.labels is None:
-        found, each = f"shape {data.y.shape}", len(quantiles) or 1
+        found = f"shape {data.y.shape}"
         require(
             data.y.size * each == outputs.size,
             "y",

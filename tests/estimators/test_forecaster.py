@@ -89,7 +89,7 @@ def test_a_forecaster_whose_gru_gives_nothing_is_the_seasonal_difference_and_its
     assert trained is not None
     zero = jax.tree.map(np.zeros_like, trained.members[0])
     zero["statistics"]["input_std"] = np.ones_like(zero["statistics"]["input_std"])
-    forecaster.trained = trained._replace(members=[zero])
+    object.__setattr__(forecaster, "trained", trained._replace(members=[zero]))
     z = np.log(y.to_numpy())
     d = z[8:] - (z[4:-4] + z[:-8]) / 2
     expected = np.exp((z[-4:] + z[-8:-4]) / 2 + d[-3:].mean())
@@ -212,13 +212,17 @@ def test_the_index_goes_on_at_its_frequency(freq):
 def test_backtest_compares_with_what_is_computed_by_hand():
     pytest.importorskip("statsmodels", reason="statsmodels is not installed")
     values = waves(60)[:, 0]
-    found = small(quantiles=(0.2, 0.8), training=replace(QUICK, epochs=15)).backtest(
-        pd.Series(values, months(60)), windows=3, step=2
-    )
+    y = pd.Series(values, months(60))
+    forecaster = small(quantiles=(0.2, 0.8), training=replace(QUICK, epochs=15))
+    found = forecaster.backtest(y, windows=3, step=2)
+    assert forecaster.trained is None
     assert found.index.tolist() == ["GRU", "seasonal naive", "exponential smoothing"]
     assert found.columns.tolist() == ["MAPE", "MASE", "coverage"]
-    mape, mase, coverage = [], [], []
+    mape, mase, coverage, ours, inside = [], [], [], [], []
     for origin in (52, 54, 56):
+        forecast = forecaster.fit(y[:origin]).predict()
+        ours.append(100 * np.abs(forecast["forecast"] / y - 1).mean())
+        inside.append(((forecast["0.2"] <= y[forecast.index]) & (y[forecast.index] <= forecast["0.8"])).mean())
         past, future = values[:origin], values[origin : origin + 4]
         error, spread = np.abs(future - past[-4:]), np.sqrt(np.mean((past[4:] - past[:-4]) ** 2))
         mape.append(100 * np.mean(error / future))
@@ -226,7 +230,8 @@ def test_backtest_compares_with_what_is_computed_by_hand():
         coverage.append(np.mean(error <= 0.8416212 * spread))
     expected = [np.mean(mape), np.mean(mase), np.mean(coverage)]
     np.testing.assert_allclose(found.loc["seasonal naive"], expected, rtol=1e-6)
-    assert 0 < found.loc["GRU", "MAPE"] < found.loc["seasonal naive", "MAPE"]
+    np.testing.assert_allclose(found.loc["GRU", ["MAPE", "coverage"]], [np.mean(ours), np.mean(inside)], rtol=1e-6)
+    assert found.loc["GRU", "MAPE"] < found.loc["seasonal naive", "MAPE"]
 
 
 def test_the_interval_of_the_seasonal_naive_method_widens_by_the_season():
@@ -274,6 +279,9 @@ def at_random():
         (lambda: pd.Series(waves(60)[:, 0], [f"m{i}" for i in range(60)]), ("dates, periods or steps", "to_datetime")),
         (lambda: pd.DataFrame({"a": ["x"] * 60}, months(60)), ("y: expected columns of numbers", "'a'")),
         (lambda: pd.DataFrame(index=months(60)), ("at least one series",)),
+        (lambda: pd.DataFrame(np.ones((60, 2)), months(60), columns=["a", "a"]), ("names of their own",)),
+        (lambda: "nosuch.csv", ("y: expected a CSV whose first column is the time", "nosuch.csv")),
+        (lambda: pd.Series(waves(2)[:, 0], pd.to_datetime(["2020", "2021"])), ("one frequency",)),
         (lambda: a_gap().to_period("M"), ("y: expected a row every M, found none at 2001-03",)),
         (lambda: pd.Series(waves(60)[:, 0] - 6, months(60)), ("log=True needs a positive series",)),
     ],
