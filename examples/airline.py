@@ -30,7 +30,7 @@ forecaster = GRUForecaster(  # chosen on the months before the last 36
     log=True,
     mirrored=True,
     members=arguments.members,
-    training=replace(GRUForecaster.training, weight_decay=3.0),
+    training=replace(GRUForecaster.training, dropout=0.5, input_noise=0.5),
 )
 
 tables = []

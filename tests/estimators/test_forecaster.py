@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from refusals import refused
 
-from grujax.estimators import GRUForecaster
+from grujax.estimators import GRUForecaster, forecaster
 from grujax.estimators.backtest import exponential_smoothing, seasonal_naive
 from grujax.estimators.windows import Windows, calendar, following, table
+from grujax.training import fit
 
 pd = pytest.importorskip("pandas", reason="pandas is not installed")
 
@@ -174,6 +175,17 @@ def test_quantiles_are_in_order_and_the_forecast_is_the_median():
     assert found.columns.tolist() == ["forecast", "0.05", "0.5", "0.95"]
     assert (found["0.05"] <= found["0.5"]).all() and (found["0.5"] <= found["0.95"]).all()
     np.testing.assert_array_equal(found["forecast"], found["0.5"])
+
+
+def test_mirrored_windows_are_trained_on_beside_the_others(monkeypatch):
+    given = []
+    monkeypatch.setattr(forecaster, "fit", lambda config, data: given.append(data.train) or fit(config, data))
+    y = pd.Series(waves(40)[:, 0], months(40))
+    for mirrored in (False, True):
+        small(mirrored=mirrored, training=replace(QUICK, epochs=1)).fit(y)
+    plain, both = given
+    np.testing.assert_array_equal(both.x, np.concatenate([plain.x, -plain.x]))
+    np.testing.assert_array_equal(both.y, np.concatenate([plain.y, -plain.y]))
 
 
 def test_members_are_averaged_and_seeds_decide():
