@@ -351,6 +351,21 @@ def test_what_cannot_be_predicted():
         small().backtest(y, windows=30)
 
 
+@pytest.mark.parametrize("seasons, expected", [(3, 3.84), (1, 5.13)])
+def test_the_figures_of_the_difference_and_the_level_are_those_of_the_page(seasons, expected):
+    load_airline = pytest.importorskip(
+        "aeon.datasets", reason="aeon, which has the series, is not installed"
+    ).load_airline
+    y, cut, errors = np.log(load_airline()), Windows(12, 12, 12, seasons, 3), []
+    for origin in range(108, 133):
+        past = y[:origin]
+        forecast = cut.before(past, 12)[-12:] + cut.levels(cut.difference(past)[-12:])
+        errors.append(np.abs(np.exp(forecast - y[origin : origin + 12]) - 1).mean())
+    assert 100 * np.mean(errors) == pytest.approx(expected, abs=0.005)
+    page = (Path(__file__).parents[2] / "docs/forecasting.md").read_text()
+    assert f"{expected}" in page
+
+
 def test_the_example_prints_its_table():
     pytest.importorskip("aeon", reason="aeon, which has the series, is not installed")
     script = Path(__file__).parents[2] / "examples/airline.py"
