@@ -110,7 +110,7 @@ class GRUForecaster:
         rule, remedy = "recursive=True needs quantiles=()", "What is fed back is one value a step."
         require(not (self.recursive and self.quantiles), "quantiles", (), self.quantiles, remedy, rule=rule)
         for part in self.calendar:
-            require(part in CALENDAR, "calendar", f"of {list(CALENDAR)}", repr(part))
+            require(part in CALENDAR, "calendar", f"parts among {list(CALENDAR)}", repr(part))
         self._require_lags(bool(self.calendar))
         replace(self.training, quantiles=self.levels)  # which checks them
 

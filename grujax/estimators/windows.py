@@ -33,10 +33,13 @@ def table(values: Any, name: str) -> Any:
             values = pandas.read_csv(values, index_col=0, parse_dates=True)
         except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
             raise InputError(name, "a CSV whose first column is the time", error) from error
-    frame = values.to_frame() if isinstance(values, pandas.Series) else pandas.DataFrame(values)
+    try:
+        frame = values.to_frame() if isinstance(values, pandas.Series) else pandas.DataFrame(values)
+    except ValueError as error:
+        raise InputError(name, "a Series, a DataFrame, an array (T,) or (T, S), or a path", error) from error
     require(frame.size > 0, name, "at least one series and one step", f"shape {frame.shape}")
     require(frame.columns.is_unique, name, "columns with names of their own", list(frame.columns))
-    kinds = [column for column, kind in frame.dtypes.items() if not pandas.api.types.is_numeric_dtype(kind)]
+    kinds = [column for column, kind in frame.dtypes.items() if kind.kind not in "biuf"]
     require(not kinds, name, "columns of numbers", f"{frame[kinds].dtypes.iloc[0]} in {kinds[0]!r}" if kinds else "")
     frame = frame.astype(np.float64).set_axis(regular(frame.index, name))
     wrong = np.argwhere(~np.isfinite(frame.to_numpy()))
@@ -64,7 +67,8 @@ def regular(index: Any, name: str) -> Any:
         require(freq is not None, name, "an index with one frequency", "none that pandas infers", remedy)
         whole = pandas.date_range(index[0], index[-1], freq=freq)
     else:
-        raise InputError(name, "an index of dates, periods or steps", type(index).__name__, "Write pandas.to_datetime.")
+        remedy = "Write pandas.to_datetime; or y.reset_index(drop=True), which counts steps."
+        raise InputError(name, "an index of dates, periods or steps", type(index).__name__, remedy)
     gaps, odd = whole.difference(index), index.difference(whole)
     if len(gaps) or len(odd) or len(whole) != len(index):
         found = f"none at {gaps[0]}" if len(gaps) else f"{odd[0]}" if len(odd) else "times twice or unsorted"

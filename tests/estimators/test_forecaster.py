@@ -292,6 +292,8 @@ def at_random():
         (lambda: pd.DataFrame({"a": ["x"] * 60}, months(60)), ("y: expected columns of numbers", "'a'")),
         (lambda: pd.DataFrame(index=months(60)), ("at least one series",)),
         (lambda: pd.DataFrame(np.ones((60, 2)), months(60), columns=["a", "a"]), ("names of their own",)),
+        (lambda: pd.Series(waves(60)[:, 0] + 1j), ("y: expected columns of numbers, found complex128",)),
+        (lambda: 3.0, ("y: expected a Series, a DataFrame, an array",)),
         (lambda: "nosuch.csv", ("y: expected a CSV whose first column is the time", "nosuch.csv")),
         (lambda: pd.Series(waves(2)[:, 0], pd.to_datetime(["2020", "2021"])), ("one frequency",)),
         (lambda: a_gap().to_period("M"), ("y: expected a row every M, found none at 2001-03",)),
@@ -315,7 +317,7 @@ def test_series_that_cannot_be_forecast(make, parts):
         ({"recursive": True, "quantiles": (0.1,)}, ("recursive=True needs quantiles=()",)),
         ({"calendar": ("month",), "lags": 3}, ("lags >= horizon=4",)),
         ({"calendar": ("month",), "mirrored": True}, ("mirrored=True needs calendar=()",)),
-        ({"calendar": ("moon",)}, ("calendar: expected of ['month'", "'moon'")),
+        ({"calendar": ("moon",)}, ("calendar: expected parts among ['month'", "'moon'")),
     ],
 )  # fmt: skip
 def test_fields_that_cannot_be(fields, parts):
