@@ -17,6 +17,7 @@ TABLE = re.search(r"^\| .*\| checked by \|\n\|[-|]+\n((?:\|.*\n)+)", FEATURES, r
 @pytest.mark.parametrize(
     "file, n_printed, needs",
     [
+        ("forecasting.md", 0, ("pandas",)),
         ("guide.md", 3, ()),
         ("interop.md", 0, ("torch", "onnx")),
         ("take-a-gru-out.md", 0, ("onnx",)),

@@ -22,7 +22,7 @@ GROUPS = [
     ["linen"],
     ["nnx", "saving"],
     ["interop", "training", "inspect", "bench"],
-    ["cli"],
+    ["estimators", "cli"],
     ["__init__", "__main__"],
 ]
 """Downwards: a file imports from the groups above it and from its own package, never from others of its group."""
@@ -41,6 +41,8 @@ EXTRAS = {
     "haiku",
     "h5py",
     "sklearn",
+    "pandas",
+    "statsmodels",
     "matplotlib",
     "aeon",
     "tensorflow",

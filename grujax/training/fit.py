@@ -55,13 +55,14 @@ class Fitted:
     compiled: Compiled
     test: Scores | None = None  # None where training was interrupted, none is there, or `evaluate_test` is False
     interrupted: bool = False
+    quantiles: tuple[float, ...] = ()  # of a regression; the model gives the quantiles of a target side by side
 
     def scores(self, data: Sequences) -> Scores:
         """The figures of the model on labelled data, padded as the training split was."""
         boundaries = tuple(sorted(shape[1] for shape in self.compiled.shapes))
         rows = self.compiled.shapes[0][0]
         outputs = outputs_of(self.model, self.variables, data, batch_size=rows, boundaries=boundaries)
-        return score(outputs, data, self.variables)
+        return score(outputs, data, self.variables, quantiles=self.quantiles)
 
 
 def fit(
@@ -116,7 +117,7 @@ def fit(
     train, held = data.train, None
     if config.validation:
         train, held = stratified_split(data.train, config.validation, config.seed)
-    constants = constants_of(train)
+    constants = constants_of(train, config.quantiles)
     model = GRUModel(
         config.hidden_size,
         constants["output_mean"].size if train.labels is None else len(train.labels),
@@ -159,7 +160,7 @@ def fit(
     def fitted() -> Fitted:
         best = [epoch for epoch in run.history if epoch.best][-1]
         variables = {"params": run.best, "statistics": constants}
-        return Fitted(model, variables, train.labels, best, run.history, compiled)
+        return Fitted(model, variables, train.labels, best, run.history, compiled, quantiles=config.quantiles)
 
     with contextlib.ExitStack() as ending:
         saved = None
@@ -200,7 +201,7 @@ def fit(
                 require(finite, "loss", "a finite number", f"{loss} in epoch {number}", "Lower --learning-rate.")
                 validated, is_best = (None, "", None), True
                 if held is not None and outputs is not None:
-                    scores = score(outputs, held, variables, config.label_smoothing)
+                    scores = score(outputs, held, variables, config.label_smoothing, config.quantiles)
                     validated = scores.loss, *scores.metric
                     before = [epoch.validation_loss for epoch in run.history if epoch.validation_loss is not None]
                     is_best = scores.loss < min(before, default=math.inf)

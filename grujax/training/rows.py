@@ -9,8 +9,8 @@ from grujax.errors import require
 from grujax.training.config import TrainConfig
 
 
-def constants_of(train: Sequences) -> dict[str, np.ndarray]:
-    """Mean and standard deviation of the inputs (I,) and, in regression, of the targets (1,)."""
+def constants_of(train: Sequences, quantiles: tuple[float, ...] = ()) -> dict[str, np.ndarray]:
+    """Mean and standard deviation of the inputs (I,) and, in regression, of the targets (K,), once a quantile."""
     mean, std = statistics(train)
     constants = {"input_mean": mean, "input_std": std}
     if train.labels is None:
@@ -19,6 +19,10 @@ def constants_of(train: Sequences) -> dict[str, np.ndarray]:
         std = y.std(0, dtype=np.float64)
         constants["output_mean"] = y.mean(0, dtype=np.float64).astype(np.float32)
         constants["output_std"] = np.where(std == 0, 1, std).astype(np.float32)
+        if quantiles:
+            constants |= {name: constants[name].repeat(len(quantiles)) for name in ("output_mean", "output_std")}
+    rule, remedy = "quantiles needs a regression", "These rows have classes."
+    require(not quantiles or train.labels is None, "quantiles", "none", quantiles, remedy, rule=rule)
     return constants
 
 

@@ -1,0 +1,5 @@
+"""GRUs in the interfaces of other libraries."""
+
+from grujax.estimators.forecaster import GRUForecaster
+
+__all__ = ["GRUForecaster"]
