@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from grujax import linen as linen
     from grujax import nnx as nnx
     from grujax import saving as saving
+    from grujax import seq2seq as seq2seq
     from grujax import testing as testing
     from grujax import training as training
     from grujax.core.sequence import gru

@@ -21,7 +21,7 @@ GROUPS = [
     ["core"],
     ["linen"],
     ["nnx", "saving"],
-    ["interop", "training", "inspect", "bench"],
+    ["interop", "training", "inspect", "bench", "seq2seq"],
     ["cli"],
     ["__init__", "__main__"],
 ]
