@@ -8,6 +8,7 @@ Every batch is drawn anew, and so are the dates that are tested in the end.
 
 import argparse
 import time
+from calendar import day_name, month_name
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +25,7 @@ parser.add_argument("--test-rows", type=int, default=2000)
 parser.add_argument("--seed", type=int, default=0)
 options = parser.parse_args()
 
-MONTHS = "January February March April May June July August September October November December".split()
-DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
+MONTHS, DAYS = list(month_name)[1:], list(day_name)
 SPELLINGS = [
     "{day} {month} {year}",
     "{day:02} {short} {year}",

@@ -1,4 +1,4 @@
-"""A layer as a function of a nested dict of arrays: what modules of other frameworks, and larger models, are made of."""
+"""A layer as a function of a nested dict of arrays: modules of other frameworks and larger models are made of it."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -84,9 +84,7 @@ class ArrayCell(NamedTuple):
     def __call__(
         self, carry: Array, x: Array, *, weights: GRUWeights | None = None, state_mask: Array | None = None
     ) -> tuple[Array, Array]:
-        return run_cell(
-            self.config, carry, x, self.weights(x.shape[-1]) if weights is None else weights, state_mask
-        )
+        return run_cell(self.config, carry, x, self.weights(x.shape[-1]) if weights is None else weights, state_mask)
 
 
 def run_on_arrays(

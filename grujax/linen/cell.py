@@ -40,7 +40,9 @@ class GRUCell(CellConfig, nn.RNNCellBase):
     @nn.compact
     def weights(self, input_size: int) -> GRUWeights:
         """Declares the parameters and returns them."""
-        return GRUWeights(**{k: declared(self, k, *of, self.param_dtype) for k, of in self.parameters(input_size).items()})
+        return GRUWeights(
+            **{k: declared(self, k, *of, self.param_dtype) for k, of in self.parameters(input_size).items()}
+        )
 
     def __call__(
         self,

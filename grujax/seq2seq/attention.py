@@ -20,8 +20,8 @@ def dot_attention(
       query: s (..., T, H), the states of the decoder.
       keys: k (..., S, H), of the source.
       values: v (..., S, F).
-      valid: bool (..., S), which steps of the source count; all where None. Others have weight 0, whatever stands there,
-        NaN too. Where none counts, weights and context are 0.
+      valid: bool (..., S), which steps of the source count; all where None. Others have weight 0, whatever stands
+        there, NaN too. Where none counts, weights and context are 0.
       precision: of the products, see `jax.lax.dot_general`.
 
     Returns:
@@ -92,9 +92,7 @@ def _held(a: Array, valid: Array | None) -> Array:
     return a if valid is None else jnp.where(valid[..., None], a, 0)
 
 
-def _attend(
-    scores: Array, values: Array, valid: Array | None, precision: jax.lax.PrecisionLike
-) -> tuple[Array, Array]:
+def _attend(scores: Array, values: Array, valid: Array | None, precision: jax.lax.PrecisionLike) -> tuple[Array, Array]:
     """The mean of values (..., S, F), weighed by softmax(scores (..., T, S)); softmax in float32 at least."""
     scores = scores.astype(state_dtype(scores.dtype))
     if valid is None:

@@ -1,6 +1,7 @@
 """The fields of a sequence-to-sequence model, what they may be, and the parameters that follow from them."""
 
 import dataclasses
+from typing import Any
 
 import jax
 
@@ -21,7 +22,7 @@ class Seq2SeqConfig(CellConfig):
       num_layers: L, of both.
       bidirectional: the encoder reads the source both ways.
       merge: how both directions become one output of the encoder, see `LayerConfig`.
-      context: what the decoder reads of the source beside its initial state; the equations are in `grujax.seq2seq.model`.
+      context: what the decoder reads of the source beside its initial state; `grujax.seq2seq.model` has the equations.
         None: nothing (Sutskever et al. 2014, arXiv 1409.3215). "cho": a summary, the same at every step (Cho et al.
         2014). "bahdanau": additive attention, which the state depends on (Bahdanau et al. 2015). "luong": dot attention
         of the finished state (Luong et al. 2015); the encoder is as wide as the decoder, merge="sum" where it is
@@ -43,12 +44,15 @@ class Seq2SeqConfig(CellConfig):
 
     @property
     def encoder_layer(self) -> LayerConfig:
-        return LayerConfig(**self.fields_of(LayerConfig) | {"dropout": 0.0})
+        return self._layer()
 
     @property
     def decoder_layer(self) -> LayerConfig:
-        one_way = {"bidirectional": False, "merge": "concat"}
-        return LayerConfig(**self.fields_of(LayerConfig) | {"dropout": 0.0} | one_way)
+        return self._layer(bidirectional=False, merge="concat")
+
+    def _layer(self, **others: Any) -> LayerConfig:
+        fields: dict[str, Any] = self.fields_of(LayerConfig) | {"dropout": 0.0} | others
+        return LayerConfig(**fields)
 
     @property
     def embedded(self) -> int:
@@ -63,7 +67,7 @@ class Seq2SeqConfig(CellConfig):
         require_count(self.embedded, "embedding_size")
         require_one_of(self.context, CONTEXTS, "context")
         require_one_of(self.merge, tuple(MERGES), "merge")
-        LayerConfig(**self.fields_of(LayerConfig)).check()
+        self._layer(dropout=self.dropout).check()
         width, rule = self.encoder_layer.width, "context='luong' needs an encoder as wide as the decoder"
         fits = self.context != "luong" or width == self.hidden_size
         require(fits, "merge", f"an output of {self.hidden_size}", f"one of {width}", "Write merge='sum'.", rule=rule)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from grujax.arrays import as_array
@@ -85,7 +86,7 @@ def sample(
     >>> sample(uniform, jnp.zeros((2, 1)), 0, end=4, max_length=3, key=jax.random.key(0)).tokens.shape
     (2, 3)
     """
-    positive = isinstance(temperature, jax.core.Tracer) or np.asarray(temperature) > 0
+    positive = isinstance(temperature, Tracer) or np.asarray(temperature) > 0
     require(bool(np.all(positive)), "temperature", "a positive number", temperature, "greedy is the limit at 0.")
     if top_k is not None:
         require_count(top_k, "top_k")
@@ -113,7 +114,7 @@ def beam_search(
     """The K best sequences that a beam of K finds.
 
     At each step every unfinished sequence is continued by every token, and the K best of all are kept. A finished
-    sequence keeps its score and its place among them. Sequences are compared by log p / lp(n), n their number of tokens:
+    sequence keeps its score and its place among them. They are compared by log p / lp(n), n the number of tokens:
 
         lp(n) = ((5 + n) / 6)^α
 
@@ -124,8 +125,8 @@ def beam_search(
       length_penalty: α. 0 compares log p itself, which favours short sequences.
 
     Returns:
-      tokens (B, K, N), lengths and scores (B, K), the best first. Where there are fewer than K sequences, the others have
-      score −inf.
+      tokens (B, K, N), lengths and scores (B, K), the best first. Where there are fewer than K sequences, the others
+      have score −inf.
 
     Raises:
       InputError: a shape, token or number that cannot be served.
@@ -186,7 +187,15 @@ def _one_by_one(
         log_p = jax.nn.log_softmax(logits.astype(dtype))
         token = jnp.where(done, end, choose(t, log_p)).astype(jnp.int32)
         scores = scores + jnp.where(done, 0, jnp.take_along_axis(log_p, token[:, None], 1)[:, 0])
-        return t + 1, state, token, tokens.at[:, t].set(token), scores, jnp.where(done, counts, counts + 1), done | (token == end)
+        return (
+            t + 1,
+            state,
+            token,
+            tokens.at[:, t].set(token),
+            scores,
+            jnp.where(done, counts, counts + 1),
+            done | (token == end),
+        )
 
     tokens = jnp.full((len(token), max_length), end, jnp.int32)
     scores, counts, done = (jnp.zeros(len(token), kind) for kind in (dtype, jnp.int32, jnp.bool_))

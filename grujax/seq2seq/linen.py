@@ -22,8 +22,8 @@ class Seq2Seq(Seq2SeqConfig, nn.Module):
     The equations are in `grujax.seq2seq.model`. A call trains: the decoder reads the target itself (teacher forcing).
     `encode` and `step` decode: with `grujax.seq2seq.greedy`, `sample` and `beam_search`.
 
-    Parameters: `encoder` and `decoder` as `GRU` has them, `source_embedding` and `target_embedding` (V, E), `logits`, and
-    where the context asks for them `start`, `summary`, `attention` and `readout`.
+    Parameters: `encoder` and `decoder` as `GRU` has them, `source_embedding` and `target_embedding` (V, E), `logits`,
+    and where the context asks for them `start`, `summary`, `attention` and `readout`.
 
     >>> import jax, jax.numpy as jnp
     >>> translator = Seq2Seq(20, source_vocabulary=30, target_vocabulary=40, context="luong")
@@ -49,7 +49,7 @@ class Seq2Seq(Seq2SeqConfig, nn.Module):
           source: tokens (B, S).
           target: tokens (B, T) that the decoder reads, the start token first. The logits at t are those of token t + 1:
             the loss compares those of `target[:, :-1]` with `target[:, 1:]`.
-          source_lengths, target_lengths: integers (B,), how many tokens are valid; all where None. Others change nothing.
+          source_lengths, target_lengths: integers (B,), how many tokens are valid; all where None.
           sampling_rate: the share of target tokens in whose place the decoder reads what it drew itself from the logits
             before (scheduled sampling, Bengio et al. 2015, arXiv 1506.03099); rng stream "sampling". None: teacher
             forcing, in which the decoder runs over all steps at once, except with context="bahdanau".
@@ -116,7 +116,10 @@ class _Table(nn.Module):
 
 
 def _declared(module: nn.Module, table: Mapping[str, Any], dtype: DTypeLike) -> dict[str, Any]:
-    return {
-        name: declared(module, name, *of, dtype) if isinstance(of, tuple) else _Table(of, dtype, name=name)()
-        for name, of in table.items()
-    }
+    def one(name: str, of: Any) -> Any:
+        if isinstance(of, Mapping):
+            return _Table(of, dtype, name=name)()
+        init, shape = of
+        return declared(module, name, init, shape, dtype)
+
+    return {name: one(name, of) for name, of in table.items()}

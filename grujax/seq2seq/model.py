@@ -1,31 +1,35 @@
 """The equations of a sequence-to-sequence model, on a dict of arrays: both faces run these.
 
-x is the source, y the target, e(y) its embedding; h the states of the encoder, s those of the decoder. `GRU(s, a)` is one
-step of the layers from s, with input a. Biases, which the papers leave out, are there where nothing is said.
+x is the source, y the target, e(y) its embedding; h the states of the encoder, s those of the decoder. `GRU(s, a)` is
+one step of the layers from s, with input a. The papers leave biases out; here they are, except in the attention.
 
     every context    h_1 ... h_S = GRU over e(x_1) ... e(x_S)
 
-    None             s_0 = h_S        s_t = GRU(s_{t−1}, e(y_t))             logits_t = W_o s_t
+    None             s_0 = h_S        s_t = GRU(s_{t−1}, e(y_t))             Sutskever et al. 2014, arXiv 1409.3215
+                     logits_t = W_o s_t
 
-    "cho"            c = tanh(V h_S)                                         Cho et al. 2014, arXiv 1406.1078, appendix
+    "cho"            c = tanh(V h_S)                                         Cho et al. 2014, arXiv 1406.1078
                      s_0 = tanh(V' c)
                      s_t = GRU(s_{t−1}, [e(y_t); c])
                      logits_t = W_o max2(U [e(y_t); s_t; c])
 
-    "bahdanau"       s_0 = tanh(W_s h_S)                                     Bahdanau et al. 2015, arXiv 1409.0473, appendix A
-                     e_ts = v_a · tanh(W_a s_{t−1} + U_a h_s)                (no biases)
-                     c_t = Σ_s softmax(e_t)_s h_s
+    "bahdanau"       s_0 = tanh(W_s h_S)                                     Bahdanau et al. 2015, arXiv 1409.0473
+                     a_t = softmax over s of v_a · tanh(W_a s_{t−1} + U_a h_s)
+                     c_t = Σ_s a_ts h_s
                      s_t = GRU(s_{t−1}, [e(y_t); c_t])
                      logits_t = W_o max2(U [e(y_t); s_t; c_t])
 
-    "luong"          s_0 = h_S        s_t = GRU(s_{t−1}, e(y_t))             Luong et al. 2015, arXiv 1508.04025, section 3
-                     c_t = Σ_s softmax(s_t · h_s)_s h_s
-                     s~_t = tanh(W_c [c_t; s_t])                             logits_t = W_o s~_t
+    "luong"          s_0 = h_S        s_t = GRU(s_{t−1}, e(y_t))             Luong et al. 2015, arXiv 1508.04025
+                     a_t = softmax over s of s_t · h_s
+                     c_t = Σ_s a_ts h_s
+                     logits_t = W_o tanh(W_c [c_t; s_t])
 
-y_t is the token that is read at step t, logits_t are those of the next one: y_1 is the start token. max2 takes the larger of
-each two neighbours (maxout). h_S is the last state of the top layer; of a bidirectional encoder both last states, and then
-s_0 = tanh(W_s h_S) in every context. Differences from the papers: Bahdanau's s_0 reads the backward state alone, and his
-readout s_{t−1} in the appendix, s_t in equation 4; Luong feeds s~ back into the next step in some of his models.
+y_t is the token that is read at step t, logits_t are those of the next one: y_1 is the start token. max2 takes the
+larger of each two neighbours (maxout). h_S is the last state of the top layer; of a bidirectional encoder both last
+states, and then s_0 = tanh(W_s h_S) for None and "luong" too.
+
+Differences from the papers: Bahdanau's s_0 reads the backward state alone, and his readout s_{t−1} in the appendix, s_t
+in equation 4. Sutskever and Luong have LSTMs; Luong feeds the vector before W_o back into the next step in some models.
 """
 
 from collections.abc import Mapping
@@ -85,20 +89,24 @@ def encode(
         return Memory(summary, None, None, None), state
     if config.context is None:
         return Memory(None, None, None, None), state
-    return Memory(None, h, h if config.context == "luong" else _times(config, h, params["attention"]["key"]), valid), state
+    return Memory(
+        None, h, h if config.context == "luong" else _times(config, h, params["attention"]["key"]), valid
+    ), state
 
 
 def advance(config: Seq2SeqConfig, params: Params, memory: Memory, state: Array, e: Array) -> Advanced:
-    """T steps of the decoder from `state` (B, L, H), which read e (B, T, E): all at once where the equations allow it."""
+    """T steps of the decoder from `state` (B, L, H), which read e (B, T, E); all at once where the equations allow."""
+
+    summary, values, keys, valid = memory
 
     def layers(x: Array, state: Array) -> tuple[Array, Array]:
         run = run_on_arrays(config.decoder_layer, params["decoder"], Steps(x, None, None, False), state.swapaxes(0, 1))
         return run.output, run.states.swapaxes(0, 1)
 
     def one_step(state: Array, e: Array) -> tuple[Array, tuple[Array, Array, Array]]:
+        assert values is not None and keys is not None
         query = _times(config, state[:, -1:], params["attention"]["query"])
         v = params["attention"]["score"].astype(query.dtype)
-        values, keys, valid = memory.values, memory.keys, memory.valid
         c, a = additive_attention(query, keys, values, v, valid, precision=config.precision)
         s, state = layers(jnp.concatenate([e[:, None], c.astype(e.dtype)], -1), state)
         return state, (s[:, 0], c[:, 0], a[:, 0])
@@ -108,17 +116,17 @@ def advance(config: Seq2SeqConfig, params: Params, memory: Memory, state: Array,
         return Advanced(state, *(a.swapaxes(0, 1) for a in outputs))
     c = a = None
     if config.context == "cho":
-        assert memory.summary is not None
-        c = jnp.broadcast_to(memory.summary[:, None], (*e.shape[:2], config.hidden_size)).astype(e.dtype)
+        assert summary is not None
+        c = jnp.broadcast_to(summary[:, None], (*e.shape[:2], config.hidden_size)).astype(e.dtype)
     s, state = layers(e if c is None else jnp.concatenate([e, c], -1), state)
     if config.context == "luong":
-        assert memory.keys is not None and memory.values is not None
-        c, a = dot_attention(s, memory.keys, memory.values, memory.valid, precision=config.precision)
+        assert values is not None and keys is not None
+        c, a = dot_attention(s, keys, values, valid, precision=config.precision)
     return Advanced(state, s, c, a)
 
 
 def readout(config: Seq2SeqConfig, params: Params, e: Array, at: Advanced, kept: Array | None = None) -> Array:
-    """Logits (B, T, V) of the tokens after those with the embeddings e (B, T, E); `kept`: a mask of dropout (B, T, H)."""
+    """Logits (B, T, V) of the tokens after those with embeddings e (B, T, E); `kept` is a mask of dropout (B, T, H)."""
     s = at.s
     if at.context is not None:
         parts = [at.context, s] if config.context == "luong" else [e, s, at.context]
@@ -146,15 +154,17 @@ def forced(
 ) -> tuple[Array, Array | None]:
     """Logits (B, T, V), 0 past the end of a target, and the weights of attention (B, T, S).
 
-    sampling: the share of target tokens that are replaced by what the model draws from its own logits of the step before,
-      and a key. No gradient goes through a draw (Bengio et al. 2015, arXiv 1506.03099).
+    sampling: the share of target tokens that are replaced by what the model draws from its own logits of the step
+      before, and a key. No gradient goes through a draw (Bengio et al. 2015, arXiv 1506.03099).
     """
     tokens, valid = check_tokens(target, "target", target_lengths, "target_lengths", config.target_vocabulary)
     memory, state = encode(config, params, source, source_lengths, noise)
     n_sources, (n_rows, n_steps) = state.shape[0], tokens.shape
     require(n_rows == n_sources, "target", f"{n_sources} rows, as source", f"{n_rows} rows")
     table = params["target_embedding"]
-    masks = [dropped(jnp.ones((*tokens.shape, n)), config.dropout, noise) for n in (config.embedded, config.hidden_size)]
+    masks = [
+        dropped(jnp.ones((*tokens.shape, n)), config.dropout, noise) for n in (config.embedded, config.hidden_size)
+    ]
     masks = masks if noise is not None and config.dropout else None
 
     def read(token: Array, masks: list[Array] | None, state: Array) -> tuple[Advanced, Array]:
