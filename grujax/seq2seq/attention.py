@@ -99,8 +99,7 @@ def _attend(scores: Array, values: Array, valid: Array | None, precision: jax.la
         weights = jax.nn.softmax(scores, axis=-1)
     else:
         counts = valid[..., None, :]
-        # where no step counts, scores of 0 keep softmax and its gradient finite
-        scores = jnp.where(counts, scores, jnp.where(counts.any(-1, keepdims=True), -jnp.inf, 0))
+        scores = jnp.where(counts, scores, jnp.finfo(scores.dtype).min)  # −inf alone in a row would give NaN
         weights = jnp.where(counts, jax.nn.softmax(scores, axis=-1), 0)
     read = weights.astype(values.dtype)
     return jnp.einsum("...ts,...sf->...tf", read, _held(values, valid), precision=precision), weights

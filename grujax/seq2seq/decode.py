@@ -86,15 +86,18 @@ def sample(
     >>> sample(uniform, jnp.zeros((2, 1)), 0, end=4, max_length=3, key=jax.random.key(0)).tokens.shape
     (2, 3)
     """
-    positive = isinstance(temperature, Tracer) or np.asarray(temperature) > 0
-    require(bool(np.all(positive)), "temperature", "a positive number", temperature, "greedy is the limit at 0.")
+    one = np.shape(temperature) == ()
+    positive = one and (isinstance(temperature, Tracer) or bool(np.asarray(temperature) > 0))
+    require(positive, "temperature", "a positive number", temperature, "greedy is the limit at 0.")
     if top_k is not None:
         require_count(top_k, "top_k")
 
     def choose(t: Array, log_p: Array) -> Array:
         scaled = log_p / jnp.asarray(temperature, log_p.dtype)
         if top_k is not None:
-            least = lax.top_k(scaled, min(top_k, scaled.shape[-1]))[0][:, -1:]
+            n_tokens = scaled.shape[-1]
+            require(top_k <= n_tokens, "top_k", f"at most V = {n_tokens}", top_k)
+            least = lax.top_k(scaled, top_k)[0][:, -1:]
             scaled = jnp.where(scaled >= least, scaled, -jnp.inf)
         return jax.random.categorical(jax.random.fold_in(key, t), scaled)
 

@@ -162,10 +162,10 @@ def forced(
     n_sources, (n_rows, n_steps) = state.shape[0], tokens.shape
     require(n_rows == n_sources, "target", f"{n_sources} rows, as source", f"{n_rows} rows")
     table = params["target_embedding"]
-    masks = [
-        dropped(jnp.ones((*tokens.shape, n)), config.dropout, noise) for n in (config.embedded, config.hidden_size)
-    ]
-    masks = masks if noise is not None and config.dropout else None
+    masks = None
+    if noise is not None and config.dropout:
+        shapes = [(*tokens.shape, n) for n in (config.embedded, config.hidden_size)]
+        masks = [dropped(jnp.ones(shape), config.dropout, noise) for shape in shapes]
 
     def read(token: Array, masks: list[Array] | None, state: Array) -> tuple[Advanced, Array]:
         e = _embedded(config, table, token)

@@ -164,5 +164,9 @@ def test_what_cannot_be_served_is_refused():
         beam_search(step, STATE, START, beam_size=0, **options)
     with refused("temperature: expected a positive number, found 0.0"):
         sample(step, STATE, START, key=jax.random.key(0), temperature=0.0, **options)
+    with refused("temperature: expected a positive number, found [1. 2.]"):
+        sample(step, STATE, START, key=jax.random.key(0), temperature=np.array([1.0, 2.0]), **options)
+    with refused("top_k: expected at most V = 4, found 5"):
+        sample(step, STATE, START, key=jax.random.key(0), top_k=5, **options)
     with refused("top_k: expected a positive integer, found 0"):
         sample(step, STATE, START, key=jax.random.key(0), top_k=0, **options)
