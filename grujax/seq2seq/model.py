@@ -85,18 +85,17 @@ def encode(
     if "start" in params:
         state = jnp.tanh(dense(config, params["start"], summary)).astype(last.dtype)
         state = state.reshape(-1, config.num_layers, config.hidden_size)
+    memory = Memory(None, None, None, None)
     if config.context == "cho":
-        return Memory(summary, None, None, None), state
-    if config.context is None:
-        return Memory(None, None, None, None), state
-    return Memory(
-        None, h, h if config.context == "luong" else _times(config, h, params["attention"]["key"]), valid
-    ), state
+        memory = memory._replace(summary=summary)
+    elif config.context is not None:
+        keys = h if config.context == "luong" else _times(config, h, params["attention"]["key"])
+        memory = Memory(None, h, keys, valid)
+    return memory, state
 
 
 def advance(config: Seq2SeqConfig, params: Params, memory: Memory, state: Array, e: Array) -> Advanced:
     """T steps of the decoder from `state` (B, L, H), which read e (B, T, E); all at once where the equations allow."""
-
     summary, values, keys, valid = memory
 
     def layers(x: Array, state: Array) -> tuple[Array, Array]:
