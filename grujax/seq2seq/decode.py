@@ -5,6 +5,7 @@ A step is `step(state, token) -> (state, logits)`: state is a tree of arrays (B,
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -93,13 +94,14 @@ def sample(
         require_count(top_k, "top_k")
 
     def choose(t: Array, log_p: Array) -> Array:
+        draw = partial(jax.random.categorical, jax.random.fold_in(key, t))
         scaled = log_p / jnp.asarray(temperature, log_p.dtype)
-        if top_k is not None:
-            n_tokens = scaled.shape[-1]
-            require(top_k <= n_tokens, "top_k", f"at most V = {n_tokens}", top_k)
-            least = lax.top_k(scaled, top_k)[0][:, -1:]
-            scaled = jnp.where(scaled >= least, scaled, -jnp.inf)
-        return jax.random.categorical(jax.random.fold_in(key, t), scaled)
+        if top_k is None:
+            return draw(scaled)
+        n_tokens = scaled.shape[-1]
+        require(top_k <= n_tokens, "top_k", f"at most V = {n_tokens}", top_k)
+        best, tokens = lax.top_k(scaled, top_k)
+        return jnp.take_along_axis(tokens, draw(best)[:, None], 1)[:, 0]
 
     return _one_by_one(step, state, start, end, max_length, choose)
 

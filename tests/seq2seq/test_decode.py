@@ -139,6 +139,12 @@ def test_the_limits_of_sampling_are_greedy():
         jax.tree.map(np.testing.assert_array_equal, found, plain)
 
 
+def test_of_tokens_that_are_as_probable_top_k_keeps_k():
+    even = lambda state, token: (state, jnp.zeros((len(token), V)))  # noqa: E731
+    found = sample(even, jnp.zeros((50, 1)), START, end=V - 1, max_length=N, key=jax.random.key(0), top_k=2)
+    assert set(found.tokens.ravel().tolist()) == {0, 1}
+
+
 def test_each_row_may_start_from_its_own_token():
     found = greedy(step, STATE, np.array([0, 3]), end=END, max_length=N)
     for row, start in enumerate((0, 3)):
