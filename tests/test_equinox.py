@@ -17,7 +17,7 @@ F64 = {"param_dtype": jnp.float64}
 FIELDS = [
     {"num_layers": 2, "bidirectional": True},
     {"num_layers": 2, "connection": "highway", "initial_state": "learned", "reset_after": False},
-    {"reverse": True, "layer_norm": True, "implementation": "reference"},
+    pytest.param({"reverse": True, "layer_norm": True, "implementation": "reference"}, marks=pytest.mark.slow),
 ]
 
 

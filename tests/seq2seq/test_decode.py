@@ -42,7 +42,7 @@ def filled(tokens):
     return [*tokens, *[END] * (N - len(tokens))]
 
 
-@pytest.mark.parametrize("alpha", [0.0, 0.8, 3.0])
+@pytest.mark.parametrize("alpha", [0.0, 0.8])
 def test_a_beam_that_holds_every_sequence_finds_what_exhaustive_search_finds(alpha):
     every = list(sequences())
     size = len(every)
@@ -68,8 +68,7 @@ def by_hand(row, beam_size, alpha):
     return beams
 
 
-@pytest.mark.parametrize("beam_size", [2, 3])
-@pytest.mark.parametrize("alpha", [0.0, 1.0])
+@pytest.mark.parametrize("beam_size, alpha", [(2, 1.0), (3, 0.0)])
 def test_a_narrow_beam_equals_the_search_by_hand(beam_size, alpha):
     found = beam_search(step, STATE, START, end=END, max_length=N, beam_size=beam_size, length_penalty=alpha)
     for row in range(2):

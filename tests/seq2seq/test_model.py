@@ -151,7 +151,7 @@ def test_greedy_and_beams_score_what_teacher_forcing_scores(context):
         of_tokens = np.take_along_axis(np.asarray(log_p), np.asarray(tokens)[..., None], -1)[..., 0]
         counted = np.arange(T) <= np.asarray(beams.lengths)[:, rank, None]
         assert_close(beams.scores[:, rank], np.where(counted, of_tokens, 0).sum(1))
-    assert (beams.scores[:, 0] >= plain.scores).all() and (np.diff(beams.scores) <= 0).all()
+    assert (np.diff(beams.scores) <= 0).all()
 
 
 @slow("options", CASES[:4], 2, 3)
