@@ -22,6 +22,8 @@ TABLE = re.search(r"^\| .*\| checked by \|\n\|[-|]+\n((?:\|.*\n)+)", FEATURES, r
         ("interop.md", 0, ("torch", "onnx")),
         ("take-a-gru-out.md", 0, ("onnx",)),
         ("training.md", 0, ()),
+        ("seq2seq.md", 0, ()),
+        ("equinox.md", 0, ("equinox",)),
     ],
 )
 def test_every_block_runs(file, n_printed, needs, tmp_path):

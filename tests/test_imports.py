@@ -20,8 +20,8 @@ GROUPS = [
     ["kernels", "data"],
     ["core"],
     ["linen"],
-    ["nnx", "saving"],
-    ["interop", "training", "inspect", "bench"],
+    ["nnx", "saving", "equinox"],
+    ["interop", "training", "inspect", "bench", "seq2seq"],
     ["estimators", "cli"],
     ["__init__", "__main__"],
 ]
@@ -158,7 +158,7 @@ def test_submodules_load_on_first_use():
     known = {name.asname for name in imported if name.asname}
     assert {name.name for name in imported} == known | set(grujax.__all__)
     packages = {path.parent.name for path in ROOT.glob("*/__init__.py")}
-    assert known | {"cli", "core"} == packages | {"equations"}
+    assert known | {"cli", "core"} == packages | {"equations", "equinox"}
     assert known <= set(dir(grujax))
     late = ["jax", "numpy", *(f"grujax.{name}" for name in sorted(known))]
     code = f"import sys, grujax; print([name for name in {late} if name in sys.modules])"
