@@ -103,7 +103,8 @@ def score(outputs: np.ndarray, data: Sequences, variables: Mapping[str, Any], la
         found = f"shape {data.y.shape}"
         require(data.y.size == outputs.size, "y", f"{outputs.shape[1]} targets for each row, as the model has", found)
     arrays = jax.numpy.asarray(outputs), jax.numpy.asarray(data.y)
-    loss = float(np.mean(row_losses(*arrays, variables["statistics"], label_smoothing)))
+    losses = np.asarray(row_losses(*arrays, variables["statistics"], label_smoothing))
+    loss = float(np.average(losses, weights=data.weight))
     if data.labels is None:
         y = data.y.reshape(outputs.shape)
         r2 = float(r2_score(y, outputs)) if len(data) > 1 else None
