@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from grujax import bench as bench
     from grujax import data as data
     from grujax import equations as equations
+    from grujax import estimators as estimators
     from grujax import inspect as inspect
     from grujax import interop as interop
     from grujax import kernels as kernels

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.utils import check_random_state
 
 from grujax.training import TrainConfig
 
@@ -18,8 +20,6 @@ class Parameters(TrainConfig):
 
     def config(self, **changes: Any) -> TrainConfig:
         """The parameters as a `TrainConfig`; `InputError` for a value out of range."""
-        from sklearn.utils import check_random_state
-
         seed = self.random_state
         if seed is None or isinstance(seed, np.random.RandomState):
             seed = check_random_state(seed).randint(2**31)
@@ -28,13 +28,14 @@ class Parameters(TrainConfig):
 
 
 class Settable:
-    """Before `Parameters` among the bases: parameters are set at any time and checked in `fit`, as scikit-learn
-    requires, and two estimators are never equal."""
+    """Before `Parameters` among the bases: what a frozen dataclass does otherwise than an estimator of scikit-learn,
+    whose parameters are set at any time and checked in `fit`."""
 
     __setattr__ = object.__setattr__
     __delattr__ = object.__delattr__
     __eq__ = object.__eq__
     __hash__ = object.__hash__
+    __repr__ = BaseEstimator.__repr__
 
     def __post_init__(self) -> None:
         pass

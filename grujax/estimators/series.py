@@ -1,6 +1,5 @@
 """What users have as X, as `Sequences`."""
 
-import warnings
 from typing import Any, Literal
 
 import numpy as np
@@ -27,8 +26,7 @@ def as_sequences(X: Any, lengths: ArrayLike | None, channels: Channels | None) -
     Args:
       X: (N, T, C); (N, T), one channel; or a list (or an array of dtype object) of (T_i, C) or (T_i,).
       lengths: (N,) integers, for padded arrays.
-      channels: "first" where X is (N, C, T), or a list of (C, T_i). None: "last", with a warning where there are more
-        channels than steps.
+      channels: "first" where X is (N, C, T), or a list of (C, T_i); "last" or None else.
     """
     require_one_of(channels, ("last", "first", None), "channels")
     if not isinstance(X, (list, tuple)):
@@ -38,12 +36,7 @@ def as_sequences(X: Any, lengths: ArrayLike | None, channels: Channels | None) -
         X = [_channels_last(np.asarray(row), 2, channels) for row in X]
     else:
         X = _channels_last(X, 3, channels)
-    found = sequences(X, None, lengths, source="X")
-    longest = int(found.lengths.max())
-    if channels is None and found.channels > longest:
-        what = f"X is read as (N, T, C), {found.channels} channels of {longest} steps"
-        warnings.warn(f"{what}. Pass channels='first' for (N, C, T), or channels='last'.", stacklevel=4)
-    return found
+    return sequences(X, None, lengths, source="X")
 
 
 def _channels_last(array: np.ndarray, ndim: int, channels: Channels | None) -> np.ndarray:

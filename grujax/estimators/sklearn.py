@@ -1,5 +1,6 @@
 """A GRU as an estimator of scikit-learn: everything trains through `grujax.training.fit`."""
 
+import warnings
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -13,7 +14,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from grujax.data import Dataset, Sequences
-from grujax.errors import require
+from grujax.errors import InputError, require
 from grujax.estimators.parameters import Parameters, Settable
 from grujax.estimators.series import Channels, as_sequences, is_table
 from grujax.training import Fitted, fit
@@ -32,6 +33,7 @@ class _GRU(BaseEstimator, Settable, _Parameters):
     """What the classifier and the regressor share."""
 
     fitted_: Fitted
+    classes_: np.ndarray
     n_features_in_: int
     _of_table: bool
 
@@ -39,10 +41,12 @@ class _GRU(BaseEstimator, Settable, _Parameters):
         self,
         X: Any,
         y: np.ndarray,
-        labels: tuple[str, ...] | None,
+        classes: np.ndarray | None,
         sample_weight: ArrayLike | None,
         lengths: ArrayLike | None,
     ) -> Self:
+        """Of a classifier y is (N,) int32, places in `classes`."""
+        labels = None if classes is None else tuple(map(str, classes.tolist()))
         self._of_table = is_table(X)
         data = self._sequences(X, lengths, reset=True)
         check_consistent_length(data.x, y)
@@ -50,14 +54,16 @@ class _GRU(BaseEstimator, Settable, _Parameters):
         if sample_weight is not None:
             weight = _weights(sample_weight, len(data))
             data = replace(data, weight=weight).take(np.flatnonzero(weight))
-        if labels is not None:
-            found = f"{len(np.unique(data.y))} among the rows whose sample_weight is not 0"
-            require(len(np.unique(data.y)) > 1, "y", "two classes or more", found)
+        if labels is not None and len(found := np.unique(data.y)) < 2:
+            where = "" if sample_weight is None else " where sample_weight is not 0"
+            raise InputError("y", "two classes or more", f"only {labels[found[0]]!r}{where}")
         config, variables = self.config(), None
         if self.warm_start and hasattr(self, "fitted_"):
             config = replace(config, steps_per_frame=config.steps_per_frame or self.fitted_.model.steps_per_frame)
             variables = self.fitted_.variables
         self.fitted_ = fit(config, Dataset("X", data), variables=variables)
+        if classes is not None:
+            self.classes_ = classes
         if self.fitted_.interrupted:  # what was reached is kept; a search over parameters ends
             raise KeyboardInterrupt
         return self
@@ -72,11 +78,14 @@ class _GRU(BaseEstimator, Settable, _Parameters):
             options = {"ensure_all_finite": lengths is None, "ensure_min_samples": 2 if reset else 1}
             X = validate_data(self, X, reset=reset, **options) if self._of_table else check_array(X, **options)
         data = as_sequences(X, lengths, self.channels)
-        if reset:
-            if not self._of_table:
-                self.n_features_in_ = data.channels
-                self.__dict__.pop("feature_names_in_", None)
-        else:
+        if reset and not self._of_table:
+            self.n_features_in_ = data.channels
+            self.__dict__.pop("feature_names_in_", None)
+            longest = int(data.lengths.max())
+            if self.channels is None and data.channels > longest:
+                what = f"X is read as (N, T, C), {data.channels} channels of {longest} steps"
+                warnings.warn(f"{what}. Pass channels='first' for (N, C, T), or channels='last'.", stacklevel=4)
+        if not reset:
             known = self.fitted_.variables["statistics"]["input_mean"].size
             remedy = "channels='first' reads (N, C, T), channels='last' (N, T, C)."
             require(data.channels == known, "X", f"{known} channels, as in fit", data.channels, remedy)
@@ -115,8 +124,6 @@ class GRUClassifier(ClassifierMixin, _GRU):
     ['even', 'odd']
     """
 
-    classes_: np.ndarray
-
     def fit(
         self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None, lengths: ArrayLike | None = None
     ) -> Self:
@@ -141,11 +148,7 @@ class GRUClassifier(ClassifierMixin, _GRU):
             rule = "warm_start=True goes on with the classes of the first fit"
             require(not len(unseen), "y", self.classes_, f"{unseen} besides", rule=rule)
             classes = self.classes_
-        self._fit(
-            X, np.searchsorted(classes, y).astype(np.int32), tuple(map(str, classes.tolist())), sample_weight, lengths
-        )
-        self.classes_ = classes
-        return self
+        return self._fit(X, np.searchsorted(classes, y).astype(np.int32), classes, sample_weight, lengths)
 
     def predict_proba(self, X: Any, lengths: ArrayLike | None = None) -> np.ndarray:
         """(N, K) float64 probabilities, the columns in the order of `classes_`."""

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
 from grujax.data import (
@@ -143,8 +144,9 @@ def fit(
     step_config = replace(config, seed=0)  # the step does not read it: runs with other seeds share its programs
     params = model.init(jax.random.key(config.seed), np.zeros((1, 1, train.channels), np.float32))["params"]
     if variables is not None:
-        shapes, found = (jax.tree.map(jax.numpy.shape, tree) for tree in (params, variables["params"]))
-        require(shapes == found, "variables", f"parameters of the shapes {shapes}", found)
+        new, given = (flatten_dict(tree, sep="/") for tree in (params, variables["params"]))
+        odd = [name for name in sorted({*new, *given}) if np.shape(new.get(name)) != np.shape(given.get(name))]
+        require(not odd, "variables", f"those of {model}", f"other shapes of {', '.join(odd)}")
         params = jax.tree.map(jax.numpy.array, variables["params"])  # copies: a step takes the buffers of its state
     state = whole(initial_state(params, make_optimizer(config, num_steps), config))
 
