@@ -21,6 +21,7 @@ TABLE = re.search(r"^\| .*\| checked by \|\n\|[-|]+\n((?:\|.*\n)+)", FEATURES, r
         ("interop.md", 0, ("torch", "onnx")),
         ("take-a-gru-out.md", 0, ("onnx",)),
         ("training.md", 0, ()),
+        ("estimators.md", 4, ("sklearn", "aeon")),
     ],
 )
 def test_every_block_runs(file, n_printed, needs, tmp_path):

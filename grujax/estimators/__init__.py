@@ -4,6 +4,6 @@ from grujax.errors import require_package
 
 require_package("sklearn", "sklearn")  # says what to install
 
-from grujax.estimators.sklearn import GRUClassifier, GRURegressor
+from grujax.estimators.sklearn import GRUClassifier, GRURegressor  # noqa: E402
 
 __all__ = ["GRUClassifier", "GRURegressor"]

@@ -18,13 +18,13 @@ class Parameters(TrainConfig):
     random_state: int | np.random.RandomState | None = 0
     """Seed of the split, the initial weights, the order of batches and the dropout; see scikit-learn's glossary."""
 
-    def config(self, **changes: Any) -> TrainConfig:
+    def config(self) -> TrainConfig:
         """The parameters as a `TrainConfig`; `InputError` for a value out of range."""
         seed = self.random_state
         if seed is None or isinstance(seed, np.random.RandomState):
             seed = check_random_state(seed).randint(2**31)
-        values = {f.name: getattr(self, f.name) for f in fields(TrainConfig)}
-        return TrainConfig(**values | {"seed": int(seed)} | changes)
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(TrainConfig)}
+        return TrainConfig(**values | {"seed": int(seed)})
 
 
 class Settable:

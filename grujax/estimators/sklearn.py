@@ -51,10 +51,11 @@ class _GRU(BaseEstimator, Settable, _Parameters):
         data = self._sequences(X, lengths, reset=True)
         check_consistent_length(data.x, y)
         data = replace(data, y=y, labels=labels)
+        weight = np.ones(len(data), np.float32)
         if sample_weight is not None:
             weight = _weights(sample_weight, len(data))
             data = replace(data, weight=weight).take(np.flatnonzero(weight))
-        if labels is not None and len(found := np.unique(data.y)) < 2:
+        if labels is not None and len(found := np.unique(y[weight > 0])) < 2:
             where = "" if sample_weight is None else " where sample_weight is not 0"
             raise InputError("y", "two classes or more", f"only {labels[found[0]]!r}{where}")
         config, variables = self.config(), None
@@ -119,7 +120,7 @@ class GRUClassifier(ClassifierMixin, _GRU):
       fitted_: what `grujax.training.fit` returned: `model`, `variables`, `history`.
 
     >>> rows = [[float(i % 2)] * (3 + i % 5) for i in range(40)]
-    >>> classifier = GRUClassifier(hidden_size=8, epochs=20, buckets=1).fit(rows, ["even", "odd"] * 20)
+    >>> classifier = GRUClassifier(hidden_size=8, bidirectional=False, buckets=1).fit(rows, ["even", "odd"] * 20)
     >>> classifier.predict([[0.0, 0.0, 0.0], [1.0, 1.0]]).tolist()
     ['even', 'odd']
     """
@@ -174,8 +175,8 @@ class GRURegressor(RegressorMixin, _GRU):
     >>> import numpy as np
     >>> level = np.linspace(-1, 1, 40)
     >>> X = np.repeat(level[:, None], 5, axis=1)
-    >>> regressor = GRURegressor(hidden_size=8, epochs=60, dropout=0.0, input_offset=0.0, mixup=0.0).fit(X, level)
-    >>> regressor.score(X, level) > 0.9
+    >>> regressor = GRURegressor(hidden_size=8, bidirectional=False, dropout=0.0, input_offset=0.0, mixup=0.0)
+    >>> regressor.fit(X, level).score(X, level) > 0.9
     True
     """
 

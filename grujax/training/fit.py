@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
 from grujax.data import (
@@ -144,8 +143,8 @@ def fit(
     step_config = replace(config, seed=0)  # the step does not read it: runs with other seeds share its programs
     params = model.init(jax.random.key(config.seed), np.zeros((1, 1, train.channels), np.float32))["params"]
     if variables is not None:
-        new, given = (flatten_dict(tree, sep="/") for tree in (params, variables["params"]))
-        odd = [name for name in sorted({*new, *given}) if np.shape(new.get(name)) != np.shape(given.get(name))]
+        new, given = (_shapes(tree) for tree in (params, variables["params"]))
+        odd = [name for name in sorted({*new, *given}) if new.get(name) != given.get(name)]
         require(not odd, "variables", f"those of {model}", f"other shapes of {', '.join(odd)}")
         params = jax.tree.map(jax.numpy.array, variables["params"])  # copies: a step takes the buffers of its state
     state = whole(initial_state(params, make_optimizer(config, num_steps), config))
@@ -232,3 +231,9 @@ def fit(
     if data.test is None or not evaluate_test:
         return fitted()
     return replace(fitted(), test=fitted().scores(data.test))
+
+
+def _shapes(params: Any) -> dict[str, tuple[int, ...]]:
+    """By the path of a parameter, as `encoder/gru/l0/w_hh`."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): np.shape(a) for path, a in leaves}

@@ -1,7 +1,9 @@
 """scikit-learn's own checks of an estimator, and what they do not look at."""
 
 import dataclasses
+import importlib.util
 import pickle
+import sys
 
 import jax
 import numpy as np
@@ -199,7 +201,7 @@ def test_rows_count_by_their_weight():
     """Where equal rows have two labels, the best probability is the share of the weight, in batches of one row too."""
     X, y = np.ones((16, 4)), np.array(["a", "b"] * 8)
     weight = np.where(y == "a", 3.0, 1.0)
-    made = GRUClassifier(**TINY | {"epochs": 60, "batch_size": 1, "averaging": 0.5}).fit(X, y, sample_weight=weight)
+    made = GRUClassifier(**TINY | {"epochs": 40, "batch_size": 1, "averaging": 0.5}).fit(X, y, sample_weight=weight)
     np.testing.assert_allclose(made.predict_proba(X)[0], [0.75, 0.25], atol=0.03)
     half = clone(made).fit(X, y, sample_weight=weight / 2)
     np.testing.assert_array_equal(half.predict_proba(X), made.predict_proba(X))
@@ -215,9 +217,12 @@ def test_rows_of_weight_zero_are_left_out():
 
 def test_a_warm_start_goes_on_from_the_fit_before():
     made = clone(classifier()).fit(ROWS, SIGN)
-    expected = made.predict_proba(NEW)
+    expected, before = made.predict_proba(NEW), made.fitted_
     made.set_params(warm_start=True, **STILL).fit([10 * row for row in NEW], np.where(NEW_LEVEL > 0, "up", "down"))
     np.testing.assert_allclose(made.predict_proba(NEW), expected, rtol=1e-5)
+    np.testing.assert_array_equal(
+        before.outputs(sequences(NEW)).argmax(1), expected.argmax(1)
+    )  # it still has its arrays
     cold = made.set_params(warm_start=False).fit(ROWS, SIGN)
     assert np.abs(cold.predict_proba(NEW) - expected).max() > 0.1
     made = clone(classifier()).fit(ROWS, SIGN).set_params(warm_start=True)
@@ -250,13 +255,23 @@ def test_ctrl_c_keeps_what_was_reached_and_ends_a_search(monkeypatch):
 
 
 def test_more_channels_than_steps_are_announced():
-    X = np.random.default_rng(0).normal(size=(32, 8, 2)).swapaxes(1, 2)
-    made = GRUClassifier(**TINY | {"epochs": 1})
-    with pytest.warns(UserWarning, match=r"^X is read as \(N, T, C\), 8 channels of 2 steps. Pass channels='first'"):
-        made.fit(X, SIGN)
-    made.set_params(channels="last").fit(X, SIGN)
-    with refused("X: expected 8 channels, as in fit, found 2", "channels='first' reads (N, C, T)"):
-        made.predict(X.swapaxes(1, 2))
+    X, _ = padded(ROWS, filler=0.0)
+    with (
+        pytest.warns(UserWarning, match=r"^X is read as \(N, T, C\), 8 channels of 2 steps. Pass channels='first'"),
+        refused("one class", "two classes"),
+    ):
+        GRUClassifier().fit(X.swapaxes(1, 2), ["one class"] * 32)
+    with refused("two classes"):  # and no warning, which would be an error
+        GRUClassifier(channels="last").fit(X.swapaxes(1, 2), ["one class"] * 32)
+    with refused("X: expected 2 channels, as in fit, found 8", "channels='first' reads (N, C, T)"):
+        classifier().predict(X.swapaxes(1, 2))
+
+
+def test_a_missing_scikit_learn_is_named(monkeypatch):
+    spec = importlib.util.find_spec("grujax.estimators")
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with refused("sklearn is required", "pip install 'grujax[sklearn]'"):
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
 
 NAN = [row * np.where(np.arange(len(row)) == 1, np.nan, 1)[:, None] for row in ROWS]
