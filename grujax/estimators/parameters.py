@@ -24,7 +24,8 @@ class Parameters(TrainConfig):
         if seed is None or isinstance(seed, np.random.RandomState):
             seed = check_random_state(seed).randint(2**31)
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(TrainConfig)}
-        return TrainConfig(**values | {"seed": int(seed)})
+        values["seed"] = int(seed)
+        return TrainConfig(**values)
 
 
 class Settable:

@@ -122,7 +122,7 @@ def fit(
     train, held = data.train, None
     if config.validation:
         train, held = stratified_split(data.train, config.validation, config.seed)
-    constants = constants_of(train) if variables is None else variables["statistics"]
+    constants = constants_of(train)
     model = GRUModel(
         config.hidden_size,
         constants["output_mean"].size if train.labels is None else len(train.labels),
@@ -136,17 +136,18 @@ def fit(
     )
     rows, whole = placing(mesh, config.batch_size)
     weights = row_weights(train, config)
-    constants = whole(jax.tree.map(jax.numpy.asarray, constants))
     boundaries = bucket_boundaries(train.lengths, config.buckets)
     steps_per_epoch = sum(1 for _ in batches(train, config.batch_size, boundaries))
     num_steps = config.epochs * steps_per_epoch
     step_config = replace(config, seed=0)  # the step does not read it: runs with other seeds share its programs
     params = model.init(jax.random.key(config.seed), np.zeros((1, 1, train.channels), np.float32))["params"]
     if variables is not None:
-        new, given = (_shapes(tree) for tree in (params, variables["params"]))
+        new, given = (_shapes(tree) for tree in ({"params": params, "statistics": constants}, variables))
         odd = [name for name in sorted({*new, *given}) if new.get(name) != given.get(name)]
         require(not odd, "variables", f"those of {model}", f"other shapes of {', '.join(odd)}")
+        constants = variables["statistics"]
         params = jax.tree.map(jax.numpy.array, variables["params"])  # copies: a step takes the buffers of its state
+    constants = whole(jax.tree.map(jax.numpy.asarray, constants))
     state = whole(initial_state(params, make_optimizer(config, num_steps), config))
 
     def arguments(batch: Batch, draws: Draws) -> tuple[Batch, Draws]:
@@ -233,7 +234,7 @@ def fit(
     return replace(fitted(), test=fitted().scores(data.test))
 
 
-def _shapes(params: Any) -> dict[str, tuple[int, ...]]:
-    """By the path of a parameter, as `encoder/gru/l0/w_hh`."""
-    leaves = jax.tree_util.tree_leaves_with_path(params)
+def _shapes(variables: Any) -> dict[str, tuple[int, ...]]:
+    """By the path of an array, as `params/encoder/gru/l0/w_hh`."""
+    leaves = jax.tree_util.tree_leaves_with_path(variables)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): np.shape(a) for path, a in leaves}

@@ -151,14 +151,14 @@ def test_each_form_of_x_is_read_alike(form):
 def test_series_of_one_channel_need_no_axis_of_it():
     rows = [row[:, 0] for row in ROWS]
     made = clone(classifier()).fit(rows, SIGN)
-    X, lengths = padded([row[:, None] for row in rows], filler=0.0)
+    X, lengths = padded([row[:, None] for row in rows])
     expected = made.predict_proba(rows)
     for given in (X, X[:, :, 0]):
         again = clone(made).fit(given, SIGN, lengths=lengths)
         np.testing.assert_array_equal(again.predict_proba(given, lengths), expected)
     assert again.n_features_in_ == 8 and made.n_features_in_ == 1
     with pytest.raises(ValueError, match="X has 7 features, but GRUClassifier is expecting 8 features"):
-        again.predict(X[:, :7, 0])
+        again.predict(X[:, :7, 0], np.minimum(lengths, 7))
     np.testing.assert_array_equal(again.predict(rows), made.predict(X[:, :, 0], lengths))
 
 
@@ -197,11 +197,13 @@ def test_a_pickle_and_a_saved_model_predict_alike(tmp_path):
     np.testing.assert_array_equal(made.classes_[outputs.argmax(1)], made.predict(NEW))
 
 
-def test_rows_count_by_their_weight():
-    """Where equal rows have two labels, the best probability is the share of the weight, in batches of one row too."""
+@pytest.mark.parametrize("batch_size, mixup, epochs", [(1, 0.0, 40), (16, 10.0, 300)])
+def test_rows_count_by_their_weight(batch_size, mixup, epochs):
+    """Where equal rows have two labels, the best probability is the share of the weight."""
     X, y = np.ones((16, 4)), np.array(["a", "b"] * 8)
     weight = np.where(y == "a", 3.0, 1.0)
-    made = GRUClassifier(**TINY | {"epochs": 40, "batch_size": 1, "averaging": 0.5}).fit(X, y, sample_weight=weight)
+    changes = {"batch_size": batch_size, "mixup": mixup, "epochs": epochs, "averaging": 0.5}
+    made = GRUClassifier(**TINY | changes).fit(X, y, sample_weight=weight)
     np.testing.assert_allclose(made.predict_proba(X)[0], [0.75, 0.25], atol=0.03)
     half = clone(made).fit(X, y, sample_weight=weight / 2)
     np.testing.assert_array_equal(half.predict_proba(X), made.predict_proba(X))
