@@ -52,7 +52,7 @@ class _GRU(BaseEstimator, Settable, _Parameters):
         check_consistent_length(data.x, y)
         data = replace(data, y=y, labels=labels)
         weight = np.ones(len(data), np.float32)
-        if sample_weight is not None:
+        if sample_weight is not None:  # rows of weight 0 would count in the input statistics
             weight = _weights(sample_weight, len(data))
             data = replace(data, weight=weight).take(np.flatnonzero(weight))
         if labels is not None and len(found := np.unique(y[weight > 0])) < 2:
@@ -98,11 +98,12 @@ class _GRU(BaseEstimator, Settable, _Parameters):
 
 
 def _weights(sample_weight: ArrayLike, count: int) -> np.ndarray:
+    """(N,) float32, the largest 1: `fit` makes their mean 1."""
     weight = np.asarray(sample_weight, np.float64)
     fits = weight.shape == (count,) and bool((weight >= 0).all()) and 0 < weight.sum() < np.inf
     found = f"shape {weight.shape}, {weight.min(initial=np.inf)} to {weight.max(initial=-np.inf)}"
     require(fits, "sample_weight", f"{count} finite numbers, zero or positive, not all of them zero", found)
-    return weight.astype(np.float32)
+    return (weight / weight.max()).astype(np.float32)
 
 
 class GRUClassifier(ClassifierMixin, _GRU):

@@ -18,7 +18,7 @@ MAX_CONFUSION = 100
 class Scores(NamedTuple):
     """Figures of one split, as `score` returns them. A classifier has accuracy, a regression rmse; the rest is None."""
 
-    loss: float  # mean over the rows: cross-entropy, or squared error divided by the variance of the training targets
+    loss: float  # weighted mean over the rows: cross-entropy, or squared error over the training targets' variance
     rows: int  # N
     accuracy: float | None = None  # from 0 to 1
     interval: tuple[float, float] | None = None  # 95% Wilson interval of the accuracy
