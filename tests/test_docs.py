@@ -24,6 +24,7 @@ TABLE = re.search(r"^\| .*\| checked by \|\n\|[-|]+\n((?:\|.*\n)+)", FEATURES, r
         ("training.md", 0, ()),
         ("seq2seq.md", 0, ()),
         ("equinox.md", 0, ("equinox",)),
+        ("estimators.md", 4, ("sklearn", "aeon")),
     ],
 )
 def test_every_block_runs(file, n_printed, needs, tmp_path):

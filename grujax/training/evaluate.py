@@ -18,7 +18,7 @@ MAX_CONFUSION = 100
 class Scores(NamedTuple):
     """Figures of one split, as `score` returns them. A classifier has accuracy, a regression rmse; the rest is None."""
 
-    loss: float  # mean over the rows: cross-entropy, or squared error divided by the variance of the training targets
+    loss: float  # weighted mean over the rows: cross-entropy, or squared error over the training targets' variance
     rows: int  # N
     accuracy: float | None = None  # from 0 to 1
     interval: tuple[float, float] | None = None  # 95% Wilson interval of the accuracy
@@ -116,7 +116,8 @@ def score(
             found,
         )
     arrays = jax.numpy.asarray(outputs), jax.numpy.asarray(data.y)
-    loss = float(np.mean(row_losses(*arrays, variables["statistics"], label_smoothing, quantiles)))
+    losses = np.asarray(row_losses(*arrays, variables["statistics"], label_smoothing, quantiles))
+    loss = float(np.average(losses, weights=data.weight))
     if data.labels is None:
         outputs = outputs[:, each // 2 :: each]
         y = data.y.reshape(outputs.shape)

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -30,7 +30,7 @@ from grujax.training.choices import chosen
 from grujax.training.config import TrainConfig
 from grujax.training.devices import placing
 from grujax.training.evaluate import Scores, outputs_of, score
-from grujax.training.rows import class_weights, constants_of, fingerprint
+from grujax.training.rows import constants_of, fingerprint, row_weights
 from grujax.training.run import Epoch, Run
 from grujax.training.step import Draws, averaged, draw, initial_state, make_optimizer, train_step
 
@@ -57,12 +57,15 @@ class Fitted:
     interrupted: bool = False
     quantiles: tuple[float, ...] = ()  # of a regression; the model gives the quantiles of a target side by side
 
-    def scores(self, data: Sequences) -> Scores:
-        """The figures of the model on labelled data, padded as the training split was."""
+    def outputs(self, data: Sequences) -> np.ndarray:
+        """The model's outputs (N, output_size) on data that is padded as the training split was; see `outputs_of`."""
         boundaries = tuple(sorted(shape[1] for shape in self.compiled.shapes))
         rows = self.compiled.shapes[0][0]
-        outputs = outputs_of(self.model, self.variables, data, batch_size=rows, boundaries=boundaries)
-        return score(outputs, data, self.variables, quantiles=self.quantiles)
+        return outputs_of(self.model, self.variables, data, batch_size=rows, boundaries=boundaries)
+
+    def scores(self, data: Sequences) -> Scores:
+        """The figures of the model on labelled data."""
+        return score(self.outputs(data), data, self.variables, quantiles=self.quantiles)
 
 
 def fit(
@@ -76,6 +79,7 @@ def fit(
     checkpoints: str | Path | None = None,
     checkpoint_period: float = 60.0,
     mesh: Mesh | None = None,
+    variables: Mapping[str, Any] | None = None,
 ) -> Fitted:
     """Trains a `GRUModel` on `data.train` and evaluates it on `data.test`, where there is one, once, at the end.
 
@@ -100,10 +104,12 @@ def fit(
       mesh: the devices to train on, with one axis, whose number divides `batch_size`: `jax.make_mesh((8,), ("data",))`.
         Each takes its share of the rows of a batch, and all hold the weights. None: the default device. A run may go on
         with another mesh; its figures are then equal to rounding.
+      variables: of a model of the same fields that `fit` trained: training begins with its weights, and keeps its
+        statistics. None: random weights, by the seed.
 
     Raises:
-      InputError: too few rows to hold some out, a loss that is not finite, or a checkpoint of other settings, other
-        data or another format.
+      InputError: too few rows to hold some out, a loss that is not finite, variables of another model, or a checkpoint
+        of other settings, other data or another format.
 
     >>> from grujax.data import Dataset, sequences
     >>> x = [[[float(i % 2)]] * 5 for i in range(40)]
@@ -130,18 +136,24 @@ def fit(
         dtype=jax.numpy.bfloat16 if config.precision == "bfloat16" else None,
     )
     rows, whole = placing(mesh, config.batch_size)
-    weights = class_weights(train, config)
-    constants = whole(jax.tree.map(jax.numpy.asarray, constants))
+    weights = row_weights(train, config)
     boundaries = bucket_boundaries(train.lengths, config.buckets)
     steps_per_epoch = sum(1 for _ in batches(train, config.batch_size, boundaries))
     num_steps = config.epochs * steps_per_epoch
     step_config = replace(config, seed=0)  # the step does not read it: runs with other seeds share its programs
     params = model.init(jax.random.key(config.seed), np.zeros((1, 1, train.channels), np.float32))["params"]
+    if variables is not None:
+        new, given = (_shapes(tree) for tree in ({"params": params, "statistics": constants}, variables))
+        odd = [name for name in sorted({*new, *given}) if new.get(name) != given.get(name)]
+        require(not odd, "variables", f"those of {model}", f"other shapes of {', '.join(odd)}")
+        constants = variables["statistics"]
+        params = jax.tree.map(jax.numpy.array, variables["params"])  # copies: a step takes the buffers of its state
+    constants = whole(jax.tree.map(jax.numpy.asarray, constants))
     state = whole(initial_state(params, make_optimizer(config, num_steps), config))
 
     def arguments(batch: Batch, draws: Draws) -> tuple[Batch, Draws]:
         """On the devices, the rows shared out."""
-        weighed = batch if weights is None else batch._replace(weight=batch.weight * weights[batch.y])
+        weighed = batch if weights is None else batch._replace(weight=batch.weight * weights[batch.rows])
         return rows(weighed), Draws(rows(draws.share), whole(draws.seed))
 
     of_each_shape = {batch.x.shape: batch for batch in batches(train, config.batch_size, boundaries)}
@@ -221,3 +233,9 @@ def fit(
     if data.test is None or not evaluate_test:
         return fitted()
     return replace(fitted(), test=fitted().scores(data.test))
+
+
+def _shapes(variables: Any) -> dict[str, tuple[int, ...]]:
+    """By the path of an array, as `params/encoder/gru/l0/w_hh`."""
+    leaves = jax.tree_util.tree_leaves_with_path(variables)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): np.shape(a) for path, a in leaves}

@@ -37,9 +37,19 @@ def class_weights(train: Sequences, config: TrainConfig) -> np.ndarray | None:
     return (len(train) / (len(counts) * np.maximum(counts, 1))).astype(np.float32)
 
 
+def row_weights(train: Sequences, config: TrainConfig) -> np.ndarray | None:
+    """(N,) float32 of mean 1: what each row counts, its own weight times that of its class; None where all are 1."""
+    of_class = class_weights(train, config)
+    if of_class is None and train.weight is None:
+        return None
+    weights = np.ones(len(train)) if train.weight is None else train.weight.astype(np.float64)
+    weights = weights if of_class is None else weights * of_class[train.y]
+    return (weights / weights.mean()).astype(np.float32)
+
+
 def fingerprint(train: Sequences) -> str:
     """SHA-256 of the training rows."""
     digest = hashlib.sha256(repr((train.x.shape, train.labels)).encode())
-    for array in (train.x, train.lengths, train.y):
+    for array in (train.x, train.lengths, train.y, *(() if train.weight is None else (train.weight,))):
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()

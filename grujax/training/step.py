@@ -140,8 +140,8 @@ def train_step(
         outputs: Any = model.apply(variables, x, lengths=lengths, deterministic=False, rngs=rngs)
         outputs = outputs.astype(jnp.float32)
         own, other = (row_losses(outputs, y[rows], statistics, *about) for rows in (..., partner))
-        total = jnp.sum(_between(share, own, other) * weight)
-        return total / jnp.sum(weight), total
+        total = jnp.sum(_between(share, own * weight, other * weight[partner]))
+        return total / jnp.sum(weight > 0), total  # weights are 1 in the mean over all rows, not over a batch
 
     gradients, total = jax.grad(loss, has_aux=True)(state.params)
     updates, optimizer_state = make_optimizer(config, num_steps).update(gradients, state.optimizer, state.params)

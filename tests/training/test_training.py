@@ -17,7 +17,7 @@ from levels import DATA, SMALL, TARGETS
 import grujax
 from grujax.data import Batch, Dataset, load, sequences, statistics, stratified_split
 from grujax.training import TrainConfig, baselines, chosen, fit, outputs_of, score
-from grujax.training.rows import class_weights
+from grujax.training.rows import class_weights, fingerprint, row_weights
 from grujax.training.step import (
     Draws,
     averaged,
@@ -470,6 +470,17 @@ def test_balanced_classes_count_alike():
     assert fitted.history[0].loss == pytest.approx((losses[:6].mean() + losses[6:].mean()) / 2, rel=1e-5)
     with pytest.raises(grujax.InputError, match=r"^class_weights='balanced' needs classes"):
         fit(balanced, TARGETS)
+
+    weighed = dataclasses.replace(data, weight=np.arange(1, 9, dtype=np.float32))
+    of_class = weighed.weight * np.where(y == "a", 8 / 12, 8 / 4)
+    np.testing.assert_allclose(row_weights(weighed, balanced), of_class / of_class.mean(), rtol=1e-6)
+    np.testing.assert_allclose(row_weights(weighed, SMALL), weighed.weight / 4.5, rtol=1e-6)
+    assert row_weights(data, SMALL) is None
+    fitted = fit(still, Dataset("weighed", weighed))
+    assert fitted.history[0].loss == pytest.approx(np.average(losses, weights=of_class), rel=1e-5)
+    assert fitted.scores(weighed).loss == pytest.approx(np.average(losses, weights=weighed.weight), rel=1e-5)
+    np.testing.assert_array_equal(weighed.take([2, 0]).weight, [3, 1])
+    assert fingerprint(weighed) != fingerprint(data)
 
 
 def test_the_defaults_are_the_best_of_the_cross_validation():
