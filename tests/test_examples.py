@@ -1,15 +1,20 @@
-"""The scripts of examples/: equal on one device, on eight and in two processes, and resumed."""
+"""The scripts of examples/, each in a small setting; accelerator/ also on eight devices and in two processes."""
 
+import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numerics  # noqa: F401
 import numpy as np
+import pytest
 
-SCRIPT = Path(__file__).parent.parent / "examples/accelerator/train.py"
+EXAMPLES = Path(__file__).parent.parent / "examples"
+SCRIPT = EXAMPLES / "accelerator/train.py"
 SIZES = ["--every", "10", "--batch-size", "32", "--length", "20", "--hidden-size", "16"]
 
 
@@ -48,3 +53,28 @@ def test_one_device_eight_devices_and_two_processes_train_alike_and_go_on(tmp_pa
     for other in (found, first | goes_on):
         np.testing.assert_allclose([other[k] for k in expected], [*expected.values()], rtol=1e-4)
     assert expected[30] < 0.7 * expected[10]
+
+
+def run(name, *arguments):
+    """What `main` of examples/NAME.py returns, in this process and with JAX as a user has it."""
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        return module.main([*map(str, arguments)])
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
+def test_an_example_is_short_and_in_the_list(path):
+    assert len(path.read_text().splitlines()) < 120
+    assert f"`examples/{path.name}`" in (EXAMPLES.parent / "docs/examples.md").read_text()
+
+
+def test_recurrent_ppo_learns_as_it_does_over_flax_s_cell(capsys):
+    sizes = ["--updates", 30, "--hidden-size", 16, "--envs", 64]
+    ours, theirs = run("ppo_memory", *sizes), run("ppo_memory", *sizes, "--rnn", "flax")
+    assert ours[:3].mean() < -0.4 and ours[-3:].mean() > -0.2
+    assert abs(ours[-3:].mean() - theirs[-3:].mean()) < 0.1
+    printed = capsys.readouterr().out
+    assert re.search(r"^grujax: return -0\.\d\d, [\d,]+ frames a second\n.*\nflax: return", printed, re.MULTILINE)
