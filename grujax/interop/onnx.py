@@ -50,7 +50,8 @@ def to_onnx(
       model: a `GRU`, `GRUCell` or `GRUModel`, float32 or float16.
       variables: its variables, "params" and, of a trained `GRUModel`, "statistics".
       lengths: False leaves the input lengths out, all steps are valid then. A cell has none.
-      state: False leaves h0, which is 0 then, and h_last out.
+      state: False leaves h0, which is 0 then, and h_last out. A learned initial state is in the graph: what h0 is
+        where none is given to the runtime.
       labels: names of the outputs of the head, kept as JSON in the graph's metadata under "labels". For probabilities
         export `model.clone(output_activation="softmax")`, or "sigmoid".
       verify: run both sides on random data; the largest difference is logged (logger "grujax.interop", INFO), and one
@@ -133,7 +134,8 @@ def _run(proto: "onnx.ModelProto", model: nn.Module) -> Runner:
     options.log_severity_level = 4  # what goes wrong is raised; the log would say it once more
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    inputs = {of.name: DTYPES[of.type] for of in session.get_inputs()}
+    given = (*session.get_inputs(), *session.get_overridable_initializers())  # h0 where the model has learned it
+    inputs = {of.name: DTYPES[of.type] for of in given}
     outputs = ["h_last" if of.name == "h" else of.name for of in session.get_outputs()]
 
     def call(x: NDArray, h0: NDArray | None, lengths: NDArray | None) -> dict[str, NDArray]:
@@ -165,7 +167,9 @@ def _own(proto: "onnx.ModelProto") -> tuple[nn.Module, dict] | None:
     for node in nodes:
         fields, of_layer = cells_of(node, [arrays.get(name) for name in [*node.input[1:4], ""][:3]], update)
         cells |= of_layer
-    model, variables = put_together(cells, head, single=cls == "GRUCell", **fields | hints)
+    h0 = arrays.get("h0")
+    h0 = h0[:, 0] if h0 is not None and h0.shape[1:2] == (1,) and cls != "GRUCell" else None
+    model, variables = put_together(cells, head, single=cls == "GRUCell", h0=h0, **fields | hints)
     statistics = {name: jnp.asarray(arrays[name]) for name in STATISTICS if name in arrays}
     variables |= {"statistics": statistics} if statistics else {}
     inputs = {of.name for of in proto.graph.input}

@@ -41,6 +41,7 @@ PLACE = Place(
         "reverse": (True,),
         "output_activation": tuple(OUTPUTS),
         "clip": None,
+        "initial_state": ("learned",),
         "merge": tuple(REDUCTIONS),
         "pooling": ("mean", "max", None),
         "steps_per_frame": None,

@@ -79,17 +79,21 @@ class Writer:
         states, h0s = (n_layers * self.directions, "batch", model.hidden_size), [""] * n_layers
         if self.lengths:
             g.add("Unsqueeze", [self.counts, g.axes(1)], "of_rows")  # (B, 1)
+        h0 = "h0" if self.state else ""
+        if self.parts.h0 is not None:
+            h0 = self._learned(self.parts.h0)
         if self.state:
             self.inputs["h0"] = states
+        if h0:
             h0s = [f"h0_{k}" for k in range(n_layers)]
-            g.add("Split", ["h0", g.axes(*[self.directions] * n_layers)], h0s, axis=0)
+            g.add("Split", [h0, g.axes(*[self.directions] * n_layers)], h0s, axis=0)
         lasts, hs, h_last = [], "", ""
         for k, h0 in enumerate(h0s):
             top = k == n_layers - 1
             hs, h_last = f"hs{k}", f"h_last{k}"
             has_hs, has_last = not (top and pools_last), self.state or (top and pools_last)
             self._node(k, x, h0, [hs if has_hs else "", h_last if has_last else ""])
-            if h0 and self.lengths:  # of a row without a step ONNX Runtime gives 0
+            if h0 and has_last and self.lengths:  # of a row without a step ONNX Runtime gives 0
                 h_last = g.add("Where", [self._empty(), h0, h_last])
             lasts.append(h_last)
             if not top:
@@ -102,6 +106,13 @@ class Writer:
         if self.state:
             self.outputs["h_last"] = states
             g.add("Concat", lasts, "h_last", axis=0)
+
+    def _learned(self, states: NDArray) -> str:
+        """The learned state (L*D, H) in every row: what h0 is, as an input too, where none is given."""
+        g, (n_states, hidden_size) = self.graph, states.shape
+        learned, n_rows = g.constant("h0", states[:, None]), g.add("Shape", [self.steps], start=0, end=1)
+        shape = g.add("Concat", [g.axes(n_states), n_rows, g.axes(hidden_size)], axis=0)
+        return g.add("Expand", [learned, shape])
 
     @property
     def _width(self) -> int:

@@ -47,12 +47,13 @@ class Dense(NamedTuple):
 
 class Parts(NamedTuple):
     """What a model is made of: the tensors of each layer and direction in a dialect, by their names there, index
-    `layer * D + direction`; the head; the input size and the dtype of all."""
+    `layer * D + direction`; the head; the input size and the dtype of all; a learned initial state (L*D, H)."""
 
     cells: list[dict[str, NDArray]]
     head: Dense | None
     input_size: int
     dtype: np.dtype
+    h0: NDArray | None = None
 
 
 class Place(NamedTuple):
@@ -99,7 +100,7 @@ def take_apart(model: Any, variables: Mapping, place: Place, dialect: Dialect) -
     for sentence in dict.fromkeys(left):
         warnings.warn(f"{place.framework}: {sentence}", ConversionWarning, stacklevel=3)
     written = [write(cell, dialect, model.update) for cell in cells]
-    return Parts(written, head, w_ih.shape[0], w_ih.dtype)
+    return Parts(written, head, w_ih.shape[0], w_ih.dtype, params.get((*paths[0][:-1], "h0")))
 
 
 def put_together(
