@@ -62,7 +62,7 @@ def from_keras(source: "keras.Layer | Sequence[Layer]", *, verify: bool | None =
     """
     model, variables = FRAMEWORK.ours(source, bool(verify))
     if verify is not False and not isinstance(source, list) and coarser(model) == jnp.float32:
-        keras_live.require_shown(source, model, variables)
+        keras_live.require_same(source, model, variables)
     return model, variables
 
 

@@ -106,7 +106,7 @@ def from_onnx(source: "onnx.ModelProto", *, prefix: str | None = None, verify: b
 
 def _read(proto: "onnx.ModelProto") -> tuple[nn.Module, dict]:
     own = _own(checked(proto))
-    return own or read_graph(checked(proto))[:2]
+    return own or read_graph(checked(proto))
 
 
 def _build(
@@ -126,9 +126,7 @@ def _build(
 
 
 def _run(proto: "onnx.ModelProto", model: nn.Module) -> Runner:
-    """ONNX Runtime on the CPU, h0 and lengths where the graph has them; a stranger's graph in a process of its own."""
-    if _own(proto) is None:
-        return read_graph(checked(proto)).runner
+    """ONNX Runtime on the CPU on a graph of `to_onnx`, h0 and lengths where it has them."""
     onnxruntime = require_package("onnxruntime", "onnx")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what goes wrong is raised; the log would say it once more
@@ -188,4 +186,5 @@ FRAMEWORK = Framework(
     write=lambda path, proto: path.write_bytes(proto.SerializeToString(deterministic=True)),
     endings=(".onnx",),
     keeps_statistics=True,
+    proved=lambda proto: _own(proto) is None,  # a stranger's graph is run as it is read
 )

@@ -21,7 +21,7 @@ class Inputs(NamedTuple):
     rows_first: bool = False  # h0 is (B, L*D, H)
 
 
-def inputs_of(proto: Model, grus: list[Any], gru: Any) -> Inputs:
+def inputs_of(proto: Model, grus: list[Any], n_states: int) -> Inputs:
     """x, h0 and lengths, told apart by which of them the first GRU node reads as what."""
     graph = proto.graph
     initial = {tensor.name for tensor in graph.initializer}
@@ -40,7 +40,7 @@ def inputs_of(proto: Model, grus: list[Any], gru: Any) -> Inputs:
         require(known, name, "inputs x, h0 and lengths alone", "an input besides", f"Make it a constant. {FIND}")
     dims = {name: _dims(given[name], n) for name, n in ((x, 3), (h0, 3), (lengths, 1)) if name}
     first, second, _ = dims.get(h0 or "", (0, 0, 0))
-    return Inputs(x, h0, lengths, dims, second == gru.num_states != first)
+    return Inputs(x, h0, lengths, dims, second == n_states != first)
 
 
 def origin(proto: Model, name: str, known: Container[str] = ()) -> str:

@@ -7,22 +7,20 @@ which gives the same at two sizes. Only operators are allowed with which agreeme
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
 from grujax.errors import InputError, require
-from grujax.interop.hypotheses import NEAR, Seen, encoder_of, tried
+from grujax.interop.hypotheses import Seen, read_by_running
 from grujax.interop.onnx_fold import Constants, bound
 from grujax.interop.onnx_graph import Model, Node, attributes_of, cells_of, module, name_of
-from grujax.interop.onnx_inputs import Inputs, feed, fixed, inputs_of, origin, time_first
+from grujax.interop.onnx_inputs import feed, fixed, inputs_of, origin, time_first
 from grujax.interop.onnx_run import run_apart
 from grujax.interop.parts import Dense, put_together
-from grujax.interop.prove import FIND, TWO_SIZES, Runner, data, require_agreement
+from grujax.interop.prove import FIND, TWO_SIZES, data
 
 MOVES = {"Identity", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Gather", "Split", "Concat"}
 MOVES |= {"Expand", "Shape", "Constant", "ConstantOfShape", "Cast"}
@@ -31,16 +29,8 @@ ON_INTEGERS = {"Add", "Sub", "Mul", "Div", "Equal", "Less", "Where", "Range"}
 """Arithmetic on shapes; of floats only an Add of the head's bias."""
 
 
-class Found(NamedTuple):
-    """What a graph computes: the model, and the runner of what it was seen to give."""
-
-    model: nn.Module
-    variables: dict
-    runner: Runner
-
-
-def read_graph(proto: Model) -> Found:
-    """The model of a graph, as the runtime confirms it.
+def read_graph(proto: Model) -> tuple[nn.Module, dict]:
+    """The model and variables of a graph, as the runtime confirms them.
 
     Raises:
       InputError: naming the node that is more than GRU nodes in a row, one dense head, and what moves values; or, of a
@@ -60,37 +50,13 @@ def read_graph(proto: Model) -> Found:
     fields, cells = _cells(grus, constants)
     head = _head(left, constants)
     model, variables = put_together(cells, head, **fields, h0=_initial(proto, grus, constants, cells))
-    return _tried(proto, inputs_of(proto, grus, encoder_of(model, variables)[0]), model, variables, head)
-
-
-def _tried(proto: Model, inputs: Inputs, model: Any, variables: dict, head: tuple[str, Dense] | None) -> Found:
-    """The model that agrees with the graph at two sizes, with time or batch first."""
-    gru = encoder_of(model, variables)
-    stated = Runner(lambda *_: {}, inputs.h0 is not None, inputs.lengths is not None)
+    inputs = inputs_of(proto, grus, model.num_states)
+    kinds = {"h0": inputs.h0 is not None, "lengths": inputs.lengths is not None}
     layouts = [[fixed(inputs, first, size) for size in TWO_SIZES] for first in (True, False)]
-    given = [data(*gru, stated, 0, size) for sizes in layouts for size in sizes]
-    feeds = [feed(inputs, k < 2, *of) for k, of in enumerate(given)]
-    seen = list(map(Seen, given, run_apart(proto, feeds)))
+    given = [data(model, variables, size, **kinds) for sizes in layouts for size in sizes]
+    seen = list(map(Seen, given, run_apart(proto, [feed(inputs, k < 2, *of) for k, of in enumerate(given)])))
     name = head[0] if head else _first(proto.graph.output)
-    near = NEAR * (10 if model.param_dtype == jnp.float16 else 1)
-    second, chosen = tried(name, gru, head, [seen[:2], seen[2:]], near=near)
-    seen, sizes = seen[2 * second :], dict.fromkeys(layouts[second])
-
-    def call(x: NDArray, h0: NDArray | None, lengths: NDArray | None) -> dict[str, NDArray]:
-        """What was seen of the data of the proof; the graph is run on others."""
-        size = x.shape[:2]
-        for one, as_what in zip(seen, chosen, strict=False):
-            if jax.tree.all(jax.tree.map(np.array_equal, one.given, (x, h0, lengths))):
-                return as_what.outputs(one.shown, size)
-        wanted = fixed(inputs, not second, size)
-        remedy = "Reading has proved it there; or open its axes."
-        require(wanted == size, inputs.x, f"B, T = {wanted}, which the graph fixes", size, remedy)
-        (arrays,) = run_apart(proto, [feed(inputs, not second, x, h0, lengths)])
-        return chosen[0].outputs(Seen((x, h0, lengths), arrays).shown, size)
-
-    found = Found(model.clone(**chosen[0].reading.fields), variables, Runner(call, *stated[1:3], tuple(sizes)))
-    require_agreement(*found, "source")
-    return found
+    return read_by_running(name, model, variables, [seen[:2], seen[2:]])[1], variables
 
 
 def _cells(grus: list[Any], constants: Constants) -> tuple[dict, dict]:
