@@ -29,7 +29,7 @@ DEFAULTS |= {"output_activation": None}
 
 
 def from_keras(source: "keras.Layer | Sequence[Layer]", *, verify: bool | None = None) -> tuple[nn.Module, dict]:
-    """The model and variables that compute what Keras computes, sizes, options and dtype read off it.
+    """The model and variables of a built layer or model of Keras, or of what `load` read. See `grujax.interop`.
 
     - `GRUCell` -> `grujax.GRUCell`;
     - `GRU`, `Bidirectional` of one, and a `Sequential` or functional chain of them -> `grujax.GRU`, which gives both
@@ -38,18 +38,7 @@ def from_keras(source: "keras.Layer | Sequence[Layer]", *, verify: bool | None =
       `GlobalAveragePooling1D` or `GlobalMaxPooling1D` made of all steps, or every step (`TimeDistributed` or not).
 
     Dropout carries over where it is the same here: `Dropout` of one rate between all layers and before the Dense, and
-    a GRU's `dropout` in one direction. The arrays are copies.
-
-    Args:
-      source: built, or what `load` read from a file.
-      verify: run both sides, see `grujax.interop`. None runs a float32 layer or model as it is, and nothing that `load`
-        read.
-
-    Raises:
-      InputError: naming the layer, what was expected and what was found; nothing is skipped, guessed or cast.
-
-    Warns:
-      ConversionWarning: what acts in training alone and has no place here.
+    a GRU's `dropout` in one direction.
 
     >>> import numpy as np
     >>> shapes = {"gru/kernel": (3, 12), "gru/recurrent_kernel": (4, 12), "gru/bias": (2, 12)}
@@ -69,20 +58,9 @@ def from_keras(source: "keras.Layer | Sequence[Layer]", *, verify: bool | None =
 def to_keras(
     model: nn.Module, variables: Mapping, *, verify: bool = False
 ) -> "keras.Sequential | keras.layers.GRUCell":
-    """What computes in Keras what `model` computes: the inverse of `from_keras`, bit for bit.
+    """Of a `GRUCell` a `keras.layers.GRUCell`; of a `GRU` or `GRUModel` a `keras.Sequential` for inputs (B, T, I).
 
-    Args:
-      model: a `GRUCell`, which becomes a `keras.layers.GRUCell`; a `GRU` or `GRUModel`, which becomes a
-        `keras.Sequential` for inputs (B, T, I), of any T: a `GRU` that of its output at every step.
-
-    Returns:
-      the layer or model, built, its weights set, as new layers of Keras start otherwise.
-
-    Raises:
-      InputError: what Keras has no place for: attention, statistics, functions that it does not have by name.
-
-    Warns:
-      ConversionWarning: the split of the biases with reset_after=False, and what acts in training alone.
+    It is built, of any T, and its weights are set, bit for bit. A `GRU` gives its output at every step.
 
     >>> import jax, os
     >>> os.environ["KERAS_BACKEND"] = "jax"

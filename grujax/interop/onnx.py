@@ -44,21 +44,15 @@ def to_onnx(
     - `GRUCell`: x (B, I), h0 (B, H) -> h (B, H).
 
     B and T stay open. What stands at steps past the length, NaN included, reaches no output; outputs there are 0.
-    ONNX has no resets, nor a place for `dropout`, which acts in training alone. ONNX Runtime (1.32) cannot run B = 0.
+    ONNX has no resets, and ONNX Runtime (1.32) cannot run B = 0. See `grujax.interop` for the rest.
 
     Args:
-      model: a `GRU`, `GRUCell` or `GRUModel`, float32 or float16.
-      variables: its variables, "params" and, of a trained `GRUModel`, "statistics".
+      model: float32 or float16, the dtypes of GRUs in ONNX Runtime.
       lengths: False leaves the input lengths out, all steps are valid then. A cell has none.
       state: False leaves h0, which is 0 then, and h_last out. A learned initial state is in the graph: what h0 is
         where none is given to the runtime.
       labels: names of the outputs of the head, kept as JSON in the graph's metadata under "labels". For probabilities
         export `model.clone(output_activation="softmax")`, or "sigmoid".
-      verify: run both sides on random data; the largest difference is logged (logger "grujax.interop", INFO), and one
-        past the tolerance table raises.
-
-    Raises:
-      InputError: what ONNX has no place for, by the field's name; bfloat16 and float64, which ONNX Runtime cannot run.
 
     >>> import jax, jax.numpy as jnp
     >>> from grujax import GRUModel
@@ -71,7 +65,7 @@ def to_onnx(
 
 
 def from_onnx(source: "onnx.ModelProto", *, prefix: str | None = None, verify: bool = False) -> tuple[nn.Module, dict]:
-    """The model and variables that compute what an ONNX model computes: exactly, or an error.
+    """The model and variables of an ONNX model: exactly, or an error. See `grujax.interop`.
 
     - What `to_onnx` wrote comes back as it was, bit for bit.
     - Of other exporters: GRU nodes in a row, one dense head or none, pooling, a sigmoid or softmax, and between them
@@ -83,11 +77,6 @@ def from_onnx(source: "onnx.ModelProto", *, prefix: str | None = None, verify: b
 
     Args:
       prefix: the name of the GRU node that is taken, all else left; `grujax.interop.find` lists them.
-      verify: run what `to_onnx` wrote in ONNX Runtime too; see `to_onnx`.
-
-    Raises:
-      InputError: naming the node, tensor, input or output that is none of this; onnxruntime missing for a graph that
-        others wrote.
 
     >>> import jax, jax.numpy as jnp
     >>> from grujax import GRU
