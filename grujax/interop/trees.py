@@ -83,8 +83,8 @@ def read_tree(
         require(key in flat, key, "this key", "no such key", "The tree is not whole.")
     for prefix, module in layout.cells.items():
         cell = cells[prefix] = read({f"{prefix}{name}": flat[f"{prefix}{name}"] for name in tensors}, dialect, update)
-        features = getattr(module, "features", cell.hidden_size)
-        require_equal(cell.hidden_size, features, f"{prefix}{tensors[0]}", "So many features its module has.")
+        found, features = cell.w_ih.shape[0], getattr(module, "features", cell.hidden_size)
+        require_equal((found, cell.hidden_size), (found, features), f"{prefix}{tensors[0]}", "Its module has that.")
     kinds = {"bidirectional": layout.bidirectional, "single": layout.single}
     return put_together(cells, **kinds, **layout.fields, **fields)
 
