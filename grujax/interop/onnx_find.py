@@ -1,6 +1,8 @@
 """The GRU nodes of an ONNX graph, in bodies of `If` and `Loop` too, each to be taken out and put back alone."""
 
+from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,38 +13,37 @@ from numpy.typing import NDArray
 from grujax.core.dialects import DIALECTS
 from grujax.errors import InputError, require
 from grujax.interop.found import Opened, record
-from grujax.interop.onnx_fold import Constants
-from grujax.interop.onnx_graph import PLACE, Model, attributes_of, cells_of, graphs_in, module, name_of, nodes_in
-from grujax.interop.onnx_tensors import checked, load
+from grujax.interop.onnx_graph import (
+    PLACE,
+    Model,
+    attributes_of,
+    cells_of,
+    copied,
+    graphs_in,
+    module,
+    name_of,
+    nodes_in,
+)
+from grujax.interop.onnx_tensors import Constants, checked, load
 from grujax.interop.parts import put_together, take_apart
 
 
 def in_object(proto: Model) -> Opened:
     """Every GRU node whose weights are constants."""
-    made = module().ModelProto.FromString(proto.SerializeToString())
+    made, grus, counts = copied(proto), [], Counter()
     checked(made, nested=True)
-    grus, names = [], set()
     for constants, graph, node in _grus(made, made.graph, {}):
         name = name_of(node)
-        number = sum(other == name or other.startswith(f"{name}#") for other in names)
-        names.add(name := f"{name}#{number}" if number else name)
+        counts[name] += 1
+        number = f"#{counts[name] - 1}" if counts[name] > 1 else ""
         try:
-            model, variables = _read(node, constants)
+            fields, cells = cells_of(node, constants.weights(node))
+            given = put_together(cells, **fields)
         except InputError:  # weights from elsewhere, functions that grujax has not
             continue
-
-        def take(node: Any = node, constants: Any = constants) -> tuple[nn.Module, dict]:
-            return _proved(made, node, constants)
-
-        def put(model: nn.Module, variables: Mapping, node: Any = node, graph: Any = graph) -> None:
-            _put(made, graph, node, model, variables)
-
-        grus.append(record(name, "ONNX GRU node", model, variables, take, put))
-
-    def store(path: Path) -> None:
-        path.write_bytes(made.SerializeToString())
-
-    return Opened(grus, store)
+        take, put = partial(_proved, made, node, constants), partial(_put, made, graph, node)
+        grus.append(record(f"{name}{number}", "ONNX GRU node", *given, take, put))
+    return Opened(grus, lambda path: path.write_bytes(made.SerializeToString()))
 
 
 def in_file(path: Path) -> Opened:
@@ -60,29 +61,20 @@ def _grus(proto: Any, graph: Any, outer: dict[str, NDArray]) -> Any:
             yield from _grus(proto, inner, constants.values)
 
 
-def _read(node: Any, constants: Constants) -> tuple[Any, dict]:
-    fields, cells = cells_of(node, constants.weights(node))
-    return put_together(cells, **fields)
-
-
 def _proved(proto: Any, node: Any, constants: Constants) -> tuple[nn.Module, dict]:
     """The model of a node, run beside a graph of that node alone."""
     from grujax.interop.onnx import from_onnx
 
-    onnx, copy = module(), module().NodeProto.FromString(node.SerializeToString())
-    w, r, b = constants.weights(node)
-    assert w is not None and r is not None
-    first = bool(attributes_of(node).get("layout"))
-    del copy.input[:]
-    copy.input.extend(["x", "W", "R", *(["B"] if b is not None else [])])
-    del copy.output[:]
-    copy.output.extend(["Y"])
-    kind = onnx.helper.np_dtype_to_tensor_dtype(w.dtype)
-    info, axes = onnx.helper.make_tensor_value_info, ["b", "t"] if first else ["t", "b"]
-    initial = {"W": w, "R": r} | ({} if b is None else {"B": b})
+    onnx, alone = module(), copied(node)
+    initial = {key: a for key, a in zip("WRB", constants.weights(node), strict=True) if a is not None}
+    del alone.input[:], alone.output[:]
+    alone.input.extend(["x", *initial])
+    alone.output.extend(["Y"])
+    kind, n_inputs = onnx.helper.np_dtype_to_tensor_dtype(initial["W"].dtype), initial["W"].shape[-1]
+    info, axes = onnx.helper.make_tensor_value_info, ["b", "t"] if attributes_of(node).get("layout") else ["t", "b"]
     tensors = [onnx.numpy_helper.from_array(np.ascontiguousarray(a), name) for name, a in initial.items()]
-    given, found = [info("x", kind, [*axes, w.shape[-1]])], [info("Y", kind, [None] * 4)]
-    graph = onnx.helper.make_graph([copy], "alone", given, found, tensors)
+    given, found = [info("x", kind, [*axes, n_inputs])], [info("Y", kind, [None] * 4)]
+    graph = onnx.helper.make_graph([alone], "alone", given, found, tensors)
     return from_onnx(onnx.helper.make_model(graph, opset_imports=list(proto.opset_import), ir_version=proto.ir_version))
 
 

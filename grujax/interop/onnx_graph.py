@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grujax.core.dialects import DIALECTS, Cell, read
-from grujax.errors import InputError, require, require_package
+from grujax.errors import InputError, require, require_equal, require_package
 from grujax.interop.parts import Place
 from grujax.types import PARAMETRIC, Activation
 
@@ -47,6 +47,9 @@ PLACE = Place(
         "steps_per_frame": None,
     },
 )
+KNOWN = {"hidden_size", "linear_before_reset", "direction", "activations", "activation_alpha", "activation_beta"}
+KNOWN |= {"clip", "layout"}
+"""The attributes of a GRU node."""
 METADATA = "grujax"
 HINTS: dict[str, Container] = {
     "merge": ("concat", *REDUCTIONS),
@@ -60,6 +63,13 @@ HINTS: dict[str, Container] = {
 
 def module() -> Any:
     return require_package("onnx", "onnx")
+
+
+def copied(message: Any) -> Any:
+    """A message of onnx, alone."""
+    made = type(message)()
+    made.CopyFrom(message)
+    return made
 
 
 def function(activation: Any) -> tuple[str, tuple[float, ...], tuple[float, ...]]:
@@ -127,45 +137,36 @@ def nodes_in(graph: Body) -> Iterator[Node]:
 def cells_of(node: Node, given: list[NDArray | None], update: str = "keep") -> tuple[dict, dict[str, Cell]]:
     """A GRU node's fields of the model, and its cells, forward and backward, by the names of their tensors.
 
-    Args:
-      given: W (D, 3H, I), R (D, 3H, H) and B (D, 6H) or None.
-
-    Raises:
-      InputError: naming the node or tensor that is not that of a GRU which grujax has.
+    given: W (D, 3H, I), R (D, 3H, H) and B (D, 6H) or None. `InputError` for what is no GRU that grujax has.
     """
     name, attributes = name_of(node), attributes_of(node)
-    known = {"hidden_size", "linear_before_reset", "direction", "activations", "activation_alpha", "activation_beta"}
-    for key in sorted(attributes.keys() - known - {"clip", "layout"}):
+    for key in sorted(attributes.keys() - KNOWN):
         raise InputError(name, "the attributes of a GRU", repr(key))
     require(attributes.get("layout", 0) in (0, 1), name, "layout 0 or 1", attributes.get("layout"))
     direction = attributes.get("direction", b"forward")
-    two = {b"forward": False, b"reverse": False, b"bidirectional": True}
-    require(direction in two, name, '"forward", "reverse" or "bidirectional"', f"direction {direction!r}")
-    directions = 1 + two[direction]
-    (w, r, b), keys = given, [*node.input[1:4], "", ""]
+    known = direction in (b"forward", b"reverse", b"bidirectional")
+    require(known, name, '"forward", "reverse" or "bidirectional"', f"direction {direction!r}")
+    two = direction == b"bidirectional"
+    (w, r, b), keys, directions = given, [*node.input[1:4], "", ""], 1 + two
     assert w is not None and r is not None
-    for key, a in ((keys[0], w), (keys[1], r)):
-        fits, three = a.ndim == 3 and a.shape[0] == directions, f"three axes, the first {directions}"
-        require(fits, key, f"{three} as direction {direction.decode()} has", f"shape {a.shape}")
-    hidden_size = r.shape[-1]
-    stated = attributes.get("hidden_size", hidden_size)
-    require(stated == hidden_size, name, f"hidden_size {hidden_size}, that of {keys[1]}", stated)
+    for key, a in zip(keys, (w, r), strict=False):
+        expected = f"three axes, the first {directions} as direction {direction.decode()} has"
+        require(a.ndim == 3 and a.shape[0] == directions, key, expected, f"shape {a.shape}")
+    hidden_size, clip = r.shape[-1], attributes.get("clip")
+    require_equal(attributes.get("hidden_size", hidden_size), hidden_size, name, f"hidden_size is that of {keys[1]}.")
     if b is not None:
-        require(b.shape == (directions, 6 * hidden_size), keys[2], f"shape {(directions, 6 * hidden_size)}", b.shape)
+        require_equal(b.shape, (directions, 6 * hidden_size), keys[2])
     cells = {}
     for d in range(directions):
-        at = f"[{d}]" if directions > 1 else ""
-        tensors = {f"{keys[0]}{at}": w[d], f"{keys[1]}{at}": r[d]}
-        if b is not None:
-            tensors[f"{keys[2]}{at}"] = b[d]
-        cells[f"{keys[0]}{at}"] = read(tensors, DIALECTS["onnx"], update)
-    clip = attributes.get("clip")
+        names = [f"{key}[{d}]" if two else key for key in keys]
+        tensors = {key: a[d] for key, a in zip(names, given, strict=False) if a is not None}
+        cells[names[0]] = read(tensors, DIALECTS["onnx"], update)
     require(clip is None or clip > 0, name, "a clip above 0", clip)
-    clip = clip and _written(clip)
     gate_activation, activation = _activations(name, attributes, directions)
-    fields = {"bidirectional": two[direction], "reset_after": bool(attributes.get("linear_before_reset", 0))}
+    fields = {"bidirectional": two, "reset_after": bool(attributes.get("linear_before_reset", 0))}
     fields |= {"reverse": True} if direction == b"reverse" else {}
-    return fields | {"gate_activation": gate_activation, "activation": activation, "clip": clip}, cells
+    fields |= {"gate_activation": gate_activation, "activation": activation, "clip": clip and _written(clip)}
+    return fields, cells
 
 
 def _activations(name: str, attributes: Mapping, directions: int) -> tuple[Activation, Activation]:

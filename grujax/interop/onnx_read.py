@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 
 from grujax.errors import InputError, require
 from grujax.interop.hypotheses import Seen, read_by_running
-from grujax.interop.onnx_fold import Constants, bound
 from grujax.interop.onnx_graph import Model, Node, attributes_of, cells_of, module, name_of
-from grujax.interop.onnx_inputs import feed, fixed, inputs_of, origin, time_first
-from grujax.interop.onnx_run import run_apart
+from grujax.interop.onnx_run import feed, fixed, inputs_of, origin, run_apart, time_first
+from grujax.interop.onnx_tensors import Constants, bound
 from grujax.interop.parts import Dense, put_together
 from grujax.interop.prove import FIND, TWO_SIZES, data
 
@@ -54,7 +53,7 @@ def read_graph(proto: Model) -> tuple[nn.Module, dict]:
     kinds = {"h0": inputs.h0 is not None, "lengths": inputs.lengths is not None}
     layouts = [[fixed(inputs, first, size) for size in TWO_SIZES] for first in (True, False)]
     given = [data(model, variables, size, **kinds) for sizes in layouts for size in sizes]
-    seen = list(map(Seen, given, run_apart(proto, [feed(inputs, k < 2, *of) for k, of in enumerate(given)])))
+    seen = list(map(Seen, given, run_apart(proto, [feed(inputs, k < 2, of) for k, of in enumerate(given)])))
     name = head[0] if head else _first(proto.graph.output)
     return read_by_running(name, model, variables, [seen[:2], seen[2:]])[1], variables
 
