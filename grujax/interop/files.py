@@ -27,15 +27,11 @@ LARGEST = 4 << 30
 """Bytes of a file that is still read."""
 
 
-def _run_own(own: tuple[nn.Module, Mapping], model: nn.Module) -> Runner:
-    return Runner(lambda x, h0, lengths: outputs(*own, x, h0, lengths), takes_lengths=True)
-
-
 OWN = Framework(
     "grujax",
     lambda own: own,
     lambda *own: own,
-    _run_own,
+    lambda own, model: Runner(lambda *given: outputs(*own, *given), takes_lengths=True),
     load=saving.load,
     write=lambda path, own: saving.save(path, *own),
     endings=(".safetensors",),

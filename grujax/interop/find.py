@@ -117,7 +117,7 @@ def opened(source: Any, format: str | None) -> Opened:
 def _finder(name: str) -> Any:
     """What finds GRUs in models of Keras and graphs of ONNX; either takes its package."""
     if name == "onnx":
-        from grujax.interop import onnx_find as finder
+        from grujax.interop import onnx_read as finder
     else:
         from grujax.interop import keras_find as finder
     return finder

@@ -15,11 +15,11 @@ from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 from numpy.typing import NDArray
 
-from grujax.errors import InputError, require
+from grujax.errors import InputError, require_equal
 from grujax.interop import flax, haiku
 from grujax.interop import nnx as of_nnx
 from grujax.interop.prove import sizes
-from grujax.interop.torch_keys import KEY, effective, from_arrays, to_arrays
+from grujax.interop.torch_keys import KEY, effective, from_arrays, gru_at, to_arrays
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,8 @@ def record(name: str, where: str, model: Any, variables: Mapping, take: Callable
 def require_same(key: str, old: NDArray | None, new: NDArray) -> None:
     """Raises `InputError` unless weights that are put back have the form of those that were there."""
     if old is None:
-        require(False, key, "this key in the source", "no such key", "Weights that something computes stay there.")
-    else:
-        same = (old.shape, old.dtype) == (new.shape, new.dtype)
-        require(same, key, f"{old.dtype} {old.shape}", f"{new.dtype} {new.shape}")
+        raise InputError(key, "this key in the source", "no such key", "Weights that something computes stay there.")
+    require_equal(f"{new.dtype} {new.shape}", f"{old.dtype} {old.shape}", key)
 
 
 class Tree(NamedTuple):
@@ -123,8 +121,7 @@ def grus_in(flat: dict[str, NDArray], back: Callable[[str, NDArray], None]) -> l
     grus, plain = [], effective(flat)
     for prefix in dict.fromkeys(m["prefix"] for key in plain if (m := KEY.fullmatch(key))):
         try:
-            read = partial(from_arrays, plain, prefix=prefix.removesuffix("."))
-            grus.append(gru(prefix, "state dict", read, to_arrays))
+            grus.append(gru(prefix, "state dict", partial(from_arrays, gru_at(plain, prefix)), to_arrays))
         except InputError:  # an LSTM, or a part of one
             continue
     for tree in TREES:

@@ -55,21 +55,17 @@ class Writer:
         if self.lengths:
             self.inputs["lengths"] = ("batch",)
         x = self._framed(self._moved("input", "x", "Sub", "Div", ("mean", "std")))
-        if self.single:
-            self._cell(g.add("Unsqueeze", [x, g.axes(0)]))
-        else:
+        if not self.single:
             self._layers(g.add("Transpose", [x], perm=[1, 0, 2]))
-        return self._proto()
-
-    def _cell(self, x: str) -> None:
-        g, hidden_size = self.graph, self.model.hidden_size
-        h0 = ""
+            return self._proto()
+        row, h0 = ("batch", self.model.hidden_size), ""
         if self.state:
-            self.inputs["h0"] = ("batch", hidden_size)
+            self.inputs["h0"] = row
             h0 = g.add("Unsqueeze", ["h0", g.axes(0)])
-        self._node(0, x, h0, ["", "h_last0"])
-        self.outputs["h"] = ("batch", hidden_size)
+        self._node(0, g.add("Unsqueeze", [x, g.axes(0)]), h0, ["", "h_last0"])
+        self.outputs["h"] = row
         g.add("Squeeze", ["h_last0", g.axes(0)], "h")
+        return self._proto()
 
     def _layers(self, x: str) -> None:
         """x (T, B, I)."""
@@ -234,20 +230,11 @@ class Writer:
         def value(name: str, shape: tuple) -> Any:
             return helper.make_tensor_value_info(name, int32 if name == "lengths" else kind, shape)
 
-        graph = helper.make_graph(
-            g.nodes,
-            type(self.model).__name__,
-            [value(*of) for of in self.inputs.items()],
-            [value(*of) for of in self.outputs.items()],
-            [g.onnx.numpy_helper.from_array(a, name) for name, a in g.constants.items()],
-        )
-        proto = helper.make_model(
-            graph,
-            opset_imports=[helper.make_opsetid("", OPSET)],
-            ir_version=IR_VERSION,
-            producer_name="grujax",
-            producer_version=version("grujax"),
-        )
+        inputs, outputs = ([value(*of) for of in some.items()] for some in (self.inputs, self.outputs))
+        constants = [g.onnx.numpy_helper.from_array(a, name) for name, a in g.constants.items()]
+        graph = helper.make_graph(g.nodes, type(self.model).__name__, inputs, outputs, constants)
+        versions = {"opset_imports": [helper.make_opsetid("", OPSET)], "ir_version": IR_VERSION}
+        proto = helper.make_model(graph, **versions, producer_name="grujax", producer_version=version("grujax"))
         hints = {name: getattr(self.model, name) for name in (*onnx_graph.HINTS, "clip") if hasattr(self.model, name)}
         text = json.dumps({"class": type(self.model).__name__, **hints}, sort_keys=True)
         helper.set_model_props(proto, {onnx_graph.METADATA: text})

@@ -91,13 +91,9 @@ def data(
     return x, states if h0 else None, counts if lengths else None
 
 
-def stored_dtype(model: Any) -> jnp.dtype:
-    return jnp.dtype(model.param_dtype)
-
-
 def coarser(model: Any) -> jnp.dtype:
     """Of what weights are stored in and what is computed in."""
-    stored = stored_dtype(model)
+    stored = jnp.dtype(model.param_dtype)
     return min(stored, jnp.dtype(model.dtype or stored), key=lambda d: jnp.finfo(d).bits)
 
 

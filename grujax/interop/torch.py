@@ -17,7 +17,7 @@ from grujax.core.dialects import FLOATS, require_floats
 from grujax.errors import InputError, require, require_package
 from grujax.interop.framework import Framework, is_one_of
 from grujax.interop.prove import FIND, Runner
-from grujax.interop.torch_keys import KEY, effective, from_arrays, to_arrays, unwrapped
+from grujax.interop.torch_keys import KEY, effective, from_arrays, gru_at, to_arrays, unwrapped
 from grujax.linen import GRUCell, GRUModel
 
 if TYPE_CHECKING:
@@ -61,9 +61,7 @@ def from_torch(
     state = unwrapped(module_or_state_dict)
     if prefix is not None:
         start = f"{prefix}." if prefix else ""
-        state = effective(arrays({key: a for key, a in state.items() if key.startswith(start)}))
-        state = {key: a for key, a in state.items() if (m := KEY.fullmatch(key)) and m["prefix"] == start}
-        require(bool(state), "prefix", "the name of a GRU", repr(prefix), FIND)
+        state = gru_at(effective(arrays({key: a for key, a in state.items() if key.startswith(start)})), start)
     return STATE.ours(state, verify, pooling=pooling)
 
 
