@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict
 
 from grujax import saving
 from grujax.core.config import Pooling
-from grujax.errors import InputError, MissingPackage, require
+from grujax.errors import InputError, MissingPackage, require, require_one_of
 from grujax.interop import flax, keras, onnx, stablehlo, torch_files
 from grujax.interop.framework import Framework
 from grujax.interop.parts import ConversionWarning
@@ -188,7 +188,7 @@ def convert(
 def framework_of(path: Path, name: str | None, reading: bool) -> Framework:
     """The framework of a file, by its ending or by name."""
     if name is not None:
-        require(name in FORMATS, "format", f"one of {list(FORMATS)}", repr(name))
+        require_one_of(name, FORMATS, "format")
         return FORMATS[name]
     if reading and path.is_dir():
         return flax.ORBAX

@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict
 from numpy.typing import NDArray
 
 from grujax.core.dialects import FLOATS
-from grujax.errors import InputError, require, require_package
+from grujax.errors import InputError, require, require_one_of, require_package
 from grujax.interop import files, flax, torch_files
 from grujax.interop.found import FoundGRU, Opened, grus_in
 from grujax.interop.torch import arrays, from_torch, tensors
@@ -92,7 +92,7 @@ def _shown(model: nn.Module) -> str:
 
 def _named(found: Opened, name: str) -> FoundGRU:
     grus = {gru.name: gru for gru in found.grus}
-    require(name in grus, "prefix", f"one of {list(grus)}", repr(name))
+    require_one_of(name, grus, "prefix")
     return grus[name]
 
 
@@ -131,8 +131,8 @@ def _file(path: Path, format: str | None) -> Opened:
     files.readable(path)
     if name in ("onnx", "keras", "keras-weights"):
         return _finder(name).in_file(path)
-    other, expected = name not in ("grujax", "stablehlo"), "a file with GRUs of another framework"
-    require(other, "path", expected, f"one of {name}", "grujax.load reads it.")
+    if name in ("grujax", "stablehlo"):
+        raise InputError("path", "a file with GRUs of another framework", f"one of {name}", "grujax.load reads it.")
     whole = files.FORMATS[name].load(path)
     if name == "flax":
         return _mapping(whole[1], lambda path: flax.FRAMEWORK.write(path, whole))

@@ -46,20 +46,20 @@ class Reading(NamedTuple):
 
 def forms(model: Any, given: Mapping[str, Any]) -> Forms:
     """What a program may show of the outputs of a model, batch first or time first, layers or directions apart."""
-    h_last, directions = given["h_last"], getattr(model, "num_directions", 1)
+    of = {name: np.asarray(a).astype(np.float64) for name, a in given.items()}
+    h_last, directions = of["h_last"], getattr(model, "num_directions", 1)
     if isinstance(model, GRUCell):
-        return {"h_last": [np.asarray(h_last).astype(np.float64)]}
-    found = {"h_last": [h_last, h_last.swapaxes(0, 1), *jnp.split(h_last, model.num_layers), *h_last]}
-    for name in given.keys() & {"output", "y"}:
-        a = given[name]
+        return {"h_last": [h_last]}
+    found = {"h_last": [h_last, h_last.swapaxes(0, 1), *np.split(h_last, model.num_layers), *h_last]}
+    for name in of.keys() & {"output", "y"}:
+        a = of[name]
         found[name] = [a] if a.ndim == 2 else [a, *a] if a.ndim == 4 else [a, a.swapaxes(0, 1)]
-    if "output" in given and model.merge is not None:
-        top = h_last[-directions:]
-        found["output"].append(MERGES[model.merge](*top) if directions == 2 else top[0])
-        if model.merge == "concat":
-            apart = given["output"].reshape(*given["output"].shape[:2], directions, -1)
-            found["output"] += [apart.transpose(1, 2, 0, 3), apart]
-    return {name: [np.asarray(a).astype(np.float64) for a in of] for name, of in found.items()}
+    if "output" in of and model.merge == "concat":
+        apart = of["output"].reshape(*of["output"].shape[:2], directions, -1)
+        found["output"] += [np.concatenate([*h_last[-directions:]], -1), apart.transpose(1, 2, 0, 3), apart]
+    elif "output" in of and model.merge is not None:
+        found["output"].append(MERGES[model.merge](*h_last[-directions:]))
+    return found
 
 
 def readings(model: Any, variables: Mapping, given: tuple) -> Iterator[Reading]:

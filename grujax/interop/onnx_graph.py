@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grujax.core.dialects import DIALECTS, Cell, read
-from grujax.errors import InputError, require, require_equal, require_package
+from grujax.errors import InputError, require, require_equal, require_one_of, require_package
 from grujax.interop.parts import Place
 from grujax.types import PARAMETRIC, Activation
 
@@ -144,13 +144,13 @@ def cells_of(node: Node, given: list[NDArray | None], update: str = "keep") -> t
         raise InputError(name, "the attributes of a GRU", repr(key))
     require(attributes.get("layout", 0) in (0, 1), name, "layout 0 or 1", attributes.get("layout"))
     direction = attributes.get("direction", b"forward")
-    known = direction in (b"forward", b"reverse", b"bidirectional")
-    require(known, name, '"forward", "reverse" or "bidirectional"', f"direction {direction!r}")
-    two = direction == b"bidirectional"
+    direction = direction.decode("utf-8", "replace")
+    require_one_of(direction, ("forward", "reverse", "bidirectional"), f"{name}, direction")
+    two = direction == "bidirectional"
     (w, r, b), keys, directions = given, [*node.input[1:4], "", ""], 1 + two
     assert w is not None and r is not None
     for key, a in zip(keys, (w, r), strict=False):
-        expected = f"three axes, the first {directions} as direction {direction.decode()} has"
+        expected = f"three axes, the first {directions} as direction {direction} has"
         require(a.ndim == 3 and a.shape[0] == directions, key, expected, f"shape {a.shape}")
     hidden_size, clip = r.shape[-1], attributes.get("clip")
     require_equal(attributes.get("hidden_size", hidden_size), hidden_size, name, f"hidden_size is that of {keys[1]}.")
@@ -164,7 +164,7 @@ def cells_of(node: Node, given: list[NDArray | None], update: str = "keep") -> t
     require(clip is None or clip > 0, name, "a clip above 0", clip)
     gate_activation, activation = _activations(name, attributes, directions)
     fields = {"bidirectional": two, "reset_after": bool(attributes.get("linear_before_reset", 0))}
-    fields |= {"reverse": True} if direction == b"reverse" else {}
+    fields |= {"reverse": True} if direction == "reverse" else {}
     fields |= {"gate_activation": gate_activation, "activation": activation, "clip": clip and _written(clip)}
     return fields, cells
 

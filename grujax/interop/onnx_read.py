@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grujax.core.dialects import DIALECTS
-from grujax.errors import InputError, require
+from grujax.errors import InputError, require, require_equal
 from grujax.interop.found import Opened, record
 from grujax.interop.hypotheses import Seen, read_by_running
 from grujax.interop.onnx_graph import (
@@ -213,8 +213,8 @@ def _put(proto: Any, graph: Any, node: Any, model: Any, variables: Mapping) -> N
         constants = [of for of in nodes_in(proto.graph) if of.op_type == "Constant" and key in of.output]
         found = own[:1] or [i.t for of in constants for i in of.attribute if i.name == "value"]
         if found and readers.count(key) == 1:
-            same = list(found[0].dims) == list(tensor.dims) and found[0].data_type == tensor.data_type
-            require(same, key, f"dims {list(found[0].dims)}", list(tensor.dims))
+            old, new = ((of.data_type, *of.dims) for of in (found[0], tensor))
+            require_equal(new, old, key, "The number of its dtype, and its dims.")
             tensor.name, tensor.doc_string = found[0].name, found[0].doc_string
             found[0].CopyFrom(tensor)
         else:

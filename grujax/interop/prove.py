@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from numpy.typing import NDArray
 
 from grujax.core.config import input_size_of
-from grujax.errors import require
+from grujax.errors import require, require_equal
 from grujax.linen import GRU, GRUCell
 from grujax.testing.tolerances import tolerances_used
 from grujax.types import state_dtype
@@ -134,7 +134,7 @@ def _difference(found: Mapping, expected: Mapping, dtype: str) -> Difference:
     for name in found:
         pairs = zip(jax.tree.leaves(found[name]), jax.tree.leaves(expected[name]), strict=True)
         for a, e in ((np.asarray(one).astype(np.float64) for one in pair) for pair in pairs):
-            require(a.shape == e.shape, name, f"shape {e.shape}", a.shape)
+            require_equal(a.shape, e.shape, name)
             # max() of Python would pass over a NaN
             largest = np.maximum(largest, np.abs(a - e).max(initial=0))
             used = np.maximum(used, tolerances_used(a, e, dtype).max(initial=0))

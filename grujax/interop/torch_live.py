@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grujax.core.config import Pooling
-from grujax.errors import InputError, require
+from grujax.errors import InputError, require, require_one_of
 from grujax.interop.hypotheses import Places, Seen, read_by_running
 from grujax.interop.parts import put_together
 from grujax.interop.prove import FIND, TWO_SIZES, data, log, require_agreement
@@ -29,7 +29,7 @@ def from_module(
     module, grus = _plain(module), (torch.nn.GRU, torch.nn.GRUCell)
     if prefix:
         named = {name: of for name, of in module.named_modules() if isinstance(of, grus)}
-        require(prefix in named, "prefix", f"one of {sorted(named)}", repr(prefix))
+        require_one_of(prefix, sorted(named), "prefix")
         module = named[prefix]
     with _evaluating(module):
         state = _state(module)

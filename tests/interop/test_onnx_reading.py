@@ -327,11 +327,12 @@ TORCH = {
         "bidirectional": True,
         "last": lambda torch, output, h_n: torch.cat([h_n[-2], h_n[-1]], -1),
     },
-    "the newer exporter": {"batch_first": True, "num_layers": 2, "bidirectional": True, "dynamo": True},
-    "the newer exporter, last step": {
+    "the newer exporter, last states": {
         "dynamo": True,
         "batch_first": True,
-        "last": lambda torch, output, h_n: output[:, -1],
+        "num_layers": 2,
+        "bidirectional": True,
+        "last": lambda torch, output, h_n: torch.cat([h_n[-2], h_n[-1]], -1),
     },
     "every step": {"batch_first": True, "bidirectional": True, "last": lambda torch, output, h_n: output},
 }
