@@ -13,18 +13,16 @@ from flax import nnx
 from flax.traverse_util import flatten_dict
 from numpy.typing import NDArray
 
+from grujax.core.config import own_fields
 from grujax.core.dialects import FLOATS
 from grujax.errors import InputError, require, require_one_of, require_package
 from grujax.interop import files, flax, torch_files
 from grujax.interop.found import FoundGRU, Opened, grus_in
+from grujax.interop.parts import FREE, TRAINING
 from grujax.interop.torch import arrays, from_torch, tensors
 from grujax.interop.torch_keys import KEY, unwrapped
 from grujax.saving.atomic import replacing
 from grujax.saving.model_file import opened as opened_safetensors
-
-OPTIONS = ("hidden_size", "num_layers", "bidirectional", "reverse", "bias", "reset_after", "update", "clip")
-OPTIONS += ("activation", "gate_activation", "param_dtype")
-"""What weights that are put back must agree in with those that were there."""
 
 
 def find(source: Any, format: str | None = None) -> list[FoundGRU]:
@@ -75,8 +73,9 @@ def replace(
     for name, (model, variables) in tuned.items():
         gru = _named(found, name)
         here, given = gru.take()[0], model
-        same = all(getattr(here, key, None) == getattr(given, key, None) for key in OPTIONS)
-        require(same and type(here) is type(given), name, f"a model like {_shown(here)}", _shown(given))
+        computes = [field.name for field in own_fields(type(here)) if field.name not in (*FREE, *TRAINING)]
+        same = type(here) is type(given) and all(getattr(here, key) == getattr(given, key) for key in computes)
+        require(same, name, f"a model like {_shown(here)}", _shown(given))
         gru.put(model, variables)
     if found.folder:
         require(not path.exists(), "path", "a folder that is not there yet", str(path))

@@ -130,13 +130,12 @@ def require_shown(argument: str, model: Any, variables: Mapping, all_seen: Seque
     found = []
     for given, arrays in all_seen:
         assert not isinstance(arrays, InputError)
-        places = matched(arrays, forms(model, outputs(model, variables, *given)))[1]
 
-        def shown(ours: Mapping, places: Places = places) -> dict[str, NDArray]:
+        def shown(ours: Mapping, arrays: list[NDArray] = arrays) -> dict[str, NDArray]:
             of = forms(model, ours)
-            return {f"{name} {k}": of[name][k].squeeze() for name, k in places}
+            return {f"{k}": of[name][form].squeeze() for k, (name, form) in enumerate(matched(arrays, of)[1])}
 
-        theirs = {f"{name} {k}": np.squeeze(a) for (name, k), a in zip(places, arrays, strict=True)}
+        theirs = {f"{k}": np.squeeze(a) for k, a in enumerate(arrays)}
         found.append(difference(model, variables, given, theirs, shown))
     agreed(found, argument)
 

@@ -106,12 +106,6 @@ def described(saved: Any, version: int = 3) -> list[Layer]:
 
     Raises:
       InputError: naming the layer that has no place here, and the option.
-
-    >>> gru = {"units": 4, "activation": "tanh", "recurrent_activation": "sigmoid", "use_bias": True, "dropout": 0.0}
-    >>> gru |= {"name": "gru", "reset_after": True, "recurrent_dropout": 0, "return_sequences": True}
-    >>> gru |= {"go_backwards": False}
-    >>> described({"module": "keras.layers", "class_name": "GRU", "registered_name": None, "config": gru})[0].shapes
-    [(None, 12), (4, 12), (2, 12)]
     """
     saved = _mapping(saved, "config.json")
     if saved.get("class_name") not in ("Sequential", "Functional"):

@@ -10,25 +10,18 @@ from numpy.typing import NDArray
 from grujax.core.dialects import DIALECTS, Cell, read
 from grujax.errors import InputError, require, require_equal, require_one_of, require_package
 from grujax.interop.parts import Place
-from grujax.types import PARAMETRIC, Activation
+from grujax.types import PARAMETRIC, Activation, Affine, Elu, HardSigmoid
 
 Model = Node = Body = Tensor = Any
 """The messages of onnx, a package that is imported where it is needed."""
 LIMIT = 2**31 - 1
 """The bytes of one file: protobuf has no longer ones."""
 
-ACTIVATIONS: dict[str, tuple[str, tuple[float, ...], tuple[float, ...]]] = {
-    "tanh": ("Tanh", (), ()),
-    "sigmoid": ("Sigmoid", (), ()),
-    "relu": ("Relu", (), ()),
-    "hard_sigmoid": ("HardSigmoid", (1 / 6,), (0.5,)),
-    "softsign": ("Softsign", (), ()),
-    "elu": ("Elu", (1.0,), ()),
-    "identity": ("Affine", (1.0,), (0.0,)),
-}
-"""ONNX's name of the same function, its alpha and its beta; there is none for `hard_tanh`. Those with parameters have
+PLAIN = {"tanh": "Tanh", "sigmoid": "Sigmoid", "relu": "Relu", "softsign": "Softsign"}
+NAMED = {"hard_sigmoid": HardSigmoid(1 / 6, 0.5), "elu": Elu(1.0), "identity": Affine(1.0, 0.0)}
+"""The functions that have a name here, as ONNX calls them; there is none for `hard_tanh`. Those with parameters have
 ONNX's own names here."""
-
+ACTIVATIONS = (*PLAIN, *NAMED, *PARAMETRIC.values())
 OUTPUTS = {"sigmoid": ("Sigmoid", {}), "softmax": ("Softmax", {"axis": -1})}
 DTYPES = ("float16", "float32")
 REDUCTIONS = {"sum": "ReduceSum", "mean": "ReduceMean", "mul": "ReduceProd"}
@@ -36,8 +29,8 @@ PLACE = Place(
     "ONNX",
     {
         "reset_after": (False,),
-        "activation": (*ACTIVATIONS, *PARAMETRIC.values()),
-        "gate_activation": (*ACTIVATIONS, *PARAMETRIC.values()),
+        "activation": ACTIVATIONS,
+        "gate_activation": ACTIVATIONS,
         "reverse": (True,),
         "output_activation": tuple(OUTPUTS),
         "clip": None,
@@ -78,11 +71,11 @@ def function(activation: Any) -> tuple[str, tuple[float, ...], tuple[float, ...]
     >>> function("relu"), function(PARAMETRIC["LeakyRelu"](0.2))
     (('Relu', (), ()), ('LeakyRelu', (0.2,), ()))
     """
-    if isinstance(activation, str):
-        return ACTIVATIONS[activation]
-    fields = dataclasses.asdict(activation)
-    alpha, beta = ((fields[key],) if key in fields else () for key in ("alpha", "beta"))
-    return type(activation).__name__, alpha, beta
+    if activation in PLAIN:
+        return PLAIN[activation], (), ()
+    of = NAMED.get(activation, activation)
+    alpha, beta = ((getattr(of, key),) if hasattr(of, key) else () for key in ("alpha", "beta"))
+    return type(of).__name__, alpha, beta
 
 
 class Graph:
@@ -174,18 +167,19 @@ def _activations(name: str, attributes: Mapping, directions: int) -> tuple[Activ
     given = [f.decode("utf-8", "replace") for f in attributes.get("activations", [b"Sigmoid", b"Tanh"] * directions)]
     left = {key: list(attributes.get(f"activation_{key}", ())) for key in ("alpha", "beta")}
     require(len(given) == 2 * directions, name, f"{2 * directions} activations", given)
-    plain = {onnx.lower(): key for key, (onnx, *numbers) in ACTIVATIONS.items() if numbers == [(), ()]}
-    parametric, found = {key.lower(): of for key, of in PARAMETRIC.items()}, []
+    plain = {theirs.lower(): ours for ours, theirs in PLAIN.items()}
+    parametric, found = {theirs.lower(): of for theirs, of in PARAMETRIC.items()}, []
     for key in map(str.lower, given):
-        known = key in plain.keys() | parametric.keys()
-        require(known, name, f"activations of {sorted(plain.keys() | parametric.keys())}", repr(key))
+        require_one_of(key, sorted(plain | parametric), f"{name}, activations")
         if key in plain:
             found.append(plain[key])
             continue
-        of = parametric[key]
-        fields = [f.name for f in dataclasses.fields(of)]
-        numbers = {key: _written(left[key].pop(0)) for key in fields if left[key]}  # ONNX's defaults are ours
-        found.append(_named(of(**numbers)))
+        fields = [f.name for f in dataclasses.fields(parametric[key])]
+        of = parametric[key](**{f: _written(left[f].pop(0)) for f in fields if left[f]})  # ONNX's defaults are ours
+        named = (
+            ours for ours, one in NAMED.items() if type(one) is type(of) and np.array_equal(_numbers(one), _numbers(of))
+        )
+        found.append(next(named, of))
     require(not any(left.values()), name, "an alpha and beta for each activation", "more of them")
     require(found[:2] * directions == found, name, "the same activations in both directions", given)
     return found[0], found[1]
@@ -196,14 +190,8 @@ def _written(number: float) -> float:
     return float(str(np.float32(number)))
 
 
-def _named(activation: Any) -> Activation:
-    """The name of a function with these parameters, where it has one."""
-    name, *numbers = function(activation)
-    for key, (other, *of) in ACTIVATIONS.items():
-        pairs = zip(numbers, of, strict=True)
-        if other == name and all(np.array_equal(np.asarray(a, "f"), np.asarray(b, "f")) for a, b in pairs):
-            return key
-    return activation
+def _numbers(activation: Any) -> NDArray:
+    return np.array(dataclasses.astuple(activation), np.float32)
 
 
 def name_of(node: Node) -> str:
