@@ -133,9 +133,9 @@ def require_shown(argument: str, model: Any, variables: Mapping, all_seen: Seque
 
         def shown(ours: Mapping, arrays: list[NDArray] = arrays) -> dict[str, NDArray]:
             of = forms(model, ours)
-            return {f"{k}": of[name][form].squeeze() for k, (name, form) in enumerate(matched(arrays, of)[1])}
+            return {f"output {k}": of[name][form].squeeze() for k, (name, form) in enumerate(matched(arrays, of)[1])}
 
-        theirs = {f"{k}": np.squeeze(a) for k, a in enumerate(arrays)}
+        theirs = {f"output {k}": np.squeeze(a) for k, a in enumerate(arrays)}
         found.append(difference(model, variables, given, theirs, shown))
     agreed(found, argument)
 
