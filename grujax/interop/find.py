@@ -16,13 +16,16 @@ from numpy.typing import NDArray
 from grujax.core.config import own_fields
 from grujax.core.dialects import FLOATS
 from grujax.errors import InputError, require, require_one_of, require_package
-from grujax.interop import files, flax, torch_files
+from grujax.interop import files, flax, keras_find, onnx_read, torch_files
 from grujax.interop.found import FoundGRU, Opened, grus_in
 from grujax.interop.parts import FREE, TRAINING
 from grujax.interop.torch import arrays, from_torch, tensors
 from grujax.interop.torch_keys import KEY, unwrapped
 from grujax.saving.atomic import replacing
 from grujax.saving.model_file import opened as opened_safetensors
+
+FINDERS: dict[str, Any] = {"keras": keras_find, "keras-weights": keras_find, "onnx": onnx_read}
+"""What finds GRUs in files and objects that are not trees of arrays."""
 
 
 def find(source: Any, format: str | None = None) -> list[FoundGRU]:
@@ -99,9 +102,9 @@ def opened(source: Any, format: str | None) -> Opened:
     """What a source is, and the GRUs in it."""
     if isinstance(source, str | Path):
         return _file(Path(source), format)
-    name = next((of.name for of in files.FORMATS.values() if of.recognise(source)), None)
+    name = next((of.name for of in files.FORMATS.values() if of.recognises(source)), None)
     if name is not None:
-        return _torch_module(source) if name in ("torch", "safetensors", "numpy") else _finder(name).in_object(source)
+        return _torch_module(source) if name == "torch" else FINDERS[name].in_object(source)
     if isinstance(source, nnx.Module | nnx.State):
         source = nnx.to_pure_dict(nnx.state(source) if isinstance(source, nnx.Module) else source)
     served = "a path, a module, a mapping of arrays or a graph"
@@ -113,23 +116,14 @@ def opened(source: Any, format: str | None) -> Opened:
     return _mapping(source, None)
 
 
-def _finder(name: str) -> Any:
-    """What finds GRUs in models of Keras and graphs of ONNX; either takes its package."""
-    if name == "onnx":
-        from grujax.interop import onnx_read as finder
-    else:
-        from grujax.interop import keras_find as finder
-    return finder
-
-
 def _file(path: Path, format: str | None) -> Opened:
     if path.is_dir():
         whole = flax.ORBAX.load(path)
         return _mapping(whole[1], lambda path: flax.ORBAX.write(path, whole))._replace(folder=True)
     name = files.framework_of(path, format, reading=True).name
     files.readable(path)
-    if name in ("onnx", "keras", "keras-weights"):
-        return _finder(name).in_file(path)
+    if name in FINDERS:
+        return FINDERS[name].in_file(path)
     if name in ("grujax", "stablehlo"):
         raise InputError("path", "a file with GRUs of another framework", f"one of {name}", "grujax.load reads it.")
     whole = files.FORMATS[name].load(path)

@@ -66,38 +66,28 @@ def require_same(key: str, old: NDArray | None, new: NDArray) -> None:
 
 
 class Tree(NamedTuple):
-    """sign: a tensor that tells a cell. between: what stands between a layer's name and it. read, write: of a tree."""
+    """Cells in trees of arrays. sign: a tensor that tells one. of: the module of `grujax.interop` that reads them.
+    between: what stands between a layer's name and a cell. theirs, tree: of the tree what `of` reads, and back."""
 
     sign: str
-    where: str
+    of: Any
     between: str
-    read: Callable[[dict], tuple[nn.Module, dict]]
-    write: Callable[[nn.Module, Mapping], Mapping]
+    theirs: Callable[[dict], Any]
+    tree: Callable[[Any], Mapping]
+
+    def write(self, model: nn.Module, variables: Mapping) -> Mapping:
+        return self.tree(self.of.FRAMEWORK.build(model, variables))
+
+
+def _arrays(module: nnx.Module) -> Mapping:
+    return nnx.to_pure_dict(nnx.state(module, nnx.Param))
 
 
 WAY = r"(?:(?:forward|backward)_rnn/)?(?:cell/)?"
 TREES = (
-    Tree(
-        "ir/kernel",
-        "flax.linen.GRUCell",
-        rf"(?:layers_\d+/)?{WAY}",
-        lambda tree: flax.FRAMEWORK.read((None, tree)),
-        lambda *given: flax.FRAMEWORK.build(*given)[1]["params"],
-    ),
-    Tree(
-        "dense_i/kernel",
-        "flax.nnx.GRUCell",
-        rf"(?:layers/\d+/)?{WAY}",
-        lambda tree: of_nnx.FRAMEWORK.read(nnx.State(tree)),
-        lambda *given: nnx.to_pure_dict(nnx.state(of_nnx.FRAMEWORK.build(*given), nnx.Param)),
-    ),
-    Tree(
-        "w_i",
-        "hk.GRU",
-        "",
-        lambda tree: haiku.FRAMEWORK.read({"gru": tree}),
-        lambda *given: haiku.FRAMEWORK.build(*given)["gru"],
-    ),
+    Tree("ir/kernel", flax, rf"(?:layers_\d+/)?{WAY}", lambda tree: (None, tree), lambda made: made[1]["params"]),
+    Tree("dense_i/kernel", of_nnx, rf"(?:layers/\d+/)?{WAY}", nnx.State, _arrays),
+    Tree("w_i", haiku, "", lambda tree: {"gru": tree}, lambda made: made["gru"]),
 )
 
 
@@ -131,8 +121,8 @@ def grus_in(flat: dict[str, NDArray], back: Callable[[str, NDArray], None]) -> l
             base, cells = waiting.pop(0)
             own = {key.removeprefix(base): flat[key] for key in flat if key.startswith(tuple(cells))}
             try:
-                read = partial(tree.read, unflatten_dict(own, sep="/"))
-                grus.append(gru(base, tree.where, read, tree.write))
+                read = partial(tree.of.FRAMEWORK.read, tree.theirs(unflatten_dict(own, sep="/")))
+                grus.append(gru(base, tree.of.PLACE.framework, read, tree.write))
             except InputError:
                 waiting = [(cell, [cell]) for cell in cells if len(cells) > 1] + waiting
     return grus

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from grujax.core.dialects import Cell, read
 from grujax.errors import require
 from grujax.interop import keras_files, keras_layers, keras_live
-from grujax.interop.framework import Framework, is_one_of
+from grujax.interop.framework import Framework
 from grujax.interop.keras_layers import ACTIVATIONS, HEADS, MERGES, OUTPUTS, POOLINGS, RECURRENT, Layer, dialect_of
 from grujax.interop.parts import ConversionWarning, Dense, Place, put_together, take_apart
 from grujax.interop.prove import coarser
@@ -212,7 +212,7 @@ FRAMEWORK = Framework(
     lambda source: from_layers(keras_live.layers_of(source)),
     _build,
     keras_live.runner,
-    recognise=is_one_of("keras"),
+    classes="keras",
     load=keras_files.load,
     write=lambda path, made: keras_live.store(made, path, ".keras", lambda model: model.save),
     endings=(".keras",),

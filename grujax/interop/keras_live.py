@@ -148,21 +148,19 @@ def runner(source: Any, model: nn.Module) -> Runner:
         return np.asarray(keras.ops.convert_to_numpy(t))
 
     def call(x: NDArray, h0: NDArray | None, lengths: NDArray | None) -> dict[str, Any]:
-        last, output = [], ()
+        assert h0 is not None
+        last, output, steps = [], (), np.full(len(x), x.shape[1]) if lengths is None else lengths
         with numerics(dtype):
-            a, mask = keras.ops.cast(x, dtype), None
-            states = None if h0 is None else [keras.ops.cast(h, dtype) for h in (h0[None] if single else h0)]
+            a, states = keras.ops.cast(x, dtype), [keras.ops.cast(h, dtype) for h in (h0[None] if single else h0)]
             if single:
-                return {"h_last": array(built[0](a, states or built[0].get_initial_state(len(x)))[0])}
-            valid = np.ones(x.shape[:2], bool) if lengths is None else np.arange(x.shape[1]) < lengths[:, None]
-            if lengths is not None:
-                mask = keras.ops.convert_to_tensor(valid)
+                return {"h_last": array(built[0](a, states)[0])}
+            valid = np.arange(x.shape[1]) < steps[:, None]
+            mask = None if lengths is None else keras.ops.convert_to_tensor(valid)
             for layer, made in zip(layers, built, strict=True):
                 if layer.kind in RECURRENT:
-                    k, number = len(last), len(layer.weights)
-                    found = made(a, initial_state=None if states is None else states[k : k + number], mask=mask)
-                    output, a = tuple(found[:-number]), found[0]
-                    last += map(array, found[-number:])
+                    k, n = len(last), len(layer.weights)
+                    found = made(a, initial_state=states[k : k + n], mask=mask)
+                    a, output, last = found[0], found[:-n], [*last, *map(array, found[-n:])]
                 elif layer.kind != "Dropout":
                     a = made(a)  # the mask goes with a
                     output = (a,)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from grujax.core.heads import STATISTICS
 from grujax.errors import require, require_package
-from grujax.interop.framework import Framework, is_one_of
+from grujax.interop.framework import Framework
 from grujax.interop.onnx_graph import HINTS, METADATA, cells_of
 from grujax.interop.onnx_read import read_graph
 from grujax.interop.onnx_run import DTYPES
@@ -170,7 +170,7 @@ FRAMEWORK = Framework(
     _read,
     _build,
     _run,
-    recognise=is_one_of("onnx", "ModelProto"),
+    classes="onnx.ModelProto",
     load=load,
     write=lambda path, proto: path.write_bytes(proto.SerializeToString(deterministic=True)),
     endings=(".onnx",),

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from grujax.core.config import Pooling
 from grujax.core.dialects import FLOATS, require_floats
 from grujax.errors import InputError, require, require_package
-from grujax.interop.framework import Framework, is_one_of
+from grujax.interop.framework import Framework
 from grujax.interop.prove import FIND, Runner
 from grujax.interop.torch_keys import KEY, effective, from_arrays, gru_at, to_arrays, unwrapped
 from grujax.linen import GRUCell, GRUModel
@@ -189,7 +189,7 @@ STATE = Framework(
     lambda *given, **names: _torch() and tensors(to_arrays(*given, **names)),
     _run,
     "module_or_state_dict",
-    recognise=is_one_of("torch", "Module"),
+    classes="torch.Module",
     assumes=True,
 )
 """A state dict; `grujax.interop.torch_files` has its files."""
