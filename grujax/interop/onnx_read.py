@@ -56,7 +56,7 @@ def read_graph(proto: Model) -> tuple[nn.Module, dict]:
     require(not proto.graph.sparse_initializer, "source", "dense weights", "a sparse initializer")
     proto = time_first(proto)
     constants = Constants(proto)
-    left = [node for node in proto.graph.node if not constants.folds(node)]
+    left = [node for node in proto.graph.node if not any(out in constants.values for out in node.output)]
     grus = [node for node in left if node.op_type == "GRU"]
     others = sorted({node.op_type for node in proto.graph.node})
     remedy = "Exporters write nn.GRUCell in single steps."

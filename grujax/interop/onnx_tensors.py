@@ -6,7 +6,6 @@ Every size that a file claims is checked before memory is taken.
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -146,9 +145,6 @@ class Constants:
         for node in proto.graph.node:
             self._fold(node)
 
-    def folds(self, node: Node) -> bool:
-        return any(out in self.values for out in node.output)
-
     def integer(self, key: str) -> bool:
         """Whether a value is an integer or a truth: arithmetic on shapes."""
         onnx = module()
@@ -169,31 +165,26 @@ class Constants:
             return
         if not all(not key or key in self.values for key in node.input):
             return
-        given, name = [self.values.get(key) for key in node.input], name_of(node)
+        from onnx.reference import ReferenceEvaluator
+
+        helper, name = module().helper, name_of(node)
+        given, outputs = {key: self.values[key] for key in node.input if key}, [key for key in node.output if key]
         try:
-            bound(name, _size(node.op_type, [a for a in given if a is not None]))
-            found = self._evaluated(node, given)
+            bound(name, _size(node.op_type, [self.values[key] for key in node.input if key]))
+            kinds = {key: helper.np_dtype_to_tensor_dtype(a.dtype) for key, a in given.items()}
+            inputs = [helper.make_tensor_value_info(key, kind, None) for key, kind in kinds.items()]
+            shown = [helper.make_tensor_value_info(key, 0, None) for key in outputs]
+            graph = helper.make_graph([node], "constants", inputs, shown)
+            found = list(ReferenceEvaluator(graph, opsets=self.opsets).run(None, given))
         except InputError:
             raise
         except Exception as error:  # shapes that do not fit, in whichever way NumPy says so
             raise InputError(name, f"a {node.op_type} that fits its inputs", line(error)) from error
-        for key, a in zip(node.output, found, strict=False):
+        for key, a in zip(outputs, found, strict=False):
             require(isinstance(a, np.ndarray | np.generic), name, "arrays", type(a).__name__)
             self.values[key] = np.asarray(a)
             self.total += self.values[key].size
             require(self.total <= IN_ALL, name, f"at most {IN_ALL} values in all", self.total)
-
-    def _evaluated(self, node: Node, given: list[NDArray | None]) -> list[Any]:
-        onnx = module()
-        from onnx.reference import ReferenceEvaluator
-
-        info = onnx.helper.make_tensor_value_info
-        kind = onnx.helper.np_dtype_to_tensor_dtype
-        named = {key: a for key, a in zip(node.input, given, strict=True) if a is not None}
-        inputs = [info(key, kind(a.dtype), None) for key, a in named.items()]
-        outputs = [info(key, 0, None) for key in node.output if key]
-        graph = onnx.helper.make_graph([node], "constants", inputs, outputs)
-        return list(ReferenceEvaluator(graph, opsets=self.opsets).run(None, named))
 
 
 def _size(op: str, given: list[NDArray]) -> int:
