@@ -63,14 +63,16 @@ def forms(model: Any, given: Mapping[str, Any]) -> Forms:
 
 
 def readings(model: Any, variables: Mapping, given: tuple) -> Iterator[Reading]:
-    """Every model that a GRU and its head can be."""
+    """Every model that a GRU and its head can be, in 32 bits at least: what rounds is not asked here."""
+    if jnp.finfo(model.param_dtype).bits == 16:
+        model = model.clone(param_dtype=jnp.float32)
+        variables, x = jax.tree.map(lambda a: a.astype(jnp.float32), (variables, given[0]))
+        given = (x, *given[1:])
     if not isinstance(model, GRUModel):
         yield Reading("the output of every step", {}, forms(model, outputs(model, variables, *given)))
         return
-    gru, head = (
-        GRU(**model.fields_of(GRU)),
-        {k: np.asarray(a, np.float64) for k, a in variables["params"]["head"].items()},
-    )
+    gru = GRU(**model.fields_of(GRU))
+    head = {key: np.asarray(a, np.float64) for key, a in variables["params"]["head"].items()}
     of_gru = forms(gru, outputs(gru, {"params": variables["params"]["encoder"]["gru"]}, *given))
     (output, *_), (h_last, *_), lengths = of_gru["output"], of_gru["h_last"], given[2]
     steps = np.full((len(output), 1), output.shape[1]) if lengths is None else np.asarray(lengths)[:, None]
@@ -108,12 +110,17 @@ def read_by_running(
     Raises:
       InputError: the clearest refusal of all, the differences in it.
     """
-    refusals = []
+    refusals, near = [], NEAR * (10 if jnp.finfo(model.param_dtype).bits == 16 else 1)
     for layout, all_seen in enumerate(layouts):
         try:
             reading = None
-            for seen in all_seen:
-                reading = _nearest(argument, model, variables, seen, partial(serves, layout), reading)
+            for given, arrays in all_seen:
+                if isinstance(arrays, InputError):
+                    raise arrays
+                candidates = [
+                    of for of in readings(model, variables, given) if not reading or of.words == reading.words
+                ]
+                reading = _nearest(argument, arrays, candidates, partial(serves, layout), near)
         except InputError as error:
             refusals.append(error)
             continue
@@ -149,33 +156,19 @@ def matched(arrays: Sequence[NDArray], candidates: Forms) -> tuple[float, Places
 
 def _nearest(
     argument: str,
-    model: Any,
-    variables: Mapping,
-    seen: Seen,
+    arrays: Sequence[NDArray],
+    candidates: Sequence[Reading],
     serves: Callable[[Any, Places], bool],
-    chosen: Reading | None,
+    near: float,
 ) -> Reading:
-    """The reading that all arrays agree with, the one that was chosen if any; `InputError` with the differences."""
-    if isinstance(seen.arrays, InputError):
-        raise seen.arrays
-    given = seen.given
-    narrow = jnp.finfo(model.param_dtype).bits == 16
-    if narrow:  # torch rounds its state at every step: what computes is asked here
-        model = model.clone(param_dtype=jnp.float32)
-        variables, x = jax.tree.map(lambda a: a.astype(jnp.float32), (variables, given[0]))
-        given = (x, *given[1:])
+    """The reading that all arrays agree with; `InputError` with the differences where there is none."""
     tried: list[tuple[float, Reading]] = []
-    for reading in readings(model, variables, given):
-        differs, places = matched(seen.arrays, reading.forms)
+    for reading in candidates:
+        differs, places = matched(arrays, reading.forms)
         whole = "y" not in reading.forms or any(name == "y" for name, _ in places)
-        wanted = (
-            (chosen is None or chosen.words == reading.words)
-            and whole
-            and serves(reading.fields.get("pooling"), places)
-        )
-        tried.append((differs if wanted else np.inf, reading))
+        tried.append((differs if whole and serves(reading.fields.get("pooling"), places) else np.inf, reading))
     tried.sort(key=lambda one: one[0])  # of several that agree the first
-    if tried[0][0] < (10 if narrow else 1) * NEAR:
+    if tried[0][0] < near:
         return tried[0][1]
     shown = [f"{reading.words}: {of:.2g}" for of, reading in tried[:4] if np.isfinite(of)]
     differences = f"off by, relative to the rms, {', '.join(shown)}" if shown else "its outputs have other shapes"
