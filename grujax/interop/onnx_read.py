@@ -7,7 +7,6 @@ Of a larger graph each GRU node can be taken out and put back alone.
 """
 
 import math
-from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -154,19 +153,19 @@ def _first(protos: Any) -> str:
 
 def in_object(proto: Model) -> Opened:
     """Every GRU node whose weights are constants."""
-    made, grus, counts = copied(proto), [], Counter()
+    made, grus, names = copied(proto), [], set()
     checked(made, nested=True)
     for constants, graph, node in _grus(made, made.graph, {}):
         name = name_of(node)
-        counts[name] += 1
-        number = f"#{counts[name] - 1}" if counts[name] > 1 else ""
+        number = sum(other == name or other.startswith(f"{name}#") for other in names)
+        names.add(name := f"{name}#{number}" if number else name)
         try:
             fields, cells = cells_of(node, constants.weights(node))
             given = put_together(cells, **fields)
         except InputError:  # weights from elsewhere, functions that grujax has not
             continue
         take, put = partial(_proved, made, node, constants), partial(_put, made, graph, node)
-        grus.append(record(f"{name}{number}", "ONNX GRU node", *given, take, put))
+        grus.append(record(name, "ONNX GRU node", *given, take, put))
     return Opened(grus, lambda path: path.write_bytes(made.SerializeToString()))
 
 
