@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grujax.core.dialects import REMEDIES, require_floats
-from grujax.errors import InputError, require, require_equal, require_package
+from grujax.errors import InputError, require, require_package
 from grujax.interop.framework import check_archive
 from grujax.interop.keras_layers import OUTPUTS, POOLINGS, READ, RECURRENT, WEIGHTED, Layer, described
 from grujax.interop.prove import FIND
@@ -61,7 +61,8 @@ class Tree:
             keys = [f"{group}/{name}" for name in names]
         for part in parts if not legacy else ():
             within, expected = variables_of(group, part), [str(k) for k in range(len(shapes))]
-            require_equal(sorted(self.names(within)), expected, within, "The variables of a layer of this config.")
+            names = sorted(self.names(within))
+            require(names == expected, within, f"the variables {expected}", names)
             keys += [f"{within}/{name}" for name in expected]
         of = [(key, self._variable(key, shapes[k % len(shapes)])) for k, key in enumerate(keys)]
         return [dict(of[k : k + len(shapes)]) for k in range(0, len(of), max(len(shapes), 1))]
@@ -219,12 +220,13 @@ def _told_by_groups(tree: Tree, groups: list[str]) -> list[Layer]:
         for _, name in sorted(numbered[kind]):
             group, config = f"layers/{name}", {}
             within = variables_of(group, WEIGHTED.get(kind, ("",))[0])
+            if kind in RECURRENT:
+                bias, remedy = "2" in tree.names(within), "Convert the .keras file, which tells."
+                require(bias, f"{within}/2", "a bias, whose shape tells reset_after", "none of that name", remedy)
             if kind in WEIGHTED:
                 config = {"units": (tree.at(f"{within}/1", "Dataset").shape or (0,))[0], "use_bias": True}
                 config |= {"activation": next(iter(OUTPUTS))}
             if kind in RECURRENT:
-                bias, remedy = "2" in tree.names(within), "Convert the .keras file, which tells."
-                require(bias, f"{within}/2", "a bias, whose shape tells reset_after", "none of that name", remedy)
                 config |= {"activation": "tanh", "recurrent_activation": "sigmoid", "merge_mode": "concat"}
                 config |= {"reset_after": len(tree.at(f"{within}/2", "Dataset").shape) == 2}
                 config |= {"return_sequences": True, "dropout": 0.0, "recurrent_dropout": 0.0}

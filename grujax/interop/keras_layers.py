@@ -158,7 +158,8 @@ def _layer(saved: Any, version: int, backwards: bool = False) -> Layer:
         forward, backward = _layer(inner, version), _layer(other, version, True)
         for one in (forward, backward):
             require(one.kind == "GRU", name, "a GRU inside", one.kind)
-        require_equal(backward.config, forward.config, name, "Both directions have to be alike.")
+        same = forward.config == backward.config
+        require(same, name, f"both directions alike, {forward.config}", backward.config)
         require_one_of(read["merge_mode"], MERGES, f"{name}.merge_mode")
         return Layer(kind, name, read | forward.config, (*left, *forward.left, *backward.left), (), forward.compute)
     if kind == "Dropout" and config.get("noise_shape") is not None:  # another function than dropout here

@@ -146,7 +146,8 @@ def cells_of(node: Node, given: list[NDArray | None], update: str = "keep") -> t
         expected = f"three axes, the first {directions} as direction {direction} has"
         require(a.ndim == 3 and a.shape[0] == directions, key, expected, f"shape {a.shape}")
     hidden_size, clip = r.shape[-1], attributes.get("clip")
-    require_equal(attributes.get("hidden_size", hidden_size), hidden_size, name, f"hidden_size is that of {keys[1]}.")
+    stated = attributes.get("hidden_size", hidden_size)
+    require(stated == hidden_size, name, f"hidden_size {hidden_size}, that of {keys[1]}", stated)
     if b is not None:
         require_equal(b.shape, (directions, 6 * hidden_size), keys[2])
     cells = {}
