@@ -208,7 +208,7 @@ def _told_by_groups(tree: Tree, groups: list[str]) -> list[Layer]:
     kinds, numbered = dict(zip(groups_of([*READ]), READ, strict=True)), defaultdict(list)
     del kinds["gru_cell"]
     for name in groups:
-        group, number = name, re.search(r"_(\d{1,6})$", name)
+        group, number = name, re.search(r"_(\d{1,6})\Z", name)
         if number is not None:
             group = name[: number.start()]
         require(group in kinds, f"layers/{name}", f"one of {sorted(kinds)}", "this layer")
