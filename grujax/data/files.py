@@ -19,7 +19,7 @@ class Raw(NamedTuple):
     """The arguments of `sequences`, unchecked."""
 
     x: np.ndarray | list[np.ndarray]
-    y: np.ndarray | None
+    y: np.ndarray | list[np.ndarray] | None
     lengths: np.ndarray | None = None
 
 

@@ -25,6 +25,7 @@ def load(
 
     source: the name of a set in aeon's own data folder, or a file: `.ts`; `.npz` with X (N, T, C), y (N,) and
     optionally lengths (N,); `.csv` with a line a step and columns `sequence`, `y`, optionally `time`, and the channels.
+    With a label or target a step y is (N, T) or (N, T, K), or the column `y_step`: see `sequences`.
     (`load_sequences` takes `.npy` too, X alone.)
     test: the test file. None takes the file beside `source` that ends in `_TEST`, or else holds out `fraction` of the
     training rows, chosen by `seed`, the classes in proportion (`stratified_split`).
@@ -84,10 +85,16 @@ def _as_trained(
     y = raw.y
     if y is None:
         raise InputError("y", "labels or targets", f"none in {path.name}")
-    if labels is None:
-        require(y.dtype.kind in "iuf", "y", "real targets, as in training", f"{y.dtype} in {path.name}")
-        y = y.astype(np.float64)  # integers are targets here, not classes
+    if labels is None:  # integers are targets here, not classes
+        y = [_targets(row, path) for row in y] if isinstance(y, list) else _targets(y, path)
     return sequences(raw.x, y, raw.lengths, labels=labels, source=path.name)
+
+
+def _targets(y: np.ndarray, path: Path) -> np.ndarray:
+    """y as numbers; of a table's steps (T, 1)."""
+    none = y.dtype == object and all(value is None or isinstance(value, (int, float)) for value in y)
+    require(none or y.dtype.kind in "iuf", "y", "real targets, as in training", f"{y.dtype} in {path.name}")
+    return y.astype(np.float64).reshape(-1, 1) if none else y.astype(np.float64)
 
 
 def _is_path(source: str | Path) -> bool:

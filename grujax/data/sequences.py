@@ -1,12 +1,12 @@
 """Sequences in memory: checked, padded with zeros, cast to float32."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from grujax.data.checks import checked_lengths, checked_y, real, shown
+from grujax.data.checks import checked_lengths, checked_steps_y, checked_y, is_per_step, real, shown
 from grujax.errors import InputError, require, require_package
 
 
@@ -16,9 +16,9 @@ class Sequences:
 
     x: np.ndarray  # (N, T, C) float32, exactly zero past each length
     lengths: np.ndarray  # (N,) int32, 1..T
-    y: (
-        np.ndarray | None
-    )  # (N,) int32 class indices where there are labels, else (N,) or (N, K) float32 targets, or None
+    y: np.ndarray | None
+    """(N,) int32 class indices where there are labels, else (N,) or (N, K) float32 targets. With one a step (N, T)
+    int32, -1 where a step has none, or (N, T, K) float32, NaN where it has none. None: unknown."""
     labels: tuple[str, ...] | None  # class names; None for regression or where y is unknown
 
     def __len__(self) -> int:
@@ -28,6 +28,17 @@ class Sequences:
     def channels(self) -> int:
         """C, the number of values a step holds."""
         return self.x.shape[2]
+
+    @property
+    def per_step(self) -> bool:
+        """Whether y has a label or target for each step, and not for each sequence."""
+        return self.y is not None and self.y.ndim == (3 if self.labels is None else 2)
+
+    @property
+    def labelled(self) -> np.ndarray:
+        """(N, T) bool: the steps that have a label or target of their own. Of data with one a step."""
+        assert self.y is not None and self.per_step
+        return self.y >= 0 if self.labels is not None else np.isfinite(self.y[..., 0])
 
     def take(self, indices: ArrayLike) -> "Sequences":
         """The rows `indices` (M,) in that order, T trimmed to the longest. Raises InputError for no such row."""
@@ -42,6 +53,7 @@ class Sequences:
         )
         lengths = self.lengths[rows]
         y = None if self.y is None else self.y[rows]
+        y = y[:, : lengths.max()] if y is not None and self.per_step else y
         return Sequences(self.x[rows, : lengths.max()], lengths, y, self.labels)
 
 
@@ -62,15 +74,19 @@ class Dataset:
             return
         same = train.channels == test.channels
         require(same, "channels", f"{train.channels} as in training", f"{test.channels} in the test split")
-        targets = [f"{array.shape[1:]}" for array in (train.y, test.y) if array is not None]
-        require(targets[0] == targets[-1], "y", f"targets {targets[0]} a row as in training", targets[-1])
+        targets = [
+            f"{s.y.shape[1 + s.per_step :]} a {'step' if s.per_step else 'row'}"
+            for s in (train, test)
+            if s.y is not None
+        ]
+        require(targets[0] == targets[-1], "y", f"targets {targets[0]} as in training", targets[-1])
         same = train.labels == test.labels
         require(same, "labels", f"{shown(train.labels)} as in training", f"{shown(test.labels)} in the test split")
 
 
 def sequences(
     x: ArrayLike,
-    y: ArrayLike | None = None,
+    y: ArrayLike | Sequence[ArrayLike] | None = None,
     lengths: ArrayLike | None = None,
     *,
     labels: Iterable[str] | None = None,
@@ -80,6 +96,8 @@ def sequences(
 
     x: real (N, T, C), or a list of (T_i, C). Padding may hold anything, NaN too; it becomes zero.
     y: (N,) strings, integers or booleans are classes, floats are regression targets, (N, K) where there are several.
+      One a step: labels (N, T), or targets (N, T, K) with K = 1 for one, or a list of such rows (T_i,) or (T_i, K).
+      A step that has none, and is left out of loss and figures, has the label None, "" or -1, or targets NaN.
     lengths: (N,) integers, 1..T; None is T everywhere. A list has its own.
     labels: the class names that a model knows, in its order; None takes those in y, sorted, '2' before '10'.
     source: the name of the data in errors.
@@ -90,6 +108,8 @@ def sequences(
     >>> data = sequences([[[1.0], [2.0]], [[3.0]]], ["walk", "run"])
     >>> data.x[:, :, 0].tolist(), data.lengths.tolist(), data.y.tolist(), data.labels
     ([[1.0, 2.0], [3.0, 0.0]], [2, 1], [1, 0], ('run', 'walk'))
+    >>> sequences([[[1.0], [2.0]], [[3.0]]], [["walk", None], ["run"]]).y.tolist()  # a label a step
+    [[1, -1], [0, -1]]
     """
     with np.errstate(over="ignore"):  # what overflows float32 is found below, by its row
         if isinstance(x, (list, tuple)):
@@ -125,11 +145,13 @@ def sequences(
         )
     if y is None:
         return Sequences(values, steps, None, None)
+    if is_per_step(y):
+        return Sequences(values, steps, *checked_steps_y(y, steps, values.shape[1], labels, source))
     return Sequences(values, steps, *checked_y(y, len(values), labels, source))
 
 
 def stratified_split(data: Sequences, fraction: float, seed: int) -> tuple[Sequences, Sequences]:
-    """Splits the rows into (rest, held out), the classes in proportion, at random without classes.
+    """Splits the rows into (rest, held out), the classes in proportion, at random without classes or with one a step.
 
     Args:
       data: N rows; of each class two or more.
@@ -147,9 +169,9 @@ def stratified_split(data: Sequences, fraction: float, seed: int) -> tuple[Seque
     train_test_split = require_package("sklearn.model_selection", "data").train_test_split
     require(0 < fraction < 1, "fraction", "a number between 0 and 1", fraction)
     require(0 <= seed < 2**32, "seed", "an integer from 0 to 2**32 - 1", seed)
-    classes = data.y if data.labels is not None else None
+    classes = data.y if data.labels is not None and not data.per_step else None
     present, counts = np.unique([0] if classes is None else classes, return_counts=True)
-    if data.labels is not None and counts.min() < 2:
+    if classes is not None and data.labels is not None and counts.min() < 2:
         label = data.labels[present[counts.argmin()]]
         raise InputError("y", "two sequences or more of each class", f"one of {label!r}", "Give a test file.")
     held_size = max(1, round(fraction * len(data)))

@@ -9,13 +9,14 @@ import numpy as np
 from grujax.data.checks import shown
 from grujax.errors import require, require_package
 
-SEQUENCE, TIME, Y = "sequence", "time", "y"
-"""Columns by name; the last two may be missing. All others are channels."""
+SEQUENCE, TIME, Y, Y_STEP = "sequence", "time", "y", "y_step"
+"""Columns by name, all but the first optional: y is of a sequence, y_step of a step. All others are channels."""
 MISSING = ["", "nan", "NaN", "NA"]
 
 
-def read_csv(path: Path) -> tuple[list[np.ndarray], np.ndarray | None]:
-    """The sequences (T_i, C), float64, in the order in which they begin, NaN where a value is missing; and y (N,).
+def read_csv(path: Path) -> tuple[list[np.ndarray], np.ndarray | list[np.ndarray] | None]:
+    """The sequences (T_i, C), float64, in the order in which they begin, NaN where a value is missing; and y (N,), or
+    with a column y_step its N rows.
 
     Steps are sorted by time; without that column they stay as they stand. y is numbers where all are such, else
     strings.
@@ -25,12 +26,13 @@ def read_csv(path: Path) -> tuple[list[np.ndarray], np.ndarray | None]:
         names = next(csv.reader(file), [])
     require(len(set(names)) == len(names), str(path), "distinct names of columns", shown(names))
     require(SEQUENCE in names, str(path), f"a first line of names, {SEQUENCE!r} among them", shown(names))
-    channels = [name for name in names if name not in (SEQUENCE, TIME, Y)]
-    require(bool(channels), str(path), f"a channel besides {SEQUENCE}, {TIME} and {Y}", shown(names))
+    channels = [name for name in names if name not in (SEQUENCE, TIME, Y, Y_STEP)]
+    require(bool(channels), str(path), f"a channel besides {SEQUENCE}, {TIME}, {Y} and {Y_STEP}", shown(names))
+    require(not {Y, Y_STEP} <= {*names}, str(path), f"one of {Y} and {Y_STEP}", "both")
     table = pandas.read_csv(
         path,
         encoding="utf-8-sig",
-        dtype={SEQUENCE: str, Y: str, **dict.fromkeys([TIME, *channels], np.float64)},
+        dtype={SEQUENCE: str, Y: str, Y_STEP: str, **dict.fromkeys([TIME, *channels], np.float64)},
         keep_default_na=False,
         na_values=dict.fromkeys([TIME, *channels], MISSING),
     )
@@ -47,6 +49,8 @@ def read_csv(path: Path) -> tuple[list[np.ndarray], np.ndarray | None]:
     require(not twice, TIME, "each time of a sequence once", "".join(twice))
     starts = np.flatnonzero(np.diff(row, prepend=-1))
     x = np.split(table[channels].to_numpy(np.float64)[order], starts[1:])
+    if Y_STEP in names:
+        return x, np.split(_steps(pandas, table[Y_STEP].to_numpy()[order]), starts[1:])
     return x, _labels(pandas, table[Y].to_numpy()[order], row, starts, ids, path) if Y in names else None
 
 
@@ -57,9 +61,29 @@ def _labels(pandas: Any, y: np.ndarray, row: np.ndarray, starts: np.ndarray, ids
     found = (
         f"{first[row[other[0]]]!r} and {y[other[0]]!r} in {ids[row[other[0]]]!r} of {path.name}" if len(other) else ""
     )
-    require(not len(other), Y, "one value for all steps of a sequence", found)
+    require(
+        not len(other), Y, "one value for all steps of a sequence", found, f"Name it {Y_STEP} where each has its own."
+    )
     missing = np.flatnonzero(np.isin(first, MISSING))
     found = f"none in sequence {ids[missing[0]]!r} of {path.name}" if len(missing) else ""
     require(not len(missing), Y, "a label or target for each sequence", found)
-    numbers = pandas.to_numeric(pandas.Series(first), errors="coerce")
-    return np.asarray(numbers) if numbers.notna().all() else np.asarray(first, str)
+    return _numbers(pandas, first)
+
+
+def _steps(pandas: Any, y: np.ndarray) -> np.ndarray:
+    """The y of each step: targets (steps, 1), NaN where it is missing, or labels (steps,), None where it is missing."""
+    there = ~np.isin(y, MISSING)
+    known = _numbers(pandas, y[there])
+    if known.dtype.kind == "f":
+        values = np.full((len(y), 1), np.nan)
+        values[there, 0] = known
+    else:
+        values = np.full(len(y), None)
+        values[there] = known
+    return values
+
+
+def _numbers(pandas: Any, values: np.ndarray) -> np.ndarray:
+    """Numbers where all of these strings are such, else the strings."""
+    numbers = pandas.to_numeric(pandas.Series(values), errors="coerce")
+    return np.asarray(numbers) if numbers.notna().all() else np.asarray(values, str)

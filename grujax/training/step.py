@@ -55,12 +55,49 @@ def initial_state(params: Any, optimizer: optax.GradientTransformation, config: 
 
 def row_losses(outputs: Array, y: Array, statistics: Mapping[str, Array], label_smoothing: float = 0.0) -> Array:
     """(B,): cross-entropy of logits (B, K) and classes y (B,) integers; mean squared error, in units of the training
-    targets' variance, of outputs (B, K) and targets y (B, K) or, for K = 1, (B,), floats."""
+    targets' variance, of outputs (B, K) and targets y (B, K) or, for K = 1, (B,), floats. With outputs and y a step
+    (B, T), and whatever where a step has no label or target."""
     if jnp.issubdtype(y.dtype, jnp.integer):
         targets = optax.smooth_labels(jax.nn.one_hot(y, outputs.shape[-1], dtype=outputs.dtype), label_smoothing)
         return optax.softmax_cross_entropy(outputs, targets)
-    std = statistics["output_std"][None]
-    return optax.squared_error(outputs / std, y.reshape(outputs.shape) / std).mean(1)
+    std = statistics["output_std"].reshape((1,) * (outputs.ndim - 1) + (-1,))
+    return optax.squared_error(outputs / std, y.reshape(outputs.shape) / std).mean(-1)
+
+
+def labelled(y: Array, lengths: Array) -> Array:
+    """(B, T) bool: the steps of each row that have a label (B, T), 0 or more, or a target (B, T, K), not NaN."""
+    known = y >= 0 if jnp.issubdtype(y.dtype, jnp.integer) else ~jnp.isnan(y[..., 0])
+    return known & (jnp.arange(y.shape[1])[None] < lengths[:, None])
+
+
+def mixed_loss(
+    outputs: Array,
+    y: Array,
+    statistics: Mapping[str, Array],
+    lengths: Array,
+    share: Array,
+    partner: Array,
+    weight: Array,
+    label_smoothing: float,
+) -> tuple[Array, Array]:
+    """Mean loss of a batch whose rows `mix` mixed, and the same times the sum of the rows' weights.
+
+    The mean goes over the rows, or, with a label or target a step, over the steps that have one and are not padding.
+    Steps and rows count as their row's weight, those of the partner for the rest of its share.
+    """
+    if outputs.ndim == 2:
+        own, other = (row_losses(outputs, y[rows], statistics, label_smoothing) for rows in (..., partner))
+        total = jnp.sum(_between(share, own, other) * weight)
+        return total / jnp.sum(weight), total
+    total = count = jnp.zeros((), outputs.dtype)
+    for target, part in ((y, share), (y[partner], 1 - share)):
+        known = labelled(target, lengths)
+        counts = jnp.where(known, (part * weight)[:, None], 0)
+        filled = jnp.where(known if target.ndim == 2 else known[..., None], target, 0)  # NaN times 0 would be NaN
+        total += jnp.sum(row_losses(outputs, filled, statistics, label_smoothing) * counts)
+        count += jnp.sum(counts)
+    mean = total / jnp.where(count > 0, count, 1)
+    return mean, mean * jnp.sum(weight)
 
 
 def disturb(key: Array, x: Array, std: Array, config: TrainConfig) -> Array:
@@ -123,9 +160,7 @@ def train_step(
         variables, rngs = {"params": params, "statistics": statistics}, {"dropout": dropout_key}
         outputs: Any = model.apply(variables, x, lengths=lengths, deterministic=False, rngs=rngs)
         outputs = outputs.astype(jnp.float32)
-        own, other = (row_losses(outputs, y[rows], statistics, config.label_smoothing) for rows in (..., partner))
-        total = jnp.sum(_between(share, own, other) * weight)
-        return total / jnp.sum(weight), total
+        return mixed_loss(outputs, y, statistics, lengths, share, partner, weight, config.label_smoothing)
 
     gradients, total = jax.grad(loss, has_aux=True)(state.params)
     updates, optimizer_state = make_optimizer(config, num_steps).update(gradients, state.optimizer, state.params)
@@ -147,6 +182,6 @@ def averaged(config: TrainConfig, num_steps: int, averaging: optax.EmaState) -> 
 
 @partial(jax.jit, static_argnums=0)
 def forward(model: GRUModel, variables: Mapping[str, Any], x: Array, lengths: Array) -> Array:
-    """The model without dropout: x (B, T, I), lengths (B,) -> (B, output_size)."""
+    """The model without dropout: x (B, T, I), lengths (B,) -> (B, output_size), without pooling (B, T, output_size)."""
     outputs: Any = model.apply(variables, x, lengths=lengths)
     return outputs
