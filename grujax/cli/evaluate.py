@@ -4,7 +4,7 @@ import csv
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
@@ -28,12 +28,12 @@ class Evaluate:
     model: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="MODEL")]
     """A model.safetensors that `grujax train` wrote, or its folder."""
     data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
-    """The name of a data set that comes with aeon (its test split), or a .csv, .npz or .ts file."""
+    """The name of a data set that comes with aeon (its test split), or a .csv, .parquet, .npz or .ts file."""
 
     def run(self, console: Console) -> int:
         model, saved = _trained(self.model)
         labels = saved.metadata["labels"]
-        data = load_sequences(self.data, labels=labels, channels=saved.metadata["channels"])
+        data = load_sequences(self.data, labels=labels, **_as_in_training(saved))
         scores = score(outputs_of(model, saved.variables, data), data, saved.variables)
         show_scores(console, Path(self.data).name, scores)
         show_confused(console, scores, labels)
@@ -48,8 +48,8 @@ class Predict:
     model: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="MODEL")]
     """A model.safetensors that `grujax train` wrote, or its folder."""
     data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
-    """The name of a data set that comes with aeon (its test split), or a .csv, .npy, .npz or .ts file, whose labels are
-    ignored."""
+    """The name of a data set that comes with aeon (its test split), or a .csv, .parquet, .npy, .npz or .ts file, whose
+    labels are ignored."""
     output: Path | None = None
     """The CSV file, in UTF-8. None: standard output."""
     overwrite: bool = False
@@ -59,7 +59,7 @@ class Predict:
         if self.output is not None:
             check_free("--output", self.output, self.overwrite)
         model, saved = _trained(self.model)
-        data = load_sequences(self.data, channels=saved.metadata["channels"], need_labels=False)
+        data = load_sequences(self.data, need_labels=False, **_as_in_training(saved))
         text = _as_csv(outputs_of(model, saved.variables, data), data.lengths, saved.metadata["labels"])
         if self.output is None:
             console.file.write(text)
@@ -68,6 +68,10 @@ class Predict:
             temporary.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
         say(console, f"saved {len(data)} predictions in {self.output}")
         return 0
+
+
+def _as_in_training(saved: Saved) -> dict[str, Any]:
+    return {"channels": saved.metadata["channels"], "fill": saved.metadata.get("fill")}
 
 
 def _as_csv(outputs: np.ndarray, lengths: np.ndarray, labels: list[str] | None) -> str:

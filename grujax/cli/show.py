@@ -19,7 +19,9 @@ def show_data(console: Console, data: Dataset) -> None:
     every = np.concatenate([train.lengths, test.lengths])
     what = "regression" if train.labels is None else f"{len(train.labels)} classes"
     what += " a step" if train.per_step else ""
-    counts = f"{len(train)} training and {len(test)} test sequences, {train.channels} channels"
+    channels = f"{train.channels if train.fill is None else len(train.fill)} channels"
+    channels += "" if train.fill is None else ", each with its mask and time gap"
+    counts = f"{len(train)} training and {len(test)} test sequences, {channels}"
     say(console, f"{data.name}: {counts}, {every.min()} to {every.max()} steps, {what}")
 
 

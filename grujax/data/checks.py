@@ -10,6 +10,13 @@ from numpy.typing import ArrayLike
 from grujax.errors import InputError, require
 
 
+class AxesWarning(UserWarning):
+    """x looks like an array of other axes than (N, T, C)."""
+
+
+SWAPPED = "x is (N, T, C): of an array (N, C, T), as aeon has it, pass x.swapaxes(1, 2)."
+
+
 def shown(names: Iterable[str] | None) -> str:
     """Class names as an error prints them: the first ten."""
     names = list(names or ())
@@ -42,7 +49,8 @@ def checked_lengths(lengths: ArrayLike | None, shape: tuple[int, ...], source: s
     wrong = np.flatnonzero(~((steps >= 1) & (steps <= shape[1]) & (steps % 1 == 0)))
     if len(wrong):
         found = f"{steps[wrong[0]]} in row {wrong[0]} of {source}"
-        raise InputError("lengths", f"integers from 1 to T = {shape[1]}", found)
+        swapped = shape[1] < steps.max() <= shape[2]
+        raise InputError("lengths", f"integers from 1 to T = {shape[1]}", found, SWAPPED if swapped else "")
     require(steps.dtype.kind != "f", "lengths", "an integer dtype", f"{steps.dtype} in {source}")
     return steps.astype(np.int32)
 

@@ -1,13 +1,24 @@
 """Sequences in memory: checked, padded with zeros, cast to float32."""
 
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from grujax.data.checks import checked_lengths, checked_steps_y, checked_y, is_per_step, real, shown
-from grujax.errors import InputError, require, require_package
+from grujax.data.checks import (
+    SWAPPED,
+    AxesWarning,
+    checked_lengths,
+    checked_steps_y,
+    checked_y,
+    is_per_step,
+    real,
+    shown,
+)
+from grujax.data.missing import checked_fill, checked_times, masked
+from grujax.errors import InputError, require, require_one_of, require_package
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,6 +31,8 @@ class Sequences:
     """(N,) int32 class indices where there are labels, else (N,) or (N, K) float32 targets. With one a step (N, T)
     int32, -1 where a step has none, or (N, T, K) float32, NaN where it has none. None: unknown."""
     labels: tuple[str, ...] | None  # class names; None for regression or where y is unknown
+    fill: np.ndarray | None = None
+    """(C/3,) float32: of `missing="mask"`, what stands before the first observation of a channel. None: no mask."""
 
     def __len__(self) -> int:
         return len(self.x)
@@ -54,7 +67,7 @@ class Sequences:
         lengths = self.lengths[rows]
         y = None if self.y is None else self.y[rows]
         y = y[:, : lengths.max()] if y is not None and self.per_step else y
-        return Sequences(self.x[rows, : lengths.max()], lengths, y, self.labels)
+        return Sequences(self.x[rows, : lengths.max()], lengths, y, self.labels, self.fill)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +93,8 @@ class Dataset:
             if s.y is not None
         ]
         require(targets[0] == targets[-1], "y", f"targets {targets[0]} as in training", targets[-1])
+        same = np.array_equal(train.fill if train.fill is not None else [], test.fill if test.fill is not None else [])
+        require(same, "fill", "that of the training split", "another in the test split", "Pass fill=train.fill.")
         same = train.labels == test.labels
         require(same, "labels", f"{shown(train.labels)} as in training", f"{shown(test.labels)} in the test split")
 
@@ -90,6 +105,9 @@ def sequences(
     lengths: ArrayLike | None = None,
     *,
     labels: Iterable[str] | None = None,
+    missing: str = "refuse",
+    times: ArrayLike | Sequence[ArrayLike] | None = None,
+    fill: ArrayLike | None = None,
     source: str = "data",
 ) -> Sequences:
     """Checks, casts and pads.
@@ -100,9 +118,14 @@ def sequences(
       A step that has none, and is left out of loss and figures, has the label None, "" or -1, or targets NaN.
     lengths: (N,) integers, 1..T; None is T everywhere. A list has its own.
     labels: the class names that a model knows, in its order; None takes those in y, sorted, '2' before '10'.
+    missing: "mask" takes NaN in x for a missing value. x then has 3C channels: the last observed value, a mask, which
+      is 1 where a value was observed, and the time since the observation before (Che et al. 2018, arXiv 1606.01865).
+    times: real (N, T), or a list of (T_i,): when each step was, for that time; None is 0, 1, ... With "mask" alone.
+    fill: (C,), what stands before a channel's first observation: `fill` of the training split. None: the means of x.
     source: the name of the data in errors.
 
-    Raises InputError for anything else, naming the row: missing, infinite or too large values, wrong sizes, types or
+    Warns (`AxesWarning`) of an array with ten channels or more for each step, which may be one (N, C, T). Raises
+    InputError for anything else, naming the row: missing, infinite or too large values, wrong sizes, types or
     lengths, labels outside `labels`.
 
     >>> data = sequences([[[1.0], [2.0]], [[3.0]]], ["walk", "run"])
@@ -119,9 +142,10 @@ def sequences(
             channels = [row.shape[1] for row in rows]
             odd = next((index for index, count in enumerate(channels) if count != channels[0]), None)
             if odd is not None:
-                raise InputError(
-                    "x", f"{channels[0]} channels as in row 0", f"{channels[odd]} in row {odd} of {source}"
-                )
+                turned = len({len(row) for row in rows}) == 1
+                remedy = "A row is (T, C): of rows (C, T), as aeon has them, pass row.T." if turned else ""
+                found = f"{channels[odd]} in row {odd} of {source}"
+                raise InputError("x", f"{channels[0]} channels as in row 0", found, remedy)
             lengths = [len(row) for row in rows]
             values = np.zeros((len(rows), max(lengths, default=0), max(channels, default=0)), np.float32)
             for padded, row in zip(values, rows, strict=True):
@@ -129,11 +153,22 @@ def sequences(
         else:
             rows = real(x, "(N, T, C)", "x", source)
             values = rows.astype(np.float32)
+            if lengths is None and rows.shape[2] >= 10 * rows.shape[1] > 0:
+                read = f"{source}: read as {rows.shape[1]} steps of {rows.shape[2]} channels"
+                warnings.warn(f"{read}. {SWAPPED}", AxesWarning, stacklevel=2)
     require(values.size > 0, "x", "at least one sequence, step and channel", f"shape {values.shape} in {source}")
 
     steps = checked_lengths(lengths, values.shape, source)
     for row, length in zip(values, steps.tolist(), strict=True):  # in place: a mask would be as large as x of bools
         row[length:] = 0
+    require_one_of(missing, ("refuse", "mask"), "missing")
+    if missing == "mask":
+        given = None if fill is None else checked_fill(fill, values.shape[2], source)
+        values, fill = masked(values, steps, checked_times(times, steps, values.shape[1], source), given)
+    else:
+        for name, value in {"times": times, "fill": fill}.items():
+            require(value is None, name, None, "some", rule=f"{name} needs missing='mask'")
+        fill = None
     if not np.isfinite([values.min(), values.max()]).all():
         row, step, channel = np.argwhere(~np.isfinite(values))[0].tolist()
         found = f"{rows[row][step, channel]} at row {row}, step {step}, channel {channel} of {source}"
@@ -141,13 +176,13 @@ def sequences(
             "x",
             "finite float32 values",
             found,
-            "Fill in or drop what is missing or too large; padding needs lengths (N,).",
+            "Fill in or drop what is missing or too large, or take missing='mask'; padding needs lengths (N,).",
         )
     if y is None:
-        return Sequences(values, steps, None, None)
+        return Sequences(values, steps, None, None, fill)
     if is_per_step(y):
-        return Sequences(values, steps, *checked_steps_y(y, steps, values.shape[1], labels, source))
-    return Sequences(values, steps, *checked_y(y, len(values), labels, source))
+        return Sequences(values, steps, *checked_steps_y(y, steps, values.shape[1], labels, source), fill)
+    return Sequences(values, steps, *checked_y(y, len(values), labels, source), fill)
 
 
 def stratified_split(data: Sequences, fraction: float, seed: int) -> tuple[Sequences, Sequences]:
