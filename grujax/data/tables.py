@@ -50,13 +50,14 @@ def read_csv(path: Path) -> Raw:
 
 
 def read_parquet(path: Path, max_bytes: int) -> Raw:
-    """As `read_csv`. Refuses more than `max_bytes` in its values, 8 each, or before they are unpacked."""
+    """As `read_csv`. Refuses a file that declares more than `max_bytes`, at least 8 a value, before it is read."""
     pandas, parquet = require_package("pandas", "data"), require_package("pyarrow.parquet", "parquet")
     arrow = require_package("pyarrow", "parquet")
     with parquet.ParquetFile(path) as file:
         about, schema = file.metadata, file.schema_arrow
-    packed = sum(about.row_group(index).total_byte_size for index in range(about.num_row_groups))
-    needed = max(packed, 8 * about.num_rows * len(schema.names))
+    groups = [about.row_group(index) for index in range(about.num_row_groups)]
+    parts = [group.column(index) for group in groups for index in range(group.num_columns)]
+    needed = sum(max(part.total_uncompressed_size, 8 * part.num_values) for part in parts)
     require(needed <= max_bytes, str(path), f"at most max_bytes={max_bytes}", needed, "Give a larger max_bytes.")
     wide = _is_wide(schema.names, path)
     words = [field.name for field in schema if _is_word(arrow, field.type)]  # coded: a small file can hold
@@ -128,15 +129,15 @@ def _long(pandas: Any, columns: Mapping[str, np.ndarray], path: Path) -> Raw:
 
 def _wide(pandas: Any, columns: Mapping[str, np.ndarray], path: Path) -> Raw:
     """The sequences (N, T, C), steps in the order of their numbers; each ends with its last value."""
-    places = {name: (found[1], int(found[2])) for name in columns if (found := STEP.fullmatch(name))}
-    require(len({*places.values()}) == len(places), str(path), "each step of a channel once", shown(places))
-    channels = [*dict.fromkeys(channel for channel, _ in places.values())]
-    steps = sorted({step for _, step in places.values()})
+    names = {(found[1], int(found[2])): name for name in columns if (found := STEP.fullmatch(name))}
+    require(len(names) == len(columns) - (Y in columns), str(path), "each step of a channel once", shown(columns))
+    channels, steps = [*dict.fromkeys(channel for channel, _ in names)], sorted({step for _, step in names})
+    whole = len(names) == len(channels) * len(steps)
+    found = f"{len(names)} columns for {len(channels)} channels and {len(steps)} steps"
+    require(whole, str(path), "a column for each step of each channel", found, "Leave cells empty.")
     count = len(next(iter(columns.values())))
     require(count > 0, str(path), "a line for each sequence", "none")
-    x = np.full((count, len(steps), len(channels)), np.nan)
-    for name, (channel, step) in places.items():
-        x[:, steps.index(step), channels.index(channel)] = columns[name]
+    x = np.stack([columns[names[c, s]] for s in steps for c in channels], 1).reshape(count, len(steps), -1)
     there = np.logical_or.reduce(~np.isnan(x), axis=2)
     lengths = np.where(there.any(1), len(steps) - there[:, ::-1].argmax(1), 0)
     y = None

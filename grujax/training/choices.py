@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
+from grujax.core.config import POOLINGS
 from grujax.data import Sequences
 from grujax.errors import require
 from grujax.training.config import TrainConfig
@@ -33,7 +34,8 @@ def chosen(config: TrainConfig, train: Sequences) -> tuple[TrainConfig, dict[str
     each = "step" if train.per_step else "sequence"
     rule = f"a label or target a {each} needs pooling{' none' if train.per_step else ''}"
     fits = train.y is None or pooled != train.per_step
-    require(fits, "pooling", "another", repr(config.pooling), "Leave it to follow from the data.", rule=rule)
+    expected = "'none'" if train.per_step else f"one of {list(POOLINGS)}"
+    require(fits, "pooling", expected, repr(config.pooling), "Leave it to follow from the data.", rule=rule)
     if config.steps_per_frame is None and not pooled:
         found["steps_per_frame"] = 1
     elif config.steps_per_frame is None:

@@ -7,9 +7,9 @@ import pytest
 from grujax.data import AxesWarning, load, load_sequences, sequences
 from grujax.errors import InputError
 
-WIDE = """y,a_0,b_0,a_10,b_10,a_2
-up,1,2,3,4,5
-down,6,7,,,8
+WIDE = """y,a_0,b_0,a_10,b_10,b_2,a_2
+up,1,2,3,4,,5
+down,6,7,,,,8
 """
 
 
@@ -37,6 +37,7 @@ def test_a_table_in_wide_form(tmp_path):
         ("id,a_0\n1,2\n", "'id', 'a_0'"),
         ("y\n1\n", "found 'y'"),
         ("y,0,00\n1,2,3\n", "each step of a channel once"),
+        ("y,a_0,b_1\n1,2,3\n", "2 columns for 2 channels and 2 steps"),
         ("y,0\n", "a line for each sequence"),
         ("y,0\na,1\nb,\n", "0 in row 1 of w.csv"),
         ("y,0\na,1\n,2\n", "none in sequence 1 of w.csv"),

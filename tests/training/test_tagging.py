@@ -143,7 +143,7 @@ def test_settings_follow_from_the_data_and_others_are_refused():
         (
             {"pooling": "mean"},
             TAGS,
-            r"^a label or target a step needs pooling none \(pooling: expected another, found 'm",
+            r"^a label or target a step needs pooling none \(pooling: expected 'none', found 'm",
         ),
         ({"pooling": "none"}, DATA, r"^a label or target a sequence needs pooling \(pooling: "),
         ({"steps_per_frame": 2}, TAGS, r"^steps_per_frame=2 needs pooling "),
