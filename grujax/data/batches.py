@@ -19,9 +19,7 @@ class Batch(NamedTuple):
 
     x: np.ndarray  # (B, T, C) float32
     lengths: np.ndarray  # (B,) int32
-    y: (
-        np.ndarray
-    )  # (B,) int32 classes, (B,) or (B, K) float32 targets; (B,) float32 zeros where y is unknown; a step: see below
+    y: np.ndarray  # (B,) int32 classes, (B,) or (B, K) float32 targets; (B,) float32 zeros where y is unknown
     weight: np.ndarray  # (B,) float32, 1 or 0
     rows: np.ndarray  # (B,) int32: the index of each row in the data
 

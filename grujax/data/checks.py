@@ -107,7 +107,8 @@ def checked_steps_y(
 
     if axes:
         require(labels is None, "y", "a class label (string or integer) a step", f"targets {axes} a step in {source}")
-        targets = real(values, "(step, K)", "y", source).astype(np.float32)
+        with np.errstate(over="ignore"):
+            targets = real(values, "(step, K)", "y", source).astype(np.float32)
         missing = np.isnan(targets).all(1)
         wrong = np.flatnonzero(~(np.isfinite(targets).all(1) | missing))
         if len(wrong):

@@ -26,7 +26,8 @@ def masked(
     """
     valid = (np.arange(x.shape[1]) < lengths[:, None])[..., None]
     observed = valid & ~np.isnan(x)
-    sums, counts = np.where(observed, x, 0).sum((0, 1), dtype=np.float64), observed.sum((0, 1))
+    with np.errstate(invalid="ignore"):  # what is infinite is refused later, by its row
+        sums, counts = np.where(observed, x, 0).sum((0, 1), dtype=np.float64), observed.sum((0, 1))
     before_first = (sums / np.maximum(counts, 1)).astype(np.float32) if fill is None else fill
     step = np.arange(x.shape[1])[:, None]
     last = np.maximum.accumulate(np.where(observed, step, -1), axis=1)  # (N, T, C): -1 before the first

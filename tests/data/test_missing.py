@@ -102,4 +102,4 @@ def test_refuses(options, message):
 
 def test_infinite_is_not_missing():
     with pytest.raises(InputError, match=r"inf at row 1, step 2, channel 0"):
-        sequences([[[1.0]], [[1.0], [np.nan], [np.inf]]], missing="mask")
+        sequences([[[1.0]], [[1.0], [np.nan], [np.inf], [-np.inf]]], missing="mask")
