@@ -1,11 +1,12 @@
 """Tables in wide form, and in parquet: the same as in long form and as CSV."""
 
 import numpy as np
-import pandas
 import pytest
 
 from grujax.data import AxesWarning, load, load_sequences, sequences
 from grujax.errors import InputError
+
+pandas = pytest.importorskip("pandas", reason="pandas is not installed")
 
 WIDE = """y,a_0,b_0,a_10,b_10,b_2,a_2
 up,1,2,3,4,,5
