@@ -60,7 +60,7 @@ def by_hand(outputs, y, lengths, share, weight, std=None):
 def test_the_loss_averages_over_the_labelled_steps(regression):
     rng = np.random.default_rng(0)
     outputs = rng.normal(size=(4, 5, 3)).astype(np.float32)
-    lengths, share = np.array([5, 2, 4, 0]), np.array([0.75, 0.6, 1.0, 1.0], np.float32)
+    lengths, share = np.array([5, 2, 4, 0]), np.array([1.0, 0.6, 1.0, 1.0], np.float32)
     weight = np.array([1, 1, 1, 0], np.float32)
     none = rng.uniform(size=(4, 5)) < 0.3
     std = np.array([1.0, 2.0, 0.5], np.float32)
