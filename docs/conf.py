@@ -1,0 +1,97 @@
+"""The site: `nox -s docs` builds it from this folder, and runs the code of its notebooks."""
+
+import re
+from pathlib import Path
+from textwrap import indent
+
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.util import logging
+
+import grujax
+
+project, author, copyright = "grujax", "The grujax authors", "the grujax authors"
+version = release = grujax.__version__
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_design", "sphinx_copybutton"]
+
+myst_enable_extensions = ["colon_fence", "dollarmath"]
+myst_heading_anchors = 4
+nb_execution_raise_on_error = True
+nb_execution_in_temp = True  # what a page writes stays out of this folder
+nb_execution_timeout = 600
+suppress_warnings = ["ref.python"]  # a field's name that several records have is no link
+
+napoleon_use_ivar = True  # a table of attributes, beside the signature that has them too
+autodoc_default_options = {
+    "members": True,
+    "undoc-members": True,
+    "special-members": "__call__",
+    "member-order": "bysource",
+}
+autodoc_typehints_format = "short"
+python_maximum_signature_line_length = 88
+default_role = "py:obj"  # `name` in a docstring is code, and a link where the reference has that name
+
+html_theme = "pydata_sphinx_theme"
+html_title = "grujax"
+html_baseurl = "https://grujax.github.io/grujax/"
+html_static_path = ["site.css"]
+html_css_files = ["site.css"]
+html_show_sourcelink = False
+SOURCE = "https://github.com/grujax/grujax"
+html_theme_options = {"github_url": SOURCE, "header_links_before_dropdown": 6, "show_prev_next": True}
+copybutton_prompt_text = r">>> |\.\.\. "
+copybutton_prompt_is_regexp = True
+
+
+def as_on_github(app: Sphinx, page: str, source: list[str]) -> None:
+    """Links of a page that lead out of this folder lead to the repository. Two pages list others.
+
+    Below decisions/README are all decisions. Every page of this folder that no other page lists is a how-to.
+    """
+    outside = "../" * (page.count("/") + 1)
+    source[0] = source[0].replace(f"]({outside}", f"]({SOURCE}/blob/main/")
+    below = {"decisions/README": [":glob:", "", "*"], "how-to": ["", *how_tos()]}.get(page)
+    if below:
+        source[0] += "\n".join(["\n```{toctree}", ":hidden:", *below, "```\n"])
+
+
+def how_tos() -> list[str]:
+    """The pages that no list of pages has, without the first of all."""
+    pages = {page.stem: page.read_text(encoding="utf-8") for page in sorted(Path(__file__).parent.glob("*.md"))}
+    listed = re.findall(r"^([\w/-]+)$", "\n".join(pages.values()), re.MULTILINE)
+    return [page for page in pages if page not in (*listed, "index")]
+
+
+def as_plain_text(app: Sphinx, what: str, name: str, of: object, options: object, lines: list[str]) -> None:
+    """Docstrings are plain text: what is indented is an equation, `x: ...` an argument, and * and | are themselves."""
+    if lines[:1] and lines[0].startswith("Alias for field number"):
+        lines.clear()
+    paragraphs = "\n".join(lines).split("\n\n")
+    for i, paragraph in enumerate(paragraphs):
+        if all(line.startswith("    ") for line in paragraph.splitlines()) and paragraph.strip():
+            paragraphs[i] = f".. code-block:: text\n\n{paragraph}"
+        elif not paragraph.lstrip().startswith(">>>"):
+            paragraph = re.sub(r"(`+[^`]+`+)(?=(\w?))|([*|\\])", escaped, paragraph)
+            bare = re.match(r"[a-z_]\w*(, \w+)*: ", paragraph)
+            paragraphs[i] = f"Args:\n{indent(paragraph, '  ')}" if bare else paragraph
+    lines[:] = "\n\n".join(paragraphs).splitlines()
+
+
+def escaped(found: re.Match) -> str:
+    """Code as it is, apart from a letter that follows; another character with a backslash."""
+    code, follows, character = found.groups()
+    return rf"{code}\ " if code and follows else code or rf"\{character}"
+
+
+def pictures_have_words(app: Sphinx, tree: nodes.document, page: str) -> None:
+    """A picture without alternative text is a warning, which ends the build."""
+    for picture in tree.findall(nodes.image):
+        if not picture.get("alt"):
+            logging.getLogger(__name__).warning("a picture without alternative text", location=picture)
+
+
+def setup(app: Sphinx) -> None:
+    app.connect("source-read", as_on_github)
+    app.connect("autodoc-process-docstring", as_plain_text, priority=400)  # before napoleon, which reads sections
+    app.connect("doctree-resolved", pictures_have_words)
