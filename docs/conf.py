@@ -1,14 +1,21 @@
 """The site: `nox -s docs` builds it from this folder, and runs the code of its notebooks."""
 
+import inspect
 import re
+from dataclasses import is_dataclass
 from pathlib import Path
-from textwrap import indent
+from textwrap import dedent, indent
 
+import numpy.typing
 from docutils import nodes
+from jax.typing import ArrayLike, DTypeLike
 from sphinx.application import Sphinx
 from sphinx.util import logging
+from sphinx.util.typing import stringify_annotation
 
 import grujax
+from grujax.core.config import Precision
+from grujax.types import Activation
 
 project, author, copyright = "grujax", "The grujax authors", "the grujax authors"
 version = release = grujax.__version__
@@ -21,16 +28,25 @@ nb_execution_in_temp = True  # what a page writes stays out of this folder
 nb_execution_timeout = 600
 suppress_warnings = ["ref.python"]  # a field's name that several records have is no link
 
-napoleon_use_ivar = True  # a table of attributes, beside the signature that has them too
 autodoc_default_options = {
     "members": True,
-    "undoc-members": True,
     "special-members": "__call__",
     "member-order": "bysource",
 }
 autodoc_typehints_format = "short"
 python_maximum_signature_line_length = 88
 default_role = "py:obj"  # `name` in a docstring is code, and a link where the reference has that name
+
+ALIASES = {
+    stringify_annotation(of, "smart"): name
+    for name, of in [
+        ("ArrayLike", ArrayLike),
+        ("ArrayLike", numpy.typing.ArrayLike),
+        ("DTypeLike", DTypeLike),
+        ("Activation", Activation),
+        ("Precision", Precision),
+    ]
+} | {"<class 'jax.numpy.float32'>": "float32"}
 
 html_theme = "pydata_sphinx_theme"
 html_title = "grujax"
@@ -63,25 +79,63 @@ def how_tos() -> list[str]:
     return [page for page in pages if page not in (*listed, "index")]
 
 
+SPECIAL = r"(`+[^`]+`+)(?=(\w?))|([*|\\])"
+NAMED = r"[a-z_]\w*(?:, \w+)*: "
+FIELD = r"(?ms)^    (\w+): (?:(?!\n    \w)[^\"])*?  # ([^\n]*)"
+
+
 def as_plain_text(app: Sphinx, what: str, name: str, of: object, options: object, lines: list[str]) -> None:
     """Docstrings are plain text: what is indented is an equation, `x: ...` an argument, and * and | are themselves."""
-    if lines[:1] and lines[0].startswith("Alias for field number"):
-        lines.clear()
     paragraphs = "\n".join(lines).split("\n\n")
     for i, paragraph in enumerate(paragraphs):
         if all(line.startswith("    ") for line in paragraph.splitlines()) and paragraph.strip():
             paragraphs[i] = f".. code-block:: text\n\n{paragraph}"
         elif not paragraph.lstrip().startswith(">>>"):
-            paragraph = re.sub(r"(`+[^`]+`+)(?=(\w?))|([*|\\])", escaped, paragraph)
-            bare = re.match(r"[a-z_]\w*(, \w+)*: ", paragraph)
-            paragraphs[i] = f"Args:\n{indent(paragraph, '  ')}" if bare else paragraph
-    lines[:] = "\n\n".join(paragraphs).splitlines()
+            head, _, below = re.sub(SPECIAL, escaped, paragraph).partition("\n")
+            if head == "Returns:":  # napoleon takes the words before a colon for a type
+                paragraphs[i] = f":returns:\n{indent(listed(dedent(below)), '  ')}"
+            elif what != "module" and re.match(NAMED, head):
+                paragraphs[i] = listed(f"{head}\n{below}", always=True)
+            else:
+                paragraphs[i] = "Args:" * (head == "Attributes:") or head
+                paragraphs[i] += f"\n{below}"
+    before = [""] * (what in ("attribute", "data", "property"))  # or napoleon takes what is before a colon for a type
+    fields = fields_of(of) if isinstance(of, type) else []
+    lines[:] = [*before, *"\n\n".join(paragraphs).splitlines(), "", *fields]
+
+
+def listed(text: str, always: bool = False) -> str:
+    """What begins with `name: ` as items of a list; one alone as it is."""
+    items = [" ".join(item.split()) for item in re.split(rf"\n(?={NAMED})", text)]
+    return "\n".join(f"- {item}" for item in items) if items[1:] or always else items[0]
+
+
+def fields_of(record: type) -> list[str]:
+    """The fields of a record that have a comment beside them, in the class itself."""
+    written = inspect.getsource(record) if is_dataclass(record) or issubclass(record, tuple) else ""
+    fields = re.findall(FIELD, written)
+    return [f":param {name}: {re.sub(SPECIAL, escaped, text)}" for name, text in fields]
+
+
+def without_aliases(app: Sphinx, what: str, name: str, of: object, skip: bool, options: object) -> bool | None:
+    """Fields of a named tuple are in its list of attributes."""
+    return True if (inspect.getdoc(of) or "").startswith("Alias for field number") else None
 
 
 def escaped(found: re.Match) -> str:
     """Code as it is, apart from a letter that follows; another character with a backslash."""
     code, follows, character = found.groups()
     return rf"{code}\ " if code and follows else code or rf"\{character}"
+
+
+def as_written(
+    app: Sphinx, what: str, name: str, of: object, options: object, signature: str | None, returns: str | None
+) -> tuple[str | None, str | None]:
+    """Types by the names that the code has for them; without the two fields that Flax adds to a module."""
+    signature = re.sub(r"parent: .*? = <.*?>, name: str \| None = None, ", "", signature or "")
+    for alias, name_of_it in ALIASES.items():
+        signature, returns = signature.replace(alias, name_of_it), returns and returns.replace(alias, name_of_it)
+    return signature or None, returns
 
 
 def pictures_have_words(app: Sphinx, tree: nodes.document, page: str) -> None:
@@ -94,4 +148,6 @@ def pictures_have_words(app: Sphinx, tree: nodes.document, page: str) -> None:
 def setup(app: Sphinx) -> None:
     app.connect("source-read", as_on_github)
     app.connect("autodoc-process-docstring", as_plain_text, priority=400)  # before napoleon, which reads sections
+    app.connect("autodoc-process-signature", as_written)
+    app.connect("autodoc-skip-member", without_aliases)
     app.connect("doctree-resolved", pictures_have_words)

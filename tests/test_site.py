@@ -28,7 +28,7 @@ def test_every_public_name_has_a_place_in_the_reference(package):
     """A package with `__all__` has `.. automodule:: package` on a page, which documents what stands in `__all__`."""
     names = getattr(importlib.import_module(package), "__all__", ())
     found = re.search(rf"^\.\. automodule:: {re.escape(package)}$(?:\n   :exclude-members: (.*))?", REFERENCE, re.M)
-    elsewhere = {*grujax.__all__, *(m.removeprefix("grujax.") for m in PACKAGES)}
+    elsewhere = {*grujax.__all__, "name", "parent", "scope"}  # the last three are Flax's
     assert not names or found, f"add docs/reference/{package.rpartition('.')[2]}.md, and name it in its index.md"
     left_out = set((found[1] or "").split(", ")) - {""} if found else set()
     assert left_out <= elsewhere, left_out - elsewhere
