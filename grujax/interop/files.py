@@ -49,10 +49,11 @@ FORMATS = {of.name: of for of in (*ALL, onnx.FRAMEWORK, flax.FRAMEWORK, stablehl
 class Converted(NamedTuple):
     """What a conversion did.
 
-    left_behind: what the target has no place for, and without which the outputs are the same. difference: the largest
-    between both sides on random data, None where `missing`, the package that would run the target, is not installed.
-    folded: that of the weights with the statistics folded in, where they were. read_as: what was taken for granted,
-    as the source does not tell what its head reads.
+    left_behind: what the target has no place for, and without which the outputs are the same.
+    difference: the largest between both sides on random data, None where `missing`, the package that would run the
+    target, is not installed.
+    folded: that of the weights with the statistics folded in, where they were.
+    read_as: what was taken for granted, as the source does not tell what its head reads.
     """
 
     model: nn.Module
