@@ -13,6 +13,9 @@ if jax.__version_info__ < (0, 11):  # XLA ends the process at a flag that it doe
 """With these XLA compiles in a quarter of the time. Most of a test is compiling; each program runs once or twice."""
 
 
+collect_ignore = [] if find_spec("equinox") else ["grujax/equinox.py"]  # for its doctest
+
+
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="run the slow tests too, with all of XLA's optimisations")
 

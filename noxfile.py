@@ -20,6 +20,7 @@ FAST = [
     "tests/linen",
     "tests/nnx",
     "tests/saving",
+    "tests/seq2seq",
 ]
 """What `lowest` and `newest` run: all that depends on JAX and Flax, and no other framework."""
 RUNNERS = ["pytest", "pytest-xdist", "hypothesis"]

@@ -11,12 +11,15 @@ if TYPE_CHECKING:
     from grujax import bench as bench
     from grujax import data as data
     from grujax import equations as equations
+    from grujax import equinox as equinox
+    from grujax import estimators as estimators
     from grujax import inspect as inspect
     from grujax import interop as interop
     from grujax import kernels as kernels
     from grujax import linen as linen
     from grujax import nnx as nnx
     from grujax import saving as saving
+    from grujax import seq2seq as seq2seq
     from grujax import testing as testing
     from grujax import training as training
     from grujax.core.sequence import gru

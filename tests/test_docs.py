@@ -17,10 +17,14 @@ TABLE = re.search(r"^\| .*\| checked by \|\n\|[-|]+\n((?:\|.*\n)+)", FEATURES, r
 @pytest.mark.parametrize(
     "file, n_printed, needs",
     [
+        ("forecasting.md", 0, ("pandas",)),
         ("guide.md", 3, ()),
         ("interop.md", 0, ("torch", "onnx")),
         ("take-a-gru-out.md", 0, ("onnx",)),
         ("training.md", 0, ()),
+        ("seq2seq.md", 0, ()),
+        ("equinox.md", 0, ("equinox",)),
+        ("estimators.md", 4, ("sklearn", "aeon")),
     ],
 )
 def test_every_block_runs(file, n_printed, needs, tmp_path):

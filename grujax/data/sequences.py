@@ -20,6 +20,7 @@ class Sequences:
         np.ndarray | None
     )  # (N,) int32 class indices where there are labels, else (N,) or (N, K) float32 targets, or None
     labels: tuple[str, ...] | None  # class names; None for regression or where y is unknown
+    weight: np.ndarray | None = None  # (N,) float32: what each row counts in the loss; None: all alike
 
     def __len__(self) -> int:
         return len(self.x)
@@ -42,7 +43,8 @@ class Sequences:
         )
         lengths = self.lengths[rows]
         y = None if self.y is None else self.y[rows]
-        return Sequences(self.x[rows, : lengths.max()], lengths, y, self.labels)
+        weight = None if self.weight is None else self.weight[rows]
+        return Sequences(self.x[rows, : lengths.max()], lengths, y, self.labels, weight)
 
 
 @dataclass(frozen=True, eq=False)

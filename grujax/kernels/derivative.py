@@ -63,6 +63,9 @@ class Chunks(NamedTuple):
     kept: bool  # r, z, n and m are kept from the forward loop, not computed again from the states
 
 
+WHOLE = Chunks(None, kept=True)
+
+
 @partial(jax.custom_jvp, nondiff_argnums=(0, 2, 3, 4))
 def under_the_rule(
     loop: Loop, recurrences: Sequence[Recurrence], spec: GRUSpec, with_gates: bool, chunks: Chunks

@@ -8,7 +8,7 @@ from jax import lax
 
 from grujax.errors import require_equal
 from grujax.kernels.checks import check
-from grujax.kernels.table import KERNELS, Asked, Sizes, check_named, choice, chunks_of
+from grujax.kernels.table import KERNELS, Asked, Sizes, check_named, choice
 from grujax.types import GRUSpec, Recurrence, Result
 
 
@@ -77,15 +77,10 @@ def _run(
     backend: str,
 ) -> list[Result]:
     asked = _asked(recurrences[0], spec, time_major)
-    given = {
-        "reverse": reverse,
-        "with_gates": with_gates,
-        "time_major": time_major,
-        "chunks": chunks_of(asked.sizes, backend),
-    }
+    given = {"spec": spec, "reverse": reverse, "with_gates": with_gates, "time_major": time_major}
 
     def program(name: str):
-        return partial(KERNELS[name].program, spec=spec, **given)
+        return partial(KERNELS[name].program, chunks=KERNELS[name].chunks(asked.sizes, backend), **given)
 
     if implementation is not None:
         return program(implementation)(recurrences)

@@ -12,7 +12,7 @@ from grujax.errors import InputError, require_one_of
 from grujax.kernels import native, xla
 from grujax.kernels.calls.program import program
 from grujax.kernels.checks import check_spec
-from grujax.kernels.derivative import Chunks
+from grujax.kernels.derivative import WHOLE, Chunks
 from grujax.kernels.resident import plan
 from grujax.kernels.tpu.limits import tpu_refuses
 from grujax.types import GRUSpec, Result
@@ -42,6 +42,8 @@ class Kernel(NamedTuple):
     """The only platform that it is for."""
     not_chosen: Callable[[Asked], str | None] = lambda asked: None
     """Why None passes it by, though it could serve."""
+    chunks: Callable[[Sizes, str], Chunks] = lambda sizes, backend: WHOLE
+    """How its derivative divides a sequence of these sizes where this is the default backend."""
 
 
 def _not_whole(asked: Asked) -> str | None:
@@ -100,6 +102,55 @@ def _ruled_out(asked: Asked) -> str | None:
     return "the linear derivative rule has no layer normalisation" if asked.spec.layer_norm else None
 
 
+# Measured: docs/decisions/derivative-rule.md, "Chunks of steps"; benchmarks/results/20261125T204426-95b0e1a.json.
+CHUNKED_FROM = 2**19
+"""Elements of a (T, B, H) array from which on the derivative works in chunks of steps, which stay in the cache, where
+the default backend is the CPU."""
+CHUNK, SHORTEST = 2**17, 16
+"""Elements of such an array in a chunk, and the fewest steps of a chunk."""
+LONG_FROM = 2**23
+"""Elements from which on the chunks keep only the input and the states, and compute the gates again."""
+LONG_CHUNK = 2**18
+
+
+def xla_chunks(sizes: Sizes, backend: str) -> Chunks:
+    """The chunks in which the derivative of the loop of XLA takes the steps of a sequence.
+
+    Where the default backend is a GPU the loop does not return its gates: each array that a step fills costs a launch
+    there, and the gates of all steps at once are a few products.
+    """
+    at_once = Chunks(None, kept=backend != "gpu")
+    n_steps, n_rows, hidden_size = sizes
+    if n_steps is None or n_rows is None or hidden_size is None:
+        return at_once
+    step = n_rows * hidden_size
+    if n_steps * step >= LONG_FROM:
+        return Chunks(max(1, LONG_CHUNK // step), kept=False)
+    if n_steps * step < CHUNKED_FROM or backend != "cpu":
+        return at_once
+    most = max(SHORTEST, CHUNK // step)
+    without_rest = (steps for steps in range(most, most // 2, -1) if n_steps % steps == 0)
+    return Chunks(next(without_rest, most), kept=True)
+
+
+# Measured: docs/decisions/native-kernel.md, "Long sequences".
+NATIVE_LONG_FROM = 2**26
+"""Elements of (T, B, H) from which on the native kernel makes the gates again, a chunk at a time: in float32 all
+would take 1 GiB."""
+NATIVE_CHUNK = 2**21
+"""Elements of such an array in a chunk."""
+
+
+def native_chunks(sizes: Sizes, backend: str) -> Chunks:
+    """The chunks in which the derivative of the native kernel takes the steps of a sequence."""
+    n_steps, n_rows, hidden_size = sizes
+    if n_steps is None or n_rows is None or hidden_size is None:
+        return WHOLE
+    steps = max(1, NATIVE_CHUNK // (n_rows * hidden_size))
+    long = n_steps * n_rows * hidden_size >= NATIVE_LONG_FROM
+    return Chunks(steps, kept=False) if long and steps < n_steps else WHOLE
+
+
 KERNELS: dict[str, Kernel] = {
     # Measured: docs/decisions/native-kernel.md.
     "native": Kernel(
@@ -108,6 +159,7 @@ KERNELS: dict[str, Kernel] = {
         refuses=_not_in_cpp,
         platform="cpu",
         not_chosen=_sizes_unknown,
+        chunks=native_chunks,
     ),
     # Measured: docs/decisions/gpu-kernel.md.
     "resident": Kernel(
@@ -126,41 +178,14 @@ KERNELS: dict[str, Kernel] = {
         not_chosen=lambda asked: "it never ran on a TPU",
     ),
     "xla": Kernel(
-        xla.program, "lax.scan, the input projected beforehand, under the linear derivative rule", refuses=_ruled_out
+        xla.program,
+        "lax.scan, the input projected beforehand, under the linear derivative rule",
+        refuses=_ruled_out,
+        chunks=xla_chunks,
     ),
     "autodiff": Kernel(partial(xla.program, ruled=False), "the loop of xla, differentiated by JAX"),
 }
 """In the order in which None tries them."""
-
-# Measured: docs/decisions/derivative-rule.md, "Chunks of steps"; benchmarks/results/20261125T204426-95b0e1a.json.
-CHUNKED_FROM = 2**19
-"""Elements of a (T, B, H) array from which on the derivative works in chunks of steps, which stay in the cache, where
-the default backend is the CPU."""
-CHUNK, SHORTEST = 2**17, 16
-"""Elements of such an array in a chunk, and the fewest steps of a chunk."""
-LONG_FROM = 2**23
-"""Elements from which on the chunks keep only the input and the states, and compute the gates again."""
-LONG_CHUNK = 2**18
-
-
-def chunks_of(sizes: Sizes, backend: str) -> Chunks:
-    """The chunks in which the derivative takes the steps of a sequence.
-
-    Where the default backend is a GPU the loop does not return its gates: each array that a step fills costs a launch
-    there, and the gates of all steps at once are a few products.
-    """
-    at_once = Chunks(None, kept=backend != "gpu")
-    n_steps, n_rows, hidden_size = sizes
-    if n_steps is None or n_rows is None or hidden_size is None:
-        return at_once
-    step = n_rows * hidden_size
-    if n_steps * step >= LONG_FROM:
-        return Chunks(max(1, LONG_CHUNK // step), kept=False)
-    if n_steps * step < CHUNKED_FROM or backend != "cpu":
-        return at_once
-    most = max(SHORTEST, CHUNK // step)
-    without_rest = (steps for steps in range(most, most // 2, -1) if n_steps % steps == 0)
-    return Chunks(next(without_rest, most), kept=True)
 
 
 class Explanation(NamedTuple):

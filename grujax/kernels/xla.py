@@ -5,7 +5,7 @@ from functools import partial
 
 from jax import lax
 
-from grujax.kernels.derivative import Chunks, under_the_rule
+from grujax.kernels.derivative import WHOLE, Chunks, under_the_rule
 from grujax.kernels.order import as_read, in_time
 from grujax.kernels.products import (
     add_bias,
@@ -27,7 +27,7 @@ def program(
     reverse: Sequence[bool],
     with_gates: bool,
     time_major: bool,
-    chunks: Chunks = Chunks(None, kept=True),
+    chunks: Chunks = WHOLE,
     ruled: bool = True,
 ) -> list[Result]:
     """The results of `grujax.kernels.run`; `ruled`: differentiated by kernels/derivative.py, else by JAX."""

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from flax.core import meta
 from jax.nn.initializers import Initializer
+from jax.typing import DTypeLike
 
 from grujax.core.cell import check_step, run_cell
 from grujax.core.config import CellConfig
@@ -39,7 +40,9 @@ class GRUCell(CellConfig, nn.RNNCellBase):
     @nn.compact
     def weights(self, input_size: int) -> GRUWeights:
         """Declares the parameters and returns them."""
-        return GRUWeights(**{name: _param(self, name, *of) for name, of in self.parameters(input_size).items()})
+        return GRUWeights(
+            **{k: declared(self, k, *of, self.param_dtype) for k, of in self.parameters(input_size).items()}
+        )
 
     def __call__(
         self,
@@ -81,12 +84,12 @@ class GRUCell(CellConfig, nn.RNNCellBase):
         return 1
 
 
-def _param(cell: GRUCell, name: str, init: Initializer, shape: tuple[int, ...]) -> Array:
+def declared(module: nn.Module, name: str, init: Initializer, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
     """Flax's `param`, which traces the initialiser again at each call: half the time of a step outside jit."""
-    if not cell.has_variable("params", name):
-        return cell.param(name, init, shape, cell.param_dtype)
-    stored: Any = meta.unbox(cell.get_variable("params", name))
-    path = "/".join(("params", *cell.path, name))
+    if not module.has_variable("params", name):
+        return module.param(name, init, shape, dtype)
+    stored: Any = meta.unbox(module.get_variable("params", name))
+    path = "/".join(("params", *module.path, name))
     require_equal(jnp.shape(stored), shape, path, "Use variables that this model's init made.")
     return stored
 

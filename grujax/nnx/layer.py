@@ -19,8 +19,8 @@ from grujax.types import Array, Inputs
 
 
 @dataclasses.dataclass(eq=False, repr=False)
-class Regularised(Sized, nnx.Module):
-    """What a layer and the models have in common.
+class Regularised(nnx.Module):
+    """What every module with dropout has in common.
 
     Attributes:
       deterministic: True switches the regularisation off. `module.eval()` sets it to True, `module.train()` to False.
@@ -61,7 +61,7 @@ class Regularised(Sized, nnx.Module):
 
 @explained
 @dataclasses.dataclass(eq=False, repr=False)
-class GRU(LayerConfig, Regularised):
+class GRU(LayerConfig, Regularised, Sized):
     """`torch.nn.GRU` with batch_first=True: `GRU(input_size, hidden_size, *, ..., rngs)`.
 
     The equations of one step are those of `GRUCell`; attributes and parameters those of `grujax.GRU`.

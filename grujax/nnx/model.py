@@ -16,7 +16,7 @@ from grujax.core.heads import STATISTICS, apply_heads, standardised
 from grujax.core.inputs import CallOptions, Steps, check_inputs, framed
 from grujax.core.keywords import explained, refuse_others
 from grujax.core.pooling import Segments, check_segments, pooled
-from grujax.nnx.cell import Rngs
+from grujax.nnx.cell import Rngs, Sized
 from grujax.nnx.layer import GRU, Regularised, linear
 from grujax.types import Array, Inputs
 
@@ -43,7 +43,7 @@ class WithState(CallOptions, total=False):
 
 @explained
 @dataclasses.dataclass(eq=False, repr=False)
-class GRUEncoder(EncoderConfig, Regularised):
+class GRUEncoder(EncoderConfig, Regularised, Sized):
     """One vector for each sequence, `GRU` and pooling: `GRUEncoder(input_size, hidden_size, *, ..., rngs)`.
 
     Attributes and parameters are those of `grujax.GRUEncoder`.
@@ -115,7 +115,7 @@ class GRUEncoder(EncoderConfig, Regularised):
 
 @explained
 @dataclasses.dataclass(eq=False, repr=False)
-class GRUModel(ModelConfig[OutputSize], Regularised, Generic[OutputSize]):
+class GRUModel(ModelConfig[OutputSize], Regularised, Sized, Generic[OutputSize]):
     """A GRU encoder with a dense head: `GRUModel(input_size, hidden_size, output_size, *, ..., rngs)`.
 
         y = W pool(GRU(x)) + b

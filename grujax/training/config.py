@@ -1,7 +1,9 @@
 """Every setting of a training run: API, command line and saved configuration at once."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from grujax.errors import require, require_one_of
 
@@ -54,6 +56,9 @@ class TrainConfig:
     """Standard deviation of the constant added to each channel of a sequence in training, standardised too."""
     mixup: float = 0.3
     """Alpha of mixup's Beta(alpha, alpha): in training each sequence is mixed with another of its batch. 0: none."""
+    quantiles: Annotated[tuple[float, ...], tyro.conf.Suppress] = ()
+    """Levels, ascending, of a regression: for each target the model gives so many quantiles, by the pinball loss
+    (Koenker and Bassett 1978), in place of the mean by squared error."""
     label_smoothing: float = 0.0
     """Share of each label spread over all classes."""
     averaging: float = 0.1
@@ -68,6 +73,10 @@ class TrainConfig:
     """Of the split, the initial weights, the order of batches and the dropout."""
 
     def __post_init__(self) -> None:
+        levels = tuple(self.quantiles)  # JSON has lists
+        object.__setattr__(self, "quantiles", levels)
+        rising = list(levels) == sorted(set(levels)) and all(0 < level < 1 for level in levels)
+        require(rising, "quantiles", "ascending levels between 0 and 1", levels)
         for name in ("hidden_size", "num_layers", "epochs", "batch_size", "buckets", "steps_per_frame", "accumulate"):
             value = getattr(self, name)
             require(value is None or value >= 1, name, "at least 1", value)

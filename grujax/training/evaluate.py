@@ -18,7 +18,7 @@ MAX_CONFUSION = 100
 class Scores(NamedTuple):
     """Figures of one split, as `score` returns them. A classifier has accuracy, a regression rmse; the rest is None."""
 
-    loss: float  # mean over the rows: cross-entropy, or squared error divided by the variance of the training targets
+    loss: float  # weighted mean over the rows: cross-entropy, or squared error over the training targets' variance
     rows: int  # N
     accuracy: float | None = None  # from 0 to 1
     interval: tuple[float, float] | None = None  # 95% Wilson interval of the accuracy
@@ -78,14 +78,21 @@ def outputs_of(
     return outputs
 
 
-def score(outputs: np.ndarray, data: Sequences, variables: Mapping[str, Any], label_smoothing: float = 0.0) -> Scores:
+def score(
+    outputs: np.ndarray,
+    data: Sequences,
+    variables: Mapping[str, Any],
+    label_smoothing: float = 0.0,
+    quantiles: tuple[float, ...] = (),
+) -> Scores:
     """The figures of a model's outputs; `Scores` says which.
 
     Args:
-      outputs: (N, K) logits of K classes, or K targets.
+      outputs: (N, K) logits of K classes, or K targets, with Q quantiles (N, K*Q).
       data: N rows with a known y.
       variables: of the model; a regression needs `output_std` of its "statistics".
       label_smoothing: share of each label that the loss spreads over all classes.
+      quantiles: those that the model gives; its rmse and r2 are those of the middle one.
 
     >>> from grujax.data import sequences
     >>> data = sequences([[[1.0]], [[2.0]]], ["a", "b"])
@@ -99,12 +106,20 @@ def score(outputs: np.ndarray, data: Sequences, variables: Mapping[str, Any], la
     from sklearn.metrics import confusion_matrix, r2_score, root_mean_squared_error
 
     assert data.y is not None
+    each = len(quantiles) or 1
     if data.labels is None:
         found = f"shape {data.y.shape}"
-        require(data.y.size == outputs.size, "y", f"{outputs.shape[1]} targets for each row, as the model has", found)
+        require(
+            data.y.size * each == outputs.size,
+            "y",
+            f"{outputs.shape[1] // each} targets for each row, as the model has",
+            found,
+        )
     arrays = jax.numpy.asarray(outputs), jax.numpy.asarray(data.y)
-    loss = float(np.mean(row_losses(*arrays, variables["statistics"], label_smoothing)))
+    losses = np.asarray(row_losses(*arrays, variables["statistics"], label_smoothing, quantiles))
+    loss = float(np.average(losses, weights=data.weight))
     if data.labels is None:
+        outputs = outputs[:, each // 2 :: each]
         y = data.y.reshape(outputs.shape)
         r2 = float(r2_score(y, outputs)) if len(data) > 1 else None
         return Scores(loss, len(data), rmse=float(root_mean_squared_error(y, outputs)), r2=r2)

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -30,7 +30,7 @@ from grujax.training.choices import chosen
 from grujax.training.config import TrainConfig
 from grujax.training.devices import placing
 from grujax.training.evaluate import Scores, outputs_of, score
-from grujax.training.rows import class_weights, constants_of, fingerprint
+from grujax.training.rows import constants_of, fingerprint, row_weights
 from grujax.training.run import Epoch, Run
 from grujax.training.step import Draws, averaged, draw, initial_state, make_optimizer, train_step
 
@@ -55,13 +55,17 @@ class Fitted:
     compiled: Compiled
     test: Scores | None = None  # None where training was interrupted, none is there, or `evaluate_test` is False
     interrupted: bool = False
+    quantiles: tuple[float, ...] = ()  # of a regression; the model gives the quantiles of a target side by side
 
-    def scores(self, data: Sequences) -> Scores:
-        """The figures of the model on labelled data, padded as the training split was."""
+    def outputs(self, data: Sequences) -> np.ndarray:
+        """The model's outputs (N, output_size) on data that is padded as the training split was; see `outputs_of`."""
         boundaries = tuple(sorted(shape[1] for shape in self.compiled.shapes))
         rows = self.compiled.shapes[0][0]
-        outputs = outputs_of(self.model, self.variables, data, batch_size=rows, boundaries=boundaries)
-        return score(outputs, data, self.variables)
+        return outputs_of(self.model, self.variables, data, batch_size=rows, boundaries=boundaries)
+
+    def scores(self, data: Sequences) -> Scores:
+        """The figures of the model on labelled data."""
+        return score(self.outputs(data), data, self.variables, quantiles=self.quantiles)
 
 
 def fit(
@@ -75,6 +79,7 @@ def fit(
     checkpoints: str | Path | None = None,
     checkpoint_period: float = 60.0,
     mesh: Mesh | None = None,
+    variables: Mapping[str, Any] | None = None,
 ) -> Fitted:
     """Trains a `GRUModel` on `data.train` and evaluates it on `data.test`, where there is one, once, at the end.
 
@@ -99,10 +104,12 @@ def fit(
       mesh: the devices to train on, with one axis, whose number divides `batch_size`: `jax.make_mesh((8,), ("data",))`.
         Each takes its share of the rows of a batch, and all hold the weights. None: the default device. A run may go on
         with another mesh; its figures are then equal to rounding.
+      variables: of a model of the same fields that `fit` trained: training begins with its weights, and keeps its
+        statistics. None: random weights, by the seed.
 
     Raises:
-      InputError: too few rows to hold some out, a loss that is not finite, or a checkpoint of other settings, other
-        data or another format.
+      InputError: too few rows to hold some out, a loss that is not finite, variables of another model, or a checkpoint
+        of other settings, other data or another format.
 
     >>> from grujax.data import Dataset, sequences
     >>> x = [[[float(i % 2)]] * 5 for i in range(40)]
@@ -116,7 +123,7 @@ def fit(
     train, held = data.train, None
     if config.validation:
         train, held = stratified_split(data.train, config.validation, config.seed)
-    constants = constants_of(train)
+    constants = constants_of(train, config.quantiles)
     model = GRUModel(
         config.hidden_size,
         constants["output_mean"].size if train.labels is None else len(train.labels),
@@ -129,18 +136,24 @@ def fit(
         dtype=jax.numpy.bfloat16 if config.precision == "bfloat16" else None,
     )
     rows, whole = placing(mesh, config.batch_size)
-    weights = class_weights(train, config)
-    constants = whole(jax.tree.map(jax.numpy.asarray, constants))
+    weights = row_weights(train, config)
     boundaries = bucket_boundaries(train.lengths, config.buckets)
     steps_per_epoch = sum(1 for _ in batches(train, config.batch_size, boundaries))
     num_steps = config.epochs * steps_per_epoch
     step_config = replace(config, seed=0)  # the step does not read it: runs with other seeds share its programs
     params = model.init(jax.random.key(config.seed), np.zeros((1, 1, train.channels), np.float32))["params"]
+    if variables is not None:
+        new, given = (_shapes(tree) for tree in ({"params": params, "statistics": constants}, variables))
+        odd = [name for name in sorted({*new, *given}) if new.get(name) != given.get(name)]
+        require(not odd, "variables", f"those of {model}", f"other shapes of {', '.join(odd)}")
+        constants = variables["statistics"]
+        params = jax.tree.map(jax.numpy.array, variables["params"])  # copies: a step takes the buffers of its state
+    constants = whole(jax.tree.map(jax.numpy.asarray, constants))
     state = whole(initial_state(params, make_optimizer(config, num_steps), config))
 
     def arguments(batch: Batch, draws: Draws) -> tuple[Batch, Draws]:
         """On the devices, the rows shared out."""
-        weighed = batch if weights is None else batch._replace(weight=batch.weight * weights[batch.y])
+        weighed = batch if weights is None else batch._replace(weight=batch.weight * weights[batch.rows])
         return rows(weighed), Draws(rows(draws.share), whole(draws.seed))
 
     of_each_shape = {batch.x.shape: batch for batch in batches(train, config.batch_size, boundaries)}
@@ -159,7 +172,7 @@ def fit(
     def fitted() -> Fitted:
         best = [epoch for epoch in run.history if epoch.best][-1]
         variables = {"params": run.best, "statistics": constants}
-        return Fitted(model, variables, train.labels, best, run.history, compiled)
+        return Fitted(model, variables, train.labels, best, run.history, compiled, quantiles=config.quantiles)
 
     with contextlib.ExitStack() as ending:
         saved = None
@@ -200,7 +213,7 @@ def fit(
                 require(finite, "loss", "a finite number", f"{loss} in epoch {number}", "Lower --learning-rate.")
                 validated, is_best = (None, "", None), True
                 if held is not None and outputs is not None:
-                    scores = score(outputs, held, variables, config.label_smoothing)
+                    scores = score(outputs, held, variables, config.label_smoothing, config.quantiles)
                     validated = scores.loss, *scores.metric
                     before = [epoch.validation_loss for epoch in run.history if epoch.validation_loss is not None]
                     is_best = scores.loss < min(before, default=math.inf)
@@ -220,3 +233,9 @@ def fit(
     if data.test is None or not evaluate_test:
         return fitted()
     return replace(fitted(), test=fitted().scores(data.test))
+
+
+def _shapes(variables: Any) -> dict[str, tuple[int, ...]]:
+    """By the path of an array, as `params/encoder/gru/l0/w_hh`."""
+    leaves = jax.tree_util.tree_leaves_with_path(variables)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): np.shape(a) for path, a in leaves}

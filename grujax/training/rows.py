@@ -9,8 +9,8 @@ from grujax.errors import require
 from grujax.training.config import TrainConfig
 
 
-def constants_of(train: Sequences) -> dict[str, np.ndarray]:
-    """Mean and standard deviation of the inputs (I,) and, in regression, of the targets (1,)."""
+def constants_of(train: Sequences, quantiles: tuple[float, ...] = ()) -> dict[str, np.ndarray]:
+    """Mean and standard deviation of the inputs (I,) and, in regression, of the targets (K,), once a quantile."""
     mean, std = statistics(train)
     constants = {"input_mean": mean, "input_std": std}
     if train.labels is None:
@@ -19,6 +19,10 @@ def constants_of(train: Sequences) -> dict[str, np.ndarray]:
         std = y.std(0, dtype=np.float64)
         constants["output_mean"] = y.mean(0, dtype=np.float64).astype(np.float32)
         constants["output_std"] = np.where(std == 0, 1, std).astype(np.float32)
+        if quantiles:
+            constants |= {name: constants[name].repeat(len(quantiles)) for name in ("output_mean", "output_std")}
+    rule, remedy = "quantiles needs a regression", "These rows have classes."
+    require(not quantiles or train.labels is None, "quantiles", "none", quantiles, remedy, rule=rule)
     return constants
 
 
@@ -33,9 +37,19 @@ def class_weights(train: Sequences, config: TrainConfig) -> np.ndarray | None:
     return (len(train) / (len(counts) * np.maximum(counts, 1))).astype(np.float32)
 
 
+def row_weights(train: Sequences, config: TrainConfig) -> np.ndarray | None:
+    """(N,) float32 of mean 1: what each row counts, its own weight times that of its class; None where all are 1."""
+    of_class = class_weights(train, config)
+    if of_class is None and train.weight is None:
+        return None
+    weights = np.ones(len(train)) if train.weight is None else train.weight.astype(np.float64)
+    weights = weights if of_class is None else weights * of_class[train.y]
+    return (weights / weights.mean()).astype(np.float32)
+
+
 def fingerprint(train: Sequences) -> str:
     """SHA-256 of the training rows."""
     digest = hashlib.sha256(repr((train.x.shape, train.labels)).encode())
-    for array in (train.x, train.lengths, train.y):
+    for array in (train.x, train.lengths, train.y, *(() if train.weight is None else (train.weight,))):
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()

@@ -53,13 +53,28 @@ def initial_state(params: Any, optimizer: optax.GradientTransformation, config: 
     return TrainState(params, optimizer.init(params), optax.ema(0.0).init(params), jnp.zeros((), jnp.float32))
 
 
-def row_losses(outputs: Array, y: Array, statistics: Mapping[str, Array], label_smoothing: float = 0.0) -> Array:
+def row_losses(
+    outputs: Array,
+    y: Array,
+    statistics: Mapping[str, Array],
+    label_smoothing: float = 0.0,
+    quantiles: tuple[float, ...] = (),
+) -> Array:
     """(B,): cross-entropy of logits (B, K) and classes y (B,) integers; mean squared error, in units of the training
-    targets' variance, of outputs (B, K) and targets y (B, K) or, for K = 1, (B,), floats."""
+    targets' variance, of outputs (B, K) and targets y (B, K) or, for K = 1, (B,), floats.
+
+    With Q `quantiles` the outputs are (B, K*Q), and of each the pinball loss, in units of the standard deviation,
+    max(q e, (q - 1) e) with e = y - output, is averaged."""
     if jnp.issubdtype(y.dtype, jnp.integer):
         targets = optax.smooth_labels(jax.nn.one_hot(y, outputs.shape[-1], dtype=outputs.dtype), label_smoothing)
         return optax.softmax_cross_entropy(outputs, targets)
     std = statistics["output_std"][None]
+    if quantiles:
+        levels = jnp.asarray(quantiles, outputs.dtype)[None, None]
+        error = (y.reshape(len(y), -1, 1) - outputs.reshape(len(y), -1, len(quantiles))) / std.reshape(
+            1, -1, len(quantiles)
+        )
+        return jnp.maximum(levels * error, (levels - 1) * error).mean((1, 2))
     return optax.squared_error(outputs / std, y.reshape(outputs.shape) / std).mean(1)
 
 
@@ -117,15 +132,16 @@ def train_step(
     disturb_key, dropout_key = jax.random.split(jax.random.key(draws.seed))
     x, lengths, y, weight = map(jnp.asarray, (batch.x, batch.lengths, batch.y, batch.weight))
     x = disturb(disturb_key, x, statistics["input_std"], config)
+    about = config.label_smoothing, config.quantiles
     share, x, lengths, partner = mix(jnp.asarray(draws.share), x, lengths, weight)
 
     def loss(params: Any) -> tuple[Array, Array]:
         variables, rngs = {"params": params, "statistics": statistics}, {"dropout": dropout_key}
         outputs: Any = model.apply(variables, x, lengths=lengths, deterministic=False, rngs=rngs)
         outputs = outputs.astype(jnp.float32)
-        own, other = (row_losses(outputs, y[rows], statistics, config.label_smoothing) for rows in (..., partner))
-        total = jnp.sum(_between(share, own, other) * weight)
-        return total / jnp.sum(weight), total
+        own, other = (row_losses(outputs, y[rows], statistics, *about) for rows in (..., partner))
+        total = jnp.sum(_between(share, own * weight, other * weight[partner]))
+        return total / jnp.sum(weight > 0), total  # weights are 1 in the mean over all rows, not over a batch
 
     gradients, total = jax.grad(loss, has_aux=True)(state.params)
     updates, optimizer_state = make_optimizer(config, num_steps).update(gradients, state.optimizer, state.params)

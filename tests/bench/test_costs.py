@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from grujax.errors import InputError
-from grujax.kernels.table import chunks_of
+from grujax.kernels.table import xla_chunks
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))  # no package: its programs import each other by name
 import costs
@@ -79,7 +79,7 @@ def test_long_training_keeps_less_than_half_of_what_flax_keeps():
 def test_the_program_does_not_grow_with_time(steps):
     """So neither does its compile time. There are three programs, each for all the T that it serves."""
     sizes = [Size(T=T) for T in steps]
-    chunks = [chunks_of((size.T, size.B, size.H), "cpu") for size in sizes]
+    chunks = [xla_chunks((size.T, size.B, size.H), "cpu") for size in sizes]
     assert len({(c.steps is None, c.kept) for c in chunks}) == 1
     programs = [costs.gradient_program(costs.OurStack(size, implementation="xla"), size) for size in sizes]
     short, long = (jitted.lower(*arguments).as_text().splitlines() for jitted, arguments in programs)

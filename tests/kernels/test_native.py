@@ -6,6 +6,7 @@ Run as a program, this file is a process that has one instruction set: it runs t
 import ctypes
 import multiprocessing
 import os
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,7 @@ import pytest
 from grujax import GRUSpec, GRUWeights, InputError, equations, kernels
 from grujax.interop.stablehlo import to_stablehlo
 from grujax.kernels import native
+from grujax.kernels.derivative import Chunks
 from grujax.kernels.table import KERNELS, Asked
 from grujax.linen import GRU
 from grujax.testing import CASES, assert_close, assert_serves, assert_trees_close
@@ -118,7 +120,7 @@ RESET = jnp.asarray(RNG.random((T, B)) < 0.4)
 WEIGH = normal(T, B, H)
 
 
-def outputs(implementation):
+def outputs(implementation, run=kernels.run):
     """(arrays, which steps are valid, which reset) -> hs and h_last of both directions."""
 
     def f(p, valid=VALID, reset=RESET):
@@ -131,7 +133,7 @@ def outputs(implementation):
             )
             for d in range(2)
         ]
-        results = kernels.run(recurrences, GRUSpec(), implementation, reverse=(False, True))
+        results = run(recurrences, GRUSpec(), implementation, reverse=(False, True))
         return [a for result in results for a in (result.hs, result.h_last)]
 
     return f
@@ -198,6 +200,48 @@ def test_a_transformation_gives_what_it_gives_of_the_plain_loop(name):
     assert_trees_close(found, expected, "gradient")
 
 
+# The derivative of long sequences, in chunks of steps
+
+
+def run_in_chunks(recurrences, spec, implementation="native", *, reverse, with_gates=False, time_major=True):
+    options = {"reverse": reverse, "with_gates": with_gates, "time_major": time_major}
+    return KERNELS[implementation].program(recurrences, spec, chunks=Chunks(2, kept=False), **options)
+
+
+@needs_library
+@pytest.mark.parametrize(
+    "case", ["few", "17 units", "16 units", "one row", "bfloat16", "no steps", "Cho, take", "threads, columns, Cho"]
+)
+def test_chunks_pass_the_contract(case):
+    """Also where the gates are asked for, or resets are read backwards, and all steps are taken at once."""
+    assert_serves(run_in_chunks, CASES[case])
+
+
+@needs_library
+@pytest.mark.parametrize(
+    "name", ["grad", "jvp", "vmap over steps", "vmap of gradients over weights", "forward over reverse", "scan"]
+)
+def test_a_transformation_of_chunks_gives_what_it_gives_of_the_plain_loop(name):
+    of_chunks, plain = (partial(f, reset=None) for f in (outputs("native", run_in_chunks), outputs("xla")))
+    found, expected = (jax.jit(lambda f=f: TRANSFORMATIONS[name](f))() for f in (of_chunks, plain))
+    assert_trees_close(found, expected, "gradient")
+
+
+@needs_library
+def test_a_long_sequence_keeps_one_chunk_of_gates():
+    """Compiled alone: 1 GB of gates, of which a chunk of 34 MB is there at a time."""
+    T, B, I, H = 2**15, 32, 32, 64
+    shapes = [(T, B, I), (I, 3 * H), (H, 3 * H)]
+
+    def loss(x, w_ih, w_hh):
+        (result,) = run([Recurrence(x, GRUWeights(w_ih, w_hh, None, None), None, Control())], GRUSpec())
+        return (result.hs**2).sum()
+
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    kept = jax.jit(jax.grad(loss, argnums=(1, 2))).lower(*arrays).compile().memory_analysis().temp_size_in_bytes
+    assert kept < 4 * T * B * (2 * I + 5 * H), "x, dx, hs, its gradient, their chunks; 4 H more with the gates"
+
+
 @needs_library
 def test_a_gradient_is_two_calls_and_no_loop():
     text = jax.jit(jax.grad(loss(outputs("native")))).lower(POINT).as_text()
@@ -205,6 +249,19 @@ def test_a_gradient_is_two_calls_and_no_loop():
     assert text.count("custom_call") == 2 and "stablehlo.while" not in text
     again = jax.jit(lambda: outputs("native")(POINT)).lower().as_text()
     assert [again.count(f"@{target}(") for target in native.TARGETS] == [1, 0]
+
+
+@needs_library
+def test_the_gradient_of_x_is_computed_where_it_is_asked_for_alone():
+    """A first layer in training needs none, and its product is up to a quarter of the backward pass."""
+    for name, count in {"x": 0, "w_ih": 2}.items():
+        text = (
+            jax.jit(jax.grad(lambda a, name=name: of(loss(outputs("native")), **{name: a})))
+            .lower(POINT[name])
+            .as_text()
+        )
+        (call,) = re.findall(rf"@{native.TARGETS[1]}\(.*->(.*)", text)
+        assert call.count("tensor<0xf64>") == count, call
 
 
 @needs_library

@@ -10,7 +10,8 @@ from refusals import refused
 
 from grujax import GRUSpec, GRUWeights, gru
 from grujax.kernels import explain, native, run
-from grujax.kernels.table import chunks_of
+from grujax.kernels.derivative import WHOLE
+from grujax.kernels.table import native_chunks, xla_chunks
 from grujax.testing import assert_close
 from grujax.types import Recurrence
 
@@ -118,8 +119,8 @@ def test_sizes_need_not_be_known(implementation, shape):
 
 @pytest.mark.parametrize(("backend", "kept"), [("gpu", False), ("tpu", True)])
 def test_off_the_cpu_only_long_sequences_are_chunked_and_a_gpu_hands_out_no_gates(backend, kept):
-    assert chunks_of((256, 32, 256), backend) == chunks_of((None, 32, 256), backend) == (None, kept)
-    assert chunks_of((2**14, 32, 64), backend) == (128, False)
+    assert xla_chunks((256, 32, 256), backend) == xla_chunks((None, 32, 256), backend) == (None, kept)
+    assert xla_chunks((2**14, 32, 64), backend) == (128, False)
 
 
 def test_gates_that_are_made_anew_are_not_kept_between_the_passes(monkeypatch):
@@ -131,7 +132,7 @@ def test_gates_that_are_made_anew_are_not_kept_between_the_passes(monkeypatch):
 
 def test_long_sequences_are_differentiated_in_chunks():
     def chunks(*sizes):
-        return chunks_of(sizes, "cpu")
+        return xla_chunks(sizes, "cpu")
 
     assert chunks(64, 32, 128) == chunks(None, 32, 64) == (None, True)
     assert chunks(256, 32, 256) == (16, True)
@@ -140,3 +141,6 @@ def test_long_sequences_are_differentiated_in_chunks():
     long = chunks(2**14, 32, 64)
     assert long.steps is not None and 1 <= long.steps < 2**10 and not long.kept
     assert chunks(2, 2**12, 2**12) == (1, False)
+    assert native_chunks((2**14, 32, 64), "cpu") == native_chunks((None, 32, 64), "cpu") == WHOLE
+    assert native_chunks((2**15, 32, 64), "cpu") == (2**10, False)
+    assert native_chunks((1, 2**14, 2**12), "cpu") == WHOLE  # one step cannot be divided

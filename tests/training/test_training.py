@@ -17,7 +17,7 @@ from levels import DATA, SMALL, TARGETS
 import grujax
 from grujax.data import Batch, Dataset, load, sequences, statistics, stratified_split
 from grujax.training import TrainConfig, baselines, chosen, fit, outputs_of, score
-from grujax.training.rows import class_weights
+from grujax.training.rows import class_weights, fingerprint, row_weights
 from grujax.training.step import (
     Draws,
     averaged,
@@ -48,6 +48,35 @@ def test_squared_error_is_in_units_of_the_targets_variance():
     outputs, y = jnp.array([[3.0], [10.0]], jnp.float32), jnp.array([1.0, 4.0], jnp.float32)
     losses = row_losses(outputs, y, {"output_std": jnp.array([2.0], jnp.float32)})
     np.testing.assert_allclose(losses, [1.0, 9.0], rtol=1e-6)
+
+
+def test_the_pinball_loss_by_hand():
+    """Of two targets, two quantiles each, side by side."""
+    outputs, y = jnp.array([[1.0, 3.0, 0.0, 8.0]], jnp.float32), jnp.array([[2.0, 4.0]], jnp.float32)
+    statistics = {"output_std": jnp.array([2.0, 2.0, 4.0, 4.0], jnp.float32)}
+    losses = row_losses(outputs, y, statistics, quantiles=(0.1, 0.9))
+    expected = [0.1 * 1 / 2, 0.1 * 1 / 2, 0.1 * 4 / 4, 0.1 * 4 / 4]
+    np.testing.assert_allclose(losses, [np.mean(expected)], rtol=1e-6)
+    losses = row_losses(outputs, y, statistics, quantiles=(0.1, 0.7))
+    np.testing.assert_allclose(losses, [np.mean([0.05, 0.3 * 1 / 2, 0.1, 0.3 * 4 / 4])], rtol=1e-6)
+
+
+def test_quantiles_are_what_is_trained_scored_and_kept():
+    """Targets that the inputs say nothing about, in the ratio 1 to 1000: quantiles of an exponential distribution."""
+    y = np.random.default_rng(0).exponential(size=(600, 1)) * [1.0, 1000.0]
+    data = Dataset("exponential", sequences(np.ones((600, 2, 1)), y))
+    config = dataclasses.replace(SMALL, quantiles=[0.1, 0.5, 0.9], mixup=0.0, batch_size=100, epochs=20)
+    fitted = fit(config, data)
+    outputs = outputs_of(fitted.model, fitted.variables, data.train)
+    expected = -np.log(1 - np.array([0.1, 0.5, 0.9]))
+    np.testing.assert_allclose(outputs[0].reshape(2, 3) / [[1], [1000]], [expected] * 2, rtol=0.12, atol=0.06)
+    found = fitted.scores(data.train)
+    assert found.rmse == pytest.approx(np.sqrt(np.mean((outputs[:, [1, 4]] - y) ** 2, axis=0)).mean(), rel=1e-5)
+    error = (y[:, :, None] - outputs.reshape(-1, 2, 3)) / y.std(0)[:, None]
+    levels = np.array([0.1, 0.5, 0.9])
+    assert found.loss == pytest.approx(np.maximum(levels * error, (levels - 1) * error).mean(), rel=0.02)
+    with pytest.raises(grujax.InputError, match=r"^quantiles needs a regression"):
+        fit(dataclasses.replace(SMALL, quantiles=(0.5,)), DATA)
 
 
 def test_smoothed_labels_by_hand():
@@ -386,7 +415,7 @@ def test_baselines_on_japanese_vowels():
      ("validation", 1.0), ("validation", -0.1), ("steps_per_frame", 0), ("accumulate", 0), ("precision", "float16"),
      ("class_weights", "even"), ("seed", -1), ("pooling", "sum"),
      ("clip_norm", 0.0), ("weight_decay", -1.0), ("input_offset", -1.0), ("mixup", -1.0), ("averaging", 1.0),
-     ("batch_size", 0)],
+     ("batch_size", 0), ("quantiles", (0.9, 0.1)), ("quantiles", (0.0, 0.5)), ("quantiles", (0.5, 0.5))],
 )  # fmt: skip
 def test_configurations_that_cannot_be(field, value):
     with pytest.raises(grujax.InputError, match=f"^{field}: expected"):
@@ -442,6 +471,17 @@ def test_balanced_classes_count_alike():
     with pytest.raises(grujax.InputError, match=r"^class_weights='balanced' needs classes"):
         fit(balanced, TARGETS)
 
+    weighed = dataclasses.replace(data, weight=np.arange(1, 9, dtype=np.float32))
+    of_class = weighed.weight * np.where(y == "a", 8 / 12, 8 / 4)
+    np.testing.assert_allclose(row_weights(weighed, balanced), of_class / of_class.mean(), rtol=1e-6)
+    np.testing.assert_allclose(row_weights(weighed, SMALL), weighed.weight / 4.5, rtol=1e-6)
+    assert row_weights(data, SMALL) is None
+    fitted = fit(still, Dataset("weighed", weighed))
+    assert fitted.history[0].loss == pytest.approx(np.average(losses, weights=of_class), rel=1e-5)
+    assert fitted.scores(weighed).loss == pytest.approx(np.average(losses, weights=weighed.weight), rel=1e-5)
+    np.testing.assert_array_equal(weighed.take([2, 0]).weight, [3, 1])
+    assert fingerprint(weighed) != fingerprint(data)
+
 
 def test_the_defaults_are_the_best_of_the_cross_validation():
     found = json.loads((Path(__file__).parents[2] / "benchmarks/results/choose_defaults.json").read_text())
@@ -449,5 +489,5 @@ def test_the_defaults_are_the_best_of_the_cross_validation():
     defaults = dataclasses.asdict(TrainConfig())
     assert {name: defaults[name] for name in found["base"]} == found["base"] | best["changes"]
     # None of these changes the program: the longest of these utterances has fewer than 50 steps.
-    later = {"steps_per_frame": None, "accumulate": 1, "precision": "float32", "class_weights": "none"}
+    later = {"steps_per_frame": None, "accumulate": 1, "precision": "float32", "class_weights": "none", "quantiles": ()}
     assert {name: value for name, value in defaults.items() if name not in found["base"]} == later

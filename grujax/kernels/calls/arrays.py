@@ -17,6 +17,8 @@ class Call(NamedTuple):
     time_major: bool
     saved: bool  # the gates are returned
     kernel: str  # a name of `grujax.kernels.calls.primitives.HANDLERS`
+    dx: bool = True  # the gradient of x is asked for; else the transpose may return zeros
+    chunk: int | None = None  # the derivative takes so many steps at a time; None: all
 
     @property
     def outputs(self) -> int:
@@ -76,6 +78,11 @@ def by_direction(arrays: Sequence[Any], n: int) -> list[Sequence[Any]]:
 def rows_at(time_major: bool) -> Given:
     """The axis of the rows of the batch in each array; None where there is none."""
     return Given(1 if time_major else 0, 0, None, None, None, None, None, 1, 1, 0, 1)
+
+
+def time_at(time_major: bool) -> Given:
+    """The axis of the steps in each array; None where there is none."""
+    return Given(0 if time_major else 1, None, None, None, None, None, None, 0, 0, None, 0)
 
 
 def forward_shapes(arrays: Sequence[Any], call: Call) -> list[tuple[tuple[int, ...], Any]]:

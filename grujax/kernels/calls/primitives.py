@@ -12,10 +12,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.core import ShapedArray
-from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
@@ -127,8 +125,9 @@ def _tangent_jvp(primals: Sequence[Any], tangents: Sequence[Any], call: Call) ->
 def _tangent_transpose(cotangents: Sequence[Any], *arrays: Any, call: Call) -> list[Any]:
     first = len(call.reverse) * (N + 2)
     given = [ad.instantiate_zeros(c) for c in cotangents]
-    gradients = transpose_p.bind(*arrays[:first], *given[::2], *given[1::2], call=call)
     asked = [ad.is_undefined_primal(a) for a in arrays[first:]]
+    call = call._replace(dx=any(asked[::MOVED]))
+    gradients = transpose_p.bind(*arrays[:first], *given[::2], *given[1::2], call=call)
     return [None] * first + [gradient if asks else None for gradient, asks in zip(gradients, asked, strict=True)]
 
 
@@ -192,34 +191,3 @@ def _folded(arrays: Sequence[Any], axes: Sequence[Any], call: Call) -> tuple[lis
 batching.primitive_batchers[forward_p] = _folded
 batching.primitive_batchers[tangent_p] = _mapped(tangent_p, plain_tangent)
 batching.primitive_batchers[transpose_p] = _mapped(transpose_p, plain_transpose)
-
-
-# ---- the call
-@partial(jax.custom_jvp, nondiff_argnums=(1,))
-def under_primitives(arrays: list[Array], call: Call) -> list[Array]:
-    """hs, h_last and, where `call.saved`, the gates of each direction."""
-    return forward_p.bind(*arrays, call=call)
-
-
-@partial(under_primitives.defjvp, symbolic_zeros=True)
-def _rule(call: Call, primals: tuple[list[Array]], tangents: tuple[list[Any]]) -> tuple[list[Array], list[Array]]:
-    (arrays,), (moved,) = primals, tangents
-    zero = [isinstance(t, SymbolicZero) for t in moved]
-    d_arrays = [
-        jnp.zeros(a.shape, a.dtype) if is_zero else t for a, t, is_zero in zip(arrays, moved, zero, strict=True)
-    ]
-    saving = call._replace(saved=True)
-    outputs = forward_p.bind(*arrays, call=saving)
-    d_moved = [t for of in by_direction(d_arrays, N) for t in of[:MOVED]]
-    d_outputs = tangent_p.bind(*arrays, *outputs[::3], *outputs[2::3], *d_moved, call=saving)
-    every, d_every = [], []
-    for (hs, h_last, saved), (dhs, dh_last) in zip(by_direction(outputs, 3), by_direction(d_outputs, 2), strict=True):
-        every += [hs, h_last, saved][: call.outputs]
-        d_every += [dhs, dh_last, saved][: call.outputs]
-    if call.saved:  # the derivative of the gates themselves is rarely asked for
-        float0 = [
-            t if jnp.issubdtype(a.dtype, jnp.floating) else np.zeros(a.shape, jax.dtypes.float0)
-            for a, t in zip(arrays, d_arrays, strict=True)
-        ]
-        d_every[2::3] = jax.jvp(partial(plain_forward, call=call), arrays, float0)[1][2::3]
-    return every, d_every

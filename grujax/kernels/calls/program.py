@@ -1,7 +1,6 @@
 """The recurrence by a kernel that runs all steps in one call: from records to flat arrays, under explicit sharding."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +8,8 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from grujax.kernels.calls.arrays import Call, by_direction, given, rows_at
-from grujax.kernels.calls.primitives import under_primitives
+from grujax.kernels.calls.rule import under_primitives
+from grujax.kernels.derivative import WHOLE, Chunks
 from grujax.types import Array, Gates, GRUSpec, Recurrence, Result
 
 
@@ -21,10 +21,10 @@ def program(
     with_gates: bool,
     time_major: bool,
     kernel: str,
-    **_: Any,
+    chunks: Chunks = WHOLE,
 ) -> list[Result]:
-    """The results of `grujax.kernels.run`."""
-    call = Call(spec, tuple(reverse), time_major, with_gates, kernel)
+    """The results of `grujax.kernels.run`; of `chunks` only the steps count."""
+    call = Call(spec, tuple(reverse), time_major, with_gates, kernel, chunk=chunks.steps)
     arrays = [a for recurrence in recurrences for a in given(recurrence, call)]
     outputs = _on_mesh(arrays, call)
     results = []

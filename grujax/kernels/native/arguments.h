@@ -15,7 +15,7 @@ template <> constexpr ffi::DataType DTYPE<double> = ffi::F64;
 template <> constexpr ffi::DataType DTYPE<bf16> = ffi::BF16;
 template <> constexpr ffi::DataType DTYPE<bool> = ffi::PRED;
 
-// What arrays a direction has, in this order. An optional array that is not given has no elements.
+// What arrays a direction has, in this order. An optional array that is not given, or not asked for, has shape (0).
 enum Input { X, H0, W_IH, W_HH, B_IH, B_HH, H_RESET, VALID, RESET, STATE_MASK, HOLD, FORWARD_INPUTS };
 enum SavedInput { HS = FORWARD_INPUTS, SAVED, DHS, DH_LAST, BACKWARD_INPUTS };
 enum Output { OUT_HS, OUT_H_LAST, OUT_SAVED };  // the last one where asked for
@@ -25,6 +25,7 @@ class Arrays {
   ffi::RemainingArgs args_;
   ffi::RemainingRets rets_;
 
+  static bool is_given(const ffi::AnyBuffer& a) { return a.dimensions().size() != 1 || a.dimensions()[0] != 0; }
   template <class T> static T* checked(const ffi::AnyBuffer& a, const std::string& name, std::initializer_list<long> shape) {
     const auto d = a.dimensions();
     bool fits = a.element_type() == DTYPE<std::remove_const_t<T>> && d.size() == shape.size();
@@ -47,13 +48,18 @@ class Arrays {
     return checked<const T>(input(i), "argument " + std::to_string(i), shape);
   }
   template <class T> const T* optional(long i, std::initializer_list<long> shape) const {
-    const auto a = input(i);
-    return a.dimensions().size() == 1 && a.dimensions()[0] == 0 ? nullptr : checked<const T>(a, "argument " + std::to_string(i), shape);
+    return is_given(input(i)) ? in<T>(i, shape) : nullptr;
   }
-  template <class T> T* out(long i, std::initializer_list<long> shape) const {
+  ffi::AnyBuffer output(long i) const {
     auto found = rets_.get<ffi::AnyBuffer>(i);
     if (!found) throw Invalid{"result " + std::to_string(i) + " is missing"};
-    return checked<T>(**found, "result " + std::to_string(i), shape);
+    return **found;
+  }
+  template <class T> T* out(long i, std::initializer_list<long> shape) const {
+    return checked<T>(output(i), "result " + std::to_string(i), shape);
+  }
+  template <class T> T* optional_out(long i, std::initializer_list<long> shape) const {
+    return is_given(output(i)) ? out<T>(i, shape) : nullptr;
   }
 };
 

@@ -24,7 +24,7 @@ template <class E, class Op> struct BackwardWork : Work {
     const long threads = std::max<long>(1, pool.num_threads());
     for (long d = 0; d < o.directions; d++) add(arrays, o, d, threads);
     const auto& c = calls[0];
-    D = calls.size(), T = c.T, B = c.B, P = c.P, I_vectors = (c.I + k.lanes - 1) / k.lanes;
+    D = calls.size(), T = c.T, B = c.B, P = c.P, I_vectors = c.dx ? (c.I + k.lanes - 1) / k.lanes : 0;
     phases = o.reset_after ? 1 : 2, columns = o.reset_after ? 4 : 3;
     const long workers = workers_for(pool, 6.0 * D * B * T * c.H * (c.I + c.H));
     share.reset(new Share(calls, workers, k.tile, 3 * c.H * P * k.lanes * sizeof(R)));
@@ -43,7 +43,7 @@ template <class E, class Op> struct BackwardWork : Work {
     f.w_ih = arrays.in<E>(in + W_IH, {I, 3 * H}), f.w_hh = arrays.in<E>(in + W_HH, {H, 3 * H});
     f.hs = arrays.in<R>(in + HS, {x0, x1, H}), f.saved = arrays.in<R>(in + SAVED, {T, B, 4 * H});
     f.dhs = arrays.in<R>(in + DHS, {x0, x1, H}), f.dh_last = arrays.in<R>(in + DH_LAST, {B, H});
-    f.dx = arrays.out<E>(out + DX, {x0, x1, I}), f.dh0 = arrays.out<R>(out + DH0, {B, H});
+    f.dx = arrays.optional_out<E>(out + DX, {x0, x1, I}), f.dh0 = arrays.out<R>(out + DH0, {B, H});
     f.dw_ih = arrays.out<R>(out + DW_IH, {I, 3 * H}), f.dw_hh = arrays.out<R>(out + DW_HH, {H, 3 * H});
     f.db_ih = arrays.out<R>(out + DB_IH, {3 * H}), f.db_hh = arrays.out<R>(out + DB_HH, {3 * H});
     g.dh_reset = arrays.out<R>(out + DH_RESET, {H});
@@ -52,7 +52,7 @@ template <class E, class Op> struct BackwardWork : Work {
       memset(f.dw_ih, 0, I * 3 * H * sizeof(R)), memset(f.dw_hh, 0, H * 3 * H * sizeof(R));
       memset(f.db_ih, 0, 3 * H * sizeof(R)), memset(f.db_hh, 0, 3 * H * sizeof(R));
     }
-    ask_for_huge_pages(f.dx, sizeof(E) * T * B * I);
+    if (f.dx) ask_for_huge_pages(f.dx, sizeof(E) * T * B * I);
     if (T == 0) memcpy(f.dh0, f.dh_last, B * H * sizeof(R));
 
     R* zeros = scratch.take<R>(4 * Hp);
@@ -118,7 +118,8 @@ template <class E, class Op> struct BackwardWork : Work {
     f.hi = T - 1 - chunk * len, f.lo = low(T, chunk), f.rows = given[d].rows[chunk];
     if (i == steps) {
       const long places = (f.hi - f.lo + 1) * B, q0 = j * places / parts, q1 = (j + 1) * places / parts;
-      return k.input_gradient(f, q0, q1), k.pack_operands(f, q0, q1);
+      if (f.dx) k.input_gradient(f, q0, q1);
+      return k.pack_operands(f, q0, q1);
     }
     if (i == steps + 1) {
       if (j == columns * twos(P)) return keep_last(f);

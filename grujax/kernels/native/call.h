@@ -74,7 +74,7 @@ template <class E> struct Backward : Steps {
   R *d, *last, *zeros;        // `last`: for each row of the batch, its row of d of the step read after this chunk
   R *carry, *dreset;          // (B, Hp): what reaches the state beside the products; gradient of h_reset
   R *dh0, *dw_ih, *dw_hh, *db_ih, *db_hh;
-  E* dx;
+  E* dx;                      // null where it is not asked for
   R *x_packed, *h_packed, *rh_packed;  // left factors of the weight gradients, [features / 8][rows of d][8]
   long lo, hi, rows;          // steps of the chunk, rows of d
   const int *slots, *before, *after;  // (T, B) by step, where there is `valid`: row of d; step valid before and after

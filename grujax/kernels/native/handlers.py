@@ -47,7 +47,8 @@ def native_transpose(*arrays: Array, call: Call) -> list[Array]:
     outputs = []
     for of in (Given(*arrays) for arrays in by_direction(primals, N)):
         wide, columns = of.h0.dtype, (of.w_hh.shape[1],)
-        outputs += [(of.x.shape, of.x.dtype), (of.h0.shape, wide), (of.w_ih.shape, wide), (of.w_hh.shape, wide)]
+        dx = (of.x.shape if call.dx else (0,), of.x.dtype)
+        outputs += [dx, (of.h0.shape, wide), (of.w_ih.shape, wide), (of.w_hh.shape, wide)]
         outputs += [(columns, wide), (columns, wide), ((of.w_hh.shape[0],), wide)]
     gradients = _called("grujax_backward", inputs, outputs, call)
     moved = [a for of in by_direction(primals, N) for a in of[:MOVED]]

@@ -1,0 +1,87 @@
+"""Forecasts of the past, beside methods without a GRU, and their figures."""
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from grujax.errors import require, require_count
+
+
+class Forecast(NamedTuple):
+    """Of one series: point (H,), and the quantiles asked for, (H, Q)."""
+
+    point: np.ndarray
+    quantiles: np.ndarray
+
+
+def seasonal_naive(y: np.ndarray, horizon: int, season: int, levels: tuple[float, ...]) -> Forecast:
+    """The last season again; σ is that of seasonal differences, times √k in the k-th season ahead.
+
+    >>> seasonal_naive(np.array([1.0, 2.0, 3.0, 4.0]), 3, 2, ()).point
+    array([3., 4., 3.])
+
+    Source: Hyndman and Athanasopoulos 2021, Forecasting: Principles and Practice, section 5.5.
+    """
+    from scipy.stats import norm
+
+    step = np.arange(horizon)
+    point = y[-season:][step % season]
+    spread = np.sqrt(np.mean((y[season:] - y[:-season]) ** 2) * (step // season + 1))
+    return Forecast(point, point[:, None] + spread[:, None] * norm.ppf(np.array(levels)))
+
+
+def exponential_smoothing(y: np.ndarray, horizon: int, season: int, levels: tuple[float, ...]) -> Forecast:
+    """statsmodels' `ExponentialSmoothing` with an additive trend and, of positive series, a multiplicative season
+    (Holt-Winters); quantiles of 1,000 paths with errors drawn from its own."""
+    import warnings
+
+    from statsmodels.tsa.holtwinters import ExponentialSmoothing
+
+    kind = None if season == 1 else "mul" if y.min() > 0 else "add"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its optimizer reports what it stops at
+        model = ExponentialSmoothing(y, trend="add", seasonal=kind, seasonal_periods=season if kind else None).fit()
+        drawn = np.random.default_rng(0).choice(model.resid, (horizon, 1000))
+        paths = model.simulate(horizon, repetitions=1000, random_errors=drawn) if levels else np.zeros((horizon, 1))
+    return Forecast(model.forecast(horizon), np.quantile(np.asarray(paths).reshape(horizon, -1), levels, axis=1).T)
+
+
+def figures(
+    frame: Any,
+    forecast: Callable[[Any], Any],
+    windows: int,
+    horizon: int,
+    step: int,
+    season: int,
+    levels: tuple[float, ...],
+) -> Any:
+    """`GRUForecaster.backtest`'s table; `forecast` makes of a table of the past what `predict` returns."""
+    import pandas
+    from sklearn.metrics import mean_absolute_error, mean_absolute_percentage_error
+
+    for name, value in {"windows": windows, "horizon": horizon, "step": step}.items():
+        require_count(value, name)
+    first = len(frame) - horizon - (windows - 1) * step
+    needed = f"{2 * season + 1} steps or more before the first window"
+    require(first > 2 * season, "y", needed, first, "Ask for fewer windows.")
+    methods = {"seasonal naive": seasonal_naive}
+    if find_spec("statsmodels") is not None:
+        methods["exponential smoothing"] = exponential_smoothing
+    rows = []
+    for origin in range(first, len(frame) - horizon + 1, step):
+        past, future = frame.iloc[:origin], frame.iloc[origin : origin + horizon]
+        ours = forecast(past)
+        for column in frame.columns:
+            y, actual = past[column].to_numpy(), future[column].to_numpy()
+            found = {"GRU": Forecast(ours[column]["forecast"].to_numpy(), ours[column].to_numpy()[:, 1:])}
+            found |= {name: method(y, horizon, season, levels) for name, method in methods.items()}
+            naive = mean_absolute_error(y[season:], y[:-season])
+            for name, (point, quantiles) in found.items():
+                mape = 100 * mean_absolute_percentage_error(actual, point) if actual.all() else np.nan
+                inside = (quantiles.min(1) <= actual) & (actual <= quantiles.max(1)) if levels else [np.nan]
+                error = mean_absolute_error(actual, point)
+                mase = error / naive if naive else np.nan
+                rows.append({"method": name, "MAPE": mape, "MASE": mase, "coverage": np.mean(inside)})
+    return pandas.DataFrame(rows).groupby("method", sort=False).mean()

@@ -1,0 +1,269 @@
+"""Forecasts time series by an ensemble of GRUs."""
+
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from grujax.data import Dataset, sequences
+from grujax.errors import InputError, require, require_count, require_package
+from grujax.estimators.backtest import figures
+from grujax.estimators.windows import CALENDAR, Windows, calendar, following, table
+from grujax.linen.model import GRUModel
+from grujax.training import TrainConfig, fit, outputs_of
+
+TRAINING = TrainConfig(
+    hidden_size=16,
+    bidirectional=False,
+    pooling="last",
+    steps_per_frame=1,
+    dropout=0.2,
+    epochs=150,
+    batch_size=128,
+    weight_decay=1.0,
+    input_offset=0.0,
+    input_noise=0.1,
+    validation=0.0,
+)
+"""What a forecaster trains with by default."""
+
+
+class Trained(NamedTuple):
+    """What `fit` leaves for `predict`."""
+
+    y: Any  # the table that was fitted
+    exogenous: Any  # of the same times, or None
+    single: bool  # y was one series without columns
+    mean: np.ndarray  # (S, 1) of the differences
+    std: np.ndarray  # (S, 1)
+    model: GRUModel
+    members: list[dict[str, Any]]  # the variables of each
+
+
+@dataclass(frozen=True, eq=False)
+class GRUForecaster:
+    """Forecasts one series or several by the mean of several GRUs, which read windows of seasonal differences.
+
+        d[t] = y[t] - mean of y at the same step of the `seasons` last seasons    (of log y with log=True)
+        d[t + 1 ... t + horizon] = level[t] + GRU(d[t - lags + 1 ... t] - level[t], known[t - lags + 1 + horizon ...])
+
+    where level[t] is the mean of the last `level` differences, and known are the exogenous values, differenced alike,
+    and the calendar, both of the times that are forecast. d is standardised series by series; one GRU serves all.
+
+    Attributes:
+      horizon: steps that are forecast.
+      season: steps of a season, 12 for months. None: nothing is differenced.
+      seasons: how many past seasons are averaged in the difference; 1 is the usual seasonal difference.
+      lags: steps that are read. None: two seasons, or 24.
+      level: how many differences make the level of a window; 0: no level.
+      log: forecast log y; for positive series whose swings grow with their level.
+      quantiles: levels between 0 and 1 that are forecast beside the median, by the pinball loss. (): the mean alone,
+        by squared error, of log y with log=True.
+      recursive: forecast one step, and go on from it, to any horizon; it needs quantiles=(). False: all steps at once.
+      calendar: parts of the date that are read as sine and cosine: "month", "dayofweek", "hour" and further names in
+        `grujax.estimators.windows.CALENDAR`.
+      mirrored: train on every window with its sign reversed too: the GRU learns no drift of its own, and a short
+        series gives twice the rows. Not with a calendar, which has no sign.
+      members: GRUs whose forecasts are averaged, with seeds from training.seed on.
+      training: how each is trained.
+
+    >>> import numpy as np, pandas as pd
+    >>> index = pd.date_range("2000-01-01", periods=72, freq="MS")
+    >>> y = pd.Series(10 + np.sin(2 * np.pi * np.arange(72) / 12), index)
+    >>> forecaster = GRUForecaster(horizon=3, season=12, lags=6, quantiles=(), members=1)
+    >>> forecaster.fit(y).predict().round(1)
+                forecast
+    2006-01-01      10.0
+    2006-02-01      10.5
+    2006-03-01      10.9
+
+    Source: the level that is taken off each window is that of NLinear (Zeng et al. 2023, arXiv 2205.13504); quantiles
+    as in Wen et al. 2017, arXiv 1711.11053.
+    """
+
+    horizon: int = 12
+    season: int | None = None
+    lags: int | None = None
+    quantiles: tuple[float, ...] = (0.1, 0.9)
+    recursive: bool = False
+    log: bool = False
+    calendar: tuple[str, ...] = ()
+    seasons: int = 1
+    level: int = 1
+    mirrored: bool = False
+    members: int = 5
+    training: TrainConfig = TRAINING
+    trained: Trained | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for name in ("horizon", "seasons", "members"):
+            require_count(getattr(self, name), name)
+        for name in ("season", "lags"):
+            if getattr(self, name) is not None:
+                require_count(getattr(self, name), name)
+        if self.level != 0:
+            require_count(self.level, "level")
+        lags = self.windows.lags
+        require(self.level <= lags, "level", f"at most {lags}, the steps of a window", self.level)
+        rule, remedy = "mirrored=True needs calendar=()", "A date cannot be reversed in sign."
+        require(not (self.mirrored and self.calendar), "calendar", (), self.calendar, remedy, rule=rule)
+        rule, remedy = "recursive=True needs quantiles=()", "What is fed back is one value a step."
+        require(not (self.recursive and self.quantiles), "quantiles", (), self.quantiles, remedy, rule=rule)
+        for part in self.calendar:
+            require(part in CALENDAR, "calendar", f"parts among {list(CALENDAR)}", repr(part))
+        self._require_lags(bool(self.calendar))
+        replace(self.training, quantiles=self.levels)  # which checks them
+
+    @property
+    def windows(self) -> Windows:
+        """How the series are cut."""
+        lags = self.lags or 2 * (self.season or self.horizon)
+        return Windows(lags, 1 if self.recursive else self.horizon, self.season, self.seasons, self.level)
+
+    @property
+    def levels(self) -> tuple[float, ...]:
+        """The quantiles with the median; none where the mean is forecast."""
+        return tuple(sorted({*self.quantiles, 0.5})) if self.quantiles else ()
+
+    def fit(self, y: Any, exogenous: Any = None) -> "GRUForecaster":
+        """Trains on the whole of y, and returns itself.
+
+        Args:
+          y: a Series, a DataFrame with a column a series, an array (T,) or (T, S), or the path of a CSV whose first
+            column is the time. Its index has one frequency.
+          exogenous: likewise, a column a variable, for the times of y at least; those of other times are not read.
+
+        Raises:
+          InputError: gaps, missing values, values of 0 or less with log=True, a series shorter than one window, no
+            frequency, or exogenous values that do not cover y.
+        """
+        single = getattr(y, "ndim", 2) == 1
+        frame = table(y, "y")
+        lowest = frame.to_numpy().min()
+        require(not self.log or lowest > 0, "y", "positive values", lowest, rule="log=True needs a positive series")
+        cut = self.windows
+        needed = cut.lost + cut.lags + cut.block + 1
+        require(len(frame) >= needed, "y", f"{needed} steps or more", len(frame), "Lower lags, seasons or horizon.")
+        self._require_lags(exogenous is not None)
+        beside = None if exogenous is None else covering(table(exogenous, "exogenous"), frame.index)
+        values = self._scale(frame)
+        d = cut.difference(values)
+        mean, std = d.mean(-1, keepdims=True), d.std(-1, keepdims=True)
+        std = np.where(std > 1e-9 * np.abs(values).max(-1, keepdims=True), std, 1.0)  # else it is rounding
+        x, targets = cut.cut((d - mean) / std, self._known(frame.index, beside))
+        if self.mirrored:
+            x, targets = np.concatenate([x, -x]), np.concatenate([targets, -targets])
+        data = Dataset("forecast", sequences(x, targets))
+        seeds = range(self.training.seed, self.training.seed + self.members)
+        config = replace(self.training, quantiles=self.levels)
+        found = [fit(replace(config, seed=seed), data) for seed in seeds]
+        members = [member.variables for member in found]
+        trained = Trained(frame, beside, single, mean, std, found[0].model, members)
+        object.__setattr__(self, "trained", trained)
+        return self
+
+    def predict(self, horizon: int | None = None, exogenous: Any = None) -> Any:
+        """The forecasts of the steps after the end of y.
+
+        Args:
+          horizon: steps; at most that of the forecaster, unless it is recursive. None: that of the forecaster.
+          exogenous: as in `fit`, for the steps that are forecast; with recursive=False, for all the forecaster's.
+
+        Returns:
+          A DataFrame with the future index and the columns "forecast" and each quantile, as "0.1"; of a table of
+          several series under the name of each.
+
+        Raises:
+          InputError: not fitted, a horizon that was not trained, or exogenous values that do not cover it.
+        """
+        pandas = require_package("pandas", "forecast")
+        trained = self.trained
+        if trained is None:
+            raise InputError("predict", "a fitted forecaster", "none", "Call fit first.")
+        horizon = self.horizon if horizon is None else horizon
+        require_count(horizon, "horizon")
+        remedy = "Train it with a longer horizon, or with recursive=True."
+        require(self.recursive or horizon <= self.horizon, "horizon", f"at most {self.horizon}", horizon, remedy)
+        cut = self.windows
+        future = following(trained.y.index, max(horizon, cut.block))
+        beside = trained.exogenous
+        given, wanted = ("no" if values is None else "some" for values in (exogenous, beside))
+        require(given == wanted, "exogenous", f"{wanted} values, as in fit", given)
+        if exogenous is not None and beside is not None:
+            ahead = covering(table(exogenous, "exogenous"), future)
+            names, found = list(beside.columns), list(ahead.columns)
+            require(found == names, "exogenous", f"columns {names}, as in fit", found)
+            beside = pandas.concat([beside, ahead])
+        known = self._known(trained.y.index.append(future), beside)
+        y, blocks = self._scale(trained.y), []
+        for start in range(0, horizon, cut.block):
+            d = ((cut.difference(y) - trained.mean) / trained.std)[:, -cut.lags :]
+            level = cut.levels(d)
+            end = trained.y.shape[0] - cut.lost + start + cut.block
+            x = sequences(cut.joined(d - level, known[end - cut.lags : end]))
+            each = [outputs_of(trained.model, variables, x) for variables in trained.members]
+            outputs = np.mean(each, 0, dtype=np.float64).reshape(len(x), cut.block, -1)  # (S, block, quantiles or 1)
+            ahead = trained.mean + trained.std * level + cut.before(y, cut.block)[:, -cut.block :]
+            outputs = ahead[..., None] + trained.std[..., None] * np.sort(outputs, -1)  # quantiles do not cross
+            blocks.append(outputs)
+            y = np.concatenate([y, outputs[..., 0]], -1)  # to go on from, where the forecast is recursive
+        values = np.concatenate(blocks, 1)[:, :horizon]
+        values = np.exp(values) if self.log else values
+        named = {"forecast": self.levels.index(0.5) if self.levels else 0}
+        named |= {f"{level:g}": self.levels.index(level) for level in self.quantiles}
+        columns = {
+            (name, kind): values[s, :, q] for s, name in enumerate(trained.y.columns) for kind, q in named.items()
+        }
+        frame = pandas.DataFrame(columns, index=future[:horizon])
+        return frame.droplevel(0, axis=1) if trained.single else frame
+
+    def backtest(
+        self, y: Any, windows: int = 5, horizon: int | None = None, exogenous: Any = None, step: int = 1
+    ) -> Any:
+        """Forecasts the last steps of y from what is before them, `windows` times, each trained anew.
+
+        The last window ends with y, and each one before it `step` steps earlier. Beside stand the seasonal naive
+        method and, where statsmodels is installed, exponential smoothing (Holt-Winters' with a season).
+
+        Returns:
+          A DataFrame, a row a method, of means over all windows, steps and series. MAPE: mean of 100 |error / y|.
+          MASE: mean of |error|, divided by that of the seasonal naive method over the steps before the window
+          (Hyndman and Koehler 2006). coverage: the share of y between the lowest and the highest quantile.
+
+        Raises:
+          InputError: as `fit` and `predict` do, of the shortest window.
+        """
+        frame = table(y, "y")
+        beside = None if exogenous is None else table(exogenous, "exogenous")
+        each = replace(self, horizon=self.horizon if horizon is None else horizon)
+
+        def forecast(past: Any) -> Any:
+            return each.fit(past, beside).predict(exogenous=beside)
+
+        return figures(frame, forecast, windows, each.horizon, step, self.season or 1, self.quantiles)
+
+    def _require_lags(self, known: bool) -> None:
+        """Windows hold what is known of each step and of the block after it, for the whole block."""
+        block, lags = self.windows.block, self.windows.lags
+        rule = f"calendar and exogenous values need lags >= horizon={block}"
+        require(not known or lags >= block, "lags", f"at least {block}", lags, rule=rule)
+
+    def _scale(self, frame: Any) -> np.ndarray:
+        """(S, T)."""
+        values = frame.to_numpy().T
+        return np.log(values) if self.log else values
+
+    def _known(self, index: Any, exogenous: Any) -> np.ndarray:
+        """(T - lost, C): the exogenous values, differenced as y is, and the calendar."""
+        cut, parts = self.windows, calendar(index, self.calendar)
+        if exogenous is None:
+            return parts[cut.lost :]
+        return np.concatenate([cut.difference(exogenous.to_numpy().T).T, parts[cut.lost :]], -1)
+
+
+def covering(frame: Any, index: Any) -> Any:
+    """The rows of `frame` at the times of `index`."""
+    missing = index.difference(frame.index)
+    found = f"none at {missing[0]}" if len(missing) else ""
+    require(not found, "exogenous", f"values from {index[0]} to {index[-1]}", found)
+    return frame.loc[index]

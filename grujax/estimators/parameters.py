@@ -1,0 +1,44 @@
+"""The parameters of an estimator: the fields of `TrainConfig`, as scikit-learn wants them."""
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.utils import check_random_state
+
+from grujax.training import TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameters(TrainConfig):
+    """Every field of `TrainConfig` is a parameter but `quantiles`, which scikit-learn's scores do not know; `seed` has
+    scikit-learn's name for it, random_state."""
+
+    quantiles: tuple[float, ...] = field(default=(), init=False)
+    seed: int = field(default=0, init=False)
+    random_state: int | np.random.RandomState | None = 0
+    """Seed of the split, the initial weights, the order of batches and the dropout; see scikit-learn's glossary."""
+
+    def config(self) -> TrainConfig:
+        """The parameters as a `TrainConfig`; `InputError` for a value out of range."""
+        seed = self.random_state
+        if seed is None or isinstance(seed, np.random.RandomState):
+            seed = check_random_state(seed).randint(2**31)
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(TrainConfig)}
+        values["seed"] = int(seed)
+        return TrainConfig(**values)
+
+
+class Settable:
+    """Before `Parameters` among the bases: what a frozen dataclass does otherwise than an estimator of scikit-learn,
+    whose parameters are set at any time and checked in `fit`."""
+
+    __setattr__ = object.__setattr__
+    __delattr__ = object.__delattr__
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+    __repr__ = BaseEstimator.__repr__
+
+    def __post_init__(self) -> None:
+        pass

@@ -1,0 +1,204 @@
+"""A GRU as an estimator of scikit-learn: everything trains through `grujax.training.fit`."""
+
+import warnings
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.special import softmax
+from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+from sklearn.metrics import accuracy_score, r2_score
+from sklearn.utils import Tags, check_array, check_consistent_length, column_or_1d
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from grujax.data import Dataset, Sequences
+from grujax.errors import InputError, require
+from grujax.estimators.parameters import Parameters, Settable
+from grujax.estimators.series import Channels, as_sequences, is_table
+from grujax.training import Fitted, fit
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class _Parameters(Parameters):
+    channels: Channels | None = None
+    """The axis of the channels: "last", X (N, T, C), or "first", X (N, C, T). None: "last", with a warning where there
+    are more channels than steps."""
+    warm_start: bool = False
+    """Whether `fit` goes on from the weights, input statistics and classes of the `fit` before it."""
+
+
+class _GRU(BaseEstimator, Settable, _Parameters):
+    """What the classifier and the regressor share."""
+
+    fitted_: Fitted
+    classes_: np.ndarray
+    n_features_in_: int
+    _of_table: bool
+
+    def _fit(
+        self,
+        X: Any,
+        y: np.ndarray,
+        classes: np.ndarray | None,
+        sample_weight: ArrayLike | None,
+        lengths: ArrayLike | None,
+    ) -> Self:
+        """Of a classifier y is (N,) int32, places in `classes`."""
+        labels = None if classes is None else tuple(map(str, classes.tolist()))
+        self._of_table = is_table(X)
+        data = self._sequences(X, lengths, reset=True)
+        check_consistent_length(data.x, y)
+        data = replace(data, y=y, labels=labels)
+        weight = np.ones(len(data), np.float32)
+        if sample_weight is not None:  # rows of weight 0 would count in the input statistics
+            weight = _weights(sample_weight, len(data))
+            data = replace(data, weight=weight).take(np.flatnonzero(weight))
+        if labels is not None and len(found := np.unique(y[weight > 0])) < 2:
+            where = "" if sample_weight is None else " where sample_weight is not 0"
+            raise InputError("y", "two classes or more", f"only {labels[found[0]]!r}{where}")
+        config, variables = self.config(), None
+        if self.warm_start and hasattr(self, "fitted_"):
+            config = replace(config, steps_per_frame=config.steps_per_frame or self.fitted_.model.steps_per_frame)
+            variables = self.fitted_.variables
+        self.fitted_ = fit(config, Dataset("X", data), variables=variables)
+        if classes is not None:
+            self.classes_ = classes
+        if self.fitted_.interrupted:  # what was reached is kept; a search over parameters ends
+            raise KeyboardInterrupt
+        return self
+
+    def _checked_y(self, y: ArrayLike | None, dtype: Any) -> np.ndarray:
+        rule = f"{type(self).__name__} requires y to be passed, but the target y is None"
+        require(y is not None, "y", "a label or target for each row", None, rule=rule)
+        return check_array(y, ensure_2d=False, dtype=dtype, input_name="y")
+
+    def _sequences(self, X: Any, lengths: ArrayLike | None, reset: bool = False) -> Sequences:
+        if is_table(X):
+            options = {"ensure_all_finite": lengths is None, "ensure_min_samples": 2 if reset else 1}
+            X = validate_data(self, X, reset=reset, **options) if self._of_table else check_array(X, **options)
+        data = as_sequences(X, lengths, self.channels)
+        if reset and not self._of_table:
+            self.n_features_in_ = data.channels
+            self.__dict__.pop("feature_names_in_", None)
+            longest = int(data.lengths.max())
+            if self.channels is None and data.channels > longest:
+                what = f"X is read as (N, T, C), {data.channels} channels of {longest} steps"
+                warnings.warn(f"{what}. Pass channels='first' for (N, C, T), or channels='last'.", stacklevel=4)
+        if not reset:
+            known = self.fitted_.variables["statistics"]["input_mean"].size
+            remedy = "channels='first' reads (N, C, T), channels='last' (N, T, C)."
+            require(data.channels == known, "X", f"{known} channels, as in fit", data.channels, remedy)
+        return data
+
+    def _outputs(self, X: Any, lengths: ArrayLike | None) -> np.ndarray:
+        check_is_fitted(self)
+        return self.fitted_.outputs(self._sequences(X, lengths)).astype(np.float64)
+
+
+def _weights(sample_weight: ArrayLike, count: int) -> np.ndarray:
+    """(N,) float32, the largest 1: `fit` makes their mean 1."""
+    weight = np.asarray(sample_weight, np.float64)
+    fits = weight.shape == (count,) and bool((weight >= 0).all()) and 0 < weight.sum() < np.inf
+    found = f"shape {weight.shape}, {weight.min(initial=np.inf)} to {weight.max(initial=-np.inf)}"
+    require(fits, "sample_weight", f"{count} finite numbers, zero or positive, not all of them zero", found)
+    return (weight / weight.max()).astype(np.float32)
+
+
+class GRUClassifier(ClassifierMixin, _GRU):
+    """Classifies sequences by a GRU with a dense head, as an estimator of scikit-learn.
+
+    Parameters are the fields of `grujax.training.TrainConfig`, whose `seed` is `random_state` here, and `channels` and
+    `warm_start`.
+
+    X is a list of arrays (T_i, C) or (T_i,), or an array (N, T, C) or (N, T), with `lengths` (N,) where it is padded;
+    an array or table (N, T) is N series of one channel. With channels="first", X is (N, C, T).
+
+    Attributes:
+      classes_: (K,) the labels, in the order of `np.unique`.
+      n_features_in_: T of an X (N, T), else C.
+      fitted_: what `grujax.training.fit` returned: `model`, `variables`, `history`.
+
+    >>> rows = [[float(i % 2)] * (3 + i % 5) for i in range(40)]
+    >>> classifier = GRUClassifier(hidden_size=8, bidirectional=False, buckets=1).fit(rows, ["even", "odd"] * 20)
+    >>> classifier.predict([[0.0, 0.0, 0.0], [1.0, 1.0]]).tolist()
+    ['even', 'odd']
+    """
+
+    def fit(
+        self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None, lengths: ArrayLike | None = None
+    ) -> Self:
+        """Trains on N sequences.
+
+        Args:
+          X: see the class.
+          y: (N,) labels, of any type that `np.unique` takes.
+          sample_weight: (N,), what each row counts in the loss; rows of 0 are left out.
+          lengths: (N,) integers from 1 to T, for padded arrays.
+
+        Raises:
+          InputError: X, y, weights, lengths or parameters that cannot be served; it is a `ValueError`.
+          ValueError: what scikit-learn finds in an X (N, T) or in y.
+          KeyboardInterrupt: by Ctrl-C; after the first epoch the estimator holds what was reached.
+        """
+        y = column_or_1d(self._checked_y(y, None), warn=True)
+        check_classification_targets(y)
+        classes = np.unique(y)
+        if self.warm_start and hasattr(self, "classes_"):
+            unseen = np.setdiff1d(classes, self.classes_)
+            rule = "warm_start=True goes on with the classes of the first fit"
+            require(not len(unseen), "y", self.classes_, f"{unseen} besides", rule=rule)
+            classes = self.classes_
+        return self._fit(X, np.searchsorted(classes, y).astype(np.int32), classes, sample_weight, lengths)
+
+    def predict_proba(self, X: Any, lengths: ArrayLike | None = None) -> np.ndarray:
+        """(N, K) float64 probabilities, the columns in the order of `classes_`."""
+        return softmax(self._outputs(X, lengths), axis=1)
+
+    def predict(self, X: Any, lengths: ArrayLike | None = None) -> np.ndarray:
+        """(N,) labels, those of the largest probability."""
+        number = self._outputs(X, lengths).argmax(1)
+        return self.classes_[number]
+
+    def score(
+        self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None, lengths: ArrayLike | None = None
+    ) -> float:
+        """The accuracy, from 0 to 1."""
+        return float(accuracy_score(y, self.predict(X, lengths), sample_weight=sample_weight))
+
+
+class GRURegressor(RegressorMixin, _GRU):
+    """Regression of sequences by a GRU with a dense head, as an estimator of scikit-learn.
+
+    Parameters and X are those of `GRUClassifier`. Attributes: `n_features_in_` and `fitted_`, as there.
+
+    >>> import numpy as np
+    >>> level = np.linspace(-1, 1, 40)
+    >>> X = np.repeat(level[:, None], 5, axis=1)
+    >>> regressor = GRURegressor(hidden_size=8, bidirectional=False, dropout=0.0, input_offset=0.0, mixup=0.0)
+    >>> regressor.fit(X, level).score(X, level) > 0.9
+    True
+    """
+
+    def fit(
+        self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None, lengths: ArrayLike | None = None
+    ) -> Self:
+        """Trains on N sequences; y is (N,) or, with several targets, (N, K). The rest is as in `GRUClassifier.fit`."""
+        return self._fit(X, self._checked_y(y, np.float32), None, sample_weight, lengths)
+
+    def predict(self, X: Any, lengths: ArrayLike | None = None) -> np.ndarray:
+        """(N,) or (N, K) float64 targets."""
+        outputs = self._outputs(X, lengths)
+        return outputs[:, 0] if outputs.shape[1] == 1 else outputs
+
+    def score(
+        self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None, lengths: ArrayLike | None = None
+    ) -> float:
+        """The coefficient of determination R², of several targets the mean."""
+        return float(r2_score(y, self.predict(X, lengths), sample_weight=sample_weight))
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags

@@ -1,0 +1,157 @@
+"""Series over time as tables of pandas, and the windows of them that a GRU reads."""
+
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from grujax.errors import InputError, require, require_package
+
+CALENDAR = {
+    "month": 12,
+    "quarter": 4,
+    "week": 53,
+    "dayofyear": 366,
+    "day": 31,
+    "dayofweek": 7,
+    "hour": 24,
+    "minute": 60,
+}
+"""Parts of a date by pandas' name, with the steps after which each begins anew."""
+
+
+def table(values: Any, name: str) -> Any:
+    """A DataFrame of finite numbers, a column a series, with a regular index that knows its frequency.
+
+    values: a Series, a DataFrame, an array (T,) or (T, S), or the path of a CSV whose first column is the time.
+    Raises InputError, beginning with `name`, for gaps, missing values, and times whose frequency is not clear.
+    """
+    pandas = require_package("pandas", "forecast")
+    if isinstance(values, (str, Path)):
+        try:
+            values = pandas.read_csv(values, index_col=0, parse_dates=True)
+        except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
+            raise InputError(name, "a CSV whose first column is the time", error) from error
+    try:
+        frame = values.to_frame() if isinstance(values, pandas.Series) else pandas.DataFrame(values)
+    except ValueError as error:
+        raise InputError(name, "a Series, a DataFrame, an array (T,) or (T, S), or a path", error) from error
+    require(frame.size > 0, name, "at least one series and one step", f"shape {frame.shape}")
+    require(frame.columns.is_unique, name, "columns with names of their own", list(frame.columns))
+    kinds = [column for column, kind in frame.dtypes.items() if kind.kind not in "biuf"]
+    require(not kinds, name, "columns of numbers", f"{frame[kinds].dtypes.iloc[0]} in {kinds[0]!r}" if kinds else "")
+    frame = frame.astype(np.float64).set_axis(regular(frame.index, name))
+    wrong = np.argwhere(~np.isfinite(frame.to_numpy()))
+    if len(wrong):
+        step, column = wrong[0]
+        found = f"{frame.iat[step, column]} at {frame.index[step]} in {frame.columns[column]!r}"
+        raise InputError(name, "finite numbers", found, "Fill in what is missing, as with y.interpolate().")
+    return frame
+
+
+def regular(index: Any, name: str) -> Any:
+    """The index with its frequency; InputError where times are missing, unsorted or without one frequency."""
+    pandas = require_package("pandas", "forecast")
+    if isinstance(index, pandas.RangeIndex):
+        return index
+    if isinstance(index, pandas.PeriodIndex):
+        whole = pandas.period_range(index[0], index[-1], freq=index.freq)
+    elif isinstance(index, pandas.DatetimeIndex):
+        sorts = index.is_monotonic_increasing and index.is_unique
+        require(sorts, name, "times that rise", "others", "Write y.sort_index(), and drop what is there twice.")
+        parts = (index[start : start + 3] for start in range(len(index) - 2))  # between gaps, one has a frequency
+        whole = [index] if len(index) > 2 else []
+        freq = index.freq or next(filter(None, map(pandas.infer_freq, chain(whole, parts))), None)
+        remedy = "Set it, as with y.asfreq('MS')."
+        require(freq is not None, name, "an index with one frequency", "none that pandas infers", remedy)
+        whole = pandas.date_range(index[0], index[-1], freq=freq)
+    else:
+        remedy = "Write pandas.to_datetime; or y.reset_index(drop=True), which counts steps."
+        raise InputError(name, "an index of dates, periods or steps", type(index).__name__, remedy)
+    gaps, odd = whole.difference(index), index.difference(whole)
+    if len(gaps) or len(odd) or len(whole) != len(index):
+        found = f"none at {gaps[0]}" if len(gaps) else f"{odd[0]}" if len(odd) else "times twice or unsorted"
+        raise InputError(name, f"a row every {whole.freqstr}", found, "Fill gaps, as with y.asfreq(...).interpolate().")
+    return whole
+
+
+def following(index: Any, steps: int) -> Any:
+    """The index of the `steps` after the end of this one."""
+    pandas = require_package("pandas", "forecast")
+    if isinstance(index, pandas.RangeIndex):
+        return pandas.RangeIndex(index.stop, index.stop + steps * index.step, index.step)
+    make = pandas.date_range if isinstance(index, pandas.DatetimeIndex) else pandas.period_range
+    return make(index[-1], periods=steps + 1, freq=index.freq)[1:]
+
+
+def calendar(index: Any, parts: tuple[str, ...]) -> np.ndarray:
+    """(T, 2 * parts): sine and cosine of each part of the date as an angle; `CALENDAR` has the parts."""
+    columns = []
+    for part in parts:
+        require(hasattr(index, "month"), "calendar", "none, as the index has no dates", repr(part))
+        value = index.isocalendar().week if part == "week" and hasattr(index, "isocalendar") else getattr(index, part)
+        angle = 2 * np.pi * np.asarray(value, np.float64) / CALENDAR[part]
+        columns += [np.sin(angle), np.cos(angle)]
+    return np.stack(columns, -1) if columns else np.zeros((len(index), 0))
+
+
+class Windows(NamedTuple):
+    """How windows are cut out of series: `lags` steps that are read, and the `block` of steps after them.
+
+    With a season s, and the smallest multiple m of s that is not below `block`, each value is read as its difference
+    to the mean of `seasons` values before it, all known when the block is forecast:
+
+        d[t] = y[t] - mean(y[t - m], y[t - m - s], ..., y[t - m - (seasons - 1) s])
+
+    and from every window the mean of its last `level` differences is subtracted, from the block too.
+    """
+
+    lags: int
+    block: int
+    season: int | None
+    seasons: int
+    level: int
+
+    @property
+    def back(self) -> list[int]:
+        """How many steps before a value those lie that are subtracted from it."""
+        if self.season is None:
+            return []
+        nearest = -(-self.block // self.season) * self.season
+        return [nearest + k * self.season for k in range(self.seasons)]
+
+    @property
+    def lost(self) -> int:
+        """The steps at the beginning that have no difference."""
+        return max(self.back, default=0)
+
+    def before(self, y: np.ndarray, steps: int = 0) -> np.ndarray:
+        """What is subtracted from y (..., T), for all steps but the first `lost`, and `steps` after the end."""
+        total = y.shape[-1] + steps
+        past = [y[..., self.lost - back : total - back] for back in self.back]
+        return np.mean(past, 0) if past else np.zeros((*y.shape[:-1], total))
+
+    def difference(self, y: np.ndarray) -> np.ndarray:
+        """d (..., T - lost) of y (..., T)."""
+        return y[..., self.lost :] - self.before(y)
+
+    def levels(self, d: np.ndarray) -> np.ndarray:
+        """(..., 1): the mean of the last `level` steps of windows d (..., lags)."""
+        return d[..., -self.level :].mean(-1, keepdims=True) if self.level else np.zeros((*d.shape[:-1], 1))
+
+    def cut(self, d: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """All windows of d (S, T), and of what is known of each step and of the block after it, (T, C).
+
+        Returns x (S * N, lags, 1 + C) and y (S * N, block). Step t of x holds d[t] and known[t + block].
+        """
+        whole = np.lib.stride_tricks.sliding_window_view(d, self.lags + self.block, -1)  # (S, N, lags + block)
+        past, future = np.split(whole, [self.lags], -1)
+        level = self.levels(past)
+        beside = np.lib.stride_tricks.sliding_window_view(known[self.block :], self.lags, 0)  # (N, C, lags)
+        x = self.joined(past - level, beside[: whole.shape[1]].swapaxes(1, 2))
+        return x.reshape(-1, *x.shape[2:]), (future - level).reshape(-1, self.block)
+
+    def joined(self, d: np.ndarray, known: np.ndarray) -> np.ndarray:
+        """(S, ..., lags, 1 + C) of d (S, ..., lags) and known (..., lags, C), which all series share."""
+        return np.concatenate([d[..., None], np.broadcast_to(known, (*d.shape, known.shape[-1]))], -1)

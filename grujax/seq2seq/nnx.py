@@ -1,0 +1,99 @@
+"""Sequence to sequence as a Flax NNX module."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from flax import nnx
+from jax.typing import ArrayLike, DTypeLike
+
+from grujax.core.keywords import explained
+from grujax.nnx.cell import Rngs, stream_of
+from grujax.nnx.layer import Regularised
+from grujax.seq2seq import model
+from grujax.seq2seq.config import Seq2SeqConfig
+from grujax.seq2seq.model import Memory
+from grujax.types import Array
+
+
+class _Table(nnx.Module):
+    """The parameters of a table below that of the model."""
+
+
+@explained
+@dataclasses.dataclass(eq=False, repr=False)
+class Seq2Seq(Seq2SeqConfig, Regularised):
+    """A GRU encoder and a GRU decoder over tokens: `Seq2Seq(hidden_size, *, ..., rngs)`.
+
+    Attributes, calls and parameters are those of `grujax.seq2seq.Seq2Seq`, of Flax Linen.
+
+    >>> import jax.numpy as jnp
+    >>> from flax import nnx
+    >>> translator = Seq2Seq(20, source_vocabulary=30, target_vocabulary=40, rngs=nnx.Rngs(0))
+    >>> translator(jnp.ones((3, 7), int), jnp.ones((3, 5), int), source_lengths=jnp.array([7, 4, 2])).shape
+    (3, 5, 40)
+    """
+
+    _: dataclasses.KW_ONLY
+    rngs: dataclasses.InitVar[nnx.Rngs]
+
+    def __post_init__(self, rngs: nnx.Rngs) -> None:
+        self.check()
+        _place(self, self.parameter_table(), rngs, self.param_dtype)
+        self._draws(rngs, self.dropout)
+
+    def __call__(
+        self,
+        source: ArrayLike,
+        target: ArrayLike,
+        *,
+        source_lengths: ArrayLike | None = None,
+        target_lengths: ArrayLike | None = None,
+        sampling_rate: ArrayLike | None = None,
+        deterministic: bool | None = None,
+        rngs: Rngs | None = None,
+    ) -> Array:
+        """The logits (B, T, V) of every next token, where the decoder reads `target`.
+
+        Args:
+          source, target, source_lengths, target_lengths, sampling_rate: see `grujax.seq2seq.Seq2Seq`.
+          deterministic: True switches dropout off; the attribute where None.
+          rngs: `sampling_rate` draws from its stream "sampling", dropout from "dropout"; dropout from the module's own
+            stream where None.
+        """
+        sampling = None if sampling_rate is None else (sampling_rate, stream_of(rngs, "sampling")())
+        noise, lengths = self._noise(deterministic, rngs), (source_lengths, target_lengths)
+        return model.forced(self, self.weights(), source, target, *lengths, noise, sampling)[0]
+
+    def align(
+        self,
+        source: ArrayLike,
+        target: ArrayLike,
+        *,
+        source_lengths: ArrayLike | None = None,
+        target_lengths: ArrayLike | None = None,
+    ) -> Array | None:
+        """The weights of attention (B, T, S) under teacher forcing; None where the context is no attention."""
+        return model.forced(self, self.weights(), source, target, source_lengths, target_lengths)[1]
+
+    def encode(self, source: ArrayLike, *, source_lengths: ArrayLike | None = None) -> tuple[Memory, Array]:
+        """What the decoder reads of `source` (B, S) at every step, and its initial state (B, L, H)."""
+        return model.encode(self, self.weights(), source, source_lengths)
+
+    def step(self, memory: Memory, state: Array, token: Array) -> tuple[Array, Array]:
+        """Reads one token (B,): the next state (B, L, H), and the logits (B, V) of the token after it."""
+        return model.step(self, self.weights(), memory, state, token)
+
+    def weights(self) -> dict[str, Any]:
+        """The parameters as a nested dict of arrays, that of Flax Linen."""
+        return nnx.to_pure_dict(nnx.state(self, nnx.Param))
+
+
+def _place(module: nnx.Module, table: Mapping[str, Any], rngs: nnx.Rngs, dtype: DTypeLike) -> None:
+    for name, of in table.items():
+        if isinstance(of, tuple):
+            init, shape = of
+            setattr(module, name, nnx.Param(init(rngs.params(), shape, dtype)))
+        else:
+            setattr(module, name, _Table())
+            _place(getattr(module, name), of, rngs, dtype)

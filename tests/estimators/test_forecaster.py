@@ -1,0 +1,378 @@
+"""The forecaster: its windows by hand, what it forecasts of series whose future is known, and what it refuses."""
+
+import pickle
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from refusals import refused
+
+from grujax.estimators import GRUForecaster, forecaster
+from grujax.estimators.backtest import exponential_smoothing, seasonal_naive
+from grujax.estimators.windows import Windows, calendar, following, table
+from grujax.training import fit
+
+pd = pytest.importorskip("pandas", reason="pandas is not installed")
+
+QUICK = replace(
+    GRUForecaster.training,
+    hidden_size=8,
+    epochs=30,
+    batch_size=16,
+    dropout=0.0,
+    weight_decay=0.01,
+    input_noise=0.0,
+    mixup=0.0,
+)
+
+
+@pytest.fixture(autouse=True)
+def standard_promotion():
+    """optax's schedules mix integer counts with floats: they do not run under strict promotion."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def months(count, start="2000-01-01"):
+    return pd.date_range(start, periods=count, freq="MS")
+
+
+def waves(count, n_series=1, seed=0):
+    """Seasons of four steps, with a slope and a slow wave: (T, S)."""
+    t = np.arange(count)[:, None]
+    rng = np.random.default_rng(seed)
+    size = 10.0 ** np.arange(n_series)
+    return size * (5 + 0.02 * t + np.array([1, -1, 2, 0])[t % 4] + np.sin(t / 7) + 0.02 * rng.normal(size=(count, 1)))
+
+
+def small(**fields):
+    return GRUForecaster(
+        **{"horizon": 4, "season": 4, "lags": 8, "members": 1, "quantiles": (), "training": QUICK} | fields
+    )
+
+
+def test_differences_windows_and_what_is_known_by_hand():
+    cut = Windows(lags=3, block=3, season=2, seasons=2, level=2)
+    assert cut.back == [4, 6]  # two seasons reach past the block of three steps
+    y = np.arange(14.0)[None] ** 2
+    d = cut.difference(y)
+    np.testing.assert_allclose(d[0], [t**2 - ((t - 4) ** 2 + (t - 6) ** 2) / 2 for t in range(6, 14)])
+    known = 100 + np.arange(8.0)[:, None]
+    x, target = cut.cut(d, known)
+    assert x.shape == (3, 3, 2) and target.shape == (3, 3)
+    for n in range(3):
+        level = (d[0, n + 1] + d[0, n + 2]) / 2
+        np.testing.assert_allclose(x[n, :, 0], d[0, n : n + 3] - level)
+        np.testing.assert_allclose(x[n, :, 1], 100 + np.arange(n + 3, n + 6))  # of the times of the block
+        np.testing.assert_allclose(target[n], d[0, n + 3 : n + 6] - level)
+    plain = Windows(lags=3, block=3, season=None, seasons=1, level=0)
+    np.testing.assert_array_equal(plain.difference(y), y)
+    np.testing.assert_array_equal(plain.cut(y, np.zeros((14, 0)))[1][0], y[0, 3:6])
+
+
+def test_windows_of_several_series_share_what_is_known():
+    cut = Windows(lags=2, block=1, season=None, seasons=1, level=0)
+    d, known = np.arange(10.0).reshape(2, 5), np.arange(5.0)[:, None]
+    x, y = cut.cut(d, known)
+    assert x[:, :, 0].tolist() == [[0, 1], [1, 2], [2, 3], [5, 6], [6, 7], [7, 8]]
+    assert x[:, :, 1].tolist() == [[1, 2], [2, 3], [3, 4]] * 2
+    assert y[:, 0].tolist() == [2, 3, 4, 7, 8, 9]
+
+
+def test_a_forecaster_whose_gru_gives_nothing_is_the_seasonal_difference_and_its_level():
+    y = pd.Series(np.exp(waves(60)[:, 0] / 4), months(60))
+    forecaster = small(log=True, seasons=2, level=3).fit(y)
+    trained = forecaster.trained
+    assert trained is not None
+    zero = jax.tree.map(np.zeros_like, trained.members[0])
+    zero["statistics"]["input_std"] = np.ones_like(zero["statistics"]["input_std"])
+    object.__setattr__(forecaster, "trained", trained._replace(members=[zero]))
+    z = np.log(y.to_numpy())
+    d = z[8:] - (z[4:-4] + z[:-8]) / 2
+    expected = np.exp((z[-4:] + z[-8:-4]) / 2 + d[-3:].mean())
+    found = forecaster.predict()
+    np.testing.assert_allclose(found["forecast"], expected, rtol=1e-6)
+    assert found.index.equals(months(4, "2005-01-01"))
+
+
+@pytest.mark.parametrize("recursive", [False, True])
+def test_it_forecasts_series_better_than_the_season_before(recursive):
+    values = waves(140, 2)
+    y = pd.DataFrame(values[:-4], months(136), columns=["a", "b"])
+    forecaster = small(recursive=recursive, log=True)
+    found = forecaster.fit(y).predict()
+    assert found.columns.tolist() == [("a", "forecast"), ("b", "forecast")]
+    error = np.abs(found.to_numpy() / values[-4:] - 1).mean(0)
+    before = np.abs(values[-8:-4] / values[-4:] - 1).mean(0)
+    assert (error < 0.5 * before).all(), (error, before)
+    longer = forecaster.predict(9) if recursive else forecaster.predict(2)
+    shared = min(len(longer), 4)
+    np.testing.assert_allclose(longer[:shared], found[:shared], rtol=1e-6)
+    assert longer.index.equals(months(len(longer), found.index[0]))
+
+
+def test_one_model_serves_series_of_any_size():
+    y = pd.DataFrame(waves(80) * [1, 1e6], months(80), columns=["small", "large"])
+    found = small().fit(y).predict()
+    np.testing.assert_allclose(found["large"], found["small"] * 1e6, rtol=1e-4)
+
+
+def test_exogenous_values_of_the_future_are_read():
+    """y follows a variable that nothing announces."""
+    rng = np.random.default_rng(1)
+    promotion = pd.DataFrame({"promotion": rng.integers(0, 2, 204).astype(float)}, months(204))
+    noise = 0.01 * rng.normal(size=204)
+    y = pd.Series(10 + 2 * promotion["promotion"] + noise, name="sales")
+    for recursive in (False, True):
+        forecaster = small(recursive=recursive, level=4, training=replace(QUICK, epochs=60))
+        found = forecaster.fit(y[:200], promotion[:200]).predict(exogenous=promotion[200:])
+        assert np.abs(found["forecast"] - y[200:]).max() < 0.6
+        flipped = forecaster.predict(exogenous=1 - promotion[200:])["forecast"] - found["forecast"]
+        np.testing.assert_allclose(flipped, 2 - 4 * promotion["promotion"][200:], atol=0.6)
+
+
+def test_the_calendar_is_of_the_times_that_are_forecast():
+    """y is high in one month of the year, and there is no season to difference by."""
+    index = months(132)
+    y = pd.Series(1.0 * (index.month == 3), index)
+    forecaster = small(season=None, horizon=1, lags=2, level=0, calendar=("month",), training=replace(QUICK, epochs=80))
+    forecaster.fit(y[:122])  # the next is March
+    assert forecaster.predict()["forecast"].item() > 0.7
+    assert forecaster.fit(y[:121]).predict()["forecast"].item() < 0.3
+
+
+def test_parts_of_dates_are_angles():
+    angles = calendar(months(13), ("month", "quarter"))
+    np.testing.assert_allclose(angles[0], angles[12], atol=1e-12)
+    np.testing.assert_allclose(angles[2, :2], [1, 0], atol=1e-12)
+    np.testing.assert_allclose(angles[3, 2:], [0, -1], atol=1e-12)
+    periods = pd.period_range("2024-01-01", periods=3, freq="D")
+    np.testing.assert_allclose(
+        calendar(periods, ("dayofweek", "week")), calendar(periods.to_timestamp(), ("dayofweek", "week"))
+    )
+
+
+def test_quantiles_hold_what_they_say_on_noise():
+    """White noise: the GRU can know its distribution alone. Of 400 values a tenth lies outside each quantile."""
+    rng = np.random.default_rng(0)
+    y = pd.Series(rng.normal(size=1000), months(1000, "1900-01-01"))
+    forecaster = small(
+        season=None, horizon=1, lags=4, level=0, quantiles=(0.1, 0.9), training=replace(QUICK, epochs=10)
+    )
+    found = forecaster.fit(y).predict()
+    assert found.columns.tolist() == ["forecast", "0.1", "0.9"]
+    np.testing.assert_allclose(found.to_numpy()[0], [0, -1.28, 1.28], atol=0.3)
+
+
+def test_quantiles_are_in_order_and_the_forecast_is_the_median():
+    y = pd.Series(waves(80)[:, 0], months(80))
+    forecaster = small(quantiles=(0.05, 0.5, 0.95), training=replace(QUICK, epochs=1)).fit(y)
+    found = forecaster.predict()
+    assert found.columns.tolist() == ["forecast", "0.05", "0.5", "0.95"]
+    assert (found["0.05"] <= found["0.5"]).all() and (found["0.5"] <= found["0.95"]).all()
+    np.testing.assert_array_equal(found["forecast"], found["0.5"])
+
+
+def test_mirrored_windows_are_trained_on_beside_the_others(monkeypatch):
+    given = []
+    monkeypatch.setattr(forecaster, "fit", lambda config, data: given.append(data.train) or fit(config, data))
+    y = pd.Series(waves(40)[:, 0], months(40))
+    for mirrored in (False, True):
+        small(mirrored=mirrored, training=replace(QUICK, epochs=1)).fit(y)
+    plain, both = given
+    np.testing.assert_array_equal(both.x, np.concatenate([plain.x, -plain.x]))
+    np.testing.assert_array_equal(both.y, np.concatenate([plain.y, -plain.y]))
+
+
+def test_members_are_averaged_and_seeds_decide():
+    y = pd.Series(waves(60)[:, 0], months(60))
+    both = small(members=2).fit(y).predict()
+    one, other = (small(training=replace(QUICK, seed=seed)).fit(y).predict() for seed in (0, 1))
+    assert np.abs(one - other).to_numpy().max() > 1e-4
+    np.testing.assert_allclose(both, (one + other) / 2, rtol=1e-6)
+
+
+def test_a_csv_a_table_a_pickle_and_periods_give_the_same(tmp_path):
+    y = pd.Series(waves(60)[:, 0], months(60), name="passengers")
+    forecaster = small().fit(y)
+    expected = forecaster.predict()
+    y.to_csv(tmp_path / "y.csv")
+    from_file = small().fit(tmp_path / "y.csv").predict()
+    np.testing.assert_array_equal(from_file["passengers"], expected)
+    assert from_file.index.equals(expected.index)
+    again = pickle.loads(pickle.dumps(forecaster)).predict()
+    pd.testing.assert_frame_equal(again, expected)
+    periods = small().fit(y.to_period()).predict()
+    np.testing.assert_array_equal(periods, expected)
+    assert periods.index.equals(expected.index.to_period())
+    plain = small().fit(y.to_numpy()).predict()
+    np.testing.assert_array_equal(plain, expected)
+    assert plain.index.equals(pd.RangeIndex(60, 64))
+
+
+@pytest.mark.parametrize("freq", ["h", "D", "W", "B", "MS", "ME", "QS", "YS", "15min"])
+def test_the_index_goes_on_at_its_frequency(freq):
+    whole = pd.date_range("2024-01-03", periods=20, freq=freq)
+    index = table(pd.Series(np.ones(15), pd.DatetimeIndex(whole[:15].tolist())), "y").index  # which lost its frequency
+    assert following(index, 5).equals(whole[15:])
+
+
+def test_backtest_compares_with_what_is_computed_by_hand():
+    pytest.importorskip("statsmodels", reason="statsmodels is not installed")
+    values = waves(60)[:, 0]
+    y = pd.Series(values, months(60))
+    forecaster = small(quantiles=(0.2, 0.8), training=replace(QUICK, epochs=15))
+    found = forecaster.backtest(y, windows=3, step=2)
+    assert forecaster.trained is None
+    assert found.index.tolist() == ["GRU", "seasonal naive", "exponential smoothing"]
+    assert found.columns.tolist() == ["MAPE", "MASE", "coverage"]
+    mape, mase, coverage, ours, inside = [], [], [], [], []
+    for origin in (52, 54, 56):
+        forecast = forecaster.fit(y[:origin]).predict()
+        ours.append(100 * np.abs(forecast["forecast"] / y - 1).mean())
+        inside.append(((forecast["0.2"] <= y[forecast.index]) & (y[forecast.index] <= forecast["0.8"])).mean())
+        past, future = values[:origin], values[origin : origin + 4]
+        error, spread = np.abs(future - past[-4:]), np.sqrt(np.mean((past[4:] - past[:-4]) ** 2))
+        mape.append(100 * np.mean(error / future))
+        mase.append(np.mean(error) / np.mean(np.abs(past[4:] - past[:-4])))
+        coverage.append(np.mean(error <= 0.8416212 * spread))
+    expected = [np.mean(mape), np.mean(mase), np.mean(coverage)]
+    np.testing.assert_allclose(found.loc["seasonal naive"], expected, rtol=1e-6)
+    np.testing.assert_allclose(found.loc["GRU", ["MAPE", "coverage"]], [np.mean(ours), np.mean(inside)], rtol=1e-6)
+    assert found.loc["GRU", "MAPE"] < found.loc["seasonal naive", "MAPE"]
+
+
+def test_the_interval_of_the_seasonal_naive_method_widens_by_the_season():
+    y = np.array([0.0, 10.0, 1.0, 11.0, 0.0, 10.0])
+    found = seasonal_naive(y, 4, 2, (0.1587, 0.8413))  # one standard deviation, which is 1
+    np.testing.assert_allclose(found.point, [0, 10, 0, 10])
+    width = [1, 1, 2**0.5, 2**0.5]
+    np.testing.assert_allclose(found.quantiles.T, [found.point - width, found.point + width], atol=2e-3)
+
+
+@pytest.mark.parametrize("shift, season", [(0, 4), (-50, 4), (0, 1)])
+def test_exponential_smoothing_serves_series_of_any_sign(shift, season):
+    pytest.importorskip("statsmodels", reason="statsmodels is not installed")
+    t = np.arange(80)
+    smooth = 5 + shift + 0.02 * t + np.array([1, -1, 2, 0])[t % season]
+    y = smooth + 0.1 * np.random.default_rng(0).normal(size=80)
+    found = exponential_smoothing(y[:-4], 4, season, (0.01, 0.99))
+    np.testing.assert_allclose(found.point, smooth[-4:], atol=0.15)
+    np.testing.assert_allclose((found.quantiles - found.point[:, None]) / 0.1, [[-2.3, 2.3]] * 4, atol=0.8)
+
+
+def a_gap():
+    return pd.Series(waves(60)[:, 0], months(60)).drop(pd.Timestamp("2001-03-01"))
+
+
+def a_nan():
+    y = pd.Series(waves(60)[:, 0], months(60), name="sales")
+    y.iloc[7] = np.nan
+    return y
+
+
+def at_random():
+    days = np.cumsum([1, 5, 2, 8, 3, 9, 4, 13, 6, 17] * 6)
+    return pd.Series(waves(60)[:, 0], pd.Timestamp("2000-01-01") + pd.to_timedelta(days, "D"))
+
+
+@pytest.mark.parametrize(
+    "make, parts",
+    [
+        (a_gap, ("y: expected a row every MS, found none at 2001-03-01", "asfreq")),
+        (a_nan, ("y: expected finite numbers, found nan at 2000-08-01", "'sales'", "interpolate")),
+        (at_random, ("y: expected an index with one frequency", "asfreq")),
+        (lambda: a_nan().fillna(1.0)[::-1], ("y: expected times that rise", "sort_index")),
+        (lambda: pd.Series(waves(15)[:, 0], months(15)), ("y: expected 17 steps or more, found 15", "lags")),
+        (lambda: pd.Series(waves(60)[:, 0], [f"m{i}" for i in range(60)]), ("dates, periods or steps", "to_datetime")),
+        (lambda: pd.DataFrame({"a": ["x"] * 60}, months(60)), ("y: expected columns of numbers", "'a'")),
+        (lambda: pd.DataFrame(index=months(60)), ("at least one series",)),
+        (lambda: pd.DataFrame(np.ones((60, 2)), months(60), columns=["a", "a"]), ("names of their own",)),
+        (lambda: pd.Series(waves(60)[:, 0] + 1j), ("y: expected columns of numbers, found complex128",)),
+        (lambda: 3.0, ("y: expected a Series, a DataFrame, an array",)),
+        (lambda: "nosuch.csv", ("y: expected a CSV whose first column is the time", "nosuch.csv")),
+        (lambda: pd.Series(waves(2)[:, 0], pd.to_datetime(["2020", "2021"])), ("one frequency",)),
+        (lambda: a_gap().to_period("M"), ("y: expected a row every M, found none at 2001-03",)),
+        (lambda: pd.Series(waves(60)[:, 0] - 6, months(60)), ("log=True needs a positive series",)),
+    ],
+)  # fmt: skip
+def test_series_that_cannot_be_forecast(make, parts):
+    with refused(*parts):
+        small(log=True).fit(make())
+
+
+@pytest.mark.parametrize(
+    "fields, parts",
+    [
+        ({"horizon": 0}, ("horizon: expected a positive integer, found 0",)),
+        ({"season": 0}, ("season: expected a positive integer",)),
+        ({"members": 0}, ("members: expected a positive integer",)),
+        ({"level": -1}, ("level: expected a positive integer",)),
+        ({"level": 9}, ("level: expected at most 8",)),
+        ({"quantiles": (0.9, 1.5)}, ("quantiles: expected ascending levels between 0 and 1",)),
+        ({"recursive": True, "quantiles": (0.1,)}, ("recursive=True needs quantiles=()",)),
+        ({"calendar": ("month",), "lags": 3}, ("lags >= horizon=4",)),
+        ({"calendar": ("month",), "mirrored": True}, ("mirrored=True needs calendar=()",)),
+        ({"calendar": ("moon",)}, ("calendar: expected parts among ['month'", "'moon'")),
+    ],
+)  # fmt: skip
+def test_fields_that_cannot_be(fields, parts):
+    with refused(*parts):
+        small(**fields)
+
+
+def test_what_cannot_be_predicted():
+    y = pd.Series(waves(40)[:, 0], months(40))
+    beside = pd.DataFrame({"x": np.ones(60)}, months(60))
+    with refused("predict: expected a fitted forecaster", "Call fit first"):
+        small().predict()
+    quick = replace(QUICK, epochs=1)
+    forecaster = small(training=quick).fit(y)
+    with refused("horizon: expected at most 4, found 5", "recursive=True"):
+        forecaster.predict(5)
+    with refused("exogenous: expected no values, as in fit, found some"):
+        forecaster.predict(exogenous=beside)
+    with refused("exogenous: expected values from 2000-01-01", "none at 2000-01-01"):
+        small(training=quick).fit(y, beside[5:])
+    forecaster = small(training=quick).fit(y, beside)
+    with refused("exogenous: expected some values, as in fit, found no"):
+        forecaster.predict()
+    with refused("exogenous: expected values from 2003-05-01", "none at 2003-08-01"):
+        forecaster.predict(exogenous=beside[:43])
+    with refused("exogenous: expected columns ['x'], as in fit, found ['z']"):
+        forecaster.predict(exogenous=beside.rename(columns={"x": "z"}))
+    with refused("calendar: expected none, as the index has no dates"):
+        small(calendar=("month",)).fit(y.to_numpy())
+    with refused("lags >= horizon=4"):
+        small(lags=3).fit(y, beside)
+    with refused("y: expected 9 steps or more before the first window", "Ask for fewer windows"):
+        small().backtest(y, windows=30)
+
+
+@pytest.mark.parametrize("seasons, expected", [(3, 3.84), (1, 5.13)])
+def test_the_figures_of_the_difference_and_the_level_are_those_of_the_page(seasons, expected):
+    load_airline = pytest.importorskip(
+        "aeon.datasets", reason="aeon, which has the series, is not installed"
+    ).load_airline
+    y, cut, errors = np.log(load_airline()), Windows(12, 12, 12, seasons, 3), []
+    for origin in range(108, 133):
+        past = y[:origin]
+        forecast = cut.before(past, 12)[-12:] + cut.levels(cut.difference(past)[-12:])
+        errors.append(np.abs(np.exp(forecast - y[origin : origin + 12]) - 1).mean())
+    assert 100 * np.mean(errors) == pytest.approx(expected, abs=0.005)
+    page = (Path(__file__).parents[2] / "docs/forecasting.md").read_text()
+    assert f"{expected}" in page
+
+
+def test_the_example_prints_its_table():
+    pytest.importorskip("aeon", reason="aeon, which has the series, is not installed")
+    script = Path(__file__).parents[2] / "examples/airline.py"
+    command = [sys.executable, "-W", "error", script, "--windows", "1", "--seeds", "1", "--members", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    found = {line.rsplit(maxsplit=3)[0]: float(line.split()[-3]) for line in done.stdout.splitlines()[-3:]}
+    assert found["seasonal naive"] == 9.99 and found["GRU"] < 9

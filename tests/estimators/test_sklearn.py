@@ -1,0 +1,301 @@
+"""scikit-learn's own checks of an estimator, and what they do not look at."""
+
+import dataclasses
+import importlib.util
+import pickle
+import sys
+
+import jax
+import numpy as np
+import pytest
+import sklearn
+from compilations import compilations
+from refusals import refused
+from sklearn.base import clone
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
+from sklearn.utils.estimator_checks import estimator_checks_generator
+
+import grujax
+from grujax.data import sequences
+from grujax.estimators import GRUClassifier, GRURegressor
+from grujax.training import TrainConfig, outputs_of
+
+PLAIN = {"bidirectional": False, "dropout": 0.0, "mixup": 0.0, "input_offset": 0.0, "buckets": 1}
+TINY = {**PLAIN, "hidden_size": 8, "epochs": 20, "batch_size": 32, "learning_rate": 0.05}
+STILL = {"learning_rate": 1e-30, "weight_decay": 0.0}
+EXPECTED_FAILED = {
+    "check_sample_weight_equivalence_on_dense_data": "a row of weight 2 and the same row twice fall into other batches",
+}
+MANY_SIZES = {
+    "check_classifiers_train",
+    "check_dtype_object",
+    "check_estimators_dtypes",
+    "check_fit_check_is_fitted",
+    "check_fit_score_takes_y",
+    "check_positive_only_tag_during_fit",
+    "check_sample_weight_equivalence_on_dense_data",
+}
+"""Checks that take long: they fit other sizes than the rest, and so compile anew."""
+
+
+@pytest.fixture(autouse=True)
+def standard_promotion():
+    """optax's schedules mix integer counts with floats: they do not run under strict promotion."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def checks(estimator):
+    """Each of scikit-learn's checks, with a short name. A regressor differs in y alone: its checks are slow ones."""
+    for number, (made, check) in enumerate(estimator_checks_generator(estimator, legacy=True)):
+        name, marks = check.func.__name__, []
+        if name in EXPECTED_FAILED:
+            marks.append(pytest.mark.xfail(reason=EXPECTED_FAILED[name], strict=True))
+        if isinstance(made, GRURegressor) or name in MANY_SIZES:
+            marks.append(pytest.mark.slow)
+        yield pytest.param(made, check, id=f"{type(made).__name__}-{name}-{number}", marks=marks)
+
+
+CHECKS = [*checks(GRUClassifier(**TINY)), *checks(GRURegressor(**TINY | {"epochs": 60}))]
+
+
+@pytest.mark.parametrize("estimator, check", CHECKS)
+def test_scikit_learn_s_own_checks(estimator, check):
+    check(estimator)
+
+
+def ragged(count=32, seed=0):
+    """Series of 3 to 8 steps and 2 channels about a level from −1 to 1; and the levels."""
+    rng = np.random.default_rng(seed)
+    level = rng.uniform(-1, 1, count)
+    return [mean + 0.1 * rng.normal(size=(rng.integers(3, 9), 2)) for mean in level], level
+
+
+ROWS, LEVEL = ragged()
+SIGN = np.where(LEVEL > 0, "up", "down")
+NEW, NEW_LEVEL = ragged(seed=1)
+FITTED = {}
+
+
+def classifier():
+    """One that is fitted to ROWS and SIGN."""
+    if not FITTED:
+        made = FITTED["classifier"] = GRUClassifier(**TINY)
+        FITTED["compilations"] = compilations(lambda: made.fit(ROWS, SIGN).predict_proba(ROWS))
+    return FITTED["classifier"]
+
+
+def test_every_setting_of_a_run_is_a_parameter():
+    names = {f.name for f in dataclasses.fields(TrainConfig)} - {"seed", "quantiles"}
+    assert set(GRUClassifier().get_params()) == names | {"random_state", "channels", "warm_start"}
+    assert GRUClassifier().config() == TrainConfig()
+    assert GRUClassifier(hidden_size=3, random_state=7).config() == TrainConfig(hidden_size=3, seed=7)
+    drawn = [GRUClassifier(random_state=np.random.RandomState(seed)).config().seed for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_equal_parameters_do_not_make_estimators_equal():
+    assert GRUClassifier() != GRUClassifier() and len({GRUClassifier(), GRUClassifier()}) == 2
+    assert repr(GRUClassifier(hidden_size=3)) == "GRUClassifier(hidden_size=3)"
+
+
+@pytest.mark.parametrize("low, high", [("b", "a"), (10, 9), (-1, 1), (True, False), (2.0, 5.0)])
+def test_labels_are_the_user_s_own(low, high):
+    y = np.where(LEVEL > 0, high, low)
+    made = clone(classifier()).fit(ROWS, y)
+    np.testing.assert_array_equal(made.classes_, np.unique(y))
+    assert made.classes_.dtype == made.predict(NEW).dtype == y.dtype
+    expected = np.where(NEW_LEVEL > 0, high, low)
+    assert made.score(NEW, expected) == np.mean(made.predict(NEW) == expected) > 0.9
+    proba = made.predict_proba(NEW)
+    np.testing.assert_allclose(proba.sum(1), 1, rtol=1e-12)
+    np.testing.assert_array_equal(made.classes_[proba.argmax(1)], made.predict(NEW))
+
+
+def padded(rows, filler=np.nan):
+    lengths = np.array([len(row) for row in rows])
+    x = np.full((len(rows), lengths.max(), rows[0].shape[1]), filler)
+    for place, row in zip(x, rows, strict=True):
+        place[: len(row)] = row
+    return x, lengths
+
+
+def objects(rows):
+    array = np.empty(len(rows), object)
+    array[:] = rows
+    return array
+
+
+FORMS = {
+    "an array with lengths": lambda rows: (*padded(rows), {}),
+    "channels first": lambda rows: (padded(rows)[0].swapaxes(1, 2), padded(rows)[1], {"channels": "first"}),
+    "a list, channels first": lambda rows: ([row.T for row in rows], None, {"channels": "first"}),
+    "an array of arrays": lambda rows: (objects(rows), None, {}),
+    "lists of lists": lambda rows: ([row.tolist() for row in rows], None, {}),
+    "arrays of JAX": lambda rows: ([jax.numpy.asarray(row) for row in rows], None, {}),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_each_form_of_x_is_read_alike(form):
+    X, lengths, parameters = FORMS[form](ROWS)
+    made = clone(classifier()).set_params(**parameters).fit(X, SIGN, lengths=lengths)
+    assert made.n_features_in_ == 2
+    X, lengths, _ = FORMS[form](NEW)
+    np.testing.assert_array_equal(made.predict_proba(X, lengths), classifier().predict_proba(NEW))
+    assert made.score(X, np.where(NEW_LEVEL > 0, "up", "down"), lengths=lengths) > 0.9
+
+
+def test_series_of_one_channel_need_no_axis_of_it():
+    rows = [row[:, 0] for row in ROWS]
+    made = clone(classifier()).fit(rows, SIGN)
+    X, lengths = padded([row[:, None] for row in rows])
+    expected = made.predict_proba(rows)
+    for given in (X, X[:, :, 0]):
+        again = clone(made).fit(given, SIGN, lengths=lengths)
+        np.testing.assert_array_equal(again.predict_proba(given, lengths), expected)
+    assert again.n_features_in_ == 8 and made.n_features_in_ == 1
+    with pytest.raises(ValueError, match="X has 7 features, but GRUClassifier is expecting 8 features"):
+        again.predict(X[:, :7, 0], np.minimum(lengths, 7))
+    np.testing.assert_array_equal(again.predict(rows), made.predict(X[:, :, 0], lengths))
+
+
+def test_a_second_fit_of_the_same_sizes_compiles_nothing():
+    other = clone(classifier()).set_params(random_state=5)
+    assert compilations(lambda: other.fit(ROWS[::-1], SIGN[::-1]).predict_proba(NEW)) == 0 < FITTED["compilations"]
+
+
+def test_searches_and_pipelines_of_scikit_learn():
+    scores = cross_val_score(classifier(), ROWS, SIGN, cv=2)
+    assert scores.shape == (2,) and scores.min() > 0.8
+    search = GridSearchCV(classifier(), {"learning_rate": [1e-9, 0.05]}, cv=2).fit(ROWS, SIGN)
+    assert search.best_params_ == {"learning_rate": 0.05}
+    np.testing.assert_array_equal(search.predict(NEW), classifier().predict(NEW))
+    halves = FunctionTransformer(lambda rows: [row / 2 for row in rows])
+    pipeline = make_pipeline(halves, clone(classifier())).fit(ROWS, SIGN)
+    np.testing.assert_allclose(pipeline.predict_proba(NEW), classifier().predict_proba(NEW), atol=1e-4)
+    table = np.stack([row[:3, 0] for row in ROWS])
+    assert make_pipeline(StandardScaler(), clone(classifier())).fit(table, SIGN).score(table, SIGN) > 0.9
+
+
+def test_lengths_are_routed_through_a_cross_validation():
+    X, lengths = padded(ROWS)
+    with sklearn.config_context(enable_metadata_routing=True):
+        routed = clone(classifier()).set_fit_request(lengths=True).set_score_request(lengths=True)
+        found = cross_val_score(routed, X, SIGN, cv=2, params={"lengths": lengths})
+    np.testing.assert_array_equal(found, cross_val_score(classifier(), ROWS, SIGN, cv=2))
+
+
+def test_a_pickle_and_a_saved_model_predict_alike(tmp_path):
+    made = classifier()
+    again = pickle.loads(pickle.dumps(made))
+    np.testing.assert_array_equal(again.predict_proba(NEW), made.predict_proba(NEW))
+    grujax.save(tmp_path / "model.safetensors", made.fitted_.model, made.fitted_.variables)
+    outputs = outputs_of(*grujax.load(tmp_path / "model.safetensors"), sequences(NEW))
+    np.testing.assert_array_equal(made.classes_[outputs.argmax(1)], made.predict(NEW))
+
+
+@pytest.mark.parametrize("batch_size, mixup, epochs", [(1, 0.0, 40), (16, 10.0, 300)])
+def test_rows_count_by_their_weight(batch_size, mixup, epochs):
+    """Where equal rows have two labels, the best probability is the share of the weight."""
+    X, y = np.ones((16, 4)), np.array(["a", "b"] * 8)
+    weight = np.where(y == "a", 3.0, 1.0)
+    changes = {"batch_size": batch_size, "mixup": mixup, "epochs": epochs, "averaging": 0.5}
+    made = GRUClassifier(**TINY | changes).fit(X, y, sample_weight=weight)
+    np.testing.assert_allclose(made.predict_proba(X)[0], [0.75, 0.25], atol=0.03)
+    half = clone(made).fit(X, y, sample_weight=weight / 2)
+    np.testing.assert_array_equal(half.predict_proba(X), made.predict_proba(X))
+    assert made.score(X, y, sample_weight=weight) == 0.75
+
+
+def test_rows_of_weight_zero_are_left_out():
+    weight = np.ones(64)
+    weight[32:] = 0
+    made = clone(classifier()).fit([*ROWS, *(100 * row for row in NEW)], [*SIGN, *SIGN], sample_weight=weight)
+    np.testing.assert_array_equal(made.predict_proba(NEW), classifier().predict_proba(NEW))
+
+
+def test_a_warm_start_goes_on_from_the_fit_before():
+    made = clone(classifier()).fit(ROWS, SIGN)
+    expected, before = made.predict_proba(NEW), made.fitted_
+    made.set_params(warm_start=True, **STILL).fit([10 * row for row in NEW], np.where(NEW_LEVEL > 0, "up", "down"))
+    np.testing.assert_allclose(made.predict_proba(NEW), expected, rtol=1e-5)
+    np.testing.assert_array_equal(
+        before.outputs(sequences(NEW)).argmax(1), expected.argmax(1)
+    )  # it still has its arrays
+    cold = made.set_params(warm_start=False).fit(ROWS, SIGN)
+    assert np.abs(cold.predict_proba(NEW) - expected).max() > 0.1
+    made = clone(classifier()).fit(ROWS, SIGN).set_params(warm_start=True)
+    with refused("warm_start=True goes on with the classes of the first fit", "['left'] besides"):
+        made.fit(ROWS, ["left", *SIGN[1:]])
+    with refused("variables: expected those of GRUModel(", "encoder/gru/l0/w_hh"):
+        made.set_params(hidden_size=9).fit(ROWS, SIGN)
+
+
+def test_several_targets_are_in_their_own_units():
+    y = np.stack([LEVEL, 100 - 20 * LEVEL], 1)
+    made = GRURegressor(**TINY).fit(ROWS, y)
+    found = made.predict(NEW)
+    expected = np.stack([NEW_LEVEL, 100 - 20 * NEW_LEVEL], 1)
+    assert found.shape == (32, 2) and np.abs(found - expected).max(0)[0] < 0.4 and made.score(NEW, expected) > 0.9
+    np.testing.assert_array_equal(found, made.fitted_.outputs(sequences(NEW)))
+
+
+def test_ctrl_c_keeps_what_was_reached_and_ends_a_search(monkeypatch):
+    whole = classifier().fitted_
+    monkeypatch.setattr("grujax.estimators.sklearn.fit", lambda *_, **__: dataclasses.replace(whole, interrupted=True))
+    made = GRUClassifier()
+    with pytest.raises(KeyboardInterrupt):
+        made.fit(ROWS, SIGN)
+    assert made.fitted_.interrupted
+    np.testing.assert_array_equal(made.predict(NEW), classifier().predict(NEW))
+    search = GridSearchCV(GRUClassifier(), {"epochs": [1, 2]}, cv=2)
+    with pytest.raises(KeyboardInterrupt):
+        search.fit(ROWS, SIGN)
+
+
+def test_more_channels_than_steps_are_announced():
+    X, _ = padded(ROWS, filler=0.0)
+    with (
+        pytest.warns(UserWarning, match=r"^X is read as \(N, T, C\), 8 channels of 2 steps. Pass channels='first'"),
+        refused("one class", "two classes"),
+    ):
+        GRUClassifier().fit(X.swapaxes(1, 2), ["one class"] * 32)
+    with refused("two classes"):  # and no warning, which would be an error
+        GRUClassifier(channels="last").fit(X.swapaxes(1, 2), ["one class"] * 32)
+    with refused("X: expected 2 channels, as in fit, found 8", "channels='first' reads (N, C, T)"):
+        classifier().predict(X.swapaxes(1, 2))
+
+
+def test_a_missing_scikit_learn_is_named(monkeypatch):
+    spec = importlib.util.find_spec("grujax.estimators")
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with refused("sklearn is required", "pip install 'grujax[sklearn]'"):
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+
+NAN = [row * np.where(np.arange(len(row)) == 1, np.nan, 1)[:, None] for row in ROWS]
+BAD = {
+    "missing values": ({"X": NAN}, ["nan at row 0, step 1"]),
+    "one class": ({"y": ["up"] * 32}, ["y: expected two classes or more, found only 'up'."]),
+    "one class with weight": ({"sample_weight": SIGN == "up"}, ["only 'up' where sample_weight is not 0"]),
+    "unequal channels": ({"X": [*ROWS[:-1], ROWS[-1][:, :1]]}, ["2 channels as in row 0, found 1 in row 31"]),
+    "strings": ({"X": [row.astype(str) for row in ROWS]}, ["real numbers", "<U"]),
+    "four axes": ({"X": np.ones((32, 2, 2, 2))}, ["(N, T, C)", "(32, 2, 2, 2)"]),
+    "no y": ({"y": None}, ["requires y to be passed"]),
+    "negative weights": ({"sample_weight": -np.ones(32)}, ["sample_weight: expected 32 finite numbers", "-1.0 to"]),
+    "lengths of a list": ({"lengths": np.ones(32, int)}, ["lengths cannot be given with a list"]),
+    "no such width": ({"hidden_size": 0}, ["hidden_size: expected at least 1, found 0"]),
+    "no such axis": ({"channels": "middle"}, ["channels: expected one of", "'middle'"]),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_input_that_cannot_be_served_is_refused(name):
+    changes, parts = BAD[name]
+    given = {"X": ROWS, "y": SIGN} | {k: v for k, v in changes.items() if k in ("X", "y", "sample_weight", "lengths")}
+    parameters = {k: v for k, v in changes.items() if k not in ("X", "y", "sample_weight", "lengths")}
+    with refused(*parts):
+        GRUClassifier(**TINY | parameters).fit(**given)

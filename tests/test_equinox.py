@@ -1,0 +1,88 @@
+"""The module of Equinox: the same bits as Flax Linen's; what Equinox and JAX do with a module."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from refusals import refused
+
+import grujax
+from grujax.testing import assert_close
+
+eqx = pytest.importorskip("equinox", reason="equinox is not installed")
+RNG = np.random.default_rng(0)
+B, T, I, H = 3, 5, 4, 6
+X, LENGTHS = RNG.normal(size=(B, T, I)), np.array([5, 0, 3])
+F64 = {"param_dtype": jnp.float64}
+FIELDS = [
+    {"num_layers": 2, "bidirectional": True},
+    {"num_layers": 2, "connection": "highway", "initial_state": "learned", "reset_after": False},
+    pytest.param({"reverse": True, "layer_norm": True, "implementation": "reference"}, marks=pytest.mark.slow),
+]
+
+
+def pair(**fields):
+    """The Linen layer, its variables, and the module of Equinox with the same parameters."""
+    linen = grujax.GRU(H, **F64, **fields)
+    variables = jax.jit(linen.init)(jax.random.key(0), X)
+    module = grujax.equinox.GRU(I, H, key=jax.random.key(1), **F64, **fields)
+    assert jax.tree.map(jnp.shape, module.params) == jax.tree.map(jnp.shape, variables["params"])
+    return linen, variables, eqx.tree_at(lambda m: m.params, module, variables["params"])
+
+
+@pytest.mark.parametrize("fields", FIELDS, ids=str)
+def test_values_and_gradients_are_those_of_linen_to_the_bit(fields):
+    linen, variables, module = pair(**fields)
+
+    def loss(run, params):
+        output, h_last = run(params)
+        return (output**2).sum() + (h_last**2).sum(), (output, h_last)
+
+    ours = lambda m: loss(lambda m: m(X, lengths=LENGTHS), m)  # noqa: E731
+    theirs = lambda v: loss(lambda v: linen.apply(v, X, lengths=LENGTHS), v)  # noqa: E731
+    (_, found), gradient = eqx.filter_jit(eqx.filter_value_and_grad(ours, has_aux=True))(module)
+    (_, expected), of_linen = jax.jit(jax.value_and_grad(theirs, has_aux=True))(variables)
+    jax.tree.map(np.testing.assert_array_equal, (found, gradient.params), (expected, of_linen["params"]))
+
+
+def test_vmap_over_sequences_and_over_members():
+    _, _, module = pair(num_layers=2)
+    output, h_last = module(X)
+    each, last = jax.vmap(module)(X)
+    assert_close(each, output)
+    assert_close(last.swapaxes(0, 1), h_last)
+    keys = jax.random.split(jax.random.key(0), 2)
+    members = eqx.filter_vmap(lambda key: grujax.equinox.GRU(I, H, key=key, **F64))(keys)
+    outputs = eqx.filter_vmap(lambda m: m(X)[0])(members)
+    for k, key in enumerate(keys):
+        assert_close(outputs[k], grujax.equinox.GRU(I, H, key=key, **F64)(X)[0])
+
+
+def test_modules_of_the_same_fields_have_the_same_tree():
+    """So a filtered jit compiles once for both, and they can be added."""
+    one, two = (grujax.equinox.GRU(I, H, num_layers=2, key=jax.random.key(k)) for k in range(2))
+    assert jax.tree.structure(one) == jax.tree.structure(two) and hash(one.config) == hash(two.config)
+    assert not (one.params["l0"]["w_hh"] == two.params["l0"]["w_hh"]).all()
+    three = grujax.equinox.GRU(I, H, num_layers=2, reset_after=False, key=jax.random.key(0))
+    assert jax.tree.structure(one) != jax.tree.structure(three)
+
+
+def test_dropout_needs_a_key_and_is_off_in_inference():
+    _, _, module = pair(num_layers=2, dropout=0.5, recurrent_dropout=0.5)
+    with refused("key: expected a key of jax.random, found None", "equinox.nn.inference_mode(layer)"):
+        module(X)
+    first, again, other = (module(X, key=jax.random.key(k))[0] for k in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+    quiet = eqx.nn.inference_mode(module)
+    _, _, plain = pair(num_layers=2)
+    np.testing.assert_array_equal(quiet(X)[0], plain(X)[0])
+
+
+def test_what_cannot_be_served_is_refused():
+    with refused("input_size: expected a positive integer, found 0"):
+        grujax.equinox.GRU(0, H, key=jax.random.key(0))
+    with refused("reverse=True needs bidirectional=False"):
+        grujax.equinox.GRU(I, H, reverse=True, bidirectional=True, key=jax.random.key(0))
+    with refused("x: expected 4 input features on the last axis"):
+        pair()[2](X[..., 1:])
