@@ -117,9 +117,12 @@ def fields_of(record: type) -> list[str]:
     return [f":param {name}: {re.sub(SPECIAL, escaped, text)}" for name, text in fields]
 
 
-def without_aliases(app: Sphinx, what: str, name: str, of: object, skip: bool, options: object) -> bool | None:
-    """Fields of a named tuple are in its list of attributes."""
-    return True if (inspect.getdoc(of) or "").startswith("Alias for field number") else None
+BORROWED = ("Alias for field number", "Configure whether metadata should be requested")
+
+
+def without_borrowed(app: Sphinx, what: str, name: str, of: object, skip: bool, options: object) -> bool | None:
+    """Members that Python and scikit-learn made: fields of a named tuple are in its list, requests are not ours."""
+    return True if (inspect.getdoc(of) or "").startswith(BORROWED) else None
 
 
 def escaped(found: re.Match) -> str:
@@ -149,5 +152,5 @@ def setup(app: Sphinx) -> None:
     app.connect("source-read", as_on_github)
     app.connect("autodoc-process-docstring", as_plain_text, priority=400)  # before napoleon, which reads sections
     app.connect("autodoc-process-signature", as_written)
-    app.connect("autodoc-skip-member", without_aliases)
+    app.connect("autodoc-skip-member", without_borrowed)
     app.connect("doctree-resolved", pictures_have_words)
