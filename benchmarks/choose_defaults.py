@@ -29,7 +29,9 @@ from grujax.data import Dataset, load
 from grujax.saving.atomic import replacing
 from grujax.training import TrainConfig, fit
 
-BASE = TrainConfig(hidden_size=64, batch_size=16, averaging=0.1, mixup=0.3, input_offset=0.4, dropout=0.5)
+BASE = TrainConfig(
+    pooling="max", hidden_size=64, batch_size=16, averaging=0.1, mixup=0.3, input_offset=0.4, dropout=0.5
+)
 CANDIDATES: dict[str, dict[str, Any]] = {
     "peak 1e-2": {"learning_rate": 1e-2},
     "peak 3e-3": {"learning_rate": 3e-3},

@@ -19,6 +19,7 @@ TABLE = re.search(r"^\| .*\| checked by \|\n\|[-|]+\n((?:\|.*\n)+)", FEATURES, r
     [
         ("forecasting.md", 0, ("pandas",)),
         ("guide.md", 3, ()),
+        ("decisions/other-cells.md", 0, ()),
         ("interop.md", 0, ("torch", "onnx")),
         ("take-a-gru-out.md", 0, ("onnx",)),
         ("training.md", 0, ()),

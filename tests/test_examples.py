@@ -1,15 +1,21 @@
-"""The scripts of examples/: equal on one device, on eight and in two processes, and resumed."""
+"""The scripts of examples/, each in a small setting; accelerator/ also on eight devices and in two processes."""
 
+import contextlib
+import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numerics  # noqa: F401
 import numpy as np
+import pytest
 
-SCRIPT = Path(__file__).parent.parent / "examples/accelerator/train.py"
+EXAMPLES = Path(__file__).parent.parent / "examples"
+SCRIPT = EXAMPLES / "accelerator/train.py"
 SIZES = ["--every", "10", "--batch-size", "32", "--length", "20", "--hidden-size", "16"]
 
 
@@ -48,3 +54,71 @@ def test_one_device_eight_devices_and_two_processes_train_alike_and_go_on(tmp_pa
     for other in (found, first | goes_on):
         np.testing.assert_allclose([other[k] for k in expected], [*expected.values()], rtol=1e-4)
     assert expected[30] < 0.7 * expected[10]
+
+
+@contextlib.contextmanager
+def example(name):
+    """The module examples/NAME.py, in this process and with JAX as a user has it."""
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield module
+
+
+def run(name, *arguments):
+    with example(name) as module:
+        return module.main([*map(str, arguments)])
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
+def test_an_example_is_short_and_in_the_list(path):
+    assert len(path.read_text().splitlines()) < 120
+    assert f"`examples/{path.name}`" in (EXAMPLES.parent / "docs/examples.md").read_text()
+
+
+PRINTED = r"^return, .*: -0\.\d\d .*\n{}: return [+-]\d\.\d\d, [\d,]+ frames a second$"
+
+
+@pytest.mark.parametrize("rnn", ["grujax", pytest.param("flax", marks=pytest.mark.slow)])
+def test_recurrent_ppo_learns(rnn, capsys):
+    returns = run("ppo_memory", "--hidden-size", 16, "--envs", 64, "--updates", 20, "--rnn", rnn)
+    assert returns[:3].mean() < -0.4 and returns[-3:].mean() > -0.3
+    assert re.search(PRINTED.format(rnn), capsys.readouterr().out, re.MULTILINE)
+
+
+def test_a_flip_flop_of_three_bits_has_a_stable_point_for_each_combination(tmp_path):
+    sizes = {"steps": 300, "rows": 32, "length": 32, "hidden-size": 12, "starts": 60}
+    pytest.importorskip("matplotlib", reason="the pictures need matplotlib, which is not installed")
+    options = [text for name, size in sizes.items() for text in (f"--{name}", size)]
+    found, corners = run("flip_flop", *options, "--pictures", tmp_path / "made")
+    assert len(np.unique(corners, axis=0)) == len(corners) == found.stable.sum() == 8
+    assert sorted(p.name for p in (tmp_path / "made").iterdir()) == ["eigenvalues.png", "states.png", "time_scale.png"]
+
+
+def test_a_denoiser_gains_and_streams_the_same_in_onnx_runtime(tmp_path, capsys):
+    pytest.importorskip("onnxruntime", reason="the export needs onnxruntime, which is not installed")
+    sizes = ["--hidden-size", 32, "--steps", 40, "--rows", 4, "--seconds", 0.5]
+    model, variables, noisy, found = run("denoiser", *sizes, "--onnx", tmp_path / "denoiser.onnx")
+    with example("denoiser") as module:
+        spectra = module.spectra(noisy)
+        masks = model.apply(variables, module.features(spectra)[None])[0]
+        frames = np.fft.irfft(masks * spectra) * module.SHAPE
+    whole = frames.reshape(len(frames), 2, -1)
+    whole = whole[:, 0] + np.pad(whole[:-1, 1], [(1, 0), (0, 0)])  # each half frame with the one before it
+    for name in ("jax", "onnxruntime"):
+        np.testing.assert_allclose(found[name], whole.ravel(), atol=1e-5)
+    gains = re.findall(
+        r"^(?:jax|onnxruntime): \+(\d\.\d) dB; a frame of 16 ms takes", capsys.readouterr().out, re.MULTILINE
+    )
+    assert len(gains) == 2 and float(gains[0]) > 2
+
+
+def test_a_tagger_in_torch_and_here_has_one_loss_curve(tmp_path):
+    for package in ("torch", "onnxruntime"):
+        pytest.importorskip(package, reason=f"the example needs {package}, which is not installed")
+    sizes = ["--steps", 40, "--hidden-size", 8, "--onnx", tmp_path / "tagger.onnx"]
+    theirs, ours, right = run("torch_tagger", *sizes, "--dropout", 0)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4)
+    assert theirs[-1] < 0.99 * theirs[0] and right > 0.4

@@ -4,7 +4,7 @@ import csv
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
@@ -28,12 +28,12 @@ class Evaluate:
     model: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="MODEL")]
     """A model.safetensors that `grujax train` wrote, or its folder."""
     data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
-    """The name of a data set that comes with aeon (its test split), or a .csv, .npz or .ts file."""
+    """The name of a data set that comes with aeon (its test split), or a .csv, .parquet, .npz or .ts file."""
 
     def run(self, console: Console) -> int:
         model, saved = _trained(self.model)
         labels = saved.metadata["labels"]
-        data = load_sequences(self.data, labels=labels, channels=saved.metadata["channels"])
+        data = load_sequences(self.data, labels=labels, **_as_in_training(saved))
         scores = score(outputs_of(model, saved.variables, data), data, saved.variables)
         show_scores(console, Path(self.data).name, scores)
         show_confused(console, scores, labels)
@@ -42,13 +42,14 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Predict:
-    """Predict each sequence with a trained model, as CSV: row, label and its probability, or row and values."""
+    """Predict each sequence with a trained model, as CSV: row, label and its probability, or row and values; where the
+    model was trained on a label or target a step, a line a step."""
 
     model: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="MODEL")]
     """A model.safetensors that `grujax train` wrote, or its folder."""
     data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
-    """The name of a data set that comes with aeon (its test split), or a .csv, .npy, .npz or .ts file, whose labels are
-    ignored."""
+    """The name of a data set that comes with aeon (its test split), or a .csv, .parquet, .npy, .npz or .ts file, whose
+    labels are ignored."""
     output: Path | None = None
     """The CSV file, in UTF-8. None: standard output."""
     overwrite: bool = False
@@ -58,8 +59,8 @@ class Predict:
         if self.output is not None:
             check_free("--output", self.output, self.overwrite)
         model, saved = _trained(self.model)
-        data = load_sequences(self.data, channels=saved.metadata["channels"], need_labels=False)
-        text = _as_csv(outputs_of(model, saved.variables, data), saved.metadata["labels"])
+        data = load_sequences(self.data, need_labels=False, **_as_in_training(saved))
+        text = _as_csv(outputs_of(model, saved.variables, data), data.lengths, saved.metadata["labels"])
         if self.output is None:
             console.file.write(text)
             return 0
@@ -69,19 +70,29 @@ class Predict:
         return 0
 
 
-def _as_csv(outputs: np.ndarray, labels: list[str] | None) -> str:
+def _as_in_training(saved: Saved) -> dict[str, Any]:
+    return {"channels": saved.metadata["channels"], "fill": saved.metadata.get("fill")}
+
+
+def _as_csv(outputs: np.ndarray, lengths: np.ndarray, labels: list[str] | None) -> str:
     text = io.StringIO(newline="")
     table = csv.writer(_Lines(text), lineterminator="\r\n")
+    names, places = ["row"], [[row] for row in range(len(outputs))]
+    if outputs.ndim == 3:
+        valid = np.arange(outputs.shape[1]) < lengths[:, None]
+        names, places, outputs = ["row", "step"], np.argwhere(valid).tolist(), outputs[valid]
     if labels is None:
         count = outputs.shape[1]
-        table.writerow(["row", *(["value"] if count == 1 else [f"value {k}" for k in range(count)])])
-        table.writerows([row, *(f"{value:.7g}" for value in values)] for row, values in enumerate(outputs.tolist()))
+        table.writerow([*names, *(["value"] if count == 1 else [f"value {k}" for k in range(count)])])
+        lines = zip(places, outputs.tolist(), strict=True)
+        table.writerows([*place, *(f"{value:.7g}" for value in values)] for place, values in lines)
     else:
         from scipy.special import softmax
 
         probabilities = softmax(outputs.astype(np.float64), axis=1)
-        table.writerow(["row", "label", "probability"])
-        table.writerows([row, labels[p.argmax()], f"{p.max():.6f}"] for row, p in enumerate(probabilities))
+        table.writerow([*names, "label", "probability"])
+        lines = zip(places, probabilities, strict=True)
+        table.writerows([*place, labels[p.argmax()], f"{p.max():.6f}"] for place, p in lines)
     return text.getvalue()
 
 

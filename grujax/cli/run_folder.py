@@ -9,10 +9,10 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from grujax.cli.streams import warned
-from grujax.errors import InputError, require
+from grujax.errors import InputError, require, require_one_of
 from grujax.saving import save
 from grujax.saving.atomic import remove_left_over, replacing
 from grujax.signals import uninterrupted
@@ -68,6 +68,7 @@ class Settings(NamedTuple):
     data: str
     test: str | None
     training: dict[str, Any]
+    missing: Literal["refuse", "mask"] = "refuse"
 
     def write(self, path: Path) -> None:
         with replacing(path) as temporary:
@@ -82,6 +83,7 @@ class Settings(NamedTuple):
         try:
             settings = cls(**json.loads(path.read_text(encoding="utf-8")))
             TrainConfig(**settings.training)
+            require_one_of(settings.missing, ("refuse", "mask"), "missing")
             for name in ("data", "test"):
                 value = getattr(settings, name)
                 named = isinstance(value, str) or (name == "test" and value is None)

@@ -18,17 +18,22 @@ def show_data(console: Console, data: Dataset) -> None:
     assert test is not None  # `load` holds some rows out
     every = np.concatenate([train.lengths, test.lengths])
     what = "regression" if train.labels is None else f"{len(train.labels)} classes"
-    counts = f"{len(train)} training and {len(test)} test sequences, {train.channels} channels"
+    what += " a step" if train.per_step else ""
+    channels = f"{train.channels if train.fill is None else len(train.fill)} channels"
+    channels += "" if train.fill is None else ", each with its mask and time gap"
+    counts = f"{len(train)} training and {len(test)} test sequences, {channels}"
     say(console, f"{data.name}: {counts}, {every.min()} to {every.max()} steps, {what}")
 
 
 def show_scores(console: Console, split: str, scores: Scores) -> None:
-    if scores.accuracy is not None and scores.interval is not None:
-        low, high = scores.interval
-        line = f"{split} accuracy {100 * scores.accuracy:.2f}% (95% interval {100 * low:.1f}–{100 * high:.1f})"
+    of = "" if scores.steps is None else f" of {scores.steps} steps"
+    if scores.accuracy is not None:
+        low, high = scores.interval or (0, 0)
+        interval = f" (95% interval {100 * low:.1f}–{100 * high:.1f})" if scores.interval else of
+        line = f"{split} accuracy {100 * scores.accuracy:.2f}%{interval}"
     else:
         r2 = "" if scores.r2 is None else f" (R² {scores.r2:.4f})"
-        line = f"{split} RMSE {scores.rmse:.5g}{r2}"
+        line = f"{split} RMSE {scores.rmse:.5g}{r2}{of}"
     console.print(line, highlight=False, style="bold")
 
 
@@ -39,7 +44,7 @@ def show_beside(console: Console, scores: Scores, others: dict[str, float]) -> N
     for row, figure in {"grujax": value, **others}.items():
         table.add_row(row, f"{100 * figure:.2f}" if percent else f"{figure:.5g}")
     console.print(table)
-    neighbour = others["nearest neighbour"]
+    neighbour = others.get("nearest neighbour", value)
     if neighbour > value if percent else neighbour < value:
         say(console, "the nearest neighbour, which needs no training, is better on this split. What may help: more")
         say(console, "rows; --steps-per-frame 1, where single steps matter; --input-offset 0, where the level does.")

@@ -5,7 +5,7 @@ import importlib.util
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
@@ -14,7 +14,7 @@ from grujax.cli.run_folder import CHECKPOINTS, SETTINGS, Kept, Metrics, Settings
 from grujax.cli.show import say, show_beside, show_confused, show_data, show_scores
 from grujax.cli.signals import stop
 from grujax.cli.streams import tell, told, warned
-from grujax.data import Dataset, load
+from grujax.data import AxesWarning, Dataset, load
 from grujax.errors import require
 from grujax.saving.checkpoints import CheckpointWarning
 from grujax.saving.model_file import MODEL_FILE
@@ -29,9 +29,11 @@ class Train:
     """Train a GRU on a data set, save it, evaluate it on the test split."""
 
     data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="[SOURCE]")] = "JapaneseVowels"
-    """The name of a data set that comes with aeon, or a .csv, .npz or .ts file."""
+    """The name of a data set that comes with aeon, or a .csv, .parquet, .npz or .ts file."""
     test: Path | None = None
     """The test file. None: the _TEST file beside SOURCE, or without one a stratified fifth of the rows."""
+    missing: Literal["refuse", "mask"] = "refuse"
+    """Missing values. mask: the last observed value, and whether and how long ago it was observed as channels."""
     output: Path | None = None
     """The folder to make for the model, metrics and pictures. None: a fresh runs/NAME-k."""
     quiet: bool = False
@@ -52,22 +54,25 @@ class Train:
     def _resumed(self, folder: Path) -> "Train":
         """This command with the settings of the run in a folder; `InputError` where it was given others."""
         settings = Settings.read(folder / SETTINGS)
-        for name in ("data", "test", "output", "config"):
+        for name in ("data", "test", "missing", "output", "config"):
             given, default = getattr(self, name), getattr(Train(), name)
             remedy = "A run is resumed with its own data and settings."
             require(given == default, f"--{name}", "nothing beside --resume", given, remedy)
         test = None if settings.test is None else Path(settings.test)
-        return dataclasses.replace(self, data=settings.data, test=test, config=TrainConfig(**settings.training))
+        config = TrainConfig(**settings.training)
+        return dataclasses.replace(self, data=settings.data, test=test, missing=settings.missing, config=config)
 
     def _run(self, console: Console) -> int:
-        data = load(self.data, test=self.test, seed=self.config.seed)
+        with told(AxesWarning):
+            data = load(self.data, test=self.test, seed=self.config.seed, missing=self.missing)
         config, why = chosen(self.config, data.train)
         training = dataclasses.asdict(config)
         about = {"data": data.name, "channels": data.train.channels, "training": training}
+        about["fill"] = None if data.train.fill is None else data.train.fill.tolist()
         with new_folder(self.output, data.name) if self.resume is None else nullcontext(self.resume) as folder:
             if self.resume is None:
                 test = None if self.test is None else str(self.test)
-                Settings(self.data, test, training).write(folder / SETTINGS)
+                Settings(self.data, test, training, self.missing).write(folder / SETTINGS)
             kept, metrics = Kept(folder / MODEL_FILE, about), Metrics(folder / "metrics.jsonl")
             try:
                 fitted = self._train(console, config, why, data, kept, metrics)

@@ -11,7 +11,11 @@ from grujax.errors import require
 
 
 class Batch(NamedTuple):
-    """B rows of one bucket. Filler rows have length 0, weight 0, row -1 and zeros for x and y."""
+    """B rows of one bucket. Filler rows have length 0, weight 0, row -1 and zeros for x and y.
+
+    With a label or target a step y is (B, T) int32 or (B, T, K) float32, and -1 or NaN where there is none: in padding
+    and filler too.
+    """
 
     x: np.ndarray  # (B, T, C) float32
     lengths: np.ndarray  # (B,) int32
@@ -91,18 +95,25 @@ def batches(
 
 
 def _batch(data: Sequences, steps: int, rows: np.ndarray, batch_size: int) -> Batch:
+    y = np.zeros(len(data), np.float32) if data.y is None else data.y
+    if data.per_step:
+        empty = np.full((batch_size, steps, *y.shape[2:]), -1 if data.labels is not None else np.nan, y.dtype)
+    else:
+        empty = np.zeros((batch_size, *y.shape[1:]), y.dtype)
     batch = Batch(
         x=np.zeros((batch_size, steps, data.channels), np.float32),
         lengths=np.zeros(batch_size, np.int32),
-        y=np.zeros((batch_size, *(() if data.y is None else data.y.shape[1:])), getattr(data.y, "dtype", np.float32)),
+        y=empty,
         weight=np.zeros(batch_size, np.float32),
         rows=np.full(batch_size, -1, np.int32),
     )
     count, held = len(rows), min(steps, data.x.shape[1])
     batch.x[:count, :held] = data.x[rows, :held]
     batch.lengths[:count] = data.lengths[rows]
-    if data.y is not None:
-        batch.y[:count] = data.y[rows]
+    if data.per_step:
+        batch.y[:count, :held] = y[rows, :held]
+    else:
+        batch.y[:count] = y[rows]
     batch.weight[:count] = 1
     batch.rows[:count] = rows
     return batch

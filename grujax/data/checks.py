@@ -1,12 +1,20 @@
 """The checks behind `sequences`. Each raises InputError with the first row that is wrong."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from grujax.errors import InputError, require
+
+
+class AxesWarning(UserWarning):
+    """x looks like an array of other axes than (N, T, C)."""
+
+
+SWAPPED = "x is (N, T, C): of an array (N, C, T), as aeon has it, pass x.swapaxes(1, 2)."
 
 
 def shown(names: Iterable[str] | None) -> str:
@@ -16,7 +24,7 @@ def shown(names: Iterable[str] | None) -> str:
     return (", ".join(map(repr, names[:10])) + more) or "none"
 
 
-def _array(value: ArrayLike, argument: str, source: str) -> np.ndarray:
+def _array(value: ArrayLike | Sequence[ArrayLike], argument: str, source: str) -> np.ndarray:
     try:
         return np.asarray(value)
     except ValueError as error:
@@ -41,13 +49,14 @@ def checked_lengths(lengths: ArrayLike | None, shape: tuple[int, ...], source: s
     wrong = np.flatnonzero(~((steps >= 1) & (steps <= shape[1]) & (steps % 1 == 0)))
     if len(wrong):
         found = f"{steps[wrong[0]]} in row {wrong[0]} of {source}"
-        raise InputError("lengths", f"integers from 1 to T = {shape[1]}", found)
+        swapped = shape[1] < steps.max() <= shape[2]
+        raise InputError("lengths", f"integers from 1 to T = {shape[1]}", found, SWAPPED if swapped else "")
     require(steps.dtype.kind != "f", "lengths", "an integer dtype", f"{steps.dtype} in {source}")
     return steps.astype(np.int32)
 
 
 def checked_y(
-    y: ArrayLike, count: int, labels: Iterable[str] | None, source: str
+    y: ArrayLike | Sequence[ArrayLike], count: int, labels: Iterable[str] | None, source: str
 ) -> tuple[np.ndarray, tuple[str, ...] | None]:
     """y as (N,) int32 indices into the class names, and these; or as (N,) or (N, K) float32 targets, and None."""
     values = _array(y, "y", source)
@@ -66,6 +75,65 @@ def checked_y(
         return targets, None
     expected = "class labels (strings or integers)" + (" or real targets" if labels is None else "")
     require(values.dtype.kind in "UTbiu", "y", expected, f"{values.dtype} in {source}")
+    return _classes(values, labels, source, "row {}".format)
+
+
+def is_per_step(y: ArrayLike | Sequence[ArrayLike]) -> bool:
+    """Whether y has a value for each step: labels (N, T) or targets (N, T, K), or a list of such rows."""
+    try:
+        array = np.asarray(y)
+    except ValueError:  # rows of unequal sizes
+        return True
+    return array.ndim == 3 or (array.ndim == 2 and array.dtype.kind != "f")
+
+
+def checked_steps_y(
+    y: Any, lengths: np.ndarray, width: int, labels: Iterable[str] | None, source: str
+) -> tuple[np.ndarray, tuple[str, ...] | None]:
+    """y, N rows, as (N, T) int32 indices into the class names, -1 where there is none, and these; or as (N, T, K)
+    float32 targets, NaN where there are none, and None. `width` is T."""
+    rows = [_array(row, f"y[{index}]", source) for index, row in enumerate(y)]
+    require(len(rows) == len(lengths), "y", f"a row for each of {len(lengths)} sequences", len(rows))
+    axes = rows[0].shape[1:]
+    for index, (row, length) in enumerate(zip(rows, lengths.tolist(), strict=True)):
+        fits = row.ndim in (1, 2) and len(row) in (length, width) and row.shape[1:] == axes
+        require(fits, f"y[{index}]", f"one for each of {length} steps", f"shape {row.shape} in {source}")
+    values = np.concatenate([row[:length] for row, length in zip(rows, lengths, strict=True)])
+    there = np.arange(width) < lengths[:, None]  # (N, T); the values are these, in order
+
+    def place(index: int) -> str:
+        row, step = np.argwhere(there)[index].tolist()
+        return f"row {row}, step {step}"
+
+    if axes:
+        require(labels is None, "y", "a class label (string or integer) a step", f"targets {axes} a step in {source}")
+        with np.errstate(over="ignore"):
+            targets = real(values, "(step, K)", "y", source).astype(np.float32)
+        missing = np.isnan(targets).all(1)
+        wrong = np.flatnonzero(~(np.isfinite(targets).all(1) | missing))
+        if len(wrong):
+            expected = "finite float32 targets, or NaN for all of a step"
+            raise InputError("y", expected, f"{values[wrong[0]]} at {place(wrong[0])} of {source}")
+        names, flat, filler = None, targets, np.float32(np.nan)
+    else:
+        remedy = "A target a step is (T_i, 1); a step without a label has None, '' or -1."
+        none = [value is None or value != value or value in (-1, "") for value in values.tolist()]
+        missing = np.array(none, bool)
+        known = np.array(values[~missing].tolist())
+        require(known.dtype.kind in "Ubiu" or not len(known), "y", "labels (T_i,)", f"{known.dtype}", remedy)
+        where = np.flatnonzero(~missing)
+        filler, flat = np.int32(-1), np.full(len(values), -1, np.int32)
+        flat[where], names = _classes(known, labels, source, lambda index: place(where[index]))
+    require(not missing.all(), "y", "a label or target for one step at least", f"none in {source}")
+    padded = np.full((*there.shape, *axes), filler)
+    padded[there] = flat
+    return padded, names
+
+
+def _classes(
+    values: np.ndarray, labels: Iterable[str] | None, source: str, place: Callable[[int], str]
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """values (N,) as int32 indices into the class names, and these. `place` names the place of a value."""
     distinct, first, number = np.unique(values, return_index=True, return_inverse=True)
     names = [str(name) for name in distinct.tolist()]
     known = tuple(sorted(names, key=_order) if labels is None else labels)
@@ -73,7 +141,7 @@ def checked_y(
     unseen = [(row, name) for row, name in zip(first.tolist(), names, strict=True) if name not in index]
     if unseen:
         row, name = min(unseen)
-        raise InputError("y", f"one of the known labels {shown(known)}", f"{name!r} in row {row} of {source}")
+        raise InputError("y", f"one of the known labels {shown(known)}", f"{name!r} in {place(row)} of {source}")
     return np.array([index[name] for name in names], np.int32)[number], known
 
 

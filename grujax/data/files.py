@@ -3,24 +3,16 @@
 import math
 import zipfile
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO
 
 import numpy as np
 
 from grujax.data.checks import shown
-from grujax.data.tables import read_csv
+from grujax.data.tables import Raw, read_csv, read_parquet
 from grujax.errors import InputError, require, require_package
 
 MAX_BYTES = 2**31
 """The default limit for the arrays of a file: a small .npz can declare any amount."""
-
-
-class Raw(NamedTuple):
-    """The arguments of `sequences`, unchecked."""
-
-    x: np.ndarray | list[np.ndarray]
-    y: np.ndarray | None
-    lengths: np.ndarray | None = None
 
 
 def read(path: Path, max_bytes: int = MAX_BYTES) -> Raw:
@@ -28,7 +20,7 @@ def read(path: Path, max_bytes: int = MAX_BYTES) -> Raw:
 
     max_bytes: refused, before any of it is read, is a `.ts` or `.csv` file that is larger, and an `.npz` or `.npy`
         whose headers declare more, a value counted as its own size and at least the 4 bytes of the float32 that it
-        becomes.
+        becomes; of a `.parquet` 8.
     """
     try:
         require(path.suffix.lower() in _READERS, str(path), ENDINGS, path.suffix or "no ending")
@@ -108,8 +100,8 @@ def _read_npy(path: Path, max_bytes: int) -> Raw:
 
 def _read_csv(path: Path, max_bytes: int) -> Raw:
     _check_size(path, path.stat().st_size, max_bytes)
-    return Raw(*read_csv(path))
+    return read_csv(path)
 
 
-_READERS = {".csv": _read_csv, ".npy": _read_npy, ".npz": _read_npz, ".ts": _read_ts}
+_READERS = {".csv": _read_csv, ".npy": _read_npy, ".npz": _read_npz, ".parquet": read_parquet, ".ts": _read_ts}
 ENDINGS = f"a file ending in {', '.join([*_READERS][:-1])} or {[*_READERS][-1]}"

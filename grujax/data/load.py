@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from grujax.data.checks import shown
 from grujax.data.files import ENDINGS, MAX_BYTES, read
@@ -19,15 +20,19 @@ def load(
     test: str | Path | None = None,
     seed: int = 0,
     fraction: float = 0.2,
+    missing: str = "refuse",
     max_bytes: int = MAX_BYTES,
 ) -> Dataset:
     """A training and a test split.
 
     source: the name of a set in aeon's own data folder, or a file: `.ts`; `.npz` with X (N, T, C), y (N,) and
-    optionally lengths (N,); `.csv` with a line a step and columns `sequence`, `y`, optionally `time`, and the channels.
+    optionally lengths (N,); `.csv` or `.parquet` with a line a step and columns `sequence`, `y`, optionally `time`, and
+    the channels, or with a line a sequence, `y`, and a column a step: `0`, `1`, ..., or `a_0`, ... of a channel a.
+    With a label or target a step y is (N, T) or (N, T, K), or the column `y_step`: see `sequences`.
     (`load_sequences` takes `.npy` too, X alone.)
     test: the test file. None takes the file beside `source` that ends in `_TEST`, or else holds out `fraction` of the
     training rows, chosen by `seed`, the classes in proportion (`stratified_split`).
+    missing: "mask" takes missing values; see `sequences`. The test split is filled as the training split.
     max_bytes: what each file may hold; see `load_sequences`.
 
     Raises InputError for a name or file that is not there, a damaged file, values that `sequences` refuses, a single
@@ -39,13 +44,16 @@ def load(
     path, beside = _files(source)
     raw = read(path, max_bytes)
     require(raw.y is not None, "y", "labels or targets", f"none in {path.name}")
-    train = sequences(raw.x, raw.y, raw.lengths, source=path.name)
+    times = raw.times if missing == "mask" else None
+    train = sequences(raw.x, raw.y, raw.lengths, missing=missing, times=times, source=path.name)
     if train.labels is not None and len(train.labels) < 2:
         raise InputError("y", "two classes or more", f"only {shown(train.labels)} in {path.name}")
     name = path.stem.removesuffix("_TRAIN")
     if test is None and not beside.is_file():
         return Dataset(name, *stratified_split(train, fraction, seed))
-    return Dataset(name, train, _as_trained(beside if test is None else Path(test), train.labels, max_bytes=max_bytes))
+    return Dataset(
+        name, train, _as_trained(beside if test is None else Path(test), train.labels, train.fill, max_bytes=max_bytes)
+    )
 
 
 def load_sequences(
@@ -53,12 +61,14 @@ def load_sequences(
     *,
     labels: Iterable[str] | None = None,
     channels: int | None = None,
+    fill: ArrayLike | None = None,
     need_labels: bool = True,
     max_bytes: int = MAX_BYTES,
 ) -> Sequences:
     """Sequences for a trained model: the test split of a named set, or a single file.
 
     labels: the model's class names; None for regression. channels: the model's C. need_labels: False ignores y.
+    fill: that of a model trained with `missing="mask"`, which is then how x is read; see `sequences`.
     max_bytes: a file that declares more, each value counted as 4 bytes at least, is refused before it is read: a small
     `.npz` can unpack to any amount. Loading takes about twice as much memory: the file's values and those in float32.
     Raises InputError as `load` does, and where the labels or channels are not the model's.
@@ -68,26 +78,37 @@ def load_sequences(
     """
     path, beside = _files(source)
     path = path if _is_path(source) else beside
-    data = _as_trained(path, labels, need_labels, max_bytes)
+    data = _as_trained(path, labels, fill, need_labels, max_bytes)
     if channels is not None:
         require(data.channels == channels, "channels", str(channels), f"{data.channels} in {path.name}")
     return data
 
 
 def _as_trained(
-    path: Path, labels: Iterable[str] | None, need_labels: bool = True, max_bytes: int = MAX_BYTES
+    path: Path,
+    labels: Iterable[str] | None,
+    fill: ArrayLike | None = None,
+    need_labels: bool = True,
+    max_bytes: int = MAX_BYTES,
 ) -> Sequences:
     """The sequences of a file, with the labels of the model or of the training split."""
     raw = read(path, max_bytes)
+    options = {} if fill is None else {"missing": "mask", "times": raw.times, "fill": fill}
     if not need_labels:
-        return sequences(raw.x, None, raw.lengths, source=path.name)
+        return sequences(raw.x, None, raw.lengths, source=path.name, **options)
     y = raw.y
     if y is None:
         raise InputError("y", "labels or targets", f"none in {path.name}")
-    if labels is None:
-        require(y.dtype.kind in "iuf", "y", "real targets, as in training", f"{y.dtype} in {path.name}")
-        y = y.astype(np.float64)  # integers are targets here, not classes
-    return sequences(raw.x, y, raw.lengths, labels=labels, source=path.name)
+    if labels is None:  # integers are targets here, not classes
+        y = [_targets(row, path) for row in y] if isinstance(y, list) else _targets(y, path)
+    return sequences(raw.x, y, raw.lengths, labels=labels, source=path.name, **options)
+
+
+def _targets(y: np.ndarray, path: Path) -> np.ndarray:
+    """y as numbers; of a table's steps (T, 1)."""
+    none = y.dtype == object and all(value is None or isinstance(value, (int, float)) for value in y)
+    require(none or y.dtype.kind in "iuf", "y", "real targets, as in training", f"{y.dtype} in {path.name}")
+    return y.astype(np.float64).reshape(-1, 1) if none else y.astype(np.float64)
 
 
 def _is_path(source: str | Path) -> bool:

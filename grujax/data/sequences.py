@@ -1,13 +1,24 @@
 """Sequences in memory: checked, padded with zeros, cast to float32."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from grujax.data.checks import checked_lengths, checked_y, real, shown
-from grujax.errors import InputError, require, require_package
+from grujax.data.checks import (
+    SWAPPED,
+    AxesWarning,
+    checked_lengths,
+    checked_steps_y,
+    checked_y,
+    is_per_step,
+    real,
+    shown,
+)
+from grujax.data.missing import checked_fill, checked_times, masked
+from grujax.errors import InputError, require, require_one_of, require_package
 
 
 @dataclass(frozen=True, eq=False)
@@ -16,11 +27,13 @@ class Sequences:
 
     x: np.ndarray  # (N, T, C) float32, exactly zero past each length
     lengths: np.ndarray  # (N,) int32, 1..T
-    y: (
-        np.ndarray | None
-    )  # (N,) int32 class indices where there are labels, else (N,) or (N, K) float32 targets, or None
+    y: np.ndarray | None
+    """(N,) int32 class indices where there are labels, else (N,) or (N, K) float32 targets. With one a step (N, T)
+    int32, -1 where a step has none, or (N, T, K) float32, NaN where it has none. None: unknown."""
     labels: tuple[str, ...] | None  # class names; None for regression or where y is unknown
     weight: np.ndarray | None = None  # (N,) float32: what each row counts in the loss; None: all alike
+    fill: np.ndarray | None = None
+    """(C/3,) float32: of `missing="mask"`, what stands before the first observation of a channel. None: no mask."""
 
     def __len__(self) -> int:
         return len(self.x)
@@ -29,6 +42,17 @@ class Sequences:
     def channels(self) -> int:
         """C, the number of values a step holds."""
         return self.x.shape[2]
+
+    @property
+    def per_step(self) -> bool:
+        """Whether y has a label or target for each step, and not for each sequence."""
+        return self.y is not None and self.y.ndim == (3 if self.labels is None else 2)
+
+    @property
+    def labelled(self) -> np.ndarray:
+        """(N, T) bool: the steps that have a label or target of their own. Of data with one a step."""
+        assert self.y is not None and self.per_step
+        return self.y >= 0 if self.labels is not None else np.isfinite(self.y[..., 0])
 
     def take(self, indices: ArrayLike) -> "Sequences":
         """The rows `indices` (M,) in that order, T trimmed to the longest. Raises InputError for no such row."""
@@ -43,8 +67,9 @@ class Sequences:
         )
         lengths = self.lengths[rows]
         y = None if self.y is None else self.y[rows]
+        y = y[:, : lengths.max()] if y is not None and self.per_step else y
         weight = None if self.weight is None else self.weight[rows]
-        return Sequences(self.x[rows, : lengths.max()], lengths, y, self.labels, weight)
+        return replace(self, x=self.x[rows, : lengths.max()], lengths=lengths, y=y, weight=weight)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,34 +89,52 @@ class Dataset:
             return
         same = train.channels == test.channels
         require(same, "channels", f"{train.channels} as in training", f"{test.channels} in the test split")
-        targets = [f"{array.shape[1:]}" for array in (train.y, test.y) if array is not None]
-        require(targets[0] == targets[-1], "y", f"targets {targets[0]} a row as in training", targets[-1])
+        targets = [
+            f"{s.y.shape[1 + s.per_step :]} a {'step' if s.per_step else 'row'}"
+            for s in (train, test)
+            if s.y is not None
+        ]
+        require(targets[0] == targets[-1], "y", f"targets {targets[0]} as in training", targets[-1])
+        same = np.array_equal(train.fill if train.fill is not None else [], test.fill if test.fill is not None else [])
+        require(same, "fill", "that of the training split", "another in the test split", "Pass fill=train.fill.")
         same = train.labels == test.labels
         require(same, "labels", f"{shown(train.labels)} as in training", f"{shown(test.labels)} in the test split")
 
 
 def sequences(
     x: ArrayLike,
-    y: ArrayLike | None = None,
+    y: ArrayLike | Sequence[ArrayLike] | None = None,
     lengths: ArrayLike | None = None,
     *,
     labels: Iterable[str] | None = None,
+    missing: str = "refuse",
+    times: ArrayLike | Sequence[ArrayLike] | None = None,
+    fill: ArrayLike | None = None,
     source: str = "data",
 ) -> Sequences:
     """Checks, casts and pads.
 
     x: real (N, T, C), or a list of (T_i, C). Padding may hold anything, NaN too; it becomes zero.
     y: (N,) strings, integers or booleans are classes, floats are regression targets, (N, K) where there are several.
+      One a step: labels (N, T), or targets (N, T, K) with K = 1 for one, or a list of such rows (T_i,) or (T_i, K).
+      A step that has none, and is left out of loss and figures, has the label None, "" or -1, or targets NaN.
     lengths: (N,) integers, 1..T; None is T everywhere. A list has its own.
     labels: the class names that a model knows, in its order; None takes those in y, sorted, '2' before '10'.
+    missing: "mask" takes NaN in x for a missing value. x then has 3C channels: the last observed value, a mask, which
+      is 1 where a value was observed, and the time since the observation before (Che et al. 2018, arXiv 1606.01865).
+    times: real (N, T), or a list of (T_i,): when each step was, for that time; None is 0, 1, ... With "mask" alone.
+    fill: (C,), what stands before a channel's first observation: `fill` of the training split. None: the means of x.
     source: the name of the data in errors.
 
-    Raises InputError for anything else, naming the row: missing, infinite or too large values, wrong sizes, types or
+    Warns (`AxesWarning`) of an array with ten channels or more for each step, which may be one (N, C, T). Raises
+    InputError for anything else, naming the row: missing, infinite or too large values, wrong sizes, types or
     lengths, labels outside `labels`.
 
     >>> data = sequences([[[1.0], [2.0]], [[3.0]]], ["walk", "run"])
     >>> data.x[:, :, 0].tolist(), data.lengths.tolist(), data.y.tolist(), data.labels
     ([[1.0, 2.0], [3.0, 0.0]], [2, 1], [1, 0], ('run', 'walk'))
+    >>> sequences([[[1.0], [2.0]], [[3.0]]], [["walk", None], ["run"]]).y.tolist()  # a label a step
+    [[1, -1], [0, -1]]
     """
     with np.errstate(over="ignore"):  # what overflows float32 is found below, by its row
         if isinstance(x, (list, tuple)):
@@ -101,9 +144,10 @@ def sequences(
             channels = [row.shape[1] for row in rows]
             odd = next((index for index, count in enumerate(channels) if count != channels[0]), None)
             if odd is not None:
-                raise InputError(
-                    "x", f"{channels[0]} channels as in row 0", f"{channels[odd]} in row {odd} of {source}"
-                )
+                turned = len({len(row) for row in rows}) == 1
+                remedy = "A row is (T, C): of rows (C, T), as aeon has them, pass row.T." if turned else ""
+                found = f"{channels[odd]} in row {odd} of {source}"
+                raise InputError("x", f"{channels[0]} channels as in row 0", found, remedy)
             lengths = [len(row) for row in rows]
             values = np.zeros((len(rows), max(lengths, default=0), max(channels, default=0)), np.float32)
             for padded, row in zip(values, rows, strict=True):
@@ -111,11 +155,22 @@ def sequences(
         else:
             rows = real(x, "(N, T, C)", "x", source)
             values = rows.astype(np.float32)
+            if lengths is None and rows.shape[2] >= 10 * rows.shape[1] > 0:
+                read = f"{source}: read as {rows.shape[1]} steps of {rows.shape[2]} channels"
+                warnings.warn(f"{read}. {SWAPPED}", AxesWarning, stacklevel=2)
     require(values.size > 0, "x", "at least one sequence, step and channel", f"shape {values.shape} in {source}")
 
     steps = checked_lengths(lengths, values.shape, source)
     for row, length in zip(values, steps.tolist(), strict=True):  # in place: a mask would be as large as x of bools
         row[length:] = 0
+    require_one_of(missing, ("refuse", "mask"), "missing")
+    if missing == "mask":
+        given = None if fill is None else checked_fill(fill, values.shape[2], source)
+        values, fill = masked(values, steps, checked_times(times, steps, values.shape[1], source), given)
+    else:
+        for name, value in {"times": times, "fill": fill}.items():
+            require(value is None, name, None, "some", rule=f"{name} needs missing='mask'")
+        fill = None
     if not np.isfinite([values.min(), values.max()]).all():
         row, step, channel = np.argwhere(~np.isfinite(values))[0].tolist()
         found = f"{rows[row][step, channel]} at row {row}, step {step}, channel {channel} of {source}"
@@ -123,15 +178,17 @@ def sequences(
             "x",
             "finite float32 values",
             found,
-            "Fill in or drop what is missing or too large; padding needs lengths (N,).",
+            "Fill in or drop what is missing or too large, or take missing='mask'; padding needs lengths (N,).",
         )
     if y is None:
-        return Sequences(values, steps, None, None)
-    return Sequences(values, steps, *checked_y(y, len(values), labels, source))
+        return Sequences(values, steps, None, None, fill=fill)
+    if is_per_step(y):
+        return Sequences(values, steps, *checked_steps_y(y, steps, values.shape[1], labels, source), fill=fill)
+    return Sequences(values, steps, *checked_y(y, len(values), labels, source), fill=fill)
 
 
 def stratified_split(data: Sequences, fraction: float, seed: int) -> tuple[Sequences, Sequences]:
-    """Splits the rows into (rest, held out), the classes in proportion, at random without classes.
+    """Splits the rows into (rest, held out), the classes in proportion, at random without classes or with one a step.
 
     Args:
       data: N rows; of each class two or more.
@@ -149,9 +206,9 @@ def stratified_split(data: Sequences, fraction: float, seed: int) -> tuple[Seque
     train_test_split = require_package("sklearn.model_selection", "data").train_test_split
     require(0 < fraction < 1, "fraction", "a number between 0 and 1", fraction)
     require(0 <= seed < 2**32, "seed", "an integer from 0 to 2**32 - 1", seed)
-    classes = data.y if data.labels is not None else None
+    classes = data.y if data.labels is not None and not data.per_step else None
     present, counts = np.unique([0] if classes is None else classes, return_counts=True)
-    if data.labels is not None and counts.min() < 2:
+    if classes is not None and data.labels is not None and counts.min() < 2:
         label = data.labels[present[counts.argmin()]]
         raise InputError("y", "two sequences or more of each class", f"one of {label!r}", "Give a test file.")
     held_size = max(1, round(fraction * len(data)))

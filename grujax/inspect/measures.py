@@ -46,7 +46,7 @@ def gates(
 
     Source: torch.nn.GRU.
     """
-    _check_model(model)
+    check_model(model)
     steps = check_inputs(x, None, lengths, mask, resets, model.time_major)
     if not isinstance(model, GRU):
         model = model.clone(pooling=None)  # gates come before pooling, which has conditions of its own
@@ -165,7 +165,7 @@ def gradient_norm(
 
     Source: Pascanu, Mikolov and Bengio 2013, On the difficulty of training recurrent neural networks, arXiv 1211.5063.
     """
-    _check_model(model)
+    check_model(model)
     x = check_inputs(x, None, None, time_major=model.time_major).x
     options: dict[str, Any] = {"lengths": lengths, "mask": mask, "resets": resets}
     if isinstance(model, GRU):
@@ -185,7 +185,7 @@ def gradient_norm(
     return np.linalg.norm(np.moveaxis(gradient, 0, -2) if model.time_major else gradient, axis=-1)
 
 
-def _check_model(model: Any) -> None:
+def check_model(model: Any) -> None:
     require(isinstance(model, MODELS), "model", "a GRU, GRUEncoder or GRUModel", type(model).__name__)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from grujax.errors import require
+from grujax.inspect.dynamics import FixedPoints, principal_components
 from grujax.inspect.measures import Saturation
 from grujax.saving.pictures import new_figure, written
 
@@ -63,6 +64,8 @@ def plot_time_scale(time_scales: Mapping[str, ArrayLike] | ArrayLike, path: str 
     """Draws the time scale (steps, log axis) of every unit, sorted: one curve a layer.
 
     A triangle on the upper edge is a unit that never forgets (τ = ∞), one on the lower edge forgets at once (τ = 0).
+    The picture says that memory in attractors does not show in it: units whose gates are open hold a value together by
+    returning to a fixed point. `plot_eigenvalues` shows that.
 
     Args:
       time_scales: what `time_scale` returns (H,), or a dict of these by layer.
@@ -84,6 +87,8 @@ def plot_time_scale(time_scales: Mapping[str, ArrayLike] | ArrayLike, path: str 
                 axes.plot(unit[at], y, "v^"[edge], color=colour, transform=where, clip_on=False)
     axes.locator_params(axis="x", integer=True)
     axes.set(xlabel="unit, sorted", ylabel="time scale τ (steps)", yscale="log", title="Memory of the units")
+    note = "Each unit by its own update gate: memory in attractors does not show here, see fixed_points."
+    figure.supxlabel(note, fontsize="small", color="0.4")
     axes.grid(alpha=0.3)
     if isinstance(time_scales, Mapping):
         axes.legend(frameon=False)
@@ -120,6 +125,74 @@ def plot_gradient_norm(norms: ArrayLike, path: str | Path | None = None) -> "Fig
     axes.set(xlabel="time (steps)", ylabel="‖∂ loss / ∂ x‖ (loss per unit of x)", yscale="log")
     axes.set_title("Reach of the gradient")
     axes.grid(alpha=0.3)
+    return written(figure, path)
+
+
+def plot_states(
+    states: ArrayLike, fixed: FixedPoints | None = None, path: str | Path | None = None, lines: int = 20
+) -> "Figure":
+    """Draws runs in the plane of their first two principal components, and of the first and third where S > 2.
+
+    Args:
+      states: what `states` returns, (..., T, S).
+      fixed: what `fixed_points` returns, drawn over them: a dot for a stable point, a cross for one that is not.
+      lines: how many of the runs are drawn. The components are those of all.
+
+    >>> plot_states(np.array([[0.0, 0.0], [1.0, 0.5], [2.0, -0.5]])).axes[0].get_xlabel()
+    'component 1 (86% of the variance)'
+
+    Source: Sussillo and Barak 2013, doi 10.1162/NECO_a_00409.
+    """
+    found = np.asarray(states, float)
+    components = principal_components(found)
+    planes = [(0, 1), (0, 2)][: len(components.shares) - 1]
+    require(bool(planes), "states", "two states or more, of two units or more", f"shape {found.shape}")
+    runs = ((found - components.mean) @ components.axes.T).reshape(-1, *found.shape[-2:-1], len(components.shares))
+    figure = new_figure(4.4 * len(planes) + 0.4, 4.4)
+    panels = figure.subplots(1, len(planes), squeeze=False)[0]
+    for axes, (i, j) in zip(panels, planes, strict=True):
+        for run in runs[:lines]:
+            axes.plot(run[:, i], run[:, j], color="C0", alpha=0.35, linewidth=0.8)
+        if fixed is not None:
+            at, stable = (fixed.points - components.mean) @ components.axes.T, fixed.stable
+            axes.scatter(*at[~stable][:, [i, j]].T, color="C3", marker="x", label="fixed point, not stable", zorder=3)
+            axes.scatter(*at[stable][:, [i, j]].T, color="black", s=40, label="fixed point, stable", zorder=4)
+        shares = [f"component {k + 1} ({components.shares[k]:.0%} of the variance)" for k in (i, j)]
+        axes.set(xlabel=shares[0], ylabel=shares[1])
+        axes.grid(alpha=0.3)
+    if fixed is not None:
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    figure.suptitle("Paths of the state")
+    return written(figure, path)
+
+
+def plot_eigenvalues(eigenvalues: ArrayLike, path: str | Path | None = None) -> "Figure":
+    """Draws eigenvalues in the complex plane, with circles of equal time constant τ = −1 / ln |λ|.
+
+    Inside the unit circle a mode dies out, the slower the nearer to it; outside it grows.
+
+    Args:
+      eigenvalues: those of `fixed_points`, (P, S), or (S,): one colour a point, ten colours in turn.
+
+    >>> plot_eigenvalues([0.9, 0.5 + 0.5j, 0.5 - 0.5j]).axes[0].get_title()
+    'Eigenvalues at fixed points'
+
+    Source: Sussillo and Barak 2013, doi 10.1162/NECO_a_00409.
+    """
+    found = np.atleast_2d(np.asarray(eigenvalues, complex))
+    require(found.ndim == 2 and found.size > 0, "eigenvalues", "shape (P, S) or (S,), at least one", found.shape)
+    figure = new_figure(5.2, 5.2)
+    axes = figure.subplots()
+    circle = np.exp(2j * np.pi * np.linspace(0, 1, 201))
+    for tau, style in {1: ":", 5: "--", np.inf: "-"}.items():
+        ring = np.exp(-1 / tau) * circle
+        label = "τ = ∞" if tau == np.inf else f"τ = {tau} steps"
+        axes.plot(ring.real, ring.imag, style, color="0.6", linewidth=1, label=label)
+    for i, row in enumerate(found):
+        axes.scatter(row.real, row.imag, s=18, alpha=0.7, linewidths=0, color=f"C{i % 10}", zorder=3)
+    axes.set(xlabel="real part of λ", ylabel="imaginary part of λ", title="Eigenvalues at fixed points", aspect="equal")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize="small", loc="lower left")
     return written(figure, path)
 
 

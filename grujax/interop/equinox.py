@@ -1,8 +1,7 @@
 """Weights from Equinox and back: `equinox.nn.GRUCell`, one or a list of them, a layer each.
 
 The cell has torch's matrices, `weight_ih` (3H, I) and `weight_hh` (3H, H), rows r | z | n; of the biases `bias` (3H,),
-which holds the sums of r and z, and `bias_n` (H,), b_hn. The outputs are the same; of b_hh's r and z parts the sum
-remains.
+which holds the sums of r and z, and `bias_n` (H,), b_hn.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,16 +28,7 @@ PLACE = Place("equinox.nn.GRUCell", models=(GRU, GRUCell), only={"bidirectional"
 def from_equinox(
     source: "equinox.nn.GRUCell | Sequence[equinox.nn.GRUCell]", *, verify: bool | None = None
 ) -> tuple[nn.Module, dict]:
-    """The model and variables that compute what cells of Equinox compute.
-
-    - a cell -> `grujax.GRUCell`;
-    - a list of cells -> `grujax.GRU`, a layer each: the loops over time that their user writes, one over the other.
-
-    Args:
-      verify: run both sides, see `grujax.interop`. None does so in 32 bits or more.
-
-    Raises:
-      InputError: naming what is no GRU cell, or does not fit the layer below it.
+    """Of a cell a `grujax.GRUCell`; of a list of cells a `grujax.GRU`, a layer each. See `grujax.interop`.
 
     >>> import equinox, jax
     >>> model, variables = from_equinox([equinox.nn.GRUCell(10, 20, key=jax.random.key(0))])
@@ -51,21 +41,12 @@ def from_equinox(
 def to_equinox(
     model: nn.Module, variables: Mapping, *, verify: bool = False
 ) -> "equinox.nn.GRUCell | list[equinox.nn.GRUCell]":
-    """The cells of Equinox that compute what `model` computes: the inverse of `from_equinox`.
-
-    A `GRUCell` gives a cell, a `GRU` a list of cells, a layer each, for a loop such as
+    """Of a `GRUCell` a cell; of a `GRU` of one direction a list of cells, a layer each, for a loop such as
 
         for cell in cells:
             _, xs = jax.lax.scan(lambda h, x: (cell(x, h),) * 2, jnp.zeros(cell.hidden_size), xs)
 
-    Warns:
-      ConversionWarning: b_hh is not 0 in r and z: its sum with b_ih is stored.
-
-    Raises:
-      InputError: what Equinox has no place for: two directions, `reset_after=False`, activations, a head.
-
     >>> import jax, jax.numpy as jnp
-    >>> from grujax import GRU
     >>> model = GRU(20, num_layers=2, initializer="flax")
     >>> cells = to_equinox(model, model.init(jax.random.key(0), jnp.ones((3, 7, 10))))
     >>> [cell.weight_ih.shape for cell in cells]
@@ -82,8 +63,8 @@ def _read(source: Any) -> tuple[nn.Module, dict]:
     for name, cell in named.items():
         remedy = "Pass its GRUCells, in a list, a layer each."
         require(type(cell) is of, name, "an equinox.nn.GRUCell", type(cell).__name__, remedy)
-        for tensor in DIALECTS["equinox"].tensors[: 4 if cell.use_bias else 2]:
-            flat[f"{name}.{tensor}"] = array(getattr(cell, tensor), f"{name}.{tensor}")
+        names = DIALECTS["equinox"].tensors[: 4 if cell.use_bias else 2]
+        flat |= {f"{name}.{tensor}": array(getattr(cell, tensor), f"{name}.{tensor}") for tensor in names}
     return read_tree(flat, Layout({f"{name}.": None for name in named}, single=single), DIALECTS["equinox"])
 
 
@@ -102,16 +83,12 @@ def _build(model: nn.Module, variables: Mapping) -> Any:
 def _run(source: Any, model: nn.Module) -> Runner:
     """Equinox itself, its cells over rows by `vmap` and over time by `lax.scan`."""
     cells = source if isinstance(source, list | tuple) else [source]
-    return jax_runner(model, jax.vmap(cells[0]), [_scanned(cell) for cell in cells])
+    return jax_runner(model, jax.vmap(cells[0]), [_scanned(jax.vmap(cell)) for cell in cells])
 
 
 def _scanned(cell: Any) -> Layer:
     def layer(x: jax.Array, h0: jax.Array) -> tuple[jax.Array, jax.Array]:
-        def step(h: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-            h = jax.vmap(cell)(x, h)
-            return h, h
-
-        h_last, hs = jax.lax.scan(step, h0[0], x.swapaxes(0, 1))
+        h_last, hs = jax.lax.scan(lambda h, x: (cell(x, h),) * 2, h0[0], x.swapaxes(0, 1))
         return hs.swapaxes(0, 1), h_last[None]
 
     return layer

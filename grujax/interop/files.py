@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict
 
 from grujax import saving
 from grujax.core.config import Pooling
-from grujax.errors import InputError, MissingPackage, require
+from grujax.errors import InputError, MissingPackage, require, require_one_of
 from grujax.interop import flax, keras, onnx, stablehlo, torch_files
 from grujax.interop.framework import Framework
 from grujax.interop.parts import ConversionWarning
@@ -27,15 +27,11 @@ LARGEST = 4 << 30
 """Bytes of a file that is still read."""
 
 
-def _run_own(own: tuple[nn.Module, Mapping], model: nn.Module) -> Runner:
-    return Runner(lambda x, h0, lengths: outputs(*own, x, h0, lengths), takes_lengths=True)
-
-
 OWN = Framework(
     "grujax",
     lambda own: own,
     lambda *own: own,
-    _run_own,
+    lambda own, model: Runner(lambda *given: outputs(*own, *given), takes_lengths=True),
     load=saving.load,
     write=lambda path, own: saving.save(path, *own),
     endings=(".safetensors",),
@@ -49,11 +45,9 @@ FORMATS = {of.name: of for of in (*ALL, onnx.FRAMEWORK, flax.FRAMEWORK, stablehl
 class Converted(NamedTuple):
     """What a conversion did.
 
-    left_behind: what the target has no place for, and without which the outputs are the same.
-    difference: the largest between both sides on random data, None where `missing`, the package that would run the
-    target, is not installed.
-    folded: that of the weights with the statistics folded in, where they were.
-    read_as: what was taken for granted, as the source does not tell what its head reads.
+    left_behind: what the target has no place for, though the outputs are the same. difference: the largest between both
+    sides, None where `missing`, the package that would run the target, is not installed. folded: that of the weights
+    with the statistics folded in. read_as: what was taken for granted of a source that does not tell it.
     """
 
     model: nn.Module
@@ -77,9 +71,8 @@ def load(
     """(model, variables) from a file of any format.
 
     Args:
-      format: a name of `FORMATS`: "grujax", "torch", "safetensors" and "numpy" (torch's keys), "keras",
-        "keras-weights", "onnx", "flax". None goes by the file's ending, and tells grujax's safetensors from torch's by
-        their metadata.
+      format: a name of `FORMATS`; None goes by the file's ending, and tells grujax's safetensors from torch's by their
+        metadata.
       prefix: the name of the GRU that is taken out of a larger model, as `grujax.interop.find` lists them.
       pooling: what the head of a state dict reads, which its file does not tell; see `from_torch`.
       verify: run the other framework on the file too, or on the weights of the one GRU, and raise where the two differ.
@@ -125,12 +118,8 @@ def save(
 ) -> Difference | None:
     """Writes a file of any format, whole or not at all; formats as in `load`, and "stablehlo".
 
-    Args:
-      verify: load the file again, run the framework that it is for, and raise where the two differ; then nothing is
-        written. The difference is returned.
-
-    Raises:
-      InputError: the framework has no place for something that the outputs depend on. OSError: it cannot be written.
+    verify: load the file again, run the framework that it is for, and raise where the two differ; then nothing is
+    written. The difference is returned.
     """
     return _written(path, framework_of(Path(path), format, reading=False), model, variables, verify)
 
@@ -161,15 +150,11 @@ def convert(
     """Reads one file and writes another, which is loaded again and run beside grujax on random data.
 
     Args:
-      source_format, target_format: as `format` of `load` and `save`.
-      prefix, pooling: as in `load`.
+      source_format, target_format, prefix, pooling: as in `load` and `save`.
       fold: put what standardises inputs and targets into the weights, where the target has no place for it
         (`fold_statistics`); else that is refused.
       probabilities: of classes come out, `model.clone(output_activation="softmax")`.
       labels: names of classes that an ONNX graph keeps; see `to_onnx`.
-
-    Raises:
-      InputError: as `load` and `save` do; the target is written whole or not at all.
     """
     reads = framework_of(Path(source), source_format, True)
     writes = framework_of(Path(target), target_format, False)
@@ -204,7 +189,7 @@ def convert(
 def framework_of(path: Path, name: str | None, reading: bool) -> Framework:
     """The framework of a file, by its ending or by name."""
     if name is not None:
-        require(name in FORMATS, "format", f"one of {list(FORMATS)}", repr(name))
+        require_one_of(name, FORMATS, "format")
         return FORMATS[name]
     if reading and path.is_dir():
         return flax.ORBAX

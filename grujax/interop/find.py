@@ -13,18 +13,19 @@ from flax import nnx
 from flax.traverse_util import flatten_dict
 from numpy.typing import NDArray
 
+from grujax.core.config import own_fields
 from grujax.core.dialects import FLOATS
-from grujax.errors import InputError, require, require_package
-from grujax.interop import files, flax, torch_files
+from grujax.errors import InputError, require, require_one_of, require_package
+from grujax.interop import files, flax, keras_find, onnx_read, torch_files
 from grujax.interop.found import FoundGRU, Opened, grus_in
+from grujax.interop.parts import FREE, TRAINING
 from grujax.interop.torch import arrays, from_torch, tensors
 from grujax.interop.torch_keys import KEY, unwrapped
 from grujax.saving.atomic import replacing
 from grujax.saving.model_file import opened as opened_safetensors
 
-OPTIONS = ("hidden_size", "num_layers", "bidirectional", "reverse", "bias", "reset_after", "update", "clip")
-OPTIONS += ("activation", "gate_activation", "param_dtype")
-"""What weights that are put back must agree in with those that were there."""
+FINDERS: dict[str, Any] = {"keras": keras_find, "keras-weights": keras_find, "onnx": onnx_read}
+"""What finds GRUs in files and objects that are not trees of arrays."""
 
 
 def find(source: Any, format: str | None = None) -> list[FoundGRU]:
@@ -75,8 +76,9 @@ def replace(
     for name, (model, variables) in tuned.items():
         gru = _named(found, name)
         here, given = gru.take()[0], model
-        same = all(getattr(here, key, None) == getattr(given, key, None) for key in OPTIONS)
-        require(same and type(here) is type(given), name, f"a model like {_shown(here)}", _shown(given))
+        computes = [field.name for field in own_fields(type(here)) if field.name not in (*FREE, *TRAINING)]
+        same = type(here) is type(given) and all(getattr(here, key) == getattr(given, key) for key in computes)
+        require(same, name, f"a model like {_shown(here)}", _shown(given))
         gru.put(model, variables)
     if found.folder:
         require(not path.exists(), "path", "a folder that is not there yet", str(path))
@@ -92,7 +94,7 @@ def _shown(model: nn.Module) -> str:
 
 def _named(found: Opened, name: str) -> FoundGRU:
     grus = {gru.name: gru for gru in found.grus}
-    require(name in grus, "prefix", f"one of {list(grus)}", repr(name))
+    require_one_of(name, grus, "prefix")
     return grus[name]
 
 
@@ -100,9 +102,9 @@ def opened(source: Any, format: str | None) -> Opened:
     """What a source is, and the GRUs in it."""
     if isinstance(source, str | Path):
         return _file(Path(source), format)
-    name = next((of.name for of in files.FORMATS.values() if of.recognise(source)), None)
+    name = next((of.name for of in files.FORMATS.values() if of.recognises(source)), None)
     if name is not None:
-        return _torch_module(source) if name in ("torch", "safetensors", "numpy") else _finder(name).in_object(source)
+        return _torch_module(source) if name == "torch" else FINDERS[name].in_object(source)
     if isinstance(source, nnx.Module | nnx.State):
         source = nnx.to_pure_dict(nnx.state(source) if isinstance(source, nnx.Module) else source)
     served = "a path, a module, a mapping of arrays or a graph"
@@ -114,25 +116,16 @@ def opened(source: Any, format: str | None) -> Opened:
     return _mapping(source, None)
 
 
-def _finder(name: str) -> Any:
-    """What finds GRUs in models of Keras and graphs of ONNX; either takes its package."""
-    if name == "onnx":
-        from grujax.interop import onnx_find as finder
-    else:
-        from grujax.interop import keras_find as finder
-    return finder
-
-
 def _file(path: Path, format: str | None) -> Opened:
     if path.is_dir():
         whole = flax.ORBAX.load(path)
         return _mapping(whole[1], lambda path: flax.ORBAX.write(path, whole))._replace(folder=True)
     name = files.framework_of(path, format, reading=True).name
     files.readable(path)
-    if name in ("onnx", "keras", "keras-weights"):
-        return _finder(name).in_file(path)
-    other, expected = name not in ("grujax", "stablehlo"), "a file with GRUs of another framework"
-    require(other, "path", expected, f"one of {name}", "grujax.load reads it.")
+    if name in FINDERS:
+        return FINDERS[name].in_file(path)
+    if name in ("grujax", "stablehlo"):
+        raise InputError("path", "a file with GRUs of another framework", f"one of {name}", "grujax.load reads it.")
     whole = files.FORMATS[name].load(path)
     if name == "flax":
         return _mapping(whole[1], lambda path: flax.FRAMEWORK.write(path, whole))

@@ -1,7 +1,7 @@
 """Weights from Flax Linen and back: `nn.GRUCell`, `nn.RNN` and `nn.Bidirectional` of it, and `nn.Sequential` of these.
 
 A Linen cell has a kernel for each gate, ir, iz, in (I, H) and hr, hz, hn (H, H), and biases of ir, iz, in and hn: those
-of hr and hz stand in sums alone, which ir and iz hold. The outputs are the same; b_hh's r and z parts are in the sums.
+of hr and hz stand in sums alone, which ir and iz hold.
 """
 
 import re
@@ -32,21 +32,16 @@ OWN = re.compile(r"layers_\d+|forward_rnn|backward_rnn|cell|i[rzn]|h[rzn]")
 def from_flax(
     source: nn.Module | Mapping, variables: Mapping | None = None, *, verify: bool | None = None
 ) -> tuple[nn.Module, dict]:
-    """The model and variables that compute what a Linen module computes.
+    """Of an `nn.GRUCell` a `grujax.GRUCell`; of an `nn.RNN` or `nn.Bidirectional` of it, or an `nn.Sequential` of
+    these, a `grujax.GRU` with their `time_major`, `dtype` and activations. See `grujax.interop`.
 
-    - `nn.GRUCell` -> `grujax.GRUCell`;
-    - `nn.RNN(nn.GRUCell)`, `nn.Bidirectional(nn.RNN, nn.RNN)`, and `nn.Sequential` of one of them -> `grujax.GRU`, with
-      their `time_major`, `dtype` and activations. It returns the outputs and the last states, whatever
-      `return_carry`; with lengths its outputs are 0 in the padding, where Flax leaves what the cell makes of it.
+    Whatever `return_carry` says, the model gives outputs and last states. With lengths its outputs are 0 in the
+    padding, where Flax leaves what the cell makes of it.
 
     Args:
       source: the module; or its parameters alone, {"params": tree} or the tree, whose keys tell the structure. They
         tell neither options nor what is between layers and has no parameters: the defaults, and nothing, are taken.
       variables: of the module.
-      verify: run both sides, see `grujax.interop`. None does so with a module of 32 bits or more.
-
-    Raises:
-      InputError: naming the key, module or field that no grujax model stands for; nothing is skipped, guessed or cast.
 
     >>> import jax, jax.numpy as jnp
     >>> rnn = nn.RNN(nn.GRUCell(20))
@@ -58,18 +53,9 @@ def from_flax(
 
 
 def to_flax(model: nn.Module, variables: Mapping, *, verify: bool = False) -> tuple[nn.Module, dict]:
-    """The Linen module that computes what `model` computes, and its variables: the inverse of `from_flax`.
-
-    A `GRUCell` gives an `nn.GRUCell`; a `GRU` an `nn.RNN` or `nn.Bidirectional`, of several layers an `nn.Sequential`.
-
-    Warns:
-      ConversionWarning: b_hh is not 0 in r and z: its sum with b_ih is stored. With bias=False zeros are.
-
-    Raises:
-      InputError: what Flax has no place for: `reset_after=False`, a merge other than "concat", a head.
+    """The Linen module of a `GRU` or `GRUCell` with reset_after=True, and its variables.
 
     >>> import jax, jax.numpy as jnp
-    >>> from grujax import GRU
     >>> model = GRU(20, bidirectional=True, initializer="flax")
     >>> module, variables = to_flax(model, model.init(jax.random.key(0), jnp.ones((3, 7, 10))))
     >>> module.apply(variables, jnp.ones((3, 7, 10))).shape

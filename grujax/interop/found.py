@@ -15,11 +15,11 @@ from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 from numpy.typing import NDArray
 
-from grujax.errors import InputError, require
+from grujax.errors import InputError, require_equal
 from grujax.interop import flax, haiku
 from grujax.interop import nnx as of_nnx
 from grujax.interop.prove import sizes
-from grujax.interop.torch_keys import KEY, effective, from_arrays, to_arrays
+from grujax.interop.torch_keys import KEY, effective, from_arrays, gru_at, to_arrays
 
 
 @dataclass(frozen=True)
@@ -62,45 +62,33 @@ def record(name: str, where: str, model: Any, variables: Mapping, take: Callable
 def require_same(key: str, old: NDArray | None, new: NDArray) -> None:
     """Raises `InputError` unless weights that are put back have the form of those that were there."""
     if old is None:
-        require(False, key, "this key in the source", "no such key", "Weights that something computes stay there.")
-    else:
-        same = (old.shape, old.dtype) == (new.shape, new.dtype)
-        require(same, key, f"{old.dtype} {old.shape}", f"{new.dtype} {new.shape}")
+        raise InputError(key, "this key in the source", "no such key", "Weights that something computes stay there.")
+    require_equal(f"{new.dtype} {new.shape}", f"{old.dtype} {old.shape}", key)
 
 
 class Tree(NamedTuple):
-    """sign: a tensor that tells a cell. between: what stands between a layer's name and it. read, write: of a tree."""
+    """Cells in trees of arrays. sign: a tensor that tells one. of: the module of `grujax.interop` that reads them.
+    between: what stands between a layer's name and a cell. theirs, tree: of the tree what `of` reads, and back."""
 
     sign: str
-    where: str
+    of: Any
     between: str
-    read: Callable[[dict], tuple[nn.Module, dict]]
-    write: Callable[[nn.Module, Mapping], Mapping]
+    theirs: Callable[[dict], Any]
+    tree: Callable[[Any], Mapping]
+
+    def write(self, model: nn.Module, variables: Mapping) -> Mapping:
+        return self.tree(self.of.FRAMEWORK.build(model, variables))
+
+
+def _arrays(module: nnx.Module) -> Mapping:
+    return nnx.to_pure_dict(nnx.state(module, nnx.Param))
 
 
 WAY = r"(?:(?:forward|backward)_rnn/)?(?:cell/)?"
 TREES = (
-    Tree(
-        "ir/kernel",
-        "flax.linen.GRUCell",
-        rf"(?:layers_\d+/)?{WAY}",
-        lambda tree: flax.FRAMEWORK.read((None, tree)),
-        lambda *given: flax.FRAMEWORK.build(*given)[1]["params"],
-    ),
-    Tree(
-        "dense_i/kernel",
-        "flax.nnx.GRUCell",
-        rf"(?:layers/\d+/)?{WAY}",
-        lambda tree: of_nnx.FRAMEWORK.read(nnx.State(tree)),
-        lambda *given: nnx.to_pure_dict(nnx.state(of_nnx.FRAMEWORK.build(*given), nnx.Param)),
-    ),
-    Tree(
-        "w_i",
-        "hk.GRU",
-        "",
-        lambda tree: haiku.FRAMEWORK.read({"gru": tree}),
-        lambda *given: haiku.FRAMEWORK.build(*given)["gru"],
-    ),
+    Tree("ir/kernel", flax, rf"(?:layers_\d+/)?{WAY}", lambda tree: (None, tree), lambda made: made[1]["params"]),
+    Tree("dense_i/kernel", of_nnx, rf"(?:layers/\d+/)?{WAY}", nnx.State, _arrays),
+    Tree("w_i", haiku, "", lambda tree: {"gru": tree}, lambda made: made["gru"]),
 )
 
 
@@ -124,8 +112,7 @@ def grus_in(flat: dict[str, NDArray], back: Callable[[str, NDArray], None]) -> l
     grus, plain = [], effective(flat)
     for prefix in dict.fromkeys(m["prefix"] for key in plain if (m := KEY.fullmatch(key))):
         try:
-            read = partial(from_arrays, plain, prefix=prefix.removesuffix("."))
-            grus.append(gru(prefix, "state dict", read, to_arrays))
+            grus.append(gru(prefix, "state dict", partial(from_arrays, gru_at(plain, prefix)), to_arrays))
         except InputError:  # an LSTM, or a part of one
             continue
     for tree in TREES:
@@ -135,8 +122,8 @@ def grus_in(flat: dict[str, NDArray], back: Callable[[str, NDArray], None]) -> l
             base, cells = waiting.pop(0)
             own = {key.removeprefix(base): flat[key] for key in flat if key.startswith(tuple(cells))}
             try:
-                read = partial(tree.read, unflatten_dict(own, sep="/"))
-                grus.append(gru(base, tree.where, read, tree.write))
+                read = partial(tree.of.FRAMEWORK.read, tree.theirs(unflatten_dict(own, sep="/")))
+                grus.append(gru(base, tree.of.PLACE.framework, read, tree.write))
             except InputError:
                 waiting = [(cell, [cell]) for cell in cells if len(cells) > 1] + waiting
     return grus

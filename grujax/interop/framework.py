@@ -25,8 +25,9 @@ class Framework(NamedTuple):
     read: of what is its own makes (model, variables), `build` the other way round; `run` is the framework itself at
     work. argument: as errors call what is read. live: whether it is run unasked, which shows that nothing was missed.
     load, write: from and to a file. endings: of its files; reads: of files that are read and not written.
-    recognise: whether an object is one of its modules, models or graphs. keeps_statistics: what standardises inputs and
-    targets stands in the file too. assumes: a file of it does not tell what a head reads.
+    classes: of its modules, models or graphs, as package.name or package. keeps_statistics: what standardises inputs
+    and targets stands in the file too. assumes: a file of it does not tell what a head reads. proved: whether it was
+    run as it was read.
     """
 
     name: str
@@ -35,19 +36,20 @@ class Framework(NamedTuple):
     run: Callable[[Any, nn.Module], Runner]
     argument: str = "source"
     live: Callable[[Any], bool] = lambda theirs: False
-    recognise: Callable[[Any], bool] = lambda theirs: False
+    classes: str = ""
     load: Callable[[Path], Any] = _no_file
     write: Callable[[Path, Any], object] = _no_file
     endings: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
     keeps_statistics: bool = False
     assumes: bool = False
+    proved: Callable[[Any], bool] = lambda theirs: False
 
     def ours(self, theirs: Any, verify: bool | None, **options: Any) -> tuple[nn.Module, dict]:
         """The model and variables of what is theirs; verify: None runs what is live, in 32 bits or more."""
         model, variables = self.read(theirs, **options)
         wide = jnp.finfo(coarser(model)).bits >= 32
-        if verify or (verify is None and wide and self.live(theirs)):
+        if (verify or (verify is None and wide and self.live(theirs))) and not self.proved(theirs):
             require_agreement(model, variables, self.run(theirs, model), self.argument)
         return model, variables
 
@@ -58,15 +60,11 @@ class Framework(NamedTuple):
             require_agreement(model, variables, self.run(made, model), "model")
         return made
 
-
-def is_one_of(package: str, kind: str = "") -> Callable[[Any], bool]:
-    """Whether an object has a class of a package, of any name or of one, told without importing the package."""
-
-    def recognise(theirs: Any) -> bool:
-        classes = [(of.__module__.partition(".")[0], of.__name__) for of in type(theirs).__mro__]
-        return any(module.startswith(package) and kind in ("", name) for module, name in classes)
-
-    return recognise
+    def recognises(self, theirs: Any) -> bool:
+        """Whether an object has a class of these, told without importing the package."""
+        package, _, name = self.classes.partition(".")
+        found = [(of.__module__.partition(".")[0], of.__name__) for of in type(theirs).__mro__]
+        return bool(package) and any(module.startswith(package) and name in ("", kind) for module, kind in found)
 
 
 def check_archive(path: Path) -> None:

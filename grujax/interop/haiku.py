@@ -1,8 +1,8 @@
 """Weights from Haiku and back: the parameters of `hk.GRU`, and of several in an `hk.DeepRNN`.
 
-A module has `w_i` (I, 3H), `w_h` (H, 3H) and `b` (3H,), columns z | r | a. r multiplies the state before the product, z
-takes the candidate: `grujax.GRU(reset_after=False, update="take")`, into which the weights go as they are. A model with
-update="keep" has z's columns negated. b is the sum of both biases: the outputs are the same.
+A module has `w_i` (I, 3H), `w_h` (H, 3H) and `b` (3H,), the sum of both biases, columns z | r | a. r multiplies the
+state before the product, z takes the candidate: `grujax.GRU(reset_after=False, update="take")`, into which the weights
+go as they are. A model with update="keep" has z's columns negated.
 """
 
 from collections.abc import Mapping
@@ -23,17 +23,11 @@ PLACE = Place("hk.GRU", models=(GRU, GRUCell), only={"reset_after": False, "bidi
 
 
 def from_haiku(params: Mapping, *, verify: bool = False) -> tuple[nn.Module, dict]:
-    """The `grujax.GRU` and variables that compute what the `hk.GRU`s of a parameter tree compute.
-
-    The model is batch-major, x (B, T, I), where `hk.dynamic_unroll` is not unless it is told.
+    """The `grujax.GRU` of {module name: {"w_i", "w_h", "b"}}, batch-major. See `grujax.interop`.
 
     Args:
-      params: {module name: {"w_i", "w_h", "b"}}, of one `hk.GRU`, or of several that Haiku has numbered, `gru`,
-        `gru_1`, ...: layers one over the other, as `hk.DeepRNN` runs them. What else a tree holds must be left out.
-      verify: run both sides, see `grujax.interop`.
-
-    Raises:
-      InputError: naming the module or tensor that is no `hk.GRU`'s, or no layer of a stack.
+      params: of one `hk.GRU`, or of several that Haiku has numbered, `gru`, `gru_1`, ...: layers one over the other, as
+        `hk.DeepRNN` runs them. What else a tree holds must be left out.
 
     >>> import numpy as np
     >>> of_gru = {"w_i": np.ones((10, 60)), "w_h": np.ones((20, 60)), "b": np.ones(60)}
@@ -44,21 +38,11 @@ def from_haiku(params: Mapping, *, verify: bool = False) -> tuple[nn.Module, dic
 
 
 def to_haiku(model: nn.Module, variables: Mapping, name: str = "gru", *, verify: bool = False) -> dict:
-    """The parameters of the `hk.GRU`s that compute what `model` computes: the inverse of `from_haiku`.
+    """The parameters of the `hk.GRU`s of a `GRU` of one direction, or a `GRUCell`, with reset_after=False.
 
-    Args:
-      model: a `GRU` of one direction, or a `GRUCell`, with reset_after=False.
-      name: of the first layer's module, "net/~/gru" where the `hk.GRU` is made in `Net.__init__`; the others are
-        numbered, `gru_1`, ...
-
-    Warns:
-      ConversionWarning: b_hh is not 0: its sum with b_ih is stored. With bias=False zeros are.
-
-    Raises:
-      InputError: what Haiku has no place for: `reset_after=True`, two directions, activations, a head.
+    name: of the first layer's module, "net/~/gru" where the `hk.GRU` is made in `Net.__init__`; others are numbered.
 
     >>> import jax, jax.numpy as jnp
-    >>> from grujax import GRU
     >>> model = GRU(20, num_layers=2, reset_after=False, initializer="flax")
     >>> list(to_haiku(model, model.init(jax.random.key(0), jnp.ones((3, 7, 10)))))
     ['gru', 'gru_1']
@@ -109,8 +93,8 @@ def _stack(params: Mapping) -> list[str]:
     first = min(params, key=len)
     expected = [first, *(f"{first}_{k}" for k in range(1, len(params)))]
     remedy = f"Pass each that is no layer of one stack by itself, {{name: params[name]}}. {FIND}"
+    served = first if len(params) == 1 else f"{first} to {expected[-1]}, layers as Haiku numbers them"
     for name in params:
-        served = expected[0] if len(params) == 1 else f"{expected[0]} to {expected[-1]}, layers as Haiku numbers them"
         require(name in expected, name, served, "this module besides", remedy)
     return expected
 

@@ -8,7 +8,8 @@ import io
 import json
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from grujax.core.dialects import REMEDIES, require_floats
 from grujax.errors import InputError, require, require_package
 from grujax.interop.framework import check_archive
-from grujax.interop.keras_layers import OUTPUTS, POOLINGS, READ, WEIGHTED, Layer, described
+from grujax.interop.keras_layers import OUTPUTS, POOLINGS, READ, RECURRENT, WEIGHTED, Layer, described
 from grujax.interop.prove import FIND
 
 MEMBERS = {"metadata.json", "config.json", "model.weights.h5"}
@@ -36,15 +37,15 @@ class Tree:
 
     def at(self, path: str, of: str) -> Any:
         """of: "Group" or "Dataset"."""
-        node, names = self.root, path.split("/")
-        for depth, name in enumerate(names):
-            key = "/".join(names[: depth + 1])
+        node, key = self.root, ""
+        for name in path.split("/"):
+            key = f"{key}/{name}".removeprefix("/")
+            kind = of if key == path else "Group"
             link = node.get(name, getlink=True) if name in node else None  # this opens nothing
             require(link is not None, key, "what Keras 3 writes", "none of that name")
             hard = isinstance(link, self.h5py.HardLink)
             require(hard, key, "what stands in the file itself", f"an HDF5 {type(link).__name__}")
             node = node[name]
-            kind = of if depth == len(names) - 1 else "Group"
             require(isinstance(node, getattr(self.h5py, kind)), key, f"an HDF5 {kind}", type(node).__name__)
         return node
 
@@ -54,17 +55,15 @@ class Tree:
     def weights(self, group: str, layer: Layer, legacy: bool = False) -> list[dict[str, Any]]:
         """The weights of each direction, checked, not yet read. legacy: the group's attributes name them."""
         shapes, parts, keys = layer.shapes, WEIGHTED.get(layer.kind, ()), []
-        for part in parts if not legacy else ():
-            within = "/".join(filter(None, (group, *part.split("."), "vars")))
-            names, expected = self.names(within), [str(k) for k in range(len(shapes))]
-            require(sorted(names) == expected, within, f"the variables {expected}", str(sorted(names))[:80])
-            keys += [f"{within}/{name}" for name in expected]
         if legacy:
-            stored = self.at(group, "Group").attrs.get("weight_names", ())
-            names = [name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name) for name in stored]
-            expected = len(shapes) * len(parts)
-            require(len(names) == expected, group, f"{expected} weights", str(names)[:200])
+            names = list(map(_text, self.at(group, "Group").attrs.get("weight_names", ())))
+            require(len(names) == len(shapes) * len(parts), group, f"{len(shapes) * len(parts)} weights", names)
             keys = [f"{group}/{name}" for name in names]
+        for part in parts if not legacy else ():
+            within, expected = variables_of(group, part), [str(k) for k in range(len(shapes))]
+            names = sorted(self.names(within))
+            require(names == expected, within, f"the variables {expected}", names)
+            keys += [f"{within}/{name}" for name in expected]
         of = [(key, self._variable(key, shapes[k % len(shapes)])) for k, key in enumerate(keys)]
         return [dict(of[k : k + len(shapes)]) for k in range(0, len(of), max(len(shapes), 1))]
 
@@ -73,14 +72,22 @@ class Tree:
         elsewhere = dataset.is_virtual or dataset.external
         require(not elsewhere, key, "values in the file itself", "HDF5's external or virtual storage")
         require_floats(key, _dtype(dataset))
-        there = dataset.shape
+        there, units = dataset.shape, (shape[-1] or 0) // 3
         fits = len(there) == len(shape) and all(n in (None, m) for n, m in zip(shape, there, strict=True))
-        units = (shape[-1] or 0) // 3
         remedy = REMEDIES.get(there[-1] / units, "") if units and "/cell/" in key and there else ""
         require(fits, key, f"shape {shape}".replace("None", "any"), there, remedy)
         stored = dataset.id.get_storage_size()
         require(stored >= dataset.nbytes, key, f"{dataset.nbytes} bytes of values, not compressed", f"{stored} stored")
         return dataset
+
+
+def variables_of(group: str, part: str) -> str:
+    """The group of the variables of a part of a layer."""
+    return "/".join(filter(None, (group, *part.split("."), "vars")))
+
+
+def _text(stored: Any) -> str:
+    return stored.decode("utf-8", "replace") if isinstance(stored, bytes) else str(stored)
 
 
 def _dtype(dataset: Any) -> str:
@@ -89,9 +96,14 @@ def _dtype(dataset: Any) -> str:
     return "bfloat16" if opaque else dataset.dtype.name
 
 
-def as_array(dataset: Any) -> NDArray:
-    values, dtype = np.asarray(dataset[()]), jnp.dtype(_dtype(dataset))
-    return values.view(dtype) if values.dtype.kind == "V" else values.astype(dtype)  # the machine's byte order
+def with_arrays(layer: Layer, cells: list[dict[str, Any]]) -> Layer:
+    """The layer with its weights, read."""
+
+    def array(dataset: Any) -> NDArray:
+        values, dtype = np.asarray(dataset[()]), jnp.dtype(_dtype(dataset))
+        return values.view(dtype) if values.dtype.kind == "V" else values.astype(dtype)  # the machine's byte order
+
+    return layer._replace(weights=tuple({key: array(dataset) for key, dataset in cell.items()} for cell in cells))
 
 
 class Opened(NamedTuple):
@@ -152,10 +164,9 @@ def _members(path: Path) -> dict[str, bytes]:
 
 def _version(stated: Any, argument: str) -> int:
     """2 or 3: functions of one name differ in them."""
-    stated = stated.decode("utf-8", "replace") if isinstance(stated, bytes) else stated
-    known = isinstance(stated, str) and stated[:2] in ("2.", "3.")
+    known = stated is not None and _text(stated)[:2] in ("2.", "3.")
     require(known, argument, "keras_version 2 or 3", repr(stated)[:80])
-    return int(stated[0])
+    return int(_text(stated)[0])
 
 
 def load(path: Path) -> list[Layer]:
@@ -170,68 +181,57 @@ def load(path: Path) -> list[Layer]:
         at = "model_weights" if legacy else "layers"
         groups = tree.names(at)
         layers = _told_by_groups(tree, groups) if config is None else described(config, version)
-        numbered = groups_of([{"class_name": layer.kind} for layer in layers], f"{at}/")
-        expected = {
-            f"{at}/{layer.name}" if legacy else group: layer for group, layer in zip(numbered, layers, strict=True)
-        }
+        names = [layer.name for layer in layers] if legacy else groups_of([layer.kind for layer in layers])
         for name in groups:
-            known = f"{at}/{name}" in expected or re.fullmatch(r"input_layer(_\d+)?|top_level_model_weights", name)
+            known = name in names or re.fullmatch(r"input_layer(_\d+)?|top_level_model_weights", name)
             known = known or config is None or (legacy and not tree.names(f"{at}/{name}"))
-            served, remedy = f"only {sorted(expected)}", f"It would be lost. {FIND}"
-            require(bool(known), f"{at}/{name}", served, "this layer besides", remedy)
-        found = [tree.weights(group, layer, legacy) for group, layer in expected.items()]
+            require(bool(known), f"{at}/{name}", f"only {names}", "this layer besides", f"It would be lost. {FIND}")
+        found = [tree.weights(f"{at}/{name}", layer, legacy) for name, layer in zip(names, layers, strict=True)]
         nbytes, size = sum(d.nbytes for cells in found for cell in cells for d in cell.values()), path.stat().st_size
         require(nbytes <= size, "path", f"weights of {size} bytes at most, as in the file", nbytes)
         return [with_arrays(layer, cells) for layer, cells in zip(layers, found, strict=True)]
 
 
-def with_arrays(layer: Layer, cells: list[dict[str, Any]]) -> Layer:
-    return layer._replace(weights=tuple({key: as_array(dataset) for key, dataset in cell.items()} for cell in cells))
-
-
-def groups_of(saved: list[Mapping], at: str) -> list[str]:
+def groups_of(kinds: Sequence[Any]) -> list[str]:
     """The groups of a model's layers: the name of the class in small letters, numbered."""
-    numbers, groups = {}, []
-    for one in saved:
-        name = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", re.sub(r"\W+", "", str(one.get("class_name"))))
+    numbers, groups = Counter(), []
+    for kind in kinds:
+        name = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", re.sub(r"\W+", "", str(kind)))
         name = re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()
-        k = numbers[name] = numbers.get(name, -1) + 1
-        groups.append(f"{at}{name}_{k}" if k else f"{at}{name}")
+        groups.append(f"{name}_{numbers[name]}" if numbers[name] else name)
+        numbers[name] += 1
     return groups
 
 
 def _told_by_groups(tree: Tree, groups: list[str]) -> list[Layer]:
     """The layers that the groups tell, GRUs first, then pooling, then the Dense."""
-    kinds = dict(zip(groups_of([{"class_name": kind} for kind in READ], ""), READ, strict=True))
+    kinds, numbered = dict(zip(groups_of([*READ]), READ, strict=True)), defaultdict(list)
     del kinds["gru_cell"]
-    numbered: dict[str, list[tuple[int, str]]] = {}
     for name in groups:
-        match = re.fullmatch(r"(.*?)(?:_(\d{1,6}))?", name, re.DOTALL)
-        group, number = match.groups() if match else (name, None)
+        group, number = name, re.search(r"_(\d{1,6})\Z", name)
+        if number is not None:
+            group = name[: number.start()]
         require(group in kinds, f"layers/{name}", f"one of {sorted(kinds)}", "this layer")
-        numbered.setdefault(kinds[group], []).append((int(number or 0), name))
-    left = tuple(f"layers/{name}: weights tell no rate" for _, name in numbered.get("Dropout", ()))
-    pooled, last = {*POOLINGS, "TimeDistributed"} & numbered.keys(), None
+        numbered[kinds[group]].append((int(number[1]) if number else 0, name))
+    left = tuple(f"layers/{name}: weights tell no rate" for _, name in numbered["Dropout"])
+    pooled = any(numbered[kind] for kind in (*POOLINGS, "TimeDistributed"))
     layers: list[Layer] = []
     for kind in ("GRU", "Bidirectional", *POOLINGS, "Dense", "TimeDistributed"):
-        for _, name in sorted(numbered.get(kind, ())):
-            parts = [
-                f"layers/{name}/{part.replace('.', '/')}/vars".replace("//", "/") for part in WEIGHTED.get(kind, ())
-            ]
-            config: dict[str, Any] = {}
-            if kind in ("GRU", "Bidirectional"):
-                bias, remedy = "2" in tree.names(parts[0]), "Convert the .keras file, which tells."
-                require(bias, f"{parts[0]}/2", "a bias, whose shape tells reset_after", "none of that name", remedy)
-                config = {"units": (tree.at(f"{parts[0]}/1", "Dataset").shape or (0,))[0], "use_bias": True}
-                config |= {"activation": "tanh", "recurrent_activation": "sigmoid", "dropout": 0.0}
-                config |= {"reset_after": len(tree.at(f"{parts[0]}/2", "Dataset").shape) == 2}
-                config |= {"return_sequences": True, "recurrent_dropout": 0.0}
-                config |= {"merge_mode": "concat"} if kind == "Bidirectional" else {}
-                last = config
-            elif parts:
-                config = {"units": (tree.at(f"{parts[0]}/1", "Dataset").shape or (0,))[0]}
-                config |= {"activation": next(iter(OUTPUTS)), "use_bias": True}
-            layers.append(Layer(kind, f"layers/{name}", config))
-    if last is not None and "Dense" in numbered and not pooled:
-        last["return_sequences"] = False
+        for _, name in sorted(numbered[kind]):
+            group, config = f"layers/{name}", {}
+            within = variables_of(group, WEIGHTED.get(kind, ("",))[0])
+            if kind in RECURRENT:
+                bias, remedy = "2" in tree.names(within), "Convert the .keras file, which tells."
+                require(bias, f"{within}/2", "a bias, whose shape tells reset_after", "none of that name", remedy)
+            if kind in WEIGHTED:
+                config = {"units": (tree.at(f"{within}/1", "Dataset").shape or (0,))[0], "use_bias": True}
+                config |= {"activation": next(iter(OUTPUTS))}
+            if kind in RECURRENT:
+                config |= {"activation": "tanh", "recurrent_activation": "sigmoid", "merge_mode": "concat"}
+                config |= {"reset_after": len(tree.at(f"{within}/2", "Dataset").shape) == 2}
+                config |= {"return_sequences": True, "dropout": 0.0, "recurrent_dropout": 0.0}
+            layers.append(Layer(kind, group, config))
+    recurrent = [layer for layer in layers if layer.kind in RECURRENT]
+    if recurrent and numbered["Dense"] and not pooled:
+        recurrent[-1].config["return_sequences"] = False
     return [layer._replace(left=left) for layer in layers[:1]] + layers[1:]

@@ -4,6 +4,7 @@ import io
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,8 @@ import flax.linen as nn
 from grujax.errors import InputError, require, require_package
 from grujax.interop import keras_files, keras_live
 from grujax.interop.found import Opened, record, require_same
-from grujax.interop.keras import FRAMEWORK, from_keras
+from grujax.interop.keras import FRAMEWORK, from_keras, to_layers
 from grujax.interop.keras_layers import RECURRENT, Layer, described
-from grujax.interop.keras_model import to_layers
 
 
 def in_object(source: Any) -> Opened:
@@ -93,12 +93,11 @@ def _through(saved: Any, at: str | None, version: int) -> Iterator[tuple[Layer, 
     if not isinstance(layers, list) or saved.get("class_name") not in ("Sequential", "Functional", "Model"):
         return
     layers = [one for one in layers if isinstance(one, Mapping)]
-    for one, group in zip(layers, keras_files.groups_of(layers, f"{at or ''}layers/"), strict=True):
-        if one.get("class_name") in RECURRENT:
-            try:
+    kinds = [one.get("class_name") for one in layers]
+    for one, kind, group in zip(layers, kinds, keras_files.groups_of(kinds), strict=True):
+        if kind in RECURRENT:
+            with suppress(InputError):  # one that grujax has not
                 (layer,) = described(one, version)
-                yield layer, f"model_weights/{layer.name}" if at is None else group
-            except InputError:  # one that grujax has not
-                continue
+                yield layer, f"model_weights/{layer.name}" if at is None else f"{at}layers/{group}"
         elif at is not None:
-            yield from _through(one, f"{group}/", version)
+            yield from _through(one, f"{at}layers/{group}/", version)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from numpy.typing import NDArray
 
 from grujax.core.dialects import DIALECTS, Dialect
-from grujax.errors import InputError, require, require_count
+from grujax.errors import InputError, require, require_count, require_equal, require_one_of
 from grujax.interop.prove import FIND
 from grujax.types import Activation, HardSigmoid, LeakyRelu, Softplus
 
@@ -106,12 +106,6 @@ def described(saved: Any, version: int = 3) -> list[Layer]:
 
     Raises:
       InputError: naming the layer that has no place here, and the option.
-
-    >>> gru = {"units": 4, "activation": "tanh", "recurrent_activation": "sigmoid", "use_bias": True, "dropout": 0.0}
-    >>> gru |= {"name": "gru", "reset_after": True, "recurrent_dropout": 0, "return_sequences": True}
-    >>> gru |= {"go_backwards": False}
-    >>> described({"module": "keras.layers", "class_name": "GRU", "registered_name": None, "config": gru})[0].shapes
-    [(None, 12), (4, 12), (2, 12)]
     """
     saved = _mapping(saved, "config.json")
     if saved.get("class_name") not in ("Sequential", "Functional"):
@@ -135,8 +129,8 @@ def _layer(saved: Any, version: int, backwards: bool = False) -> Layer:
     saved = _mapping(saved, "layer")
     config, kind = _mapping(saved.get("config"), "layer"), saved.get("class_name")
     name = str(config.get("name", kind))[:80]
-    known = isinstance(kind, str) and kind in READ
-    require(known, name, f"one of {sorted(READ)}", str(kind)[:80], REMEDIES.get(str(kind), FIND))
+    if not isinstance(kind, str) or kind not in READ:
+        raise InputError(name, f"one of {sorted(READ)}", str(kind)[:80], REMEDIES.get(str(kind), FIND))
     own = saved.get("module", "keras.layers") == "keras.layers" and saved.get("registered_name") in (None, kind)
     require(own, name, f"keras.layers.{kind}", f"a {kind} of {str(saved.get('module'))[:80]}")
     if kind == "TimeDistributed":
@@ -146,13 +140,12 @@ def _layer(saved: Any, version: int, backwards: bool = False) -> Layer:
     config = {**OLD, **config} if version == 2 else config
     read, left = {key: _value(config, key, types, name) for key, types in READ[kind].items()}, _left(config, name)
     for key, value in FIXED.items():
-        same = config.get(key, value) == value
-        require(same, f"{name}.{key}", repr(value), repr(config.get(key))[:80], REMEDIES.get(key, ""))
+        require_equal(config.get(key, value), value, f"{name}.{key}", REMEDIES.get(key, ""))
     for key in read.keys() & {"activation", "recurrent_activation"}:
         functions = BOTH_VERSIONS | {"hard_sigmoid"} if version == 2 else set(ACTIVATIONS) - {OF_KERAS_2}
         functions = set(OUTPUTS) if kind == "Dense" else functions
         remedy = "These are the same functions here; no other is."
-        require(read[key] in functions, f"{name}.{key}", f"one of {sorted(functions)}", repr(read[key])[:80], remedy)
+        require_one_of(read[key], sorted(functions), f"{name}.{key}", remedy)
         if version == 2 and read[key] == "hard_sigmoid":
             read[key] = OF_KERAS_2
     if read.pop("go_backwards", backwards) != backwards:
@@ -166,9 +159,8 @@ def _layer(saved: Any, version: int, backwards: bool = False) -> Layer:
         for one in (forward, backward):
             require(one.kind == "GRU", name, "a GRU inside", one.kind)
         same = forward.config == backward.config
-        require(same, name, f"both directions alike, {forward.config}", str(backward.config))
-        merge = read["merge_mode"]
-        require(merge in MERGES, f"{name}.merge_mode", f"one of {list(MERGES)}", repr(merge)[:80])
+        require(same, name, f"both directions alike, {forward.config}", backward.config)
+        require_one_of(read["merge_mode"], MERGES, f"{name}.merge_mode")
         return Layer(kind, name, read | forward.config, (*left, *forward.left, *backward.left), (), forward.compute)
     if kind == "Dropout" and config.get("noise_shape") is not None:  # another function than dropout here
         left.append(f"{name}: it acts in training alone, and has a noise_shape")

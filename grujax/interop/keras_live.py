@@ -14,12 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from grujax.core.config import MERGES
 from grujax.errors import InputError, require, require_package
+from grujax.interop.hypotheses import Seen, require_shown
 from grujax.interop.keras_layers import HEADS, OF_KERAS_2, RECURRENT, WEIGHTED, Layer, described
-from grujax.interop.prove import FIND, TWO_SIZES, Runner, data, log, outputs
+from grujax.interop.prove import TWO_SIZES, Runner, data
 from grujax.linen.cell import GRUCell
-from grujax.testing.tolerances import tolerances_used
 from grujax.types import state_dtype
 
 
@@ -115,33 +114,20 @@ def build(keras: Any, layer: Layer, dtype: str, return_state: bool = False) -> A
     return made
 
 
-def require_shown(source: Any, model: Any, variables: Any) -> None:
+def require_same(source: Any, model: Any, variables: Any) -> None:
     """Raises `InputError` unless every array that a layer or model gives, run as it is, is an output of `model`."""
-    keras, largest, cell = package(), 0.0, isinstance(model, GRUCell)
+    keras, all_seen = package(), []
     for size in TWO_SIZES:
-        x, h0, _ = data(model, variables, Runner(lambda *_: {}, takes_h0=cell), 0, size)
-        ours = outputs(model, variables, x, h0, None)
-        forms = [np.asarray(a) for a in jax.tree.leaves(ours)]
-        if not cell:
-            states, merge = np.asarray(ours["h_last"]), model.merge
-            top = states[-model.num_directions :]
-            forms += [*states, *(np.asarray(ours["output"]) if merge is None else ())]
-            forms += [np.asarray(MERGES[merge](*top))] if merge is not None and len(top) > 1 else []
+        x, h0, _ = given = data(model, variables, size, h0=isinstance(model, GRUCell))
         try:
             with numerics("float32"):
-                given = (x,) if h0 is None else (x, [keras.ops.convert_to_tensor(h0)])
-                found = [np.asarray(keras.ops.convert_to_numpy(a)) for a in jax.tree.leaves(source(*given))]
+                found = source(x) if h0 is None else source(x, [keras.ops.convert_to_tensor(h0)])
+                arrays = [np.asarray(keras.ops.convert_to_numpy(a)) for a in jax.tree.leaves(found)]
         except Exception as error:  # whatever a call of the user's raises
             remedy = "verify=False takes what its config says."
             raise InputError(source.name, "a layer that runs on x", type(error).__name__, remedy) from error
-        for theirs in found:
-            same = [a for a in forms if a.shape == theirs.shape]
-            near = [(tolerances_used(theirs, a, "float32").max(), np.abs(theirs - a).max()) for a in same]
-            used, of = min(near, default=(np.inf, np.inf))
-            largest = max(largest, float(of))
-            equal = bool(used <= 1)
-            require(equal, "source", "the outputs of both sides equal", f"a difference of {of:.3g}", FIND)
-    log.info("source: largest difference %.3g", largest)
+        all_seen.append(Seen(given, arrays))
+    require_shown("source", model, variables, all_seen)
 
 
 def runner(source: Any, model: nn.Module) -> Runner:
@@ -162,21 +148,19 @@ def runner(source: Any, model: nn.Module) -> Runner:
         return np.asarray(keras.ops.convert_to_numpy(t))
 
     def call(x: NDArray, h0: NDArray | None, lengths: NDArray | None) -> dict[str, Any]:
-        last, output = [], ()
+        assert h0 is not None
+        last, output, steps = [], (), np.full(len(x), x.shape[1]) if lengths is None else lengths
         with numerics(dtype):
-            a, mask = keras.ops.cast(x, dtype), None
-            states = None if h0 is None else [keras.ops.cast(h, dtype) for h in (h0[None] if single else h0)]
+            a, states = keras.ops.cast(x, dtype), [keras.ops.cast(h, dtype) for h in (h0[None] if single else h0)]
             if single:
-                return {"h_last": array(built[0](a, states or built[0].get_initial_state(len(x)))[0])}
-            valid = np.ones(x.shape[:2], bool) if lengths is None else np.arange(x.shape[1]) < lengths[:, None]
-            if lengths is not None:
-                mask = keras.ops.convert_to_tensor(valid)
+                return {"h_last": array(built[0](a, states)[0])}
+            valid = np.arange(x.shape[1]) < steps[:, None]
+            mask = None if lengths is None else keras.ops.convert_to_tensor(valid)
             for layer, made in zip(layers, built, strict=True):
                 if layer.kind in RECURRENT:
-                    k, number = len(last), len(layer.weights)
-                    found = made(a, initial_state=None if states is None else states[k : k + number], mask=mask)
-                    output, a = tuple(found[:-number]), found[0]
-                    last += map(array, found[-number:])
+                    k, n = len(last), len(layer.weights)
+                    found = made(a, initial_state=states[k : k + n], mask=mask)
+                    a, output, last = found[0], found[:-n], [*last, *map(array, found[-n:])]
                 elif layer.kind != "Dropout":
                     a = made(a)  # the mask goes with a
                     output = (a,)

@@ -26,15 +26,9 @@ PLACE = Place("flax.nnx.GRUCell", {"activation": None, "gate_activation": None},
 
 
 def from_nnx(source: nnx.Module | nnx.State, *, verify: bool | None = None) -> tuple[nn.Module, dict]:
-    """The model and variables that compute what an NNX module computes, as `grujax.interop.flax.from_flax` has it.
+    """The model and variables of an NNX module, as `grujax.interop.flax.from_flax` has it.
 
-    Args:
-      source: the module; or its `nnx.State`, whose keys tell the structure. They tell neither options nor what is
-        between layers and has no parameters: the defaults, and nothing, are taken.
-      verify: run both sides, see `grujax.interop`. None does so with a module of 32 bits or more.
-
-    Raises:
-      InputError: naming the key, module or field that no grujax model stands for; nothing is skipped, guessed or cast.
+    source: the module; or its `nnx.State`, whose keys tell the structure and no options: the defaults are taken.
 
     >>> model, variables = from_nnx(nnx.RNN(nnx.GRUCell(10, 20, rngs=nnx.Rngs(0))))
     >>> model.hidden_size, variables["params"]["l0"]["w_ih"].shape
@@ -44,20 +38,9 @@ def from_nnx(source: nnx.Module | nnx.State, *, verify: bool | None = None) -> t
 
 
 def to_nnx(model: nn.Module, variables: Mapping, *, verify: bool = False) -> nnx.Module:
-    """The NNX module that computes what `model` computes: the inverse of `from_nnx`.
-
-    A `GRUCell` gives an `nnx.GRUCell`; a `GRU` an `nnx.RNN` or `nnx.Bidirectional`, of several layers an
-    `nnx.Sequential`.
-
-    Warns:
-      ConversionWarning: b_hh is not 0 in r and z: its sum with b_ih is stored. With bias=False zeros are.
-
-    Raises:
-      InputError: what NNX has no place for: b_hn, where the cell of the installed Flax has no `hn_bias`;
-        `reset_after=False`, a merge other than "concat", a head.
+    """The NNX module of a `GRU` or `GRUCell` with reset_after=True; b_hn has to be 0 where the cell has no `hn_bias`.
 
     >>> import jax, jax.numpy as jnp
-    >>> from grujax import GRU
     >>> model = GRU(20, bidirectional=True, initializer="flax")
     >>> to_nnx(model, model.init(jax.random.key(0), jnp.ones((3, 7, 10))))(jnp.ones((3, 7, 10))).shape
     (3, 7, 40)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from grujax.core.heads import STATISTICS
 from grujax.errors import require, require_package
-from grujax.interop.framework import Framework, is_one_of
+from grujax.interop.framework import Framework
 from grujax.interop.onnx_graph import HINTS, METADATA, cells_of
 from grujax.interop.onnx_read import read_graph
 from grujax.interop.onnx_run import DTYPES
@@ -44,20 +44,15 @@ def to_onnx(
     - `GRUCell`: x (B, I), h0 (B, H) -> h (B, H).
 
     B and T stay open. What stands at steps past the length, NaN included, reaches no output; outputs there are 0.
-    ONNX has no resets, nor a place for `dropout`, which acts in training alone. ONNX Runtime (1.32) cannot run B = 0.
+    ONNX has no resets, and ONNX Runtime (1.32) cannot run B = 0. See `grujax.interop` for the rest.
 
     Args:
-      model: a `GRU`, `GRUCell` or `GRUModel`, float32 or float16.
-      variables: its variables, "params" and, of a trained `GRUModel`, "statistics".
+      model: float32 or float16, the dtypes of GRUs in ONNX Runtime.
       lengths: False leaves the input lengths out, all steps are valid then. A cell has none.
-      state: False leaves h0, which is 0 then, and h_last out.
+      state: False leaves h0, which is 0 then, and h_last out. A learned initial state is in the graph: what h0 is
+        where none is given to the runtime.
       labels: names of the outputs of the head, kept as JSON in the graph's metadata under "labels". For probabilities
         export `model.clone(output_activation="softmax")`, or "sigmoid".
-      verify: run both sides on random data; the largest difference is logged (logger "grujax.interop", INFO), and one
-        past the tolerance table raises.
-
-    Raises:
-      InputError: what ONNX has no place for, by the field's name; bfloat16 and float64, which ONNX Runtime cannot run.
 
     >>> import jax, jax.numpy as jnp
     >>> from grujax import GRUModel
@@ -70,7 +65,7 @@ def to_onnx(
 
 
 def from_onnx(source: "onnx.ModelProto", *, prefix: str | None = None, verify: bool = False) -> tuple[nn.Module, dict]:
-    """The model and variables that compute what an ONNX model computes: exactly, or an error.
+    """The model and variables of an ONNX model: exactly, or an error. See `grujax.interop`.
 
     - What `to_onnx` wrote comes back as it was, bit for bit.
     - Of other exporters: GRU nodes in a row, one dense head or none, pooling, a sigmoid or softmax, and between them
@@ -82,11 +77,6 @@ def from_onnx(source: "onnx.ModelProto", *, prefix: str | None = None, verify: b
 
     Args:
       prefix: the name of the GRU node that is taken, all else left; `grujax.interop.find` lists them.
-      verify: run what `to_onnx` wrote in ONNX Runtime too; see `to_onnx`.
-
-    Raises:
-      InputError: naming the node, tensor, input or output that is none of this; onnxruntime missing for a graph that
-        others wrote.
 
     >>> import jax, jax.numpy as jnp
     >>> from grujax import GRU
@@ -105,7 +95,7 @@ def from_onnx(source: "onnx.ModelProto", *, prefix: str | None = None, verify: b
 
 def _read(proto: "onnx.ModelProto") -> tuple[nn.Module, dict]:
     own = _own(checked(proto))
-    return own or read_graph(checked(proto))[:2]
+    return own or read_graph(checked(proto))
 
 
 def _build(
@@ -125,15 +115,14 @@ def _build(
 
 
 def _run(proto: "onnx.ModelProto", model: nn.Module) -> Runner:
-    """ONNX Runtime on the CPU, h0 and lengths where the graph has them; a stranger's graph in a process of its own."""
-    if _own(proto) is None:
-        return read_graph(checked(proto)).runner
+    """ONNX Runtime on the CPU on a graph of `to_onnx`, h0 and lengths where it has them."""
     onnxruntime = require_package("onnxruntime", "onnx")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what goes wrong is raised; the log would say it once more
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    inputs = {of.name: DTYPES[of.type] for of in session.get_inputs()}
+    given = (*session.get_inputs(), *session.get_overridable_initializers())  # h0 where the model has learned it
+    inputs = {of.name: DTYPES[of.type] for of in given}
     outputs = ["h_last" if of.name == "h" else of.name for of in session.get_outputs()]
 
     def call(x: NDArray, h0: NDArray | None, lengths: NDArray | None) -> dict[str, NDArray]:
@@ -165,7 +154,9 @@ def _own(proto: "onnx.ModelProto") -> tuple[nn.Module, dict] | None:
     for node in nodes:
         fields, of_layer = cells_of(node, [arrays.get(name) for name in [*node.input[1:4], ""][:3]], update)
         cells |= of_layer
-    model, variables = put_together(cells, head, single=cls == "GRUCell", **fields | hints)
+    h0 = arrays.get("h0")
+    h0 = h0[:, 0] if h0 is not None and h0.shape[1:2] == (1,) and cls != "GRUCell" else None
+    model, variables = put_together(cells, head, single=cls == "GRUCell", h0=h0, **fields | hints)
     statistics = {name: jnp.asarray(arrays[name]) for name in STATISTICS if name in arrays}
     variables |= {"statistics": statistics} if statistics else {}
     inputs = {of.name for of in proto.graph.input}
@@ -179,9 +170,10 @@ FRAMEWORK = Framework(
     _read,
     _build,
     _run,
-    recognise=is_one_of("onnx", "ModelProto"),
+    classes="onnx.ModelProto",
     load=load,
     write=lambda path, proto: path.write_bytes(proto.SerializeToString(deterministic=True)),
     endings=(".onnx",),
     keeps_statistics=True,
+    proved=lambda proto: _own(proto) is None,  # a stranger's graph is run as it is read
 )

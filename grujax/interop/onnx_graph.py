@@ -8,27 +8,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grujax.core.dialects import DIALECTS, Cell, read
-from grujax.errors import InputError, require, require_package
+from grujax.errors import InputError, require, require_equal, require_one_of, require_package
 from grujax.interop.parts import Place
-from grujax.types import PARAMETRIC, Activation
+from grujax.types import PARAMETRIC, Activation, Affine, Elu, HardSigmoid
 
 Model = Node = Body = Tensor = Any
 """The messages of onnx, a package that is imported where it is needed."""
 LIMIT = 2**31 - 1
 """The bytes of one file: protobuf has no longer ones."""
 
-ACTIVATIONS: dict[str, tuple[str, tuple[float, ...], tuple[float, ...]]] = {
-    "tanh": ("Tanh", (), ()),
-    "sigmoid": ("Sigmoid", (), ()),
-    "relu": ("Relu", (), ()),
-    "hard_sigmoid": ("HardSigmoid", (1 / 6,), (0.5,)),
-    "softsign": ("Softsign", (), ()),
-    "elu": ("Elu", (1.0,), ()),
-    "identity": ("Affine", (1.0,), (0.0,)),
-}
-"""ONNX's name of the same function, its alpha and its beta; there is none for `hard_tanh`. Those with parameters have
+PLAIN = {"tanh": "Tanh", "sigmoid": "Sigmoid", "relu": "Relu", "softsign": "Softsign"}
+NAMED = {"hard_sigmoid": HardSigmoid(1 / 6, 0.5), "elu": Elu(1.0), "identity": Affine(1.0, 0.0)}
+"""The functions that have a name here, as ONNX calls them; there is none for `hard_tanh`. Those with parameters have
 ONNX's own names here."""
-
+ACTIVATIONS = (*PLAIN, *NAMED, *PARAMETRIC.values())
 OUTPUTS = {"sigmoid": ("Sigmoid", {}), "softmax": ("Softmax", {"axis": -1})}
 DTYPES = ("float16", "float32")
 REDUCTIONS = {"sum": "ReduceSum", "mean": "ReduceMean", "mul": "ReduceProd"}
@@ -36,16 +29,20 @@ PLACE = Place(
     "ONNX",
     {
         "reset_after": (False,),
-        "activation": (*ACTIVATIONS, *PARAMETRIC.values()),
-        "gate_activation": (*ACTIVATIONS, *PARAMETRIC.values()),
+        "activation": ACTIVATIONS,
+        "gate_activation": ACTIVATIONS,
         "reverse": (True,),
         "output_activation": tuple(OUTPUTS),
         "clip": None,
+        "initial_state": ("learned",),
         "merge": tuple(REDUCTIONS),
         "pooling": ("mean", "max", None),
         "steps_per_frame": None,
     },
 )
+KNOWN = {"hidden_size", "linear_before_reset", "direction", "activations", "activation_alpha", "activation_beta"}
+KNOWN |= {"clip", "layout"}
+"""The attributes of a GRU node."""
 METADATA = "grujax"
 HINTS: dict[str, Container] = {
     "merge": ("concat", *REDUCTIONS),
@@ -61,17 +58,24 @@ def module() -> Any:
     return require_package("onnx", "onnx")
 
 
+def copied(message: Any) -> Any:
+    """A message of onnx, alone."""
+    made = type(message)()
+    made.CopyFrom(message)
+    return made
+
+
 def function(activation: Any) -> tuple[str, tuple[float, ...], tuple[float, ...]]:
     """ONNX's name of an activation, its alpha and its beta.
 
     >>> function("relu"), function(PARAMETRIC["LeakyRelu"](0.2))
     (('Relu', (), ()), ('LeakyRelu', (0.2,), ()))
     """
-    if isinstance(activation, str):
-        return ACTIVATIONS[activation]
-    fields = dataclasses.asdict(activation)
-    alpha, beta = ((fields[key],) if key in fields else () for key in ("alpha", "beta"))
-    return type(activation).__name__, alpha, beta
+    if activation in PLAIN:
+        return PLAIN[activation], (), ()
+    of = NAMED.get(activation, activation)
+    alpha, beta = ((getattr(of, key),) if hasattr(of, key) else () for key in ("alpha", "beta"))
+    return type(of).__name__, alpha, beta
 
 
 class Graph:
@@ -126,45 +130,37 @@ def nodes_in(graph: Body) -> Iterator[Node]:
 def cells_of(node: Node, given: list[NDArray | None], update: str = "keep") -> tuple[dict, dict[str, Cell]]:
     """A GRU node's fields of the model, and its cells, forward and backward, by the names of their tensors.
 
-    Args:
-      given: W (D, 3H, I), R (D, 3H, H) and B (D, 6H) or None.
-
-    Raises:
-      InputError: naming the node or tensor that is not that of a GRU which grujax has.
+    given: W (D, 3H, I), R (D, 3H, H) and B (D, 6H) or None. `InputError` for what is no GRU that grujax has.
     """
     name, attributes = name_of(node), attributes_of(node)
-    known = {"hidden_size", "linear_before_reset", "direction", "activations", "activation_alpha", "activation_beta"}
-    for key in sorted(attributes.keys() - known - {"clip", "layout"}):
+    for key in sorted(attributes.keys() - KNOWN):
         raise InputError(name, "the attributes of a GRU", repr(key))
     require(attributes.get("layout", 0) in (0, 1), name, "layout 0 or 1", attributes.get("layout"))
     direction = attributes.get("direction", b"forward")
-    two = {b"forward": False, b"reverse": False, b"bidirectional": True}
-    require(direction in two, name, '"forward", "reverse" or "bidirectional"', f"direction {direction!r}")
-    directions = 1 + two[direction]
-    (w, r, b), keys = given, [*node.input[1:4], "", ""]
+    direction = direction.decode("utf-8", "replace")
+    require_one_of(direction, ("forward", "reverse", "bidirectional"), f"{name}, direction")
+    two = direction == "bidirectional"
+    (w, r, b), keys, directions = given, [*node.input[1:4], "", ""], 1 + two
     assert w is not None and r is not None
-    for key, a in ((keys[0], w), (keys[1], r)):
-        fits, three = a.ndim == 3 and a.shape[0] == directions, f"three axes, the first {directions}"
-        require(fits, key, f"{three} as direction {direction.decode()} has", f"shape {a.shape}")
-    hidden_size = r.shape[-1]
+    for key, a in zip(keys, (w, r), strict=False):
+        expected = f"three axes, the first {directions} as direction {direction} has"
+        require(a.ndim == 3 and a.shape[0] == directions, key, expected, f"shape {a.shape}")
+    hidden_size, clip = r.shape[-1], attributes.get("clip")
     stated = attributes.get("hidden_size", hidden_size)
     require(stated == hidden_size, name, f"hidden_size {hidden_size}, that of {keys[1]}", stated)
     if b is not None:
-        require(b.shape == (directions, 6 * hidden_size), keys[2], f"shape {(directions, 6 * hidden_size)}", b.shape)
+        require_equal(b.shape, (directions, 6 * hidden_size), keys[2])
     cells = {}
     for d in range(directions):
-        at = f"[{d}]" if directions > 1 else ""
-        tensors = {f"{keys[0]}{at}": w[d], f"{keys[1]}{at}": r[d]}
-        if b is not None:
-            tensors[f"{keys[2]}{at}"] = b[d]
-        cells[f"{keys[0]}{at}"] = read(tensors, DIALECTS["onnx"], update)
-    clip = attributes.get("clip")
+        names = [f"{key}[{d}]" if two else key for key in keys]
+        tensors = {key: a[d] for key, a in zip(names, given, strict=False) if a is not None}
+        cells[names[0]] = read(tensors, DIALECTS["onnx"], update)
     require(clip is None or clip > 0, name, "a clip above 0", clip)
-    clip = clip and _written(clip)
     gate_activation, activation = _activations(name, attributes, directions)
-    fields = {"bidirectional": two[direction], "reset_after": bool(attributes.get("linear_before_reset", 0))}
-    fields |= {"reverse": True} if direction == b"reverse" else {}
-    return fields | {"gate_activation": gate_activation, "activation": activation, "clip": clip}, cells
+    fields = {"bidirectional": two, "reset_after": bool(attributes.get("linear_before_reset", 0))}
+    fields |= {"reverse": True} if direction == "reverse" else {}
+    fields |= {"gate_activation": gate_activation, "activation": activation, "clip": clip and _written(clip)}
+    return fields, cells
 
 
 def _activations(name: str, attributes: Mapping, directions: int) -> tuple[Activation, Activation]:
@@ -172,18 +168,19 @@ def _activations(name: str, attributes: Mapping, directions: int) -> tuple[Activ
     given = [f.decode("utf-8", "replace") for f in attributes.get("activations", [b"Sigmoid", b"Tanh"] * directions)]
     left = {key: list(attributes.get(f"activation_{key}", ())) for key in ("alpha", "beta")}
     require(len(given) == 2 * directions, name, f"{2 * directions} activations", given)
-    plain = {onnx.lower(): key for key, (onnx, *numbers) in ACTIVATIONS.items() if numbers == [(), ()]}
-    parametric, found = {key.lower(): of for key, of in PARAMETRIC.items()}, []
+    plain = {theirs.lower(): ours for ours, theirs in PLAIN.items()}
+    parametric, found = {theirs.lower(): of for theirs, of in PARAMETRIC.items()}, []
     for key in map(str.lower, given):
-        known = key in plain.keys() | parametric.keys()
-        require(known, name, f"activations of {sorted(plain.keys() | parametric.keys())}", repr(key))
+        require_one_of(key, sorted(plain | parametric), f"{name}, activations")
         if key in plain:
             found.append(plain[key])
             continue
-        of = parametric[key]
-        fields = [f.name for f in dataclasses.fields(of)]
-        numbers = {key: _written(left[key].pop(0)) for key in fields if left[key]}  # ONNX's defaults are ours
-        found.append(_named(of(**numbers)))
+        fields = [f.name for f in dataclasses.fields(parametric[key])]
+        of = parametric[key](**{f: _written(left[f].pop(0)) for f in fields if left[f]})  # ONNX's defaults are ours
+        named = (
+            ours for ours, one in NAMED.items() if type(one) is type(of) and np.array_equal(_numbers(one), _numbers(of))
+        )
+        found.append(next(named, of))
     require(not any(left.values()), name, "an alpha and beta for each activation", "more of them")
     require(found[:2] * directions == found, name, "the same activations in both directions", given)
     return found[0], found[1]
@@ -194,14 +191,8 @@ def _written(number: float) -> float:
     return float(str(np.float32(number)))
 
 
-def _named(activation: Any) -> Activation:
-    """The name of a function with these parameters, where it has one."""
-    name, *numbers = function(activation)
-    for key, (other, *of) in ACTIVATIONS.items():
-        pairs = zip(numbers, of, strict=True)
-        if other == name and all(np.array_equal(np.asarray(a, "f"), np.asarray(b, "f")) for a, b in pairs):
-            return key
-    return activation
+def _numbers(activation: Any) -> NDArray:
+    return np.array(dataclasses.astuple(activation), np.float32)
 
 
 def name_of(node: Node) -> str:

@@ -3,26 +3,39 @@
 Its GRU nodes and its head are read; how they are joined is not followed. Instead the graph is run, in a process of its
 own, and of all models that these weights can be, time or batch first, pooled in one way or another, that one is taken
 which gives the same at two sizes. Only operators are allowed with which agreement on random data means agreement.
+Of a larger graph each GRU node can be taken out and put back alone.
 """
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from grujax.errors import InputError, require
-from grujax.interop.hypotheses import NEAR, Seen, encoder_of, tried
-from grujax.interop.onnx_fold import Constants, bound
-from grujax.interop.onnx_graph import Model, Node, attributes_of, cells_of, module, name_of
-from grujax.interop.onnx_inputs import Inputs, feed, fixed, inputs_of, origin, time_first
-from grujax.interop.onnx_run import run_apart
-from grujax.interop.parts import Dense, put_together
-from grujax.interop.prove import FIND, TWO_SIZES, Runner, data, require_agreement
+from grujax.core.dialects import DIALECTS
+from grujax.errors import InputError, require, require_equal
+from grujax.interop.found import Opened, record
+from grujax.interop.hypotheses import Seen, read_by_running
+from grujax.interop.onnx_graph import (
+    PLACE,
+    Model,
+    Node,
+    attributes_of,
+    cells_of,
+    copied,
+    graphs_in,
+    module,
+    name_of,
+    nodes_in,
+)
+from grujax.interop.onnx_run import feed, fixed, inputs_of, origin, run_apart, time_first
+from grujax.interop.onnx_tensors import Constants, bound, checked, load
+from grujax.interop.parts import Dense, put_together, take_apart
+from grujax.interop.prove import FIND, TWO_SIZES, data
 
 MOVES = {"Identity", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Gather", "Split", "Concat"}
 MOVES |= {"Expand", "Shape", "Constant", "ConstantOfShape", "Cast"}
@@ -31,16 +44,8 @@ ON_INTEGERS = {"Add", "Sub", "Mul", "Div", "Equal", "Less", "Where", "Range"}
 """Arithmetic on shapes; of floats only an Add of the head's bias."""
 
 
-class Found(NamedTuple):
-    """What a graph computes: the model, and the runner of what it was seen to give."""
-
-    model: nn.Module
-    variables: dict
-    runner: Runner
-
-
-def read_graph(proto: Model) -> Found:
-    """The model of a graph, as the runtime confirms it.
+def read_graph(proto: Model) -> tuple[nn.Module, dict]:
+    """The model and variables of a graph, as the runtime confirms them.
 
     Raises:
       InputError: naming the node that is more than GRU nodes in a row, one dense head, and what moves values; or, of a
@@ -50,7 +55,7 @@ def read_graph(proto: Model) -> Found:
     require(not proto.graph.sparse_initializer, "source", "dense weights", "a sparse initializer")
     proto = time_first(proto)
     constants = Constants(proto)
-    left = [node for node in proto.graph.node if not constants.folds(node)]
+    left = [node for node in proto.graph.node if not any(out in constants.values for out in node.output)]
     grus = [node for node in left if node.op_type == "GRU"]
     others = sorted({node.op_type for node in proto.graph.node})
     remedy = "Exporters write nn.GRUCell in single steps."
@@ -60,37 +65,13 @@ def read_graph(proto: Model) -> Found:
     fields, cells = _cells(grus, constants)
     head = _head(left, constants)
     model, variables = put_together(cells, head, **fields, h0=_initial(proto, grus, constants, cells))
-    return _tried(proto, inputs_of(proto, grus, encoder_of(model, variables)[0]), model, variables, head)
-
-
-def _tried(proto: Model, inputs: Inputs, model: Any, variables: dict, head: tuple[str, Dense] | None) -> Found:
-    """The model that agrees with the graph at two sizes, with time or batch first."""
-    gru = encoder_of(model, variables)
-    stated = Runner(lambda *_: {}, inputs.h0 is not None, inputs.lengths is not None)
+    inputs = inputs_of(proto, grus, model.num_states)
+    kinds = {"h0": inputs.h0 is not None, "lengths": inputs.lengths is not None}
     layouts = [[fixed(inputs, first, size) for size in TWO_SIZES] for first in (True, False)]
-    given = [data(*gru, stated, 0, size) for sizes in layouts for size in sizes]
-    feeds = [feed(inputs, k < 2, *of) for k, of in enumerate(given)]
-    seen = list(map(Seen, given, run_apart(proto, feeds)))
+    given = [data(model, variables, size, **kinds) for sizes in layouts for size in sizes]
+    seen = list(map(Seen, given, run_apart(proto, [feed(inputs, k < 2, of) for k, of in enumerate(given)])))
     name = head[0] if head else _first(proto.graph.output)
-    near = NEAR * (10 if model.param_dtype == jnp.float16 else 1)
-    second, chosen = tried(name, gru, head, [seen[:2], seen[2:]], near=near)
-    seen, sizes = seen[2 * second :], dict.fromkeys(layouts[second])
-
-    def call(x: NDArray, h0: NDArray | None, lengths: NDArray | None) -> dict[str, NDArray]:
-        """What was seen of the data of the proof; the graph is run on others."""
-        size = x.shape[:2]
-        for one, as_what in zip(seen, chosen, strict=False):
-            if jax.tree.all(jax.tree.map(np.array_equal, one.given, (x, h0, lengths))):
-                return as_what.outputs(one.shown, size)
-        wanted = fixed(inputs, not second, size)
-        remedy = "Reading has proved it there; or open its axes."
-        require(wanted == size, inputs.x, f"B, T = {wanted}, which the graph fixes", size, remedy)
-        (arrays,) = run_apart(proto, [feed(inputs, not second, x, h0, lengths)])
-        return chosen[0].outputs(Seen((x, h0, lengths), arrays).shown, size)
-
-    found = Found(model.clone(**chosen[0].reading.fields), variables, Runner(call, *stated[1:3], tuple(sizes)))
-    require_agreement(*found, "source")
-    return found
+    return read_by_running(name, model, variables, [seen[:2], seen[2:]])[1], variables
 
 
 def _cells(grus: list[Any], constants: Constants) -> tuple[dict, dict]:
@@ -168,3 +149,74 @@ def _head(left: list[Any], constants: Constants) -> tuple[str, Dense] | None:
 
 def _first(protos: Any) -> str:
     return protos[0].name if protos else ""
+
+
+def in_object(proto: Model) -> Opened:
+    """Every GRU node whose weights are constants."""
+    made, grus, names = copied(proto), [], set()
+    checked(made, nested=True)
+    for constants, graph, node in _grus(made, made.graph, {}):
+        name = name_of(node)
+        number = sum(other == name or other.startswith(f"{name}#") for other in names)
+        names.add(name := f"{name}#{number}" if number else name)
+        try:
+            fields, cells = cells_of(node, constants.weights(node))
+            given = put_together(cells, **fields)
+        except InputError:  # weights from elsewhere, functions that grujax has not
+            continue
+        take, put = partial(_proved, made, node, constants), partial(_put, made, graph, node)
+        grus.append(record(name, "ONNX GRU node", *given, take, put))
+    return Opened(grus, lambda path: path.write_bytes(made.SerializeToString()))
+
+
+def in_file(path: Path) -> Opened:
+    return in_object(load(path))
+
+
+def _grus(proto: Any, graph: Any, outer: dict[str, NDArray]) -> Any:
+    """The GRU nodes with the constants that they see and the graph that they stand in."""
+    alone = module().helper.make_model(graph, opset_imports=list(proto.opset_import), ir_version=proto.ir_version)
+    constants = Constants(alone, outer)
+    for node in graph.node:
+        if node.op_type == "GRU":
+            yield constants, graph, node
+        for inner in graphs_in(node):
+            yield from _grus(proto, inner, constants.values)
+
+
+def _proved(proto: Any, node: Any, constants: Constants) -> tuple[nn.Module, dict]:
+    """The model of a node, run beside a graph of that node alone."""
+    onnx, alone = module(), copied(node)
+    initial = {key: a for key, a in zip("WRB", constants.weights(node), strict=True) if a is not None}
+    del alone.input[:], alone.output[:]
+    alone.input.extend(["x", *initial])
+    alone.output.extend(["Y"])
+    kind, n_inputs = onnx.helper.np_dtype_to_tensor_dtype(initial["W"].dtype), initial["W"].shape[-1]
+    info, axes = onnx.helper.make_tensor_value_info, ["b", "t"] if attributes_of(node).get("layout") else ["t", "b"]
+    tensors = [onnx.numpy_helper.from_array(np.ascontiguousarray(a), name) for name, a in initial.items()]
+    given, found = [info("x", kind, [*axes, n_inputs])], [info("Y", kind, [None] * 4)]
+    graph = onnx.helper.make_graph([alone], "alone", given, found, tensors)
+    return read_graph(
+        onnx.helper.make_model(graph, opset_imports=list(proto.opset_import), ir_version=proto.ir_version)
+    )
+
+
+def _put(proto: Any, graph: Any, node: Any, model: Any, variables: Mapping) -> None:
+    """The weights into the tensors that the node reads; into tensors of their own where others read those too."""
+    onnx, parts = module(), take_apart(model, variables, PLACE, DIALECTS["onnx"])
+    arrays = [np.stack([cell[name] for cell in parts.cells]) for name in parts.cells[0]]
+    readers = [key for of in nodes_in(proto.graph) for key in of.input]
+    for k, a in enumerate(arrays, start=1):
+        key, tensor = node.input[k], onnx.numpy_helper.from_array(np.ascontiguousarray(a))
+        own = [of for of in (*graph.initializer, *proto.graph.initializer) if of.name == key]
+        constants = [of for of in nodes_in(proto.graph) if of.op_type == "Constant" and key in of.output]
+        found = own[:1] or [i.t for of in constants for i in of.attribute if i.name == "value"]
+        if found and readers.count(key) == 1:
+            old, new = ((of.data_type, *of.dims) for of in (found[0], tensor))
+            require_equal(new, old, key, "The number of its dtype, and its dims.")
+            tensor.name, tensor.doc_string = found[0].name, found[0].doc_string
+            found[0].CopyFrom(tensor)
+        else:
+            tensor.name = f"{name_of(node)}/{'WRB'[k - 1]}"
+            graph.initializer.append(tensor)
+            node.input[k] = tensor.name

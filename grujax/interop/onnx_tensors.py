@@ -1,25 +1,29 @@
-"""An `.onnx` file and its tensors as NumPy arrays. Every size that a file claims is checked before memory is taken."""
+"""An `.onnx` file, its tensors as NumPy arrays, and the constants that it makes of them before any input is known.
+
+Every size that a file claims is checked before memory is taken.
+"""
 
 import math
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
+import numpy as np
 from numpy.typing import NDArray
 
 from grujax.errors import InputError, require
-from grujax.interop.onnx_graph import LIMIT, Body, Model, Tensor, graphs_in, module
+from grujax.interop.onnx_graph import LIMIT, Body, Model, Node, Tensor, graphs_in, module, name_of
 
 TYPES = ["BFLOAT16", "BOOL", "DOUBLE", "FLOAT", "FLOAT16", "INT32", "INT64", "INT8", "UINT8"]
+LARGEST, IN_ALL = 2**26, 2**28
+"""The most values of any array that is computed, and of all of them together."""
+FOLDED = "Add Sub Mul Div Equal Less Where Identity Cast Transpose Reshape Flatten Squeeze Unsqueeze Slice Gather Split"
+FOLDED = {*FOLDED.split(), *["Concat", "Expand", "Shape", "Constant", "ConstantOfShape", "DequantizeLinear", "Range"]}
 REMEDY = "onnx.checker.check_model says more; the exporter that wrote it may be asked again."
 
 
 def load(path: Path) -> Model:
-    """The model in a file, its external data read into it from beside the file and from nowhere else.
-
-    Raises:
-      InputError: no whole ONNX model; external data that leaves the folder, or that is not as long as its tensor.
-    """
-    onnx, path = module(), Path(path)
+    """The model in a file, its external data read into it from beside the file and from nowhere else."""
+    onnx, path, total = module(), Path(path), 0
     require(path.is_file(), "path", "an .onnx file", f"no file at {path}")
     size = path.stat().st_size
     require(0 < size <= LIMIT, "path", f"1 to {LIMIT} bytes, as protobuf has them", f"{size} bytes in {path.name}")
@@ -27,7 +31,6 @@ def load(path: Path) -> Model:
         proto = onnx.load_model_from_string(path.read_bytes())
     except Exception as error:  # protobuf's error is another class in each of its implementations
         raise InputError("path", "an ONNX model", f"{path.name}: {line(error)}") from error
-    total = 0
     for where, tensor in tensors(proto.graph):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             total += _count(where, tensor)[1]
@@ -102,37 +105,102 @@ def _count(where: str, tensor: Tensor) -> tuple[int, int]:
 
 def _inline(where: str, tensor: Tensor, folder: Path) -> None:
     """Puts the bytes that a tensor has in another file of the folder into the tensor."""
-    entries = {entry.key: entry.value for entry in tensor.external_data}
-    location, n_bytes = entries.get("location", ""), _count(where, tensor)[1]
-    relative = PurePosixPath(location)
-    inside = location and "\\" not in location and "\0" not in location and ":" not in location
-    inside = inside and not relative.is_absolute() and ".." not in relative.parts
-    remedy = "Keep external data beside the .onnx file."
-    require(bool(inside), where, "external data inside the model's folder", repr(location), remedy)
-    path = folder / location
-    real = path.resolve() == (folder.resolve() / location)
-    require(real, where, "external data inside the model's folder", f"a symbolic link at {location!r}", remedy)
-    require(path.is_file(), where, f"the file {location!r} beside the model", "no such file", remedy)
-    offset, length = (_number(where, key, entries.get(key)) for key in ("offset", "length"))
-    offset = offset or 0
-    length = n_bytes if length is None else length
-    require(length == n_bytes, where, f"{n_bytes} bytes, for dims {list(tensor.dims)}", f"length {length}")
-    size = path.stat().st_size
-    require(offset + length <= size, where, f"bytes {offset} to {offset + length} of {location!r}", f"{size} bytes")
-    with path.open("rb") as file:
-        file.seek(offset)
-        tensor.raw_data = file.read(length)
+    location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
+    try:
+        path = (folder / location).resolve()
+        inside = path.is_relative_to(folder.resolve()) and path.is_file()
+        expected, remedy = "external data in a file inside the model's folder", "Keep it beside the .onnx file."
+        require(inside, where, expected, repr(location), remedy)
+        module().external_data_helper.load_external_data_for_tensor(tensor, str(folder))
+    except InputError:
+        raise
+    except Exception as error:  # whatever numbers and names that are none lead to
+        raise InputError(where, "external data as ONNX has it", line(error)) from error
     tensor.data_location = module().TensorProto.DEFAULT
     del tensor.external_data[:]
-
-
-def _number(where: str, key: str, value: str | None) -> int | None:
-    if value is None:
-        return None
-    require(value.isascii() and value.isdigit() and len(value) < 19, where, f"{key}, a number", repr(value[:40]))
-    return int(value)
 
 
 def line(error: Exception) -> str:
     """What an error of another package says, on one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200].rstrip('.')}"
+
+
+class Constants:
+    """values: by their names. kinds: the ONNX dtype of every value that shape inference knows."""
+
+    def __init__(self, proto: Model, outer: dict[str, NDArray] | None = None) -> None:
+        onnx = module()
+        self.values: dict[str, NDArray] = dict(outer or {})
+        self.opsets = {of.domain: of.version for of in proto.opset_import}
+        for tensor in proto.graph.initializer:
+            self.values[tensor.name] = array(tensor.name, tensor)
+        self.kinds: dict[str, int] = {}
+        self.total = 0
+        try:
+            inferred = onnx.shape_inference.infer_shapes(proto, data_prop=False).graph
+        except Exception:  # shapes that do not fit: the runtime will say which
+            inferred = proto.graph
+        for value in (*inferred.input, *inferred.value_info, *inferred.output):
+            self.kinds[value.name] = value.type.tensor_type.elem_type
+        for node in proto.graph.node:
+            self._fold(node)
+
+    def integer(self, key: str) -> bool:
+        """Whether a value is an integer or a truth: arithmetic on shapes."""
+        onnx = module()
+        kinds = {getattr(onnx.TensorProto, name) for name in ("INT32", "INT64", "BOOL")}
+        return self.values[key].dtype.kind in "ib" if key in self.values else self.kinds.get(key) in kinds
+
+    def weights(self, node: Node) -> list[NDArray | None]:
+        """W, R and B of a GRU node; `InputError` where they are no constants."""
+        keys = [*node.input[1:4], ""][:3]
+        for key in keys:
+            fixed = not key or key in self.values
+            expected = "weights, an initializer or a constant"
+            require(fixed, key, expected, "a value computed from the inputs, or an input of the graph")
+        return [self.values.get(key) for key in keys]
+
+    def _fold(self, node: Node) -> None:
+        if node.op_type not in FOLDED or node.domain not in ("", "ai.onnx"):
+            return
+        if not all(not key or key in self.values for key in node.input):
+            return
+        from onnx.reference import ReferenceEvaluator
+
+        helper, name = module().helper, name_of(node)
+        given, outputs = {key: self.values[key] for key in node.input if key}, [key for key in node.output if key]
+        try:
+            bound(name, _size(node.op_type, [self.values[key] for key in node.input if key]))
+            kinds = {key: helper.np_dtype_to_tensor_dtype(a.dtype) for key, a in given.items()}
+            inputs = [helper.make_tensor_value_info(key, kind, None) for key, kind in kinds.items()]
+            shown = [helper.make_tensor_value_info(key, 0, None) for key in outputs]
+            graph = helper.make_graph([node], "constants", inputs, shown)
+            found = list(ReferenceEvaluator(graph, opsets=self.opsets).run(None, given))
+        except InputError:
+            raise
+        except Exception as error:  # shapes that do not fit, in whichever way NumPy says so
+            raise InputError(name, f"a {node.op_type} that fits its inputs", line(error)) from error
+        for key, a in zip(outputs, found, strict=False):
+            require(isinstance(a, np.ndarray | np.generic), name, "arrays", type(a).__name__)
+            self.values[key] = np.asarray(a)
+            self.total += self.values[key].size
+            require(self.total <= IN_ALL, name, f"at most {IN_ALL} values in all", self.total)
+
+
+def _size(op: str, given: list[NDArray]) -> int:
+    """How many values an operator makes, as far as it makes more than it is given."""
+    if op == "ConstantOfShape":
+        return math.prod(int(n) for n in given[-1])
+    if op == "Expand":
+        return math.prod(np.broadcast_shapes(given[0].shape, tuple(int(n) for n in given[-1])))
+    if op == "Gather":
+        return given[0].size * max(given[1].size, 1)
+    if op == "Range":
+        return abs(int(given[1]) - int(given[0])) // max(abs(int(given[2])), 1)
+    if op in ("Add", "Sub", "Mul", "Div", "Where", "Equal", "Less"):
+        return math.prod(np.broadcast_shapes(*(a.shape for a in given)))
+    return sum(a.size for a in given)
+
+
+def bound(name: str, count: int) -> None:
+    require(0 <= count <= LARGEST, name, f"at most {LARGEST} values", count)

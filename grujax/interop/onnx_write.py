@@ -55,21 +55,17 @@ class Writer:
         if self.lengths:
             self.inputs["lengths"] = ("batch",)
         x = self._framed(self._moved("input", "x", "Sub", "Div", ("mean", "std")))
-        if self.single:
-            self._cell(g.add("Unsqueeze", [x, g.axes(0)]))
-        else:
+        if not self.single:
             self._layers(g.add("Transpose", [x], perm=[1, 0, 2]))
-        return self._proto()
-
-    def _cell(self, x: str) -> None:
-        g, hidden_size = self.graph, self.model.hidden_size
-        h0 = ""
+            return self._proto()
+        row, h0 = ("batch", self.model.hidden_size), ""
         if self.state:
-            self.inputs["h0"] = ("batch", hidden_size)
+            self.inputs["h0"] = row
             h0 = g.add("Unsqueeze", ["h0", g.axes(0)])
-        self._node(0, x, h0, ["", "h_last0"])
-        self.outputs["h"] = ("batch", hidden_size)
+        self._node(0, g.add("Unsqueeze", [x, g.axes(0)]), h0, ["", "h_last0"])
+        self.outputs["h"] = row
         g.add("Squeeze", ["h_last0", g.axes(0)], "h")
+        return self._proto()
 
     def _layers(self, x: str) -> None:
         """x (T, B, I)."""
@@ -79,17 +75,21 @@ class Writer:
         states, h0s = (n_layers * self.directions, "batch", model.hidden_size), [""] * n_layers
         if self.lengths:
             g.add("Unsqueeze", [self.counts, g.axes(1)], "of_rows")  # (B, 1)
+        h0 = "h0" if self.state else ""
+        if self.parts.h0 is not None:
+            h0 = self._learned(self.parts.h0)
         if self.state:
             self.inputs["h0"] = states
+        if h0:
             h0s = [f"h0_{k}" for k in range(n_layers)]
-            g.add("Split", ["h0", g.axes(*[self.directions] * n_layers)], h0s, axis=0)
+            g.add("Split", [h0, g.axes(*[self.directions] * n_layers)], h0s, axis=0)
         lasts, hs, h_last = [], "", ""
         for k, h0 in enumerate(h0s):
             top = k == n_layers - 1
             hs, h_last = f"hs{k}", f"h_last{k}"
             has_hs, has_last = not (top and pools_last), self.state or (top and pools_last)
             self._node(k, x, h0, [hs if has_hs else "", h_last if has_last else ""])
-            if h0 and self.lengths:  # of a row without a step ONNX Runtime gives 0
+            if h0 and has_last and self.lengths:  # of a row without a step ONNX Runtime gives 0
                 h_last = g.add("Where", [self._empty(), h0, h_last])
             lasts.append(h_last)
             if not top:
@@ -102,6 +102,13 @@ class Writer:
         if self.state:
             self.outputs["h_last"] = states
             g.add("Concat", lasts, "h_last", axis=0)
+
+    def _learned(self, states: NDArray) -> str:
+        """The learned state (L*D, H) in every row: what h0 is, as an input too, where none is given."""
+        g, (n_states, hidden_size) = self.graph, states.shape
+        learned, n_rows = g.constant("h0", states[:, None]), g.add("Shape", [self.steps], start=0, end=1)
+        shape = g.add("Concat", [g.axes(n_states), n_rows, g.axes(hidden_size)], axis=0)
+        return g.add("Expand", [learned, shape])
 
     @property
     def _width(self) -> int:
@@ -223,20 +230,11 @@ class Writer:
         def value(name: str, shape: tuple) -> Any:
             return helper.make_tensor_value_info(name, int32 if name == "lengths" else kind, shape)
 
-        graph = helper.make_graph(
-            g.nodes,
-            type(self.model).__name__,
-            [value(*of) for of in self.inputs.items()],
-            [value(*of) for of in self.outputs.items()],
-            [g.onnx.numpy_helper.from_array(a, name) for name, a in g.constants.items()],
-        )
-        proto = helper.make_model(
-            graph,
-            opset_imports=[helper.make_opsetid("", OPSET)],
-            ir_version=IR_VERSION,
-            producer_name="grujax",
-            producer_version=version("grujax"),
-        )
+        inputs, outputs = ([value(*of) for of in some.items()] for some in (self.inputs, self.outputs))
+        constants = [g.onnx.numpy_helper.from_array(a, name) for name, a in g.constants.items()]
+        graph = helper.make_graph(g.nodes, type(self.model).__name__, inputs, outputs, constants)
+        versions = {"opset_imports": [helper.make_opsetid("", OPSET)], "ir_version": IR_VERSION}
+        proto = helper.make_model(graph, **versions, producer_name="grujax", producer_version=version("grujax"))
         hints = {name: getattr(self.model, name) for name in (*onnx_graph.HINTS, "clip") if hasattr(self.model, name)}
         text = json.dumps({"class": type(self.model).__name__, **hints}, sort_keys=True)
         helper.set_model_props(proto, {onnx_graph.METADATA: text})

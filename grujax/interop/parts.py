@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from grujax.core.config import input_size_of, own_fields
 from grujax.core.dialects import Cell, Dialect, lost, require_floats, write
-from grujax.errors import InputError, require
+from grujax.errors import InputError, require, require_equal
 from grujax.linen import GRU, GRUCell, GRUModel
 from grujax.saving.model_file import declared
 
@@ -47,12 +47,13 @@ class Dense(NamedTuple):
 
 class Parts(NamedTuple):
     """What a model is made of: the tensors of each layer and direction in a dialect, by their names there, index
-    `layer * D + direction`; the head; the input size and the dtype of all."""
+    `layer * D + direction`; the head; the input size and the dtype of all; a learned initial state (L*D, H)."""
 
     cells: list[dict[str, NDArray]]
     head: Dense | None
     input_size: int
     dtype: np.dtype
+    h0: NDArray | None = None
 
 
 class Place(NamedTuple):
@@ -85,7 +86,7 @@ def take_apart(model: Any, variables: Mapping, place: Place, dialect: Dialect) -
     expected = {path[1:]: a.shape for path, a in declared(model, input_size_of(model, w_ih.shape[0])).items()}
     for path, shape in expected.items():
         require(path in params, "/".join(path), f"shape {shape}", "no such parameter")
-        require(params[path].shape == shape, "/".join(path), f"shape {shape}", params[path].shape)
+        require_equal(params[path].shape, shape, "/".join(path))
     for path, a in params.items():
         known = path in expected
         require(known, "/".join(path), f"only the parameters of {type(model).__name__}", "this one besides")
@@ -99,7 +100,7 @@ def take_apart(model: Any, variables: Mapping, place: Place, dialect: Dialect) -
     for sentence in dict.fromkeys(left):
         warnings.warn(f"{place.framework}: {sentence}", ConversionWarning, stacklevel=3)
     written = [write(cell, dialect, model.update) for cell in cells]
-    return Parts(written, head, w_ih.shape[0], w_ih.dtype)
+    return Parts(written, head, w_ih.shape[0], w_ih.dtype, params.get((*paths[0][:-1], "h0")))
 
 
 def put_together(
@@ -144,7 +145,7 @@ def put_together(
         if head_bias is None:
             head_bias, what = np.zeros(kernel.shape[1:], dtype), "zeros are stored, which training would move"
             warnings.warn(f"{name}: the head has no bias; {what}", ConversionWarning, stacklevel=3)
-        require(head_bias.shape == kernel.shape[1:], name, f"a bias of shape {kernel.shape[1:]}", head_bias.shape)
+        require_equal(head_bias.shape, kernel.shape[1:], f"{name}, the bias of")
         found = {kernel.dtype, head_bias.dtype}
         require(found == {dtype}, name, f"dtype {dtype}, that of {first}", sorted(map(str, found)))
         params = {("head", "kernel"): kernel, ("head", "bias"): head_bias}

@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from numpy.typing import NDArray
 
 from grujax.core.config import input_size_of
-from grujax.errors import require
+from grujax.errors import require, require_equal
 from grujax.linen import GRU, GRUCell
 from grujax.testing.tolerances import tolerances_used
 from grujax.types import state_dtype
@@ -31,13 +31,12 @@ class Runner(NamedTuple):
     """How the other side runs. `call(x, h0, lengths)` takes NumPy arrays, x (B, T, I), h0 (L*D, B, H), lengths (B,); of
     a cell x (B, I) and h0 (B, H). It gives what it can of "output", "h_last" and "y" (the head's).
 
-    takes_h0, takes_lengths: False where it has no such argument, which is then None. sizes: B and T to run.
+    takes_h0, takes_lengths: False where it has no such argument, which is then None.
     """
 
     call: Callable[[NDArray, NDArray | None, NDArray | None], Mapping[str, Any]]
     takes_h0: bool = True
     takes_lengths: bool = False
-    sizes: Sequence[tuple[int, int]] = TWO_SIZES[:1]
 
 
 class Difference(NamedTuple):
@@ -76,50 +75,57 @@ def outputs(model: Any, variables: Mapping, x: ArrayLike, h0: ArrayLike | None, 
     return dict(zip(("y", "h_last"), found, strict=True))
 
 
-def data(model: Any, variables: Mapping, runner: Runner, seed: int, size: tuple[int, int] = TWO_SIZES[0]) -> tuple:
-    """Random x (B, T, I), h0 (L*D, B, H) and lengths (B,), the latter two None where the runner takes none."""
+def data(
+    model: Any, variables: Mapping, size: tuple[int, int], *, seed: int = 0, h0: bool = False, lengths: bool = False
+) -> tuple:
+    """Random x (B, T, I), h0 (L*D, B, H) and lengths (B,), the latter two None unless they are asked for."""
     rng, stored = np.random.default_rng(seed), jnp.dtype(model.param_dtype)
     input_size, hidden_size, n_states = sizes(model, variables)
     x = rng.normal(size=(*size, input_size)).astype(coarser(model))
     if "input_mean" in variables.get("statistics", {}):  # raw inputs, as the model has met them
         mean, std = (np.asarray(variables["statistics"][f"input_{s}"]) for s in ("mean", "std"))
         x = (x * std + mean).astype(x.dtype)
-    h0 = rng.normal(size=(n_states, size[0], hidden_size)).astype(state_dtype(model.dtype or stored))
-    h0 = h0 if runner.takes_h0 else None
-    lengths = np.maximum(size[1] - 3 * np.arange(size[0]), 1).astype(np.int32) if runner.takes_lengths else None
-    if isinstance(model, GRUCell):
-        x, h0 = x[:, 0], None if h0 is None else h0[0]
-    return x, h0, lengths
-
-
-def stored_dtype(model: Any) -> jnp.dtype:
-    return jnp.dtype(model.param_dtype)
+    states = rng.normal(size=(n_states, size[0], hidden_size)).astype(state_dtype(model.dtype or stored))
+    counts = np.maximum(size[1] - 3 * np.arange(size[0]), 1).astype(np.int32)
+    x, states = (x[:, 0], states[0]) if isinstance(model, GRUCell) else (x, states)
+    return x, states if h0 else None, counts if lengths else None
 
 
 def coarser(model: Any) -> jnp.dtype:
     """Of what weights are stored in and what is computed in."""
-    stored = stored_dtype(model)
+    stored = jnp.dtype(model.param_dtype)
     return min(stored, jnp.dtype(model.dtype or stored), key=lambda d: jnp.finfo(d).bits)
 
 
 def compare(
     model: Any, variables: Mapping, runner: Runner, seed: int = 0, size: tuple[int, int] = TWO_SIZES[0]
 ) -> Difference:
-    """Runs both sides on random data, with a random h0 and lengths where they take them.
+    """Runs both sides on random data, with a random h0 and lengths where they take them."""
+    given = data(model, variables, size, seed=seed, h0=runner.takes_h0, lengths=runner.takes_lengths)
+    return difference(model, variables, given, runner.call(*given))
+
+
+def difference(
+    model: Any,
+    variables: Mapping,
+    given: tuple,
+    theirs: Mapping,
+    shown: Callable[[Mapping], Mapping] = lambda ours: ours,
+) -> Difference:
+    """Of what the other side gave for (x, h0, lengths) and what the model gives, or `shown` of it, name by name.
 
     Where weights are so large that rounding alone passes the table, the limit is `OWN_ERRORS` times grujax's own
     distance from its outputs in float64.
     """
-    dtype, (x, h0, lengths) = coarser(model), data(model, variables, runner, seed, size)
-    theirs, ours = runner.call(x, h0, lengths), outputs(model, variables, x, h0, lengths)
-    found = _difference(theirs, ours, dtype.name)
+    dtype, ours = coarser(model).name, shown(outputs(model, variables, *given))
+    found = _difference(theirs, ours, dtype)
     if found.tolerances <= 1:
         return found
     with jax.enable_x64(True):
-        wide, widened = jnp.float64, jax.tree.map(lambda a: np.asarray(a, np.float64), (variables, x, h0))
+        wide, widened = jnp.float64, jax.tree.map(lambda a: np.asarray(a, np.float64), (variables, *given[:2]))
         weights, x, h0 = jax.tree.map(jnp.asarray, widened)
-        exact = outputs(model.clone(dtype=wide, param_dtype=wide), weights, x, h0, lengths)
-    mine, other = (_difference({name: a[name] for name in theirs}, exact, dtype.name) for a in (ours, theirs))
+        exact = shown(outputs(model.clone(dtype=wide, param_dtype=wide), weights, x, h0, given[2]))
+    mine, other = (_difference({name: a[name] for name in theirs}, exact, dtype) for a in (ours, theirs))
     return found._replace(tolerances=other.tolerances / max(1.0, OWN_ERRORS * mine.tolerances))
 
 
@@ -128,7 +134,7 @@ def _difference(found: Mapping, expected: Mapping, dtype: str) -> Difference:
     for name in found:
         pairs = zip(jax.tree.leaves(found[name]), jax.tree.leaves(expected[name]), strict=True)
         for a, e in ((np.asarray(one).astype(np.float64) for one in pair) for pair in pairs):
-            require(a.shape == e.shape, name, f"shape {e.shape}", a.shape)
+            require_equal(a.shape, e.shape, name)
             # max() of Python would pass over a NaN
             largest = np.maximum(largest, np.abs(a - e).max(initial=0))
             used = np.maximum(used, tolerances_used(a, e, dtype).max(initial=0))
@@ -136,8 +142,12 @@ def _difference(found: Mapping, expected: Mapping, dtype: str) -> Difference:
 
 
 def require_agreement(model: nn.Module, variables: Mapping, runner: Runner, argument: str) -> Difference:
-    """As `compare` at every size of the runner, logged; `InputError` where the two sides do not compute the same."""
-    found = [compare(model, variables, runner, size=size) for size in runner.sizes]
+    """As `compare`, logged; `InputError` where the two sides do not compute the same."""
+    return agreed([compare(model, variables, runner)], argument)
+
+
+def agreed(found: Sequence[Difference], argument: str) -> Difference:
+    """The worst of several, logged; `InputError` where it passes the tolerance table."""
     worst = max(found, key=lambda one: (not one.tolerances <= 1, one.largest))  # a NaN is the worst
     log.info("%s: largest difference %.3g", argument, worst.largest)
     remedy = "The conversion does not compute the same: please report it."

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from grujax.errors import InputError, require_package
 from grujax.interop.framework import Framework
-from grujax.interop.prove import Runner, outputs, sizes, stored_dtype
+from grujax.interop.prove import Runner, outputs, sizes
 from grujax.linen import GRU, GRUCell
 from grujax.types import state_dtype
 
@@ -26,22 +26,17 @@ y, h_last = program.call(x, h0, lengths)  # (B, T, I), (L*D, B, H), int32 (B,)""
 def to_stablehlo(model: nn.Module, variables: Mapping, *, lengths: bool = True, state: bool = True) -> bytes:
     """The serialised `jax.export.Exported` of `model.apply`, in inference, of symbolic batch B and time T.
 
-    A process that has jax, and not grujax, runs it: `jax.export.deserialize(data).call(x, h0, lengths)`.
+    A process that has jax, and not grujax, runs it: `jax.export.deserialize(data).call(x, h0, lengths)`. Everything
+    that a `GRU`, `GRUCell` or `GRUModel` computes is in it, statistics included; the variables are its constants.
 
     Args:
-      model: a `GRU`, `GRUCell`, or `GRUModel`; everything that it computes is in the program, statistics included.
-      variables: its variables; they are constants of the program.
       lengths, state: False leaves the argument out; all steps are valid then, and the state begins as the model has it
         and does not come out.
 
     Returns:
-      bytes. The program is batch-major whatever the model's `time_major`. It takes x (B, T, I) in the dtype of the
+      bytes of a program that is batch-major whatever the model's `time_major`. It takes x (B, T, I) in the dtype of the
       parameters, h0 (L*D, B, H) in that of the state, lengths (B,) int32, and gives `output (B, T, D*H)` or, of a
-      model, `y`; with `state` a pair, it and h_last (L*D, B, H).
-      Of a cell: x (B, I) and h (B, H), giving the next state.
-
-    Raises:
-      MissingPackage: flatbuffers, with which jax stores programs, is not installed.
+      model, `y`; with `state` a pair, it and h_last (L*D, B, H). Of a cell: x (B, I) and h (B, H), giving the next h.
 
     >>> import grujax, numpy as np
     >>> model = grujax.GRUModel(hidden_size=4, output_size=2)
@@ -50,7 +45,7 @@ def to_stablehlo(model: nn.Module, variables: Mapping, *, lengths: bool = True, 
     >>> program.call(jnp.ones((5, 7, 3)), jnp.full(5, 7, jnp.int32)).shape
     (5, 2)
     """
-    found, dtype = sizes(model, variables), stored_dtype(model)
+    found, dtype = sizes(model, variables), jnp.dtype(model.param_dtype)
     wide = state_dtype(dtype)
     if isinstance(model, GRUCell):
         given = [(f"b, {found.input_size}", dtype), (f"b, {found.hidden_size}", wide)]

@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from numpy.typing import NDArray
 
 from grujax.core.heads import STATISTICS
-from grujax.errors import require
+from grujax.errors import require, require_equal, require_one_of
 from grujax.linen.model import GRUModel
 
 
@@ -37,7 +37,7 @@ def fold_statistics(model: nn.Module, variables: Mapping) -> dict:
     require(isinstance(model, GRUModel), "model", "a grujax.GRUModel, which has statistics", type(model).__name__)
     assert isinstance(model, GRUModel)
     remedy = "The zeros of a frame that is not full would be moved too."
-    require(model.steps_per_frame == 1, "steps_per_frame", 1, model.steps_per_frame, remedy)
+    require_equal(model.steps_per_frame, 1, "steps_per_frame", remedy)
     statistics = {key: np.asarray(a, np.float64) for key, a in variables.get("statistics", {}).items()}
     params = {path: np.asarray(a) for path, a in flatten_dict(dict(variables["params"])).items()}
 
@@ -65,10 +65,10 @@ def checked_statistics(model: Any, given: Mapping, input_size: int) -> dict[str,
     require(isinstance(model, GRUModel) or not given, "statistics", "none", sorted(given), remedy)
     statistics = {name: np.asarray(a) for name, a in given.items()}
     for name, a in statistics.items():
-        require(name in STATISTICS, f"statistics/{name}", f"one of {list(STATISTICS)}", "another")
+        require_one_of(name, STATISTICS, f"statistics/{name}")
         which = name.split("_")[0]
-        shape = (input_size if which == "input" else model.output_size,)
-        require(a.shape == shape, f"statistics/{name}", f"shape {shape}, one a feature", a.shape)
+        size = input_size if which == "input" else model.output_size
+        require_equal(a.shape, (size,), f"statistics/{name}", "One a feature.")
         for other in (f"{which}_mean", f"{which}_std"):
             require(other in statistics, f"statistics/{other}", f"one beside {name}", "none")
     return statistics

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from grujax.core.config import Pooling
 from grujax.core.dialects import FLOATS, require_floats
 from grujax.errors import InputError, require, require_package
-from grujax.interop.framework import Framework, is_one_of
+from grujax.interop.framework import Framework
 from grujax.interop.prove import FIND, Runner
-from grujax.interop.torch_keys import KEY, effective, from_arrays, to_arrays, unwrapped
+from grujax.interop.torch_keys import KEY, effective, from_arrays, gru_at, to_arrays, unwrapped
 from grujax.linen import GRUCell, GRUModel
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def from_torch(
     prefix: str | None = None,
     verify: bool | None = None,
 ) -> tuple[nn.Module, dict]:
-    """The model and variables that compute what a torch module computes, sizes and dtype read off its tensors.
+    """The model and variables of a torch module or state dict. See `grujax.interop`.
 
     - `nn.GRU` -> `grujax.GRU` (with its dropout; a state dict does not hold dropout, nor batch_first: x is (B, T, I));
     - `nn.GRUCell` -> `grujax.GRUCell`;
@@ -39,18 +39,13 @@ def from_torch(
       of all that grujax has (what the Linear reads, a sigmoid or softmax behind it, time or batch first) that is taken
       which gives the same; where nothing does, it is refused with the differences.
 
-    A state dict serves as well as a module, or a checkpoint with one in it. What its Linear reads it does not tell.
-    Weights are the effective ones, of `weight_norm` for instance. The arrays are copies.
+    A checkpoint with a state dict in it serves too. Weights are the effective ones, of `weight_norm` for instance.
 
     Args:
-      pooling: what the Linear of a state dict reads, see `grujax.GRUModel`. Not given, it is taken to be the last state
-        of each direction, and a warning is logged (logger "grujax.interop"). For one direction and no padding that is
-        `output[:, -1]`; for two it is not, whose reverse part has read one step only.
+      pooling: what the Linear of a state dict reads, which it does not tell, see `grujax.GRUModel`. Not given, it is
+        taken to be the last state of each direction, and a warning is logged (logger "grujax.interop"). For one
+        direction and no padding that is `output[:, -1]`; for two it is not, whose reverse part has read one step only.
       prefix: the name of the GRU that is taken, all else left; `grujax.interop.find` lists them.
-      verify: run both sides, see `grujax.interop`. None does so with a module.
-
-    Raises:
-      InputError: naming the key, what was expected and what was found; nothing is skipped, guessed or cast.
 
     >>> import jax, torch
     >>> model, variables = from_torch(torch.nn.GRU(10, 20, num_layers=2))
@@ -66,29 +61,21 @@ def from_torch(
     state = unwrapped(module_or_state_dict)
     if prefix is not None:
         start = f"{prefix}." if prefix else ""
-        state = effective(arrays({key: a for key, a in state.items() if key.startswith(start)}))
-        state = {key: a for key, a in state.items() if (m := KEY.fullmatch(key)) and m["prefix"] == start}
-        require(bool(state), "prefix", "the name of a GRU", repr(prefix), FIND)
+        state = gru_at(effective(arrays({key: a for key, a in state.items() if key.startswith(start)})), start)
     return STATE.ours(state, verify, pooling=pooling)
 
 
 def to_torch(
     model: nn.Module, variables: Mapping, gru: str = "gru", head: str = "output_layer", *, verify: bool = False
 ) -> dict:
-    """The state dict of the torch module that computes what `model` computes: the inverse of `from_torch`, bit for bit.
+    """The state dict of a `GRU`, `GRUCell` or `GRUModel`, bit for bit: key -> contiguous tensor of its own.
+
+    The head of a model reads the last state or, with `pooling=None`, every step.
 
     Args:
-      model: a `GRU`, `GRUCell` or `GRUModel`; its head reads the last state or, with `pooling=None`, every step.
       gru, head: the attributes that the torch class of a `GRUModel` keeps its `nn.GRU` and `nn.Linear` under.
 
-    Returns:
-      dict of key -> contiguous tensor of its own, for `module.load_state_dict`.
-
-    Raises:
-      InputError: what torch has no place for: `reset_after=False`, pooling by mean or maximum, statistics.
-
     >>> import jax, jax.numpy as jnp
-    >>> from grujax import GRUModel
     >>> model = GRUModel(hidden_size=20, output_size=5)
     >>> state = to_torch(model, model.init(jax.random.key(0), jnp.ones((3, 7, 10))))
     >>> state["gru.weight_ih_l0"].shape, state["output_layer.weight"].shape
@@ -202,7 +189,7 @@ STATE = Framework(
     lambda *given, **names: _torch() and tensors(to_arrays(*given, **names)),
     _run,
     "module_or_state_dict",
-    recognise=is_one_of("torch", "Module"),
+    classes="torch.Module",
     assumes=True,
 )
 """A state dict; `grujax.interop.torch_files` has its files."""

@@ -26,10 +26,7 @@ SHARD = re.compile(r"(?P<stem>.*)-\d{5}-of-\d{5}(?P<ending>\.[a-z]+)")
 LARGEST_INDEX = 16 << 20
 """Bytes of an index that is still read."""
 MEMBERS = {
-    "constants.pkl": (
-        "a TorchScript program",
-        "torch.save(torch.jit.load(path).state_dict(), ...) makes a state dict.",
-    ),
+    "constants.pkl": ("a TorchScript program", "Save the state_dict() of torch.jit.load(path), a state dict."),
     "archive_format": ("a program of torch.export", "Save ExportedProgram.state_dict with torch.save."),
 }
 """What zip files of torch hold that are no state dict, by a member's name."""
@@ -81,15 +78,11 @@ def read_numpy(path: Path) -> dict[str, NDArray]:
 
 
 def joined(path: Path, read: Callable[[Path], Mapping]) -> Mapping:
-    """What `read` gives of a file; of a shard that of all shards that its index names, an `InputError` without one.
-
-    Raises:
-      InputError: an index that names files elsewhere, or tensors that are not there.
-    """
+    """What `read` gives of a file; of a shard that of all shards that its index names, which it has to have."""
     match = SHARD.fullmatch(path.name)
     if match is None:
         return read(path)
-    index = path.with_name(f"{match['stem']}{match['ending']}.index.json")
+    index, whole = path.with_name(f"{match['stem']}{match['ending']}.index.json"), {}
     remedy = "Convert all shards together, their index beside them."
     require(index.is_file(), "path", "a whole model", f"one shard of several, without {index.name}", remedy)
     size = index.stat().st_size
@@ -99,10 +92,8 @@ def joined(path: Path, read: Callable[[Path], Mapping]) -> Mapping:
         files = sorted(set(where.values()))
         beside = all(SHARD.fullmatch(name) and Path(name).name == name for name in files)
     except Exception as error:  # JSON of any other form
-        found = f"{type(error).__name__} in {index.name}"
-        raise InputError("path", "an index of shards", found, remedy) from error
+        raise InputError("path", "an index of shards", f"{type(error).__name__} in {index.name}", remedy) from error
     require(beside, "path", "shards beside their index", f"{files}"[:200], remedy)
-    whole = {}
     for name in files:
         require(path.with_name(name).is_file(), "path", f"the shard {name}", "no such file", remedy)
         whole |= unwrapped(read(path.with_name(name)))

@@ -84,24 +84,16 @@ def effective(state: Mapping[str, NDArray]) -> dict[str, NDArray]:
     return found
 
 
-def from_arrays(
-    state: Mapping[str, NDArray], pooling: Pooling | EllipsisType = ..., prefix: str | None = None
-) -> tuple[nn.Module, dict]:
-    """The model and variables of a state dict.
+def gru_at(state: Mapping[str, NDArray], start: str) -> dict[str, NDArray]:
+    """The weights of the GRU whose keys start so, all else left."""
+    found = {key: a for key, a in state.items() if (m := KEY.fullmatch(key)) and m["prefix"] == start}
+    require(bool(found), "prefix", "the name of a GRU", repr(start.removesuffix(".")), FIND)
+    return found
 
-    Args:
-      pooling: what the Linear reads, which no state dict tells. Where it is not given: the last state, announced.
-      prefix: of the GRU that is taken, all else left; "" for keys without one.
 
-    Raises:
-      InputError: naming the key, what was expected and what was found; nothing is skipped, guessed or cast.
-    """
-    state, fields = effective(state), {}
-    if prefix is not None:
-        start = f"{prefix}." if prefix else ""
-        state = {key: a for key, a in state.items() if (m := KEY.fullmatch(key)) and m["prefix"] == start}
-        require(bool(state), "prefix", "the name of a GRU", repr(prefix), FIND)
-    found = read_state(state)
+def from_arrays(state: Mapping[str, NDArray], pooling: Pooling | EllipsisType = ...) -> tuple[nn.Module, dict]:
+    """The model and variables of a state dict. pooling: what the Linear reads; by default the last state, announced."""
+    found, fields = read_state(effective(state)), {}
     if found.head is not None:
         fields["pooling"] = "last" if pooling is ... else pooling
         if pooling is ...:
@@ -110,11 +102,7 @@ def from_arrays(
 
 
 def read_state(state: Mapping[str, NDArray], stacked: bool = False) -> State:
-    """The parts of a state dict, and nothing else in it. stacked: several `nn.GRUCell`s are layers one over the other.
-
-    Raises:
-      InputError: naming the key that is missing, besides, or of no GRU.
-    """
+    """The parts of a state dict that holds nothing else. stacked: several `nn.GRUCell`s are layers, in their order."""
     matches = {key: m for key in state if (m := KEY.fullmatch(key))}
     for key in state:
         require("weight_hr" not in key, key, "the keys of a GRU", "a projection", "Only an LSTM has proj_size.")

@@ -7,16 +7,14 @@ from types import EllipsisType
 from typing import Any
 
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
 from grujax.core.config import Pooling
-from grujax.errors import InputError, require
-from grujax.interop.hypotheses import Chosen, Seen, encoder_of, tried
+from grujax.errors import InputError, require, require_one_of
+from grujax.interop.hypotheses import Places, Seen, read_by_running
 from grujax.interop.parts import put_together
-from grujax.interop.prove import FIND, TWO_SIZES, Runner, data, log, require_agreement
+from grujax.interop.prove import FIND, TWO_SIZES, data, log, require_agreement
 from grujax.interop.torch import STATE, _torch, arrays, gru_runner
 from grujax.interop.torch_keys import KINDS, from_arrays, read_state
 
@@ -31,19 +29,17 @@ def from_module(
     module, grus = _plain(module), (torch.nn.GRU, torch.nn.GRUCell)
     if prefix:
         named = {name: of for name, of in module.named_modules() if isinstance(of, grus)}
-        require(prefix in named, "prefix", f"one of {sorted(named)}", repr(prefix))
+        require_one_of(prefix, sorted(named), "prefix")
         module = named[prefix]
     with _evaluating(module):
         state = _state(module)
         if verify and not isinstance(module, grus):
-            model, variables, run = _found(module, state, pooling)
+            model, variables = _found(module, state, pooling)
         else:
             model, variables = from_arrays(state, pooling)
-            run = gru_runner(_wide(module)) if verify else None
-        model = model.clone(**_dropout(module))
-        if run is not None:
-            require_agreement(model, variables, run, ARGUMENT)
-    return model, variables
+            if verify:
+                require_agreement(model, variables, gru_runner(_wide(module)), ARGUMENT)
+    return model.clone(**_dropout(module)), variables
 
 
 def _plain(module: Any) -> Any:
@@ -113,47 +109,32 @@ def _dropout(module: Any) -> dict[str, Any]:
     return {"dropout": max(rates)} if rates else {}
 
 
-def _found(
-    module: Any, state: Mapping[str, NDArray], pooling: Pooling | EllipsisType
-) -> tuple[nn.Module, dict, Runner]:
-    """The model whose hypothesis agrees with the module, and the module as its `Runner`."""
+def _found(module: Any, state: Mapping[str, NDArray], pooling: Pooling | EllipsisType) -> tuple[nn.Module, dict]:
+    """The model that agrees with the module, and its variables."""
     torch, parts = _torch(), read_state(state, stacked=True)
     model, variables = put_together(parts.cells, parts.head, bidirectional=parts.bidirectional)
-    gru, weights = encoder_of(model, variables)
-    if jnp.finfo(gru.param_dtype).bits == 16:  # as `_wide` runs the module
-        gru, weights = gru.clone(param_dtype=jnp.float32), jax.tree.map(lambda a: a.astype(jnp.float32), weights)
     module = _wide(module)
     parameter = next(module.parameters())
 
-    def run(x: NDArray, time_major: bool) -> list[NDArray]:
-        a = torch.tensor((x.swapaxes(0, 1) if time_major else x).astype(np.float64))
-        with torch.no_grad():
-            found = _tensors(module(a.to(parameter.dtype).to(parameter.device)))
-            return [t.double().cpu().numpy() for t in found]
-
     def seen(size: tuple[int, int], time_major: bool) -> Seen:
-        given = data(gru, weights, Runner(lambda *_: {}, takes_h0=False), 0, size)
+        given = data(model, variables, size)
+        x = torch.tensor((given[0].swapaxes(0, 1) if time_major else given[0]).astype(np.float64))
         try:
-            return Seen(given, run(given[0], time_major))
+            with torch.no_grad():
+                found = _tensors(module(x.to(parameter.dtype).to(parameter.device)))
+                return Seen(given, [t.double().cpu().numpy() for t in found])
         except Exception as error:  # whatever a module of the user's raises
             found, remedy = f"{type(error).__name__}: {error}", f"{FIND} verify=False takes the weights."
             return Seen(given, InputError(ARGUMENT, "a module that runs on x (B, T, I) alone", found, remedy))
 
-    def serves(time_major: int, chosen: Chosen) -> bool:
+    def serves(time_major: int, found: Any, places: Places) -> bool:
         """A head on every step gives its outputs with the axes of x."""
-        found = chosen.reading.fields.get("pooling")
-        turned = any(k != time_major for name, k in chosen.names if name != "h_last")
+        turned = any(k != time_major for name, k in places if name != "h_last")
         return (pooling is ... or pooling == found) and not (found is None and turned)
 
     layouts = [[seen(size, time_major) for size in TWO_SIZES] for time_major in (False, True)]
-    time_major, (chosen, *_) = tried(ARGUMENT, (gru, weights), parts.head, layouts, serves)
-    log.info("read as: %s", chosen.reading.words)
-    fields: dict[str, Any] = chosen.reading.fields | ({"time_major": True} if time_major else {})
-
-    def call(x: NDArray, h0: Any, lengths: Any) -> dict[str, NDArray]:
-        return chosen.outputs(run(x, bool(time_major)), x.shape[:2])
-
-    return model.clone(**fields), variables, Runner(call, False, False, TWO_SIZES)
+    time_major, model = read_by_running(ARGUMENT, model, variables, layouts, serves)
+    return model.clone(time_major=True) if time_major else model, variables
 
 
 def _tensors(found: Any) -> Iterator[Any]:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grujax.core.dialects import Dialect, read, require_floats
-from grujax.errors import require
+from grujax.errors import require, require_equal
 from grujax.interop.parts import Place, put_together, take_apart
 from grujax.interop.prove import FIND, Runner
 from grujax.kernels.step import ACTIVATIONS
@@ -51,11 +51,7 @@ def array(value: Any, name: str) -> NDArray:
 
 
 def flattened(tree: Mapping, argument: str) -> dict[str, NDArray]:
-    """The arrays of nested mappings by their paths, `a/b/c`.
-
-    Raises:
-      InputError: naming the path of what is no array of floats, or has no name.
-    """
+    """The arrays of nested mappings by their paths, `a/b/c`; `InputError` for what is no array, or has no name."""
     flat, waiting = {}, [("", tree)]
     while waiting:
         prefix, node = waiting.pop()
@@ -75,26 +71,20 @@ def flattened(tree: Mapping, argument: str) -> dict[str, NDArray]:
 def read_tree(
     flat: Mapping[str, NDArray], layout: Layout, dialect: Dialect, update: str = "keep", **fields: Any
 ) -> tuple[nn.Module, dict]:
-    """The model and variables of cells whose tensors stand in `flat`, those and no others.
-
-    Raises:
-      InputError: naming the tensor that is missing, besides or of another shape.
-    """
+    """The model and variables of cells whose tensors stand in `flat`, those and no others."""
     tensors, cells = dialect.tensors, {}
     if not dialect.always_biased and not any(key.endswith(tensors[2:]) for key in flat):
         tensors = tensors[:2]
     expected = dict.fromkeys(f"{prefix}{tensor}" for prefix in layout.cells for tensor in tensors)
+    served = f"only {', '.join(tensors)} in {', '.join(prefix or 'the tree' for prefix in layout.cells)}"
     for key in flat:
-        served = f"only {', '.join(tensors)} in {', '.join(prefix or 'the tree' for prefix in layout.cells)}"
         require(key in expected, key, served, "this key besides", f"It would be lost. {FIND}")
     for key in expected:
         require(key in flat, key, "this key", "no such key", "The tree is not whole.")
     for prefix, module in layout.cells.items():
-        cell = read({f"{prefix}{name}": flat[f"{prefix}{name}"] for name in tensors}, dialect, update)
-        shape = (cell.w_ih.shape[0], getattr(module, "features", cell.hidden_size))
-        found = (shape[0], cell.hidden_size)
-        require(found == shape, f"{prefix}{tensors[0]}", f"shape {shape}, as its module has", found)
-        cells[prefix] = cell
+        cell = cells[prefix] = read({f"{prefix}{name}": flat[f"{prefix}{name}"] for name in tensors}, dialect, update)
+        found, features = cell.w_ih.shape[0], getattr(module, "features", cell.hidden_size)
+        require_equal((found, cell.hidden_size), (found, features), f"{prefix}{tensors[0]}", "Its module has that.")
     kinds = {"bidirectional": layout.bidirectional, "single": layout.single}
     return put_together(cells, **kinds, **layout.fields, **fields)
 
@@ -132,42 +122,36 @@ def layout_of_model(model: nn.Module) -> Layout:
 
 
 def layout_of_module(module: Any, of: Any) -> Layout:
-    """The layout of a GRUCell, RNN, Bidirectional or Sequential of `of`.
-
-    Raises:
-      InputError: naming the module or field that makes it compute what no grujax model computes.
-    """
+    """The layout of a GRUCell, RNN, Bidirectional or Sequential of `of`; `InputError` for what computes otherwise."""
     if type(module) is of.GRUCell:
         return Layout({"": module}, single=True, fields=_cell_fields(module, "module"))
     stacked = type(module) is of.Sequential
     layers = list(module.layers) if stacked else [module]
     require(bool(layers), "layers", "at least one", "none")
-    names = [f"layers_{k}" if stacked else "module" for k in range(len(layers))]
-    first = type(layers[0])
+    first, cells, fields = type(layers[0]), [], []
     bidirectional = first is of.Bidirectional
-    cells, fields = [], []
-    for name, layer in zip(names, layers, strict=True):
-        kind = type(layer)
+    for k, layer in enumerate(layers):
+        kind, name = type(layer), f"layers_{k}" if stacked else "module"
         served = "an RNN or a Bidirectional of GRUCells" + ("" if stacked else ", a GRUCell, or a Sequential of these")
         require(kind in (of.RNN, of.Bidirectional), name, served, kind.__name__)
-        same = (kind is of.Bidirectional) == bidirectional
-        require(same, name, f"{first.__name__}, as {names[0]}", kind.__name__, "Convert the layers one by one.")
+        remedy = "Convert the layers one by one."
+        require(kind is first, name, f"{first.__name__}, as layers_0", kind.__name__, remedy)
         if bidirectional:
             concatenates = layer.merge_fn is of.Bidirectional.merge_fn
             remedy = "Leave merge_fn out and merge the two halves of the output yourself."
             require(concatenates, f"{name}.merge_fn", "the default, concatenation", repr(layer.merge_fn), remedy)
         else:  # a Bidirectional overrides its RNNs' own options
             remedy = "Reverse the input and convert the RNN with reverse=False."
-            require(not layer.reverse, f"{name}.reverse", "False", "True", remedy)
+            require_equal(layer.reverse, False, f"{name}.reverse", remedy)
         for rnn in (layer.forward_rnn, layer.backward_rnn) if bidirectional else (layer,):
             require(type(rnn) is of.RNN, name, "RNNs", type(rnn).__name__)
             require(type(rnn.cell) is of.GRUCell, name, "GRUCells", type(rnn.cell).__name__)
             cells.append(rnn.cell)
-            time_major = {"time_major": True} if layer.time_major else {}
-            fields.append(_cell_fields(rnn.cell, name) | time_major)
-            require(fields[-1] == fields[0], name, f"{fields[0]}, as {names[0]}", str(fields[-1]))
-    prefixes = _prefixes(len(layers), bidirectional, stacked)
-    return Layout(dict(zip(prefixes, cells, strict=True)), bidirectional, fields=fields[0])
+            fields.append(_cell_fields(rnn.cell, name) | ({"time_major": True} if layer.time_major else {}))
+            require_equal(fields[-1], fields[0], name, "All layers of a GRU have the same options.")
+    return Layout(
+        dict(zip(_prefixes(len(layers), bidirectional, stacked), cells, strict=True)), bidirectional, fields=fields[0]
+    )
 
 
 def cell_options(model: Any) -> dict[str, Any]:

@@ -4,7 +4,9 @@ import math
 from dataclasses import replace
 from typing import Any
 
+from grujax.core.config import POOLINGS
 from grujax.data import Sequences
+from grujax.errors import require
 from grujax.training.config import TrainConfig
 
 HELD = 30
@@ -24,7 +26,19 @@ def chosen(config: TrainConfig, train: Sequences) -> tuple[TrainConfig, dict[str
     """
     found: dict[str, Any] = {}
     why: dict[str, str] = {}
-    if config.steps_per_frame is None:
+    if config.pooling is None:
+        found["pooling"] = "none" if train.per_step else "max"
+        if train.per_step:
+            why["pooling"] = "an output for each step, as each has a label or target"
+    pooled = found.get("pooling", config.pooling) != "none"
+    each = "step" if train.per_step else "sequence"
+    rule = f"a label or target a {each} needs pooling{' none' if train.per_step else ''}"
+    fits = train.y is None or pooled != train.per_step
+    expected = "'none'" if train.per_step else f"one of {list(POOLINGS)}"
+    require(fits, "pooling", expected, repr(config.pooling), "Leave it to follow from the data.", rule=rule)
+    if config.steps_per_frame is None and not pooled:
+        found["steps_per_frame"] = 1
+    elif config.steps_per_frame is None:
         longest = int(train.lengths.max())
         found["steps_per_frame"] = size = math.ceil(longest / FRAMES)
         if size > 1:

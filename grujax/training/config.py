@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from grujax.core.config import POOLINGS
 from grujax.errors import require, require_one_of
 
 
@@ -26,8 +27,9 @@ class TrainConfig:
     """Read each sequence in both directions."""
     steps_per_frame: int | None = None
     """Steps that the GRU reads as one (`GRUModel`). None: as many as make 50 frames at most of the longest sequence."""
-    pooling: Literal["last", "mean", "max"] = "max"
-    """How the outputs of all steps become one vector."""
+    pooling: Literal["last", "mean", "max", "attention", "none"] | None = None
+    """How the outputs of all steps become one vector; none: each step has an output. None: max; none, where the data
+    have a label or target a step."""
     dropout: float = 0.5
     """Between the layers and before the head."""
     reset_after: bool = True
@@ -88,6 +90,6 @@ class TrainConfig:
             require(0 <= getattr(self, name) < 1, name, "from 0 to below 1", getattr(self, name))
         require(self.validation is None or 0 <= self.validation < 1, "validation", "from 0 to below 1", self.validation)
         require(0 <= self.seed < 2**32, "seed", "an integer from 0 to 2**32 - 1", self.seed)
-        require_one_of(self.pooling, ("last", "mean", "max"), "pooling")
+        require_one_of(self.pooling, (*POOLINGS, "none", None), "pooling")
         require_one_of(self.precision, ("float32", "bfloat16"), "precision")
         require_one_of(self.class_weights, ("none", "balanced"), "class_weights")

@@ -16,15 +16,23 @@ MAX_CONFUSION = 100
 
 
 class Scores(NamedTuple):
-    """Figures of one split, as `score` returns them. A classifier has accuracy, a regression rmse; the rest is None."""
+    """Figures of one split, as `score` returns them. A classifier has accuracy, a regression rmse; the rest is None.
 
-    loss: float  # weighted mean over the rows: cross-entropy, or squared error over the training targets' variance
+
+    With a label or target a step they are those of all steps that have one.
+    """
+
+    loss: float
+    """Mean over rows, by their weights, or steps: cross-entropy, or squared error divided by the variance of the
+    training targets."""
     rows: int  # N
     accuracy: float | None = None  # from 0 to 1
-    interval: tuple[float, float] | None = None  # 95% Wilson interval of the accuracy
+    interval: tuple[float, float] | None = None
+    """95% Wilson interval of the accuracy; None for steps, which are not independent."""
     confusion: np.ndarray | None = None  # (K, K) counts, [true, predicted]; None for more than 100 classes too
     rmse: float | None = None  # in the units of the targets; of several, the mean
     r2: float | None = None  # None for a single row too; of several targets, the mean
+    steps: int | None = None  # how many steps have a label or target of their own
 
     def as_json(self) -> dict[str, Any]:
         """The figures that are not None, by name, as `json.dumps` takes them.
@@ -49,7 +57,8 @@ def outputs_of(
     batch_size: int = 64,
     boundaries: tuple[int, ...] | None = None,
 ) -> np.ndarray:
-    """The model's outputs (N, output_size), float32, for every row in order, without dropout.
+    """The model's outputs (N, output_size), float32, for every row in order, without dropout; those of a model without
+    pooling are (N, T, output_size), 0 in the padding.
 
     Args:
       model: with a single head.
@@ -71,10 +80,16 @@ def outputs_of(
     width = model.output_size
     if isinstance(width, Mapping):
         raise InputError("model", "a model of one head", f"output_size={width}", "Apply it by hand.")
-    outputs = np.zeros((len(data), width), np.float32)
+    each_step = () if model.pooling is not None else data.x.shape[1:2]
+    outputs = np.zeros((len(data), *each_step, width), np.float32)
     for batch in batches(data, batch_size, boundaries):
         kept = batch.weight > 0
-        outputs[batch.rows[kept]] = np.asarray(forward(model, variables, batch.x, batch.lengths))[kept]
+        found = np.asarray(forward(model, variables, batch.x, batch.lengths))[kept]
+        if each_step:
+            found = found[:, : each_step[0]]
+            outputs[batch.rows[kept], : found.shape[1]] = found
+        else:
+            outputs[batch.rows[kept]] = found
     return outputs
 
 
@@ -88,7 +103,8 @@ def score(
     """The figures of a model's outputs; `Scores` says which.
 
     Args:
-      outputs: (N, K) logits of K classes, or K targets, with Q quantiles (N, K*Q).
+      outputs: (N, K) logits of K classes, or K targets, with Q quantiles (N, K*Q); with labels or targets a step
+        (N, T, ...).
       data: N rows with a known y.
       variables: of the model; a regression needs `output_std` of its "statistics".
       label_smoothing: share of each label that the loss spreads over all classes.
@@ -105,38 +121,41 @@ def score(
     from scipy.stats import binomtest
     from sklearn.metrics import confusion_matrix, r2_score, root_mean_squared_error
 
-    assert data.y is not None
-    each = len(quantiles) or 1
+    y, weight, steps = data.y, data.weight, None
+    assert y is not None
+    of, each = "step" if outputs.ndim == 3 else "row", len(quantiles) or 1
+    fits = data.per_step == (of == "step")
+    require(fits, "y", f"a label or target for each {of}, as the model has", f"shape {y.shape}")
+    if data.per_step:
+        outputs, y = outputs[data.labelled], y[data.labelled]
+        weight = None if weight is None else weight.repeat(data.labelled.sum(1))
+        steps = len(y)
     if data.labels is None:
-        found = f"shape {data.y.shape}"
-        require(
-            data.y.size * each == outputs.size,
-            "y",
-            f"{outputs.shape[1] // each} targets for each row, as the model has",
-            found,
-        )
-    arrays = jax.numpy.asarray(outputs), jax.numpy.asarray(data.y)
+        expected = f"{outputs.shape[1] // each} targets for each {of}, as the model has"
+        require(y.size * each == outputs.size, "y", expected, f"shape {y.shape}")
+    arrays = jax.numpy.asarray(outputs), jax.numpy.asarray(y)
     losses = np.asarray(row_losses(*arrays, variables["statistics"], label_smoothing, quantiles))
-    loss = float(np.average(losses, weights=data.weight))
+    loss = float(np.average(losses, weights=weight))
     if data.labels is None:
         outputs = outputs[:, each // 2 :: each]
-        y = data.y.reshape(outputs.shape)
-        r2 = float(r2_score(y, outputs)) if len(data) > 1 else None
-        return Scores(loss, len(data), rmse=float(root_mean_squared_error(y, outputs)), r2=r2)
+        y = y.reshape(outputs.shape)
+        r2 = float(r2_score(y, outputs)) if len(y) > 1 else None
+        return Scores(loss, len(data), rmse=float(root_mean_squared_error(y, outputs)), r2=r2, steps=steps)
     predicted = outputs.argmax(1)
-    right = int((predicted == data.y).sum())
-    interval = binomtest(right, len(data)).proportion_ci(method="wilson")
+    right = int((predicted == y).sum())
+    interval = binomtest(right, len(y)).proportion_ci(method="wilson")
+    interval = None if data.per_step else (float(interval.low), float(interval.high))
     confusion = None
     if len(data.labels) <= MAX_CONFUSION:
-        confusion = confusion_matrix(data.y, predicted, labels=np.arange(len(data.labels)))
-    return Scores(loss, len(data), right / len(data), (float(interval.low), float(interval.high)), confusion)
+        confusion = confusion_matrix(y, predicted, labels=np.arange(len(data.labels)))
+    return Scores(loss, len(data), right / len(y), interval, confusion, steps=steps)
 
 
 def baselines(train: Sequences, test: Sequences) -> dict[str, float]:
     """Two methods without a GRU on the same split: accuracy, or root mean squared error in regression.
 
     The majority class (or the mean target), and the nearest neighbour in Euclidean distance on the standardised series,
-    padded with zeros to one length.
+    padded with zeros to one length. With a label or target a step, the majority or mean of the steps alone.
 
     >>> from grujax.data import sequences
     >>> data = sequences([[[1.0]], [[2.0]], [[3.0]]], ["a", "b", "b"])
@@ -147,6 +166,14 @@ def baselines(train: Sequences, test: Sequences) -> dict[str, float]:
     from sklearn.metrics import accuracy_score, root_mean_squared_error
     from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 
+    name, dummy = ("mean target", DummyRegressor()) if train.labels is None else ("majority class", DummyClassifier())
+    figure = root_mean_squared_error if train.labels is None else accuracy_score
+    assert train.y is not None and test.y is not None
+    if train.per_step:
+        y_train, y_test = train.y[train.labelled], test.y[test.labelled]
+        found = np.asarray(dummy.fit(np.zeros((len(y_train), 1)), y_train).predict(np.zeros((len(y_test), 1))))
+        return {name: float(figure(y_test, found.reshape(y_test.shape)))}
+
     mean, std = statistics(train)
     n_steps = max(train.x.shape[1], test.x.shape[1])
 
@@ -156,11 +183,7 @@ def baselines(train: Sequences, test: Sequences) -> dict[str, float]:
         x[np.arange(n_steps) >= data.lengths[:, None]] = 0
         return x.reshape(len(data), -1)
 
-    if train.labels is None:
-        models = {"mean target": DummyRegressor(), "nearest neighbour": KNeighborsRegressor(1)}
-        figure = root_mean_squared_error
-    else:
-        models = {"majority class": DummyClassifier(), "nearest neighbour": KNeighborsClassifier(1)}
-        figure = accuracy_score
+    neighbour = KNeighborsRegressor(1) if train.labels is None else KNeighborsClassifier(1)
+    models = {name: dummy, "nearest neighbour": neighbour}
     x_train, x_test = padded(train), padded(test)
     return {name: float(figure(test.y, m.fit(x_train, train.y).predict(x_test))) for name, m in models.items()}

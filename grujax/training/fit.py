@@ -129,7 +129,7 @@ def fit(
         constants["output_mean"].size if train.labels is None else len(train.labels),
         num_layers=config.num_layers,
         bidirectional=config.bidirectional,
-        pooling=config.pooling,
+        pooling=None if config.pooling == "none" else config.pooling,
         dropout=config.dropout,
         steps_per_frame=config.steps_per_frame,
         reset_after=config.reset_after,

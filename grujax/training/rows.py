@@ -15,7 +15,7 @@ def constants_of(train: Sequences, quantiles: tuple[float, ...] = ()) -> dict[st
     constants = {"input_mean": mean, "input_std": std}
     if train.labels is None:
         assert train.y is not None
-        y = train.y.reshape(len(train), -1)
+        y = train.y[train.labelled] if train.per_step else train.y.reshape(len(train), -1)
         std = y.std(0, dtype=np.float64)
         constants["output_mean"] = y.mean(0, dtype=np.float64).astype(np.float32)
         constants["output_std"] = np.where(std == 0, 1, std).astype(np.float32)
@@ -32,6 +32,8 @@ def class_weights(train: Sequences, config: TrainConfig) -> np.ndarray | None:
         return None
     rule, remedy = "class_weights='balanced' needs classes", "These are targets of a regression."
     require(train.labels is not None, "class_weights", "'none'", "'balanced'", remedy, rule=rule)
+    rule, remedy = "class_weights='balanced' needs a label a sequence", "These are labels a step."
+    require(not train.per_step, "class_weights", "'none'", "'balanced'", remedy, rule=rule)
     assert train.labels is not None and train.y is not None
     counts = np.bincount(train.y, minlength=len(train.labels))
     return (len(train) / (len(counts) * np.maximum(counts, 1))).astype(np.float32)

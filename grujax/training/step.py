@@ -61,21 +61,62 @@ def row_losses(
     quantiles: tuple[float, ...] = (),
 ) -> Array:
     """(B,): cross-entropy of logits (B, K) and classes y (B,) integers; mean squared error, in units of the training
-    targets' variance, of outputs (B, K) and targets y (B, K) or, for K = 1, (B,), floats.
+    targets' variance, of outputs (B, K) and targets y (B, K) or, for K = 1, (B,), floats. With outputs and y a step
+    (B, T), and whatever where a step has no label or target.
 
-    With Q `quantiles` the outputs are (B, K*Q), and of each the pinball loss, in units of the standard deviation,
+    With Q `quantiles` the outputs are (..., K*Q), and of each the pinball loss, in units of the standard deviation,
     max(q e, (q - 1) e) with e = y - output, is averaged."""
     if jnp.issubdtype(y.dtype, jnp.integer):
         targets = optax.smooth_labels(jax.nn.one_hot(y, outputs.shape[-1], dtype=outputs.dtype), label_smoothing)
         return optax.softmax_cross_entropy(outputs, targets)
-    std = statistics["output_std"][None]
-    if quantiles:
-        levels = jnp.asarray(quantiles, outputs.dtype)[None, None]
-        error = (y.reshape(len(y), -1, 1) - outputs.reshape(len(y), -1, len(quantiles))) / std.reshape(
-            1, -1, len(quantiles)
-        )
-        return jnp.maximum(levels * error, (levels - 1) * error).mean((1, 2))
-    return optax.squared_error(outputs / std, y.reshape(outputs.shape) / std).mean(1)
+    rows = outputs.shape[:-1]
+    std = statistics["output_std"].reshape(*(1 for _ in rows), -1)
+    if not quantiles:
+        return optax.squared_error(outputs / std, y.reshape(outputs.shape) / std).mean(-1)
+    levels = jnp.asarray(quantiles, outputs.dtype).reshape(*(1 for _ in rows), 1, -1)
+    output, std = (a.reshape(*a.shape[:-1], -1, len(quantiles)) for a in (outputs, std))
+    error = (y.reshape(*rows, -1, 1) - output) / std
+    return jnp.maximum(levels * error, (levels - 1) * error).mean((-2, -1))
+
+
+def labelled(y: Array, lengths: Array) -> Array:
+    """(B, T) bool: the steps of each row that have a label (B, T), 0 or more, or a target (B, T, K), not NaN."""
+    known = y >= 0 if jnp.issubdtype(y.dtype, jnp.integer) else ~jnp.isnan(y[..., 0])
+    return known & (jnp.arange(y.shape[1])[None] < lengths[:, None])
+
+
+def mixed_loss(
+    config: TrainConfig,
+    outputs: Array,
+    y: Array,
+    statistics: Mapping[str, Array],
+    lengths: Array,
+    share: Array,
+    partner: Array,
+    weight: Array,
+) -> tuple[Array, Array]:
+    """Mean loss of a batch whose rows `mix` mixed, and the same times the number of rows.
+
+    The mean goes over the rows, or, with a label or target a step, over the steps that have one and are not padding.
+    Each counts as its row's weight, and for the rest of its share as that of the partner. Weights are 1 in the mean
+    over all rows, not over a batch: the divisor does not hold them.
+    """
+    losses = partial(
+        row_losses, statistics=statistics, label_smoothing=config.label_smoothing, quantiles=config.quantiles
+    )
+    rows = jnp.sum(weight > 0)
+    if outputs.ndim == 2:
+        own, other = losses(outputs, y), losses(outputs, y[partner])
+        total = jnp.sum(_between(share, own * weight, other * weight[partner]))
+        return total / rows, total
+    total = count = jnp.zeros((), outputs.dtype)
+    for target, part, counts in ((y, share, weight), (y[partner], 1 - share, weight[partner])):
+        known = labelled(target, lengths)
+        filled = jnp.where(known if target.ndim == 2 else known[..., None], target, 0)  # NaN times 0 would be NaN
+        total += jnp.sum(losses(outputs, filled) * jnp.where(known, (part * counts)[:, None], 0))
+        count += jnp.sum(jnp.where(known, (part * (counts > 0))[:, None], 0))
+    mean = total / jnp.where(count > 0, count, 1)
+    return mean, mean * rows
 
 
 def disturb(key: Array, x: Array, std: Array, config: TrainConfig) -> Array:
@@ -132,16 +173,13 @@ def train_step(
     disturb_key, dropout_key = jax.random.split(jax.random.key(draws.seed))
     x, lengths, y, weight = map(jnp.asarray, (batch.x, batch.lengths, batch.y, batch.weight))
     x = disturb(disturb_key, x, statistics["input_std"], config)
-    about = config.label_smoothing, config.quantiles
     share, x, lengths, partner = mix(jnp.asarray(draws.share), x, lengths, weight)
 
     def loss(params: Any) -> tuple[Array, Array]:
         variables, rngs = {"params": params, "statistics": statistics}, {"dropout": dropout_key}
         outputs: Any = model.apply(variables, x, lengths=lengths, deterministic=False, rngs=rngs)
         outputs = outputs.astype(jnp.float32)
-        own, other = (row_losses(outputs, y[rows], statistics, *about) for rows in (..., partner))
-        total = jnp.sum(_between(share, own * weight, other * weight[partner]))
-        return total / jnp.sum(weight > 0), total  # weights are 1 in the mean over all rows, not over a batch
+        return mixed_loss(config, outputs, y, statistics, lengths, share, partner, weight)
 
     gradients, total = jax.grad(loss, has_aux=True)(state.params)
     updates, optimizer_state = make_optimizer(config, num_steps).update(gradients, state.optimizer, state.params)
@@ -163,6 +201,6 @@ def averaged(config: TrainConfig, num_steps: int, averaging: optax.EmaState) -> 
 
 @partial(jax.jit, static_argnums=0)
 def forward(model: GRUModel, variables: Mapping[str, Any], x: Array, lengths: Array) -> Array:
-    """The model without dropout: x (B, T, I), lengths (B,) -> (B, output_size)."""
+    """The model without dropout: x (B, T, I), lengths (B,) -> (B, output_size), without pooling (B, T, output_size)."""
     outputs: Any = model.apply(variables, x, lengths=lengths)
     return outputs

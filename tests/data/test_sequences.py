@@ -84,6 +84,48 @@ def test_floats_are_targets():
     assert data.y is not None and data.y.dtype == np.float32 and data.y.tolist() == [0.5, -1.0, 2.0]
 
 
+@pytest.mark.parametrize(
+    "y",
+    [
+        [["b", "a"], ["", "b", "10"], ["a", "b", None, "b"]],
+        np.array([["b", "a", "zz", "zz"], ["", "b", "10", "zz"], ["a", "b", "", "b"]]),
+        [["b", "a"], [None, "b", "10", "zz"], np.array(["a", "b", None, "b"], object)],
+    ],
+)
+def test_a_label_a_step(y):
+    """Padding may hold anything; None, "" and -1 are steps without a label."""
+    data = sequences(X, y, lengths=[2, 3, 4])
+    assert data.labels == ("10", "a", "b") and data.per_step
+    np.testing.assert_array_equal(data.y, [[2, 1, -1, -1], [-1, 2, 0, -1], [1, 2, -1, 2]])
+    assert data.y.dtype == np.int32
+    np.testing.assert_array_equal(data.labelled, data.y >= 0)
+    np.testing.assert_array_equal(sequences([X[0, :2], X[1, :3], X[2]], y, labels=data.labels).y, data.y)
+    short = data.take([1, 0])
+    np.testing.assert_array_equal(short.y, [[-1, 2, 0], [2, 1, -1]])
+    numbers = sequences(X, [[7, -1], [-1, 3, 3], [7, 7, 7, -1]], lengths=[2, 3, 4])
+    assert numbers.labels == ("3", "7") and numbers.y[0].tolist() == [1, -1, -1, -1]
+
+
+def test_targets_a_step():
+    y = np.random.default_rng(0).normal(size=(3, 4, 2))
+    y[0, 1] = y[1, 3] = np.nan
+    data = sequences(X, y, lengths=[2, 4, 4])
+    expected = y.copy()
+    expected[0, 2:] = np.nan
+    assert data.per_step and data.labels is None and data.y.dtype == np.float32
+    np.testing.assert_array_equal(data.y, expected.astype(np.float32))
+    np.testing.assert_array_equal(data.labelled, ~np.isnan(expected[..., 0]))
+    several = sequences(X, y[:, 2])  # two axes of floats: several of a sequence
+    assert not several.per_step and several.y.shape == (3, 2)
+
+
+def test_a_step_and_a_sequence_do_not_go_together():
+    steps, rows = sequences(X, [[1, 2, 1, 2]] * 3), sequences(X, [1, 2, 1])
+    with pytest.raises(InputError, match=r"^y: expected targets \(\) a step as in training, found \(\) a row"):
+        Dataset("both", steps, rows)
+    assert Dataset("longer", steps, sequences([*X, *X[:1].repeat(2, 1)], [[1, 2, 1, 2]] * 3 + [[1] * 8])).test
+
+
 REFUSED = {
     "nan": (dict(x=with_value(np.nan)), "x", "nan at row 1, step 2, channel 1 of here"),
     "infinite": (dict(x=with_value(-np.inf)), "x", "-inf at row 1, step 2, channel 1"),
@@ -111,8 +153,22 @@ REFUSED = {
     "too few lengths": (dict(x=X, lengths=[1, 2]), "lengths", "shape (2,)"),
     "lengths beside a list": (dict(x=list(X), lengths=[1, 2, 3]), "lengths", "some"),
     "too few y": (dict(x=X, y=[1, 2]), "y", "shape (2,)"),
-    "y with two axes": (dict(x=X, y=[[1], [2], [3]]), "y", "shape (3, 1)"),
-    "ragged y": (dict(x=X, y=[[1], [2, 3], [3]]), "y", "unequal sizes"),
+    "y with three axes": (dict(x=X, y=[[[[1.0]]]] * 3), "y", "shape (3, 1, 1, 1)"),
+    "too few labels a step": (dict(x=X, y=[[1], [2], [3]]), "y[0]", "shape (1,)"),
+    "one of them": (dict(x=list(X), y=[[1, 2, 3, 4], [1, 2, 3], [1, 2, 3, 4]]), "y[1]", "shape (3,)"),
+    "too few rows": (dict(x=X, y=[[1, 2, 3, 4], [1, 2, 3, 4]]), "y", "2"),
+    "a ragged y": (dict(x=X, y=[[1, 2, 3, 4], [1, [2], 3, 4], [1, 2, 3, 4]]), "y[1]", "unequal sizes"),
+    "flat targets": (dict(x=X, lengths=[4, 4, 3], y=[[1.0, 2, 3, 4], [1, 2, 3, 4], [1, 2, 3]]), "y", "float64"),
+    "no label at all": (dict(x=X, y=[[None] * 4] * 3), "y", "none in here"),
+    "unseen label a step": (
+        dict(x=X, y=[[-1, 1, 1, 1], [1, -1, -1, 2], [1, 1, 1, 1]], labels=("1",)),
+        "y",
+        "'2' in row 1, step 3 of here",
+    ),
+    "half a target": (dict(x=X, y=[[[1.0, 2.0]] * 4, [[1, 2], [np.nan, 2]] * 2, [[1, 2]] * 4]), "y", "row 1, step 1"),
+    "infinite targets": (dict(x=X, y=[[[np.inf]] * 4] * 3), "y", "row 0, step 0"),
+    "too large targets": (dict(x=X, y=[[[1e39]] * 4] * 3), "y", "row 0, step 0"),
+    "targets a step for classes": (dict(x=X, y=np.ones((3, 4, 1)), labels=("1",)), "y", "targets (1,) a step"),
     "nan in y": (dict(x=X, y=[1.0, np.nan, 2.0]), "y", "nan in row 1 of here"),
     "infinite y": (dict(x=X, y=[1.0, 2.0, np.inf]), "y", "inf in row 2"),
     "too large y": (dict(x=X, y=[1e39, 2.0, 3.0]), "y", "1e+39 in row 0"),

@@ -2,6 +2,7 @@
 
 import itertools
 import sys
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +15,14 @@ from refusals import refused
 
 from grujax import GRU, GRUCell, GRUEncoder, GRUModel, equations
 from grujax.inspect import (
+    FixedPoints,
     Saturation,
     gates,
     gradient_norm,
+    plot_eigenvalues,
     plot_gradient_norm,
     plot_saturation,
+    plot_states,
     plot_time_scale,
     saturation,
     time_scale,
@@ -366,6 +370,8 @@ STANDS_FOR = {
 }
 SCALES = {"l0": np.array([30.0, np.inf, 0.5, 0.0, 2.0]), "l0_reverse": np.array([1.0, 200.0])}
 NORMS = np.where(VALID, RNG.uniform(0.1, 10, (B, T)), 0.0)
+PATHS, EIGENVALUES = RNG.normal(size=(B, T, 3)), np.array([[0.9, 0.1j, -0.1j], [1.2, -0.5, 0.0]])
+FIXED = FixedPoints(PATHS[:2, 0], np.zeros(2), np.zeros((2, 3, 3)), EIGENVALUES)
 PLOTS = {
     "saturation": (plot_saturation, STANDS_FOR),
     "saturation of one": (plot_saturation, STANDS_FOR["l0"]),
@@ -373,6 +379,9 @@ PLOTS = {
     "time scale of one": (plot_time_scale, SCALES["l0"]),
     "gradient norm": (plot_gradient_norm, NORMS),
     "gradient norm of one": (plot_gradient_norm, NORMS[0]),
+    "states": (partial(plot_states, fixed=FIXED), PATHS),
+    "states of one": (plot_states, PATHS[0, :, :2]),
+    "eigenvalues": (plot_eigenvalues, EIGENVALUES),
 }
 
 
@@ -403,6 +412,7 @@ def test_the_time_scale_plot_shows_every_unit_in_order():
         assert line.get_marker() == marker and line.get_color() == first.get_color() != second.get_color()
     assert [text.get_text() for text in axes.get_legend().get_texts()] == list(SCALES)
     assert axes.get_yscale() == "log" and "(steps)" in axes.get_ylabel()
+    assert "memory in attractors does not show here" in axes.figure.get_supxlabel()
 
 
 def test_the_gradient_plot_shows_every_sequence_and_their_median():
@@ -424,7 +434,7 @@ def test_the_gradient_plot_shows_every_sequence_and_their_median():
 @pytest.mark.parametrize("name", PLOTS)
 def test_a_picture_is_a_png_with_nothing_cut_off_or_on_top_of_another(name, tmp_path):
     plot, values = PLOTS[name]
-    figure = plot(values, tmp_path / "picture.png")
+    figure = plot(values, path=tmp_path / "picture.png")
     assert [p.name for p in tmp_path.iterdir()] == ["picture.png"]
     assert (tmp_path / "picture.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     pixels = matplotlib.image.imread(tmp_path / "picture.png")
@@ -439,7 +449,7 @@ def test_a_picture_is_a_png_with_nothing_cut_off_or_on_top_of_another(name, tmp_
         assert across and upwards and (axes.get_title() or figure.get_suptitle())
 
 
-@pytest.mark.parametrize("name", ["saturation", "time scale", "gradient norm"])
+@pytest.mark.parametrize("name", ["saturation", "time scale", "gradient norm", "states", "eigenvalues"])
 def test_a_picture_is_written_whole_or_not_at_all(name, tmp_path, monkeypatch):
     plot, values = PLOTS[name]
     (tmp_path / "picture.png").write_bytes(b"the picture before")
@@ -450,12 +460,12 @@ def test_a_picture_is_written_whole_or_not_at_all(name, tmp_path, monkeypatch):
 
     monkeypatch.setattr(matplotlib.figure.Figure, "savefig", full)
     with pytest.raises(OSError, match="No space left"):
-        plot(values, tmp_path / "picture.png")
+        plot(values, path=tmp_path / "picture.png")
     assert [p.name for p in tmp_path.iterdir()] == ["picture.png"]
     assert (tmp_path / "picture.png").read_bytes() == b"the picture before"
 
 
-@pytest.mark.parametrize("name", ["saturation", "time scale", "gradient norm"])
+@pytest.mark.parametrize("name", ["saturation", "time scale", "gradient norm", "states", "eigenvalues"])
 def test_without_matplotlib_a_picture_says_what_to_install(name, monkeypatch):
     plot, values = PLOTS[name]
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)

@@ -57,7 +57,7 @@ def test_to_keras_gives_the_same_outputs_and_the_same_bits(name):
     made = plain(to_keras, model, variables)
     assert isinstance(made, L.GRUCell if isinstance(model, GRUCell) else keras.Sequential)
     assert_same_bits(weights_of(made), weights_of(source))
-    found, back = from_keras(made)
+    found, back = from_keras(made, verify=False)  # which the outputs below prove
     assert found == model
     assert_same_bits(jax.tree.leaves(back), jax.tree.leaves(variables))
     for a, b in zip(ours(model, variables, given), run(made, *given), strict=False):

@@ -5,10 +5,11 @@ import json
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from onnx_graphs import BOTH, FLOAT, INT32, H, I, O, drawn, ours, same, session
+from onnx_graphs import BOTH, FLOAT, INT32, H, I, O, drawn, onnx, ours, same, session
 from refusals import refused
 
 from grujax import GRU, GRUCell, GRUEncoder, GRUModel
+from grujax.errors import InputError
 from grujax.interop.onnx import FRAMEWORK, from_onnx, to_onnx
 from grujax.interop.onnx_tensors import load
 from grujax.interop.parts import ConversionWarning
@@ -72,6 +73,41 @@ def test_the_runtime_computes_what_the_model_computes(case):
     back, again = from_onnx(proto)
     assert back == model
     same(again, variables)
+
+
+LEARNED = [GRU(H, **BOTH), GRUModel(H, O, pooling="mean"), GRUModel(H, O, steps_per_frame=2)]
+
+
+@pytest.mark.parametrize("state", [True, False])
+@pytest.mark.parametrize("model", LEARNED, ids=["layer", "mean", "frames"])
+def test_a_learned_initial_state_starts_every_row_where_none_is_given(model, state):
+    """And h_last of an empty row; a state that is given takes its place; and the graph is read again."""
+    model = model.clone(initial_state="learned")
+    variables, feed = drawn(model), fed(model, 5, 6)
+    proto, h0 = to_onnx(model, variables, state=state), feed.pop("h0")
+    found = session(proto).run(None, feed)
+    for a, e in zip(found, ours(model, variables, h0=None, **feed), strict=False):
+        assert_close(a, e)
+    assert not state or np.ptp(found[1][:, 1], axis=-1).all()
+    if state:
+        for a, e in zip(
+            session(proto).run(None, feed | {"h0": h0}), ours(model, variables, h0=h0, **feed), strict=False
+        ):
+            assert_close(a, e)
+    back, again = from_onnx(proto, verify=True)
+    assert back == model
+    same(again, variables)
+
+
+@pytest.mark.parametrize("shape", [(1, 2, H), (1, 0, H), (1, 1, H + 1)])
+def test_a_graph_of_ours_with_another_initial_state_is_refused(shape):
+    """Its initializer changed after it was written."""
+    model = GRU(H, initial_state="learned")
+    proto = to_onnx(model, drawn(model), state=False)
+    (tensor,) = (of for of in proto.graph.initializer if of.name == "h0")
+    tensor.CopyFrom(onnx.numpy_helper.from_array(np.ones(shape, np.float32), "h0"))
+    with pytest.raises(InputError):
+        from_onnx(proto)
 
 
 @pytest.mark.parametrize("case", ["max pooled", "every step"])
@@ -207,7 +243,6 @@ TO = {
     "hard tanh": (lambda: plain(GRU(H, activation="hard_tanh")), ["activation", "'hard_tanh'"]),
     "function": (lambda: plain(GRU(H, gate_activation=jnp.cos)), ["gate_activation", "cos"]),
     "attention": (lambda: plain(GRUModel(H, O, pooling="attention")), ["pooling", "'attention'", "'max'"]),
-    "learned": (lambda: plain(GRU(H, initial_state="learned")), ["initial_state", "'learned'"]),
     "layer norm": (lambda: plain(GRU(H, layer_norm=True)), ["layer_norm", "True"]),
     "zoneout": (lambda: plain(GRU(H, zoneout=0.5)), ["zoneout", "0.5"]),
     "residual": (lambda: plain(GRU(H, num_layers=2, connection="residual")), ["connection", "'residual'"]),

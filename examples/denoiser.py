@@ -1,0 +1,119 @@
+"""A speech denoiser that runs frame by frame: log spectrum, two GRU layers, a mask of the spectrum (Valin 2018).
+
+Speech here is a sum of harmonics with two formants and syllables, noise is coloured. A frame is 16 ms of 16 kHz. With
+`--onnx denoiser.onnx` one step, state in and out, is exported too, and ONNX Runtime streams with it.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from grujax import GRUModel
+from grujax.interop.onnx import to_onnx
+
+RATE, WINDOW, HOP = 16000, 512, 256
+BINS = WINDOW // 2 + 1
+SHAPE = np.sqrt(np.hanning(WINDOW + 1)[:-1]).astype(np.float32)  # its squares of two frames add up to 1
+
+
+def speech(key, n):
+    """(n,) samples: 24 harmonics of a gliding pitch, weighed by two formants, in syllables of about 4 a second."""
+    keys, t, harmonics = jax.random.split(key, 3), jnp.arange(n) / RATE, jnp.arange(1, 25)[:, None]
+    pitch = jax.random.uniform(keys[0], minval=90, maxval=250)
+    phase = 2 * jnp.pi * pitch * (t + 0.03 * jnp.sin(2 * jnp.pi * t))
+    formants = jnp.array([300.0, 1000.0]) + jax.random.uniform(keys[1], (2,)) * jnp.array([600.0, 1800.0])
+    weights = 0.05 + jnp.exp(-jnp.square((harmonics * pitch - formants) / 250)).sum(1, keepdims=True)
+    first, rate = jax.random.uniform(keys[2], (2,))
+    loudness = jnp.sqrt(jnp.maximum(jnp.sin(2 * jnp.pi * ((3 + 3 * rate) * t + first)), 0))
+    return loudness * (weights * jnp.sin(harmonics * phase)).sum(0)
+
+
+def example(key, n, snr):
+    """Speech of variance 1, and the same in coloured noise at `snr` dB."""
+    keys = jax.random.split(key, 3)
+    clean, white = speech(keys[0], n), jax.random.normal(keys[1], (n + 1,))
+    noise = white[1:] + jax.random.uniform(keys[2], (), minval=-0.9, maxval=0.9) * white[:-1]
+    clean, noise = (a / a.std() for a in (clean, noise))
+    return clean, clean + 10 ** (-snr / 20) * noise
+
+
+def spectra(signals):
+    """(..., n) -> (..., T, BINS), the first frame with HOP zeros before the signal."""
+    padded = jnp.pad(signals, [(0, 0)] * (signals.ndim - 1) + [(HOP, 0)])
+    starts = jnp.arange(signals.shape[-1] // HOP) * HOP
+    return jnp.fft.rfft(padded[..., starts[:, None] + jnp.arange(WINDOW)] * SHAPE)
+
+
+def features(spectrum, np=jnp):
+    return (np.log(np.abs(spectrum) + 1e-2) / 2).astype("float32")
+
+
+def train(model, key, steps, rows, seconds, snr):
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(3e-3, steps)))
+
+    def loss(variables, key):
+        clean, noisy = jax.vmap(lambda key: example(key, int(seconds * RATE), snr))(jax.random.split(key, rows))
+        target, mixed = spectra(clean), spectra(noisy)
+        error = model.apply(variables, features(mixed)) * mixed - target
+        return jnp.square(jnp.abs(error)).mean() / jnp.square(jnp.abs(target)).mean()
+
+    def step(state, key):
+        variables, moments = state
+        updates, moments = optimizer.update(jax.grad(loss)(variables, key), moments)
+        return (optax.apply_updates(variables, updates), moments), None
+
+    variables = model.init(key, jnp.zeros((1, 1, BINS)))
+    return jax.lax.scan(step, (variables, optimizer.init(variables)), jax.random.split(key, steps))[0][0]
+
+
+def stream(step, h, signal):
+    """The signal denoised block by block, HOP samples late, and the seconds of each. step: (x, h) -> (mask, h)."""
+    heard, spoken, blocks, seconds = np.zeros(WINDOW, np.float32), np.zeros(WINDOW, np.float32), [], []
+    for block in signal.reshape(-1, HOP):
+        began = time.perf_counter()
+        heard = np.concatenate([heard[HOP:], block])
+        spectrum = np.fft.rfft(heard * SHAPE)
+        mask, h = step(features(spectrum, np)[None, None], h)
+        spoken = np.concatenate([spoken[HOP:], np.zeros(HOP)]) + np.fft.irfft(np.asarray(mask)[0, 0] * spectrum) * SHAPE
+        blocks.append(spoken[:HOP])
+        seconds.append(time.perf_counter() - began)
+    return np.concatenate(blocks), np.array(seconds)
+
+
+def ratio(clean, found):  # of signal to noise, dB
+    return 10 * np.log10(np.square(clean).sum() / np.square(found - clean).sum())
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser()
+    for name, default in {"hidden-size": 128, "steps": 300, "rows": 16, "seconds": 1.0, "snr": 0.0}.items():
+        parser.add_argument(f"--{name}", type=type(default), default=default)
+    parser.add_argument("--onnx", type=Path, help="the file to export one step to (extra `onnx`)")
+    options = parser.parse_args(argv)
+    size, sizes = options.hidden_size, (options.steps, options.rows, options.seconds, options.snr)
+    model = GRUModel(size, BINS, num_layers=2, pooling=None, output_activation="sigmoid")
+    variables = jax.jit(lambda key: train(model, key, *sizes))(jax.random.key(0))
+    clean, noisy = map(np.asarray, example(jax.random.key(1), 8 * RATE, options.snr))
+    steps = {"jax": jax.jit(lambda x, h: model.apply(variables, x, h, return_state=True))}
+    if options.onnx:
+        import onnxruntime
+
+        options.onnx.write_bytes(to_onnx(model, variables, lengths=False).SerializeToString())
+        session = onnxruntime.InferenceSession(options.onnx)
+        steps["onnxruntime"] = lambda x, h: session.run(None, {"x": x, "h0": h})
+    h, found = np.zeros((2, 1, size), np.float32), {}
+    steps["jax"](np.zeros((1, 1, BINS), np.float32), h)  # compiles
+    for name, step in steps.items():
+        found[name], seconds = stream(step, h, noisy)
+        gain, taken = ratio(clean[:-HOP], found[name][HOP:]) - ratio(clean, noisy), 1000 * np.median(seconds)
+        print(f"{name}: {gain:+.1f} dB; a frame of {1000 * HOP / RATE:.0f} ms takes {taken:.2f} ms")
+    return model, variables, noisy, found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""Opens a trained GRU as Sussillo and Barak (2013) did: the 3-bit flip-flop and its fixed points.
+
+    python flip_flop.py --pictures flip_flop      writes flip_flop/states.png, eigenvalues.png and time_scale.png
+
+Each of three channels has pulses of +1 or −1 from time to time, and each output is the last pulse of its channel. A
+network remembers three bits in eight stable fixed points, one for each combination.
+"""
+
+import argparse
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from grujax import GRUModel, inspect
+
+BITS = 3
+
+
+def batch(key, rows, length):
+    """x (rows, length, BITS): pulses; y: the last pulse of each channel, 0 before the first."""
+    pulses = jax.random.choice(key, jnp.array([-1.0, 0.0, 1.0]), (rows, length, BITS), p=jnp.array([0.05, 0.9, 0.05]))
+    last = jax.lax.associative_scan(lambda a, b: jnp.where(b == 0, a, b), pulses, axis=1)
+    return pulses, last
+
+
+def train(model, key, steps, rows, length):
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(1e-2, steps)))
+
+    def loss(variables, key):
+        x, y = batch(key, rows, length)
+        return jnp.square(model.apply(variables, x) - y).mean()
+
+    def step(state, key):
+        variables, moments = state
+        value, gradient = jax.value_and_grad(loss)(variables, key)
+        updates, moments = optimizer.update(gradient, moments)
+        return (optax.apply_updates(variables, updates), moments), value
+
+    keys = jax.random.split(key, steps + 1)
+    variables = model.init(keys[0], batch(keys[0], 1, 1)[0])
+    (variables, _), losses = jax.lax.scan(step, (variables, optimizer.init(variables)), keys[1:])
+    return variables, losses
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser()
+    for name, default in {"hidden-size": 24, "steps": 1500, "rows": 64, "length": 64, "starts": 400, "seed": 0}.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--pictures", type=Path, help="the folder that they are written to")
+    options = parser.parse_args(argv)
+    model, key = GRUModel(options.hidden_size, BITS, pooling=None), jax.random.key(options.seed)
+    training = jax.jit(lambda key: train(model, key, options.steps, options.rows, options.length))
+    variables, losses = training(key)
+    x, y = batch(jax.random.key(options.seed + 1), 64, 100)
+    right = (jnp.sign(model.apply(variables, x)) == y)[y != 0].mean()
+    print(f"loss {losses[-1]:.4f} after {options.steps} steps, {right:.1%} of bits right")
+
+    states = inspect.states(model, variables, x)
+    starts = np.random.default_rng(options.seed).choice(states.reshape(-1, options.hidden_size), options.starts, False)
+    found = inspect.fixed_points(model, variables, np.zeros(BITS, np.float32), starts)
+    head = variables["params"]["head"]
+    corners = np.sign(found.points @ head["kernel"] + head["bias"])[found.stable]
+    slowest = inspect.time_constants(found.eigenvalues[found.stable][:, 0])
+    gates = inspect.gates(model, variables, x)
+    units = inspect.time_scale(gates["l0"])
+    shares = inspect.principal_components(states).shares
+    print(f"{found.stable.sum()} stable fixed points for {len(np.unique(corners, axis=0))} combinations of bits")
+    print(f"{(~found.stable).sum()} fixed points that are not stable, between them")
+    print(
+        f"slowest mode of a stable point: {np.median(slowest):.1f} steps; of a unit alone: {np.median(units):.1f} steps"
+    )
+    print(f"{shares[:3].sum():.0%} of the variance in {BITS} components")
+    if options.pictures:
+        options.pictures.mkdir(parents=True, exist_ok=True)
+        inspect.plot_states(states, found, options.pictures / "states.png")
+        inspect.plot_eigenvalues(found.eigenvalues[found.stable], options.pictures / "eigenvalues.png")
+        inspect.plot_time_scale(units, options.pictures / "time_scale.png")
+    return found, corners
+
+
+if __name__ == "__main__":
+    main()

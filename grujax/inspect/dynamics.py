@@ -1,0 +1,224 @@
+"""A GRU as a dynamical system: its states, where they stand still, and what happens near such a point.
+
+A state is that of all L layers side by side, S = L*H numbers, the first layer first.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from numpy.typing import NDArray
+
+from grujax.arrays import as_array
+from grujax.core.inputs import check_inputs
+from grujax.errors import require
+from grujax.inspect.measures import check_model
+from grujax.linen import GRU, GRUEncoder, GRUModel
+from grujax.types import Array, Inputs
+
+
+def states(
+    model: GRU | GRUEncoder | GRUModel,
+    variables: Mapping[str, Any],
+    x: Inputs,
+    h0: Array | None = None,
+    *,
+    lengths: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
+    resets: ArrayLike | None = None,
+) -> NDArray:
+    """The state after every step: (B, T, S), the batch first whatever `model.time_major` says.
+
+    Arguments as the model takes them, regularisation off. Over steps that are not valid the state is held.
+
+    Raises:
+      InputError: a bidirectional model, or one that reads several steps as one, has no state between two steps; and
+        what the model refuses.
+
+    >>> import jax, jax.numpy as jnp
+    >>> model = GRU(20, num_layers=2)
+    >>> x = jnp.ones((3, 7, 10))
+    >>> states(model, model.init(jax.random.key(0), x), x, lengths=[7, 2, 4]).shape
+    (3, 7, 40)
+    """
+    _check_steps(model)
+    steps = check_inputs(x, None, lengths, mask, resets, model.time_major)
+    inputs = steps.x, steps.valid, steps.resets
+    if not model.time_major:
+        inputs = jax.tree.map(lambda a: jnp.moveaxis(a, len(steps.batch), 0), inputs)
+    found = np.asarray(_run(model, dict(variables), h0, inputs))  # (T, L, *batch, H)
+    found = np.moveaxis(found, (0, 1), (-3, -2))
+    return found.reshape(*found.shape[:-2], -1)
+
+
+class FixedPoints(NamedTuple):
+    """The P fixed points that `fixed_points` returns, the stillest first, and the linear map around each."""
+
+    points: NDArray  # (P, S)
+    speeds: NDArray  # (P,), q
+    jacobians: NDArray  # (P, S, S), ∂F_i / ∂h_j
+    eigenvalues: NDArray  # (P, S), complex, the largest |λ| first
+
+    @property
+    def stable(self) -> NDArray:
+        """(P,) bool: every |λ| is below 1, so a small disturbance dies out."""
+        return np.abs(self.eigenvalues).max(-1) < 1
+
+
+def fixed_points(
+    model: GRU | GRUEncoder | GRUModel,
+    variables: Mapping[str, Any],
+    x: ArrayLike,
+    starts: ArrayLike,
+    *,
+    max_speed: float = 1e-20,
+    apart: float = 1e-3,
+) -> FixedPoints:
+    """Where the state stands still under a constant input x, F(h) = h with F one step of the model.
+
+        q(h) = ½ |F(h) − h|²
+
+    is minimised from every start by Levenberg and Marquardt's method (`scipy.optimize.root`), in float64 whatever the
+    dtype of the parameters. Fixed points that no start leads to are not found: pass a hundred states or more.
+
+    Args:
+      x: (I,), in the units that the model takes.
+      starts: (..., S), states of a run, as `states` returns them.
+      max_speed: minima of a larger q are left out; at a fixed point q is about 1e-30. A larger value lets slow points
+        in, and with them points that no run comes near, where z is 1 to many digits.
+      apart: of minima nearer to each other than this the one of the smallest q is kept.
+
+    >>> import jax, jax.numpy as jnp
+    >>> model = GRU(20)
+    >>> x = jax.random.normal(jax.random.key(1), (3, 7, 10))
+    >>> variables = model.init(jax.random.key(0), x)
+    >>> found = fixed_points(model, variables, jnp.zeros(10), states(model, variables, x))
+    >>> found.points.shape, found.stable
+    ((1, 20), array([ True]))
+
+    Source: Sussillo and Barak 2013, Opening the Black Box, doi 10.1162/NECO_a_00409.
+    """
+    from scipy.optimize import root  # which jax installs
+
+    _check_steps(model)
+    begins = np.asarray(as_array(starts, "starts"), np.float64)
+    size = model.num_layers * model.hidden_size
+    fits = begins.ndim >= 1 and begins.shape[-1] == size and begins.size > 0
+    require(fits, "starts", f"shape (..., {size}), at least one state", f"shape {begins.shape}")
+    with jax.enable_x64(True):
+        step = _wide_step(model, variables, x)
+        residual = jax.jit(lambda h: step(h) - h)
+        jacobian = jax.jit(jax.jacfwd(step))
+
+        def minimum(h: NDArray) -> NDArray:
+            slope: Callable[[NDArray], NDArray] = lambda h: np.asarray(jacobian(h)) - np.eye(size)  # noqa: E731
+            return root(lambda h: np.asarray(residual(h)), h, jac=slope, method="lm", options={"maxiter": 1000}).x
+
+        minima = np.stack([minimum(h) for h in begins.reshape(-1, size)])
+        speeds = np.square(np.asarray(jax.vmap(residual)(minima))).sum(-1) / 2
+        kept: list[int] = []
+        for i in np.argsort(speeds):
+            distances = np.linalg.norm(minima[kept] - minima[i], axis=-1)
+            if speeds[i] <= max_speed and (distances > apart).all():
+                kept.append(int(i))
+        jacobians = np.asarray(jax.vmap(jacobian)(minima[kept]))
+    eigenvalues = np.linalg.eigvals(jacobians).astype(complex)
+    order = np.argsort(-np.abs(eigenvalues), axis=-1)
+    return FixedPoints(minima[kept], speeds[kept], jacobians, np.take_along_axis(eigenvalues, order, -1))
+
+
+def time_constants(eigenvalues: ArrayLike) -> NDArray:
+    """In how many steps the mode of each eigenvalue shrinks to 1/e near a fixed point.
+
+        τ = −1 / ln |λ|
+
+    Infinite where |λ| = 1, 0 where λ = 0, and negative where |λ| > 1: the mode grows e-fold in −τ steps.
+
+    This is the memory of the network around a point. `time_scale` is that of a unit alone, by its update gate.
+
+    >>> print(time_constants([0.9, -0.9, 1.0, 0.0]).round(2))
+    [9.49 9.49  inf 0.  ]
+
+    Source: Maheswaranathan et al. 2019, arXiv 1906.10720, section 3.
+    """
+    with np.errstate(divide="ignore"):
+        return 1 / (0.0 - np.log(np.abs(np.asarray(eigenvalues))))
+
+
+class PrincipalComponents(NamedTuple):
+    """`principal_components` returns it; `(states - mean) @ axes.T` are the coordinates of states."""
+
+    mean: NDArray  # (S,)
+    axes: NDArray  # (K, S), orthonormal, the largest variance first; K = min(N, S)
+    shares: NDArray  # (K,), of the whole variance
+
+
+def principal_components(states: ArrayLike) -> PrincipalComponents:
+    """The orthogonal directions along which N states (..., S) vary most.
+
+        states − mean = U Σ Vᵀ        axes = Vᵀ        shares = Σ² / sum Σ²
+
+    >>> found = principal_components([[0.0, 0.0], [1.0, 1.0], [2.0, 2.0]])
+    >>> print(found.mean, found.shares.round(6))
+    [1. 1.] [1. 0.]
+
+    Source: Pearson 1901; `numpy.linalg.svd`.
+    """
+    flat = np.asarray(as_array(states, "states"), np.float64)
+    require(flat.ndim >= 2, "states", "shape (..., S), several states", f"shape {flat.shape}")
+    flat = flat.reshape(-1, flat.shape[-1])
+    mean = flat.mean(0)
+    _, singular, axes = np.linalg.svd(flat - mean, full_matrices=False)
+    variances = np.square(singular)
+    require(variances.sum() > 0, "states", "states that differ", "one and the same")
+    return PrincipalComponents(mean, axes, variances / variances.sum())
+
+
+def _check_steps(model: Any) -> None:
+    """A model whose state between two steps is all that it remembers."""
+    check_model(model)
+    require(model.num_directions == 1 and not model.reverse, "model", "one that reads forward", "one that does not")
+    frame = getattr(model, "steps_per_frame", 1)
+    require(frame == 1, "model", "steps_per_frame=1", frame, "A frame's state belongs to several steps.")
+
+
+def _one_step(model: Any, **fields: Any) -> Callable[..., Any]:
+    """A function (variables, x (1, *batch, I), h (L, *batch, H), mask=, resets=) -> the next h."""
+    step, returned = model.clone(time_major=True, **fields), {}
+    if not isinstance(model, GRU):
+        step, returned = step.clone(pooling=None), {"return_state": True}
+    apply: Callable[..., Any] = step.apply
+    return lambda variables, x, h, **flags: apply(variables, x, h, **flags, **returned)[1]
+
+
+@partial(jax.jit, static_argnums=0)
+def _run(model, variables, h0, inputs):
+    x, *_ = inputs
+    step = _one_step(model)
+    if h0 is None:
+        h0 = model.apply(variables, None, x.shape[1:], method="initialize_carry")
+
+    def next_state(h, inputs):
+        x, valid, resets = jax.tree.map(lambda a: a[None], inputs)
+        h = step(variables, x, h, mask=valid, resets=resets)
+        return h, h
+
+    return jax.lax.scan(next_state, h0, inputs)[1]
+
+
+def _wide_step(model: Any, variables: Mapping[str, Any], x: ArrayLike) -> Callable[[Array], Array]:
+    """F, (S,) -> (S,), in float64 and in plain JAX."""
+
+    def wide(a: Array) -> Array:
+        return jnp.asarray(a, jnp.float64)
+
+    fields = {"dtype": None, "param_dtype": jnp.float64, "implementation": "autodiff"}
+    step, given = _one_step(model, **fields), jax.tree.map(wide, dict(variables))
+    x = wide(jnp.asarray(as_array(x, "x")))
+    require(x.ndim == 1, "x", "shape (I,), the input of one step", f"shape {x.shape}")
+    layers = model.num_layers, model.hidden_size
+    return lambda h: step(given, x[None], h.reshape(layers)).reshape(-1)
