@@ -1,5 +1,5 @@
 """The commands that people need: `nox -s tests`, `slow`, `lowest`, `newest`, `sanitizers`, `tpu`, `hopper`, `lint`,
-`docs`.
+`docs`, `links`.
 
 Arguments after `--` go to pytest.
 """
@@ -112,6 +112,14 @@ def lint(session: nox.Session) -> None:
 
 @nox.session(python="3.11")
 def docs(session: nox.Session) -> None:
-    """The code blocks, links, tables and figures of README.md and docs/."""
-    session.install("-e", ".[test]")
-    session.run("pytest", "-n", "2", "tests/test_docs.py", "tests/test_readme.py", *session.posargs)
+    """The site, into build/site. Its notebooks are run; a warning, a broken link or a picture without words ends it."""
+    session.install("-e", ".[docs]")
+    session.run("sphinx-build", "-W", "--keep-going", "-E", "-b", "html", "docs", "build/site", *session.posargs)
+
+
+@nox.session(python="3.11")
+def links(session: nox.Session) -> None:
+    """The addresses outside the site, which needs the network."""
+    session.install("-e", ".[docs]")
+    options = ["-D", "nb_execution_mode=off", *session.posargs]
+    session.run("sphinx-build", "-b", "linkcheck", "docs", "build/links", *options)

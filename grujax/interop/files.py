@@ -39,6 +39,7 @@ OWN = Framework(
 )  # before torch's dialect, whose ending is the same
 ALL = (OWN, torch_files.TORCH, torch_files.SAFETENSORS, torch_files.NUMPY, keras.FRAMEWORK, keras.WEIGHTS)
 FORMATS = {of.name: of for of in (*ALL, onnx.FRAMEWORK, flax.FRAMEWORK, stablehlo.FRAMEWORK)}
+"""The formats that `load`, `save` and `convert` know, by name."""
 
 
 class Converted(NamedTuple):

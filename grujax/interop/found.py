@@ -26,7 +26,8 @@ from grujax.interop.torch_keys import KEY, effective, from_arrays, gru_at, to_ar
 class FoundGRU:
     """A GRU where it stands. `take()` gives it as (model, variables); the rest of the source is left out of account.
 
-    name: of it, for `prefix=` and `replace`. where: what it is there, a layer of Keras or a node of ONNX for instance.
+    name: of it, for `prefix=` and `replace`.
+    where: what it is there, a layer of Keras or a node of ONNX for instance.
     """
 
     name: str

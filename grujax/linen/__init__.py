@@ -8,6 +8,7 @@ from grujax.linen.layer import GRU
 from grujax.linen.model import GRUEncoder, GRUModel
 
 Module: TypeAlias = GRU | GRUCell | GRUEncoder | GRUModel
+"""One of the four."""
 MODELS: dict[str, type[Module]] = {cls.__name__: cls for cls in (GRU, GRUCell, GRUEncoder, GRUModel)}
 """The modules by the names that model files and `grujax.nnx` have for them."""
 
