@@ -32,6 +32,8 @@ class TrainConfig:
     """True: torch.nn.GRU's equations; False: those of Cho et al. 2014."""
     epochs: int | None = None
     """Passes over the rows that are trained on. None: 100, and as many more as 600 steps take."""
+    patience: int | None = None
+    """Epochs without a smaller validation loss after which training ends. None: it does not end before `epochs`."""
     batch_size: int = 16
     """Sequences a step."""
     accumulate: int = 1
@@ -68,7 +70,16 @@ class TrainConfig:
     """Of the split, the initial weights, the order of batches and the dropout."""
 
     def __post_init__(self) -> None:
-        for name in ("hidden_size", "num_layers", "epochs", "batch_size", "buckets", "steps_per_frame", "accumulate"):
+        for name in (
+            "hidden_size",
+            "num_layers",
+            "epochs",
+            "batch_size",
+            "buckets",
+            "steps_per_frame",
+            "accumulate",
+            "patience",
+        ):
             value = getattr(self, name)
             require(value is None or value >= 1, name, "at least 1", value)
         for name in ("learning_rate", "clip_norm"):
