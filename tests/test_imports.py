@@ -43,6 +43,7 @@ EXTRAS = {
     "sklearn",
     "matplotlib",
     "aeon",
+    "tensorboardX",
     "tensorflow",
     "orbax",
 }
