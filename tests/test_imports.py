@@ -48,6 +48,7 @@ EXTRAS = {
     "statsmodels",
     "matplotlib",
     "aeon",
+    "tensorboardX",
     "tensorflow",
     "orbax",
 }

@@ -1,12 +1,20 @@
 """The command line. Importing JAX takes seconds: signals are handled before."""
 
+import contextlib
 import errno
+import os
+import platform
 import sys
+from collections.abc import MutableMapping
 from importlib.metadata import version
+from pathlib import Path
 
 from grujax.cli.signals import stop
 from grujax.cli.streams import Output, tell
 from grujax.errors import InputError
+
+COMPILED = "GRUJAX_COMPILED"
+"""The environment variable that switches the folder of compiled programs off."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -16,6 +24,8 @@ def main(arguments: list[str] | None = None) -> int:
     output that cannot be written; 128 plus the number of a signal, as in shells: 130 after Ctrl-C, 143 after
     SIGTERM, 129 after SIGHUP, 141 where the reader of standard output has gone.
     """
+    if arguments is None:
+        keep_compiled(os.environ)
     output = Output(sys.stdout)
     with stop.handled():
         code = _run(sys.argv[1:] if arguments is None else arguments, output)
@@ -26,6 +36,26 @@ def main(arguments: list[str] | None = None) -> int:
         return 128 + 13  # SIGPIPE, which Windows has not
     tell(f"standard output: {output.error.strerror}")
     return 2
+
+
+def keep_compiled(environment: MutableMapping[str, str]) -> None:
+    """JAX keeps what it compiles under the user's cache folder; JAX's own variables win, and `COMPILED=off` ends it.
+
+    A folder for each name of a machine: machine code of one processor may not run on another with the same home. Others
+    cannot write to it: what lies in it is run.
+
+    >>> keep_compiled(environment := {COMPILED: "off"})
+    >>> environment
+    {'GRUJAX_COMPILED': 'off'}
+    """
+    if environment.get(COMPILED) == "off" or "JAX_COMPILATION_CACHE_DIR" in environment:
+        return
+    caches = environment.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
+    folder = Path(caches, "grujax", f"compiled-{platform.node()}")
+    with contextlib.suppress(OSError, RuntimeError):  # no home, or it is full or read-only
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        environment["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+        environment.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 
 def _run(arguments: list[str], output: Output) -> int:

@@ -6,6 +6,7 @@ from rich.table import Table
 
 from grujax.data import Dataset
 from grujax.training import Scores
+from grujax.training.rates import Rates
 
 
 def say(console: Console, text: str) -> None:
@@ -35,6 +36,16 @@ def show_scores(console: Console, split: str, scores: Scores) -> None:
         r2 = "" if scores.r2 is None else f" (R² {scores.r2:.4f})"
         line = f"{split} RMSE {scores.rmse:.5g}{r2}{of}"
     console.print(line, highlight=False, style="bold")
+
+
+def show_rates(console: Console, found: Rates) -> None:
+    """The smoothed loss at some twelve of the rates, and the suggestion."""
+    table = Table("learning rate", "loss")
+    every = -(-len(found.rates) // 12)
+    for rate, loss in zip(found.rates[every - 1 :: every], found.losses[every - 1 :: every], strict=True):
+        table.add_row(f"{rate:.1e}", f"{loss:.4f}")
+    console.print(table)
+    say(console, f"suggestion: --learning-rate {found.suggestion:g}, a third of the rate of the least loss")
 
 
 def show_beside(console: Console, scores: Scores, others: dict[str, float]) -> None:

@@ -1,27 +1,33 @@
 """Train, save, and only then show: whatever fails after the model is on disk is a warning."""
 
+import contextlib
 import dataclasses
 import importlib.util
-from contextlib import nullcontext
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
+import jax
 import tyro
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 from rich.console import Console
 
 from grujax.cli.run_folder import CHECKPOINTS, SETTINGS, Kept, Metrics, Settings, can_go_on, clear, new_folder
-from grujax.cli.show import say, show_beside, show_confused, show_data, show_scores
+from grujax.cli.show import say, show_beside, show_confused, show_data, show_rates, show_scores
 from grujax.cli.signals import stop
 from grujax.cli.streams import tell, told, warned
+from grujax.cli.tensorboard import Events
 from grujax.data import AxesWarning, Dataset, load
-from grujax.errors import require
+from grujax.errors import InputError, require
 from grujax.saving.checkpoints import CheckpointWarning
 from grujax.saving.model_file import MODEL_FILE
 from grujax.training import Epoch, Fitted, Scores, TrainConfig, baselines, chosen, fit
-from grujax.training.devices import first_devices
+from grujax.training.devices import first_devices, joined
 from grujax.training.plots import plot_confusion, plot_curves
 from grujax.training.progress import Screen
+from grujax.training.rates import learning_rates
 
 
 @dataclass(frozen=True)
@@ -44,12 +50,23 @@ class Train:
     """Seconds between two checkpoints, from which --resume goes on."""
     devices: int = 1
     """How many devices share the rows of each batch; it divides --batch-size."""
+    distributed: int | None = None
+    """How many processes a launcher starts (srun, mpirun, Kubernetes, a TPU pod), each with this command: all their
+    devices share the rows of each batch. Needs --output or --resume, a folder that all see."""
+    tensorboard: bool = False
+    """Write the figures of each epoch as events into the run's folder too: `tensorboard --logdir runs`."""
+    find_learning_rate: bool = False
+    """Print the loss at learning rates from 1e-5 to 1 and a suggestion (Smith 2017), and end; nothing is saved."""
     config: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
 
     def run(self, console: Console) -> int:
-        if self.resume is not None:
-            return self._resumed(self.resume)._run(console)
-        return self._run(console)
+        settled = self if self.resume is None else self._resumed(self.resume)
+        if self.find_learning_rate:
+            show_rates(console, learning_rates(settled.config, settled._loaded().train))
+            return 0
+        if self.distributed is not None:
+            return settled._run_together(console, self.distributed)
+        return settled._run(console, None if self.devices == 1 else first_devices(self.devices))
 
     def _resumed(self, folder: Path) -> "Train":
         """This command with the settings of the run in a folder; `InputError` where it was given others."""
@@ -62,20 +79,40 @@ class Train:
         config = TrainConfig(**settings.training)
         return dataclasses.replace(self, data=settings.data, test=test, missing=settings.missing, config=config)
 
-    def _run(self, console: Console) -> int:
+    def _run_together(self, console: Console, processes: int) -> int:
+        """One of several processes: all train, the first writes and shows."""
+        rule, folder = "--distributed needs --output or --resume", self.output or self.resume
+        if folder is None:
+            raise InputError("--output", "a folder that all processes see", None, rule=rule)
+        require(self.devices == 1, "--devices", "nothing beside --distributed, which takes all", self.devices)
+        mesh, there = joined(processes), os.path.lexists(folder)
+        multihost_utils.sync_global_devices("all have looked, before the first makes it")
+        if jax.process_index() == 0:
+            return self._run(console, mesh)
+        require(self.resume is not None or not there, "--output", "a folder that does not exist yet", folder)
+        saved = {"checkpoints": folder / CHECKPOINTS, "checkpoint_period": self.checkpoint_period}
+        fitted = fit(self.config, self._loaded(), evaluate_test=False, mesh=mesh, **saved)
+        return stop.exit_code if fitted.interrupted else 0
+
+    def _loaded(self) -> Dataset:
         with told(AxesWarning):
-            data = load(self.data, test=self.test, seed=self.config.seed, missing=self.missing)
+            return load(self.data, test=self.test, seed=self.config.seed, missing=self.missing)
+
+    def _run(self, console: Console, mesh: Mesh | None) -> int:
+        data = self._loaded()
         config, why = chosen(self.config, data.train)
         training = dataclasses.asdict(config)
         about = {"data": data.name, "channels": data.train.channels, "training": training}
         about["fill"] = None if data.train.fill is None else data.train.fill.tolist()
-        with new_folder(self.output, data.name) if self.resume is None else nullcontext(self.resume) as folder:
+        with (
+            new_folder(self.output, data.name) if self.resume is None else contextlib.nullcontext(self.resume) as folder
+        ):
             if self.resume is None:
                 test = None if self.test is None else str(self.test)
                 Settings(self.data, test, training, self.missing).write(folder / SETTINGS)
             kept, metrics = Kept(folder / MODEL_FILE, about), Metrics(folder / "metrics.jsonl")
             try:
-                fitted = self._train(console, config, why, data, kept, metrics)
+                fitted = self._train(console, config, why, data, kept, metrics, mesh)
             except BaseException:
                 if kept.epoch is not None:
                     tell(f"the best model so far (epoch {kept.epoch}) is saved in {kept.path}")
@@ -98,7 +135,14 @@ class Train:
         return code
 
     def _train(
-        self, console: Console, config: TrainConfig, why: dict[str, str], data: Dataset, kept: Kept, metrics: Metrics
+        self,
+        console: Console,
+        config: TrainConfig,
+        why: dict[str, str],
+        data: Dataset,
+        kept: Kept,
+        metrics: Metrics,
+        mesh: Mesh | None,
     ) -> Fitted:
         """A whole model is on disk from the first epoch on, and the best one when this returns or raises."""
         assert config.epochs is not None
@@ -106,10 +150,17 @@ class Train:
             show_data(console, data)
             for reason in why.values():
                 say(console, f"chosen: {reason}")
-        with Screen(console, config.epochs, self.quiet) as screen, told(CheckpointWarning):
+        with contextlib.ExitStack() as ending:
+            screen = ending.enter_context(Screen(console, config.epochs, self.quiet))
+            ending.enter_context(told(CheckpointWarning))
+            events = None
+            if self.tensorboard:
+                events = ending.enter_context(contextlib.closing(Events(kept.path.parent / "events")))
 
             def on_epoch(epoch: Epoch) -> None:
                 metrics.add(epoch._asdict())
+                if events is not None:
+                    events.add(epoch)
                 kept.save_in_time()
                 screen.on_epoch(epoch)
                 stop.check()
@@ -124,7 +175,7 @@ class Train:
                     evaluate_test=False,
                     checkpoints=kept.path.parent / CHECKPOINTS,
                     checkpoint_period=self.checkpoint_period,
-                    mesh=None if self.devices == 1 else first_devices(self.devices),
+                    mesh=mesh,
                 )
             finally:
                 kept.save()
@@ -135,7 +186,8 @@ class Train:
         with warned("the test split could not be evaluated"):
             test = fitted.scores(data.test)
             show_scores(console, "test", test)
-            metrics.add({"test": test.as_json()})
+            compiled = {"compile_seconds": sum(fitted.compiled.seconds), "padding": fitted.compiled.padding}
+            metrics.add({"test": test.as_json(), **compiled})
         pictures = _draw(kept.path.parent, fitted, test)
         if not self.quiet:
             with warned("no table of baselines"):

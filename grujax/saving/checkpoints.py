@@ -46,7 +46,7 @@ class Checkpoints:
     Args:
       folder: where to; it is made.
       about: what the run is, as JSON can hold it. A checkpoint of a run that was something else is refused.
-      period: seconds between two checkpoints of `save_in_time`.
+      period: seconds until the next one is `due`.
 
     >>> import tempfile, jax.numpy as jnp
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -104,13 +104,16 @@ class Checkpoints:
                 self._try(lambda: self._start(step, tree, notes))
                 self._try(self._manager.wait_until_finished)
 
-    def save_in_time(self, step: int, tree: Any, notes: Callable[[], Mapping[str, Any]]) -> None:
-        """Begins to write a checkpoint where the period is over and the one before is written."""
-        if time.monotonic() < self._due or self._manager.is_saving_in_progress():
-            return
+    @property
+    def due(self) -> bool:
+        """Whether the period is over, and the checkpoint before is written."""
+        return time.monotonic() >= self._due and not self._manager.is_saving_in_progress()
+
+    def begin(self, step: int, tree: Any, notes: Mapping[str, Any]) -> None:
+        """Begins to write a checkpoint, and the next period. An error is a `CheckpointWarning`."""
         with uninterrupted():
             self._try(self._manager.check_for_errors)
-            self._try(lambda: self._start(step, tree, notes()))
+            self._try(lambda: self._start(step, tree, notes))
         self._due = time.monotonic() + self.period
 
     def close(self) -> None:

@@ -36,6 +36,8 @@ class TrainConfig:
     """True: torch.nn.GRU's equations; False: those of Cho et al. 2014."""
     epochs: int | None = None
     """Passes over the rows that are trained on. None: 100, and as many more as 600 steps take."""
+    patience: int | None = None
+    """Epochs without a smaller validation loss after which training ends. None: it does not end before `epochs`."""
     batch_size: int = 16
     """Sequences a step."""
     accumulate: int = 1
@@ -79,7 +81,8 @@ class TrainConfig:
         object.__setattr__(self, "quantiles", levels)
         rising = list(levels) == sorted(set(levels)) and all(0 < level < 1 for level in levels)
         require(rising, "quantiles", "ascending levels between 0 and 1", levels)
-        for name in ("hidden_size", "num_layers", "epochs", "batch_size", "buckets", "steps_per_frame", "accumulate"):
+        counts = ("hidden_size", "num_layers", "epochs", "patience", "batch_size", "buckets", "steps_per_frame")
+        for name in (*counts, "accumulate"):
             value = getattr(self, name)
             require(value is None or value >= 1, name, "at least 1", value)
         for name in ("learning_rate", "clip_norm"):

@@ -1,13 +1,18 @@
-"""The devices that a run is shared out over."""
+"""The devices that a run is shared out over, in one process or in several."""
 
-from collections.abc import Callable
+import hashlib
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from grujax.errors import require
+from grujax.errors import InputError, require
+from grujax.types import GRUWeights
+
+EVERY = 16
+"""Steps after which several processes agree whether to save and whether to end: an exchange of two bytes each."""
 
 
 def first_devices(count: int) -> Mesh:
@@ -17,14 +22,100 @@ def first_devices(count: int) -> Mesh:
     return Mesh(np.array(jax.devices()[:count]), ("data",))
 
 
-def placing(mesh: Mesh | None, batch_size: int) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
-    """What puts arrays on the devices of the mesh: their rows shared out, and whole on each."""
-    if mesh is None:
-        return lambda tree: tree, lambda tree: tree
-    require(len(mesh.axis_names) == 1, "mesh", "one axis, over the rows", f"axes {mesh.axis_names}")
-    size = mesh.size
-    rule, remedy = f"batch_size={batch_size} needs devices that divide it", "Change either."
-    require(batch_size % size == 0, "mesh", f"a divisor of {batch_size}", f"{size} devices", remedy, rule=rule)
-    mesh = Mesh(mesh.devices, mesh.axis_names)  # XLA shares the work out, also where the axis is Explicit
-    rows, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (mesh.axis_names, ()))
-    return lambda tree: jax.device_put(tree, rows), lambda tree: jax.device_put(tree, whole)
+def joined(count: int) -> Mesh:
+    """Joins the other processes of the launcher; a mesh of the devices of all.
+
+    Raises InputError where JAX finds no launcher, or its processes are not `count`. Must come before any computation.
+    """
+    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM from the handler of the command
+    try:
+        jax.distributed.initialize()
+    except (RuntimeError, ValueError) as error:
+        expected = "to be started by SLURM, Open MPI, Kubernetes or on a TPU pod"
+        raise InputError("--distributed", expected, error, "Start it there, or leave --distributed out.") from error
+    found, remedy = f"{jax.process_count()} of the launcher", "Give the number of processes that the launcher starts."
+    require(jax.process_count() == count, "--distributed", f"{count} processes", found, remedy)
+    return Mesh(np.array(jax.devices()), ("data",))
+
+
+class Devices:
+    """Puts arrays on the devices of a mesh, and lets the processes that they belong to decide alike."""
+
+    def __init__(self, mesh: Mesh | None, batch_size: int, hidden_size: int = 1) -> None:
+        self.several_processes = False
+        self._rows: NamedSharding | None = None
+        if mesh is None:
+            return
+        expected = "one axis, over the rows, or two, the second over the hidden units"
+        require(len(mesh.axis_names) in (1, 2), "mesh", expected, f"axes {mesh.axis_names}")
+        rows, hidden = (*mesh.devices.shape, 1)[:2]
+        for name, whole, parts in (("batch_size", batch_size, rows), ("3 * hidden_size", 3 * hidden_size, hidden)):
+            rule = f"{name}={whole} needs devices that divide it"
+            require(
+                whole % parts == 0, "mesh", f"a divisor of {whole}", f"{parts} devices", "Change either.", rule=rule
+            )
+        processes = {device.process_index for device in mesh.devices.flat}
+        self.several_processes = processes != {jax.process_index()}
+        of_all = not self.several_processes or (len(processes) == jax.process_count() and len(mesh.axis_names) == 1)
+        expected = f"devices of this process, or along one axis those of all {jax.process_count()}"
+        require(of_all, "mesh", expected, f"axes {mesh.axis_names} over {len(processes)} processes")
+        self._mesh = Mesh(mesh.devices, mesh.axis_names)  # XLA shares the work out, also where an axis is Explicit
+        self._rows = NamedSharding(self._mesh, PartitionSpec(mesh.axis_names[0]))
+        self._whole = NamedSharding(self._mesh, PartitionSpec())
+
+    def rows(self, tree: Any) -> Any:
+        """The rows of each array shared out; of several processes each places its own."""
+        return tree if self._rows is None else self._placed(tree, self._rows)
+
+    def whole(self, tree: Any) -> Any:
+        """Each array whole on every device."""
+        return tree if self._rows is None else self._placed(tree, self._whole)
+
+    def weights(self, tree: Any) -> Any:
+        """Weights of GRUs and their moments with the columns shared out along the second axis; others whole."""
+        if self._rows is None or len(self._mesh.axis_names) == 1:
+            return self.whole(tree)
+
+        def sharding(path: tuple[Any, ...], array: Any) -> NamedSharding:
+            of_gates = getattr(path[-1], "key", None) in GRUWeights._fields
+            axes = [None] * (array.ndim - 1) + [self._mesh.axis_names[1]] if of_gates else []
+            return NamedSharding(self._mesh, PartitionSpec(*axes))
+
+        return jax.device_put(tree, jax.tree_util.tree_map_with_path(sharding, tree))
+
+    def here(self, tree: Any) -> Any:
+        """Arrays that are whole on every device, as one process alone can compute with them."""
+        return jax.tree.map(lambda a: a.addressable_data(0), tree) if self.several_processes else tree
+
+    def memory(self) -> int | None:
+        """The most bytes that a device of this process has had in use; None where it does not tell."""
+        found = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in jax.local_devices()]
+        return max((bytes_ for bytes_ in found if bytes_ is not None), default=None)
+
+    def agreed(self, step: int, stop: bool, save: bool) -> tuple[bool, bool]:
+        """Whether to stop, which any process may ask for, and to save, as the first decides: alike on all."""
+        if not self.several_processes:
+            return stop, save
+        if step % EVERY:
+            return False, False
+        found = multihost_utils.process_allgather(np.array([stop, save]))
+        return bool(found[:, 0].any()), bool(found[0, 1])
+
+    def check_same(self, argument: str, *values: object) -> None:
+        """Raises InputError on all processes where their values differ."""
+        digest = np.frombuffer(hashlib.sha256(repr(values).encode()).digest(), np.uint8)
+        found = multihost_utils.process_allgather(digest)
+        others = np.flatnonzero((found != found[0]).any(1)).tolist()
+        require(not others, argument, "the same on all processes", f"another on {others} than on 0")
+
+    def _placed(self, tree: Any, sharding: NamedSharding) -> Any:
+        if not self.several_processes:
+            return jax.device_put(tree, sharding)
+
+        def placed(array: Any) -> jax.Array:
+            if isinstance(array, jax.Array) and not array.is_fully_addressable:
+                return jax.device_put(array, sharding)
+            array = np.asarray(array)
+            return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+        return jax.tree.map(placed, tree)

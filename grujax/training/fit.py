@@ -28,11 +28,11 @@ from grujax.saving.checkpoints import Checkpoints
 from grujax.signals import terminable, uninterrupted
 from grujax.training.choices import chosen
 from grujax.training.config import TrainConfig
-from grujax.training.devices import placing
+from grujax.training.devices import Devices
 from grujax.training.evaluate import Scores, outputs_of, score
-from grujax.training.rows import constants_of, fingerprint, row_weights
+from grujax.training.rows import constants_of, fingerprint, model_for, row_weights
 from grujax.training.run import Epoch, Run
-from grujax.training.step import Draws, averaged, draw, initial_state, make_optimizer, train_step
+from grujax.training.step import Draws, draw, end_epoch, initial_state, make_optimizer, train_step
 
 
 class Compiled(NamedTuple):
@@ -101,9 +101,12 @@ def fit(
         with the same bits as without a break. `on_epoch` is called for the epochs before it too. A checkpoint that
         cannot be written is a `CheckpointWarning`.
       checkpoint_period: seconds between two checkpoints, which are written beside the training.
-      mesh: the devices to train on, with one axis, whose number divides `batch_size`: `jax.make_mesh((8,), ("data",))`.
-        Each takes its share of the rows of a batch, and all hold the weights. None: the default device. A run may go on
-        with another mesh; its figures are then equal to rounding.
+      mesh: the devices to train on: `jax.make_mesh((8,), ("data",))`. Each takes its share of the rows of a batch, and
+        all hold the weights; their number divides `batch_size`. A second axis shares out the columns of the GRUs'
+        weights. None: the default device. A run may go on with another mesh; its figures are then equal to rounding.
+        Along one axis the devices may be those of all processes that `jax.distributed.initialize` joined: then all call
+        `fit` alike, with `checkpoints` where all can read and write. A signal to one ends all, 16 steps later at most.
+        Each process validates for itself.
       variables: of a model of the same fields that `fit` trained: training begins with its weights, and keeps its
         statistics. None: random weights, by the seed.
 
@@ -119,23 +122,17 @@ def fit(
     1.0
     """
     config, _ = chosen(config, data.train)
-    assert config.epochs is not None and config.steps_per_frame is not None
+    assert config.epochs is not None
     train, held = data.train, None
     if config.validation:
         train, held = stratified_split(data.train, config.validation, config.seed)
+    rule = "patience needs validation"
+    require(config.patience is None or held is not None, "patience", None, config.patience, "Hold rows out.", rule=rule)
     constants = constants_of(train, config.quantiles)
-    model = GRUModel(
-        config.hidden_size,
-        constants["output_mean"].size if train.labels is None else len(train.labels),
-        num_layers=config.num_layers,
-        bidirectional=config.bidirectional,
-        pooling=None if config.pooling == "none" else config.pooling,
-        dropout=config.dropout,
-        steps_per_frame=config.steps_per_frame,
-        reset_after=config.reset_after,
-        dtype=jax.numpy.bfloat16 if config.precision == "bfloat16" else None,
-    )
-    rows, whole = placing(mesh, config.batch_size)
+    model = model_for(config, train, constants)
+    devices = Devices(mesh, config.batch_size, config.hidden_size)
+    if devices.several_processes:
+        devices.check_same("data and settings", config, fingerprint(data.train))
     weights = row_weights(train, config)
     boundaries = bucket_boundaries(train.lengths, config.buckets)
     steps_per_epoch = sum(1 for _ in batches(train, config.batch_size, boundaries))
@@ -148,13 +145,13 @@ def fit(
         require(not odd, "variables", f"those of {model}", f"other shapes of {', '.join(odd)}")
         constants = variables["statistics"]
         params = jax.tree.map(jax.numpy.array, variables["params"])  # copies: a step takes the buffers of its state
-    constants = whole(jax.tree.map(jax.numpy.asarray, constants))
-    state = whole(initial_state(params, make_optimizer(config, num_steps), config))
+    constants = devices.whole(jax.tree.map(jax.numpy.asarray, constants))
+    state = devices.weights(initial_state(params, make_optimizer(config, num_steps), config))
 
     def arguments(batch: Batch, draws: Draws) -> tuple[Batch, Draws]:
         """On the devices, the rows shared out."""
         weighed = batch if weights is None else batch._replace(weight=batch.weight * weights[batch.rows])
-        return rows(weighed), Draws(rows(draws.share), whole(draws.seed))
+        return devices.rows(weighed), Draws(devices.rows(draws.share), devices.whole(draws.seed))
 
     of_each_shape = {batch.x.shape: batch for batch in batches(train, config.batch_size, boundaries)}
     compiled = Compiled(tuple(of_each_shape), (), padding_share(train.lengths, tuple(boundaries)))
@@ -167,11 +164,11 @@ def fit(
         compiled = compiled._replace(seconds=(*compiled.seconds, time.perf_counter() - began))
         on_compiled(compiled)
 
-    run = Run(0, state, whole(jax.tree.map(jax.numpy.zeros_like, params)), ())
+    run = Run(0, state, devices.weights(jax.tree.map(jax.numpy.zeros_like, params)), ())
 
     def fitted() -> Fitted:
         best = [epoch for epoch in run.history if epoch.best][-1]
-        variables = {"params": run.best, "statistics": constants}
+        variables = devices.here({"params": run.best, "statistics": constants})
         return Fitted(model, variables, train.labels, best, run.history, compiled, quantiles=config.quantiles)
 
     with contextlib.ExitStack() as ending:
@@ -182,43 +179,55 @@ def fit(
             ending.callback(saved.close)
             ending.enter_context(terminable())
             run = run.restored(saved)
+        held_back: list[int] = []
+        if devices.several_processes:  # a signal to one must not part it from the others: they agree after some steps
+            held_back = ending.enter_context(uninterrupted())
         try:
             if run.history:
                 on_best(fitted())
             for epoch in run.history:
                 on_epoch(epoch)
-            while len(run.history) < config.epochs:
-                number, began, count = len(run.history) + 1, time.perf_counter(), 0
+            while len(run.history) < config.epochs and not run.tired(config.patience):
+                number, began, data_seconds = len(run.history) + 1, time.perf_counter(), 0.0
+                since = began
                 rng = np.random.default_rng((config.seed, number, 1))  # (seed, step) are those of `draw`
-                first = run.step - (number - 1) * steps_per_epoch
+                first, stop = run.step - (number - 1) * steps_per_epoch, False
                 with uninterrupted() as waiting:  # a step takes the buffers of the state before it
                     for batch in islice(batches(train, config.batch_size, boundaries, rng), first, None):
                         given = arguments(batch, draw(config, run.step))
-                        run = run.after(whole(executables[batch.x.shape](run.state, constants, *given)))
-                        count += int((batch.rows >= 0).sum())
-                        if saved is not None:
-                            saved.save_in_time(run.step, run.tree, run.notes)
-                        if waiting:
+                        data_seconds += time.perf_counter() - since
+                        run = run.after(devices.weights(executables[batch.x.shape](run.state, constants, *given)))
+                        wants = bool(waiting or held_back), saved is not None and saved.due
+                        stop, save = devices.agreed(run.step, *wants)
+                        if save and saved is not None:
+                            saved.begin(run.step, run.tree, run.notes())
+                        if stop:
                             break
+                        since = time.perf_counter()
+                if stop and devices.several_processes:
+                    raise KeyboardInterrupt
                 if run.step < number * steps_per_epoch:  # the handler of the signal lets the run go on
                     continue
-                loss = float(run.state.loss) / len(train)
+                epoch_ended = end_epoch(step_config, num_steps, run.state)
+                loss, average = float(run.state.loss) / len(train), epoch_ended.average
                 seconds = time.perf_counter() - began
-                average = averaged(step_config, num_steps, run.state.averaging)
-                variables = {"params": average, "statistics": constants}
                 outputs = None
+                averaged = devices.here({"params": average, "statistics": constants})
                 if held is not None:
-                    outputs = outputs_of(model, variables, held, batch_size=config.batch_size, boundaries=boundaries)
-                finite = all(bool(np.isfinite(a).all()) for a in jax.tree.leaves((loss, average, outputs)))
+                    outputs = outputs_of(model, averaged, held, batch_size=config.batch_size, boundaries=boundaries)
+                finite = bool(epoch_ended.finite) and (outputs is None or bool(np.isfinite(outputs).all()))
                 require(finite, "loss", "a finite number", f"{loss} in epoch {number}", "Lower --learning-rate.")
                 validated, is_best = (None, "", None), True
                 if held is not None and outputs is not None:
-                    scores = score(outputs, held, variables, config.label_smoothing, config.quantiles)
+                    scores = score(outputs, held, averaged, config.label_smoothing, config.quantiles)
                     validated = scores.loss, *scores.metric
                     before = [epoch.validation_loss for epoch in run.history if epoch.validation_loss is not None]
                     is_best = scores.loss < min(before, default=math.inf)
-                epoch = Epoch(number, loss, *validated, count / seconds, seconds, is_best)
-                run = run.ended(epoch, average)
+                share = 1 - first / steps_per_epoch  # of the epoch: the rest was trained before a break
+                each_second = [count * share / seconds for count in (len(train), int(train.lengths.sum()))]
+                timed = data_seconds, time.perf_counter() - began - seconds, devices.memory()
+                epoch = Epoch(number, loss, *validated, each_second[0], seconds, is_best, each_second[1], *timed)
+                run = run.ended(epoch, epoch_ended)
                 if is_best:
                     on_best(fitted())
                 on_epoch(epoch)

@@ -53,6 +53,7 @@ class Screen:
             shown = f"{100 * value:.1f}%" if name == "accuracy" else f"{value:.4g}"
             validated = f"validation {epoch.validation_loss:.4f}  {name} {shown}  "
         figures = f"loss {epoch.loss:.4f}  {validated}{epoch.sequences_per_second:,.0f} sequences/s"
+        figures += f", {epoch.steps_per_second:,.0f} steps/s"
         self.progress.update(self.task, completed=epoch.epoch, figures=figures)
         every = max(1, self.epochs // 10)
         if self.progress.disable and (epoch.epoch % every == 0 or epoch.epoch in (1, self.epochs)):

@@ -1,11 +1,13 @@
-"""What is measured on the training rows: statistics, class weights, their fingerprint."""
+"""What follows from the training rows: statistics, the model, class weights, their fingerprint."""
 
 import hashlib
 
+import jax.numpy as jnp
 import numpy as np
 
 from grujax.data import Sequences, statistics
 from grujax.errors import require
+from grujax.linen.model import GRUModel
 from grujax.training.config import TrainConfig
 
 
@@ -24,6 +26,22 @@ def constants_of(train: Sequences, quantiles: tuple[float, ...] = ()) -> dict[st
     rule, remedy = "quantiles needs a regression", "These rows have classes."
     require(not quantiles or train.labels is None, "quantiles", "none", quantiles, remedy, rule=rule)
     return constants
+
+
+def model_for(config: TrainConfig, train: Sequences, constants: dict[str, np.ndarray]) -> GRUModel[int]:
+    """The model that is trained: of a config without None, with an output for each class or target."""
+    assert config.steps_per_frame is not None
+    return GRUModel(
+        config.hidden_size,
+        constants["output_mean"].size if train.labels is None else len(train.labels),
+        num_layers=config.num_layers,
+        bidirectional=config.bidirectional,
+        pooling=None if config.pooling == "none" else config.pooling,
+        dropout=config.dropout,
+        steps_per_frame=config.steps_per_frame,
+        reset_after=config.reset_after,
+        dtype=jnp.bfloat16 if config.precision == "bfloat16" else None,
+    )
 
 
 def class_weights(train: Sequences, config: TrainConfig) -> np.ndarray | None:

@@ -2,10 +2,8 @@
 
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
-
 from grujax.saving.checkpoints import Checkpoints
-from grujax.training.step import TrainState
+from grujax.training.step import Ended, TrainState
 
 
 class Epoch(NamedTuple):
@@ -17,8 +15,12 @@ class Epoch(NamedTuple):
     metric: str  # the name of the next figure: "accuracy" or "rmse"; "" where no rows are held out
     validation_metric: float | None
     sequences_per_second: float
-    seconds: float  # without compilation
+    seconds: float  # of training, without compilation and validation
     best: bool  # the smallest validation loss so far; always where no rows are held out
+    steps_per_second: float = 0.0  # time steps of the sequences; padding is not counted
+    data_seconds: float = 0.0  # of `seconds`, those in which batches were made and given to the device
+    validation_seconds: float = 0.0  # besides `seconds`; the first time with compilation
+    memory: int | None = None  # bytes, the most that a device had in use so far; None where it does not tell (a CPU)
 
 
 class Run(NamedTuple):
@@ -45,11 +47,17 @@ class Run(NamedTuple):
             return self
         return Run(found.step, **found.tree, history=tuple(Epoch(*epoch) for epoch in found.notes["history"]))
 
+    def tired(self, patience: int | None) -> bool:
+        """Whether the last `patience` epochs all had a larger validation loss than one before them."""
+        return (
+            patience is not None and len(self.history) > patience and not any(e.best for e in self.history[-patience:])
+        )
+
     def after(self, state: TrainState) -> "Run":
         """A step later."""
         return self._replace(step=self.step + 1, state=state)
 
-    def ended(self, epoch: Epoch, average: Any) -> "Run":
+    def ended(self, epoch: Epoch, found: Ended) -> "Run":
         """After the epoch that is over."""
-        state = self.state._replace(loss=jnp.zeros_like(self.state.loss))
-        return self._replace(state=state, best=average if epoch.best else self.best, history=(*self.history, epoch))
+        best = found.average if epoch.best else self.best
+        return self._replace(state=self.state._replace(loss=found.loss), best=best, history=(*self.history, epoch))

@@ -20,7 +20,7 @@ class TrainState(NamedTuple):
 
     params: Any
     optimizer: optax.OptState
-    averaging: optax.OptState
+    averaging: Any  # optax.EmaState
     loss: Array  # the sum over the rows since the epoch began
 
 
@@ -156,6 +156,24 @@ def _between(share: Array, a: Array, b: Array) -> Array:
     return share * a + (1 - share) * b
 
 
+def gradient(
+    model: GRUModel, config: TrainConfig, params: Any, statistics: Mapping[str, Array], batch: Batch, draws: Draws
+) -> tuple[Any, Array]:
+    """The gradient of the mean loss of a batch's rows, disturbed and mixed, each times its weight; and their sum."""
+    disturb_key, dropout_key = jax.random.split(jax.random.key(draws.seed))
+    x, lengths, y, weight = map(jnp.asarray, (batch.x, batch.lengths, batch.y, batch.weight))
+    x = disturb(disturb_key, x, statistics["input_std"], config)
+    share, x, lengths, partner = mix(jnp.asarray(draws.share), x, lengths, weight)
+
+    def loss(params: Any) -> tuple[Array, Array]:
+        variables, rngs = {"params": params, "statistics": statistics}, {"dropout": dropout_key}
+        outputs: Any = model.apply(variables, x, lengths=lengths, deterministic=False, rngs=rngs)
+        outputs = outputs.astype(jnp.float32)
+        return mixed_loss(config, outputs, y, statistics, lengths, share, partner, weight)
+
+    return jax.grad(loss, has_aux=True)(params)
+
+
 @partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(3,))
 def train_step(
     model: GRUModel,
@@ -170,18 +188,7 @@ def train_step(
 
     `model`, `config` and `num_steps` are compared by value: equal ones share one compilation.
     """
-    disturb_key, dropout_key = jax.random.split(jax.random.key(draws.seed))
-    x, lengths, y, weight = map(jnp.asarray, (batch.x, batch.lengths, batch.y, batch.weight))
-    x = disturb(disturb_key, x, statistics["input_std"], config)
-    share, x, lengths, partner = mix(jnp.asarray(draws.share), x, lengths, weight)
-
-    def loss(params: Any) -> tuple[Array, Array]:
-        variables, rngs = {"params": params, "statistics": statistics}, {"dropout": dropout_key}
-        outputs: Any = model.apply(variables, x, lengths=lengths, deterministic=False, rngs=rngs)
-        outputs = outputs.astype(jnp.float32)
-        return mixed_loss(config, outputs, y, statistics, lengths, share, partner, weight)
-
-    gradients, total = jax.grad(loss, has_aux=True)(state.params)
+    gradients, total = gradient(model, config, state.params, statistics, batch, draws)
     updates, optimizer_state = make_optimizer(config, num_steps).update(gradients, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)
     _, averaging = optax.ema(decay(config, num_steps)).update(params, state.averaging)
@@ -193,10 +200,20 @@ def decay(config: TrainConfig, num_steps: int) -> float:
     return 1 - 1 / max(1.0, config.averaging * num_steps)
 
 
+class Ended(NamedTuple):
+    """What `end_epoch` returns."""
+
+    average: Any  # of the weights over the steps so far, each older one counting less: what is evaluated and kept
+    finite: Array  # () bool: whether the loss and all of the average are
+    loss: Array  # () 0, that of the next epoch before its first step
+
+
 @partial(jax.jit, static_argnums=(0, 1))
-def averaged(config: TrainConfig, num_steps: int, averaging: optax.EmaState) -> Any:
-    """The average of the weights over the steps so far, each older one counting less: what is evaluated and kept."""
-    return optax.tree.bias_correction(averaging.ema, decay(config, num_steps), averaging.count)
+def end_epoch(config: TrainConfig, num_steps: int, state: TrainState) -> Ended:
+    """What the end of an epoch needs of the state, in one program: each of its own would keep the device waiting."""
+    average = optax.tree.bias_correction(state.averaging.ema, decay(config, num_steps), state.averaging.count)
+    finite = jnp.stack([jnp.isfinite(a).all() for a in jax.tree.leaves((state.loss, average))]).all()
+    return Ended(average, finite, jnp.zeros_like(state.loss))
 
 
 @partial(jax.jit, static_argnums=0)

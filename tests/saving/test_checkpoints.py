@@ -47,6 +47,12 @@ def opened(tmp_path):
     gc.collect()  # what orbax left behind goes here, and not in the test of another file
 
 
+def save_in_time(checkpoints, step, tree, notes):
+    """As `fit` does after each step."""
+    if checkpoints.due:
+        checkpoints.begin(step, tree, notes())
+
+
 def assert_restored(checkpoints, step):
     found = checkpoints.restore(tree(0))
     assert found is not None and found.step == step and found.notes == {"at": step}
@@ -72,7 +78,7 @@ def test_they_are_written_beside_the_training_from_buffers_that_it_may_reuse(ope
     a = jax.random.normal(jax.random.key(0), (300_000,))
     for number in range(5):
         expected = np.array(a)
-        checkpoints.save_in_time(number, {"a": a}, lambda: {})
+        save_in_time(checkpoints, number, {"a": a}, lambda: {})
         for _ in range(3):
             a = step(a)
         while checkpoints._manager.is_saving_in_progress():
@@ -84,11 +90,11 @@ def test_they_are_written_beside_the_training_from_buffers_that_it_may_reuse(ope
 
 def test_the_period_is_kept(opened, tmp_path):
     checkpoints = opened(period=1000.0)
-    checkpoints.save_in_time(1, tree(1), lambda: {"at": 1})
+    save_in_time(checkpoints, 1, tree(1), lambda: {"at": 1})
     assert os.listdir(tmp_path / "c") == []
     checkpoints._due = 0.0
-    checkpoints.save_in_time(2, tree(2), lambda: {"at": 2})
-    checkpoints.save_in_time(3, tree(3), lambda: {"at": 3})
+    save_in_time(checkpoints, 2, tree(2), lambda: {"at": 2})
+    save_in_time(checkpoints, 3, tree(3), lambda: {"at": 3})
     checkpoints.close()
     assert os.listdir(tmp_path / "c") == ["2"]
 
@@ -160,11 +166,11 @@ def test_a_full_disk_leaves_the_earlier_ones_and_training_goes_on(opened, tmp_pa
         with pytest.warns(CheckpointWarning, match="no checkpoint was written in .*c: .*File too large"):
             checkpoints.save(2, tree(2, 100_000), {"at": 2})
         assert_restored(checkpoints, 1)
-        checkpoints.save_in_time(3, tree(3, 100_000), lambda: {"at": 3})
+        save_in_time(checkpoints, 3, tree(3, 100_000), lambda: {"at": 3})
         while checkpoints._manager.is_saving_in_progress():
             time.sleep(0.01)
         with pytest.warns(CheckpointWarning, match="File too large"):
-            checkpoints.save_in_time(4, tree(4), lambda: {"at": 4})
+            save_in_time(checkpoints, 4, tree(4), lambda: {"at": 4})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     checkpoints.save(5, tree(5), {"at": 5})

@@ -47,7 +47,10 @@ def main(folder):
     assert len(w.sharding.device_set) == 8 and w.sharding.is_fully_replicated
     resumed = fit(config, DATA, checkpoints=folder)
     assert len(jax.tree.leaves(resumed.variables)[0].sharding.device_set) == 1
-    for other in (eight, resumed):
+    wide = fit(config, DATA, mesh=Mesh(np.array(jax.devices()).reshape(4, 2), ("data", "model")))
+    w = wide.variables["params"]["encoder"]["gru"]["l0"]["w_hh"]
+    assert {shard.data.shape for shard in w.addressable_shards} == {(8, 12)}
+    for other in (eight, resumed, wide):
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4), other.variables, one.variables
         )
@@ -55,8 +58,10 @@ def main(folder):
         np.testing.assert_allclose(*losses, rtol=1e-4)
     with pytest.raises(InputError, match=r"^batch_size=12 needs devices that divide it"):
         fit(dataclasses.replace(config, batch_size=12), DATA, mesh=mesh)
+    with pytest.raises(InputError, match=r"^3 \* hidden_size=24 needs devices that divide it"):
+        fit(config, DATA, mesh=Mesh(np.array(jax.devices()[:5]).reshape(1, 5), ("data", "model")))
     with pytest.raises(InputError, match=r"^mesh: expected one axis"):
-        fit(config, DATA, mesh=Mesh(np.array(jax.devices()).reshape(4, 2), ("data", "model")))
+        fit(config, DATA, mesh=Mesh(np.array(jax.devices()).reshape(2, 2, 2), ("a", "b", "c")))
     print("equal")
 
 

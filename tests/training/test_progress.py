@@ -8,7 +8,7 @@ from rich.console import Console
 from grujax.training import Compiled, Epoch
 from grujax.training.progress import Screen
 
-EPOCH = Epoch(7, 1.2345, 0.2345, "accuracy", 0.951, 12345.6, 0.2, True)
+EPOCH = Epoch(7, 1.2345, 0.2345, "accuracy", 0.951, 12345.6, 0.2, True, 98765.4)
 SHAPES = ((3, 4, 5), (3, 8, 5))
 
 
@@ -41,10 +41,10 @@ def test_epoch_bar_and_time_left_stay_in_a_narrow_terminal():
 
 def test_without_validation_the_line_has_no_figures_of_it(monkeypatch):
     monkeypatch.setitem(globals(), "EPOCH", EPOCH._replace(validation_loss=None, metric="", validation_metric=None))
-    assert shown(terminal=False)[-1] == "epoch 120/120  loss 1.2345  12,346 sequences/s  0 s left"
+    assert shown(terminal=False)[-1] == "epoch 120/120  loss 1.2345  12,346 sequences/s, 98,765 steps/s  0 s left"
 
 
 def test_what_is_no_terminal_gets_lines():
     assert shown(terminal=False)[-1] == (
-        "epoch 120/120  loss 1.2345  validation 0.2345  accuracy 95.1%  12,346 sequences/s  0 s left"
+        "epoch 120/120  loss 1.2345  validation 0.2345  accuracy 95.1%  12,346 sequences/s, 98,765 steps/s  0 s left"
     )

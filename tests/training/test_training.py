@@ -20,9 +20,9 @@ from grujax.training import TrainConfig, baselines, chosen, fit, outputs_of, sco
 from grujax.training.rows import class_weights, fingerprint, row_weights
 from grujax.training.step import (
     Draws,
-    averaged,
     disturb,
     draw,
+    end_epoch,
     initial_state,
     make_optimizer,
     mix,
@@ -149,7 +149,7 @@ def steps_of(batch, config=SMALL, count=2, share=1.0, dropout=0.0):  # the first
     for number in range(count):
         state = train_step(model, config, 10, state, constants, batch, Draws(share, np.uint32(number)))
         total, before = float(state.loss) - before, float(state.loss)
-        trees = state.params, averaged(config, 10, state.averaging)
+        trees = state.params, end_epoch(config, 10, state).average
         yield jax.tree.map(np.array, trees), total  # copies: the next step takes the state's buffers
 
 
@@ -241,6 +241,24 @@ def test_without_validation_all_rows_are_trained_on_and_the_last_average_is_kept
     np.testing.assert_array_equal(fitted.variables["statistics"]["input_mean"], mean)
     run = [fitted.variables["params"]["head"]["bias"], best[0].variables["params"]["head"]["bias"]]
     assert not np.array_equal(*run)
+
+
+def test_training_ends_after_so_many_epochs_without_a_smaller_validation_loss(tmp_path):
+    config = dataclasses.replace(SMALL, epochs=40, learning_rate=0.2, patience=3)
+    fitted = fit(config, DATA, checkpoints=tmp_path)
+    last = fitted.history[-1].epoch
+    assert last < 40 and fitted.best.epoch == last - 3 and not fitted.interrupted
+    assert fit(config, DATA, checkpoints=tmp_path).history == fitted.history
+    with pytest.raises(grujax.InputError, match=r"^patience needs validation"):
+        fit(dataclasses.replace(config, validation=0.0), DATA)
+
+
+def test_figures_of_speed_are_of_valid_steps_and_add_up():
+    fitted = fit(dataclasses.replace(SMALL, buckets=2, epochs=2, validation=0.0), DATA)
+    for epoch in fitted.history:
+        assert 0 < epoch.data_seconds < epoch.seconds and epoch.validation_seconds >= 0
+        assert epoch.sequences_per_second * epoch.seconds == pytest.approx(80)
+        assert epoch.steps_per_second * epoch.seconds == pytest.approx(DATA.train.lengths.sum())
 
 
 def test_a_data_set_needs_no_test_split():
@@ -413,7 +431,7 @@ def test_baselines_on_japanese_vowels():
     "field, value",
     [("hidden_size", 0), ("epochs", 0), ("dropout", 1.0), ("learning_rate", -1.0), ("learning_rate", float("nan")),
      ("validation", 1.0), ("validation", -0.1), ("steps_per_frame", 0), ("accumulate", 0), ("precision", "float16"),
-     ("class_weights", "even"), ("seed", -1), ("pooling", "sum"),
+     ("class_weights", "even"), ("patience", 0), ("seed", -1), ("pooling", "sum"),
      ("clip_norm", 0.0), ("weight_decay", -1.0), ("input_offset", -1.0), ("mixup", -1.0), ("averaging", 1.0),
      ("batch_size", 0), ("quantiles", (0.9, 0.1)), ("quantiles", (0.0, 0.5)), ("quantiles", (0.5, 0.5))],
 )  # fmt: skip
@@ -491,5 +509,6 @@ def test_the_defaults_are_the_best_of_the_cross_validation():
     assert chosen(TrainConfig(), DATA.train)[0].pooling == found["base"].pop("pooling")
     assert {name: defaults[name] for name in found["base"]} == found["base"] | best["changes"]
     # None of these changes the program: the longest of these utterances has fewer than 50 steps.
-    later = {"steps_per_frame": None, "accumulate": 1, "precision": "float32", "class_weights": "none", "quantiles": ()}
+    later = {"steps_per_frame": None, "patience": None, "accumulate": 1, "precision": "float32"}
+    later |= {"class_weights": "none", "quantiles": ()}
     assert {name: value for name, value in defaults.items() if name not in found["base"]} == later

@@ -1,0 +1,85 @@
+"""The range test for the learning rate: the loss while the rate grows with every step."""
+
+import itertools
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from grujax.data import Batch, Sequences, batches, bucket_boundaries
+from grujax.errors import require
+from grujax.linen.model import GRUModel
+from grujax.training.choices import chosen
+from grujax.training.config import TrainConfig
+from grujax.training.rows import constants_of, model_for
+from grujax.training.step import Draws, draw, gradient
+
+LOWEST, HIGHEST = 1e-5, 1.0
+
+
+class Rates(NamedTuple):
+    """What `learning_rates` returns."""
+
+    rates: np.ndarray  # (n_steps,), each a constant times the one before
+    losses: np.ndarray  # (n_steps,), smoothed; shorter where the loss grew to four times its least
+    suggestion: float  # a third of the rate of the least loss
+
+
+def learning_rates(config: TrainConfig, train: Sequences, steps: int = 100, smoothing: float = 0.9) -> Rates:
+    """Trains for `steps` steps at rates that grow from 1e-5 to 1, and suggests a peak for `TrainConfig.learning_rate`.
+
+    The loss is that of training, with dropout and mixup, as an average over steps whose older ones count less. It ends
+    where the average is four times its least. Nothing is kept.
+
+    Args:
+      config: how to train; `chosen` fills in what is None.
+      train: the rows to train on.
+      steps: 10 or more.
+      smoothing: from 0 to below 1: what the average before counts at each step.
+
+    Source: Smith 2017, arXiv 1506.01186, section 3.3. A third of the rate at the least loss is this function's choice.
+
+    >>> from grujax.data import sequences
+    >>> train = sequences([[[float(i % 2)]] * 5 for i in range(40)], ["even", "odd"] * 20)
+    >>> found = learning_rates(TrainConfig(hidden_size=8), train)
+    >>> 1e-3 < found.suggestion < 1
+    True
+    """
+    require(steps >= 10, "steps", "10 or more", steps)
+    require(0 <= smoothing < 1, "smoothing", "from 0 to below 1", smoothing)
+    config, _ = chosen(config, train)
+    constants = constants_of(train, config.quantiles)
+    model, boundaries = model_for(config, train, constants), bucket_boundaries(train.lengths, config.buckets)
+    params = model.init(jax.random.key(config.seed), np.zeros((1, 1, train.channels), np.float32))["params"]
+    state, step_config = (params, _optimizer(config, steps).init(params)), replace(config, seed=0)
+    rng = np.random.default_rng(config.seed)
+    epochs = (batches(train, config.batch_size, boundaries, rng) for _ in itertools.count())
+    average, losses = 0.0, []
+    for number, batch in enumerate(itertools.islice(itertools.chain.from_iterable(epochs), steps)):
+        state, loss = _step(model, step_config, steps, state, constants, batch, draw(config, number))
+        average = smoothing * average + (1 - smoothing) * float(loss)
+        losses.append(average / (1 - smoothing ** (number + 1)))
+        if not losses[-1] < 4 * min(losses):  # NaN too
+            break
+    kept = np.array(losses)
+    rates = LOWEST * (HIGHEST / LOWEST) ** (np.arange(len(kept)) / (steps - 1))
+    return Rates(rates, kept, float(f"{rates[np.nanargmin(kept)] / 3:.1g}"))
+
+
+def _optimizer(config: TrainConfig, steps: int) -> optax.GradientTransformation:
+    rate = optax.exponential_decay(LOWEST, steps - 1, HIGHEST / LOWEST)
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), optax.adamw(rate, weight_decay=config.weight_decay))
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)
+def _step(
+    model: GRUModel, config: TrainConfig, steps: int, state: Any, constants: Any, batch: Batch, draws: Draws
+) -> tuple[Any, jax.Array]:
+    params, moments = state
+    gradients, total = gradient(model, config, params, constants, batch, draws)
+    updates, moments = _optimizer(config, steps).update(gradients, moments, params)
+    return (optax.apply_updates(params, updates), moments), total / jnp.sum(jnp.asarray(batch.weight))

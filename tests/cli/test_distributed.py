@@ -1,0 +1,140 @@
+"""`grujax train --distributed`: several processes train as one, the first writes, and a job that lost one goes on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import nullcontext
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from commands import PROGRAM, QUICK, run, toy
+
+from grujax import InputError
+from grujax.saving import read
+from grujax.training import devices
+
+LONG = [*QUICK, "--epochs", "60"]  # 240 steps of the toy's 60 rows
+PORTS = iter(range(54000 + os.getpid() % 2000 * 5, 65000))
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    toy("toy.npz", count=60)
+
+
+def started(count, *options):
+    """`count` processes as Open MPI would start them: `jax.distributed` finds the first by these variables."""
+    uri = f"{next(PORTS) - 53000}.0;tcp://127.0.0.1:1"  # JAX makes a port out of the number of the job
+    command = [sys.executable, "-c", PROGRAM, "train", "--quiet", *options, "--checkpoint-period", "0"]
+    command += ["--distributed", str(count)] if count > 1 else []
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    for rank in range(count):
+        env = {"OMPI_MCA_orte_hnp_uri": uri, "OMPI_COMM_WORLD_SIZE": str(count)}
+        env |= {"OMPI_COMM_WORLD_RANK": str(rank), "OMPI_COMM_WORLD_LOCAL_RANK": str(rank)}
+        yield subprocess.Popen(command, env=os.environ | env, **pipes)
+
+
+def ended(processes):
+    """[(exit code, standard output, standard error)] of each."""
+    found = [(process, *process.communicate(timeout=600)) for process in list(processes)]
+    return [(process.returncode, out, err) for process, out, err in found]
+
+
+def assert_trained_alike(folder, other, epochs):
+    losses = [[json.loads(line) for line in Path(f, "metrics.jsonl").read_text().splitlines()] for f in (folder, other)]
+    assert len(losses[0]) == len(losses[1]) == epochs + 1
+    np.testing.assert_allclose(*[[line["loss"] for line in lines[:-1]] for lines in losses], rtol=1e-4)
+    np.testing.assert_allclose(*[lines[-1]["test"]["loss"] for lines in losses], rtol=1e-3)
+    variables = [read(f"{f}/model.safetensors").variables for f in (folder, other)]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4), *variables)
+
+
+def await_checkpoint(folder, process):
+    while process.poll() is None and not [p for p in Path(folder, "checkpoints").glob("*") if p.name.isdigit()]:
+        time.sleep(0.01)
+
+
+def test_two_processes_train_as_one():
+    options = ["toy.npz", *QUICK, "--epochs", "12"]
+    alone, two = (list(started(count, *options, "--output", str(count))) for count in (1, 2))
+    assert [code for code, *_ in ended(alone)] == [0]
+    found = ended(two)
+    assert [code for code, *_ in found] == [0, 0], found
+    assert "test accuracy" in found[0][1] and "test accuracy" not in found[1][1]  # the first shows
+    assert_trained_alike("2", "1", 12)
+
+
+@pytest.mark.slow
+def test_one_of_two_processes_is_killed_and_the_job_goes_on():
+    alone, two = (list(started(count, "toy.npz", "--output", str(count), *LONG)) for count in (1, 2))
+    await_checkpoint("2", two[0])
+    two[1].kill()
+    time.sleep(0.5)
+    two[0].kill()  # as a launcher does that lost one
+    assert [code for code, *_ in ended(two)] == [-signal.SIGKILL] * 2
+    assert [code for code, *_ in [*ended(alone), *ended(started(2, "--resume", "2"))]] == [0, 0, 0]
+    assert_trained_alike("2", "1", 60)
+
+
+@pytest.mark.slow
+def test_four_processes_train_as_one_and_a_signal_to_one_ends_all_which_go_on():
+    alone = list(started(1, "toy.npz", "--output", "one", *LONG))
+    four = list(started(4, "toy.npz", "--output", "four", *LONG))
+    await_checkpoint("four", four[0])
+    four[2].send_signal(signal.SIGTERM)
+    found = ended(four)
+    assert [code for code, *_ in found] == [130, 130, 143, 130], found
+    assert "to go on: grujax train --resume four" in found[0][2]
+    assert [code for code, *_ in ended(started(4, "--resume", "four"))] == [0] * 4
+    assert [code for code, *_ in ended(alone)] == [0]
+    assert_trained_alike("four", "one", 60)
+
+
+def test_another_number_of_processes_and_no_launcher_are_refused_by_name(capsys, monkeypatch):
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda: None)
+    for options, message in (
+        (["--output", "out", "--distributed", "3"], "--distributed: expected 3 processes, found 1 of the launcher."),
+        (["--distributed", "2"], "--distributed needs --output or --resume"),
+        (
+            ["--output", "out", "--distributed", "2", "--devices", "2"],
+            "--devices: expected nothing beside --distributed",
+        ),
+    ):
+        code, out, err = run(capsys, "train", "toy.npz", *options)
+        assert code == 2 and message in err and out == "", err
+
+    def no_launcher():
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", no_launcher)
+    code, _, err = run(capsys, "train", "toy.npz", "--output", "out", "--distributed", "2")
+    assert code == 2 and "expected to be started by SLURM, Open MPI, Kubernetes or on a TPU pod" in err
+    assert not os.path.exists("out")
+
+
+def test_processes_agree_at_some_steps_and_one_alone_at_each(monkeypatch):
+    alone, together = devices.Devices(None, 16), devices.Devices(None, 16)
+    assert alone.agreed(1, True, False) == (True, False)
+    together.several_processes = True
+    of_others = np.array([[False, False], [True, True]])
+    monkeypatch.setattr(devices.multihost_utils, "process_allgather", lambda mine: np.vstack([mine, of_others[1:]]))
+    assert together.agreed(1, True, True) == (False, False)
+    assert together.agreed(devices.EVERY, False, True) == (True, True)
+    assert together.agreed(devices.EVERY, False, False) == (True, False)  # the first decides when to save
+
+
+def test_processes_that_do_not_have_the_same_are_refused_by_their_number(monkeypatch):
+    together = devices.Devices(None, 16)
+    for other in (0, 1):
+        third = np.array([[0], [0], [other]], np.uint8)
+        monkeypatch.setattr(devices.multihost_utils, "process_allgather", lambda mine, third=third: mine + third)
+        refused = pytest.raises(InputError, match=r"^data: expected the same .*\[2\] than on 0")
+        with refused if other else nullcontext():
+            together.check_same("data", 1, "a")

@@ -1,0 +1,59 @@
+"""The range test for the learning rate."""
+
+import dataclasses
+import os
+import re
+
+import jax
+import numpy as np
+import pytest
+from commands import QUICK, run, toy
+from levels import DATA, SMALL
+
+from grujax import InputError
+from grujax.data import load
+from grujax.training import TrainConfig, fit
+from grujax.training.rates import learning_rates
+
+PLAIN = dataclasses.replace(SMALL, mixup=0.0, input_offset=0.0, dropout=0.0)
+
+
+@pytest.fixture(autouse=True)
+def standard_promotion():
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def test_rates_grow_evenly_the_loss_falls_and_the_suggestion_trains_better_than_a_tenth_and_a_hundredth_of_it():
+    found = learning_rates(PLAIN, DATA.train, steps=60)
+    assert found.rates[0] == pytest.approx(1e-5) and len(found.rates) == len(found.losses)
+    np.testing.assert_allclose(np.diff(np.log(found.rates)), np.log(1e5) / 59)
+    assert found.losses[0] == pytest.approx(np.log(2), rel=0.3) and found.losses.min() < 0.8 * found.losses[0]
+    assert found.suggestion == float(f"{found.rates[found.losses.argmin()] / 3:.1g}")
+    rates = [found.suggestion * share for share in (1, 0.1, 0.01)]
+    runs = [fit(dataclasses.replace(PLAIN, epochs=3, learning_rate=rate), DATA) for rate in rates]
+    losses = [run.history[-1].loss for run in runs]
+    assert losses == sorted(losses)
+
+
+def test_a_loss_that_grows_ends_the_test():
+    found = learning_rates(dataclasses.replace(PLAIN, clip_norm=1e9), DATA.train, steps=400, smoothing=0.0)
+    grown = found.losses >= 4 * np.minimum.accumulate(found.losses)
+    assert len(found.losses) < 400 and grown.tolist() == [False] * (len(grown) - 1) + [True]
+
+
+def test_the_command_prints_a_table_and_the_suggestion_and_saves_nothing(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(capsys, "train", toy("toy.npz"), "--find-learning-rate", *QUICK)
+    found = learning_rates(
+        TrainConfig(epochs=3, hidden_size=8, batch_size=16, buckets=1), load("toy.npz", seed=0).train
+    )
+    assert code == 0 and err == "" and sorted(os.listdir()) == ["toy.npz"]
+    assert f"suggestion: --learning-rate {found.suggestion:g}, a third" in out
+    assert re.search(rf"{found.rates[8]:.1e} +│ {found.losses[8]:.4f}", out)
+
+
+@pytest.mark.parametrize("argument", [{"steps": 9}, {"smoothing": 1.0}])
+def test_arguments_that_cannot_be(argument):
+    with pytest.raises(InputError, match=rf"^{next(iter(argument))}: expected"):
+        learning_rates(SMALL, DATA.train, **argument)
