@@ -12,7 +12,7 @@ from levels import DATA, SMALL
 
 from grujax import InputError
 from grujax.data import load
-from grujax.training import TrainConfig, fit
+from grujax.training import TrainConfig, fit, rates
 from grujax.training.rates import learning_rates
 
 PLAIN = dataclasses.replace(SMALL, mixup=0.0, input_offset=0.0, dropout=0.0)
@@ -30,10 +30,17 @@ def test_rates_grow_evenly_the_loss_falls_and_the_suggestion_trains_better_than_
     np.testing.assert_allclose(np.diff(np.log(found.rates)), np.log(1e5) / 59)
     assert found.losses[0] == pytest.approx(np.log(2), rel=0.3) and found.losses.min() < 0.8 * found.losses[0]
     assert found.suggestion == float(f"{found.rates[found.losses.argmin()] / 3:.1g}")
-    rates = [found.suggestion * share for share in (1, 0.1, 0.01)]
-    runs = [fit(dataclasses.replace(PLAIN, epochs=3, learning_rate=rate), DATA) for rate in rates]
+    peaks = [found.suggestion * share for share in (1, 0.1, 0.01)]
+    runs = [fit(dataclasses.replace(PLAIN, epochs=3, learning_rate=peak), DATA) for peak in peaks]
     losses = [run.history[-1].loss for run in runs]
     assert losses == sorted(losses)
+
+
+def test_the_first_steps_whose_average_is_of_few_do_not_decide(monkeypatch):
+    losses = iter([0.4, *[1.0] * 29, 0.5, *[1.0] * 19])
+    monkeypatch.setattr(rates, "_step", lambda model, config, steps, state, *_: (state, next(losses)))
+    found = rates.learning_rates(PLAIN, DATA.train, steps=50, smoothing=0.0)
+    assert found.losses.argmin() == 0 and found.suggestion == float(f"{found.rates[30] / 3:.1g}")
 
 
 def test_a_loss_that_grows_ends_the_test():
