@@ -146,9 +146,11 @@ def native_chunks(sizes: Sizes, backend: str) -> Chunks:
     n_steps, n_rows, hidden_size = sizes
     if n_steps is None or n_rows is None or hidden_size is None:
         return WHOLE
-    steps = max(1, NATIVE_CHUNK // (n_rows * hidden_size))
-    long = n_steps * n_rows * hidden_size >= NATIVE_LONG_FROM
-    return Chunks(steps, kept=False) if long and steps < n_steps else WHOLE
+    step = n_rows * hidden_size
+    if n_steps * step < NATIVE_LONG_FROM:
+        return WHOLE
+    steps = max(1, NATIVE_CHUNK // step)
+    return Chunks(steps, kept=False) if steps < n_steps else WHOLE
 
 
 KERNELS: dict[str, Kernel] = {

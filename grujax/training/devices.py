@@ -32,7 +32,9 @@ def joined(count: int) -> Mesh:
         jax.distributed.initialize()
     except (RuntimeError, ValueError) as error:
         expected = "to be started by SLURM, Open MPI, Kubernetes or on a TPU pod"
-        raise InputError("--distributed", expected, str(error).rstrip("."), "Start it there, or leave --distributed out.") from error
+        raise InputError(
+            "--distributed", expected, str(error).rstrip("."), "Start it there, or leave --distributed out."
+        ) from error
     found, remedy = f"{jax.process_count()} of the launcher", "Give the number of processes that the launcher starts."
     require(jax.process_count() == count, "--distributed", f"{count} processes", found, remedy)
     return Mesh(np.array(jax.devices()), ("data",))

@@ -25,10 +25,10 @@ def under_primitives(arrays: Sequence[Array], call: Call) -> list[Array]:
 @partial(under_primitives.defjvp, symbolic_zeros=True)
 def _rule(call: Call, primals: tuple[list[Array]], tangents: tuple[list[Any]]) -> tuple[list[Array], list[Array]]:
     (arrays,), (moved,) = primals, tangents
-    d_arrays = [_instantiated(a, t) for a, t in zip(arrays, moved, strict=True)]
+    d_arrays = [jnp.zeros_like(a) if isinstance(t, SymbolicZero) else t for a, t in zip(arrays, moved, strict=True)]
     if chunks_serve(arrays, call):
         kernel = partial(under_primitives, call=call._replace(chunk=None))
-        return jax.jvp(lambda *arrays: in_chunks(kernel, arrays, call), arrays, d_arrays)
+        return jax.jvp(lambda *arrays: in_chunks(kernel, arrays, call), arrays, _as_jvp_takes(d_arrays))
     saving = call._replace(saved=True)
     outputs = forward_p.bind(*arrays, call=saving)
     d_moved = [t for of in by_direction(d_arrays, N) for t in of[:MOVED]]
@@ -38,12 +38,9 @@ def _rule(call: Call, primals: tuple[list[Array]], tangents: tuple[list[Any]]) -
         every += [hs, h_last, saved][: call.outputs]
         d_every += [dhs, dh_last, saved][: call.outputs]
     if call.saved:  # the derivative of the gates themselves is rarely asked for
-        d_every[2::3] = jax.jvp(partial(plain_forward, call=call), arrays, d_arrays)[1][2::3]
+        d_every[2::3] = jax.jvp(partial(plain_forward, call=call), arrays, _as_jvp_takes(d_arrays))[1][2::3]
     return every, d_every
 
 
-def _instantiated(a: Array, t: Any) -> Any:
-    """The tangent of an array as `jax.jvp` takes it."""
-    if not jnp.issubdtype(a.dtype, jnp.floating):
-        return np.zeros(a.shape, jax.dtypes.float0)
-    return jnp.zeros_like(a) if isinstance(t, SymbolicZero) else t
+def _as_jvp_takes(tangents: Sequence[Array]) -> list[Any]:
+    return [t if jnp.issubdtype(t.dtype, jnp.floating) else np.zeros(t.shape, jax.dtypes.float0) for t in tangents]
