@@ -83,7 +83,10 @@ def assert_goes_on(folder, whole):
     assert left == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
+INTERRUPTED = pytest.param(signal.SIGINT, marks=pytest.mark.slow)  # it ends as SIGTERM does
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, INTERRUPTED])
 def test_killed_twice_and_resumed(number, whole):
     assert_goes_on(killed_at_random_moments(number, 2, seed=0), whole)
 
