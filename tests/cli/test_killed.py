@@ -86,7 +86,7 @@ def assert_goes_on(folder, whole):
 INTERRUPTED = pytest.param(signal.SIGINT, marks=pytest.mark.slow)  # it ends as SIGTERM does
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, INTERRUPTED])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, INTERRUPTED], ids=lambda number: number.name)
 def test_killed_twice_and_resumed(number, whole):
     assert_goes_on(killed_at_random_moments(number, 2, seed=0), whole)
 
