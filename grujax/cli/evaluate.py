@@ -34,7 +34,8 @@ class Evaluate:
         model, saved = _trained(self.model)
         labels = saved.metadata["labels"]
         data = load_sequences(self.data, labels=labels, **_as_in_training(saved))
-        scores = score(outputs_of(model, saved.variables, data), data, saved.variables)
+        quantiles = tuple(saved.metadata.get("training", {}).get("quantiles", ()))
+        scores = score(outputs_of(model, saved.variables, data), data, saved.variables, quantiles=quantiles)
         show_scores(console, Path(self.data).name, scores)
         show_confused(console, scores, labels)
         return 0

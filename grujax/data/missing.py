@@ -56,7 +56,8 @@ def checked_times(times: Any, lengths: np.ndarray, width: int, source: str) -> n
         array = real(row, "(T)", f"times[{index}]", source)
         require(len(array) in (length, width), f"times[{index}]", f"one for each of {length} steps", len(array))
         kept = array[:length].astype(np.float64)
-        rises = bool(np.isfinite(kept).all() and (np.diff(kept) >= 0).all())
+        span = np.finfo(np.float32).max  # else a gap would be infinite
+        rises = bool(np.isfinite(kept).all() and (np.diff(kept) >= 0).all() and kept[-1] - kept[0] <= span)
         require(rises, f"times[{index}]", "finite numbers that do not fall", f"others in {source}")
         padded[index, :length] = kept
     return padded

@@ -83,6 +83,12 @@ class Dataset:
 
     def __post_init__(self) -> None:
         train, test = self.train, self.test
+        for part in (train, test) if test is not None else (train,):
+            weight = part.weight
+            if weight is not None:
+                fits = weight.shape == (len(part),) and bool(((weight > 0) & (weight < np.inf)).all())
+                found, remedy = f"{weight.shape}, {weight}", "Leave out rows of weight 0, with take."
+                require(fits, "weight", f"{len(part)} positive numbers", found, remedy)
         known = train.y is not None and (test is None or test.y is not None)
         require(known, "y", "labels or targets in each split", "none")
         if test is None:
@@ -164,15 +170,11 @@ def sequences(
     for row, length in zip(values, steps.tolist(), strict=True):  # in place: a mask would be as large as x of bools
         row[length:] = 0
     require_one_of(missing, ("refuse", "mask"), "missing")
-    if missing == "mask":
-        given = None if fill is None else checked_fill(fill, values.shape[2], source)
-        values, fill = masked(values, steps, checked_times(times, steps, values.shape[1], source), given)
-    else:
-        for name, value in {"times": times, "fill": fill}.items():
-            require(value is None, name, None, "some", rule=f"{name} needs missing='mask'")
-        fill = None
-    if not np.isfinite([values.min(), values.max()]).all():
-        row, step, channel = np.argwhere(~np.isfinite(values))[0].tolist()
+    least, most, fits = (
+        (np.fmin, np.fmax, _not_infinite) if missing == "mask" else (np.minimum, np.maximum, np.isfinite)
+    )
+    if not fits([least.reduce(values, axis=None), most.reduce(values, axis=None)]).all():
+        row, step, channel = np.argwhere(~fits(values))[0].tolist()
         found = f"{rows[row][step, channel]} at row {row}, step {step}, channel {channel} of {source}"
         raise InputError(
             "x",
@@ -180,11 +182,22 @@ def sequences(
             found,
             "Fill in or drop what is missing or too large, or take missing='mask'; padding needs lengths (N,).",
         )
+    if missing == "mask":
+        given = None if fill is None else checked_fill(fill, values.shape[2], source)
+        values, fill = masked(values, steps, checked_times(times, steps, values.shape[1], source), given)
+    else:
+        for name, value in {"times": times, "fill": fill}.items():
+            require(value is None, name, None, "some", rule=f"{name} needs missing='mask'")
+        fill = None
     if y is None:
         return Sequences(values, steps, None, None, fill=fill)
     if is_per_step(y):
         return Sequences(values, steps, *checked_steps_y(y, steps, values.shape[1], labels, source), fill=fill)
     return Sequences(values, steps, *checked_y(y, len(values), labels, source), fill=fill)
+
+
+def _not_infinite(values: ArrayLike) -> np.ndarray:
+    return ~np.isinf(values)
 
 
 def stratified_split(data: Sequences, fraction: float, seed: int) -> tuple[Sequences, Sequences]:
@@ -224,7 +237,11 @@ def stratified_split(data: Sequences, fraction: float, seed: int) -> tuple[Seque
         rest, held = train_test_split(np.arange(len(data)), test_size=held_size, random_state=seed, stratify=classes)
     if classes is not None and len(np.unique(classes[rest])) < len(present):
         raise InputError("fraction", "a share that leaves every class in training", fraction, "Hold out less.")
-    return data.take(rest), data.take(held)
+    parts = data.take(rest), data.take(held)
+    known = not data.per_step or all(part.labelled.any() for part in parts)
+    expected = "steps with a label or target among the rows held out and the rest"
+    require(known, "y", expected, "none in one", "Give a test file; in fit, validation=0.")
+    return parts
 
 
 def statistics(data: Sequences) -> tuple[np.ndarray, np.ndarray]:

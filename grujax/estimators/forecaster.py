@@ -156,7 +156,11 @@ class GRUForecaster:
         data = Dataset("forecast", sequences(x, targets))
         seeds = range(self.training.seed, self.training.seed + self.members)
         config = replace(self.training, quantiles=self.levels)
-        found = [fit(replace(config, seed=seed), data) for seed in seeds]
+        found = []
+        for seed in seeds:
+            found.append(fit(replace(config, seed=seed), data))
+            if found[-1].interrupted:  # Ctrl-C ends the whole, not one member
+                raise KeyboardInterrupt
         members = [member.variables for member in found]
         trained = Trained(frame, beside, single, mean, std, found[0].model, members)
         object.__setattr__(self, "trained", trained)

@@ -52,7 +52,7 @@ def states(
         inputs = jax.tree.map(lambda a: jnp.moveaxis(a, len(steps.batch), 0), inputs)
     found = np.asarray(_run(model, dict(variables), h0, inputs))  # (T, L, *batch, H)
     found = np.moveaxis(found, (0, 1), (-3, -2))
-    return found.reshape(*found.shape[:-2], -1)
+    return found.reshape(*found.shape[:-2], model.num_layers * model.hidden_size)
 
 
 class FixedPoints(NamedTuple):

@@ -105,12 +105,17 @@ def _count(where: str, tensor: Tensor) -> tuple[int, int]:
 
 def _inline(where: str, tensor: Tensor, folder: Path) -> None:
     """Puts the bytes that a tensor has in another file of the folder into the tensor."""
-    location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
+    entries, n_bytes = {entry.key: entry.value for entry in tensor.external_data}, _count(where, tensor)[1]
+    location = entries.get("location", "")
     try:
         path = (folder / location).resolve()
         inside = path.is_relative_to(folder.resolve()) and path.is_file()
         expected, remedy = "external data in a file inside the model's folder", "Keep it beside the .onnx file."
         require(inside, where, expected, repr(location), remedy)
+        length = int(entries.get("length", n_bytes))
+        require(length == n_bytes, where, f"{n_bytes} bytes, for dims {list(tensor.dims)}", length)
+        if "length" not in entries:
+            tensor.external_data.add(key="length", value=str(n_bytes))
         module().external_data_helper.load_external_data_for_tensor(tensor, str(folder))
     except InputError:
         raise
@@ -196,7 +201,8 @@ def _size(op: str, given: list[NDArray]) -> int:
     if op == "Gather":
         return given[0].size * max(given[1].size, 1)
     if op == "Range":
-        return abs(int(given[1]) - int(given[0])) // max(abs(int(given[2])), 1)
+        start, limit, delta = (float(n) for n in given)
+        return max(math.ceil((limit - start) / delta), 0)
     if op in ("Add", "Sub", "Mul", "Div", "Where", "Equal", "Less"):
         return math.prod(np.broadcast_shapes(*(a.shape for a in given)))
     return sum(a.size for a in given)

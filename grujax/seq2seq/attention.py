@@ -37,7 +37,13 @@ def dot_attention(
     Source: Luong et al. 2015, arXiv 1508.04025, equations 7 and 8.
     """
     valid = _checked(query, keys, values, valid)
-    scores = jnp.einsum("...th,...sh->...ts", query, _held(keys, valid), precision=precision)
+    scores = jnp.einsum(
+        "...th,...sh->...ts",
+        query,
+        _held(keys, valid),
+        precision=precision,
+        preferred_element_type=state_dtype(jnp.result_type(query, keys)),
+    )
     return _attend(scores, values, valid, precision)
 
 

@@ -84,7 +84,7 @@ def encode(
     state = last.swapaxes(0, 1)
     if "start" in params:
         state = jnp.tanh(dense(config, params["start"], summary)).astype(last.dtype)
-        state = state.reshape(-1, config.num_layers, config.hidden_size)
+        state = state.reshape(state.shape[0], config.num_layers, config.hidden_size)
     memory = Memory(None, None, None, None)
     if config.context == "cho":
         memory = memory._replace(summary=summary)
@@ -130,7 +130,7 @@ def readout(config: Seq2SeqConfig, params: Params, e: Array, at: Advanced, kept:
     if at.context is not None:
         parts = [at.context, s] if config.context == "luong" else [e, s, at.context]
         s = dense(config, params["readout"], jnp.concatenate(parts, -1))
-        s = jnp.tanh(s) if config.context == "luong" else s.reshape(*s.shape[:-1], -1, 2).max(-1)
+        s = jnp.tanh(s) if config.context == "luong" else s.reshape(*s.shape[:-1], s.shape[-1] // 2, 2).max(-1)
     return dense(config, params["logits"], s if kept is None else s * kept.astype(s.dtype))
 
 
@@ -212,7 +212,7 @@ def check_tokens(
 
 def _embedded(config: Seq2SeqConfig, table: Array, tokens: Array) -> Array:
     """(..., E), in the compute dtype; NaN for a token that is not in the table, where none was checked."""
-    rows = jnp.take(table, tokens, axis=0)
+    rows = table.at[tokens].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
     return rows if config.dtype is None else rows.astype(config.dtype)
 
 

@@ -30,7 +30,7 @@ from grujax.training.choices import chosen
 from grujax.training.config import TrainConfig
 from grujax.training.devices import Devices
 from grujax.training.evaluate import Scores, outputs_of, score
-from grujax.training.rows import constants_of, fingerprint, model_for, row_weights
+from grujax.training.rows import constants_of, fingerprint, model_for, row_weights, weighed
 from grujax.training.run import Epoch, Run
 from grujax.training.step import Draws, draw, end_epoch, initial_state, make_optimizer, train_step
 
@@ -132,7 +132,7 @@ def fit(
     model = model_for(config, train, constants)
     devices = Devices(mesh, config.batch_size, config.hidden_size)
     if devices.several_processes:
-        devices.check_same("data and settings", config, fingerprint(data.train))
+        devices.check_same("data and settings", config, fingerprint(data.train, variables))
     weights = row_weights(train, config)
     boundaries = bucket_boundaries(train.lengths, config.buckets)
     steps_per_epoch = sum(1 for _ in batches(train, config.batch_size, boundaries))
@@ -143,15 +143,15 @@ def fit(
         new, given = (_shapes(tree) for tree in ({"params": params, "statistics": constants}, variables))
         odd = [name for name in sorted({*new, *given}) if new.get(name) != given.get(name)]
         require(not odd, "variables", f"those of {model}", f"other shapes of {', '.join(odd)}")
-        constants = variables["statistics"]
-        params = jax.tree.map(jax.numpy.array, variables["params"])  # copies: a step takes the buffers of its state
+        # over the host, as they may be on another mesh; and copies: a step takes the buffers of its state
+        constants = jax.tree.map(np.asarray, variables["statistics"])
+        params = jax.tree.map(lambda a: jax.numpy.array(np.asarray(a)), variables["params"])
     constants = devices.whole(jax.tree.map(jax.numpy.asarray, constants))
     state = devices.weights(initial_state(params, make_optimizer(config, num_steps), config))
 
     def arguments(batch: Batch, draws: Draws) -> tuple[Batch, Draws]:
         """On the devices, the rows shared out."""
-        weighed = batch if weights is None else batch._replace(weight=batch.weight * weights[batch.rows])
-        return devices.rows(weighed), Draws(devices.rows(draws.share), devices.whole(draws.seed))
+        return devices.rows(weighed(batch, weights)), Draws(devices.rows(draws.share), devices.whole(draws.seed))
 
     of_each_shape = {batch.x.shape: batch for batch in batches(train, config.batch_size, boundaries)}
     compiled = Compiled(tuple(of_each_shape), (), padding_share(train.lengths, tuple(boundaries)))
@@ -174,15 +174,16 @@ def fit(
     with contextlib.ExitStack() as ending:
         saved = None
         if checkpoints is not None:
-            about = {**asdict(config), "data": fingerprint(data.train)}
+            about = {**asdict(config), "data": fingerprint(data.train, variables)}
             saved = Checkpoints(checkpoints, about, checkpoint_period)
             ending.callback(saved.close)
             ending.enter_context(terminable())
             run = run.restored(saved)
         held_back: list[int] = []
-        if devices.several_processes:  # a signal to one must not part it from the others: they agree after some steps
-            held_back = ending.enter_context(uninterrupted())
+        holding = ending.enter_context(contextlib.ExitStack())
         try:
+            if devices.several_processes:  # a signal to one must not part it from the others: they agree later
+                held_back = holding.enter_context(uninterrupted())
             if run.history:
                 on_best(fitted())
             for epoch in run.history:
@@ -231,7 +232,10 @@ def fit(
                 if is_best:
                     on_best(fitted())
                 on_epoch(epoch)
+            holding.close()
         except KeyboardInterrupt:
+            with contextlib.suppress(KeyboardInterrupt):  # the signal that ended training
+                holding.close()
             if saved is not None:
                 saved.save(run.step, run.tree, run.notes())
             if not run.history:

@@ -15,7 +15,7 @@ from grujax.errors import require
 from grujax.linen.model import GRUModel
 from grujax.training.choices import chosen
 from grujax.training.config import TrainConfig
-from grujax.training.rows import constants_of, model_for
+from grujax.training.rows import constants_of, model_for, row_weights, weighed
 from grujax.training.step import Draws, draw, gradient
 
 LOWEST, HIGHEST = 1e-5, 1.0
@@ -57,11 +57,11 @@ def learning_rates(config: TrainConfig, train: Sequences, steps: int = 100, smoo
     model, boundaries = model_for(config, train, constants), bucket_boundaries(train.lengths, config.buckets)
     params = model.init(jax.random.key(config.seed), np.zeros((1, 1, train.channels), np.float32))["params"]
     state, step_config = (params, _optimizer(config, steps).init(params)), replace(config, seed=0)
-    rng = np.random.default_rng(config.seed)
+    rng, weights = np.random.default_rng(config.seed), row_weights(train, config)
     epochs = (batches(train, config.batch_size, boundaries, rng) for _ in itertools.count())
     average, losses = 0.0, []
     for number, batch in enumerate(itertools.islice(itertools.chain.from_iterable(epochs), steps)):
-        state, loss = _step(model, step_config, steps, state, constants, batch, draw(config, number))
+        state, loss = _step(model, step_config, steps, state, constants, weighed(batch, weights), draw(config, number))
         average = smoothing * average + (1 - smoothing) * float(loss)
         losses.append(average / (1 - smoothing ** (number + 1)))
         if not losses[-1] < 4 * min(losses):  # NaN too
@@ -84,4 +84,4 @@ def _step(
     params, moments = state
     gradients, total = gradient(model, config, params, constants, batch, draws)
     updates, moments = _optimizer(config, steps).update(gradients, moments, params)
-    return (optax.apply_updates(params, updates), moments), total / jnp.sum(jnp.asarray(batch.weight))
+    return (optax.apply_updates(params, updates), moments), total / jnp.sum(jnp.asarray(batch.weight) > 0)

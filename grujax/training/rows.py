@@ -1,11 +1,13 @@
 """What follows from the training rows: statistics, the model, class weights, their fingerprint."""
 
 import hashlib
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from grujax.data import Sequences, statistics
+from grujax.data import Batch, Sequences, statistics
 from grujax.errors import require
 from grujax.linen.model import GRUModel
 from grujax.training.config import TrainConfig
@@ -67,9 +69,14 @@ def row_weights(train: Sequences, config: TrainConfig) -> np.ndarray | None:
     return (weights / weights.mean()).astype(np.float32)
 
 
-def fingerprint(train: Sequences) -> str:
-    """SHA-256 of the training rows."""
+def weighed(batch: Batch, weights: np.ndarray | None) -> Batch:
+    """The batch with the weights (N,) of its rows."""
+    return batch if weights is None else batch._replace(weight=batch.weight * weights[batch.rows])
+
+
+def fingerprint(train: Sequences, variables: Any = None) -> str:
+    """SHA-256 of the training rows and of the variables that training begins with."""
     digest = hashlib.sha256(repr((train.x.shape, train.labels)).encode())
-    for array in (train.x, train.lengths, train.y, *(() if train.weight is None else (train.weight,))):
-        digest.update(np.ascontiguousarray(array).data)
+    for array in (train.x, train.lengths, train.y, *jax.tree.leaves((train.weight, variables))):
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
