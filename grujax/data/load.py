@@ -32,7 +32,8 @@ def load(
     (`load_sequences` takes `.npy` too, X alone.)
     test: the test file. None takes the file beside `source` that ends in `_TEST`, or else holds out `fraction` of the
     training rows, chosen by `seed`, the classes in proportion (`stratified_split`).
-    missing: "mask" takes missing values; see `sequences`. The test split is filled as the training split.
+    missing: "mask" takes missing values; see `sequences`. The test split is filled as the training split; rows that are
+    held out of `source` are filled by the mean of all of its rows.
     max_bytes: what each file may hold; see `load_sequences`.
 
     Raises InputError for a name or file that is not there, a damaged file, values that `sequences` refuses, a single
@@ -51,9 +52,9 @@ def load(
     name = path.stem.removesuffix("_TRAIN")
     if test is None and not beside.is_file():
         return Dataset(name, *stratified_split(train, fraction, seed))
-    return Dataset(
-        name, train, _as_trained(beside if test is None else Path(test), train.labels, train.fill, max_bytes=max_bytes)
-    )
+    path = beside if test is None else Path(test)
+    timed = None if train.fill is None else times is not None
+    return Dataset(name, train, _as_trained(path, train.labels, train.fill, max_bytes=max_bytes, timed=timed))
 
 
 def load_sequences(
@@ -68,7 +69,8 @@ def load_sequences(
     """Sequences for a trained model: the test split of a named set, or a single file.
 
     labels: the model's class names; None for regression. channels: the model's C. need_labels: False ignores y.
-    fill: that of a model trained with `missing="mask"`, which is then how x is read; see `sequences`.
+    fill: that of a model trained with `missing="mask"`, which is then how x is read; see `sequences`. Times must be
+    given where they were in training, in the same unit: a model does not know it.
     max_bytes: a file that declares more, each value counted as 4 bytes at least, is refused before it is read: a small
     `.npz` can unpack to any amount. Loading takes about twice as much memory: the file's values and those in float32.
     Raises InputError as `load` does, and where the labels or channels are not the model's.
@@ -90,9 +92,16 @@ def _as_trained(
     fill: ArrayLike | None = None,
     need_labels: bool = True,
     max_bytes: int = MAX_BYTES,
+    timed: bool | None = None,
 ) -> Sequences:
-    """The sequences of a file, with the labels of the model or of the training split."""
+    """The sequences of a file, with the labels of the model or of the training split.
+
+    timed: whether its steps must have times, as those of the training split; None: either.
+    """
     raw = read(path, max_bytes)
+    fits = timed is None or timed == (raw.times is not None)
+    expected, found = ("times", "none") if timed else ("no times", "some")
+    require(fits, "time", f"{expected}, as in training", f"{found} in {path.name}", "A gap is counted in their unit.")
     options = {} if fill is None else {"missing": "mask", "times": raw.times, "fill": fill}
     if not need_labels:
         return sequences(raw.x, None, raw.lengths, source=path.name, **options)

@@ -170,6 +170,7 @@ def principal_components(states: ArrayLike) -> PrincipalComponents:
     """
     flat = np.asarray(as_array(states, "states"), np.float64)
     require(flat.ndim >= 2, "states", "shape (..., S), several states", f"shape {flat.shape}")
+    require(bool(np.isfinite(flat).all()), "states", "finite numbers", "NaN or infinite ones")
     flat = flat.reshape(-1, flat.shape[-1])
     mean = flat.mean(0)
     _, singular, axes = np.linalg.svd(flat - mean, full_matrices=False)

@@ -147,6 +147,9 @@ def beam_search(
     token, n_tokens, dtype = _checked(step, state, start, end, max_length)
     n_rows = token.shape[0]
 
+    finite = np.shape(length_penalty) == () and bool(np.isfinite(length_penalty))
+    require(finite, "length_penalty", "a finite number", length_penalty)
+
     def to_beams(a: Array) -> Array:
         return jnp.broadcast_to(a[:, None], (n_rows, beam_size, *a.shape[1:]))
 
@@ -160,7 +163,7 @@ def beam_search(
         state, logits = jax.vmap(step, in_axes=1, out_axes=1)(state, token)
         log_p = jnp.where(done[..., None], only_end[None, None], jax.nn.log_softmax(logits.astype(dtype)))
         scores, counts = scores[..., None] + log_p, jnp.where(done, counts, counts + 1)
-        ranks = penalised(scores, counts[..., None]).reshape(n_rows, -1)
+        ranks = penalised(scores, counts[..., None]).reshape(n_rows, beam_size * n_tokens)
         _, best = lax.top_k(ranks, beam_size)
         parent, token = best // n_tokens, (best % n_tokens).astype(jnp.int32)
 
@@ -168,7 +171,7 @@ def beam_search(
             return jax.vmap(lambda of, i: of[i])(a, parent)
 
         state, tokens, counts, done = jax.tree.map(of_parent, (state, tokens, counts, done))
-        scores = jnp.take_along_axis(scores.reshape(n_rows, -1), best, 1)
+        scores = jnp.take_along_axis(scores.reshape(n_rows, beam_size * n_tokens), best, 1)
         return t + 1, state, token, tokens.at[:, :, t].set(token), scores, counts, done | (token == end)
 
     first = jnp.where(jnp.arange(beam_size) == 0, 0, -jnp.inf).astype(dtype)  # one sequence to begin with
@@ -229,5 +232,7 @@ def _checked(step: Step, state: Any, start: ArrayLike, end: int, max_length: int
     fits = len(logits.shape) == 2 and logits.shape[0] == n_rows
     require(fits, "step", f"logits (B, V) with B = {n_rows}", f"shape {logits.shape}")
     n_tokens = logits.shape[1]
-    require(0 <= end < n_tokens, "end", f"a token, 0 to V - 1 = {n_tokens - 1}", end)
+    require(
+        isinstance(end, int | np.integer) and 0 <= end < n_tokens, "end", f"a token, 0 to V - 1 = {n_tokens - 1}", end
+    )
     return token, n_tokens, state_dtype(logits.dtype)

@@ -93,6 +93,7 @@ X = np.ones((2, 3, 1))
         ({"missing": "mask", "times": np.ones((2, 2))}, r"times\[0\]: expected one for each of 3 steps"),
         ({"missing": "mask", "times": [[1, 2, 3], [2, 1, 3]]}, r"times\[1\]: expected finite numbers that do not fall"),
         ({"missing": "mask", "times": [[1, 2, np.nan], [2, 1, 3]]}, r"times\[0\]: expected finite"),
+        ({"missing": "mask", "times": [[1, 2, 5e39], [2, 3, 4]]}, r"times\[0\]: expected finite"),
     ],
 )
 def test_refuses(options, message):
@@ -103,3 +104,5 @@ def test_refuses(options, message):
 def test_infinite_is_not_missing():
     with pytest.raises(InputError, match=r"inf at row 1, step 2, channel 0"):
         sequences([[[1.0]], [[1.0], [np.nan], [np.inf], [-np.inf]]], missing="mask")
+    with pytest.raises(InputError, match=r"inf at row 1, step 0, channel 0"):  # not the NaN that their mean would fill
+        sequences([[[np.nan], [1.0]], [[np.inf], [1.0]]], missing="mask")

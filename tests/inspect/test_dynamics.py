@@ -188,3 +188,14 @@ def test_bad_input_is_refused_by_name(case):
     call, parts = BAD[case]
     with refused(*parts):
         call()
+
+
+def test_a_run_without_a_step_has_no_states():
+    model = GRU(4, num_layers=2, param_dtype=jnp.float64)
+    assert states(model, drawn(model), X[:, :0]).shape == (B, 0, 8)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_components_of_what_is_not_finite_are_refused(value):
+    with refused("states", "finite"):
+        principal_components([[0.0, value], [1.0, 1.0]])

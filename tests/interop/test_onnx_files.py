@@ -22,7 +22,7 @@ def external(folder, location="weights.bin", size=None, **changed):
             w.external_data.add(key=key, value=value)
     beside = folder / "model"
     beside.mkdir()
-    (beside / "weights.bin").write_bytes((bytes(8) + data)[:size])
+    (beside / "weights.bin").write_bytes((bytes(8) + data + bytes(1000))[: 8 + len(data) if size is None else size])
     (folder / "outside.bin").write_bytes(bytes(8) + data)
     (beside / "link.bin").symlink_to(folder / "outside.bin")
     (beside / "linked").symlink_to(folder)
@@ -30,7 +30,9 @@ def external(folder, location="weights.bin", size=None, **changed):
     return beside / "m.onnx"
 
 
-@pytest.mark.parametrize("options", [{}, {"location": "./weights.bin"}, {"length": None}])
+@pytest.mark.parametrize(
+    "options", [{}, {"location": "./weights.bin"}, {"length": None}, {"length": None, "size": 1000}]
+)
 def test_external_data_inside_the_folder_is_read(tmp_path, options):
     params = from_onnx(load(external(tmp_path, **options)))[1]
     same(params, from_onnx(graph([gru()], X, PLAIN, weights()))[1])
@@ -62,6 +64,16 @@ def test_external_data_outside_the_folder_or_of_another_size_is_refused(case, tm
     options, parts = EXTERNAL[case]
     with refused(*parts):
         load(external(tmp_path, **options))
+
+
+def test_external_data_is_no_larger_than_the_tensor_before_it_is_read(tmp_path, monkeypatch):
+    def read(*args):
+        raise AssertionError("it was read")
+
+    path = external(tmp_path, length=str(2**40))
+    monkeypatch.setattr(onnx.external_data_helper, "load_external_data_for_tensor", read)
+    with refused("W", "144 bytes", str(2**40)):
+        load(path)
 
 
 def test_external_data_is_never_read_behind_the_back_of_the_check(tmp_path):

@@ -82,3 +82,14 @@ def test_shapes_that_do_not_fit_are_refused():
         dot_attention(query, keys, values, jnp.asarray(VALID[0]))
     with refused("v: expected shape (6,), found shape (5,)"):
         additive_attention(query, keys, values, jnp.asarray(V[1:]))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_scores_of_narrow_types_are_float32(dtype):
+    """300 * 300 * 4 is beyond float16, and bfloat16 has 8 bits of a score."""
+    rng = np.random.default_rng(0)
+    query, keys, values = (jnp.asarray(rng.normal(size=shape), dtype) for shape in ((4, 64), (5, 64), (5, 6)))
+    wide = dot_attention(*(a.astype("float32") for a in (query, keys, values)))[1]
+    np.testing.assert_allclose(dot_attention(query, keys, values)[1], wide, atol=1e-6)
+    large = jnp.full((2, 4), 300, dtype)
+    assert np.isfinite(dot_attention(large, large, large)[0].astype("float32")).all()

@@ -155,6 +155,11 @@ def test_what_cannot_be_served_is_refused():
     options = {"end": END, "max_length": N}
     with refused("end: expected a token, 0 to V - 1 = 3, found 4"):
         greedy(step, STATE, START, end=4, max_length=N)
+    with refused("end: expected a token, 0 to V - 1 = 3, found 0.5"):
+        greedy(step, STATE, START, end=0.5, max_length=N)
+    for penalty in (np.nan, np.ones(2)):
+        with refused("length_penalty: expected a finite number"):
+            beam_search(step, STATE, START, beam_size=2, length_penalty=penalty, **options)
     with refused("max_length: expected a positive integer, found 0"):
         greedy(step, STATE, START, end=END, max_length=0)
     with refused("start: expected one token, or one for each of 2 rows, found shape (3,)"):
@@ -175,3 +180,8 @@ def test_what_cannot_be_served_is_refused():
         sample(step, STATE, START, key=jax.random.key(0), top_k=5, **options)
     with refused("top_k: expected a positive integer, found 0"):
         sample(step, STATE, START, key=jax.random.key(0), top_k=0, **options)
+
+
+def test_no_rows_have_no_beams():
+    empty = jax.tree.map(lambda a: a[:0], STATE)
+    assert beam_search(step, empty, START, end=END, max_length=N, beam_size=2).tokens.shape == (0, 2, N)

@@ -250,3 +250,17 @@ def test_what_cannot_be_served_is_refused():
         made(dropout=2)
     with refused("params/source_embedding: expected shape (9, 3), found shape (7, 3)"):
         Seq2Seq(**SIZES | {"source_vocabulary": 9}).apply(variables, SOURCE, TARGET)
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_no_rows_and_no_steps(context):
+    model, variables = made(context=context)
+    assert model.apply(variables, SOURCE[:0], TARGET[:0]).shape == (0, T, VT)
+    assert model.apply(variables, SOURCE, TARGET[:, :0]).shape == (B, 0, VT)
+
+
+def test_a_negative_token_is_not_read_as_the_last():
+    model, variables = made()
+    memory, state = model.apply(variables, SOURCE, method="encode")
+    _, logits = jax.jit(lambda token: model.apply(variables, memory, state, token, method="step"))(jnp.full(B, -1))
+    assert np.isnan(logits).all()

@@ -43,6 +43,18 @@ def test_the_first_steps_whose_average_is_of_few_do_not_decide(monkeypatch):
     assert found.losses.argmin() == 0 and found.suggestion == float(f"{found.rates[30] / 3:.1g}")
 
 
+def test_weights_of_rows_and_classes_count_as_in_fit():
+    weights = np.where(np.arange(len(DATA.train)) % 2, 1.0, 1e-3).astype(np.float32)
+    weighed = dataclasses.replace(DATA.train, weight=weights)
+    few = DATA.train.take(np.flatnonzero((DATA.train.y == 0) | (np.arange(len(DATA.train)) < 20)))
+    for config, train, plain in (
+        (PLAIN, weighed, (PLAIN, DATA.train)),
+        (dataclasses.replace(PLAIN, class_weights="balanced"), few, (PLAIN, few)),
+    ):
+        found, other = (learning_rates(c, rows, steps=10).losses for c, rows in ((config, train), plain))
+        assert np.abs(found - other).max() > 1e-3
+
+
 def test_a_loss_that_grows_ends_the_test():
     found = learning_rates(dataclasses.replace(PLAIN, clip_norm=1e9), DATA.train, steps=400, smoothing=0.0)
     grown = found.losses >= 4 * np.minimum.accumulate(found.losses)

@@ -121,6 +121,14 @@ def test_another_configuration_or_other_data_are_refused_by_name(tmp_path):
         fit(dataclasses.replace(SMALL, epochs=1), Dataset("other", DATA.test, DATA.test), checkpoints=tmp_path)
 
 
+def test_a_run_that_began_with_other_weights_is_another_run(tmp_path):
+    config = dataclasses.replace(CONFIG, epochs=1)
+    fitted = fit(config, DATA)
+    fit(config, DATA, variables=fitted.variables, checkpoints=tmp_path)
+    with pytest.raises(InputError, match=r"^data: expected"):
+        fit(config, DATA, checkpoints=tmp_path)
+
+
 @pytest.mark.parametrize("period", [-1.0, float("nan")])
 def test_a_period_that_cannot_be_is_refused(period, tmp_path):
     with pytest.raises(InputError, match=r"^period: expected 0 or more seconds"):

@@ -9,7 +9,7 @@ import pytest
 from levels import DATA, SMALL
 
 import grujax
-from grujax.data import Dataset, batches, sequences
+from grujax.data import Dataset, batches, sequences, stratified_split
 from grujax.training import TrainConfig, baselines, chosen, fit, outputs_of, score
 from grujax.training.rows import constants_of
 from grujax.training.step import mixed_loss
@@ -81,6 +81,15 @@ def test_the_loss_averages_over_the_labelled_steps(regression):
     np.testing.assert_allclose([mean, total], [expected, 3 * expected], rtol=1e-5)
     assert np.isfinite(gradient).all() and not gradient[3].any() and not gradient[1, 2:].any()
     assert not gradient[2][none[2]].any() and gradient[2][~none[2] & (np.arange(5) < 4)].any()  # the third is unmixed
+
+
+@pytest.mark.parametrize("targets", [False, True])
+def test_a_split_without_a_label_on_one_side_is_refused(targets):
+    y = [[[0.5]] * 4 if targets else ["a", "b", "a", "b"]] * 2
+    y += [[[np.nan]] * 4 if targets else [None] * 4] * 30
+    data = sequences(np.ones((32, 4, 1)), y)
+    with pytest.raises(grujax.InputError, match=r"^y: expected steps with a label or target among the rows held out"):
+        stratified_split(data, 0.05, 0)
 
 
 def test_a_batch_without_a_label_moves_nothing():

@@ -427,6 +427,14 @@ def test_baselines_on_japanese_vowels():
     assert set(baselines(TARGETS.train, TARGETS.test)) == {"mean target", "nearest neighbour"}
 
 
+def test_weights_of_rows_that_cannot_be_are_refused():
+    rows = len(DATA.train)
+    for weight in (np.zeros(rows), -np.ones(rows), np.full(rows, np.inf), np.ones(rows + 1)):
+        train = dataclasses.replace(DATA.train, weight=weight.astype(np.float32))
+        with pytest.raises(grujax.InputError, match=f"^weight: expected {rows} positive numbers"):
+            Dataset("weighed", train)
+
+
 @pytest.mark.parametrize(
     "field, value",
     [("hidden_size", 0), ("epochs", 0), ("dropout", 1.0), ("learning_rate", -1.0), ("learning_rate", float("nan")),
