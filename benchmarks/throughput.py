@@ -14,8 +14,8 @@ import subprocess
 import sys
 
 COUNTS = (1, 2, 4, 8)
-ROUNDS, EPOCHS, WARM = 3, 12, 2
-ROWS, STEPS, CHANNELS = 2048, 50, 8
+ROUNDS, EPOCHS, WARM = 2, 6, 2
+ROWS, STEPS, CHANNELS = 1024, 50, 8
 BATCH, HIDDEN = 128, 64
 
 
