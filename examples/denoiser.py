@@ -14,6 +14,7 @@ import numpy as np
 import optax
 
 from grujax import GRUModel
+from grujax.errors import require_package
 from grujax.interop.onnx import to_onnx
 
 RATE, WINDOW, HOP = 16000, 512, 256
@@ -53,19 +54,17 @@ def features(spectrum, np=jnp):
     return (np.log(np.abs(spectrum) + 1e-2) / 2).astype("float32")
 
 
-def train(model, key, steps, rows, seconds, snr):
+def train(model, key, steps, rows, n, snr):
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(3e-3, steps)))
 
     def loss(variables, key):
-        clean, noisy = jax.vmap(lambda key: example(key, int(seconds * RATE), snr))(jax.random.split(key, rows))
-        target, mixed = spectra(clean), spectra(noisy)
+        target, mixed = map(spectra, jax.vmap(lambda key: example(key, n, snr))(jax.random.split(key, rows)))
         error = model.apply(variables, features(mixed)) * mixed - target
         return jnp.square(jnp.abs(error)).mean() / jnp.square(jnp.abs(target)).mean()
 
     def step(state, key):
-        variables, moments = state
-        updates, moments = optimizer.update(jax.grad(loss)(variables, key), moments)
-        return (optax.apply_updates(variables, updates), moments), None
+        updates, moments = optimizer.update(jax.grad(loss)(state[0], key), state[1])
+        return (optax.apply_updates(state[0], updates), moments), None
 
     variables = model.init(key, jnp.zeros((1, 1, BINS)))
     return jax.lax.scan(step, (variables, optimizer.init(variables)), jax.random.split(key, steps))[0][0]
@@ -85,24 +84,24 @@ def stream(step, h, signal):
     return np.concatenate(blocks), np.array(seconds)
 
 
-def ratio(clean, found):  # of signal to noise, dB
-    return 10 * np.log10(np.square(clean).sum() / np.square(found - clean).sum())
-
-
 def main(argv=None):
-    parser = argparse.ArgumentParser()
-    for name, default in {"hidden-size": 128, "steps": 300, "rows": 16, "seconds": 1.0, "snr": 0.0}.items():
-        parser.add_argument(f"--{name}", type=type(default), default=default)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    sizes = {"hidden-size": 128, "steps": 300, "rows": 16, "seconds": 1.0, "snr": 0.0}
+    meanings = "units of a layer", "batches", "signals of a batch", "of a signal", "dB of the noisy speech"
+    for (name, default), meaning in zip(sizes.items(), meanings, strict=True):
+        parser.add_argument(f"--{name}", type=type(default), default=default, help=f"{meaning} (%(default)s)")
     parser.add_argument("--onnx", type=Path, help="the file to export one step to (extra `onnx`)")
     options = parser.parse_args(argv)
-    size, sizes = options.hidden_size, (options.steps, options.rows, options.seconds, options.snr)
+    size, sizes = options.hidden_size, (options.steps, options.rows, int(options.seconds * RATE), options.snr)
+    if min(size, *sizes[:2], sizes[2] // HOP) < 1 or not (options.onnx or Path()).parent.is_dir():
+        parser.error(f"sizes are positive, --seconds is {HOP / RATE} or more, and the folder of --onnx exists")
+    if options.onnx:
+        _, onnxruntime = (require_package(name, "onnx") for name in ("onnx", "onnxruntime"))  # before the work
     model = GRUModel(size, BINS, num_layers=2, pooling=None, output_activation="sigmoid")
     variables = jax.jit(lambda key: train(model, key, *sizes))(jax.random.key(0))
     clean, noisy = map(np.asarray, example(jax.random.key(1), 8 * RATE, options.snr))
     steps = {"jax": jax.jit(lambda x, h: model.apply(variables, x, h, return_state=True))}
     if options.onnx:
-        import onnxruntime
-
         options.onnx.write_bytes(to_onnx(model, variables, lengths=False).SerializeToString())
         session = onnxruntime.InferenceSession(options.onnx)
         steps["onnxruntime"] = lambda x, h: session.run(None, {"x": x, "h0": h})
@@ -110,8 +109,8 @@ def main(argv=None):
     steps["jax"](np.zeros((1, 1, BINS), np.float32), h)  # compiles
     for name, step in steps.items():
         found[name], seconds = stream(step, h, noisy)
-        gain, taken = ratio(clean[:-HOP], found[name][HOP:]) - ratio(clean, noisy), 1000 * np.median(seconds)
-        print(f"{name}: {gain:+.1f} dB; a frame of {1000 * HOP / RATE:.0f} ms takes {taken:.2f} ms")
+        gain = 10 * np.log10(np.square(noisy - clean).mean() / np.square(found[name][HOP:] - clean[:-HOP]).mean())
+        print(f"{name}: {gain:+.1f} dB; a frame of {1000 * HOP / RATE:.0f} ms takes {1000 * np.median(seconds):.2f} ms")
     return model, variables, noisy, found
 
 

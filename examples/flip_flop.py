@@ -15,8 +15,18 @@ import numpy as np
 import optax
 
 from grujax import GRUModel, inspect
+from grujax.errors import require_package
 
 BITS = 3
+ROWS, LENGTH = 64, 100  # of the batch whose states are looked at
+SIZES = [
+    ("hidden-size", 24, "units"),
+    ("steps", 1500, "batches that are trained on"),
+    ("rows", 64, "sequences of a batch"),
+    ("length", 64, "steps of a sequence"),
+    ("starts", 400, f"states from which fixed points are searched, {ROWS * LENGTH} at most"),
+    ("seed", 0, "of everything drawn"),
+]
 
 
 def batch(key, rows, length):
@@ -46,15 +56,22 @@ def train(model, key, steps, rows, length):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser()
-    for name, default in {"hidden-size": 24, "steps": 1500, "rows": 64, "length": 64, "starts": 400, "seed": 0}.items():
-        parser.add_argument(f"--{name}", type=int, default=default)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default, meaning in SIZES:
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"{meaning} (%(default)s)")
     parser.add_argument("--pictures", type=Path, help="the folder that they are written to")
     options = parser.parse_args(argv)
+    if min(options.hidden_size, options.steps, options.rows, options.length, options.starts) < 1:
+        parser.error("--hidden-size, --steps, --rows, --length and --starts are positive")
+    if options.starts > ROWS * LENGTH:
+        parser.error(f"--starts: there are {ROWS * LENGTH} states")
+    if options.pictures:
+        require_package("matplotlib", "plot")
+        options.pictures.mkdir(parents=True, exist_ok=True)
     model, key = GRUModel(options.hidden_size, BITS, pooling=None), jax.random.key(options.seed)
     training = jax.jit(lambda key: train(model, key, options.steps, options.rows, options.length))
     variables, losses = training(key)
-    x, y = batch(jax.random.key(options.seed + 1), 64, 100)
+    x, y = batch(jax.random.key(options.seed + 1), ROWS, LENGTH)
     right = (jnp.sign(model.apply(variables, x)) == y)[y != 0].mean()
     print(f"loss {losses[-1]:.4f} after {options.steps} steps, {right:.1%} of bits right")
 
@@ -74,7 +91,6 @@ def main(argv=None):
     )
     print(f"{shares[:3].sum():.0%} of the variance in {BITS} components")
     if options.pictures:
-        options.pictures.mkdir(parents=True, exist_ok=True)
         inspect.plot_states(states, found, options.pictures / "states.png")
         inspect.plot_eigenvalues(found.eigenvalues[found.stable], options.pictures / "eigenvalues.png")
         inspect.plot_time_scale(units, options.pictures / "time_scale.png")

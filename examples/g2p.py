@@ -8,7 +8,8 @@ The package (Park and Kim, Apache-2.0) looks words up in a dictionary and sends 
 network; here every word goes through the network, all of them in one batch.
 """
 
-import sys
+import argparse
+import re
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -71,6 +72,11 @@ def phonemes(words: list[str]) -> list[list[str]]:
 
 
 if __name__ == "__main__":
-    words = sys.argv[1:] or ["activationist", "gated", "recurrent", "unit"]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    default = ["activationist", "gated", "recurrent", "unit"]
+    parser.add_argument("words", nargs="*", default=default, help="in lower case, a to z alone")
+    words = parser.parse_args().words
+    if odd := [word for word in words if not re.fullmatch("[a-z]+", word)]:
+        parser.error(f"words: expected letters a to z alone, found {odd}")
     for word, sounds in zip(words, phonemes(words), strict=True):
         print(f"{word}: {' '.join(sounds)}")

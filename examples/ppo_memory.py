@@ -1,7 +1,6 @@
 """Recurrent PPO (Schulman et al. 2017) on a task of memory: rollouts, resets and updates are one compiled program.
 With `--rnn flax` the agent is the usual `nn.scan` over Flax's cell. The task is Repeat Previous (POPGym, Morad et al.
-2023): each step shows one of 4 symbols, and the agent names the one that it saw 4 steps ago. The return of an episode
-is −1 to 1; guessing gives −0.5.
+2023): each step shows one of 4 symbols, and the agent names that of 4 steps ago. A return is −1 to 1; guessing: −0.5.
 """
 
 import argparse
@@ -22,10 +21,7 @@ HEADS = {"policy": SYMBOLS, "value": 1}
 class FlaxAgent(nn.Module):
     @nn.compact
     def __call__(self, x, h, *, resets, return_state):  # as that of `GRUModel`
-        def step(cell, h, inputs):
-            x, reset = inputs
-            return cell(jnp.where(reset[:, None], 0, h), x)
-
+        step = lambda cell, h, at: cell(jnp.where(at[1][:, None], 0, h), at[0])  # noqa: E731
         scan = nn.scan(step, variable_broadcast="params", split_rngs={"params": False})
         h, hs = scan(nn.GRUCell(h.shape[-1]), h[0], (x, resets))
         return {name: nn.Dense(size)(hs) for name, size in HEADS.items()}, h[None]
@@ -81,9 +77,8 @@ def train(agent, key, envs, steps, burn_in, updates, hidden_size):
         batch = jax.tree.map(lambda a: a[:-1], seen) | {"advantage": advantages(seen)}
 
         def minibatch(learner, rows):
-            params, moments = learner
-            changes, moments = optimizer.update(gradient(params, agent, burn_in, rows, batch), moments)
-            return (optax.apply_updates(params, changes), moments), None
+            changes, moments = optimizer.update(gradient(learner[0], agent, burn_in, rows, batch), learner[1])
+            return (optax.apply_updates(learner[0], changes), moments), None
 
         rows = jnp.stack([jax.random.permutation(key, envs) for key in keys[1:]]).reshape(EPOCHS * MINIBATCHES, -1)
         learner, _ = jax.lax.scan(minibatch, (params, moments), rows)
@@ -99,12 +94,17 @@ def train(agent, key, envs, steps, burn_in, updates, hidden_size):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--rnn", choices=["grujax", "flax"], default="grujax")
-    for name, default in {"envs": 256, "steps": 32, "burn-in": 8, "updates": 100, "hidden-size": 128}.items():
-        parser.add_argument(f"--{name}", type=int, default=default)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rnn", choices=["grujax", "flax"], default="grujax", help="the agent's")
+    sizes = {"envs": 256, "steps": 32, "burn-in": 8, "updates": 100, "hidden-size": 128}
+    meanings = "environments", "of a rollout", "steps before those that count in the loss", "rollouts", "units"
+    for (name, default), meaning in zip(sizes.items(), meanings, strict=True):
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"{meaning} (%(default)s)")
     sizes = vars(parser.parse_args(argv))
     rnn, key = sizes.pop("rnn"), jax.random.key(0)
+    fit = sizes["envs"] % MINIBATCHES == 0 and sizes["envs"] + sizes["steps"] > EPISODE  # one ends in each rollout
+    if not fit or min((sizes | {"burn_in": sizes["burn_in"] + 1}).values()) < 1:
+        parser.error(f"{MINIBATCHES} divides --envs, --envs and --steps make more than {EPISODE}, sizes are positive")
     ours = GRUModel(sizes["hidden_size"], HEADS, pooling=None, time_major=True, initializer="flax")
     compiled = jax.jit(lambda key: train(ours if rnn == "grujax" else FlaxAgent(), key, **sizes)).lower(key).compile()
     began = time.perf_counter()

@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import torch
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from grujax.errors import require_package
 from grujax.interop.onnx import to_onnx
 from grujax.interop.torch import from_torch
 
+torch = require_package("torch", "torch")
 WORDS, TAGS, LENGTH = 12, ["noun", "verb", "other"], 20
 
 
@@ -32,8 +32,9 @@ class Tagger(torch.nn.Module):
         self.output_layer = torch.nn.Linear(2 * hidden_size, len(TAGS))
 
     def forward(self, x, lengths):
-        packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
-        output, _ = pad_packed_sequence(self.gru(packed)[0], batch_first=True, total_length=x.shape[1])
+        packed = torch.nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        output = self.gru(packed)[0]
+        output, _ = torch.nn.utils.rnn.pad_packed_sequence(output, batch_first=True, total_length=x.shape[1])
         return self.output_layer(self.dropout(output))
 
 
@@ -82,12 +83,15 @@ def in_grujax(model, variables, batches, learning_rate):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--hidden-size", type=int, default=32)
-    parser.add_argument("--dropout", type=float, default=0.2)
-    parser.add_argument("--onnx", type=Path, default=Path("tagger.onnx"))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=300, help="batches")
+    parser.add_argument("--hidden-size", type=int, default=32, help="units")
+    parser.add_argument("--dropout", type=float, default=0.2, help="probability")
+    parser.add_argument("--onnx", type=Path, default=Path("tagger.onnx"), help="the file to write (%(default)s)")
     options = parser.parse_args(argv)
+    if min(options.steps, options.hidden_size) < 1 or not options.onnx.parent.is_dir():
+        parser.error(f"--steps and --hidden-size are positive, and {options.onnx.parent} of --onnx is a folder")
+    _, onnxruntime = (require_package(name, "onnx") for name in ("onnx", "onnxruntime"))  # before the work
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     batches, tagger = [batch(rng, 32) for _ in range(options.steps)], Tagger(options.hidden_size, options.dropout)
@@ -99,8 +103,7 @@ def main(argv=None):
 
     proto = to_onnx(model.clone(output_activation="softmax"), variables, state=False, labels=TAGS)
     options.onnx.write_bytes(proto.SerializeToString())
-    import onnxruntime
-
+    print(f"wrote {options.onnx}")
     session = onnxruntime.InferenceSession(options.onnx)
     x, lengths, tags = batch(rng, 500)
     (found,) = session.run(None, {"x": x, "lengths": lengths.astype(np.int32)})

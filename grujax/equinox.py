@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Never
 
 import jax
 from jax.typing import ArrayLike
@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 from grujax.core.config import RATES, LayerConfig, warn_of_idle_dropout
 from grujax.core.functional import drawn, layer_table, noise_of, run_on_arrays
 from grujax.core.inputs import check_inputs
+from grujax.core.keywords import explained, refuse_others
 from grujax.core.stack import returned
 from grujax.errors import require, require_count, require_package
 from grujax.types import Array, Inputs
@@ -63,6 +64,7 @@ class GRU(equinox.Module):
 
         Raises:
           InputError: a field that cannot be served.
+          TypeError: a keyword of another framework; it names ours.
         """
         require_count(input_size, "input_size")
         self.config, self.inference = Config(hidden_size, **fields), inference
@@ -78,6 +80,7 @@ class GRU(equinox.Module):
         mask: ArrayLike | None = None,
         resets: ArrayLike | None = None,
         key: Array | None = None,
+        **others: Never,
     ) -> tuple[Array, Array]:
         """Runs over whole sequences: output (B, T, D*H), and h_last (L*D, B, H).
 
@@ -87,7 +90,9 @@ class GRU(equinox.Module):
 
         Raises:
           InputError: a shape, dtype, length or combination that cannot be served.
+          TypeError: as the constructor.
         """
+        refuse_others(self, others)
         noisy = not self.inference and any(getattr(self.config, rate) for rate in RATES)
         remedy = "Or switch the regularisation off: equinox.nn.inference_mode(layer)."
         require(not noisy or key is not None, "key", "a key of jax.random", None, remedy)
@@ -97,3 +102,6 @@ class GRU(equinox.Module):
         input_size = self.params["l0"]["w_ih"].shape[0]
         steps = check_inputs(x, input_size, lengths, mask, resets, self.config.time_major)
         return returned(self.config, run_on_arrays(self.config, self.params, steps, h0, noise))
+
+
+explained(GRU, Config)

@@ -73,6 +73,10 @@ def test_each_feature_names_a_test_that_exists(row):
         assert len(found) == 1, (test, found)
 
 
+def test_the_readme_says_how_many_rows_there_are():
+    assert f"[All {len(rows())} rows](docs/features.md)" in README
+
+
 def test_the_readme_s_rows_are_rows_of_the_table_of_features():
     lines = re.findall(r"^\| .*\|$", README.split("## Beside other libraries")[1], re.MULTILINE)
     rows = FEATURES.splitlines()

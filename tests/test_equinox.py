@@ -1,5 +1,7 @@
 """The module of Equinox: the same bits as Flax Linen's; what Equinox and JAX do with a module."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -77,6 +79,43 @@ def test_dropout_needs_a_key_and_is_off_in_inference():
     quiet = eqx.nn.inference_mode(module)
     _, _, plain = pair(num_layers=2)
     np.testing.assert_array_equal(quiet(X)[0], plain(X)[0])
+
+
+CONSTRUCTOR = {
+    "use_bias": "write bias=",
+    "kernel_init": "write initializer=",
+    "lengths": "lengths= belongs to the call",
+}
+CALL = {
+    "rngs": "Equinox: key=key",
+    "initial_state": "write h0=",
+    "training": "equinox.nn.inference_mode(layer, not training)",
+    "colour": "it takes x, h0, lengths, mask, resets, key",
+}
+
+
+def test_a_word_of_another_library_gets_ours():
+    key, layer = jax.random.key(0), grujax.equinox.GRU(I, H, key=jax.random.key(0), bias=False)
+    calls = [
+        (CONSTRUCTOR, lambda **words: grujax.equinox.GRU(I, H, key=key, **words)),
+        (CALL, lambda **w: layer(X, **w)),
+    ]
+    for words, call in calls:
+        for word, what in words.items():
+            with pytest.raises(TypeError) as error:
+                call(**{word: 1})
+            assert f"GRU takes no {word}= here" in str(error.value) and what in str(error.value)
+    with pytest.raises(TypeError, match=r"GRU takes input_size, hidden_size alone by position"):
+        grujax.equinox.GRU(I, H, 2, key=key)
+    with pytest.raises(TypeError, match="no in_features= here: write input_size="):
+        grujax.equinox.GRU(in_features=I, hidden_size=H, key=key)
+    assert {"num_layers", "clip", "key"} <= inspect.signature(grujax.equinox.GRU).parameters.keys()
+
+
+def test_a_file_is_that_of_the_linen_layer(tmp_path):
+    layer = grujax.equinox.GRU(I, H, key=jax.random.key(0))
+    with refused("found grujax.equinox.GRU", 'grujax.GRU of the same fields, with {"params": layer.params}'):
+        grujax.save(tmp_path / "model.safetensors", layer, layer.params)
 
 
 def test_what_cannot_be_served_is_refused():

@@ -1,10 +1,12 @@
 """The scripts of examples/, each in a small setting; accelerator/ also on eight devices and in two processes."""
 
+import argparse
 import contextlib
 import importlib.util
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,9 @@ import jax
 import numerics  # noqa: F401
 import numpy as np
 import pytest
+from refusals import refused
+
+from grujax.errors import MissingPackage
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SCRIPT = EXAMPLES / "accelerator/train.py"
@@ -76,6 +81,91 @@ def run(name, *arguments):
 def test_an_example_is_short_and_in_the_list(path):
     assert len(path.read_text().splitlines()) < 120
     assert f"`examples/{path.name}`" in (EXAMPLES.parent / "docs/examples.md").read_text()
+
+
+def of_command_line(monkeypatch, name, *arguments):
+    """Runs the script in this process, as a user would."""
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+
+
+ALL = [str(path.relative_to(EXAMPLES).with_suffix("")) for path in sorted(EXAMPLES.rglob("*.py"))]
+NEEDS = {"airline": ["pandas", "aeon"], "torch_tagger": ["torch"], "tune": ["optuna", "aeon"]}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_an_example_says_what_it_does_and_what_each_option_means(name, monkeypatch):
+    for package in NEEDS.get(name, []):
+        pytest.importorskip(package, reason=f"the example needs {package}, which is not installed")
+
+    class Asked(Exception):
+        pass
+
+    def parse_args(parser, argv=None):
+        raise Asked(parser)
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
+    with pytest.raises(Asked) as asked:
+        of_command_line(monkeypatch, name)
+    (parser,) = asked.value.args
+    assert len(parser.description) > 60 and parser.format_help()
+    assert [action.dest for action in parser._actions if not action.help and name not in ("airline", "tune")] == []
+
+
+REFUSED = {
+    "dates": (["--steps", 0], "are positive"),
+    "flip_flop": (["--steps", 0], "are positive"),
+    "flip_flop, more states than there are": (["--starts", 6401], "there are 6400 states"),
+    "denoiser": (["--onnx", "nodir/x.onnx"], "the folder of --onnx exists"),
+    "denoiser, no frame": (["--seconds", 0.001], "--seconds is 0.016 or more"),
+    "g2p": (["rock'n'roll", "gated", "É"], "expected letters a to z alone, found [\"rock'n'roll\", 'É']"),
+    "ppo_memory": (["--envs", 12], "8 divides --envs"),
+    "ppo_memory, no end of an episode": (["--envs", 8, "--steps", 8], "make more than 32"),
+    "ppo_memory, no update": (["--updates", 0], "sizes are positive"),
+    "torch_tagger": (["--onnx", "nodir/x.onnx"], "nodir of --onnx is a folder"),
+    "accelerator/train": (["--length", 1], "--length is 2 or more"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_an_example_refuses_before_it_works(case, monkeypatch, capsys):
+    arguments, says = REFUSED[case]
+    name = case.split(",")[0]
+    for package in NEEDS.get(name, []):
+        pytest.importorskip(package, reason=f"the example needs {package}, which is not installed")
+    with pytest.raises(SystemExit, match="2"):
+        of_command_line(monkeypatch, name, *arguments)
+    assert says in capsys.readouterr().err
+
+
+MISSING = {
+    "denoiser": (["--onnx", "x.onnx"], "onnxruntime", "onnx"),
+    "flip_flop": (["--pictures", "made"], "matplotlib", "plot"),
+    "torch_tagger": ([], "torch", "torch"),
+}
+
+
+@pytest.mark.parametrize("name", MISSING)
+def test_an_example_names_the_package_that_is_missing_before_it_works(name, monkeypatch, tmp_path):
+    arguments, package, extra = MISSING[name]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setattr(jax.random, "key", None)  # what any work begins with
+    with pytest.raises(MissingPackage, match=rf"{package} is required: pip install 'grujax\[{extra}\]'"):
+        of_command_line(monkeypatch, name, *arguments)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_the_script_for_accelerators_refuses_a_file_and_says_where_it_is_done(monkeypatch, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    small = ["--steps", 1, "--batch-size", 8, "--length", 2, "--hidden-size", 2]
+    with refused("checkpoints: expected a folder", "Name another."):
+        of_command_line(monkeypatch, "accelerator/train", *small, "--checkpoints", tmp_path / "file")
+    for _ in range(2):
+        of_command_line(monkeypatch, "accelerator/train", *small, "--checkpoints", tmp_path / "run")
+    first, second = capsys.readouterr().out.splitlines()
+    assert json.loads(first)["step"] == 1 and second == "already at step 1; a larger --steps goes on"
 
 
 PRINTED = r"^return, .*: -0\.\d\d .*\n{}: return [+-]\d\.\d\d, [\d,]+ frames a second$"

@@ -1,6 +1,6 @@
 """Trains a GRU on all devices of all processes: a script to start from on 8 GPUs, or on a slice of TPUs.
 
-    python train.py --checkpoints /shared/run         one process; run it again after any end, and it goes on
+    python train.py --checkpoints /shared/run         one process; run it again, and it resumes however it ended
     srun python train.py --distributed ...            many: train.slurm, train.yaml
 
 The task is the adding problem (Hochreiter and Schmidhuber 1997): of two channels, values and marks, give the sum of the
@@ -8,6 +8,7 @@ two values that are marked. Replace `rows` by your own data, and `loss` by your 
 """
 
 import argparse
+import contextlib
 import json
 import time
 
@@ -20,19 +21,23 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from grujax import GRUModel
 from grujax.saving.checkpoints import Checkpoints
 
-parser = argparse.ArgumentParser()
-parser.add_argument("--steps", type=int, default=2000)
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("--steps", type=int, default=2000, help="of training, those before a break included")
 parser.add_argument("--batch-size", type=int, default=256, help="of all devices together")
-parser.add_argument("--length", type=int, default=100)
-parser.add_argument("--hidden-size", type=int, default=128)
+parser.add_argument("--length", type=int, default=100, help="steps of a sequence")
+parser.add_argument("--hidden-size", type=int, default=128, help="units")
 parser.add_argument("--every", type=int, default=100, help="steps between two checkpoints and lines")
-parser.add_argument("--checkpoints", default="run")
+parser.add_argument("--checkpoints", default="run", help="the folder of this run")
 parser.add_argument(
     "--distributed", action="store_true", help="join the processes of SLURM, Open MPI, Kubernetes, a pod"
 )
 options = parser.parse_args()
+if min(options.steps, options.batch_size, options.length - 1, options.hidden_size, options.every) < 1:
+    parser.error("--steps, --batch-size, --hidden-size and --every are positive, --length is 2 or more")
 if options.distributed:
     jax.distributed.initialize()
+if options.batch_size % jax.device_count():
+    parser.error(f"--batch-size: {jax.device_count()} devices share it, so {jax.device_count()} divides it")
 
 mesh = Mesh(np.array(jax.devices()), ("data",))  # the devices of all processes
 by_rows, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
@@ -63,18 +68,20 @@ def step(state, x, y):
 params = model.init(jax.random.key(0), jnp.zeros((1, 1, 2)))["params"]
 state = jax.device_put((params, optimizer.init(params)), whole)
 step = jax.jit(step, donate_argnums=0, out_shardings=(whole, whole))
-checkpoints = Checkpoints(options.checkpoints, {"hidden_size": options.hidden_size, "length": options.length})
-found = checkpoints.restore(state)
-first, state = (0, state) if found is None else (found.step, found.tree)
-began = time.perf_counter()
-for number in range(first, options.steps):
-    x, y = (jax.make_array_from_process_local_data(by_rows, a) for a in rows(number))
-    state, value = step(state, x, y)
-    if (number + 1) % options.every == 0 or number + 1 == options.steps:
-        seconds, began = time.perf_counter() - began, time.perf_counter()
-        per_second = ((number % options.every) + 1) * options.batch_size / seconds
-        if jax.process_index() == 0:
-            line = {"step": number + 1, "loss": float(value), "sequences_per_second": round(per_second)}
-            print(json.dumps(line), flush=True)
-        checkpoints.save(number + 1, state, {})
-checkpoints.close()
+settings = {"hidden_size": options.hidden_size, "length": options.length}
+with contextlib.closing(Checkpoints(options.checkpoints, settings)) as checkpoints:
+    found = checkpoints.restore(state)
+    first, state = (0, state) if found is None else (found.step, found.tree)
+    if first >= options.steps and jax.process_index() == 0:
+        print(f"already at step {first}; a larger --steps goes on")
+    began = time.perf_counter()
+    for number in range(first, options.steps):
+        x, y = (jax.make_array_from_process_local_data(by_rows, a) for a in rows(number))
+        state, value = step(state, x, y)
+        if (number + 1) % options.every == 0 or number + 1 == options.steps:
+            seconds, began = time.perf_counter() - began, time.perf_counter()
+            per_second = ((number % options.every) + 1) * options.batch_size / seconds
+            if jax.process_index() == 0:
+                line = {"step": number + 1, "loss": float(value), "sequences_per_second": round(per_second)}
+                print(json.dumps(line), flush=True)
+            checkpoints.save(number + 1, state, {})

@@ -26,6 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     """
     if arguments is None:
         keep_compiled(os.environ)
+        os.environ.setdefault("KERAS_BACKEND", "jax")  # Keras' own default is a package that may not be there
     output = Output(sys.stdout)
     with stop.handled():
         code = _run(sys.argv[1:] if arguments is None else arguments, output)

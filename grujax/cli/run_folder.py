@@ -56,6 +56,13 @@ def can_go_on(folder: Path) -> bool:
     return any(path.name.isdigit() for path in (folder / CHECKPOINTS).glob("*"))
 
 
+def finished(metrics: Path) -> bool:
+    """Whether a run was trained and judged to its end: then the last line of its metrics is that of the test split."""
+    with contextlib.suppress(OSError, ValueError):
+        return metrics.read_text(encoding="utf-8").rstrip().rpartition("\n")[2].startswith('{"test":')
+    return False
+
+
 def clear(folder: Path) -> None:
     """Removes what a run leaves that ended before there was anything to keep."""
     (folder / SETTINGS).unlink(missing_ok=True)

@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from rich.console import Console
 
-from grujax.cli.run_folder import CHECKPOINTS, SETTINGS, Kept, Metrics, Settings, can_go_on, clear, new_folder
+from grujax.cli.run_folder import CHECKPOINTS, SETTINGS, Kept, Metrics, Settings, can_go_on, clear, finished, new_folder
 from grujax.cli.show import say, show_beside, show_confused, show_data, show_rates, show_scores
 from grujax.cli.signals import stop
 from grujax.cli.streams import tell, told, warned
@@ -147,6 +147,8 @@ class Train:
         """A whole model is on disk from the first epoch on, and the best one when this returns or raises."""
         assert config.epochs is not None
         if not self.quiet:
+            if self.resume is not None and finished(metrics.path):
+                say(console, "already finished: nothing is left to train, the result is shown and written again")
             show_data(console, data)
             for reason in why.values():
                 say(console, f"chosen: {reason}")

@@ -34,9 +34,9 @@ INSTEAD = {
     "batch_first": "x is (batch, time, features); with time_major=True it is (time, batch, features)",
     "return_state": "a call always returns (output, h_last)",
     "return_sequences": "GRU returns the output of every step, GRUEncoder and GRUModel do with pooling=None",
-    "train": "write deterministic=not train in the call",
-    "training": "write deterministic=not training in the call",
-    "rngs": 'write model.apply(variables, x, rngs={"dropout": key})',
+    "train": "write deterministic=not train in the call; Equinox: equinox.nn.inference_mode(layer, not train)",
+    "training": "write deterministic=not training in the call; Equinox: equinox.nn.inference_mode(layer, not training)",
+    "rngs": 'write model.apply(variables, x, rngs={"dropout": key}); Equinox: key=key',
     "direction": "write bidirectional=True, or reverse=True for a layer that reads backwards only",
     "num_directions": "write bidirectional=True",
     "stateful": "pass h_last to the next call as h0",
@@ -51,12 +51,18 @@ FLAX = ("self", "parent", "name", "others")
 Class = TypeVar("Class", bound=type)
 
 
-def explained(cls: Class) -> Class:
+def explained(cls: Class, fields_of: type | None = None) -> Class:
     """`cls` with a constructor whose TypeError, for a surplus positional argument or another word, says what to
-    write."""
+    write. fields_of: the dataclass whose fields its `**fields` are."""
     made = cls.__init__
-    names = [f.name for f in own_fields(cls) if not f.kw_only]
-    accepted = inspect.signature(made).parameters
+    signature = inspect.signature(made)
+    if fields_of is not None:
+        own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        given = [f for f in own_fields(fields_of) if f.name not in signature.parameters]
+        own += [inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default) for f in given]
+        signature = signature.replace(parameters=own)
+    accepted = signature.parameters
+    names = [p.name for p in accepted.values() if p.kind is p.POSITIONAL_OR_KEYWORD and p.name not in FLAX]
 
     @functools.wraps(made)
     def __init__(self, *args, **fields) -> None:
@@ -67,6 +73,7 @@ def explained(cls: Class) -> Class:
                 _refuse(cls, word, cls.__init__, cls.__call__, "the call")
         made(self, *args, **fields)
 
+    setattr(__init__, "__signature__", signature)  # noqa: B010
     setattr(cls, "__init__", __init__)  # noqa: B010, pyright knows no method that may be assigned
     return cls
 

@@ -14,17 +14,27 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from grujax.errors import InputError, require, require_package
+from grujax.errors import InputError, MissingPackage, require, require_package
 from grujax.interop.hypotheses import Seen, require_shown
 from grujax.interop.keras_layers import HEADS, OF_KERAS_2, RECURRENT, WEIGHTED, Layer, described
 from grujax.interop.prove import TWO_SIZES, Runner, data
 from grujax.linen.cell import GRUCell
 from grujax.types import state_dtype
 
+BACKENDS = ("tensorflow", "torch", "openvino")
+"""Those that are packages beside JAX; without KERAS_BACKEND Keras takes the first."""
+
 
 def package() -> Any:
-    """Keras 3, imported; `MissingPackage` where there is none."""
-    keras = require_package("keras", "keras")
+    """Keras 3, imported; `MissingPackage` where there is none, or none of the backend that it is set to."""
+    try:
+        keras = require_package("keras", "keras")
+    except MissingPackage as error:
+        backend = getattr(error.__cause__, "name", None)
+        if backend not in BACKENDS:
+            raise
+        name, remedy = f"{backend}, the backend that keras is set to,", "set KERAS_BACKEND=jax before keras is imported"
+        raise MissingPackage(name, "an installed package", error.found, remedy) from error
     require(hasattr(keras, "ops"), "keras", "Keras 3", f"Keras {keras.__version__}", "pip install 'grujax[keras]'")
     return keras
 

@@ -12,12 +12,20 @@ Module: TypeAlias = GRU | GRUCell | GRUEncoder | GRUModel
 MODELS: dict[str, type[Module]] = {cls.__name__: cls for cls in (GRU, GRUCell, GRUEncoder, GRUModel)}
 """The modules by the names that model files and `grujax.nnx` have for them."""
 
+INSTEAD = {
+    "grujax.nnx": "Of a module of grujax.nnx write *grujax.nnx.to_linen(module).",
+    "grujax.seq2seq": "Write the parameters of a Seq2Seq with orbax or safetensors (docs/seq2seq.md).",
+    "grujax.equinox": 'Write grujax.GRU of the same fields, with {"params": layer.params}.',
+}
+"""What to pass in the place of a module of our own packages that is none of `MODELS`."""
 
-def require_own(model: object, remedy: str = "") -> Module:
+
+def require_own(model: object) -> Module:
     """`model`, one of `MODELS` itself; `InputError` for another class, a subclass too."""
-    found = type(model).__name__
+    found, package = type(model).__name__, type(model).__module__
     if MODELS.get(found) is not type(model) or not isinstance(model, Module):
-        raise InputError("model", f"one of {sorted(MODELS)} of grujax", f"{type(model).__module__}.{found}", remedy)
+        remedy = next((INSTEAD[name] for name in INSTEAD if package.startswith(name)), "")
+        raise InputError("model", f"one of {sorted(MODELS)} of grujax", f"{package}.{found}", remedy)
     return model
 
 

@@ -48,6 +48,9 @@ class Checkpoints:
       about: what the run is, as JSON can hold it. A checkpoint of a run that was something else is refused.
       period: seconds until the next one is `due`.
 
+    Raises:
+      InputError: there is no folder at that path, and none can be made.
+
     >>> import tempfile, jax.numpy as jnp
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     checkpoints = Checkpoints(folder, {"seed": 0})
@@ -63,6 +66,11 @@ class Checkpoints:
         self.folder = Path(folder).absolute()
         self.about = json.loads(json.dumps(about))  # as it is read again
         self.period = period
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:  # orbax would fail in its threads, and the process wait for them
+            expected, found = "a folder, or where one can be made", f"{self.folder}: {error.strerror}"
+            raise InputError("checkpoints", expected, found, "Name another.") from error
         self._manager = self._opened()
         self._due = time.monotonic() + period
 

@@ -73,7 +73,7 @@ def save(path: str | Path, model: nn.Module, variables: Mapping, metadata: Mappi
     """
     import safetensors.numpy
 
-    own = require_own(model, "Of a module of grujax.nnx: grujax.save(path, *grujax.nnx.to_linen(module)).")
+    own = require_own(model)
     taken = sorted(RESERVED & set(metadata or {}))
     require(not taken, "metadata", f"other keys than {sorted(RESERVED)}", taken)
     tensors = _tensors(variables)

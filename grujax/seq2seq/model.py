@@ -38,13 +38,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from grujax.arrays import as_array
 from grujax.core.functional import dense, run_on_arrays
 from grujax.core.inputs import Steps, check_integers, valid_steps
 from grujax.core.stack import Noise, dropped
-from grujax.errors import require
+from grujax.errors import require, require_equal
 from grujax.seq2seq.attention import additive_attention, dot_attention
 from grujax.seq2seq.config import Seq2SeqConfig
 from grujax.types import Array
@@ -160,6 +161,8 @@ def forced(
     memory, state = encode(config, params, source, source_lengths, noise)
     n_sources, (n_rows, n_steps) = state.shape[0], tokens.shape
     require(n_rows == n_sources, "target", f"{n_sources} rows, as source", f"{n_rows} rows")
+    if sampling is not None:
+        check_rate(sampling[0])
     table = params["target_embedding"]
     masks = None
     if noise is not None and config.dropout:
@@ -208,6 +211,14 @@ def check_tokens(
         array = jnp.where(valid, array, 0)
     bounded = f"tokens 0 to V - 1 = {vocabulary - 1}"
     return check_integers(array, name, array.shape, "step", (0, vocabulary - 1), bounded), valid
+
+
+def check_rate(rate: ArrayLike) -> None:
+    """`InputError` unless it is one number from 0 to 1; of a traced one only the shape is known."""
+    array = as_array(rate, "sampling_rate")
+    require_equal(array.shape, (), "sampling_rate")
+    known = isinstance(array, Tracer) or 0 <= float(array) <= 1
+    require(known, "sampling_rate", "0 to 1", rate)
 
 
 def _embedded(config: Seq2SeqConfig, table: Array, tokens: Array) -> Array:

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import re
+import sys
 from importlib.metadata import PackageNotFoundError, version
 
 import jax
@@ -18,6 +19,7 @@ from grujax.bench import report as reports
 from grujax.bench.cases import Case
 from grujax.bench.peers import peer as peer_module
 from grujax.cli import doctor
+from grujax.cli.run_folder import finished
 from grujax.kernels import explain
 from grujax.training import Epoch
 
@@ -104,7 +106,7 @@ def test_resume_takes_the_settings_of_the_run_and_no_others(tmp_path, capsys):
     lines = (tmp_path / "out/metrics.jsonl").read_text()
     (tmp_path / "out/model.safetensors").unlink()
     code, out, err = run(capsys, "train", "--resume", "out")
-    assert code == 0 and "epoch 3/3" in out and err == ""
+    assert code == 0 and "epoch 3/3" in out and err == "" and "already finished: nothing is left to train" in out
     assert (tmp_path / "out/model.safetensors").read_bytes() == model
     *epochs, last = map(json.loads, (tmp_path / "out/metrics.jsonl").read_text().splitlines())
     *before, end = map(json.loads, lines.splitlines())
@@ -112,6 +114,23 @@ def test_resume_takes_the_settings_of_the_run_and_no_others(tmp_path, capsys):
     for option in (["--epochs", "9"], ["--output", "new"], ["--test", source], [source]):
         code, _, err = run(capsys, "train", "--resume", "out", *option)
         assert code == 2 and "expected nothing beside --resume" in err and option[-1] in err
+
+
+@pytest.mark.parametrize("text", [None, "", '{"number": 1, "test": 2}\n', "\xff", '{"test": {}}\n{"number": 1}'])
+def test_a_run_whose_metrics_do_not_end_with_the_test_split_is_not_finished(text, tmp_path):
+    if text is not None:
+        (tmp_path / "metrics.jsonl").write_text(text, encoding="latin-1")
+    assert not finished(tmp_path / "metrics.jsonl")
+
+
+@pytest.mark.parametrize("given, expected", [(None, "jax"), ("torch", "torch")])
+def test_a_command_runs_keras_on_jax_unless_the_user_says_otherwise(given, expected, monkeypatch):
+    monkeypatch.setenv("GRUJAX_COMPILED", "off")
+    monkeypatch.setenv("KERAS_BACKEND", given or "")
+    if given is None:
+        monkeypatch.delenv("KERAS_BACKEND")
+    monkeypatch.setattr(sys, "argv", ["grujax", "--version"])
+    assert cli.main() == 0 and os.environ["KERAS_BACKEND"] == expected
 
 
 SETTINGS = {

@@ -1,13 +1,18 @@
 """Layers and models that have no counterpart on the other side are refused by name."""
 
+import os
+import subprocess
 import sys
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
 from keras_models import ZEROS, B, Both, Gru, H, I, L, Steps, T, chain, drawn, keras, plain, random_variables
 from refusals import refused
 
-from grujax import GRU, GRUEncoder, GRUModel
+from grujax import GRU, GRUEncoder, GRUModel, save
+from grujax.errors import MissingPackage
+from grujax.interop import keras_live
 from grujax.interop.keras import WEIGHTS, from_keras, to_keras
 from grujax.types import HardSigmoid
 
@@ -152,3 +157,29 @@ def test_without_keras_the_message_says_what_to_install(monkeypatch):
         from_keras(object())
     with refused("keras", "pip install 'grujax[keras]'"):
         to_keras(GRU(H), random_variables(GRU(H)))
+
+
+def test_a_backend_that_is_not_installed_is_named(monkeypatch):
+    def no_backend(module, extra):
+        raise MissingPackage("keras", "", "No module named 'tensorflow'", "pip") from ModuleNotFoundError(
+            name="tensorflow"
+        )
+
+    monkeypatch.setattr(keras_live, "require_package", no_backend)
+    with refused("tensorflow, the backend that keras is set to, is required: set KERAS_BACKEND=jax before keras"):
+        keras_live.package()
+
+
+@pytest.mark.slow
+def test_a_command_exports_to_keras_without_tensorflow(tmp_path):
+    if find_spec("tensorflow"):
+        pytest.skip("tensorflow is installed: Keras would run on it")
+    model = GRUModel(4, 2, pooling="last")
+    save(tmp_path / "m.safetensors", model, random_variables(model))
+    env = {name: value for name, value in os.environ.items() if name != "KERAS_BACKEND"}
+    python = f"from grujax.interop import convert; convert({str(tmp_path / 'm.safetensors')!r}, 'b.keras')"
+    for arguments, code in ((["-m", "grujax.cli", "export", "m.safetensors", "--to", "keras"], 0), (["-c", python], 1)):
+        done = subprocess.run([sys.executable, *arguments], cwd=tmp_path, env=env, capture_output=True, text=True)
+        assert done.returncode == code, done.stderr
+        assert code == 0 or "set KERAS_BACKEND=jax before keras is imported" in done.stderr
+    assert (tmp_path / "model.keras").exists() and not (tmp_path / "b.keras").exists()

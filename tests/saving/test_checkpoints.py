@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from refusals import refused
 
 from grujax import InputError
 from grujax.saving import checkpoints as module
@@ -71,6 +72,15 @@ def test_the_last_comes_back_bit_for_bit_and_the_one_before_it_is_kept(opened, t
         assert_restored(checkpoints, step)
     assert sorted(os.listdir(tmp_path / "c")) == ["5", "8"]
     assert_restored(opened(), 8)
+
+
+@pytest.mark.parametrize("path", ["file", "file/below", "link"])
+def test_a_path_where_no_folder_can_be_is_refused_at_once(path, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with refused("checkpoints: expected a folder, or where one can be made", str(tmp_path / path), "Name another."):
+        Checkpoints(tmp_path / path, ABOUT)
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_they_are_written_beside_the_training_from_buffers_that_it_may_reuse(opened):

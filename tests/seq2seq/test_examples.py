@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-WORDS = ["activationist", "gated", "recurrent", "unit", "grujax", "a", "pneumonoultramicroscopic", "rock'n'roll"]
+WORDS = ["activationist", "gated", "recurrent", "unit", "grujax", "a", "pneumonoultramicroscopic"]
 
 
 def test_dates_run_small():
