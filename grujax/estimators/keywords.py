@@ -2,6 +2,7 @@
 
 import difflib
 import functools
+import inspect
 from dataclasses import fields
 from typing import TypeVar
 
@@ -27,6 +28,7 @@ def explained(cls: Class) -> Class:
                 raise TypeError(f"{name} has no parameter {word}. {_instead(word, name, names)}")
         made(self, *args, **parameters)
 
+    setattr(__init__, "__signature__", inspect.signature(made))  # noqa: B010, which frameworks read parameters from
     setattr(cls, "__init__", __init__)  # noqa: B010, pyright knows no method that may be assigned
     return cls
 

@@ -350,6 +350,7 @@ BAD = {
     "a width in words": ({"hidden_size": "64"}, ["hidden_size: expected an integer, found '64'"]),
     "a yes": ({"bidirectional": "yes"}, ["bidirectional: expected True or False, found 'yes'"]),
     "a share in words": ({"dropout": None}, ["dropout: expected a number, found None"]),
+    "a width of yes": ({"hidden_size": True}, ["hidden_size: expected an integer, found True"]),
     "half an epoch": ({"epochs": 0.5}, ["epochs: expected an integer or None, found 0.5"]),
     "a seed in words": ({"random_state": "7"}, ["seed: expected an integer, found '7'"]),
     "no such way": ({"missing": "drop"}, ["missing: expected one of ['refuse', 'mask'], found 'drop'"]),
