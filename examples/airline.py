@@ -1,53 +1,76 @@
 """Forecasts airline passengers, 144 months: a rolling backtest of the last 36, horizon 12, beside two other methods.
 
+pip install -e '.[data,forecast,plot]' statsmodels
 python examples/airline.py                       25 windows, 3 runs of 3 members
 python examples/airline.py --windows 2 --seeds 1 --members 1
 python examples/airline.py --picture airline.png
 """
 
 import argparse
+import sys
 from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
 
-import pandas as pd
-from aeon.datasets import load_airline
+from grujax import InputError
+from grujax.errors import require, require_count, require_package
 
-from grujax.estimators import GRUForecaster
 
-parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--windows", type=int, default=25, help="forecasts, each a month later than the one before")
-parser.add_argument("--seeds", type=int, default=3, help="runs with other seeds, whose mean the table holds")
-parser.add_argument("--members", type=int, default=3, help="GRUs that are averaged in each run")
-parser.add_argument("--picture", help="a file for a plot of the forecast of the last year")
-arguments = parser.parse_args()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--windows", type=int, default=25, help="forecasts, each a month later than the one before")
+    parser.add_argument("--seeds", type=int, default=3, help="runs with other seeds, whose mean the table holds")
+    parser.add_argument("--members", type=int, default=3, help="GRUs that are averaged in each run")
+    parser.add_argument("--picture", type=Path, help="a file for a plot of the forecast of the last year")
+    arguments = parser.parse_args()
+    try:
+        run(**vars(arguments))
+    except InputError as error:
+        parser.exit(2, f"{error}\n")
 
-y = pd.Series(load_airline(), pd.date_range("1949-01", periods=144, freq="MS"), name="passengers")
-forecaster = GRUForecaster(  # chosen on the months before the last 36
-    horizon=12,
-    season=12,
-    seasons=3,
-    lags=12,
-    level=3,
-    log=True,
-    mirrored=True,
-    members=arguments.members,
-    training=replace(GRUForecaster.training, weight_decay=3.0),
-)
 
-tables = []
-for run in range(arguments.seeds):
-    first = run * arguments.members
-    of_run = replace(forecaster, training=replace(forecaster.training, seed=first))
-    tables.append(of_run.backtest(y, windows=arguments.windows))
-    print(f"seeds {first} to {first + arguments.members - 1}: MAPE {tables[-1].loc['GRU', 'MAPE']:.2f}%", flush=True)
-print(pd.concat(tables).groupby(level=0, sort=False).mean().round(2))
+def run(windows: int, seeds: int, members: int, picture: Path | None) -> None:
+    require_count(seeds, "--seeds")
+    if picture is not None:  # what would fail after minutes
+        require(picture.parent.is_dir(), "--picture", "a file in a folder that exists", picture)
+        endings = sorted(require_package("matplotlib.figure", "plot").Figure().canvas.get_supported_filetypes())
+        require(picture.suffix[1:] in endings, "--picture", f"a name that ends in one of {endings}", picture)
+    if find_spec("statsmodels") is None:
+        print("No exponential smoothing: statsmodels is not installed (pip install statsmodels)", file=sys.stderr)
+    pandas, datasets = require_package("pandas", "forecast"), require_package("aeon.datasets", "data")
+    from grujax.estimators import GRUForecaster
 
-if arguments.picture:
-    import matplotlib
+    y = pandas.Series(datasets.load_airline(), pandas.date_range("1949-01", periods=144, freq="MS"), name="passengers")
+    forecaster = GRUForecaster(  # chosen on the months before the last 36
+        horizon=12,
+        season=12,
+        seasons=3,
+        lags=12,
+        level=3,
+        log=True,
+        mirrored=True,
+        members=members,
+        training=replace(GRUForecaster.training, weight_decay=3.0),
+    )
 
-    matplotlib.use("Agg")
-    forecast = forecaster.fit(y[:-12]).predict()
-    axes = y[-48:].plot(label="passengers", legend=True)
-    forecast["forecast"].plot(ax=axes, label="forecast", legend=True)
-    axes.fill_between(axes.get_lines()[-1].get_xdata(), forecast["0.1"], forecast["0.9"], alpha=0.2)
-    axes.set(ylabel="passengers, thousands a month", title="The last year, forecast from what was before it")
-    axes.figure.savefig(arguments.picture)
+    tables = []
+    for start in range(0, seeds * members, members):
+        of_run = replace(forecaster, training=replace(forecaster.training, seed=start))
+        tables.append(of_run.backtest(y, windows=windows))
+        print(f"seeds {start} to {start + members - 1}: MAPE {tables[-1].loc['GRU', 'MAPE']:.2f}%", flush=True)
+    print(pandas.concat(tables).groupby(level=0, sort=False).mean().round(2))
+
+    if picture is not None:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        forecast = forecaster.fit(y[:-12]).predict()
+        axes = y[-48:].plot(label="passengers", legend=True)
+        forecast["forecast"].plot(ax=axes, label="forecast", legend=True)
+        axes.fill_between(axes.get_lines()[-1].get_xdata(), forecast["0.1"], forecast["0.9"], alpha=0.2)
+        axes.set(ylabel="passengers, thousands a month", title="The last year, forecast from what was before it")
+        axes.figure.savefig(picture)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,21 +1,21 @@
 """Searches hyper-parameters of `GRUClassifier` with optuna, by cross-validation on the training rows alone.
 
-pip install 'grujax[data,tune]'
+pip install -e '.[data,tune]'
 python examples/tune.py                    JapaneseVowels, 20 trials
 python examples/tune.py --data GunPoint --trials 50 --storage sqlite:///tune.db     goes on where it ended
 """
 
 import argparse
+from typing import Any
 
 import numpy as np
-import optuna
-from sklearn.model_selection import StratifiedKFold
 
+from grujax import InputError
 from grujax.data import load
-from grujax.estimators import GRUClassifier
+from grujax.errors import require, require_count, require_package
 
 
-def parameters(trial: optuna.Trial, hidden_sizes: list[int]) -> dict:
+def parameters(trial: Any, hidden_sizes: list[int]) -> dict[str, Any]:
     """What is searched, and where; all else keeps its default."""
     return {
         "hidden_size": trial.suggest_categorical("hidden_size", hidden_sizes),
@@ -34,42 +34,72 @@ def main() -> None:
     parser.add_argument("--folds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=None, help="of each fit; as many as `chosen` says")
     parser.add_argument("--hidden-sizes", type=int, nargs="+", default=[32, 64, 128])
-    parser.add_argument("--storage", default=None, help="where optuna keeps the trials; memory")
+    parser.add_argument("--storage", default=None, help="where optuna keeps the trials, those of each setting apart")
     options = parser.parse_args()
+    try:
+        search(**vars(options))
+    except InputError as error:
+        parser.exit(2, f"{error}\n")
+    except KeyboardInterrupt:
+        parser.exit(130, "ended by Ctrl-C\n")
 
-    data = load(options.data)
-    assert data.train.labels is not None and data.train.y is not None and data.test is not None, "a set with classes"
-    rows = [x[:length] for x, length in zip(data.train.x, data.train.lengths, strict=True)]
-    y = np.array(data.train.labels)[data.train.y]
-    folds = StratifiedKFold(options.folds, shuffle=True, random_state=0)
 
-    def objective(trial: optuna.Trial) -> float:
+def search(
+    data: str, trials: int, folds: int, epochs: int | None, hidden_sizes: list[int], storage: str | None
+) -> None:
+    """Prints the best trial and what its parameters reach on the test split, which is looked at once."""
+    optuna = require_package("optuna", "tune")
+    from sklearn.model_selection import StratifiedKFold
+
+    from grujax.estimators import GRUClassifier
+
+    require_count(trials, "--trials")
+    for size in hidden_sizes:  # before optuna logs it as a failure of a trial
+        GRUClassifier(hidden_size=size, epochs=epochs).config()
+    found = load(data)
+    train, test = found.train, found.test
+    assert train.y is not None and test is not None and test.y is not None  # `load` sees to it
+    of_classes = train.labels is not None and not train.per_step
+    require(of_classes, "--data", "a set with a class for each sequence", f"{found.name}, which has others")
+    fewest = np.bincount(train.y).min()
+    require(2 <= folds <= fewest, "--folds", f"from 2 to {fewest}, the rows of the smallest class", folds)
+    y = train.y
+    rows, test_rows = ([x[:length] for x, length in zip(s.x, s.lengths, strict=True)] for s in (train, test))
+    splits = StratifiedKFold(folds, shuffle=True, random_state=0)
+
+    def objective(trial: Any) -> float:
         """The mean accuracy on the folds held out; a trial worse than the median of the others ends early."""
-        found = GRUClassifier(epochs=options.epochs, channels="last", **parameters(trial, options.hidden_sizes))
+        classifier = GRUClassifier(epochs=epochs, channels="last", **parameters(trial, hidden_sizes))
         scores = []
-        for fold, (train, held) in enumerate(folds.split(rows, y)):
-            found.fit([rows[i] for i in train], y[train])
-            scores.append(found.score([rows[i] for i in held], y[held]))
+        for fold, (kept, held) in enumerate(splits.split(rows, y)):
+            classifier.fit([rows[i] for i in kept], y[kept])
+            scores.append(classifier.score([rows[i] for i in held], y[held]))
             trial.report(float(np.mean(scores)), fold)
             if trial.should_prune():
                 raise optuna.TrialPruned
         return float(np.mean(scores))
 
-    study = optuna.create_study(
-        study_name=data.name,
-        direction="maximize",
-        storage=options.storage,
-        load_if_exists=True,
-        sampler=optuna.samplers.TPESampler(seed=0),
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=5),
-    )
-    study.optimize(objective, n_trials=options.trials)
+    try:
+        study = optuna.create_study(
+            study_name=f"{found.name}, {folds} folds, epochs {epochs}, hidden sizes {hidden_sizes}",  # one search space
+            direction="maximize",
+            storage=storage,
+            load_if_exists=True,
+            sampler=optuna.samplers.TPESampler(seed=0),
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=5),
+        )
+    except Exception as error:  # optuna's, SQLAlchemy's or a driver's
+        raise InputError("--storage", "a database of optuna, as sqlite:///tune.db", error) from error
+    try:
+        study.optimize(objective, n_trials=trials)
+    finally:  # Ctrl-C does not lose what was found
+        complete = study.get_trials(states=(optuna.trial.TrialState.COMPLETE,))
+        if complete:
+            print(f"best of {len(study.trials)} trials: {study.best_params}")
+            print(f"{found.name}: cross-validation accuracy {study.best_value:.4f}", flush=True)
 
-    best = GRUClassifier(epochs=options.epochs, channels="last", **study.best_params).fit(rows, y)
-    test = [x[:length] for x, length in zip(data.test.x, data.test.lengths, strict=True)]
-    accuracy = best.score(test, np.array(data.train.labels)[data.test.y])
-    print(f"best of {len(study.trials)} trials: {study.best_params}")
-    print(f"{data.name}: cross-validation accuracy {study.best_value:.4f}, test accuracy {accuracy:.4f}")
+    best = GRUClassifier(epochs=epochs, channels="last", **study.best_params).fit(rows, y)
+    print(f"{found.name}: test accuracy {best.score(test_rows, test.y):.4f}")
 
 
 if __name__ == "__main__":

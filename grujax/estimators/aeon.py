@@ -3,11 +3,15 @@
 from typing import Any
 
 import numpy as np
-from aeon.classification import BaseClassifier
-from aeon.regression import BaseRegressor
 
+from grujax.errors import require_package
 from grujax.estimators import sklearn
 from grujax.estimators.parameters import Parameters, Settable
+
+require_package("aeon", "data")  # says what to install
+
+from aeon.classification import BaseClassifier  # noqa: E402
+from aeon.regression import BaseRegressor  # noqa: E402
 
 TAGS = {
     "X_inner_type": ["np-list", "numpy3D"],
@@ -23,7 +27,7 @@ QUICK = {"hidden_size": 4, "bidirectional": False, "epochs": 2, "buckets": 1}
 class GRUClassifier(Settable, Parameters, BaseClassifier):
     """`grujax.estimators.GRUClassifier` for series as aeon has them, of any number of channels and of unequal lengths.
 
-    Parameters are the fields of `grujax.training.TrainConfig`, whose `seed` is `random_state` here.
+    Parameters are the fields of `grujax.training.TrainConfig` but `quantiles`, with its `seed` as `random_state`.
 
     Attributes:
       classes_: (K,) the labels, in the order of `np.unique`.

@@ -55,33 +55,39 @@ def figures(
     horizon: int,
     step: int,
     season: int,
+    shortest: int,
     levels: tuple[float, ...],
 ) -> Any:
-    """`GRUForecaster.backtest`'s table; `forecast` makes of a table of the past what `predict` returns."""
+    """`GRUForecaster.backtest`'s table; `forecast` makes of a table of the past, which has `shortest` steps or more,
+    what `predict` returns."""
     import pandas
     from sklearn.metrics import mean_absolute_error, mean_absolute_percentage_error
 
     for name, value in {"windows": windows, "horizon": horizon, "step": step}.items():
         require_count(value, name)
+    shortest = max(shortest, 2 * season + 1)
+    most = (len(frame) - horizon - shortest) // step + 1
+    require(most > 0, "y", f"{shortest + horizon} steps or more", len(frame), "Lower lags, seasons or horizon.")
+    remedy = f"Of the {len(frame)} steps, {shortest} or more stand before the first window."
+    require(windows <= most, "windows", f"at most {most} windows", windows, remedy)
     first = len(frame) - horizon - (windows - 1) * step
-    needed = f"{2 * season + 1} steps or more before the first window"
-    require(first > 2 * season, "y", needed, first, "Ask for fewer windows.")
     methods = {"seasonal naive": seasonal_naive}
     if find_spec("statsmodels") is not None:
         methods["exponential smoothing"] = exponential_smoothing
     rows = []
     for origin in range(first, len(frame) - horizon + 1, step):
         past, future = frame.iloc[:origin], frame.iloc[origin : origin + horizon]
-        ours = forecast(past)
+        forecasts = forecast(past)
         for column in frame.columns:
+            ours = forecasts if len(frame.columns) == 1 else forecasts[column]
             y, actual = past[column].to_numpy(), future[column].to_numpy()
-            found = {"GRU": Forecast(ours[column]["forecast"].to_numpy(), ours[column].to_numpy()[:, 1:])}
+            found = {"GRU": Forecast(ours["forecast"].to_numpy(), ours.to_numpy()[:, 1:])}
             found |= {name: method(y, horizon, season, levels) for name, method in methods.items()}
             naive = mean_absolute_error(y[season:], y[:-season])
             for name, (point, quantiles) in found.items():
                 mape = 100 * mean_absolute_percentage_error(actual, point) if actual.all() else np.nan
-                inside = (quantiles.min(1) <= actual) & (actual <= quantiles.max(1)) if levels else [np.nan]
+                interval = (quantiles.min(1) <= actual) & (actual <= quantiles.max(1)) if len(levels) > 1 else [np.nan]
                 error = mean_absolute_error(actual, point)
                 mase = error / naive if naive else np.nan
-                rows.append({"method": name, "MAPE": mape, "MASE": mase, "coverage": np.mean(inside)})
+                rows.append({"method": name, "MAPE": mape, "MASE": mase, "coverage": np.mean(interval)})
     return pandas.DataFrame(rows).groupby("method", sort=False).mean()

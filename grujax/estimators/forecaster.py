@@ -1,6 +1,7 @@
 """Forecasts time series by an ensemble of GRUs."""
 
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -8,6 +9,7 @@ import numpy as np
 from grujax.data import Dataset, sequences
 from grujax.errors import InputError, require, require_count, require_package
 from grujax.estimators.backtest import figures
+from grujax.estimators.keywords import explained
 from grujax.estimators.windows import CALENDAR, Windows, calendar, following, table
 from grujax.linen.model import GRUModel
 from grujax.training import TrainConfig, fit, outputs_of
@@ -33,14 +35,14 @@ class Trained(NamedTuple):
 
     y: Any  # the table that was fitted
     exogenous: Any  # of the same times, or None
-    single: bool  # y was one series without columns
     mean: np.ndarray  # (S, 1) of the differences
     std: np.ndarray  # (S, 1)
     model: GRUModel
     members: list[dict[str, Any]]  # the variables of each
 
 
-@dataclass(frozen=True, eq=False)
+@explained
+@dataclass(frozen=True, eq=False)  # predict reads the settings that fit trained with; fit alone writes `trained`
 class GRUForecaster:
     """Forecasts one series or several by the mean of several GRUs, which read windows of seasonal differences.
 
@@ -54,11 +56,11 @@ class GRUForecaster:
       horizon: steps that are forecast.
       season: steps of a season, 12 for months. None: nothing is differenced.
       seasons: how many past seasons are averaged in the difference; 1 is the usual seasonal difference.
-      lags: steps that are read. None: two seasons, or 24.
+      lags: steps that are read. None: two seasons, or two horizons.
       level: how many differences make the level of a window; 0: no level.
       log: forecast log y; for positive series whose swings grow with their level.
-      quantiles: levels between 0 and 1 that are forecast beside the median, by the pinball loss. (): the mean alone,
-        by squared error, of log y with log=True.
+      quantiles: ascending levels between 0 and 1 that are forecast beside the median, by the pinball loss. (): the mean
+        alone, by squared error, of log y with log=True.
       recursive: forecast one step, and go on from it, to any horizon; it needs quantiles=(). False: all steps at once.
       calendar: parts of the date that are read as sine and cosine: "month", "dayofweek", "hour" and further names in
         `grujax.estimators.windows.CALENDAR`.
@@ -96,6 +98,9 @@ class GRUForecaster:
     trained: Trained | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
+        for name in ("recursive", "log", "mirrored"):
+            value = getattr(self, name)
+            require(isinstance(value, bool), name, "True or False", repr(value))
         for name in ("horizon", "seasons", "members"):
             require_count(getattr(self, name), name)
         for name in ("season", "lags"):
@@ -109,10 +114,14 @@ class GRUForecaster:
         require(not (self.mirrored and self.calendar), "calendar", (), self.calendar, remedy, rule=rule)
         rule, remedy = "recursive=True needs quantiles=()", "What is fed back is one value a step."
         require(not (self.recursive and self.quantiles), "quantiles", (), self.quantiles, remedy, rule=rule)
+        remedy = f"Write ({self.calendar!r},)."
+        require(isinstance(self.calendar, (tuple, list)), "calendar", "a tuple", repr(self.calendar), remedy)
         for part in self.calendar:
             require(part in CALENDAR, "calendar", f"parts among {list(CALENDAR)}", repr(part))
         self._require_lags(bool(self.calendar))
-        replace(self.training, quantiles=self.levels)  # which checks them
+        expected, remedy = "a TrainConfig", "Write dataclasses.replace(GRUForecaster.training, epochs=50)."
+        require(isinstance(self.training, TrainConfig), "training", expected, repr(self.training), remedy)
+        replace(self.training, quantiles=self.quantiles)  # which checks them
 
     @property
     def windows(self) -> Windows:
@@ -137,13 +146,12 @@ class GRUForecaster:
           InputError: gaps, missing values, values of 0 or less with log=True, a series shorter than one window, no
             frequency, or exogenous values that do not cover y.
         """
-        single = getattr(y, "ndim", 2) == 1
         frame = table(y, "y")
         lowest = frame.to_numpy().min()
         require(not self.log or lowest > 0, "y", "positive values", lowest, rule="log=True needs a positive series")
         cut = self.windows
-        needed = cut.lost + cut.lags + cut.block + 1
-        require(len(frame) >= needed, "y", f"{needed} steps or more", len(frame), "Lower lags, seasons or horizon.")
+        remedy = "Lower lags, seasons or horizon."
+        require(len(frame) >= cut.shortest, "y", f"{cut.shortest} steps or more", len(frame), remedy)
         self._require_lags(exogenous is not None)
         beside = None if exogenous is None else covering(table(exogenous, "exogenous"), frame.index)
         values = self._scale(frame)
@@ -162,11 +170,11 @@ class GRUForecaster:
             if found[-1].interrupted:  # Ctrl-C ends the whole, not one member
                 raise KeyboardInterrupt
         members = [member.variables for member in found]
-        trained = Trained(frame, beside, single, mean, std, found[0].model, members)
+        trained = Trained(frame, beside, mean, std, found[0].model, members)
         object.__setattr__(self, "trained", trained)
         return self
 
-    def predict(self, horizon: int | None = None, exogenous: Any = None) -> Any:
+    def predict(self, horizon: int | None = None, *, exogenous: Any = None) -> Any:
         """The forecasts of the steps after the end of y.
 
         Args:
@@ -174,8 +182,8 @@ class GRUForecaster:
           exogenous: as in `fit`, for the steps that are forecast; with recursive=False, for all the forecaster's.
 
         Returns:
-          A DataFrame with the future index and the columns "forecast" and each quantile, as "0.1"; of a table of
-          several series under the name of each.
+          A DataFrame with the future index and the columns "forecast" and each quantile, as "0.1"; of several series
+          under the name of each.
 
         Raises:
           InputError: not fitted, a horizon that was not trained, or exogenous values that do not cover it.
@@ -185,14 +193,16 @@ class GRUForecaster:
         if trained is None:
             raise InputError("predict", "a fitted forecaster", "none", "Call fit first.")
         horizon = self.horizon if horizon is None else horizon
+        remedy = "A table is passed as exogenous=."
+        require(isinstance(horizon, Integral), "horizon", "a positive integer", type(horizon).__name__, remedy)
         require_count(horizon, "horizon")
         remedy = "Train it with a longer horizon, or with recursive=True."
         require(self.recursive or horizon <= self.horizon, "horizon", f"at most {self.horizon}", horizon, remedy)
         cut = self.windows
         future = following(trained.y.index, max(horizon, cut.block))
         beside = trained.exogenous
-        given, wanted = ("no" if values is None else "some" for values in (exogenous, beside))
-        require(given == wanted, "exogenous", f"{wanted} values, as in fit", given)
+        wanted, given = ("none" if values is None else "values" for values in (beside, exogenous))
+        require(given == wanted, "exogenous", f"{wanted}, as in fit", given)
         if exogenous is not None and beside is not None:
             ahead = covering(table(exogenous, "exogenous"), future)
             names, found = list(beside.columns), list(ahead.columns)
@@ -219,10 +229,10 @@ class GRUForecaster:
             (name, kind): values[s, :, q] for s, name in enumerate(trained.y.columns) for kind, q in named.items()
         }
         frame = pandas.DataFrame(columns, index=future[:horizon])
-        return frame.droplevel(0, axis=1) if trained.single else frame
+        return frame.droplevel(0, axis=1) if len(trained.y.columns) == 1 else frame
 
     def backtest(
-        self, y: Any, windows: int = 5, horizon: int | None = None, exogenous: Any = None, step: int = 1
+        self, y: Any, exogenous: Any = None, *, windows: int = 5, horizon: int | None = None, step: int = 1
     ) -> Any:
         """Forecasts the last steps of y from what is before them, `windows` times, each trained anew.
 
@@ -232,10 +242,11 @@ class GRUForecaster:
         Returns:
           A DataFrame, a row a method, of means over all windows, steps and series. MAPE: mean of 100 |error / y|.
           MASE: mean of |error|, divided by that of the seasonal naive method over the steps before the window
-          (Hyndman and Koehler 2006). coverage: the share of y between the lowest and the highest quantile.
+          (Hyndman and Koehler 2006). coverage: the share of y between the lowest and the highest quantile, NaN
+          with fewer than two.
 
         Raises:
-          InputError: as `fit` and `predict` do, of the shortest window.
+          InputError: more windows than y has, and as `fit` and `predict` do.
         """
         frame = table(y, "y")
         beside = None if exogenous is None else table(exogenous, "exogenous")
@@ -244,7 +255,8 @@ class GRUForecaster:
         def forecast(past: Any) -> Any:
             return each.fit(past, beside).predict(exogenous=beside)
 
-        return figures(frame, forecast, windows, each.horizon, step, self.season or 1, self.quantiles)
+        season, shortest = self.season or 1, each.windows.shortest
+        return figures(frame, forecast, windows, each.horizon, step, season, shortest, self.quantiles)
 
     def _require_lags(self, known: bool) -> None:
         """Windows hold what is known of each step and of the block after it, for the whole block."""

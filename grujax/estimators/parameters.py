@@ -1,15 +1,18 @@
 """The parameters of an estimator: the fields of `TrainConfig`, as scikit-learn wants them."""
 
 from dataclasses import dataclass, field, fields
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 
+from grujax.estimators.keywords import explained
 from grujax.training import TrainConfig
 
 
+@explained
 @dataclass(frozen=True, kw_only=True)
 class Parameters(TrainConfig):
     """Every field of `TrainConfig` is a parameter but `quantiles`, which scikit-learn's scores do not know; `seed` has
@@ -26,7 +29,7 @@ class Parameters(TrainConfig):
         if seed is None or isinstance(seed, np.random.RandomState):
             seed = check_random_state(seed).randint(2**31)
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(TrainConfig)}
-        values["seed"] = int(seed)
+        values["seed"] = int(seed) if isinstance(seed, Integral) else seed
         return TrainConfig(**values)
 
 

@@ -1,12 +1,13 @@
 """What users have as X, as `Sequences`."""
 
+import warnings
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from grujax.data import Sequences, sequences
-from grujax.errors import require_one_of
+from grujax.data import AxesWarning, Sequences, sequences
+from grujax.errors import require, require_one_of
 
 Channels = Literal["last", "first"]
 
@@ -20,23 +21,34 @@ def is_table(X: Any) -> bool:
     return len(X.shape) == 2 or (len(X.shape) < 2 and X.dtype != object)
 
 
-def as_sequences(X: Any, lengths: ArrayLike | None, channels: Channels | None) -> Sequences:
+def as_sequences(
+    X: Any, lengths: ArrayLike | None, channels: Channels | None, known: int | None = None, **missing: Any
+) -> Sequences:
     """X as `Sequences`, checked, with y unknown.
 
     Args:
       X: (N, T, C); (N, T), one channel; or a list (or an array of dtype object) of (T_i, C) or (T_i,).
       lengths: (N,) integers, for padded arrays.
       channels: "first" where X is (N, C, T), or a list of (C, T_i); "last" or None else.
+      known: how many channels there were in `fit`; None: any number will do.
+      missing: `missing` and `fill` of `grujax.data.sequences`.
     """
     require_one_of(channels, ("last", "first", None), "channels")
+    remedy = "channels='first' reads (N, C, T), channels='last' (N, T, C)."
     if not isinstance(X, (list, tuple)):
         X = np.asarray(X)
         X = list(X) if X.dtype == object and X.ndim == 1 else X
     if isinstance(X, (list, tuple)):
         X = [_channels_last(np.asarray(row), 2, channels) for row in X]
     else:
+        remedy = "An array (N, T) is N series of one channel; one series (T, C) is X[None]." if X.ndim == 2 else remedy
         X = _channels_last(X, 3, channels)
-    return sequences(X, None, lengths, source="X")
+    if known is not None and len(X):
+        found = (X[0] if isinstance(X, list) else X).shape[-1:] or (known,)  # what has no axis is refused below
+        require(found == (known,), "X", f"{known} channels, as in fit", found[0], remedy)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", AxesWarning)  # an estimator warns by itself, unless it was told
+        return sequences(X, None, lengths, source="X", **missing)
 
 
 def _channels_last(array: np.ndarray, ndim: int, channels: Channels | None) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 import warnings
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -13,18 +13,26 @@ from sklearn.utils import Tags, check_array, check_consistent_length, column_or_
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from grujax.data import Dataset, Sequences
+from grujax.data import AxesWarning, Dataset, Sequences
 from grujax.errors import InputError, require
+from grujax.estimators.keywords import explained
 from grujax.estimators.parameters import Parameters, Settable
 from grujax.estimators.series import Channels, as_sequences, is_table
-from grujax.training import Fitted, fit
+from grujax.training import Fitted, TrainConfig, fit
+
+OF_MODEL = ("hidden_size", "num_layers", "bidirectional", "reset_after", "steps_per_frame", "pooling")
+"""Parameters that a model has from its first fit on."""
 
 
+@explained
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class _Parameters(Parameters):
     channels: Channels | None = None
     """The axis of the channels: "last", X (N, T, C), or "first", X (N, C, T). None: "last", with a warning where there
     are more channels than steps."""
+    missing: Literal["refuse", "mask"] = "refuse"
+    """What NaN in X is: refused, or a missing value, whose place is filled and given to the GRU besides; see
+    `grujax.data.sequences`."""
     warm_start: bool = False
     """Whether `fit` goes on from the weights, input statistics and classes of the `fit` before it."""
 
@@ -33,6 +41,7 @@ class _GRU(BaseEstimator, Settable, _Parameters):
     """What the classifier and the regressor share."""
 
     fitted_: Fitted
+    fill_: np.ndarray | None
     classes_: np.ndarray
     n_features_in_: int
     _of_table: bool
@@ -47,6 +56,9 @@ class _GRU(BaseEstimator, Settable, _Parameters):
     ) -> Self:
         """Of a classifier y is (N,) int32, places in `classes`."""
         labels = None if classes is None else tuple(map(str, classes.tolist()))
+        config, before = self.config(), None
+        if self.warm_start and hasattr(self, "fitted_"):
+            config, before = self._continued(config), self.fitted_.variables
         self._of_table = is_table(X)
         data = self._sequences(X, lengths, reset=True)
         check_consistent_length(data.x, y)
@@ -58,16 +70,24 @@ class _GRU(BaseEstimator, Settable, _Parameters):
         if labels is not None and len(found := np.unique(y[weight > 0])) < 2:
             where = "" if sample_weight is None else " where sample_weight is not 0"
             raise InputError("y", "two classes or more", f"only {labels[found[0]]!r}{where}")
-        config, variables = self.config(), None
-        if self.warm_start and hasattr(self, "fitted_"):
-            config = replace(config, steps_per_frame=config.steps_per_frame or self.fitted_.model.steps_per_frame)
-            variables = self.fitted_.variables
-        self.fitted_ = fit(config, Dataset("X", data), variables=variables)
+        self.fitted_, self.fill_ = fit(config, Dataset("X", data), variables=before), data.fill
         if classes is not None:
             self.classes_ = classes
         if self.fitted_.interrupted:  # what was reached is kept; a search over parameters ends
             raise KeyboardInterrupt
         return self
+
+    def _continued(self, config: TrainConfig) -> TrainConfig:
+        """The config with what it leaves open as in the fit before; InputError where it asks for another model."""
+        before = {name: getattr(self.fitted_.model, name) for name in OF_MODEL}
+        given = {name: getattr(config, name) for name in OF_MODEL}
+        odd = [name for name in OF_MODEL if given[name] not in (None, before[name])]
+        before["missing"], given["missing"] = "refuse" if self.fill_ is None else "mask", self.missing
+        odd += ["missing"] if before["missing"] != given["missing"] else []
+        expected, found = (", ".join(str(values[name]) for name in odd) for values in (before, given))
+        rule = "warm_start=True goes on with the model of the fit before"
+        require(not odd, ", ".join(odd), expected, found, "Set warm_start=False for another.", rule=rule)
+        return replace(config, **{name: before[name] for name in OF_MODEL})
 
     def _checked_y(self, y: ArrayLike | None, dtype: Any) -> np.ndarray:
         rule = f"{type(self).__name__} requires y to be passed, but the target y is None"
@@ -75,26 +95,35 @@ class _GRU(BaseEstimator, Settable, _Parameters):
         return check_array(y, ensure_2d=False, dtype=dtype, input_name="y")
 
     def _sequences(self, X: Any, lengths: ArrayLike | None, reset: bool = False) -> Sequences:
+        known, missing, fill = None, self.missing, None
+        if not reset or (self.warm_start and hasattr(self, "fitted_")):
+            fill = self.fill_
+            missing, share = ("refuse", 1) if fill is None else ("mask", 3)  # a mask and a gap for each channel
+            known = self.fitted_.variables["statistics"]["input_mean"].size // share
         if is_table(X):
-            options = {"ensure_all_finite": lengths is None, "ensure_min_samples": 2 if reset else 1}
+            finite = lengths is None and missing == "refuse"
+            options = {"ensure_all_finite": finite, "ensure_min_samples": 2 if reset else 1}
             X = validate_data(self, X, reset=reset, **options) if self._of_table else check_array(X, **options)
-        data = as_sequences(X, lengths, self.channels)
+        data = as_sequences(X, lengths, self.channels, known, missing=missing, fill=fill)
+        channels = data.channels if data.fill is None else data.fill.size
         if reset and not self._of_table:
-            self.n_features_in_ = data.channels
+            self.n_features_in_ = channels
             self.__dict__.pop("feature_names_in_", None)
             longest = int(data.lengths.max())
-            if self.channels is None and data.channels > longest:
-                what = f"X is read as (N, T, C), {data.channels} channels of {longest} steps"
-                warnings.warn(f"{what}. Pass channels='first' for (N, C, T), or channels='last'.", stacklevel=4)
-        if not reset:
-            known = self.fitted_.variables["statistics"]["input_mean"].size
-            remedy = "channels='first' reads (N, C, T), channels='last' (N, T, C)."
-            require(data.channels == known, "X", f"{known} channels, as in fit", data.channels, remedy)
+            if self.channels is None and channels > longest:
+                what = f"X is read as (N, T, C), {channels} channels of {longest} steps"
+                remedy = "Pass channels='first' for (N, C, T), or channels='last'."
+                warnings.warn(f"{what}. {remedy}", AxesWarning, stacklevel=4)
         return data
 
     def _outputs(self, X: Any, lengths: ArrayLike | None) -> np.ndarray:
         check_is_fitted(self)
         return self.fitted_.outputs(self._sequences(X, lengths)).astype(np.float64)
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = self.missing == "mask"
+        return tags
 
 
 def _weights(sample_weight: ArrayLike, count: int) -> np.ndarray:
@@ -109,8 +138,8 @@ def _weights(sample_weight: ArrayLike, count: int) -> np.ndarray:
 class GRUClassifier(ClassifierMixin, _GRU):
     """Classifies sequences by a GRU with a dense head, as an estimator of scikit-learn.
 
-    Parameters are the fields of `grujax.training.TrainConfig`, whose `seed` is `random_state` here, and `channels` and
-    `warm_start`.
+    Parameters are the fields of `grujax.training.TrainConfig` but `quantiles`, with its `seed` as `random_state`, and
+    `channels`, `missing` and `warm_start`. With missing="mask", NaN in X is a missing value.
 
     X is a list of arrays (T_i, C) or (T_i,), or an array (N, T, C) or (N, T), with `lengths` (N,) where it is padded;
     an array or table (N, T) is N series of one channel. With channels="first", X is (N, C, T).
@@ -119,6 +148,7 @@ class GRUClassifier(ClassifierMixin, _GRU):
       classes_: (K,) the labels, in the order of `np.unique`.
       n_features_in_: T of an X (N, T), else C.
       fitted_: what `grujax.training.fit` returned: `model`, `variables`, `history`.
+      fill_: of missing="mask" the means (C,), which stand before a first observation; else None.
 
     >>> rows = [[float(i % 2)] * (3 + i % 5) for i in range(40)]
     >>> classifier = GRUClassifier(hidden_size=8, bidirectional=False, buckets=1).fit(rows, ["even", "odd"] * 20)

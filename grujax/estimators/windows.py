@@ -24,15 +24,11 @@ CALENDAR = {
 def table(values: Any, name: str) -> Any:
     """A DataFrame of finite numbers, a column a series, with a regular index that knows its frequency.
 
-    values: a Series, a DataFrame, an array (T,) or (T, S), or the path of a CSV whose first column is the time.
+    values: a Series, a DataFrame, an array (T,) or (T, S), or the path of a CSV: see `read`.
     Raises InputError, beginning with `name`, for gaps, missing values, and times whose frequency is not clear.
     """
     pandas = require_package("pandas", "forecast")
-    if isinstance(values, (str, Path)):
-        try:
-            values = pandas.read_csv(values, index_col=0, parse_dates=True)
-        except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
-            raise InputError(name, "a CSV whose first column is the time", error) from error
+    values = read(values, name) if isinstance(values, (str, Path)) else values
     try:
         frame = values.to_frame() if isinstance(values, pandas.Series) else pandas.DataFrame(values)
     except ValueError as error:
@@ -40,7 +36,9 @@ def table(values: Any, name: str) -> Any:
     require(frame.size > 0, name, "at least one series and one step", f"shape {frame.shape}")
     require(frame.columns.is_unique, name, "columns with names of their own", list(frame.columns))
     kinds = [column for column, kind in frame.dtypes.items() if kind.kind not in "biuf"]
-    require(not kinds, name, "columns of numbers", f"{frame[kinds].dtypes.iloc[0]} in {kinds[0]!r}" if kinds else "")
+    found = f"{frame[kinds].dtypes.iloc[0]} in {kinds[0]!r}" if kinds else ""
+    remedy = "Set times as index by y.set_index('ds'); of a table with a row a series and time, write y.pivot(...)."
+    require(not kinds, name, "columns of numbers", found, remedy)
     frame = frame.astype(np.float64).set_axis(regular(frame.index, name))
     wrong = np.argwhere(~np.isfinite(frame.to_numpy()))
     if len(wrong):
@@ -50,12 +48,33 @@ def table(values: Any, name: str) -> Any:
     return frame
 
 
+def read(path: str | Path, name: str) -> Any:
+    """The CSV as a DataFrame: commas, a header, and in the first column dates of ISO 8601 or the numbers of steps."""
+    pandas, expected = require_package("pandas", "forecast"), "a CSV whose first column is the time"
+    require(Path(path).is_file(), name, expected, f"no file {path}")
+    try:
+        frame = pandas.read_csv(path, index_col=0)
+        dates = pandas.to_datetime(frame.index.astype(str), format="ISO8601", errors="coerce")
+    except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
+        raise InputError(name, expected, str(error).rstrip(".")) from error
+    require(frame.shape[1] > 0, name, expected, f"one column only, {frame.index.name!r}", "Is the separator a comma?")
+    if frame.index.dtype.kind in "iu" and frame.index.max() < 10**7:  # steps or years, and no 20100131
+        return frame
+    if dates.hasnans:
+        remedy = "Write ISO dates, or read the file by pandas and pass a Series."
+        raise InputError(name, "dates as 2010-01-31", frame.index[dates.isna()][0], remedy)
+    return frame.set_axis(dates)
+
+
 def regular(index: Any, name: str) -> Any:
     """The index with its frequency; InputError where times are missing, unsorted or without one frequency."""
     pandas = require_package("pandas", "forecast")
     if isinstance(index, pandas.RangeIndex):
         return index
-    if isinstance(index, pandas.PeriodIndex):
+    if index.dtype.kind in "iu" and len(index) > 1 and index[1] > index[0]:
+        step = int(index[1] - index[0])
+        whole = pandas.RangeIndex(int(index[0]), int(index[-1]) + step, step)
+    elif isinstance(index, pandas.PeriodIndex):
         whole = pandas.period_range(index[0], index[-1], freq=index.freq)
     elif isinstance(index, pandas.DatetimeIndex):
         sorts = index.is_monotonic_increasing and index.is_unique
@@ -72,7 +91,8 @@ def regular(index: Any, name: str) -> Any:
     gaps, odd = whole.difference(index), index.difference(whole)
     if len(gaps) or len(odd) or len(whole) != len(index):
         found = f"none at {gaps[0]}" if len(gaps) else f"{odd[0]}" if len(odd) else "times twice or unsorted"
-        raise InputError(name, f"a row every {whole.freqstr}", found, "Fill gaps, as with y.asfreq(...).interpolate().")
+        every = getattr(whole, "freqstr", f"{index[1] - index[0]} steps")
+        raise InputError(name, f"a row every {every}", found, "Fill gaps, as with y.asfreq(...).interpolate().")
     return whole
 
 
@@ -120,6 +140,11 @@ class Windows(NamedTuple):
             return []
         nearest = -(-self.block // self.season) * self.season
         return [nearest + k * self.season for k in range(self.seasons)]
+
+    @property
+    def shortest(self) -> int:
+        """The steps of the shortest series that has windows to train on."""
+        return self.lost + self.lags + self.block + 1
 
     @property
     def lost(self) -> int:

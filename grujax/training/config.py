@@ -1,12 +1,17 @@
 """Every setting of a training run: API, command line and saved configuration at once."""
 
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from dataclasses import dataclass, fields
+from numbers import Integral, Real
+from typing import Annotated, Literal, get_args
 
+import numpy as np
 import tyro
 
 from grujax.core.config import POOLINGS
 from grujax.errors import require, require_one_of
+
+TYPES = {int: (Integral, "an integer"), float: (Real, "a number"), bool: ((bool, np.bool_), "True or False")}
+"""What a field of each type takes, and in words. NumPy's scalars are numbers too."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +82,18 @@ class TrainConfig:
     """Of the split, the initial weights, the order of batches and the dropout."""
 
     def __post_init__(self) -> None:
-        levels = tuple(self.quantiles)  # JSON has lists
-        object.__setattr__(self, "quantiles", levels)
+        for f in fields(TrainConfig):
+            kind, *none = get_args(f.type) or (f.type,)
+            if kind in TYPES and not (none and getattr(self, f.name) is None):
+                value, (allowed, expected) = getattr(self, f.name), TYPES[kind]
+                fits = isinstance(value, allowed) and (kind is bool or not isinstance(value, bool))
+                require(fits, f.name, expected + (" or None" if none else ""), repr(value))
+        levels, expected = self.quantiles, "ascending levels between 0 and 1"
+        numbers = isinstance(levels, (tuple, list)) and all(isinstance(level, Real) for level in levels)
+        require(numbers, "quantiles", expected, repr(levels), "Write (0.1, 0.9).")
+        object.__setattr__(self, "quantiles", tuple(levels))  # JSON has lists
         rising = list(levels) == sorted(set(levels)) and all(0 < level < 1 for level in levels)
-        require(rising, "quantiles", "ascending levels between 0 and 1", levels)
+        require(rising, "quantiles", expected, levels)
         counts = ("hidden_size", "num_layers", "epochs", "patience", "batch_size", "buckets", "steps_per_frame")
         for name in (*counts, "accumulate"):
             value = getattr(self, name)

@@ -1,6 +1,7 @@
 """The forecaster: its windows by hand, what it forecasts of series whose future is known, and what it refuses."""
 
 import pickle
+import runpy
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,7 +13,7 @@ import pytest
 from refusals import refused
 
 from grujax.estimators import GRUForecaster, forecaster
-from grujax.estimators.backtest import exponential_smoothing, seasonal_naive
+from grujax.estimators.backtest import exponential_smoothing, figures, seasonal_naive
 from grujax.estimators.windows import Windows, calendar, following, table
 from grujax.training import fit
 
@@ -202,8 +203,8 @@ def test_a_csv_a_table_a_pickle_and_periods_give_the_same(tmp_path):
     expected = forecaster.predict()
     y.to_csv(tmp_path / "y.csv")
     from_file = small().fit(tmp_path / "y.csv").predict()
-    np.testing.assert_array_equal(from_file["passengers"], expected)
-    assert from_file.index.equals(expected.index)
+    pd.testing.assert_frame_equal(from_file, expected)
+    pd.testing.assert_frame_equal(small().fit(y.to_frame()).predict(), expected)
     again = pickle.loads(pickle.dumps(forecaster)).predict()
     pd.testing.assert_frame_equal(again, expected)
     periods = small().fit(y.to_period()).predict()
@@ -212,6 +213,15 @@ def test_a_csv_a_table_a_pickle_and_periods_give_the_same(tmp_path):
     plain = small().fit(y.to_numpy()).predict()
     np.testing.assert_array_equal(plain, expected)
     assert plain.index.equals(pd.RangeIndex(60, 64))
+    y.set_axis(pd.RangeIndex(1940, 2060, 2)).to_csv(tmp_path / "years.csv")
+    years = small().fit(tmp_path / "years.csv").predict()
+    np.testing.assert_array_equal(years, expected)
+    assert years.index.tolist() == [2060, 2062, 2064, 2066]
+
+
+def test_dates_without_dashes_are_dates(tmp_path):
+    (tmp_path / "y.csv").write_text("date,v\n" + "".join(f"{day},1\n" for day in (20100130, 20100131, 20100201)))
+    assert table(tmp_path / "y.csv", "y").index.equals(pd.date_range("2010-01-30", periods=3))
 
 
 @pytest.mark.parametrize("freq", ["h", "D", "W", "B", "MS", "ME", "QS", "YS", "15min"])
@@ -289,12 +299,14 @@ def at_random():
         (lambda: a_nan().fillna(1.0)[::-1], ("y: expected times that rise", "sort_index")),
         (lambda: pd.Series(waves(15)[:, 0], months(15)), ("y: expected 17 steps or more, found 15", "lags")),
         (lambda: pd.Series(waves(60)[:, 0], [f"m{i}" for i in range(60)]), ("dates, periods or steps", "to_datetime")),
-        (lambda: pd.DataFrame({"a": ["x"] * 60}, months(60)), ("y: expected columns of numbers", "'a'")),
+        (lambda: pd.DataFrame({"a": ["x"] * 60}, months(60)), ("y: expected columns of numbers", "'a'", "pivot")),
+        (lambda: pd.DataFrame({"ds": months(60), "y": 1.0}), ("y: expected columns of numbers", "'ds'", "set_index")),
+        (lambda: pd.Series(np.ones(3), [1, 2, 4]), ("y: expected a row every 1 steps, found none at 3",)),
         (lambda: pd.DataFrame(index=months(60)), ("at least one series",)),
         (lambda: pd.DataFrame(np.ones((60, 2)), months(60), columns=["a", "a"]), ("names of their own",)),
         (lambda: pd.Series(waves(60)[:, 0] + 1j), ("y: expected columns of numbers, found complex128",)),
         (lambda: 3.0, ("y: expected a Series, a DataFrame, an array",)),
-        (lambda: "nosuch.csv", ("y: expected a CSV whose first column is the time", "nosuch.csv")),
+        (lambda: "nosuch.csv", ("y: expected a CSV whose first column is the time, found no file nosuch.csv.",)),
         (lambda: pd.Series(waves(2)[:, 0], pd.to_datetime(["2020", "2021"])), ("one frequency",)),
         (lambda: a_gap().to_period("M"), ("y: expected a row every M, found none at 2001-03",)),
         (lambda: pd.Series(waves(60)[:, 0] - 6, months(60)), ("log=True needs a positive series",)),
@@ -306,6 +318,25 @@ def test_series_that_cannot_be_forecast(make, parts):
 
 
 @pytest.mark.parametrize(
+    "text, parts",
+    [
+        ("date,v\n01.02.2010,1\n02.02.2010,2\n", ("y: expected dates as 2010-01-31, found 01.02.2010. Write ISO",)),
+        ("date,v\n2010-01-01,1\n01/02/2010,2\n", ("found 01/02/2010",)),
+        ("date,v\n2010-01-01,1\n,2\n", ("y: expected dates as 2010-01-31, found nan",)),
+        ("date;v\n2010-01-01;1\n2010-01-02;2\n", ("one column only, 'date;v'", "Is the separator a comma?")),
+        ("date;v\n2010-01-01;1,5\n2010-01-02;2,5\n", ("y: expected",)),
+        ("v\n1\n2\n", ("one column only, 'v'",)),
+        ("date,v\n2010-01-01T00:00+01:00,1\n2010-01-02T00:00+02:00,2\n", ("y: expected a CSV", "Mixed timezones")),
+        ("", ("y: expected a CSV whose first column is the time", "No columns")),
+    ],
+)  # fmt: skip
+def test_files_that_cannot_be_read(text, parts, tmp_path):
+    (tmp_path / "y.csv").write_text(text)
+    with refused(*parts):
+        table(tmp_path / "y.csv", "y")
+
+
+@pytest.mark.parametrize(
     "fields, parts",
     [
         ({"horizon": 0}, ("horizon: expected a positive integer, found 0",)),
@@ -314,6 +345,12 @@ def test_series_that_cannot_be_forecast(make, parts):
         ({"level": -1}, ("level: expected a positive integer",)),
         ({"level": 9}, ("level: expected at most 8",)),
         ({"quantiles": (0.9, 1.5)}, ("quantiles: expected ascending levels between 0 and 1",)),
+        ({"quantiles": (0.9, 0.1)}, ("quantiles: expected ascending levels between 0 and 1",)),
+        ({"quantiles": (5, 95)}, ("quantiles: expected ascending levels between 0 and 1, found (5, 95).",)),
+        ({"quantiles": 0.9}, ("quantiles: expected ascending levels between 0 and 1, found 0.9. Write (0.1, 0.9).",)),
+        ({"training": {"epochs": 2}}, ("training: expected a TrainConfig, found {'epochs': 2}", "replace(")),
+        ({"log": "no"}, ("log: expected True or False, found 'no'",)),
+        ({"calendar": "month"}, ("calendar: expected a tuple, found 'month'. Write ('month',).",)),
         ({"recursive": True, "quantiles": (0.1,)}, ("recursive=True needs quantiles=()",)),
         ({"calendar": ("month",), "lags": 3}, ("lags >= horizon=4",)),
         ({"calendar": ("month",), "mirrored": True}, ("mirrored=True needs calendar=()",)),
@@ -334,12 +371,14 @@ def test_what_cannot_be_predicted():
     forecaster = small(training=quick).fit(y)
     with refused("horizon: expected at most 4, found 5", "recursive=True"):
         forecaster.predict(5)
-    with refused("exogenous: expected no values, as in fit, found some"):
+    with refused("horizon: expected a positive integer, found DataFrame. A table is passed as exogenous=."):
+        forecaster.predict(beside)
+    with refused("exogenous: expected none, as in fit, found values"):
         forecaster.predict(exogenous=beside)
     with refused("exogenous: expected values from 2000-01-01", "none at 2000-01-01"):
         small(training=quick).fit(y, beside[5:])
     forecaster = small(training=quick).fit(y, beside)
-    with refused("exogenous: expected some values, as in fit, found no"):
+    with refused("exogenous: expected values, as in fit, found none."):
         forecaster.predict()
     with refused("exogenous: expected values from 2003-05-01", "none at 2003-08-01"):
         forecaster.predict(exogenous=beside[:43])
@@ -349,8 +388,29 @@ def test_what_cannot_be_predicted():
         small(calendar=("month",)).fit(y.to_numpy())
     with refused("lags >= horizon=4"):
         small(lags=3).fit(y, beside)
-    with refused("y: expected 9 steps or more before the first window", "Ask for fewer windows"):
-        small().backtest(y, windows=30)
+
+
+@pytest.mark.parametrize("windows, step, most", [(21, 1, 20), (60, 1, 20), (8, 3, 7)])
+def test_a_backtest_has_as_many_windows_as_the_shortest_series_leaves(windows, step, most, monkeypatch):
+    monkeypatch.setattr("grujax.estimators.backtest.find_spec", lambda name: None)  # statsmodels takes its time
+    y, of_y = pd.Series(waves(40)[:, 0], months(40)), Windows(8, 4, 4, 1, 1)
+    assert of_y.shortest == 17  # 4 differenced, 8 read, 4 ahead and one more
+    with refused(f"windows: expected at most {most} windows, found {windows}. Of the 40 steps, 17 or more"):
+        small().backtest(y, windows=windows, step=step)
+    asked = []
+    naive = pd.DataFrame({"forecast": np.ones(4)})
+    figures(y.to_frame(), lambda past: asked.append(len(past)) or naive, most, 4, step, 4, of_y.shortest, ())
+    assert len(asked) == most and 17 <= asked[0] < 17 + step and asked[-1] == 36
+    with refused("y: expected 21 steps or more, found 20"):
+        small().backtest(y[:20], windows=1)
+
+
+def test_one_quantile_has_no_coverage():
+    y = pd.Series(waves(40)[:, 0], months(40))
+    low = pd.DataFrame({"forecast": y[-4:], "0.2": y[-4:] - 1})
+    assert figures(y.to_frame(), lambda past: low, 1, 4, 1, 4, 17, (0.2,))["coverage"].isna().all()
+    both = low.assign(high=y[-4:] + 1)
+    assert figures(y.to_frame(), lambda past: both, 1, 4, 1, 4, 17, (0.2, 0.8)).loc["GRU", "coverage"] == 1
 
 
 @pytest.mark.parametrize("seasons, expected", [(3, 3.84), (1, 5.13)])
@@ -371,8 +431,28 @@ def test_the_figures_of_the_difference_and_the_level_are_those_of_the_page(seaso
 def test_the_example_prints_its_table():
     pytest.importorskip("aeon", reason="aeon, which has the series, is not installed")
     script = Path(__file__).parents[2] / "examples/airline.py"
-    command = [sys.executable, "-W", "error", script, "--windows", "1", "--seeds", "1", "--members", "1"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    run = [sys.executable, "-W", "error", script, "--seeds", "1", "--members", "1", "--windows"]
+    done = subprocess.run([*run, "1"], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     found = {line.rsplit(maxsplit=3)[0]: float(line.split()[-3]) for line in done.stdout.splitlines()[-3:]}
     assert found["seasonal naive"] == 9.99 and found["GRU"] < 9
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--windows", "500"], "windows: expected at most 72 windows, found 500."),
+        (["--seeds", "0"], "--seeds: expected a positive integer, found 0."),
+        (["--members", "0"], "members: expected a positive integer, found 0."),
+        (["--picture", "nodir/a.png"], "--picture: expected a file in a folder that exists, found nodir/a.png."),
+        (["--picture", "a.xyz"], "--picture: expected a name that ends in one of ['"),
+    ],
+)
+def test_the_example_refuses_in_a_line_before_it_works(arguments, message, monkeypatch, capsys):
+    pytest.importorskip("aeon", reason="aeon, which has the series, is not installed")
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    monkeypatch.setattr(sys, "argv", ["airline.py", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(Path(__file__).parents[2] / "examples/airline.py"), run_name="__main__")
+    lines = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 2 and len(lines) == 1 and lines[0].startswith(message)

@@ -11,6 +11,7 @@ import pytest
 import sklearn
 from compilations import compilations
 from refusals import refused
+from scipy.special import softmax
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
@@ -19,7 +20,7 @@ from sklearn.utils.estimator_checks import estimator_checks_generator
 
 import grujax
 from grujax.data import sequences
-from grujax.estimators import GRUClassifier, GRURegressor
+from grujax.estimators import GRUClassifier, GRUForecaster, GRURegressor
 from grujax.training import TrainConfig, outputs_of
 
 PLAIN = {"bidirectional": False, "dropout": 0.0, "mixup": 0.0, "input_offset": 0.0, "buckets": 1}
@@ -76,6 +77,8 @@ def ragged(count=32, seed=0):
 ROWS, LEVEL = ragged()
 SIGN = np.where(LEVEL > 0, "up", "down")
 NEW, NEW_LEVEL = ragged(seed=1)
+HOLES = [row * np.where(np.arange(len(row)) == 1, np.nan, 1)[:, None] for row in ROWS]
+TURN = "Pass channels='first' for (N, C, T), or channels='last'."
 FITTED = {}
 
 
@@ -89,7 +92,7 @@ def classifier():
 
 def test_every_setting_of_a_run_is_a_parameter():
     names = {f.name for f in dataclasses.fields(TrainConfig)} - {"seed", "quantiles"}
-    assert set(GRUClassifier().get_params()) == names | {"random_state", "channels", "warm_start"}
+    assert set(GRUClassifier().get_params()) == names | {"random_state", "channels", "missing", "warm_start"}
     assert GRUClassifier().config() == TrainConfig()
     assert GRUClassifier(hidden_size=3, random_state=7).config() == TrainConfig(hidden_size=3, seed=7)
     drawn = [GRUClassifier(random_state=np.random.RandomState(seed)).config().seed for seed in (0, 0, 1)]
@@ -230,8 +233,41 @@ def test_a_warm_start_goes_on_from_the_fit_before():
     made = clone(classifier()).fit(ROWS, SIGN).set_params(warm_start=True)
     with refused("warm_start=True goes on with the classes of the first fit", "['left'] besides"):
         made.fit(ROWS, ["left", *SIGN[1:]])
-    with refused("variables: expected those of GRUModel(", "encoder/gru/l0/w_hh"):
-        made.set_params(hidden_size=9).fit(ROWS, SIGN)
+
+
+@pytest.mark.parametrize(
+    "changes, parts",
+    [
+        ({"hidden_size": 9}, ("(hidden_size: expected 8, found 9)",)),
+        ({"num_layers": 2, "pooling": "mean"}, ("(num_layers, pooling: expected 1, max, found 2, mean)",)),
+        ({"reset_after": False}, ("(reset_after: expected True, found False)",)),
+        ({"missing": "mask"}, ("(missing: expected refuse, found mask)",)),
+    ],
+)
+def test_a_warm_start_names_what_would_be_another_model(changes, parts):
+    made = pickle.loads(pickle.dumps(classifier())).set_params(warm_start=True, **changes)
+    with refused("warm_start=True goes on with the model of the fit before", *parts):
+        made.fit(ROWS, SIGN)
+    with refused("X: expected 2 channels, as in fit, found 1"):
+        made.set_params(**{name: getattr(classifier(), name) for name in changes}).fit([r[:, :1] for r in ROWS], SIGN)
+
+
+def test_missing_values_are_filled_by_the_means_of_fit_and_masked():
+    made = clone(classifier()).set_params(missing="mask").fit(HOLES, SIGN)
+    np.testing.assert_allclose(made.fill_, np.nanmean(np.concatenate(HOLES), 0), rtol=1e-5)
+    assert made.n_features_in_ == 2 and made.score(NEW, np.where(NEW_LEVEL > 0, "up", "down")) > 0.9
+    data = sequences(HOLES[:1], missing="mask", fill=made.fill_)
+    expected = made.fitted_.outputs(data).argmax(1)
+    for X in (HOLES[:1], HOLES[0][None]):  # a means of its own would be another
+        np.testing.assert_array_equal(made.predict(X), made.classes_[expected])
+        np.testing.assert_allclose(made.predict_proba(X), softmax(made.fitted_.outputs(data), axis=1), rtol=1e-6)
+    again = made.set_params(warm_start=True).fit(ROWS, SIGN)
+    np.testing.assert_array_equal(again.fill_, data.fill)
+    table = np.stack([row[:3, 0] for row in HOLES])
+    of_table = clone(made).set_params(**TINY, warm_start=False).fit(table, SIGN)
+    assert of_table.n_features_in_ == 3 and of_table.score(table, SIGN) > 0.9
+    with refused("X: expected 2 channels, as in fit, found 3"):
+        made.predict(np.ones((4, 5, 3)))
 
 
 def test_several_targets_are_in_their_own_units():
@@ -258,15 +294,39 @@ def test_ctrl_c_keeps_what_was_reached_and_ends_a_search(monkeypatch):
 
 def test_more_channels_than_steps_are_announced():
     X, _ = padded(ROWS, filler=0.0)
-    with (
-        pytest.warns(UserWarning, match=r"^X is read as \(N, T, C\), 8 channels of 2 steps. Pass channels='first'"),
-        refused("one class", "two classes"),
-    ):
-        GRUClassifier().fit(X.swapaxes(1, 2), ["one class"] * 32)
-    with refused("two classes"):  # and no warning, which would be an error
-        GRUClassifier(channels="last").fit(X.swapaxes(1, 2), ["one class"] * 32)
+    for read, wide in {"8 channels of 2": X.swapaxes(1, 2), "30 channels of 3": np.ones((32, 3, 30))}.items():
+        with pytest.warns() as warned, refused("one class", "two classes"):
+            GRUClassifier().fit(wide, ["one class"] * 32)
+        said = [str(warning.message) for warning in warned]
+        assert said == [f"X is read as (N, T, C), {read} steps. {TURN}"]
+        with refused("two classes"):  # and no warning, which would be an error
+            GRUClassifier(channels="last").fit(wide, ["one class"] * 32)
     with refused("X: expected 2 channels, as in fit, found 8", "channels='first' reads (N, C, T)"):
         classifier().predict(X.swapaxes(1, 2))
+    with refused("X: expected 2 channels, as in fit, found 1", "one series (T, C) is X[None]"):
+        classifier().predict(ROWS[0])
+    assert classifier().predict(ROWS[0][None]) == classifier().predict(ROWS[:1])
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: GRUClassifier(hidden=3), "GRUClassifier has no parameter hidden. Write hidden_size=."),
+        (lambda: GRURegressor(seed=3), "GRURegressor has no parameter seed. Write random_state=."),
+        (lambda: GRUClassifier(units=3), "GRUClassifier has no parameter units. Write hidden_size=."),
+        (lambda: GRUClassifier(max_iter=3), "GRUClassifier has no parameter max_iter. Write epochs=."),
+        (lambda: GRUClassifier(zzz=3), "GRUClassifier has no parameter zzz. It has hidden_size, num_layers, "),
+        (lambda: GRUForecaster(horizons=3), "GRUForecaster has no parameter horizons. Write horizon=."),
+        (
+            lambda: GRUForecaster(epochs=3),
+            "GRUForecaster has no parameter epochs. Write training=replace(GRUForecaster.training, epochs=...).",
+        ),
+    ],
+)
+def test_parameters_that_are_not_there_name_the_class_and_what_to_write(make, message):
+    with pytest.raises(TypeError) as error:
+        make()
+    assert str(error.value).startswith(message)
 
 
 def test_a_missing_scikit_learn_is_named(monkeypatch):
@@ -276,9 +336,8 @@ def test_a_missing_scikit_learn_is_named(monkeypatch):
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
 
-NAN = [row * np.where(np.arange(len(row)) == 1, np.nan, 1)[:, None] for row in ROWS]
 BAD = {
-    "missing values": ({"X": NAN}, ["nan at row 0, step 1"]),
+    "missing values": ({"X": HOLES}, ["nan at row 0, step 1", "missing='mask'"]),
     "one class": ({"y": ["up"] * 32}, ["y: expected two classes or more, found only 'up'."]),
     "one class with weight": ({"sample_weight": SIGN == "up"}, ["only 'up' where sample_weight is not 0"]),
     "unequal channels": ({"X": [*ROWS[:-1], ROWS[-1][:, :1]]}, ["2 channels as in row 0, found 1 in row 31"]),
@@ -288,6 +347,13 @@ BAD = {
     "negative weights": ({"sample_weight": -np.ones(32)}, ["sample_weight: expected 32 finite numbers", "-1.0 to"]),
     "lengths of a list": ({"lengths": np.ones(32, int)}, ["lengths cannot be given with a list"]),
     "no such width": ({"hidden_size": 0}, ["hidden_size: expected at least 1, found 0"]),
+    "a width in words": ({"hidden_size": "64"}, ["hidden_size: expected an integer, found '64'"]),
+    "a yes": ({"bidirectional": "yes"}, ["bidirectional: expected True or False, found 'yes'"]),
+    "a share in words": ({"dropout": None}, ["dropout: expected a number, found None"]),
+    "a width of yes": ({"hidden_size": True}, ["hidden_size: expected an integer, found True"]),
+    "half an epoch": ({"epochs": 0.5}, ["epochs: expected an integer or None, found 0.5"]),
+    "a seed in words": ({"random_state": "7"}, ["seed: expected an integer, found '7'"]),
+    "no such way": ({"missing": "drop"}, ["missing: expected one of ['refuse', 'mask'], found 'drop'"]),
     "no such axis": ({"channels": "middle"}, ["channels: expected one of", "'middle'"]),
 }
 
