@@ -30,10 +30,10 @@ def parameters(trial: Any, hidden_sizes: list[int]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="JapaneseVowels", help="a set that comes with aeon, or a file")
-    parser.add_argument("--trials", type=int, default=20)
-    parser.add_argument("--folds", type=int, default=3)
+    parser.add_argument("--trials", type=int, default=20, help="settings that are tried")
+    parser.add_argument("--folds", type=int, default=3, help="of the cross-validation")
     parser.add_argument("--epochs", type=int, default=None, help="of each fit; as many as `chosen` says")
-    parser.add_argument("--hidden-sizes", type=int, nargs="+", default=[32, 64, 128])
+    parser.add_argument("--hidden-sizes", type=int, nargs="+", default=[32, 64, 128], help="that are searched")
     parser.add_argument("--storage", default=None, help="where optuna keeps the trials, those of each setting apart")
     options = parser.parse_args()
     try:
