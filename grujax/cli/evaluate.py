@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -109,8 +110,21 @@ class _Lines:
 
 def _trained(path: Path) -> tuple[GRUModel, Saved]:
     saved = read(find_model_file(path))
-    complete = {"labels", "channels"} <= saved.metadata.keys() and "statistics" in saved.variables
-    if not (isinstance(saved.model, GRUModel) and complete):
-        found = f"{type(saved.model).__name__} in {path} without labels or statistics"
+    wrong = [key for key, fits in ABOUT.items() if not fits(saved.metadata.get(key, ...))]
+    wrong += [] if "statistics" in saved.variables else ["statistics"]
+    if not isinstance(saved.model, GRUModel) or wrong:
+        found = f"{type(saved.model).__name__} in {path}" + (f" without {' and '.join(wrong)}" if wrong else "")
         raise InputError("model", "a model that grujax train saved", found)
     return saved.model, saved
+
+
+def _is_list(kind: type, value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(element, kind) for element in value)
+
+
+ABOUT: dict[str, Callable[[Any], bool]] = {
+    "labels": lambda value: value is None or _is_list(str, value),
+    "channels": lambda value: isinstance(value, int),
+    "training": lambda value: value is ... or (isinstance(value, dict) and _is_list(float, value.get("quantiles", []))),
+}
+"""What the metadata of a model hold, ... where they lack it: a file may come from anywhere. `fill` is checked later."""

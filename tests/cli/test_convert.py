@@ -145,6 +145,19 @@ def trained(tmp_path_factory):
     return folder / "run"
 
 
+WRONG = {"labels": 3, "channels": "2", "training": [1], "training ": {"quantiles": "ab"}, "fill": {"a": 1}}
+
+
+@pytest.mark.parametrize("command", ["evaluate", "predict"])
+@pytest.mark.parametrize("key", WRONG)
+def test_metadata_of_a_stranger_are_refused_in_a_line(command, key, trained, tmp_path, capsys):
+    saved = read(trained / MODEL_FILE)
+    save(tmp_path / "m.safetensors", saved.model, saved.variables, metadata=saved.metadata | {key.strip(): WRONG[key]})
+    assert cli.main([command, "m.safetensors", toy("toy.npz")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert key.strip() in line and "Traceback" not in line
+
+
 @pytest.mark.parametrize("to", EXPORTS)
 def test_export_a_trained_model(to, trained, tmp_path, capsys):
     target = tmp_path / EXPORTS[to]
