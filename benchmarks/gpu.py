@@ -1,6 +1,6 @@
 """The GRU on an NVIDIA GPU: ceilings of the machine, values against float64, microseconds a step beside others.
 
-    PYTHONPATH=. python benchmarks/gpu.py --out DIR [--seconds 270] [--only PART] [--dry-run]
+    PYTHONPATH=. python benchmarks/gpu.py --out DIR [--seconds 200] [--only PART] [--shapes NAME] [--dry-run]
 
 DIR/gpu.json holds all that was found so far after every step; the table of times is printed at the end. Every group of
 values and every shape runs in a process of its own with a time limit, so that one that hangs or aborts costs no other
@@ -11,13 +11,13 @@ It needs JAX, Flax and NumPy. With torch there is cuDNN, and with torchrl on the
     pip install --no-deps --target WHEELS torchrl==0.14.1 tensordict==0.14.3 pyvers hoptorch cloudpickle packaging
     PYTHONPATH=.:WHEELS python benchmarks/gpu.py --out DIR
 
-Leave torchrl off the path at first: on an H100 its tuning took the time in which three shapes were to be timed.
+Leave torchrl off the path at first, then name a shape: on an H100 its tuning took the time of three shapes.
 
-The values are of programs that XLA did not tune. What a wave of shapes needs is compiled side by side, in the first
-wave beside the values: XLA and Triton tune while other processes compute, and Triton once more when torchrl's turn
-comes. Nothing else computes while a shape is timed. The floor is what no GRU can leave out: the products at the
-measured rate of their dtype, or, where that takes longer, to move the weights and all that is as large as x or hs once
-(both passes: each of these again, and its gradient) at the measured bandwidth.
+Shapes come in waves. What a wave needs is compiled side by side: XLA and Triton tune while other processes compute, and
+Triton once more when torchrl's turn comes. Nothing else computes while a shape is timed. The values come last, all side
+by side, of programs that XLA did not tune: beside them a wave was not compiled in 100 seconds. The floor is what no GRU
+can leave out: the products at the measured rate of their dtype, or, where that takes longer, to move the weights and
+all that is as large as x or hs once (both passes: each of these again, and its gradient) at the measured bandwidth.
 """
 
 import argparse
@@ -55,17 +55,18 @@ WAVES: Waves = (
     (TWO, (of_shape(4096, 128, 256), of_shape(16, 1024, 768), of_shape(256, 512, 1024))),
 )
 """Which rows of which shapes are compiled at once and then timed, the important ones first."""
-COMPILED_BY = (0.5, 0.75, 0.9)  # of all seconds, by wave; what is not compiled by then is left out
+COMPILING = 90  # seconds in which a wave begins to compile what it needs; the rest is left out
 SIZES = (64, 128, 256, 512)  # H of the values
-LIMIT = 60  # seconds of the times of a shape; values, beside which shapes are compiled, have 90
+LIMIT = 60  # seconds of the times of a shape; values have 90
 RATIOS = ("/scan", "/cuDNN", "/best", "floors")
 FAR = 0.05  # from xla, relative: told with the table
-GRACE = 20  # seconds for the programs that are being compiled when the time for it ends
+GRACE = 20  # seconds for the programs that are being compiled then
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--out", type=Path, required=True, help="the folder of gpu.json")
-parser.add_argument("--seconds", type=float, default=270, help="what has not begun by then is left out")
+parser.add_argument("--seconds", type=float, default=200, help="after so many no wave begins; at most 9 minutes in all")
 parser.add_argument("--only", choices=("machine", "values", "times"), help="this part alone")
+parser.add_argument("--shapes", default="", help="those alone whose name has this in it, such as 64, 512, 256")
 parser.add_argument("--dry-run", action="store_true", help="tiny, on the CPU")
 options = parser.parse_args()
 TINY, START, SEED = options.dry_run, time.time(), time.time_ns() % 2**32
@@ -140,26 +141,27 @@ class Alone:
 def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     keep("machine", "seed", SEED)
-    parts = (options.only,) if options.only else ("machine", "values", "times")
+    parts = (options.only,) if options.only else ("times", "machine", "values")
+    for rows, shapes in WAVES if "times" in parts else ():
+        cases = [case for case in shapes if options.shapes in case.name]
+        if time.time() > START + options.seconds:
+            keep("left out", "; ".join(case.name for case in cases), "no time left")
+            continue
+        until = time.time() + COMPILING
+        given = {"part": "times", "rows": rows, "seed": SEED, "until": until, "repeats": REPEATS}
+        wave = [Alone(f"times of {case.name}", given | {"case": asdict(case)}) for case in cases]
+        while time.time() < until + GRACE and not all(map(settled, wave)):
+            time.sleep(0.1)
+        for shape in sorted(wave, key=settled):  # first those that would compute while others are timed
+            shape.end(LIMIT if settled(shape) else 0)
     if "machine" in parts:
         Alone("machine", {"part": "machine", "tiny": TINY}).end(LIMIT)
     groups = []
     for name, hidden_size in ((n, h) for n in OURS for h in SIZES if "values" in parts):
         given = {"part": "values", "name": name, "hidden_size": hidden_size, "seed": SEED, "tiny": TINY}
         groups.append(Alone(f"values of {name}, H {hidden_size}", given, tuned=False))
-    for (rows, shapes), share in zip(WAVES if "times" in parts else (), COMPILED_BY, strict=False):
-        until = START + options.seconds * share
-        if time.time() > until:
-            keep("left out", "; ".join(case.name for case in shapes), "no time left to compile")
-            continue
-        given = {"part": "times", "rows": rows, "seed": SEED, "until": until, "repeats": REPEATS}
-        wave = [Alone(f"times of {case.name}", given | {"case": asdict(case)}) for case in shapes]
-        finish(groups)
-        while time.time() < until + GRACE and not all(map(settled, wave)):
-            time.sleep(0.1)
-        for shape in sorted(wave, key=settled):  # first those that would compute while others are timed
-            shape.end(min(LIMIT, START + options.seconds - time.time()) if settled(shape) else 0)
-    finish(groups)
+    for group in groups:
+        group.end(group.began + 1.5 * LIMIT - time.time())
     keep("machine", "seconds", time.time() - START)
     table()
 
@@ -167,12 +169,6 @@ def main() -> None:
 def settled(shape: Alone) -> bool:
     """It waits for its turn, or has ended."""
     return shape.ready.is_set() or shape.process.poll() is not None
-
-
-def finish(groups: list[Alone]) -> None:
-    while groups:
-        group = groups.pop(0)
-        group.end(group.began + 1.5 * LIMIT - time.time())
 
 
 # ---- The table.

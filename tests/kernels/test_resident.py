@@ -69,8 +69,9 @@ CASES = {
     # On the tensor cores, where the card has too few multiprocessors for a row each.
     "tiles": Case(sizes=(3, 140, 3, 64), given=("valid",), dtype="bfloat16", plain=True),
     "tiles, both": Case(TAKE, (3, 70, 3, 33), ALL, time_major=False, dtype="bfloat16", with_gates=True, **BOTH),
-    # A cluster of three blocks.
+    # A cluster of three blocks, whose exchange goes another way on the card: grujax/kernels/resident/cluster.py.
     "cluster": Case(sizes=(3, 5, 3, 160), given=ALL, dtype="bfloat16", **BOTH),
+    "one step": Case(sizes=(1, 2, 3, 64), given=ALL, dtype="float32", with_gates=True, **BOTH),
 }
 
 
@@ -83,16 +84,16 @@ def test_values_and_gradients_are_those_of_the_oracle(case, capfd):
 
 
 PLANS = {
-    # rows of the batch, H, directions, dtype, precision: rows of a block, blocks of a cluster, weights in registers
-    "one row a multiprocessor": ((132, 128, 1, "bfloat16", None), (1, 1, False)),
-    "more": ((133, 128, 1, "bfloat16", None), (8, 1, True)),
-    "two directions": ((67, 128, 2, "bfloat16", None), (8, 1, True)),
-    "exact where TF32 may not be": ((2000, 128, 1, "float32", "highest"), (1, 1, False)),
-    "TF32": ((300, 128, 1, "float32", None), (8, 2, False)),
-    "a wide batch": ((2112, 128, 1, "bfloat16", None), (16, 1, True)),
-    "256 units": ((64, 256, 1, "bfloat16", None), (8, 4, False)),
-    "256 units, more clusters than run at once": ((256, 256, 1, "bfloat16", None), (16, 4, False)),
-    "512 units": ((64, 512, 1, "bfloat16", None), (8, 8, False)),
+    # rows of the batch, H, directions, dtype, precision: rows of a block, blocks of a cluster, gates in registers
+    "one row a multiprocessor": ((132, 128, 1, "bfloat16", None), (1, 1, 0)),
+    "more": ((133, 128, 1, "bfloat16", None), (8, 1, 3)),
+    "two directions": ((67, 128, 2, "bfloat16", None), (8, 1, 3)),
+    "exact where TF32 may not be": ((2000, 128, 1, "float32", "highest"), (1, 1, 0)),
+    "TF32": ((300, 128, 1, "float32", None), (8, 2, 0)),
+    "a wide batch": ((2112, 128, 1, "bfloat16", None), (16, 1, 3)),
+    "256 units": ((64, 256, 1, "bfloat16", None), (8, 4, 2)),
+    "256 units, more clusters than run at once": ((256, 256, 1, "bfloat16", None), (16, 4, 1)),
+    "512 units": ((64, 512, 1, "bfloat16", None), (8, 8, 1)),
 }
 
 
@@ -101,7 +102,7 @@ PLANS = {
 def test_the_design_follows_from_the_sizes(case, sides):
     (rows, hidden_size, directions, dtype, precision), expected = PLANS[case]
     found = plan.plan((False,) * directions, False, rows, hidden_size, dtype, precision, sides)
-    assert (found.rows, found.blocks, found.weights_in_registers) == expected
+    assert (found.rows, found.blocks, found.in_registers) == expected
     assert plan.shared_bytes(found, hidden_size, jnp.dtype(dtype).itemsize, sides) < plan.SHARED
 
 

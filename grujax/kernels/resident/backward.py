@@ -24,13 +24,14 @@ from grujax.kernels.resident.mosaic import (
     launch,
     load,
     loop,
-    nothing,
     plgpu,
     resets_next,
+    resident,
     store,
     tiled,
     turned,
     where_valid,
+    zeros_like,
 )
 from grujax.kernels.resident.plan import UNITS, Plan
 from grujax.types import Array
@@ -54,15 +55,15 @@ def backward(
     dh_last: (D, B, H). w: (D, H, 3H) in the dtype of the products. flags, mask: as `forward` takes them.
 
     Returns:
-      Of each direction the gradients of W_ir x, W_iz x and W_in x side by side, (B, T, 3H) or (T, B, 3H); of each that
-      of W_hn h, (B, T, H) or (T, B, H), all in the dtype of w; dh0 (D, B, H); with flags dh_reset of each row, alike.
+      Of each direction the gradients of what r, z, n and m are made from side by side, (B, T, 4H) or (T, B, 4H) in the
+      dtype of w; dh0 (D, B, H); with flags dh_reset of each row, alike.
     """
     D, B, H = dh_last.shape
     T = saved[0].shape[0]
     warpgroups, interpret = H // plan.blocks // UNITS, plan.interpret
 
     def body(given: dict[str, Any], *outputs: Any, weights: Any, ready: Any, out: Any, **scratch: Any) -> None:
-        d_x, d_m, (*of_states, round_) = outputs[:D], outputs[D : 2 * D], outputs[2 * D :]
+        d_gates, (*of_states, round_) = outputs[:D], outputs[D:]
         place = Place(plan, T, H)
 
         def tiles(step: Any, d: int) -> list[Any]:
@@ -70,9 +71,11 @@ def backward(
             return [*of_gates, *(place.at(given[name][d], step, place.units) for name in ("hs", "dhs"))]
 
         ring = Ring(place, tiles, given["flags"], scratch["ring"])
-        exchange = Exchange(place, scratch["operand"], round_, scratch["here"], scratch["copied"])
-        if not plan.weights_in_registers:
-            plgpu.copy_gmem_to_smem(given["w"].at[place.d, place.units], weights.at[place.wg], ready.at[place.wg])
+        exchange = Exchange(place, round_, **scratch["exchange"])
+        of_units = given["w"].at[place.d, place.units]
+        if plan.in_registers < 3:
+            rest = of_units.at[:, pl.ds(plan.in_registers * H, (3 - plan.in_registers) * H)]
+            plgpu.copy_gmem_to_smem(rest, weights.at[place.wg], ready.at[place.wg])
 
         def step_of(i: Any) -> Any:
             """Of trip i; the one that is fetched after the last is not used."""
@@ -92,11 +95,10 @@ def backward(
             plgpu.commit_smem()
 
             def of(d: int) -> None:
-                for g in range(2):
-                    to = place.at(d_x[d], step, place.of_gate(g))
-                    plgpu.copy_smem_to_gmem(exchange.own(i, g), to, commit_group=False)
-                plgpu.copy_smem_to_gmem(exchange.own(i, 2), place.at(d_m[d], step, place.units), commit_group=False)
-                plgpu.copy_smem_to_gmem(out.at[place.wg, buffer], place.at(d_x[d], step, place.of_gate(2)))
+                for part, g in enumerate((0, 1, 3)):
+                    to = place.at(d_gates[d], step, place.of_gate(g))
+                    plgpu.copy_smem_to_gmem(exchange.own(i, part), to, commit_group=False)
+                plgpu.copy_smem_to_gmem(out.at[place.wg, buffer], place.at(d_gates[d], step, place.of_gate(2)))
 
             place.of_direction(of)
 
@@ -104,15 +106,15 @@ def backward(
             return pl.ds(g * H + k * UNITS, UNITS)
 
         def weight(in_registers: Any, g: int, k: Any) -> Any:
-            return in_registers[g][k] if in_registers else weights.at[place.wg, :, columns(g, k)]
+            if g < plan.in_registers:
+                return in_registers[g][k]
+            return weights.at[place.wg, :, columns(g - plan.in_registers, k)]
 
-        in_registers = ()
-        if plan.weights_in_registers:
-            of_units = given["w"].at[place.d, place.units]
-            in_registers = [
-                [load(of_units.at[:, columns(g, k)], ACCUMULATED) for k in range(H // UNITS)] for g in range(3)
-            ]
-        else:
+        in_registers = [
+            [load(of_units.at[:, columns(g, k)], ACCUMULATED) for k in range(H // UNITS)]
+            for g in range(plan.in_registers)
+        ]
+        if plan.in_registers < 3:
             plgpu.barrier_wait(ready.at[place.wg])
         mask = None if given["mask"] is None else load(turned(given["mask"].at[place.d, place.rows, place.units]), TILE)
 
@@ -124,11 +126,10 @@ def backward(
             exchange.collect(i)
 
             def product(total: Any) -> tuple:
-                def of_chunk(k: Any) -> None:
-                    for g in range(3):
-                        plgpu.wgmma(total, weight(in_registers, g, k), exchange.chunk(i, g, k))
+                def one(g: int, k: Any) -> None:
+                    plgpu.wgmma(total, weight(in_registers, g, k), exchange.chunk(i, g, k))
 
-                over_chunks(of_chunk, H, given["w"].dtype)
+                over_chunks(one, plan, H, w.dtype)
                 emit(i, of.n * of_state)
                 pl.when(i + plan.stages <= T)(lambda: ring.fetch(step_of(i + plan.stages), i + plan.stages))
                 ahead = read(i + 1)
@@ -136,6 +137,7 @@ def backward(
                 return total[...] if interpret else plgpu.layout_cast(total[...], TILE), ahead
 
             through, ahead = pl.run_scoped(product, plgpu.ACC((UNITS, plan.rows), jnp.float32))
+            exchange.release()
             dh = of.keep * of_state + (through if mask is None else mask * through)
             if (flags := ahead[2]) is not None:  # where the state that entered this step was a fresh one
                 fresh = resets_next(flags) & (i + 1 < T)
@@ -143,21 +145,22 @@ def backward(
             return dh, d_reset, ahead, in_registers
 
         dh = load(turned(given["dh_last"].at[place.d, place.rows, place.units]), TILE)
-        d_reset = None if given["flags"] is None else jnp.zeros_like(dh)
+        d_reset = None if given["flags"] is None else zeros_like(dh, TILE)
         dh, d_reset, *_ = loop(T, trip, (dh, d_reset, read(jnp.int32(0)), in_registers))
         for ref, value in zip(of_states, (dh, d_reset), strict=False):
             store(turned(ref.at[place.d, place.rows, place.units]), value)
+        exchange.end()
         plgpu.wait_smem_to_gmem(0)
 
-    scratch = exchange_scratch(plan, warpgroups, 3, H, w.dtype) | {
+    scratch = {
+        "exchange": exchange_scratch(plan, warpgroups, 3, H, w.dtype),
         "ring": ring_scratch(plan, warpgroups, 6, flags is not None),
-        "weights": nothing(w.dtype) if plan.weights_in_registers else tiled((warpgroups, UNITS, 3 * H), w.dtype),
+        "weights": resident((warpgroups, UNITS, (3 - plan.in_registers) * H), w.dtype),
         "ready": plgpu.Barrier(num_barriers=warpgroups),
         "out": tiled((warpgroups, plan.buffers, plan.rows, UNITS), w.dtype),
     }
     over = (T, B) if plan.time_major else (B, T)
-    out = [as_type((*over, 3 * H), w.dtype)] * D + [as_type((*over, H), w.dtype)] * D
-    out += [as_type((D, B, H))] * (1 if flags is None else 2)
+    out = [as_type((*over, 4 * H), w.dtype)] * D + [as_type((D, B, H))] * (1 if flags is None else 2)
     out.append(round_type(plan, 3, B, H, w.dtype))
     given = {
         "saved": list(saved),

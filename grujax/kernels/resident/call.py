@@ -42,7 +42,7 @@ def resident_forward(*arrays: Array, call: Call, interpret: bool = False) -> lis
     results = kernel.forward(
         x,
         ways.h0,
-        w.astype(jnp.float32) if ways.plan.rows == 1 else w,
+        w,
         jnp.stack([_bias(of, H, wide) for of in ways.every]),
         ways.flags,
         ways.h_reset,
@@ -85,7 +85,7 @@ def resident_transpose(*arrays: Array, call: Call, interpret: bool = False) -> l
         [filled(a, at) for a in hs],
         [filled(a, at) for a in dhs],
         jnp.stack([filled(a, 0) for a in dh_last]),
-        w.astype(jnp.float32) if ways.plan.rows == 1 else w,
+        w,
         ways.flags,
         ways.mask,
         plan=ways.plan,
@@ -93,10 +93,9 @@ def resident_transpose(*arrays: Array, call: Call, interpret: bool = False) -> l
     )
     gradients = []
     for d, of in enumerate(ways.every):
-        d_x = _by_gate(_rows_of(results[d], B, at), wide, H)
-        d_m = _rows_of(results[D + d], B, at)[..., :H]
-        dh0, *dh_reset = (a[d, :B, :H] for a in results[2 * D :])
-        moved = _gradients(of, call, d, hs[d], d_x, d_m)
+        d_gates = _by_gate(_rows_of(results[d], B, at), wide, H, 4)
+        dh0, *dh_reset = (a[d, :B, :H] for a in results[D:])
+        moved = _gradients(of, call, d, hs[d], d_gates.reshape(*d_gates.shape[:2], 4 * H))
         begun = ways.first[d]
         of_fresh = dh_reset[0] if dh_reset else jnp.zeros_like(dh0)
         if begun is not None:
@@ -107,10 +106,12 @@ def resident_transpose(*arrays: Array, call: Call, interpret: bool = False) -> l
     return gradients
 
 
-def _gradients(of: Given, call: Call, d: int, hs: Array, d_x: Array, d_m: Array) -> Given:
-    """Of x, the weights and the biases; d_x (..., 3, H) of what W_ih x adds to, d_m (..., H) of W_hn h + b_hn."""
-    wide, columns = of.h0.dtype, of.w_ih.shape[1]
-    by_unit, time_major = d_x.reshape(*d_x.shape[:2], columns), call.time_major
+def _gradients(of: Given, call: Call, d: int, hs: Array, d_gates: Array) -> Given:
+    """Of x, the weights and the biases; d_gates (..., 4H): of what r, z, n and m are made from.
+
+    d_gates stays whole, also where r, z and n alone are asked for: another copy costs more than a larger product.
+    """
+    wide, H, time_major = of.h0.dtype, of.h0.shape[1], call.time_major
     h = hs if time_major else hs.swapaxes(0, 1)
     valid, reset = None if of.valid.shape == (0,) else of.valid, _resets(of, call.reverse[d])
     if call.reverse[d]:
@@ -131,15 +132,20 @@ def _gradients(of: Given, call: Call, d: int, hs: Array, d_x: Array, d_m: Array)
         contracted = (((0,), (0,)), ((), ()))
         return lax.dot_general(*operands, contracted, precision=call.spec.precision, preferred_element_type=wide)
 
-    of_h = jnp.concatenate([by_unit[..., : columns // 3 * 2], d_m], -1)
-    x = _sanitised(of, call)
+    def of_input(a: Array) -> Array:
+        return a[..., : 3 * H]
+
+    def of_state(a: Array) -> Array:
+        return jnp.concatenate([a[..., : 2 * H], a[..., 3 * H :]], -1)
+
+    bias = d_gates.sum((0, 1), dtype=wide)
     return Given(
-        x=dot(by_unit, of.w_ih.T, call.spec),
+        x=dot(d_gates, jnp.pad(of.w_ih, [(0, 0), (0, H)]).T, call.spec),
         h0=None,
-        w_ih=summed(x, by_unit),
-        w_hh=summed(entering, of_h),
-        b_ih=by_unit.sum((0, 1), dtype=wide),
-        b_hh=of_h.sum((0, 1), dtype=wide),
+        w_ih=of_input(summed(_sanitised(of, call), d_gates)),
+        w_hh=of_state(summed(entering, d_gates)),
+        b_ih=of_input(bias),
+        b_hh=of_state(bias),
         h_reset=None,
         valid=None,
         reset=None,

@@ -27,6 +27,7 @@ from grujax.kernels.resident.mosaic import (
     resets_next,
     store,
     where_valid,
+    zeros_like,
 )
 from grujax.kernels.resident.plan import UNITS, Plan
 from grujax.types import Array
@@ -47,6 +48,9 @@ class Vectors:
         """(64,) of an array (D, B, H)."""
         ref = self.given[name]
         return None if ref is None else self.row(ref.at[self.place.d, self.place.rows, self.place.units])
+
+    def weight(self, ref: Any) -> Array:
+        return load(ref, ACCUMULATED).astype(jnp.float32)
 
     def times(self, weight: Array, vector: Any) -> Array:
         along = lax.broadcast_in_dim(load(vector, COLUMN), (UNITS, self.hidden_size), [1])
@@ -76,7 +80,7 @@ def forward(
     keep: bool,
     saved: bool,
 ) -> list[Array]:
-    """As `grujax.kernels.resident.forward.forward`, w in float32."""
+    """As `grujax.kernels.resident.forward.forward`."""
     D, B, H = h0.shape
     T = x[0].shape[0 if plan.time_major else 1]
     n_out = 5 if saved else 1
@@ -89,7 +93,7 @@ def forward(
         def fetch(step: Any) -> tuple[list[Array], Array | None]:
             return vectors.of_step([("x", place.of_gate(g), None) for g in range(3)], jnp.minimum(step, T - 1))
 
-        weights = [load(given["w"].at[place.d, g, place.units], ACCUMULATED) for g in range(3)]
+        weights = [vectors.weight(given["w"].at[place.d, g, place.units]) for g in range(3)]
         biases = [vectors.row(given["bias"].at[place.d, g, place.units]) for g in range(4)]
         h_reset = 0.0 if given["h_reset"] is None else vectors.row(given["h_reset"].at[place.d, place.units])
         mask = vectors.of_row("mask")
@@ -149,12 +153,12 @@ def backward(
     plan: Plan,
     keep: bool,
 ) -> list[Array]:
-    """As `grujax.kernels.resident.backward.backward`, w and all results in float32."""
+    """As `grujax.kernels.resident.backward.backward`."""
     D, B, H = dh_last.shape
     T = saved[0].shape[0]
 
     def body(given: dict[str, Any], *outputs: Any, operand: Any, here: Any) -> None:
-        d_x, d_m, of_states = outputs[:D], outputs[D : 2 * D], outputs[2 * D :]
+        d_gates, of_states = outputs[:D], outputs[D:]
         vectors = Vectors(plan, given, T, H)
         place = vectors.place
 
@@ -168,14 +172,13 @@ def backward(
             return *where_valid(flags, coefficients(r, z, n, m, h, keep), dh), flags
 
         chunks = [pl.ds(g * H, H) for g in range(3)]
-        weights = [load(given["w"].at[place.d, place.units, chunk], ACCUMULATED) for chunk in chunks]
+        weights = [vectors.weight(given["w"].at[place.d, place.units, chunk]) for chunk in chunks]
         mask = vectors.of_row("mask")
 
         def emit(step: Any, values: Sequence[Array]) -> None:
             def of(d: int) -> None:
-                for g, value in enumerate(values[:3]):
-                    store(place.at(d_x[d], step, place.of_gate(g)), value)
-                store(place.at(d_m[d], step, place.units), values[3])
+                for g, value in enumerate(values):
+                    store(place.at(d_gates[d], step, place.of_gate(g)), value.astype(w.dtype))
 
             place.of_direction(of)
 
@@ -200,7 +203,7 @@ def backward(
 
         dh = vectors.of_row("dh_last")
         assert dh is not None
-        d_reset = None if given["flags"] is None else jnp.zeros_like(dh)
+        d_reset = None if given["flags"] is None else zeros_like(dh, ROW)
         soon = [fetch(jnp.int32(i + 1)) for i in range(plan.stages)]
         carry = (dh, d_reset, read(fetch(jnp.int32(0))), soon, weights)
         dh, d_reset, *_ = loop(T, trip, carry)
@@ -209,8 +212,7 @@ def backward(
 
     warpgroups, over = H // UNITS, (T, B) if plan.time_major else (B, T)
     scratch = {"operand": plgpu.SMEM((2, 3 * H), jnp.float32), "here": plgpu.Barrier(num_arrivals=warpgroups)}
-    out = [as_type((*over, 3 * H))] * D + [as_type((*over, H))] * D
-    out += [as_type((D, B, H))] * (1 if flags is None else 2)
+    out = [as_type((*over, 4 * H), w.dtype)] * D + [as_type((D, B, H))] * (1 if flags is None else 2)
     given = {
         "saved": list(saved),
         "hs": list(hs),

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
+from grujax.kernels.resident import cluster
 from grujax.kernels.resident.mosaic import (
     OF_ROWS,
     TILE,
@@ -28,15 +29,23 @@ FLAGS = 32
 
 
 class Exchange:
-    """The operand of the products, (units / 64, parts · rows, 64), in the shared memory of each block.
+    """The operand of the products, (units / 64, parts · rows, 64), in the shared memory of each block of a cluster.
 
-    In a cluster it goes round through global memory, which is L2: a warpgroup's part goes out by the copy engine, a
-    barrier of the cluster, and everything comes in. Stores into the shared memory of the other blocks took 1.6 to 2.8
-    times as long (docs/decisions/gpu-kernel.md).
+    For the interpreter it goes round a cluster through global memory: a part goes out by the copy engine, a barrier of
+    the cluster, and everything comes in. On the card that took 0.4 µs a step more (docs/decisions/gpu-kernel.md).
     """
 
-    def __init__(self, place: Place, operand: Any, round_: Any, here: Any, copied: Any) -> None:
-        self.place, self.operand, self.round, self.here, self.copied = place, operand, round_, here, copied
+    def __init__(
+        self, place: Place, round_: Any, *, operand: Any, here: Any = None, copied: Any = None, arrived: Any = None
+    ) -> None:
+        self.place, self.round = place, round_
+        self.operand, self.here, self.copied, self.arrived = operand, here, copied, arrived
+        if arrived is not None:
+            for i in range(place.plan.buffers):
+                cluster.begin(arrived.at[i])
+            cluster.arrive()
+            if place.plan.buffers == 2:
+                cluster.depart()
 
     def _buffer(self, step: Any) -> Any:
         return lax.rem(step, jnp.int32(self.place.plan.buffers))
@@ -51,29 +60,42 @@ class Exchange:
         return self.operand.at[self._buffer(step), self.place.first // UNITS, pl.ds(part * rows, rows)]
 
     def publish(self, step: Any, values: Sequence[Array]) -> None:
-        of_units = self.operand.at[self._buffer(step), self.place.first // UNITS]
+        plan, buffer, k = self.place.plan, self._buffer(step), self.place.first // UNITS
+        of_units = self.operand.at[buffer, k]
+        if self.arrived is not None and plan.buffers == 1:
+            cluster.depart()
         store(turned(of_units), side_by_side(values).astype(self.operand.dtype))
         plgpu.commit_smem()
-        if self.place.plan.blocks > 1:
-            plgpu.copy_smem_to_gmem(of_units, self._round(step).at[self.place.first // UNITS])
+        if self.arrived is not None:
+            n_bytes = len(values) * plan.rows * UNITS * jnp.dtype(self.operand.dtype).itemsize
+            cluster.send(of_units, self.arrived.at[buffer], n_bytes, plan.blocks)
+            return
+        if plan.blocks > 1:
+            plgpu.copy_smem_to_gmem(of_units, self._round(step).at[k])
             plgpu.wait_smem_to_gmem(0)
         plgpu.barrier_arrive(self.here)
 
     def collect(self, step: Any) -> None:
-        plgpu.barrier_wait(self.here)
-        if self.place.plan.blocks == 1:
+        if self.arrived is not None:
+            cluster.wait(self.arrived.at[self._buffer(step)], lax.div(step, jnp.int32(self.place.plan.buffers)))
             return
+        plgpu.barrier_wait(self.here)
+        if self.place.plan.blocks > 1:
+            for k in range(self.place.hidden_size // UNITS):
+                plgpu.copy_gmem_to_smem(self._round(step).at[k], self.operand.at[self._buffer(step), k], self.copied)
+            plgpu.barrier_wait(self.copied)
 
-        @pl.when(self.place.wg == 0)
-        def _() -> None:
-            source, to = self._round(step), self.operand.at[self._buffer(step)]
-            if (n := _copies(self.operand.dtype, self.place.hidden_size)) == 1:
-                plgpu.copy_gmem_to_smem(source, to, self.copied)
-                return
-            for k in range(n):
-                plgpu.copy_gmem_to_smem(source.at[k], to.at[k], self.copied)
+    def release(self) -> None:
+        """This block has read the last step."""
+        if self.arrived is not None and self.place.plan.buffers == 1:
+            cluster.arrive()
 
-        plgpu.barrier_wait(self.copied)
+    def end(self) -> None:
+        """No block of a cluster may end before the others have read; to be called after the last `release`."""
+        if self.arrived is not None:
+            if self.place.plan.buffers == 2:
+                cluster.arrive()
+            cluster.depart()
 
     def chunk(self, step: Any, part: int, k: Any) -> Any:
         """(64, rows) of a part, from unit 64 k on."""
@@ -86,37 +108,44 @@ def side_by_side(values: Sequence[Array]) -> Array:
     return values[0] if len(values) == 1 else jnp.concatenate(values, axis=1)
 
 
-UNROLLED = 256
-"""Bytes of a row of the weights up to which a loop over its chunks is unrolled. From more of them the compiler takes
-the descriptors of all products out of the loop over time, and into local memory: docs/decisions/gpu-kernel.md."""
+UNROLLED = 768
+"""Bytes of a unit's weights in shared memory up to which a loop over their chunks is unrolled. From more of them the
+compiler takes the descriptors of all products out of the loop over time, and into local memory:
+docs/decisions/gpu-kernel.md."""
 
 
-def over_chunks(of_chunk: Callable[[Any], None], hidden_size: int, dtype: Any) -> None:
-    """of_chunk(k) for each 64 of the hidden units."""
+def over_chunks(product: Callable[[int, Any], None], plan: Plan, hidden_size: int, dtype: Any) -> None:
+    """product(g, k) for each gate g and each 64 of the hidden units; first where the weights are in shared memory."""
     n = hidden_size // UNITS
-    if hidden_size * jnp.dtype(dtype).itemsize > UNROLLED:
+
+    def of_chunk(k: Any) -> None:
+        for g in range(plan.in_registers, 3):
+            product(g, k)
+
+    if (3 - plan.in_registers) * hidden_size * jnp.dtype(dtype).itemsize > UNROLLED:
         loop(n, lambda k, _: of_chunk(k), None)
-        return
-    for k in range(n):
-        of_chunk(k)
-
-
-def _copies(dtype: Any, hidden_size: int) -> int:
-    """That bring the operand in: one has five dimensions at most, and float32 takes two for the 64 units of a chunk."""
-    return 1 if jnp.dtype(dtype).itemsize == 2 else hidden_size // UNITS
+    else:
+        for k in range(n):
+            of_chunk(k)
+    for g in range(plan.in_registers):
+        for k in range(n):
+            product(g, k)
 
 
 def exchange_scratch(plan: Plan, warpgroups: int, parts: int, hidden_size: int, dtype: Any) -> dict[str, Any]:
-    here: Any = plgpu.Barrier(num_arrivals=warpgroups)
-    if plan.blocks > 1:
-        here = plgpu.ClusterBarrier(collective_axes=("block",), num_arrivals=warpgroups)
-    operand = tiled((plan.buffers, hidden_size // UNITS, parts * plan.rows, UNITS), dtype)
-    return {"operand": operand, "here": here, "copied": plgpu.Barrier(num_arrivals=_copies(dtype, hidden_size))}
+    """What `Exchange` takes."""
+    operand = {"operand": tiled((plan.buffers, hidden_size // UNITS, parts * plan.rows, UNITS), dtype)}
+    if plan.blocks == 1:
+        return operand | {"here": plgpu.Barrier(num_arrivals=warpgroups)}
+    if not plan.interpret:
+        return operand | {"arrived": cluster.barriers(plan.buffers)}
+    here = plgpu.ClusterBarrier(collective_axes=("block",), num_arrivals=warpgroups)
+    return operand | {"here": here, "copied": plgpu.Barrier(num_arrivals=hidden_size // UNITS)}
 
 
 def round_type(plan: Plan, parts: int, rows: int, hidden_size: int, dtype: Any) -> Any:
-    """The output by which the operand goes round; least where there is no cluster."""
-    if plan.blocks == 1:
+    """The output by which the operand goes round where the interpreter runs a cluster; else the least there can be."""
+    if plan.blocks == 1 or not plan.interpret:
         return as_type((1, 8, UNITS), dtype)
     of_tile = (hidden_size // UNITS, parts * plan.rows, UNITS)
     return as_type((2, len(plan.reverse), rows // plan.rows, *of_tile), dtype)

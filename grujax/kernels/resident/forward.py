@@ -32,9 +32,9 @@ from grujax.kernels.resident.mosaic import (
     load,
     loop,
     new_state,
-    nothing,
     plgpu,
     resets_next,
+    resident,
     store,
     tiled,
     turned,
@@ -78,12 +78,10 @@ def forward(
             return [place.at(given["x"][d], step, place.of_gate(g)) for g in range(3)]
 
         ring = Ring(place, tiles, given["flags"], scratch["ring"])
-        exchange = Exchange(place, scratch["operand"], round_, scratch["here"], scratch["copied"])
-        if not plan.weights_in_registers:
-            for g in range(3):
-                plgpu.copy_gmem_to_smem(
-                    given["w"].at[place.d, g, place.units], weights.at[place.wg, g], ready.at[place.wg]
-                )
+        exchange = Exchange(place, round_, **scratch["exchange"])
+        of_gates = [given["w"].at[place.d, g, place.units] for g in range(3)]
+        for i, of_gate in enumerate(of_gates[plan.in_registers :]):
+            plgpu.copy_gmem_to_smem(of_gate, weights.at[place.wg, i], ready.at[place.wg])
         for step in range(min(plan.stages - 1, T)):
             ring.fetch(jnp.int32(step), jnp.int32(step))
         biases = [over_rows(given["bias"].at[place.d, g, place.units]) for g in range(4)]
@@ -111,17 +109,17 @@ def forward(
 
             place.of_direction(of)
 
-        def weight(in_registers: Any, g: int, k: int) -> Any:
-            return in_registers[g][k] if in_registers else weights.at[place.wg, g, :, pl.ds(k * UNITS, UNITS)]
+        def weight(in_registers: Any, g: int, k: Any) -> Any:
+            if g < plan.in_registers:
+                return in_registers[g][k]
+            return weights.at[place.wg, g - plan.in_registers, :, pl.ds(k * UNITS, UNITS)]
 
         h = load(turned(given["h0"].at[place.d, place.rows, place.units]), TILE)
         publish(jnp.int32(0), h)
-        in_registers = ()
-        if plan.weights_in_registers:
-            chunks = [pl.ds(k * UNITS, UNITS) for k in range(H // UNITS)]
-            of_gates = [given["w"].at[place.d, g, place.units] for g in range(3)]
-            in_registers = [[load(ref.at[:, chunk], ACCUMULATED) for chunk in chunks] for ref in of_gates]
-        else:
+        chunks = [pl.ds(k * UNITS, UNITS) for k in range(H // UNITS)]
+        kept_here = of_gates[: plan.in_registers]
+        in_registers = [[load(ref.at[:, chunk], ACCUMULATED) for chunk in chunks] for ref in kept_here]
+        if plan.in_registers < 3:
             plgpu.barrier_wait(ready.at[place.wg])
 
         def one_step(t: Any, carry: tuple) -> tuple:
@@ -129,11 +127,10 @@ def forward(
             exchange.collect(t)
 
             def products(*sums: Any) -> tuple:
-                def of_chunk(k: Any) -> None:
-                    for g, total in enumerate(sums):
-                        plgpu.wgmma(total, weight(in_registers, g, k), exchange.chunk(t, 0, k))
+                def product(g: int, k: Any) -> None:
+                    plgpu.wgmma(sums[g], weight(in_registers, g, k), exchange.chunk(t, 0, k))
 
-                over_chunks(of_chunk, H, w.dtype)
+                over_chunks(product, plan, H, w.dtype)
                 # All that the next states do not wait for, while the tensor cores are busy.
                 pl.when(t > 0)(lambda: emit(t - 1, before))
                 pl.when(t + plan.stages - 1 < T)(lambda: ring.fetch(t + plan.stages - 1, t + plan.stages - 1))
@@ -146,6 +143,7 @@ def forward(
                 )
 
             of_state, of_input, flags = pl.run_scoped(products, *[plgpu.ACC((UNITS, plan.rows), jnp.float32)] * 3)
+            exchange.release()
             new, *values = new_state(h, of_input, of_state, biases, keep)
             emitted, h = [new, *values][:n_out], new if flags is None else jnp.where(is_valid(flags), new, h)
             if flags is not None:
@@ -157,15 +155,18 @@ def forward(
             return h_next, emitted, in_registers
 
         h, before, _ = loop(T, one_step, (h, [jnp.zeros_like(h)] * n_out, in_registers))
-        exchange.collect(jnp.int32(T))  # no warpgroup, and no block of a cluster, ends before the others have read
+        exchange.collect(jnp.int32(T))
+        exchange.release()
+        exchange.end()
         emit(jnp.int32(T - 1), before)
         store(turned(h_last.at[place.d, place.rows, place.units]), h)
         plgpu.wait_smem_to_gmem(0)
 
-    scratch = exchange_scratch(plan, warpgroups, 1, H, w.dtype) | {
+    scratch = {
+        "exchange": exchange_scratch(plan, warpgroups, 1, H, w.dtype),
         "ring": ring_scratch(plan, warpgroups, 3, flags is not None),
-        "weights": nothing(w.dtype) if plan.weights_in_registers else tiled((warpgroups, 3, UNITS, H), w.dtype),
-        "ready": plgpu.Barrier(num_arrivals=3, num_barriers=warpgroups),
+        "weights": resident((warpgroups, 3 - plan.in_registers, UNITS, H), w.dtype),
+        "ready": plgpu.Barrier(num_arrivals=max(1, 3 - plan.in_registers), num_barriers=warpgroups),
         "out": tiled((warpgroups, plan.buffers, n_out * plan.rows, UNITS), jnp.float32),
     }
     over = (T, B) if plan.time_major else (B, T)

@@ -33,6 +33,11 @@ def store(ref: Any, value: Array) -> None:
         ref[...] = value
 
 
+def zeros_like(value: Array, layout: Any) -> Array:
+    """With a layout: the compiler stores no array that it sees to be the same everywhere, as after no step at all."""
+    return plgpu.layout_cast(jnp.zeros_like(value), layout)
+
+
 def launch(body: Callable[..., None], out: Any, scratch: dict[str, Any], plan: Plan, grid: Sequence[int]) -> Any:
     """The kernel as a function of arrays; grid: directions, tiles of rows, warpgroups of a block."""
     directions, tiles, warpgroups = grid
@@ -57,13 +62,21 @@ def turned(ref: Any) -> Any:
 
 def tiled(shape: Sequence[int], dtype: Any) -> Any:
     """Shared memory as the tensor cores and the copy engine read it: 128 bytes a row of a tile, swizzled."""
-    tile = plgpu.TilingTransform((8, 128 // jnp.dtype(dtype).itemsize))
-    return plgpu.SMEM(tuple(shape), dtype, transforms=(tile, plgpu.SwizzleTransform(128)))
+    return plgpu.SMEM(tuple(shape), dtype, transforms=swizzled(dtype))
+
+
+def swizzled(dtype: Any) -> tuple:
+    return plgpu.TilingTransform((8, 128 // jnp.dtype(dtype).itemsize)), plgpu.SwizzleTransform(128)
 
 
 def nothing(dtype: Any) -> Any:
     """Shared memory that is not used: scratch has no optional arrays."""
     return tiled((8, 128 // jnp.dtype(dtype).itemsize), dtype)
+
+
+def resident(shape: Sequence[int], dtype: Any) -> Any:
+    """The weights that are in shared memory, if any."""
+    return tiled(shape, dtype) if all(shape) else nothing(dtype)
 
 
 class Place:

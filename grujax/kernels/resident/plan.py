@@ -17,19 +17,21 @@ CAPABILITY = "9.0"
 MULTIPROCESSORS = 132
 SHARED = 232_448
 """Bytes of shared memory of a block, 1 KB of them for barriers and the like."""
+ALIGNED = 1024
+"""Bytes to whose multiples arrays in shared memory are aligned, however small: the barriers of a cluster are one."""
 CLUSTER = 8
 """Blocks of a cluster at most."""
 GROUPS, OF_GROUP = 7, 16
 """Groups of multiprocessors that are whole, and multiprocessors of one: a cluster lies within a group. Some cards have
 an eighth group with fewer."""
-EXACT, IN_REGISTERS = 128, 128
-"""Hidden units at most of the loops in exact float32, and of weights that the tensor cores read from registers."""
+EXACT, ALONE = 128, 128
+"""Hidden units at most of the loops in exact float32, and of a block that shares the weights of bfloat16 with none."""
 WAVES, WAVES_EXACT = 2, 8
 """How many times over the card may be filled, at most, where None chooses these kernels: so far they were measured."""
-ROWS = (8, 16, 32)
-ROWS_BESIDE = 16
-"""Rows at most of a block that has the weights in registers too."""
-STAGES = (4, 3, 2)
+ROWS = {8: 144, 16: 100, 32: 0}
+"""Of the batch, in a block; beside them so many registers of a thread may hold weights."""
+WAYS = ((2, 4), (2, 3), (2, 2), (1, 4), (1, 3), (1, 2), (1, 0))
+"""Buffers of what a step exchanges and stages of the ring, the better ones first."""
 
 
 class Plan(NamedTuple):
@@ -40,13 +42,9 @@ class Plan(NamedTuple):
     rows: int  # of the batch, in a block
     blocks: int = 1  # of a cluster, which share the hidden units
     stages: int = 4  # of the ring in which the arrays of later steps arrive; 0: none, they are read when needed
-    weights_in_registers: bool = False
+    buffers: int = 2  # of what a step exchanges; 1, where memory is short: a cluster then meets at each step
+    in_registers: int = 0  # gates, the first ones, whose weights the tensor cores read from there
     interpret: bool = False
-
-    @property
-    def buffers(self) -> int:
-        """Of what a step exchanges. In a cluster a barrier parts all reads from the next write: one is enough."""
-        return 2 if self.blocks == 1 else 1
 
 
 class Sides(NamedTuple):
@@ -120,7 +118,7 @@ def plan(
     found = _tiled(reverse, time_major, rows, hidden_size, name, sides)
     assert found is not None
     # The interpreter takes both operands of a product from shared memory alone.
-    return found._replace(interpret=interpret, weights_in_registers=found.weights_in_registers and not interpret)
+    return found._replace(interpret=True, in_registers=0) if interpret else found
 
 
 def _tiled(
@@ -128,24 +126,26 @@ def _tiled(
 ) -> Plan | None:
     """On the tensor cores: the fewest rows a block with which all blocks run at once, else the most that fit."""
     itemsize = jnp.dtype(name).itemsize
-    few_units = itemsize == 2 and hidden_size <= IN_REGISTERS
-    blocks = 1 if few_units or hidden_size == UNITS else hidden_size // UNITS
-    fitting = []
-    for n, stages in ((n, stages) for some in (STAGES, (0,)) for n in ROWS for stages in some):
-        plan = Plan(reverse, time_major, n, blocks, stages, weights_in_registers=few_units and n <= ROWS_BESIDE)
-        fits = shared_bytes(plan, hidden_size, itemsize, sides) <= SHARED - 1024
-        if fits and n not in (p.rows for p in fitting) and (stages or (sides is BACKWARD and not fitting)):
-            fitting.append(plan)
-    at_once = [p for p in fitting if len(reverse) * math.ceil(rows / p.rows) <= _at_once(blocks)]
-    return next(iter(at_once), fitting[-1] if fitting else None)
+    blocks = 1 if hidden_size == UNITS or (itemsize == 2 and hidden_size <= ALONE) else hidden_size // UNITS
+    of_gate = hidden_size * UNITS * itemsize // (128 * 4)  # registers of a thread
+    fitting: dict[int, Plan] = {}
+    for buffers, stages in (way for way in WAYS if blocks > 1 or way[0] == 2):
+        for n, registers in ROWS.items():
+            in_registers = min(3, registers // of_gate) if itemsize == 2 else 0  # wgmma takes no float32 from there
+            plan = Plan(reverse, time_major, n, blocks, stages, buffers, in_registers)
+            fits = shared_bytes(plan, hidden_size, itemsize, sides) <= SHARED - 1024
+            if fits and n not in fitting and (stages or (sides is BACKWARD and not fitting)):
+                fitting[n] = plan
+    at_once = (p for n, p in fitting.items() if len(reverse) * math.ceil(rows / n) <= _at_once(blocks))
+    return next(at_once, fitting[max(fitting)] if fitting else None)
 
 
 def shared_bytes(plan: Plan, hidden_size: int, itemsize: int, sides: Sides) -> int:
     """Of a block."""
     warpgroups = hidden_size // plan.blocks // UNITS
     tile = plan.rows * UNITS
-    weights = 0 if plan.weights_in_registers else warpgroups * UNITS * 3 * hidden_size * itemsize
+    weights = warpgroups * UNITS * (3 - plan.in_registers) * hidden_size * itemsize
     operand = plan.buffers * sides.parts * hidden_size // UNITS * tile * itemsize
     ring = warpgroups * plan.stages * (sides.tiles * tile * 4 + 128)
     out = warpgroups * plan.buffers * sides.out * tile * (4 if sides.out_wide else itemsize)
-    return weights + operand + ring + out
+    return weights + operand + ring + out + (ALIGNED if plan.blocks > 1 else 0)
