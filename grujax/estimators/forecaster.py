@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from grujax.core.keywords import explained
 from grujax.data import Dataset, sequences
 from grujax.errors import InputError, require, require_count, require_package
 from grujax.estimators.backtest import figures
-from grujax.estimators.keywords import explained
 from grujax.estimators.windows import CALENDAR, Windows, calendar, following, table
 from grujax.linen.model import GRUModel
 from grujax.training import TrainConfig, fit, outputs_of
