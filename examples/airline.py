@@ -50,7 +50,7 @@ def run(windows: int, seeds: int, members: int, picture: Path | None) -> None:
         log=True,
         mirrored=True,
         members=members,
-        training=replace(GRUForecaster.training, weight_decay=3.0),
+        training=replace(GRUForecaster.training, learning_rate=3e-3),
     )
 
     tables = []
