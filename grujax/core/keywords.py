@@ -49,7 +49,7 @@ INSTEAD = {
     "device": "jax.device_put moves x and the variables to a device",
     "unroll": "the implementation chooses it",
 }
-"""What to do where we have no argument of that meaning."""
+"""What to do where a module has no argument of that meaning; estimators, which have no call, have none of it."""
 
 
 OURS = {theirs: ours for ours, words in FOREIGN.items() for theirs in words}
@@ -77,9 +77,11 @@ def explained(cls: Class, fields_of: type | None = None) -> Class:
             raise TypeError(_surplus(type(self), names, args))
         for word in fields:
             if word not in accepted:
-                name = type(self).__name__
+                name, call = type(self).__name__, cls.__call__
                 within = {f"write {part}=replace({name}.{part}, {{}}=...)": of for part, of in parts.items()}
-                _refuse(name, word, _arguments(cls.__init__), _of_call(cls) | within)
+                if inspect.isfunction(call):
+                    within["{}= belongs to the call"] = _arguments(call)
+                _refuse(name, word, _arguments(cls.__init__), within, INSTEAD if inspect.isfunction(call) else {})
         made(self, *args, **fields)
 
     setattr(__init__, "__signature__", signature)  # noqa: B010, which frameworks read parameters from
@@ -92,16 +94,18 @@ def refuse_others(module: object, others: Iterable[str]) -> None:
     cls = type(module)
     for word in others:
         elsewhere = {"{}= belongs to the constructor": _arguments(cls.__init__)}
-        _refuse(cls.__name__, word, _arguments(cls.__call__), elsewhere)
+        _refuse(cls.__name__, word, _arguments(cls.__call__), elsewhere, INSTEAD)
 
 
-def _refuse(name: str, word: str, here: list[str], elsewhere: Mapping[str, list[str]]) -> NoReturn:
+def _refuse(
+    name: str, word: str, here: list[str], elsewhere: Mapping[str, list[str]], instead: Mapping[str, str]
+) -> NoReturn:
     """elsewhere: what to write of an argument `{}` that is none here, and those arguments."""
     places, words = {"write {}=": here, **elsewhere}, (OURS.get(word, word), word)
     what = [write.format(ours) for write, names in places.items() for ours in words if ours in names]
-    what += [INSTEAD[ours] for ours in reversed(words) if ours in INSTEAD]
+    what += [instead[ours] for ours in reversed(words) if ours in instead]
     for write, names in places.items():
-        what += map(write.format, difflib.get_close_matches(word, names, 1))
+        what += map(write.format, difflib.get_close_matches(word, names, 1, 0.7))
     what.append(f"it takes {', '.join(here)}")
     raise TypeError(f"{name} takes no {word}= here: {what[0]}.")
 
@@ -112,11 +116,6 @@ def _surplus(cls: type, names: list[str], args: tuple) -> str:
     fields = ", ".join(f"{name}={value!r:.30}" for name, value in zip(names, values, strict=False))
     rest = " Other fields need their names: num_layers=2." if hasattr(cls, "num_layers") else ""
     return f"{cls.__name__} takes {', '.join(names)} alone by position; write {cls.__name__}({fields}){reads}.{rest}"
-
-
-def _of_call(cls: type) -> dict[str, list[str]]:
-    """Of a class without a call, as estimators are, nothing."""
-    return {"{}= belongs to the call": _arguments(cls.__call__)} if inspect.isfunction(cls.__call__) else {}
 
 
 def _arguments(function: Callable) -> list[str]:

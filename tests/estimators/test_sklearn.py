@@ -316,6 +316,9 @@ def test_more_channels_than_steps_are_announced():
         (lambda: GRUClassifier(units=3), "GRUClassifier takes no units= here: write hidden_size=."),
         (lambda: GRUClassifier(max_iter=3), "GRUClassifier takes no max_iter= here: write epochs=."),
         (lambda: GRUClassifier(zzz=3), "GRUClassifier takes no zzz= here: it takes hidden_size, num_layers, "),
+        (lambda: GRUClassifier(batch_first=True), "GRUClassifier takes no batch_first= here: it takes hidden_size, "),
+        (lambda: GRUForecaster(training_=3), "GRUForecaster takes no training_= here: write training=."),
+        (lambda: GRUForecaster(device=3), "GRUForecaster takes no device= here: it takes horizon, season, "),
         (lambda: GRUForecaster(random_state=3), "GRUForecaster takes no random_state= here: write training=replace("),
         (
             lambda: GRUForecaster(lr=3),
