@@ -1,6 +1,6 @@
 """Forecasts airline passengers, 144 months: a rolling backtest of the last 36, horizon 12, beside two other methods.
 
-pip install -e '.[data,forecast,plot]' statsmodels
+pip install 'grujax[data,forecast,plot]' statsmodels
 python examples/airline.py                       25 windows, 3 runs of 3 members
 python examples/airline.py --windows 2 --seeds 1 --members 1
 python examples/airline.py --picture airline.png
@@ -50,7 +50,7 @@ def run(windows: int, seeds: int, members: int, picture: Path | None) -> None:
         log=True,
         mirrored=True,
         members=members,
-        training=replace(GRUForecaster.training, weight_decay=3.0),
+        training=replace(GRUForecaster.training, learning_rate=3e-3),
     )
 
     tables = []

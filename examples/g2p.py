@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from grujax.interop.torch import from_torch
 from grujax.seq2seq import Seq2Seq, greedy
 
 GRAPHEMES = ["<pad>", "<unk>", "</s>", *"abcdefghijklmnopqrstuvwxyz"]
@@ -30,25 +31,26 @@ START, END, LONGEST = PHONEMES.index("<s>"), PHONEMES.index("</s>"), 20
 
 
 def load() -> tuple[Seq2Seq, dict]:
-    """The model and its variables. The matrices of the file are torch's, (3H, I): ours stand transposed."""
+    """The model and its variables. The GRUs of the file are torch's under names of its own: `from_torch` reads them."""
     found = find_spec("g2p_en")
     if found is None or found.origin is None:
         raise SystemExit("g2p_en is required: pip install --no-deps g2p-en")
     with np.load(Path(found.origin).parent / "checkpoint20.npz", allow_pickle=False) as file:
-        arrays = {name: jnp.asarray(a) for name, a in file.items()}
-
-    def layer(which: str) -> dict:
-        return {n: arrays[f"{which}_{n}"].T for n in ("w_ih", "w_hh", "b_ih", "b_hh")}  # a vector is its transpose
-
+        arrays = dict(file)
+    names = {"weight_ih_l0": "w_ih", "weight_hh_l0": "w_hh", "bias_ih_l0": "b_ih", "bias_hh_l0": "b_hh"}
+    encoder, decoder = (
+        from_torch({key: arrays[f"{which}_{name}"] for key, name in names.items()}) for which in ("enc", "dec")
+    )
     params = {
         "source_embedding": arrays["enc_emb"],
-        "encoder": {"l0": layer("enc")},
+        "encoder": encoder[1]["params"],
         "target_embedding": arrays["dec_emb"],
-        "decoder": {"l0": layer("dec")},
+        "decoder": decoder[1]["params"],
         "logits": {"kernel": arrays["fc_w"].T, "bias": arrays["fc_b"]},
     }
     sizes = {"source_vocabulary": len(GRAPHEMES), "target_vocabulary": len(PHONEMES)}
-    return Seq2Seq(arrays["enc_w_hh"].shape[1], **sizes, context=None), {"params": params}
+    model = Seq2Seq(encoder[0].hidden_size, **sizes, context=None)
+    return model, {"params": jax.tree.map(jnp.asarray, params)}
 
 
 def phonemes(words: list[str]) -> list[list[str]]:

@@ -1,6 +1,6 @@
 """Searches hyper-parameters of `GRUClassifier` with optuna, by cross-validation on the training rows alone.
 
-pip install -e '.[data,tune]'
+pip install 'grujax[data,tune]'
 python examples/tune.py                    JapaneseVowels, 20 trials
 python examples/tune.py --data GunPoint --trials 50 --storage sqlite:///tune.db     goes on where it ended
 """

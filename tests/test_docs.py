@@ -4,6 +4,7 @@ import importlib.util
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,17 @@ def test_every_block_runs(file, n_printed, needs, tmp_path):
     assert len(printed) == n_printed
     for line, found in zip(printed, done.stdout.splitlines(), strict=True):
         assert re.fullmatch(re.escape(line).replace(r"\.\.\.", ".*"), found), (line, found)
+
+
+def test_extras_are_installed_by_one_sentence_and_exist():
+    """That of `require_package`; where grujax itself is installed out of a clone, its path stands instead."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    named = []
+    for path in (*ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/*.py"), *ROOT.glob("grujax/**/*.py")):
+        for what, found in re.findall(r"pip install (?:-e )?'(.*?)\[([a-z,{}-]+)\]'", path.read_text()):
+            assert what == "grujax" or path.name == "install.md", f"{path}: {what}[{found}]"
+            named += [name for name in found.split(",") if name != "{extra}"]
+    assert {"plot", "forecast", "sklearn"} <= set(named) <= extras.keys()
 
 
 def test_the_table_of_conversions_has_a_row_for_each_that_is_measured():

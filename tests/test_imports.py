@@ -20,8 +20,10 @@ GROUPS = [
     ["kernels", "data"],
     ["core"],
     ["linen"],
-    ["nnx", "saving", "equinox"],
-    ["interop", "training", "inspect", "bench", "seq2seq"],
+    ["nnx", "equinox"],
+    ["seq2seq"],
+    ["saving"],
+    ["interop", "training", "inspect", "bench"],
     ["estimators", "cli"],
     ["__init__", "__main__"],
 ]

@@ -1,8 +1,10 @@
 """Names that other frameworks give an argument: a TypeError says what to write instead."""
 
+import dataclasses
+import difflib
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import NoReturn, TypeVar
 
 from grujax.core.config import own_fields
@@ -26,6 +28,10 @@ FOREIGN = {
     "h0": ("initial_carry", "initial_state", "hx", "h_0", "hidden", "state", "carry"),
     "segments": ("segment_ids",),
     "return_state": ("return_carry",),
+    "learning_rate": ("lr",),
+    "epochs": ("max_iter",),
+    "seed": ("random_state",),
+    "random_state": ("seed",),
 }
 """Our name of an argument: those of PyTorch, Flax, Keras, ONNX and others."""
 
@@ -43,7 +49,7 @@ INSTEAD = {
     "device": "jax.device_put moves x and the variables to a device",
     "unroll": "the implementation chooses it",
 }
-"""What to do where we have no argument of that meaning."""
+"""What to do where a module has no argument of that meaning; estimators, which have no call, have none of it."""
 
 
 OURS = {theirs: ours for ours, words in FOREIGN.items() for theirs in words}
@@ -63,17 +69,22 @@ def explained(cls: Class, fields_of: type | None = None) -> Class:
         signature = signature.replace(parameters=own)
     accepted = signature.parameters
     names = [p.name for p in accepted.values() if p.kind is p.POSITIONAL_OR_KEYWORD and p.name not in FLAX]
+    parts = {p.name: _arguments(type(p.default)) for p in accepted.values() if dataclasses.is_dataclass(p.default)}
 
     @functools.wraps(made)
     def __init__(self, *args, **fields) -> None:
         if len(args) > len(names):
-            raise TypeError(_surplus(cls, names, args))
+            raise TypeError(_surplus(type(self), names, args))
         for word in fields:
             if word not in accepted:
-                _refuse(cls, word, cls.__init__, cls.__call__, "the call")
+                name, call = type(self).__name__, cls.__call__
+                within = {f"write {part}=replace({name}.{part}, {{}}=...)": of for part, of in parts.items()}
+                if inspect.isfunction(call):
+                    within["{}= belongs to the call"] = _arguments(call)
+                _refuse(name, word, _arguments(cls.__init__), within, INSTEAD if inspect.isfunction(call) else {})
         made(self, *args, **fields)
 
-    setattr(__init__, "__signature__", signature)  # noqa: B010
+    setattr(__init__, "__signature__", signature)  # noqa: B010, which frameworks read parameters from
     setattr(cls, "__init__", __init__)  # noqa: B010, pyright knows no method that may be assigned
     return cls
 
@@ -82,24 +93,25 @@ def refuse_others(module: object, others: Iterable[str]) -> None:
     """Raises TypeError where a call has keyword arguments that are not ours, saying what to write."""
     cls = type(module)
     for word in others:
-        _refuse(cls, word, cls.__call__, cls.__init__, "the constructor")
+        elsewhere = {"{}= belongs to the constructor": _arguments(cls.__init__)}
+        _refuse(cls.__name__, word, _arguments(cls.__call__), elsewhere, INSTEAD)
 
 
-def _refuse(cls: type, word: str, called: Callable, other: Callable, place: str) -> NoReturn:
-    ours, here, there = OURS.get(word, word), _arguments(called), _arguments(other)
-    if ours in here:
-        what = f"write {ours}="
-    elif word in INSTEAD or ours in INSTEAD:
-        what = INSTEAD.get(word) or INSTEAD[ours]
-    elif ours in there:
-        what = f"{ours}= belongs to {place}"
-    else:
-        what = f"it takes {', '.join(here)}"
-    raise TypeError(f"{cls.__name__} takes no {word}= here: {what}.")
+def _refuse(
+    name: str, word: str, here: list[str], elsewhere: Mapping[str, list[str]], instead: Mapping[str, str]
+) -> NoReturn:
+    """elsewhere: what to write of an argument `{}` that is none here, and those arguments."""
+    places, words = {"write {}=": here, **elsewhere}, (OURS.get(word, word), word)
+    what = [write.format(ours) for write, names in places.items() for ours in words if ours in names]
+    what += [instead[ours] for ours in reversed(words) if ours in instead]
+    for write, names in places.items():
+        what += map(write.format, difflib.get_close_matches(word, names, 1, 0.7))
+    what.append(f"it takes {', '.join(here)}")
+    raise TypeError(f"{name} takes no {word}= here: {what[0]}.")
 
 
 def _surplus(cls: type, names: list[str], args: tuple) -> str:
-    reads = "" if "input_size" in names else ": the number of input features is read from x"
+    reads = ": the number of input features is read from x" if names[0] == "hidden_size" else ""
     values = args[1:] if reads else args  # torch.nn.GRU(input_size, hidden_size)
     fields = ", ".join(f"{name}={value!r:.30}" for name, value in zip(names, values, strict=False))
     rest = " Other fields need their names: num_layers=2." if hasattr(cls, "num_layers") else ""

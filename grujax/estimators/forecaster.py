@@ -1,15 +1,17 @@
 """Forecasts time series by an ensemble of GRUs."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from numbers import Integral
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import check_is_fitted
 
+from grujax.core.keywords import explained
 from grujax.data import Dataset, sequences
-from grujax.errors import InputError, require, require_count, require_package
+from grujax.errors import require, require_count, require_package
 from grujax.estimators.backtest import figures
-from grujax.estimators.keywords import explained
 from grujax.estimators.windows import CALENDAR, Windows, calendar, following, table
 from grujax.linen.model import GRUModel
 from grujax.training import TrainConfig, fit, outputs_of
@@ -33,6 +35,7 @@ TRAINING = TrainConfig(
 class Trained(NamedTuple):
     """What `fit` leaves for `predict`."""
 
+    settings: "GRUForecaster"  # those of the fit, whatever is set afterwards
     y: Any  # the table that was fitted
     exogenous: Any  # of the same times, or None
     mean: np.ndarray  # (S, 1) of the differences
@@ -42,8 +45,8 @@ class Trained(NamedTuple):
 
 
 @explained
-@dataclass(frozen=True, eq=False)  # predict reads the settings that fit trained with; fit alone writes `trained`
-class GRUForecaster:
+@dataclass(eq=False, repr=False)
+class GRUForecaster(BaseEstimator):
     """Forecasts one series or several by the mean of several GRUs, which read windows of seasonal differences.
 
         d[t] = y[t] - mean of y at the same step of the `seasons` last seasons    (of log y with log=True)
@@ -68,6 +71,7 @@ class GRUForecaster:
         series gives twice the rows. Not with a calendar, which has no sign.
       members: GRUs whose forecasts are averaged, with seeds from training.seed on.
       training: how each is trained.
+      trained_: what `fit` made: `model`, `members` (the variables of each), and what `predict` needs besides.
 
     >>> import numpy as np, pandas as pd
     >>> index = pd.date_range("2000-01-01", periods=72, freq="MS")
@@ -95,9 +99,12 @@ class GRUForecaster:
     mirrored: bool = False
     members: int = 5
     training: TrainConfig = TRAINING
-    trained: Trained | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
+        self.check()
+
+    def check(self) -> None:
+        """Raises `InputError` for a field that cannot be served: when it is made, and again in `fit`."""
         for name in ("recursive", "log", "mirrored"):
             value = getattr(self, name)
             require(isinstance(value, bool), name, "True or False", repr(value))
@@ -134,7 +141,7 @@ class GRUForecaster:
         """The quantiles with the median; none where the mean is forecast."""
         return tuple(sorted({*self.quantiles, 0.5})) if self.quantiles else ()
 
-    def fit(self, y: Any, exogenous: Any = None) -> "GRUForecaster":
+    def fit(self, y: Any, exogenous: Any = None) -> Self:
         """Trains on the whole of y, and returns itself.
 
         Args:
@@ -146,6 +153,7 @@ class GRUForecaster:
           InputError: gaps, missing values, values of 0 or less with log=True, a series shorter than one window, no
             frequency, or exogenous values that do not cover y.
         """
+        self.check()
         frame = table(y, "y")
         lowest = frame.to_numpy().min()
         require(not self.log or lowest > 0, "y", "positive values", lowest, rule="log=True needs a positive series")
@@ -170,8 +178,7 @@ class GRUForecaster:
             if found[-1].interrupted:  # Ctrl-C ends the whole, not one member
                 raise KeyboardInterrupt
         members = [member.variables for member in found]
-        trained = Trained(frame, beside, mean, std, found[0].model, members)
-        object.__setattr__(self, "trained", trained)
+        self.trained_ = Trained(replace(self), frame, beside, mean, std, found[0].model, members)
         return self
 
     def predict(self, horizon: int | None = None, *, exogenous: Any = None) -> Any:
@@ -186,12 +193,14 @@ class GRUForecaster:
           under the name of each.
 
         Raises:
-          InputError: not fitted, a horizon that was not trained, or exogenous values that do not cover it.
+          InputError: a horizon that was not trained, or exogenous values that do not cover it.
+          sklearn.exceptions.NotFittedError: `fit` was not called.
         """
+        check_is_fitted(self)
+        return self.trained_.settings._forecast(self.trained_, horizon, exogenous)
+
+    def _forecast(self, trained: Trained, horizon: int | None, exogenous: Any) -> Any:
         pandas = require_package("pandas", "forecast")
-        trained = self.trained
-        if trained is None:
-            raise InputError("predict", "a fitted forecaster", "none", "Call fit first.")
         horizon = self.horizon if horizon is None else horizon
         remedy = "A table is passed as exogenous=."
         require(isinstance(horizon, Integral), "horizon", "a positive integer", type(horizon).__name__, remedy)

@@ -8,7 +8,7 @@ import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 
-from grujax.estimators.keywords import explained
+from grujax.core.keywords import explained
 from grujax.training import TrainConfig
 
 

@@ -13,9 +13,9 @@ from sklearn.utils import Tags, check_array, check_consistent_length, column_or_
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from grujax.core.keywords import explained
 from grujax.data import AxesWarning, Dataset, Sequences
 from grujax.errors import InputError, require
-from grujax.estimators.keywords import explained
 from grujax.estimators.parameters import Parameters, Settable
 from grujax.estimators.series import Channels, as_sequences, is_table
 from grujax.training import Fitted, TrainConfig, fit

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from grujax.core.config import input_size_of
 from grujax.errors import require, require_equal
-from grujax.linen import GRU, GRUCell
+from grujax.linen import GRU, MODELS, GRUCell, Module
 from grujax.testing.tolerances import tolerances_used
 from grujax.types import state_dtype
 
@@ -55,6 +55,7 @@ class Sizes(NamedTuple):
 
 
 def sizes(model: Any, variables: Mapping) -> Sizes:
+    require(isinstance(model, Module), "model", f"one of {sorted(MODELS)} of grujax", type(model).__name__)
     params: dict[tuple[str, ...], Any] = flatten_dict(dict(variables["params"]))
     shapes = {path: a.shape for path, a in params.items()}
     n_states = 1 if isinstance(model, GRUCell) else model.num_states

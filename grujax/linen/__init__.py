@@ -1,6 +1,9 @@
 """The cell, the layer and the models for Flax Linen."""
 
-from typing import TypeAlias
+from collections.abc import Mapping
+from typing import TypeAlias, TypeVar
+
+import flax.linen as nn
 
 from grujax.errors import InputError
 from grujax.linen.cell import GRUCell
@@ -14,18 +17,22 @@ MODELS: dict[str, type[Module]] = {cls.__name__: cls for cls in (GRU, GRUCell, G
 
 INSTEAD = {
     "grujax.nnx": "Of a module of grujax.nnx write *grujax.nnx.to_linen(module).",
-    "grujax.seq2seq": "Write the parameters of a Seq2Seq with orbax or safetensors (docs/seq2seq.md).",
+    "grujax.seq2seq.nnx": "Of a Seq2Seq of Flax NNX write *grujax.seq2seq.nnx.to_linen(module).",
+    "grujax.seq2seq.linen": "To Flax NNX it goes by grujax.seq2seq.nnx.from_linen.",
     "grujax.equinox": 'Write grujax.GRU of the same fields, with {"params": layer.params}.',
 }
 """What to pass in the place of a module of our own packages that is none of `MODELS`."""
 
+Own = TypeVar("Own", bound=nn.Module)
 
-def require_own(model: object) -> Module:
-    """`model`, one of `MODELS` itself; `InputError` for another class, a subclass too."""
+
+def require_own(model: object, models: Mapping[str, type[Own]] = MODELS) -> Own:
+    """`model`, one of `models` itself; `InputError` for another class, a subclass too."""
     found, package = type(model).__name__, type(model).__module__
-    if MODELS.get(found) is not type(model) or not isinstance(model, Module):
+    of = models.get(found)
+    if of is None or type(model) is not of:
         remedy = next((INSTEAD[name] for name in INSTEAD if package.startswith(name)), "")
-        raise InputError("model", f"one of {sorted(MODELS)} of grujax", f"{package}.{found}", remedy)
+        raise InputError("model", f"one of {sorted(models)} of grujax", f"{package}.{found}", remedy)
     return model
 
 

@@ -12,6 +12,7 @@ from grujax.core.initializers import HIGHWAY, initial_states, preset
 from grujax.core.inputs import Steps, check_inputs
 from grujax.core.keywords import explained, refuse_others
 from grujax.core.stack import Hooks, LayerRun, Noise, returned, run_layers
+from grujax.errors import require
 from grujax.linen.cell import GRUCell, known_features, params_at
 from grujax.types import Array, Inputs
 
@@ -134,10 +135,25 @@ def noise(module: nn.Module, deterministic: bool) -> Noise | None:
     """What `module` draws from its rng stream "dropout" while its compact method runs."""
     if deterministic:
         return None
-    return Noise(
-        lambda x, rate: nn.Dropout(rate, deterministic=False)(x),
-        lambda: module.make_rng("dropout"),
-    )
+
+    def dropout(x: Array, rate: float) -> Array:
+        require_stream(module, "dropout")
+        return nn.Dropout(rate, deterministic=False)(x)
+
+    return Noise(dropout, lambda: key_of(module, "dropout"))
+
+
+def key_of(module: nn.Module, stream: str) -> Array:
+    """The next key of an rng stream."""
+    require_stream(module, stream)
+    return module.make_rng(stream)
+
+
+def require_stream(module: nn.Module, stream: str) -> None:
+    """Raises `InputError` where the call was given no key for an rng stream."""
+    there = module.has_rng(stream) or module.has_rng("params")  # the one that Flax takes in its place
+    remedy = f'Write model.apply(variables, ..., rngs={{"{stream}": key}}).'
+    require(there, "rngs", f'a key "{stream}"', "none", remedy)
 
 
 def _scan(one_step: Callable, reverse: bool) -> Callable:

@@ -65,16 +65,21 @@ def from_linen(model: nn.Module, variables: Mapping[str, Any], *, rngs: nnx.Rngs
     sizes = [a.shape[0] for path, a in params.items() if path in ("w_ih", "l0/w_ih") or path.endswith("/l0/w_ih")]
     require(len(sizes) == 1, "variables", "parameters w_ih of the first layer", sorted(params))
     module = of(input_size=input_size_of(own, sizes[0]), **own.fields_of(of), rngs=rngs)
-    ours = _flat(nnx.to_pure_dict(nnx.state(module, nnx.Param)))
-    for path in sorted(ours.keys() | params.keys()):
-        expected, given = (f"{a[path].dtype} {a[path].shape}" if path in a else "none" for a in (ours, params))
-        require_equal(given, expected, f"params/{path}")
-    values = {path: jnp.asarray(a) for path, a in params.items()}
-    nnx.update(module, nnx.State(unflatten_dict(values, sep="/")))
+    fill(module, variables["params"])
     for name, a in variables.get("statistics", {}).items():
         require_one_of(name, STATISTICS if of is GRUModel else (), f"statistics/{name}")
         setattr(module, name, Statistic(jnp.asarray(a)))
     return module
+
+
+def fill(module: nnx.Module, params: Mapping[str, Any]) -> None:
+    """Puts `params`, as Linen nests them, into a module; `InputError` unless paths, shapes and dtypes are its own."""
+    ours, theirs = _flat(nnx.to_pure_dict(nnx.state(module, nnx.Param))), _flat(params)
+    for path in sorted(ours.keys() | theirs.keys()):
+        expected, given = (f"{a[path].dtype} {a[path].shape}" if path in a else "none" for a in (ours, theirs))
+        require_equal(given, expected, f"params/{path}")
+    values = {path: jnp.asarray(a) for path, a in theirs.items()}
+    nnx.update(module, nnx.State(unflatten_dict(values, sep="/")))
 
 
 def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from jax.typing import ArrayLike, DTypeLike
 
 from grujax.core.functional import noise_of
 from grujax.core.keywords import explained
-from grujax.errors import require
 from grujax.linen.cell import declared
+from grujax.linen.layer import key_of
 from grujax.seq2seq import model
 from grujax.seq2seq.config import Seq2SeqConfig
 from grujax.seq2seq.model import Memory
@@ -99,16 +99,10 @@ class Seq2Seq(Seq2SeqConfig, nn.Module):
         deterministic: bool,
     ) -> tuple[Array, Array | None]:
         self.check()
-        noise = None if deterministic else noise_of(lambda: self._key("dropout"))
-        sampling = None if sampling_rate is None else (sampling_rate, self._key("sampling"))
+        noise = None if deterministic else noise_of(lambda: key_of(self, "dropout"))
+        sampling = None if sampling_rate is None else (sampling_rate, key_of(self, "sampling"))
         lengths = source_lengths, target_lengths
         return model.forced(self, self.weights(), source, target, *lengths, noise, sampling)
-
-    def _key(self, stream: str) -> Array:
-        there = self.has_rng(stream) or self.has_rng("params")  # the one that Flax takes in its place
-        remedy = f'Write model.apply(variables, ..., rngs={{"{stream}": key}}).'
-        require(there, "rngs", f'a key "{stream}"', "none", remedy)
-        return self.make_rng(stream)
 
 
 class _Table(nn.Module):

@@ -8,9 +8,12 @@ from flax import nnx
 from jax.typing import ArrayLike, DTypeLike
 
 from grujax.core.keywords import explained
+from grujax.errors import require
+from grujax.linen import require_own
+from grujax.nnx.bridge import fill
 from grujax.nnx.cell import Rngs, stream_of
 from grujax.nnx.layer import Regularised
-from grujax.seq2seq import model
+from grujax.seq2seq import linen, model
 from grujax.seq2seq.config import Seq2SeqConfig
 from grujax.seq2seq.model import Memory
 from grujax.types import Array
@@ -97,3 +100,45 @@ def _place(module: nnx.Module, table: Mapping[str, Any], rngs: nnx.Rngs, dtype: 
         else:
             setattr(module, name, _Table())
             _place(getattr(module, name), of, rngs, dtype)
+
+
+def to_linen(module: Seq2Seq) -> tuple[linen.Seq2Seq, dict[str, Any]]:
+    """(model, variables) of Flax Linen with the same fields and values, as `grujax.save` takes them.
+
+    Raises `InputError` for a module of another class.
+
+    >>> from flax import nnx
+    >>> translator = Seq2Seq(20, source_vocabulary=30, target_vocabulary=40, rngs=nnx.Rngs(0))
+    >>> model, variables = to_linen(translator)
+    >>> model.hidden_size, variables["params"]["source_embedding"].shape
+    (20, (30, 20))
+    """
+    found = f"{type(module).__module__}.{type(module).__name__}"
+    require(type(module) is Seq2Seq, "module", "a grujax.seq2seq.nnx.Seq2Seq", found)
+    return linen.Seq2Seq(**module.fields_of(linen.Seq2Seq)), {"params": module.weights()}
+
+
+def from_linen(model: linen.Seq2Seq, variables: Mapping[str, Any], *, rngs: nnx.Rngs) -> Seq2Seq:
+    """The module with the fields of `model` and the values of `variables`, bit for bit.
+
+    Args:
+      model: a `grujax.seq2seq.Seq2Seq`.
+      variables: {"params": ...}.
+      rngs: dropout draws from its stream "dropout".
+
+    Raises:
+      InputError: the model has another class, or the variables do not fit it.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from flax import nnx
+    >>> model, tokens = linen.Seq2Seq(20, source_vocabulary=30, target_vocabulary=40), jnp.ones((3, 5), int)
+    >>> variables = model.init(jax.random.key(0), tokens, tokens)
+    >>> module = from_linen(model, variables, rngs=nnx.Rngs(0))
+    >>> bool((module(tokens, tokens) == model.apply(variables, tokens, tokens)).all())
+    True
+    """
+    own = require_own(model, {"Seq2Seq": linen.Seq2Seq})
+    require(isinstance(variables, Mapping), "variables", "a dict", f"a {type(variables).__name__}")
+    module = Seq2Seq(**own.fields_of(Seq2Seq), rngs=rngs)
+    fill(module, variables.get("params", {}))
+    return module

@@ -8,6 +8,7 @@ from flax import nnx
 import grujax
 import grujax.nnx as gnnx
 from grujax.core.keywords import FOREIGN, INSTEAD, _arguments
+from grujax.training import TrainConfig
 
 X, KEY, RNGS = jnp.ones((2, 3, 4)), jax.random.key(0), nnx.Rngs(0)
 LINEN = {
@@ -55,6 +56,8 @@ CONSTRUCTORS = {
     "training": "deterministic=not training in the call",
     "lengths": "lengths= belongs to the call",
     "seq_lengths": "lengths= belongs to the call",
+    "hiden_size": "write hidden_size=",
+    "ressets": "resets= belongs to the call",
     "colour": "it takes",
 }
 CALLS = {
@@ -65,6 +68,7 @@ CALLS = {
     "train": "write deterministic=not train in the call",
     "batch_first": "with time_major=True it is (time, batch, features)",
     "reverse": "reverse= belongs to the constructor",
+    "lenghts": "write lengths=",
     "colour": "it takes x, h0, lengths, mask, resets",
 }
 
@@ -100,9 +104,11 @@ def test_what_one_face_has_and_the_other_has_not():
 def test_the_table_says_words_that_are_ours_and_explains_none_of_them():
     classes = [cls for face in (LINEN, NNX) for cls, _ in face.values()]
     ours = {word for cls in classes for word in (*_arguments(cls.__init__), *_arguments(cls.__call__))}
+    ours |= {*_arguments(TrainConfig), "random_state"}  # of estimators
     theirs = {word for words in FOREIGN.values() for word in words}
     assert set(FOREIGN) <= ours
-    assert theirs & ours == {"initial_state", "carry"}  # a field of layers, an argument of cells: foreign elsewhere
+    elsewhere = {"initial_state", "carry", "seed", "random_state"}  # of layers, cells, training and estimators alone
+    assert theirs & ours == elsewhere
     assert not set(INSTEAD) & theirs
 
 

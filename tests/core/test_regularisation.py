@@ -2,15 +2,19 @@
 
 import functools
 
-import flax.errors
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from refusals import refused
 
-from grujax import GRU, GRUModel, equations
+import grujax.nnx as gnnx
+from grujax import GRU, GRUEncoder, GRUModel, equations
+from grujax.core.config import own_fields
 from grujax.kernels import explain
+from grujax.seq2seq import Seq2Seq
+from grujax.seq2seq.nnx import Seq2Seq as NNXSeq2Seq
 from grujax.testing import assert_close, assert_trees_close
 
 RNG = np.random.default_rng(0)
@@ -286,11 +290,35 @@ def test_it_is_off_in_evaluation_and_at_rate_zero(name):
     assert (expected[0] != training(model, variables, lengths=LENGTHS)[0]).any()
 
 
+FRAMES, TOKENS = jnp.ones((2, 3, 5), jnp.float32), jnp.ones((2, 3), jnp.int32)
+WITH_DROPOUT = {
+    "encoder": (GRUEncoder(4, num_layers=2, dropout=0.5), functools.partial(gnnx.GRUEncoder, 5), [FRAMES]),
+    "model": (GRUModel(4, 2, dropout=0.5), functools.partial(gnnx.GRUModel, 5), [FRAMES]),
+    "seq2seq": (Seq2Seq(4, source_vocabulary=3, target_vocabulary=3, dropout=0.5), NNXSeq2Seq, [TOKENS, TOKENS]),
+}
+
+
+@pytest.mark.parametrize("which", WITH_DROPOUT)
+def test_a_model_that_is_given_no_key_says_what_to_write(which):
+    linen, of_nnx, args = WITH_DROPOUT[which]
+    variables = linen.init({"params": KEY}, *args, deterministic=False)  # its key serves in the place of the other
+    with refused('rngs: expected a key "dropout", found none. Write model.apply(', 'rngs={"dropout": key}'):
+        linen.apply(variables, *args, deterministic=False)
+    fields = {f.name: getattr(linen, f.name) for f in own_fields(type(linen))}
+    unfit = nnx.Rngs(params=0)
+    parts = "rngs: expected an nnx.Rngs with a stream \"dropout\", found streams ['params']", "nnx.Rngs(0, dropout=1)"
+    with refused(*parts):
+        of_nnx(**fields, rngs=unfit)
+    module = of_nnx(**fields, rngs=nnx.Rngs(0))
+    with refused(*parts):
+        module(*args, rngs=unfit)
+
+
 @pytest.mark.parametrize("name", RATE)
 def test_the_stream_dropout_decides_every_bit(name):
     model = layer(name, 0.5, bidirectional=False)
     variables, x = drawn(model), jnp.asarray(X)
-    with pytest.raises(flax.errors.InvalidRngError, match="dropout"):
+    with refused('rngs: expected a key "dropout", found none. Write model.apply(', 'rngs={"dropout": key}'):
         model.apply(variables, x, deterministic=False)
     one, again, other = (training(model, variables, key=key)[0] for key in (KEY, KEY, OTHER))
     np.testing.assert_array_equal(one, again)

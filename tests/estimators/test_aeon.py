@@ -39,5 +39,5 @@ def test_a_missing_aeon_is_named(monkeypatch):
 
 
 def test_another_word_names_the_class():
-    with pytest.raises(TypeError, match=r"^GRURegressor has no parameter hidden\. Write hidden_size=\.$"):
+    with pytest.raises(TypeError, match=r"^GRURegressor takes no hidden= here: write hidden_size=\.$"):
         GRURegressor(hidden=3)

@@ -311,15 +311,24 @@ def test_more_channels_than_steps_are_announced():
 @pytest.mark.parametrize(
     "make, message",
     [
-        (lambda: GRUClassifier(hidden=3), "GRUClassifier has no parameter hidden. Write hidden_size=."),
-        (lambda: GRURegressor(seed=3), "GRURegressor has no parameter seed. Write random_state=."),
-        (lambda: GRUClassifier(units=3), "GRUClassifier has no parameter units. Write hidden_size=."),
-        (lambda: GRUClassifier(max_iter=3), "GRUClassifier has no parameter max_iter. Write epochs=."),
-        (lambda: GRUClassifier(zzz=3), "GRUClassifier has no parameter zzz. It has hidden_size, num_layers, "),
-        (lambda: GRUForecaster(horizons=3), "GRUForecaster has no parameter horizons. Write horizon=."),
+        (lambda: GRUClassifier(hidden=3), "GRUClassifier takes no hidden= here: write hidden_size=."),
+        (lambda: GRURegressor(seed=3), "GRURegressor takes no seed= here: write random_state=."),
+        (lambda: GRUClassifier(units=3), "GRUClassifier takes no units= here: write hidden_size=."),
+        (lambda: GRUClassifier(max_iter=3), "GRUClassifier takes no max_iter= here: write epochs=."),
+        (lambda: GRUClassifier(zzz=3), "GRUClassifier takes no zzz= here: it takes hidden_size, num_layers, "),
+        (lambda: GRUClassifier(batch_first=True), "GRUClassifier takes no batch_first= here: it takes hidden_size, "),
+        (lambda: GRUForecaster(training_=3), "GRUForecaster takes no training_= here: write training=."),
+        (lambda: GRUForecaster(device=3), "GRUForecaster takes no device= here: it takes horizon, season, "),
+        (lambda: GRUForecaster(random_state=3), "GRUForecaster takes no random_state= here: write training=replace("),
+        (
+            lambda: GRUForecaster(lr=3),
+            "GRUForecaster takes no lr= here: write training=replace(",
+        ),
+        (lambda: GRUForecaster(*range(14)), "GRUForecaster takes horizon, season, lags, "),
+        (lambda: GRUForecaster(horizons=3), "GRUForecaster takes no horizons= here: write horizon=."),
         (
             lambda: GRUForecaster(epochs=3),
-            "GRUForecaster has no parameter epochs. Write training=replace(GRUForecaster.training, epochs=...).",
+            "GRUForecaster takes no epochs= here: write training=replace(GRUForecaster.training, epochs=...).",
         ),
     ],
 )

@@ -12,12 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from flax import nnx
 from flax.traverse_util import flatten_dict
 from refusals import refused
 
 import grujax
+import grujax.nnx as gnnx
+from grujax import interop
 from grujax.saving import model_file, read
 from grujax.saving.atomic import replacing
+from grujax.seq2seq import CONTEXTS, Seq2Seq
+from grujax.seq2seq import nnx as of_nnx
 
 X = np.random.default_rng(0).normal(size=(3, 7, 4)).astype(np.float32)
 MODELS = {
@@ -215,6 +220,90 @@ def test_hostile_files_are_refused_in_one_short_line_and_soon(name, tmp_path):
     assert time.process_time() - began < 2
     assert message in str(error.value) and len(str(error.value)) < 700
     assert str(error.value).isprintable()
+
+
+SENTENCES = Seq2Seq(5, source_vocabulary=4, target_vocabulary=3, context="bahdanau")
+TOKENS = jnp.array([[1, 2, 0]])
+EMBEDDING = "params/source_embedding"
+HOSTILE_SENTENCES = {
+    "a million layers": (field(num_layers=10**6), "model: expected 4000000 tensors or more, found 19"),
+    "a huge vocabulary": (field(target_vocabulary=10**30), "params/logits/bias: expected float32 (1000"),
+    "a huge size": (field(hidden_size=10**9), "params/attention/key: expected float32 (1000000000, 10"),
+    "a negative vocabulary": (field(source_vocabulary=-4), "source_vocabulary: expected a positive integer, found -4"),
+    "a vocabulary that is a truth": (field(source_vocabulary=True), "source_vocabulary: expected a value of"),
+    "no vocabulary": (
+        lambda p: rewrite(p, lambda t, h: h["model"].pop("source_vocabulary") and None),
+        "grujax's metadata",
+    ),
+    "an unknown context": (field(context="evil"), "context: expected one of [None, 'cho', 'bahdanau', 'luong']"),
+    "another context": (field(context="luong"), "params/attention/key: expected only the model's tensors"),
+    "an input_size": (lambda p: rewrite(p, lambda t, h: h.update(input_size=5)), "input_size: expected None, as"),
+    "another class": (field(**{"class": "GRU"}), "context: expected a field of GRU"),
+    "missing tensor": (lambda p: rewrite(p, lambda t, h: t.pop(EMBEDDING)), f"{EMBEDDING}: expected a tensor"),
+    "statistics": (tensor("statistics/input_mean", np.ones(5, np.float32)), "expected only the model's tensors"),
+    "wrong shape": (tensor(EMBEDDING, np.ones((4, 6), np.float32)), "expected float32 (4, 5), found float32 (4, 6)"),
+    "NaN": (tensor(EMBEDDING, np.full((4, 5), np.nan, np.float32)), f"{EMBEDDING}: expected finite numbers"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE_SENTENCES)
+def test_hostile_files_of_a_seq2seq_are_refused_in_one_short_line_and_soon(name, tmp_path):
+    path = tmp_path / "m.safetensors"
+    grujax.save(path, SENTENCES, SENTENCES.init(jax.random.key(0), TOKENS, TOKENS))
+    break_it, message = HOSTILE_SENTENCES[name]
+    break_it(path)
+    began = time.process_time()
+    with pytest.raises(grujax.InputError) as error:
+        grujax.load(path)
+    assert time.process_time() - began < 2
+    assert message in str(error.value) and len(str(error.value)) < 700
+    assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_a_seq2seq_is_loaded_as_it_was_saved_in_both_faces(context, tmp_path):
+    fields = {"source_vocabulary": 4, "target_vocabulary": 3, "embedding_size": 6, "num_layers": 2, "dropout": 0.1}
+    model = Seq2Seq(5, **fields, context=context, bidirectional=True, merge="sum")
+    variables = model.init(jax.random.key(0), TOKENS, TOKENS)
+    grujax.save(tmp_path / "m", model, variables, {"end": 2})
+    loaded, again, metadata = read(tmp_path / "m")
+    assert loaded == model and metadata["end"] == 2
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b, strict=True), again, variables)
+    module = of_nnx.from_linen(loaded, again, rngs=nnx.Rngs(1))
+    module.eval()
+    np.testing.assert_array_equal(module(TOKENS, TOKENS), model.apply(variables, TOKENS, TOKENS))
+    grujax.save(tmp_path / "n", *of_nnx.to_linen(module), {"end": 2})
+    assert (tmp_path / "m").read_bytes() == (tmp_path / "n").read_bytes()
+
+
+def test_a_seq2seq_of_another_face_or_with_other_variables_is_refused(tmp_path):
+    variables = SENTENCES.init(jax.random.key(0), TOKENS, TOKENS)
+    module = of_nnx.from_linen(SENTENCES, variables, rngs=nnx.Rngs(0))
+    with refused("model: expected one of", "found grujax.seq2seq.nnx.Seq2Seq", "*grujax.seq2seq.nnx.to_linen(module)"):
+        grujax.save(tmp_path / "m", module, variables)
+    with refused(f"{EMBEDDING}: expected float32 (4, 5), found float32 (3, 5)"):
+        other = SENTENCES.clone(source_vocabulary=3).init(jax.random.key(0), TOKENS, TOKENS)
+        grujax.save(tmp_path / "m", SENTENCES, other)
+    with refused(f"{EMBEDDING}: expected float32 (4, 5), found float32 (3, 5)"):
+        of_nnx.from_linen(SENTENCES, other, rngs=nnx.Rngs(0))
+    with refused("variables: expected a dict, found a list"):
+        of_nnx.from_linen(SENTENCES, [], rngs=nnx.Rngs(0))
+    with refused("model: expected one of ['Seq2Seq'] of grujax, found grujax.linen.layer.GRU"):
+        of_nnx.from_linen(MODELS["layer"], variables, rngs=nnx.Rngs(0))
+    with refused("found grujax.seq2seq.linen.Seq2Seq", "grujax.seq2seq.nnx.from_linen"):
+        gnnx.from_linen(SENTENCES, variables, rngs=nnx.Rngs(0))
+    for of in (SENTENCES, gnnx.GRU(4, 5, rngs=nnx.Rngs(0))):
+        with refused("module: expected a grujax.seq2seq.nnx.Seq2Seq, found grujax."):
+            of_nnx.to_linen(of)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("target", ["grujax", "safetensors", "stablehlo"])
+def test_a_seq2seq_is_converted_to_no_format(target, tmp_path):
+    grujax.save(tmp_path / "m.safetensors", SENTENCES, SENTENCES.init(jax.random.key(0), TOKENS, TOKENS))
+    with refused("model: expected ", "found Seq2Seq"):
+        interop.convert(tmp_path / "m.safetensors", tmp_path / "other", target_format=target)
+    assert [path.name for path in tmp_path.iterdir()] == ["m.safetensors"]
 
 
 def same(path):
