@@ -107,9 +107,9 @@ class Train:
         with (
             new_folder(self.output, data.name) if self.resume is None else contextlib.nullcontext(self.resume) as folder
         ):
-            if self.resume is None:
-                test = None if self.test is None else str(self.test)
-                Settings(self.data, test, training, self.missing).write(folder / SETTINGS)
+            test = None if self.test is None else str(self.test)
+            # of a run that is resumed the same again: so a folder that cannot be written is refused before the training
+            Settings(self.data, test, training, self.missing).write(folder / SETTINGS)
             kept, metrics = Kept(folder / MODEL_FILE, about), Metrics(folder / "metrics.jsonl")
             try:
                 fitted = self._train(console, config, why, data, kept, metrics, mesh)

@@ -22,7 +22,7 @@ from grujax.data import (
     padding_share,
     stratified_split,
 )
-from grujax.errors import require
+from grujax.errors import require, require_package
 from grujax.linen.model import GRUModel
 from grujax.saving.checkpoints import Checkpoints
 from grujax.signals import terminable, uninterrupted
@@ -138,38 +138,15 @@ def fit(
     steps_per_epoch = sum(1 for _ in batches(train, config.batch_size, boundaries))
     num_steps = config.epochs * steps_per_epoch
     step_config = replace(config, seed=0)  # the step does not read it: runs with other seeds share its programs
-    params = model.init(jax.random.key(config.seed), np.zeros((1, 1, train.channels), np.float32))["params"]
+    x = np.zeros((1, 1, train.channels), np.float32)
     if variables is not None:
-        new, given = (_shapes(tree) for tree in ({"params": params, "statistics": constants}, variables))
+        shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), x))
+        new, given = (_shapes(tree) for tree in ({**shapes, "statistics": constants}, variables))
         odd = [name for name in sorted({*new, *given}) if new.get(name) != given.get(name)]
         require(not odd, "variables", f"those of {model}", f"other shapes of {', '.join(odd)}")
-        # over the host, as they may be on another mesh; and copies: a step takes the buffers of its state
-        constants = jax.tree.map(np.asarray, variables["statistics"])
-        params = jax.tree.map(lambda a: jax.numpy.array(np.asarray(a)), variables["params"])
-    constants = devices.whole(jax.tree.map(jax.numpy.asarray, constants))
-    state = devices.weights(initial_state(params, make_optimizer(config, num_steps), config))
-
-    def arguments(batch: Batch, draws: Draws) -> tuple[Batch, Draws]:
-        """On the devices, the rows shared out."""
-        return devices.rows(weighed(batch, weights)), Draws(devices.rows(draws.share), devices.whole(draws.seed))
-
-    of_each_shape = {batch.x.shape: batch for batch in batches(train, config.batch_size, boundaries)}
-    compiled = Compiled(tuple(of_each_shape), (), padding_share(train.lengths, tuple(boundaries)))
-    on_compiled(compiled)
-    executables, draws = {}, draw(config, 0)
-    for shape, batch in of_each_shape.items():
-        began = time.perf_counter()
-        given = arguments(batch, draws)
-        executables[shape] = train_step.lower(model, step_config, num_steps, state, constants, *given).compile()
-        compiled = compiled._replace(seconds=(*compiled.seconds, time.perf_counter() - began))
-        on_compiled(compiled)
-
-    run = Run(0, state, devices.weights(jax.tree.map(jax.numpy.zeros_like, params)), ())
-
-    def fitted() -> Fitted:
-        best = [epoch for epoch in run.history if epoch.best][-1]
-        variables = devices.here({"params": run.best, "statistics": constants})
-        return Fitted(model, variables, train.labels, best, run.history, compiled, quantiles=config.quantiles)
+        constants = variables["statistics"]
+    if data.test is not None:
+        require_package("sklearn.metrics", "data")  # for its scores
 
     with contextlib.ExitStack() as ending:
         saved = None
@@ -178,7 +155,36 @@ def fit(
             saved = Checkpoints(checkpoints, about, checkpoint_period)
             ending.callback(saved.close)
             ending.enter_context(terminable())
-            run = run.restored(saved)
+            saved.check()
+        if variables is None:
+            params = model.init(jax.random.key(config.seed), x)["params"]
+        else:  # over the host, as they may be on another mesh; and copies: a step takes the buffers of its state
+            params = jax.tree.map(lambda a: jax.numpy.array(np.asarray(a)), variables["params"])
+        constants = devices.whole(jax.tree.map(lambda a: jax.numpy.asarray(np.asarray(a)), constants))
+        state = devices.weights(initial_state(params, make_optimizer(config, num_steps), config))
+        run = Run(0, state, devices.weights(jax.tree.map(jax.numpy.zeros_like, params)), ())
+        run = run if saved is None else run.restored(saved)
+
+        def arguments(batch: Batch, draws: Draws) -> tuple[Batch, Draws]:
+            """On the devices, the rows shared out."""
+            return devices.rows(weighed(batch, weights)), Draws(devices.rows(draws.share), devices.whole(draws.seed))
+
+        of_each_shape = {batch.x.shape: batch for batch in batches(train, config.batch_size, boundaries)}
+        compiled = Compiled(tuple(of_each_shape), (), padding_share(train.lengths, tuple(boundaries)))
+        on_compiled(compiled)
+        executables, draws = {}, draw(config, 0)
+        for shape, batch in of_each_shape.items():
+            began = time.perf_counter()
+            given = arguments(batch, draws)
+            executables[shape] = train_step.lower(model, step_config, num_steps, run.state, constants, *given).compile()
+            compiled = compiled._replace(seconds=(*compiled.seconds, time.perf_counter() - began))
+            on_compiled(compiled)
+
+        def fitted() -> Fitted:
+            best = [epoch for epoch in run.history if epoch.best][-1]
+            variables = devices.here({"params": run.best, "statistics": constants})
+            return Fitted(model, variables, train.labels, best, run.history, compiled, quantiles=config.quantiles)
+
         held_back: list[int] = []
         holding = ending.enter_context(contextlib.ExitStack())
         try:

@@ -54,10 +54,11 @@ def learning_rates(config: TrainConfig, train: Sequences, steps: int = 100, smoo
     require(0 <= smoothing < 1, "smoothing", "from 0 to below 1", smoothing)
     config, _ = chosen(config, train)
     constants = constants_of(train, config.quantiles)
+    weights = row_weights(train, config)
     model, boundaries = model_for(config, train, constants), bucket_boundaries(train.lengths, config.buckets)
     params = model.init(jax.random.key(config.seed), np.zeros((1, 1, train.channels), np.float32))["params"]
     state, step_config = (params, _optimizer(config, steps).init(params)), replace(config, seed=0)
-    rng, weights = np.random.default_rng(config.seed), row_weights(train, config)
+    rng = np.random.default_rng(config.seed)
     epochs = (batches(train, config.batch_size, boundaries, rng) for _ in itertools.count())
     average, losses = 0.0, []
     for number, batch in enumerate(itertools.islice(itertools.chain.from_iterable(epochs), steps)):
