@@ -15,7 +15,7 @@ from grujax.cli.show import say, show_confused, show_scores
 from grujax.cli.streams import check_free
 from grujax.data import load_sequences
 from grujax.errors import InputError
-from grujax.linen import GRUModel
+from grujax.linen import GRUEnsemble, GRUModel
 from grujax.saving import Saved, read
 from grujax.saving.atomic import replacing
 from grujax.saving.model_file import find_model_file
@@ -108,11 +108,11 @@ class _Lines:
         return self._text.write(line.removesuffix("\r\n") + "\n")
 
 
-def _trained(path: Path) -> tuple[GRUModel, Saved]:
+def _trained(path: Path) -> tuple[GRUModel | GRUEnsemble, Saved]:
     saved = read(find_model_file(path))
     wrong = [key for key, fits in ABOUT.items() if not fits(saved.metadata.get(key, ...))]
     wrong += [] if "statistics" in saved.variables else ["statistics"]
-    if not isinstance(saved.model, GRUModel) or wrong:
+    if not isinstance(saved.model, (GRUModel, GRUEnsemble)) or wrong:
         found = f"{type(saved.model).__name__} in {path}" + (f" without {' and '.join(wrong)}" if wrong else "")
         raise InputError("model", "a model that grujax train saved", found)
     return saved.model, saved

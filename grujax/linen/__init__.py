@@ -4,6 +4,7 @@ from typing import TypeAlias
 
 from grujax.errors import InputError
 from grujax.linen.cell import GRUCell
+from grujax.linen.ensemble import GRUEnsemble
 from grujax.linen.layer import GRU
 from grujax.linen.model import GRUEncoder, GRUModel
 
@@ -13,11 +14,12 @@ MODELS: dict[str, type[Module]] = {cls.__name__: cls for cls in (GRU, GRUCell, G
 """The modules by the names that model files and `grujax.nnx` have for them."""
 
 INSTEAD = {
+    "grujax.linen.ensemble": "Of an ensemble pass a member: ensemble.model and ensemble.member(variables, 0).",
     "grujax.nnx": "Of a module of grujax.nnx write *grujax.nnx.to_linen(module).",
     "grujax.seq2seq": "Write the parameters of a Seq2Seq with orbax or safetensors (docs/seq2seq.md).",
     "grujax.equinox": 'Write grujax.GRU of the same fields, with {"params": layer.params}.',
 }
-"""What to pass in the place of a module of our own packages that is none of `MODELS`."""
+"""What to pass in the place of a model of our own packages that is none of `MODELS`."""
 
 
 def require_own(model: object) -> Module:
@@ -29,4 +31,4 @@ def require_own(model: object) -> Module:
     return model
 
 
-__all__ = ["GRU", "MODELS", "GRUCell", "GRUEncoder", "GRUModel", "Module", "require_own"]
+__all__ = ["GRU", "MODELS", "GRUCell", "GRUEncoder", "GRUEnsemble", "GRUModel", "Module", "require_own"]

@@ -4,12 +4,8 @@ Keys are Flax paths (`params/encoder/gru/l0/w_ih`, `statistics/input_mean`). One
 format version, the model's class and fields, what the caller adds, and the SHA-256 of all this and of the tensors.
 """
 
-import dataclasses
 import hashlib
 import json
-import reprlib
-import types
-import typing
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -23,15 +19,15 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from grujax.arrays import as_array
-from grujax.core.config import input_size_of, own_fields
+from grujax.core.config import input_size_of
 from grujax.errors import InputError, require
-from grujax.linen import MODELS, GRUCell, GRUModel, Module, require_own
+from grujax.linen import MODELS, GRUCell, GRUEnsemble, GRUModel, Module, require_own
 from grujax.saving.atomic import replacing
-from grujax.types import PARAMETRIC
+from grujax.saving.fields import as_json, from_json, number, short
 
 FORMAT = 1
 MODEL_FILE = "model.safetensors"
-RESERVED = {"format", "model", "input_size", "sha256"}
+RESERVED = {"format", "model", "ensemble", "input_size", "sha256"}
 """Keys of the JSON that a caller's metadata may not have."""
 
 
@@ -39,22 +35,24 @@ class Saved(NamedTuple):
     """What `read` returns: the contents of a model file.
 
     Attributes:
-      model: a `GRU`, `GRUCell`, `GRUEncoder` or `GRUModel`.
+      model: a `GRU`, `GRUCell`, `GRUEncoder`, `GRUModel` or `GRUEnsemble`.
       variables: its variables, "params" and, of a trained `GRUModel`, "statistics"; JAX arrays of the saved dtypes.
       metadata: what `save` was given, and "versions" of grujax, jax and flax.
     """
 
-    model: Module
+    model: Module | GRUEnsemble
     variables: dict[str, Any]
     metadata: dict[str, Any]
 
 
-def save(path: str | Path, model: nn.Module, variables: Mapping, metadata: Mapping[str, Any] | None = None) -> None:
+def save(
+    path: str | Path, model: nn.Module | GRUEnsemble, variables: Mapping, metadata: Mapping[str, Any] | None = None
+) -> None:
     """Writes `model.safetensors`: whole or not at all (a temporary name, flushed, then renamed).
 
     Args:
       path: where to; an earlier file there is replaced once the new one is complete.
-      model: a `GRU`, `GRUCell`, `GRUEncoder` or `GRUModel`.
+      model: a `GRU`, `GRUCell`, `GRUEncoder`, `GRUModel` or `GRUEnsemble`.
       variables: its variables, "params" and, of a trained `GRUModel`, "statistics".
       metadata: a dict of whatever JSON can hold; `read` returns it.
 
@@ -73,35 +71,38 @@ def save(path: str | Path, model: nn.Module, variables: Mapping, metadata: Mappi
     """
     import safetensors.numpy
 
-    own = require_own(model)
+    several = isinstance(model, GRUEnsemble)
+    own = require_own(model.model if several else model)
     taken = sorted(RESERVED & set(metadata or {}))
     require(not taken, "metadata", f"other keys than {sorted(RESERVED)}", taken)
     tensors = _tensors(variables)
-    _check_tensors(own, tensors)
-    fields = json.loads(json.dumps(_fields(own), default=_number))
-    _from_json(type(own), fields)  # what could not be loaded again is not saved
+    n_inputs = _check_each(model, own, tensors)
+    fields = json.loads(json.dumps(as_json(own), default=number))
+    from_json(type(own), fields)  # what could not be loaded again is not saved
     header = {
         **(metadata or {}),
         "format": FORMAT,
         "model": {"class": type(own).__name__, **fields},
-        "input_size": input_size_of(own, tensors[_first(tensors)].shape[0]),
+        **({"ensemble": {"members": model.members, "classes": model.classes}} if several else {}),
+        "input_size": n_inputs,
         "versions": {name: version(name) for name in ("grujax", "jax", "flax")},
     }
-    header = json.loads(json.dumps(header, default=_number))  # as it is read again
+    header = json.loads(json.dumps(header, default=number))  # as it is read again
     text = json.dumps({**header, "sha256": _sha256(header, tensors)}, sort_keys=True)
     content = safetensors.numpy.save(tensors, {"grujax": text})
     with replacing(path) as temporary:
         temporary.write_bytes(content)
 
 
-def load(path: str | Path) -> tuple[Module, dict[str, Any]]:
+def load(path: str | Path) -> tuple[Module | GRUEnsemble, dict[str, Any]]:
     """(model, variables) from a file that `save` wrote, ready for `model.apply(variables, x)`.
 
     Args:
       path: the file.
 
     Returns:
-      A `GRU`, `GRUCell`, `GRUEncoder` or `GRUModel`, and its variables as JAX arrays of the saved dtypes.
+      A `GRU`, `GRUCell`, `GRUEncoder`, `GRUModel` or `GRUEnsemble`, and its variables as JAX arrays of the saved
+      dtypes.
 
     Raises:
       InputError: the file is missing, truncated or damaged (one changed bit is enough), was not written by `save` or
@@ -170,12 +171,12 @@ def read(path: str | Path) -> Saved:
     return Saved(model, unflatten_dict({key: jnp.asarray(a) for key, a in tensors.items()}, sep="/"), header)
 
 
-def _checked(text: str, tensors: Mapping[str, np.ndarray]) -> tuple[Module, dict[str, Any]]:
+def _checked(text: str, tensors: Mapping[str, np.ndarray]) -> tuple[Module | GRUEnsemble, dict[str, Any]]:
     """The model that a file's metadata describe and the caller's own part of them, both checked by the tensors."""
     header = json.loads(text, object_pairs_hook=_distinct)
     stored = header["format"]
-    require(type(stored) is int and stored >= 1, "model", f"format {FORMAT}", f"format {_short(stored)}")
-    newer = f"a file written by a newer grujax (format {_short(stored)})"
+    require(type(stored) is int and stored >= 1, "model", f"format {FORMAT}", f"format {short(stored)}")
+    newer = f"a file written by a newer grujax (format {short(stored)})"
     require(stored <= FORMAT, "model", f"format {FORMAT}", newer, "Update grujax.")
     fields, n_inputs = header["model"], header["input_size"]
     for key, value in fields.items():  # each entry names one tensor or more
@@ -185,12 +186,12 @@ def _checked(text: str, tensors: Mapping[str, np.ndarray]) -> tuple[Module, dict
         written = header.pop("sha256")
         require(written == _sha256(header, tensors), "model", "the file as it was saved", "changed or damaged content")
     named = fields.pop("class")
-    require(named in MODELS, "model", f"a class of {sorted(MODELS)}", _short(named))
-    model = MODELS[named](**_from_json(MODELS[named], fields))
-    found = input_size_of(model, tensors[_first(tensors)].shape[0])
-    require(n_inputs == found, "input_size", f"{found}, as w_ih has", _short(n_inputs))
-    _check_tensors(model, tensors)
-    return model, {key: value for key, value in header.items() if key not in RESERVED}
+    require(named in MODELS, "model", f"a class of {sorted(MODELS)}", short(named))
+    model: Any = MODELS[named](**from_json(MODELS[named], fields))
+    of: Any = GRUEnsemble(model, **header["ensemble"]) if "ensemble" in header else model  # it checks its fields
+    found = _check_each(of, model, tensors)
+    require(n_inputs == found, "input_size", f"{found}, as w_ih has", short(n_inputs))
+    return of, {key: value for key, value in header.items() if key not in RESERVED}
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -206,77 +207,6 @@ def _sha256(header: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> str
         digest.update(json.dumps([key, a.dtype.name, a.shape]).encode())
         digest.update(a.tobytes())
     return digest.hexdigest()
-
-
-def _fields(model: Module) -> dict[str, Any]:
-    """The model's fields as JSON; a dtype by its name, a precision by its own."""
-    fields = {f.name: getattr(model, f.name) for f in own_fields(type(model))}
-    for key in ("dtype", "param_dtype"):
-        fields[key] = None if fields[key] is None else jnp.dtype(fields[key]).name
-    fields["precision"] = jax.tree.map(  # one, or a pair of them
-        lambda p: p.name.lower() if isinstance(p, jax.lax.Precision) else p, fields["precision"]
-    )
-    for key, value in fields.items():
-        if type(value) in PARAMETRIC.values():
-            fields[key] = {type(value).__name__: dataclasses.asdict(value)}
-            continue
-        require(not callable(value), key, "a name, which a file can hold", f"the function {value!r}", "Save by hand.")
-    if isinstance(fields.get("output_size"), Mapping):
-        fields["output_size"] = dict(fields["output_size"])
-    return fields
-
-
-def _number(value: Any) -> int | float:
-    """A number of NumPy as JSON's own."""
-    require(isinstance(value, np.generic), "model", "fields that JSON can hold", repr(value), "Save by hand.")
-    return value.item()
-
-
-def _from_json(cls: type[Module], fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of `cls` that JSON's `fields` stand for. Raises InputError for those that cannot be its own."""
-    hints = {f.name: f.type for f in own_fields(cls)}
-    for key, value in fields.items():
-        require(key in hints, key, f"a field of {cls.__name__}", "an unknown name")
-        known = _is(value, hints[key]) or (key.endswith("activation") and _is_parametric(value))
-        require(known, key, f"a value of {hints[key]}", _short(value))
-    dtypes = {
-        key: getattr(jnp, jnp.dtype(fields[key]).name)
-        for key in ("dtype", "param_dtype")
-        if fields.get(key) is not None
-    }
-    tuples = {key: tuple(value) for key, value in fields.items() if isinstance(value, list)}
-    functions = {
-        key: PARAMETRIC[name](**of)
-        for key, value in fields.items()
-        if key.endswith("activation") and isinstance(value, dict)
-        for name, of in value.items()
-    }
-    return {**fields, **dtypes, **tuples, **functions}
-
-
-def _is_parametric(value: Any) -> bool:
-    """Whether JSON's `value` is an activation with parameters, {class: {field: number}}."""
-    if type(value) is not dict or len(value) != 1 or not value.keys() <= PARAMETRIC.keys():
-        return False
-    (name, of), *_ = value.items()
-    names = {f.name for f in dataclasses.fields(PARAMETRIC[name])}
-    return type(of) is dict and of.keys() == names and all(_is(number, float) for number in of.values())
-
-
-def _is(value: Any, hint: Any) -> bool:
-    """Whether JSON's `value` may stand in a field of the type `hint`; functions and dtypes are there by their names."""
-    kind, inner = typing.get_origin(hint) or hint, typing.get_args(hint)
-    if isinstance(hint, typing.TypeVar):
-        return any(_is(value, of) for of in hint.__constraints__)
-    if kind in (types.UnionType, typing.Union):
-        return any(_is(value, of) for of in inner)
-    if kind is tuple:
-        return type(value) is list and all(_is(each, inner[0]) for each in value)
-    if kind is Mapping:
-        return type(value) is dict and all(_is(each, inner[1]) for each in value.values())
-    if kind is float:
-        return type(value) in (int, float) and abs(value) <= float(np.finfo(np.float32).max)
-    return kind in (int, bool, str, type(None)) and type(value) is kind
 
 
 def _first(tensors: Mapping[str, np.ndarray]) -> str:
@@ -296,19 +226,32 @@ def declared(model: nn.Module, input_size: int) -> dict[tuple[str, ...], jax.Sha
     return flat
 
 
-def _check_tensors(model: Module, tensors: Mapping[str, np.ndarray]) -> None:
+def _check_each(of: nn.Module | GRUEnsemble, model: Module, tensors: Mapping[str, np.ndarray]) -> int:
+    """`_check_tensors` of each member of an ensemble, or of the model itself; the number of inputs."""
+    each = iter([tensors])
+    if isinstance(of, GRUEnsemble):
+        own = {key: a for key, a in tensors.items() if not key.startswith("statistics/")}
+        for key, a in own.items():
+            expected = f"an axis of {short(of.members)} members first"
+            require(a.shape[:1] == (of.members,), key, expected, f"shape {a.shape}")
+        each = ({**tensors, **{key: a[member] for key, a in own.items()}} for member in range(of.members))
+    return {_check_tensors(model, one) for one in each}.pop()
+
+
+def _check_tensors(model: Module, tensors: Mapping[str, np.ndarray]) -> int:
     """Every tensor that the model declares, in shape and dtype, and no other but its statistics; all of them finite.
+    The number of inputs.
 
     The fields are held to the tensors before the model is traced: a small file may declare a million layers.
     """
     (rows, width), size = tensors[_first(tensors)].shape, model.hidden_size
     model.check()
     n_inputs = input_size_of(model, rows)
-    require(width == 3 * size, _first(tensors), f"shape (I, {_short(3 * size)})", f"{width} columns")
+    require(width == 3 * size, _first(tensors), f"shape (I, {short(3 * size)})", f"{width} columns")
     least = 2 * getattr(model, "num_states", 1)
     if isinstance(model, GRUModel):
         least += sum(map(len, model.heads.values()))
-    require(least <= len(tensors), "model", f"{_short(least)} tensors or more", len(tensors))
+    require(least <= len(tensors), "model", f"{short(least)} tensors or more", len(tensors))
     flat = {"/".join(path): a for path, a in declared(model, n_inputs).items()}
     expected = {key: (a.shape, a.dtype) for key, a in flat.items()}
     if isinstance(model, GRUModel):
@@ -327,6 +270,7 @@ def _check_tensors(model: Module, tensors: Mapping[str, np.ndarray]) -> None:
         require(bool(np.isfinite(a).all()), key, "finite numbers", "NaN or Inf")
         std = key.startswith("statistics/") and key.endswith("_std")
         require(not std or bool((a > 0).all()), key, "positive numbers", a.min() if a.size else None)
+    return n_inputs
 
 
 def _tensors(variables: Mapping) -> dict[str, np.ndarray]:
@@ -343,8 +287,3 @@ def _tensors(variables: Mapping) -> dict[str, np.ndarray]:
 
 def _shown(tensor: tuple) -> str:
     return f"{tensor[1]} {tensor[0]}"
-
-
-def _short(value: Any) -> str:
-    """The start of a value of a foreign file, however long or deep it is."""
-    return reprlib.repr(value)

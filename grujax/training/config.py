@@ -78,6 +78,9 @@ class TrainConfig:
     more, else 0."""
     buckets: int = 4
     """At most so many padded lengths, and so many compilations of the training step."""
+    members: int = 1
+    """Models that are trained beside each other, each with weights and draws of its own; the mean of their predictions
+    is what is validated, kept and saved (`GRUEnsemble`)."""
     seed: int = 0
     """Of the split, the initial weights, the order of batches and the dropout."""
 
@@ -95,7 +98,7 @@ class TrainConfig:
         rising = list(levels) == sorted(set(levels)) and all(0 < level < 1 for level in levels)
         require(rising, "quantiles", expected, levels)
         counts = ("hidden_size", "num_layers", "epochs", "patience", "batch_size", "buckets", "steps_per_frame")
-        for name in (*counts, "accumulate"):
+        for name in (*counts, "accumulate", "members"):
             value = getattr(self, name)
             require(value is None or value >= 1, name, "at least 1", value)
         for name in ("learning_rate", "clip_norm"):

@@ -111,10 +111,10 @@ WRONG = [
 
 @pytest.mark.parametrize("value", WRONG, ids=json.dumps)
 def test_a_model_file_that_names_another_is_refused(value):
-    from grujax.saving.model_file import _from_json
+    from grujax.saving.fields import from_json
 
     with refused("activation"):
-        _from_json(GRU, {"activation": value})
+        from_json(GRU, {"activation": value})
 
 
 def test_they_are_values():
