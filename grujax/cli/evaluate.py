@@ -73,7 +73,8 @@ class Predict:
 
 
 def _as_in_training(saved: Saved) -> dict[str, Any]:
-    return {"channels": saved.metadata["channels"], "fill": saved.metadata.get("fill")}
+    about = saved.metadata
+    return {"channels": about["channels"], "fill": about.get("fill"), "gap": about.get("gap", ...)}
 
 
 def _as_csv(outputs: np.ndarray, lengths: np.ndarray, labels: list[str] | None) -> str:
@@ -125,6 +126,7 @@ def _is_list(kind: type, value: Any) -> bool:
 ABOUT: dict[str, Callable[[Any], bool]] = {
     "labels": lambda value: value is None or _is_list(str, value),
     "channels": lambda value: isinstance(value, int),
+    "gap": lambda value: value in (..., None) or (type(value) in (int, float) and 0 <= value < float("inf")),
     "training": lambda value: value is ... or (isinstance(value, dict) and _is_list(float, value.get("quantiles", []))),
 }
 """What the metadata of a model hold, ... where they lack it: a file may come from anywhere. `fill` is checked later."""

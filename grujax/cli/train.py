@@ -103,7 +103,7 @@ class Train:
         config, why = chosen(self.config, data.train)
         training = dataclasses.asdict(config)
         about = {"data": data.name, "channels": data.train.channels, "training": training}
-        about["fill"] = None if data.train.fill is None else data.train.fill.tolist()
+        about |= {"fill": None if data.train.fill is None else data.train.fill.tolist(), "gap": data.train.gap}
         with (
             new_folder(self.output, data.name) if self.resume is None else contextlib.nullcontext(self.resume) as folder
         ):
