@@ -31,6 +31,7 @@ def load(
     source: the name of a set in aeon's own data folder, or a file: `.ts`; `.npz` with X (N, T, C), y (N,) and
     optionally lengths (N,); `.csv` or `.parquet` with a line a step and columns `sequence`, `y`, optionally `time`, and
     the channels, or with a line a sequence, `y`, and a column a step: `0`, `1`, ..., or `a_0`, ... of a channel a.
+    A `.csv` whose first line is numbers alone is refused, as it seems to have no names of columns.
     With a label or target a step y is (N, T) or (N, T, K), or the column `y_step`: see `sequences`.
     (`load_sequences` takes `.npy` too, X alone.)
     test: the test file. None takes the file beside `source` that ends in `_TEST`, or else holds out `fraction` of the
