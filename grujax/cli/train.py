@@ -31,6 +31,13 @@ from grujax.training.rates import learning_rates
 
 
 @dataclass(frozen=True)
+class Options(TrainConfig):
+    """The options that are settings of the training: all but one, which only a forecaster has figures for."""
+
+    quantiles: Annotated[tuple[float, ...], tyro.conf.Suppress] = ()
+
+
+@dataclass(frozen=True)
 class Train:
     """Train a GRU on a data set, save it, evaluate it on the test split."""
 
@@ -57,7 +64,7 @@ class Train:
     """Write the figures of each epoch as events into the run's folder too: `tensorboard --logdir runs`."""
     find_learning_rate: bool = False
     """Print the loss at learning rates from 1e-5 to 1 and a suggestion (Smith 2017), and end; nothing is saved."""
-    config: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
+    config: Annotated[Options, tyro.conf.arg(name="")] = field(default_factory=Options)
 
     def run(self, console: Console) -> int:
         settled = self if self.resume is None else self._resumed(self.resume)
@@ -76,7 +83,7 @@ class Train:
             remedy = "A run is resumed with its own data and settings."
             require(given == default, f"--{name}", "nothing beside --resume", given, remedy)
         test = None if settings.test is None else Path(settings.test)
-        config = TrainConfig(**settings.training)
+        config = Options(**settings.training)
         return dataclasses.replace(self, data=settings.data, test=test, missing=settings.missing, config=config)
 
     def _run_together(self, console: Console, processes: int) -> int:

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
-from typing import Annotated, Literal, get_args
+from types import UnionType
+from typing import Literal, get_args
 
 import numpy as np
-import tyro
 
 from grujax.core.config import POOLINGS
 from grujax.errors import require, require_one_of
@@ -65,7 +65,7 @@ class TrainConfig:
     """Standard deviation of the constant added to each channel of a sequence in training, standardised too."""
     mixup: float = 0.3
     """Alpha of mixup's Beta(alpha, alpha): in training each sequence is mixed with another of its batch. 0: none."""
-    quantiles: Annotated[tuple[float, ...], tyro.conf.Suppress] = ()
+    quantiles: tuple[float, ...] = ()
     """Levels, ascending, of a regression: for each target the model gives so many quantiles, by the pinball loss
     (Koenker and Bassett 1978), in place of the mean by squared error."""
     label_smoothing: float = 0.0
@@ -86,7 +86,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for f in fields(TrainConfig):
-            kind, *none = get_args(f.type) or (f.type,)
+            kind, *none = get_args(f.type) if isinstance(f.type, UnionType) else (f.type,)
             if kind in TYPES and not (none and getattr(self, f.name) is None):
                 value, (allowed, expected) = getattr(self, f.name), TYPES[kind]
                 fits = isinstance(value, allowed) and (kind is bool or not isinstance(value, bool))
