@@ -92,7 +92,20 @@ class Train:
         if folder is None:
             raise InputError("--output", "a folder that all processes see", None, rule=rule)
         require(self.devices == 1, "--devices", "nothing beside --distributed, which takes all", self.devices)
-        mesh, there = joined(processes), os.path.lexists(folder)
+        mesh = joined(processes)
+        try:
+            return self._run_joined(console, mesh, folder)
+        except BaseException as error:
+            # at once: Python's own end would wait for the other processes, which wait for this one. They end as the
+            # connection breaks, or as JAX misses the signs of life of this one
+            reason = (str(error) or type(error).__name__).rstrip(".")
+            tell(f"process {jax.process_index()} of {processes}: {reason}. It ends, and so do the others")
+            with contextlib.suppress(OSError):
+                console.file.flush()
+            os._exit(stop.exit_code if isinstance(error, KeyboardInterrupt) else 2)
+
+    def _run_joined(self, console: Console, mesh: Mesh, folder: Path) -> int:
+        there = os.path.lexists(folder)
         multihost_utils.sync_global_devices("all have looked, before the first makes it")
         if jax.process_index() == 0:
             return self._run(console, mesh)

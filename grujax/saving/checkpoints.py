@@ -147,6 +147,8 @@ class Checkpoints:
         try:
             action()
         except Exception as error:  # tensorstore raises ValueError for a full disk
+            if jax.process_count() > 1:  # the others wait for what this one did not write
+                raise
             text = " ".join(str(error).split())
             reason = TENSORSTORE_NOTES.split(text)[0][-200:]  # the system's own words come last
             warnings.warn(f"no checkpoint was written in {self.folder}: {reason}", CheckpointWarning, stacklevel=4)
