@@ -101,6 +101,8 @@ def broken_rules(sources):
                     broken.append(f"{name}: a kernel imports {module}")
             if me == "equations" and top not in STANDARD | {"numpy"}:
                 broken.append(f"{name}: the oracle imports {module}")
+            if top == "tyro" and me != "cli":
+                broken.append(f"{name}: imports tyro outside the command line")
             if top == "flax" and RANK[me] < RANK["linen"]:
                 broken.append(f"{name}: imports flax above linen")
         for module in imports(tree, ["grujax", *parts[:-1]], in_functions=False):
@@ -133,6 +135,7 @@ def test_each_rule_can_fail():
         "estimators/parameters.py": "import torch",
         "estimators/sklearn.py": "from grujax.cli import main",
         "training/evaluate.py": "import sklearn",
+        "training/config.py": "def f():\n    import tyro",
     }
     assert {line.split(":")[0] for line in broken_rules(bad)} == set(bad)
     good = {

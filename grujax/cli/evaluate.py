@@ -15,7 +15,7 @@ from grujax.cli.show import say, show_confused, show_scores
 from grujax.cli.streams import check_free
 from grujax.data import load_sequences
 from grujax.errors import InputError
-from grujax.linen import GRUModel
+from grujax.linen import GRUEnsemble, GRUModel
 from grujax.saving import Saved, read
 from grujax.saving.atomic import replacing
 from grujax.saving.model_file import find_model_file
@@ -73,7 +73,8 @@ class Predict:
 
 
 def _as_in_training(saved: Saved) -> dict[str, Any]:
-    return {"channels": saved.metadata["channels"], "fill": saved.metadata.get("fill")}
+    about = saved.metadata
+    return {"channels": about["channels"], "fill": about.get("fill"), "gap": about.get("gap", ...)}
 
 
 def _as_csv(outputs: np.ndarray, lengths: np.ndarray, labels: list[str] | None) -> str:
@@ -108,11 +109,11 @@ class _Lines:
         return self._text.write(line.removesuffix("\r\n") + "\n")
 
 
-def _trained(path: Path) -> tuple[GRUModel, Saved]:
+def _trained(path: Path) -> tuple[GRUModel | GRUEnsemble, Saved]:
     saved = read(find_model_file(path))
     wrong = [key for key, fits in ABOUT.items() if not fits(saved.metadata.get(key, ...))]
     wrong += [] if "statistics" in saved.variables else ["statistics"]
-    if not isinstance(saved.model, GRUModel) or wrong:
+    if not isinstance(saved.model, (GRUModel, GRUEnsemble)) or wrong:
         found = f"{type(saved.model).__name__} in {path}" + (f" without {' and '.join(wrong)}" if wrong else "")
         raise InputError("model", "a model that grujax train saved", found)
     return saved.model, saved
@@ -125,6 +126,7 @@ def _is_list(kind: type, value: Any) -> bool:
 ABOUT: dict[str, Callable[[Any], bool]] = {
     "labels": lambda value: value is None or _is_list(str, value),
     "channels": lambda value: isinstance(value, int),
+    "gap": lambda value: value in (..., None) or (type(value) in (int, float) and 0 <= value < float("inf")),
     "training": lambda value: value is ... or (isinstance(value, dict) and _is_list(float, value.get("quantiles", []))),
 }
 """What the metadata of a model hold, ... where they lack it: a file may come from anywhere. `fill` is checked later."""

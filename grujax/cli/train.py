@@ -31,6 +31,13 @@ from grujax.training.rates import learning_rates
 
 
 @dataclass(frozen=True)
+class Options(TrainConfig):
+    """The options that are settings of the training: all but one, which only a forecaster has figures for."""
+
+    quantiles: Annotated[tuple[float, ...], tyro.conf.Suppress] = ()
+
+
+@dataclass(frozen=True)
 class Train:
     """Train a GRU on a data set, save it, evaluate it on the test split."""
 
@@ -57,7 +64,7 @@ class Train:
     """Write the figures of each epoch as events into the run's folder too: `tensorboard --logdir runs`."""
     find_learning_rate: bool = False
     """Print the loss at learning rates from 1e-5 to 1 and a suggestion (Smith 2017), and end; nothing is saved."""
-    config: Annotated[TrainConfig, tyro.conf.arg(name="")] = field(default_factory=TrainConfig)
+    config: Annotated[Options, tyro.conf.arg(name="")] = field(default_factory=Options)
 
     def run(self, console: Console) -> int:
         settled = self if self.resume is None else self._resumed(self.resume)
@@ -76,7 +83,7 @@ class Train:
             remedy = "A run is resumed with its own data and settings."
             require(given == default, f"--{name}", "nothing beside --resume", given, remedy)
         test = None if settings.test is None else Path(settings.test)
-        config = TrainConfig(**settings.training)
+        config = Options(**settings.training)
         return dataclasses.replace(self, data=settings.data, test=test, missing=settings.missing, config=config)
 
     def _run_together(self, console: Console, processes: int) -> int:
@@ -85,7 +92,20 @@ class Train:
         if folder is None:
             raise InputError("--output", "a folder that all processes see", None, rule=rule)
         require(self.devices == 1, "--devices", "nothing beside --distributed, which takes all", self.devices)
-        mesh, there = joined(processes), os.path.lexists(folder)
+        mesh = joined(processes)
+        try:
+            return self._run_joined(console, mesh, folder)
+        except BaseException as error:
+            # at once: Python's own end would wait for the other processes, which wait for this one. They end as the
+            # connection breaks, or as JAX misses the signs of life of this one
+            reason = (str(error) or type(error).__name__).rstrip(".")
+            tell(f"process {jax.process_index()} of {processes}: {reason}. It ends, and so do the others")
+            with contextlib.suppress(OSError):
+                console.file.flush()
+            os._exit(stop.exit_code if isinstance(error, KeyboardInterrupt) else 2)
+
+    def _run_joined(self, console: Console, mesh: Mesh, folder: Path) -> int:
+        there = os.path.lexists(folder)
         multihost_utils.sync_global_devices("all have looked, before the first makes it")
         if jax.process_index() == 0:
             return self._run(console, mesh)
@@ -103,13 +123,13 @@ class Train:
         config, why = chosen(self.config, data.train)
         training = dataclasses.asdict(config)
         about = {"data": data.name, "channels": data.train.channels, "training": training}
-        about["fill"] = None if data.train.fill is None else data.train.fill.tolist()
+        about |= {"fill": None if data.train.fill is None else data.train.fill.tolist(), "gap": data.train.gap}
         with (
             new_folder(self.output, data.name) if self.resume is None else contextlib.nullcontext(self.resume) as folder
         ):
-            if self.resume is None:
-                test = None if self.test is None else str(self.test)
-                Settings(self.data, test, training, self.missing).write(folder / SETTINGS)
+            test = None if self.test is None else str(self.test)
+            # of a run that is resumed the same again: so a folder that cannot be written is refused before the training
+            Settings(self.data, test, training, self.missing).write(folder / SETTINGS)
             kept, metrics = Kept(folder / MODEL_FILE, about), Metrics(folder / "metrics.jsonl")
             try:
                 fitted = self._train(console, config, why, data, kept, metrics, mesh)

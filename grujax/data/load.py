@@ -4,12 +4,15 @@ import difflib
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from types import EllipsisType
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from grujax.data.checks import shown
 from grujax.data.files import ENDINGS, MAX_BYTES, read
+from grujax.data.missing import check_gap
 from grujax.data.sequences import Dataset, Sequences, sequences, stratified_split
 from grujax.errors import InputError, require, require_package
 
@@ -28,6 +31,7 @@ def load(
     source: the name of a set in aeon's own data folder, or a file: `.ts`; `.npz` with X (N, T, C), y (N,) and
     optionally lengths (N,); `.csv` or `.parquet` with a line a step and columns `sequence`, `y`, optionally `time`, and
     the channels, or with a line a sequence, `y`, and a column a step: `0`, `1`, ..., or `a_0`, ... of a channel a.
+    A `.csv` whose first line is numbers alone is refused, as it seems to have no names of columns.
     With a label or target a step y is (N, T) or (N, T, K), or the column `y_step`: see `sequences`.
     (`load_sequences` takes `.npy` too, X alone.)
     test: the test file. None takes the file beside `source` that ends in `_TEST`, or else holds out `fraction` of the
@@ -53,8 +57,7 @@ def load(
     if test is None and not beside.is_file():
         return Dataset(name, *stratified_split(train, fraction, seed))
     path = beside if test is None else Path(test)
-    timed = None if train.fill is None else times is not None
-    return Dataset(name, train, _as_trained(path, train.labels, train.fill, max_bytes=max_bytes, timed=timed))
+    return Dataset(name, train, _as_trained(path, train.labels, train.fill, train.gap, max_bytes=max_bytes))
 
 
 def load_sequences(
@@ -63,14 +66,16 @@ def load_sequences(
     labels: Iterable[str] | None = None,
     channels: int | None = None,
     fill: ArrayLike | None = None,
+    gap: float | EllipsisType | None = ...,
     need_labels: bool = True,
     max_bytes: int = MAX_BYTES,
 ) -> Sequences:
     """Sequences for a trained model: the test split of a named set, or a single file.
 
     labels: the model's class names; None for regression. channels: the model's C. need_labels: False ignores y.
-    fill: that of a model trained with `missing="mask"`, which is then how x is read; see `sequences`. Times must be
-    given where they were in training, in the same unit: a model does not know it.
+    fill, gap: those of the training split of a model trained with `missing="mask"`, which is then how x is read; see
+    `sequences`. By `gap` are refused times where training had none, none where it had some, and a median gap five
+    times as long or as short, as in another unit of time. `...`, of a model that does not know it, checks nothing.
     max_bytes: a file that declares more, each value counted as 4 bytes at least, is refused before it is read: a small
     `.npz` can unpack to any amount. Loading takes about twice as much memory: the file's values and those in float32.
     Raises InputError as `load` does, and where the labels or channels are not the model's.
@@ -80,7 +85,7 @@ def load_sequences(
     """
     path, beside = _files(source)
     path = path if _is_path(source) else beside
-    data = _as_trained(path, labels, fill, need_labels, max_bytes)
+    data = _as_trained(path, labels, fill, gap, need_labels, max_bytes)
     if channels is not None:
         require(data.channels == channels, "channels", str(channels), f"{data.channels} in {path.name}")
     return data
@@ -90,27 +95,24 @@ def _as_trained(
     path: Path,
     labels: Iterable[str] | None,
     fill: ArrayLike | None = None,
+    gap: float | EllipsisType | None = ...,
     need_labels: bool = True,
     max_bytes: int = MAX_BYTES,
-    timed: bool | None = None,
 ) -> Sequences:
-    """The sequences of a file, with the labels of the model or of the training split.
-
-    timed: whether its steps must have times, as those of the training split; None: either.
-    """
+    """The sequences of a file, with the labels of the model or of the training split."""
     raw = read(path, max_bytes)
-    fits = timed is None or timed == (raw.times is not None)
-    expected, found = ("times", "none") if timed else ("no times", "some")
-    require(fits, "time", f"{expected}, as in training", f"{found} in {path.name}", "A gap is counted in their unit.")
-    options = {} if fill is None else {"missing": "mask", "times": raw.times, "fill": fill}
-    if not need_labels:
-        return sequences(raw.x, None, raw.lengths, source=path.name, **options)
-    y = raw.y
-    if y is None:
-        raise InputError("y", "labels or targets", f"none in {path.name}")
-    if labels is None:  # integers are targets here, not classes
-        y = [_targets(row, path) for row in y] if isinstance(y, list) else _targets(y, path)
-    return sequences(raw.x, y, raw.lengths, labels=labels, source=path.name, **options)
+    options: dict[str, Any] = {} if fill is None else {"missing": "mask", "times": raw.times, "fill": fill}
+    y = None
+    if need_labels:
+        y, options["labels"] = raw.y, labels
+        if y is None:
+            raise InputError("y", "labels or targets", f"none in {path.name}")
+        if labels is None:  # integers are targets here, not classes
+            y = [_targets(row, path) for row in y] if isinstance(y, list) else _targets(y, path)
+    data = sequences(raw.x, y, raw.lengths, source=path.name, **options)
+    if fill is not None and not isinstance(gap, EllipsisType):
+        check_gap(data.gap, gap, path.name)
+    return data
 
 
 def _targets(y: np.ndarray, path: Path) -> np.ndarray:

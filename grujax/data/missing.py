@@ -8,6 +8,9 @@ from numpy.typing import ArrayLike
 from grujax.data.checks import real
 from grujax.errors import require
 
+FACTOR = 5
+"""Between the median gaps of two files: from here on they are taken to have another unit of time."""
+
 
 def masked(
     x: np.ndarray, lengths: np.ndarray, times: np.ndarray, fill: np.ndarray | None
@@ -35,6 +38,25 @@ def masked(
     before = np.maximum(np.concatenate([np.zeros_like(last[:, :1]), last[:, :-1]], 1), 0)
     gaps = times[..., None] - np.take_along_axis(times[..., None], before, 1)
     return np.where(valid, np.concatenate([values, observed, gaps], -1), 0).astype(np.float32), before_first
+
+
+def median_gap(times: np.ndarray, lengths: np.ndarray) -> float:
+    """The median time from a step to the next, of `times` (N, T); 0 where no sequence has two steps."""
+    there = np.arange(1, times.shape[1]) < lengths[:, None]
+    return float(np.median(np.diff(times)[there])) if there.any() else 0.0
+
+
+def check_gap(found: float | None, known: float | None, source: str) -> None:
+    """Refuses times where training had none, none where it had some, and those that seem to be in another unit.
+
+    No file tells its unit. Two units differ by a factor of 7 (weeks and days) or more, and so do the median gaps then.
+    """
+    expected, there = ("no times", "some") if known is None else ("times", "none")
+    remedy = "A gap is counted in their unit."
+    require((known is None) == (found is None), "time", f"{expected}, as in training", f"{there} in {source}", remedy)
+    near = not known or not found or 1 / FACTOR < found / known < FACTOR
+    remedy = "Give times in the unit of training."
+    require(near, "time", f"a median gap near {known}, as in training", f"{found} in {source}", remedy)
 
 
 def checked_fill(fill: ArrayLike, channels: int, source: str) -> np.ndarray:

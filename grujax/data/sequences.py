@@ -17,7 +17,7 @@ from grujax.data.checks import (
     real,
     shown,
 )
-from grujax.data.missing import checked_fill, checked_times, masked
+from grujax.data.missing import check_gap, checked_fill, checked_times, masked, median_gap
 from grujax.errors import InputError, require, require_one_of, require_package
 
 
@@ -34,6 +34,8 @@ class Sequences:
     weight: np.ndarray | None = None  # (N,) float32: what each row counts in the loss; None: all alike
     fill: np.ndarray | None = None
     """(C/3,) float32: of `missing="mask"`, what stands before the first observation of a channel. None: no mask."""
+    gap: float | None = None
+    """Of `missing="mask"` with times: the median time from a step to the next, by which another unit is found out."""
 
     def __len__(self) -> int:
         return len(self.x)
@@ -103,6 +105,7 @@ class Dataset:
         require(targets[0] == targets[-1], "y", f"targets {targets[0]} as in training", targets[-1])
         same = np.array_equal(train.fill if train.fill is not None else [], test.fill if test.fill is not None else [])
         require(same, "fill", "that of the training split", "another in the test split", "Pass fill=train.fill.")
+        check_gap(test.gap, train.gap, "the test split")
         same = train.labels == test.labels
         require(same, "labels", f"{shown(train.labels)} as in training", f"{shown(test.labels)} in the test split")
 
@@ -184,16 +187,20 @@ def sequences(
         )
     if missing == "mask":
         given = None if fill is None else checked_fill(fill, values.shape[2], source)
-        values, fill = masked(values, steps, checked_times(times, steps, values.shape[1], source), given)
+        at = checked_times(times, steps, values.shape[1], source)
+        gap = None if times is None else median_gap(at, steps)
+        values, fill = masked(values, steps, at, given)
     else:
         for name, value in {"times": times, "fill": fill}.items():
             require(value is None, name, None, "some", rule=f"{name} needs missing='mask'")
-        fill = None
+        fill = gap = None
     if y is None:
-        return Sequences(values, steps, None, None, fill=fill)
-    if is_per_step(y):
-        return Sequences(values, steps, *checked_steps_y(y, steps, values.shape[1], labels, source), fill=fill)
-    return Sequences(values, steps, *checked_y(y, len(values), labels, source), fill=fill)
+        checked = None, None
+    elif is_per_step(y):
+        checked = checked_steps_y(y, steps, values.shape[1], labels, source)
+    else:
+        checked = checked_y(y, len(values), labels, source)
+    return Sequences(values, steps, *checked, fill=fill, gap=gap)
 
 
 def _not_infinite(values: ArrayLike) -> np.ndarray:

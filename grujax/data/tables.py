@@ -16,7 +16,7 @@ SEQUENCE, TIME, Y, Y_STEP = "sequence", "time", "y", "y_step"
 channels. A wide table has y alone of these."""
 TEXT = (SEQUENCE, Y, Y_STEP)
 STEP = re.compile(r"(?:(.+)_)?(\d+)")
-"""A column of a wide table: channel and step; the step alone where there is one channel."""
+"""A column of a wide table: channel and step; the step alone where there is one channel, and in a CSV a column y."""
 MISSING = ["", "nan", "NaN", "NA"]
 
 
@@ -34,6 +34,7 @@ def read_csv(path: Path) -> Raw:
     pandas = require_package("pandas", "data")
     with path.open(encoding="utf-8-sig", newline="") as file:
         names = next(csv.reader(file), [])
+    check_header(pandas, names, str(path), "Name them x_0, x_1, ...: in pandas by table.add_prefix('x_').")
     wide = _is_wide(names, path)
     numbers = [name for name in names if name not in TEXT]
     table = pandas.read_csv(
@@ -47,6 +48,12 @@ def read_csv(path: Path) -> Raw:
     require(plain, str(path), f"{len(names)} values in each line, as in the first", "more")
     columns = {name: table[name].to_numpy() for name in names}
     return (_wide if wide else _long)(pandas, columns, path)
+
+
+def check_header(pandas: Any, names: list[str], source: str, remedy: str) -> None:
+    """Refuses a first line of numbers alone: a file without a header, whose first row would be lost as names."""
+    numbers = len(names) > 0 and bool(pandas.to_numeric(pandas.Series(names), errors="coerce").notna().all())
+    require(not numbers, source, "names of columns in the first line", f"numbers alone, {shown(names)}", remedy)
 
 
 def read_parquet(path: Path, max_bytes: int) -> Raw:

@@ -18,6 +18,7 @@ from grujax.data import AxesWarning, Dataset, Sequences
 from grujax.errors import InputError, require
 from grujax.estimators.parameters import Parameters, Settable
 from grujax.estimators.series import Channels, as_sequences, is_table
+from grujax.linen import GRUEnsemble
 from grujax.training import Fitted, TrainConfig, fit
 
 OF_MODEL = ("hidden_size", "num_layers", "bidirectional", "reset_after", "steps_per_frame", "pooling")
@@ -79,9 +80,11 @@ class _GRU(BaseEstimator, Settable, _Parameters):
 
     def _continued(self, config: TrainConfig) -> TrainConfig:
         """The config with what it leaves open as in the fit before; InputError where it asks for another model."""
-        before = {name: getattr(self.fitted_.model, name) for name in OF_MODEL}
-        given = {name: getattr(config, name) for name in OF_MODEL}
-        odd = [name for name in OF_MODEL if given[name] not in (None, before[name])]
+        model = self.fitted_.model
+        members, model = (model.members, model.model) if isinstance(model, GRUEnsemble) else (1, model)
+        before = {"members": members, **{name: getattr(model, name) for name in OF_MODEL}}
+        given = {name: getattr(config, name) for name in before}
+        odd = [name for name in before if given[name] not in (None, before[name])]
         before["missing"], given["missing"] = "refuse" if self.fill_ is None else "mask", self.missing
         odd += ["missing"] if before["missing"] != given["missing"] else []
         expected, found = (", ".join(str(values[name]) for name in odd) for values in (before, given))

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from grujax.data.tables import check_header
 from grujax.errors import InputError, require, require_package
 
 CALENDAR = {
@@ -53,10 +54,13 @@ def read(path: str | Path, name: str) -> Any:
     pandas, expected = require_package("pandas", "forecast"), "a CSV whose first column is the time"
     require(Path(path).is_file(), name, expected, f"no file {path}")
     try:
+        names = pandas.read_csv(path, header=None, nrows=1, dtype=str, keep_default_na=False).iloc[0].tolist()
+        dated = pandas.notna(pandas.to_datetime(names[0], format="ISO8601", errors="coerce"))
         frame = pandas.read_csv(path, index_col=0)
         dates = pandas.to_datetime(frame.index.astype(str), format="ISO8601", errors="coerce")
     except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
         raise InputError(name, expected, str(error).rstrip(".")) from error
+    check_header(pandas, names[dated:], name, "Write a line date,y before it.")
     require(frame.shape[1] > 0, name, expected, f"one column only, {frame.index.name!r}", "Is the separator a comma?")
     if frame.index.dtype.kind in "iu" and frame.index.max() < 10**7:  # steps or years, and no 20100131
         return frame

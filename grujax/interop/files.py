@@ -19,7 +19,7 @@ from grujax.interop.framework import Framework
 from grujax.interop.parts import ConversionWarning
 from grujax.interop.prove import Difference, Runner, compare, outputs, require_agreement
 from grujax.interop.statistics import fold_statistics
-from grujax.linen.model import GRUModel
+from grujax.linen import GRUModel, require_own
 from grujax.saving.atomic import replacing
 from grujax.saving.model_file import opened
 
@@ -27,12 +27,18 @@ LARGEST = 4 << 30
 """Bytes of a file that is still read."""
 
 
+def _own(path: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """One model; no other framework, and no program here, takes an ensemble."""
+    model, variables = saving.load(path)
+    return require_own(model), variables
+
+
 OWN = Framework(
     "grujax",
     lambda own: own,
     lambda *own: own,
     lambda own, model: Runner(lambda *given: outputs(*own, *given), takes_lengths=True),
-    load=saving.load,
+    load=_own,
     write=lambda path, own: saving.save(path, *own),
     endings=(".safetensors",),
     keeps_statistics=True,

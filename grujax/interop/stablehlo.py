@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from grujax.errors import InputError, require_package
 from grujax.interop.framework import Framework
 from grujax.interop.prove import Runner, outputs, sizes
-from grujax.linen import GRU, GRUCell
+from grujax.linen import GRU, GRUCell, require_own
 from grujax.types import state_dtype
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -45,6 +45,7 @@ def to_stablehlo(model: nn.Module, variables: Mapping, *, lengths: bool = True, 
     >>> program.call(jnp.ones((5, 7, 3)), jnp.full(5, 7, jnp.int32)).shape
     (5, 2)
     """
+    require_own(model)
     found, dtype = sizes(model, variables), jnp.dtype(model.param_dtype)
     wide = state_dtype(dtype)
     if isinstance(model, GRUCell):

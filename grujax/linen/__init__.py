@@ -7,6 +7,7 @@ import flax.linen as nn
 
 from grujax.errors import InputError
 from grujax.linen.cell import GRUCell
+from grujax.linen.ensemble import GRUEnsemble
 from grujax.linen.layer import GRU
 from grujax.linen.model import GRUEncoder, GRUModel
 
@@ -16,12 +17,13 @@ MODELS: dict[str, type[Module]] = {cls.__name__: cls for cls in (GRU, GRUCell, G
 """The modules by the names that model files and `grujax.nnx` have for them."""
 
 INSTEAD = {
+    "grujax.linen.ensemble": "Of an ensemble pass a member: ensemble.model and ensemble.member(variables, 0).",
     "grujax.nnx": "Of a module of grujax.nnx write *grujax.nnx.to_linen(module).",
     "grujax.seq2seq.nnx": "Of a Seq2Seq of Flax NNX write *grujax.seq2seq.nnx.to_linen(module).",
     "grujax.seq2seq.linen": "To Flax NNX it goes by grujax.seq2seq.nnx.from_linen.",
     "grujax.equinox": 'Write grujax.GRU of the same fields, with {"params": layer.params}.',
 }
-"""What to pass in the place of a module of our own packages that is none of `MODELS`."""
+"""What to pass in the place of a model of our own packages that is none of `MODELS`."""
 
 Own = TypeVar("Own", bound=nn.Module)
 
@@ -36,4 +38,4 @@ def require_own(model: object, models: Mapping[str, type[Own]] = MODELS) -> Own:
     return model
 
 
-__all__ = ["GRU", "MODELS", "GRUCell", "GRUEncoder", "GRUModel", "Module", "require_own"]
+__all__ = ["GRU", "MODELS", "GRUCell", "GRUEncoder", "GRUEnsemble", "GRUModel", "Module", "require_own"]

@@ -4,6 +4,7 @@ import contextlib
 import json
 import re
 import shutil
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -49,7 +50,7 @@ class Checkpoints:
       period: seconds until the next one is `due`.
 
     Raises:
-      InputError: there is no folder at that path, and none can be made.
+      InputError: there is no folder at that path and none can be made, or nothing can be written in it.
 
     >>> import tempfile, jax.numpy as jnp
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -68,11 +69,17 @@ class Checkpoints:
         self.period = period
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.folder):
+                pass
         except OSError as error:  # orbax would fail in its threads, and the process wait for them
-            expected, found = "a folder, or where one can be made", f"{self.folder}: {error.strerror}"
+            expected, found = "a folder to write in, or where one can be made", f"{self.folder}: {error.strerror}"
             raise InputError("checkpoints", expected, found, "Name another.") from error
         self._manager = self._opened()
         self._due = time.monotonic() + period
+
+    def check(self) -> None:
+        """Raises InputError where `restore` would refuse the last checkpoint by its format or its run."""
+        self._notes(self._manager.latest_step())
 
     def restore(self, like: Any) -> Restored | None:
         """The last checkpoint, or None where there is none.
@@ -88,20 +95,9 @@ class Checkpoints:
         step = self._manager.latest_step()
         if step is None:
             return None
-        path = self.folder / str(step)
-        header = ocp.args.Composite(about=ocp.args.JsonRestore())
-        stored, by, about, notes = self._read(
-            path, lambda: [self._manager.restore(step, args=header)["about"][key] for key in HEADER]
-        )
-        remedy = "Go on with the grujax that wrote it, or start anew in another folder."
-        found = f"format {stored} in {path}, written by grujax {by}"
-        require(stored == FORMAT, "checkpoints", f"format {FORMAT}", found, remedy)
-        for key in sorted(self.about.keys() | about.keys()):
-            mine, saved = self.about.get(key), about.get(key)
-            remedy = "Start anew in another folder."
-            require(mine == saved, key, f"{saved!r}, as in the checkpoint {path}", repr(mine), remedy)
+        notes = self._notes(step)
         state = ocp.args.Composite(state=ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, like)))
-        tree = self._read(path, lambda: self._manager.restore(step, args=state)["state"])
+        tree = self._read(self.folder / str(step), lambda: self._manager.restore(step, args=state)["state"])
         return Restored(step, tree, notes)
 
     def save(self, step: int, tree: Any, notes: Mapping[str, Any]) -> None:
@@ -151,12 +147,34 @@ class Checkpoints:
         try:
             action()
         except Exception as error:  # tensorstore raises ValueError for a full disk
+            if jax.process_count() > 1:  # the others wait for what this one did not write
+                raise
             text = " ".join(str(error).split())
             reason = TENSORSTORE_NOTES.split(text)[0][-200:]  # the system's own words come last
             warnings.warn(f"no checkpoint was written in {self.folder}: {reason}", CheckpointWarning, stacklevel=4)
             with contextlib.suppress(Exception):  # the same error again
                 self._manager.close()
             self._manager = self._opened()
+
+    def _notes(self, step: int | None) -> dict[str, Any]:
+        """Those of a checkpoint of this format and this run; none of no checkpoint."""
+        import orbax.checkpoint as ocp
+
+        if step is None:
+            return {}
+        path = self.folder / str(step)
+        header = ocp.args.Composite(about=ocp.args.JsonRestore())
+        stored, by, about, notes = self._read(
+            path, lambda: [self._manager.restore(step, args=header)["about"][key] for key in HEADER]
+        )
+        remedy = "Go on with the grujax that wrote it, or start anew in another folder."
+        found = f"format {stored} in {path}, written by grujax {by}"
+        require(stored == FORMAT, "checkpoints", f"format {FORMAT}", found, remedy)
+        for key in sorted(self.about.keys() | about.keys()):
+            mine, saved = self.about.get(key), about.get(key)
+            remedy = "Start anew in another folder."
+            require(mine == saved, key, f"{saved!r}, as in the checkpoint {path}", repr(mine), remedy)
+        return notes
 
     def _read(self, path: Path, action: Callable[[], Any]) -> Any:
         try:

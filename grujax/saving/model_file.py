@@ -21,7 +21,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from grujax.arrays import as_array
 from grujax.core.config import input_size_of
 from grujax.errors import InputError, require
-from grujax.linen import MODELS, GRUCell, GRUModel, Module, require_own
+from grujax.linen import MODELS, GRUCell, GRUEnsemble, GRUModel, Module, require_own
 from grujax.saving.atomic import replacing
 from grujax.saving.fields import as_json, from_json, number, short
 from grujax.seq2seq import Seq2Seq
@@ -32,7 +32,7 @@ SAVABLE: dict[str, type[Savable]] = {**MODELS, "Seq2Seq": Seq2Seq}
 
 FORMAT = 1
 MODEL_FILE = "model.safetensors"
-RESERVED = {"format", "model", "input_size", "sha256"}
+RESERVED = {"format", "model", "ensemble", "input_size", "sha256"}
 """Keys of the JSON that a caller's metadata may not have."""
 
 
@@ -40,22 +40,24 @@ class Saved(NamedTuple):
     """What `read` returns: the contents of a model file.
 
     Attributes:
-      model: a `GRU`, `GRUCell`, `GRUEncoder`, `GRUModel` or `grujax.seq2seq.Seq2Seq`.
+      model: a `GRU`, `GRUCell`, `GRUEncoder`, `GRUModel`, `GRUEnsemble` or `grujax.seq2seq.Seq2Seq`.
       variables: its variables, "params" and, of a trained `GRUModel`, "statistics"; JAX arrays of the saved dtypes.
       metadata: what `save` was given, and "versions" of grujax, jax and flax.
     """
 
-    model: Savable
+    model: Savable | GRUEnsemble
     variables: dict[str, Any]
     metadata: dict[str, Any]
 
 
-def save(path: str | Path, model: nn.Module, variables: Mapping, metadata: Mapping[str, Any] | None = None) -> None:
+def save(
+    path: str | Path, model: nn.Module | GRUEnsemble, variables: Mapping, metadata: Mapping[str, Any] | None = None
+) -> None:
     """Writes `model.safetensors`: whole or not at all (a temporary name, flushed, then renamed).
 
     Args:
       path: where to; an earlier file there is replaced once the new one is complete.
-      model: a `GRU`, `GRUCell`, `GRUEncoder`, `GRUModel` or `grujax.seq2seq.Seq2Seq`.
+      model: a `GRU`, `GRUCell`, `GRUEncoder`, `GRUModel`, `GRUEnsemble` or `grujax.seq2seq.Seq2Seq`.
       variables: its variables, "params" and, of a trained `GRUModel`, "statistics".
       metadata: a dict of whatever JSON can hold; `read` returns it.
 
@@ -74,18 +76,20 @@ def save(path: str | Path, model: nn.Module, variables: Mapping, metadata: Mappi
     """
     import safetensors.numpy
 
-    own = require_own(model, SAVABLE)
+    several = isinstance(model, GRUEnsemble)
+    own = require_own(model.model if several else model, SAVABLE)
     taken = sorted(RESERVED & set(metadata or {}))
     require(not taken, "metadata", f"other keys than {sorted(RESERVED)}", taken)
     tensors = _tensors(variables)
-    _check_tensors(own, tensors)
+    n_inputs = _check_each(model, own, tensors)
     fields = json.loads(json.dumps(as_json(own), default=number))
     from_json(type(own), fields)  # what could not be loaded again is not saved
     header = {
         **(metadata or {}),
         "format": FORMAT,
         "model": {"class": type(own).__name__, **fields},
-        "input_size": _input_size(own, tensors),
+        **({"ensemble": {"members": model.members, "classes": model.classes}} if several else {}),
+        "input_size": n_inputs,
         "versions": {name: version(name) for name in ("grujax", "jax", "flax")},
     }
     header = json.loads(json.dumps(header, default=number))  # as it is read again
@@ -95,15 +99,15 @@ def save(path: str | Path, model: nn.Module, variables: Mapping, metadata: Mappi
         temporary.write_bytes(content)
 
 
-def load(path: str | Path) -> tuple[Savable, dict[str, Any]]:
+def load(path: str | Path) -> tuple[Savable | GRUEnsemble, dict[str, Any]]:
     """(model, variables) from a file that `save` wrote, ready for `model.apply(variables, x)`.
 
     Args:
       path: the file.
 
     Returns:
-      A `GRU`, `GRUCell`, `GRUEncoder`, `GRUModel` or `grujax.seq2seq.Seq2Seq`, and its variables as JAX arrays of the
-      saved dtypes.
+      A `GRU`, `GRUCell`, `GRUEncoder`, `GRUModel`, `GRUEnsemble` or `grujax.seq2seq.Seq2Seq`, and its variables as JAX
+      arrays of the saved dtypes.
 
     Raises:
       InputError: the file is missing, truncated or damaged (one changed bit is enough), was not written by `save` or
@@ -172,7 +176,7 @@ def read(path: str | Path) -> Saved:
     return Saved(model, unflatten_dict({key: jnp.asarray(a) for key, a in tensors.items()}, sep="/"), header)
 
 
-def _checked(text: str, tensors: Mapping[str, np.ndarray]) -> tuple[Savable, dict[str, Any]]:
+def _checked(text: str, tensors: Mapping[str, np.ndarray]) -> tuple[Savable | GRUEnsemble, dict[str, Any]]:
     """The model that a file's metadata describe and the caller's own part of them, both checked by the tensors."""
     header = json.loads(text, object_pairs_hook=_distinct)
     stored = header["format"]
@@ -188,11 +192,11 @@ def _checked(text: str, tensors: Mapping[str, np.ndarray]) -> tuple[Savable, dic
         require(written == _sha256(header, tensors), "model", "the file as it was saved", "changed or damaged content")
     named = fields.pop("class")
     require(named in SAVABLE, "model", f"a class of {sorted(SAVABLE)}", short(named))
-    model = SAVABLE[named](**from_json(SAVABLE[named], fields))
-    found = _input_size(model, tensors)
+    model: Any = SAVABLE[named](**from_json(SAVABLE[named], fields))
+    of: Any = GRUEnsemble(model, **header["ensemble"]) if "ensemble" in header else model  # it checks its fields
+    found = _check_each(of, model, tensors)
     require(n_inputs == found, "input_size", f"{found}, as the tensors say", short(n_inputs))
-    _check_tensors(model, tensors)
-    return model, {key: value for key, value in header.items() if key not in RESERVED}
+    return of, {key: value for key, value in header.items() if key not in RESERVED}
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -225,6 +229,22 @@ def declared(model: nn.Module, input_size: int) -> dict[tuple[str, ...], jax.Sha
     given = (jax.ShapeDtypeStruct((1, 1, size), own.param_dtype) for size in sizes)
     flat: dict[tuple[str, ...], Any] = flatten_dict(jax.eval_shape(own.init, jax.random.key(0), *given))
     return flat
+
+
+def _check_each(of: nn.Module | GRUEnsemble, model: Savable, tensors: Mapping[str, np.ndarray]) -> int | None:
+    """`_check_tensors` of each member of an ensemble, or of the model itself; the number of inputs."""
+    each = iter([tensors])
+    if isinstance(of, GRUEnsemble):
+        own = {key: a for key, a in tensors.items() if not key.startswith("statistics/")}
+        for key, a in own.items():
+            expected = f"an axis of {short(of.members)} members first"
+            require(a.shape[:1] == (of.members,), key, expected, f"shape {a.shape}")
+        each = ({**tensors, **{key: a[member] for key, a in own.items()}} for member in range(of.members))
+    found = set()
+    for one in each:
+        found.add(_input_size(model, one))
+        _check_tensors(model, one)
+    return found.pop()
 
 
 def _input_size(model: Savable, tensors: Mapping[str, np.ndarray]) -> int | None:

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
-from typing import Annotated, Literal, get_args
+from types import UnionType
+from typing import Literal, get_args
 
 import numpy as np
-import tyro
 
 from grujax.core.config import POOLINGS
 from grujax.errors import require, require_one_of
@@ -65,7 +65,7 @@ class TrainConfig:
     """Standard deviation of the constant added to each channel of a sequence in training, standardised too."""
     mixup: float = 0.3
     """Alpha of mixup's Beta(alpha, alpha): in training each sequence is mixed with another of its batch. 0: none."""
-    quantiles: Annotated[tuple[float, ...], tyro.conf.Suppress] = ()
+    quantiles: tuple[float, ...] = ()
     """Levels, ascending, of a regression: for each target the model gives so many quantiles, by the pinball loss
     (Koenker and Bassett 1978), in place of the mean by squared error."""
     label_smoothing: float = 0.0
@@ -78,12 +78,15 @@ class TrainConfig:
     more, else 0."""
     buckets: int = 4
     """At most so many padded lengths, and so many compilations of the training step."""
+    members: int = 1
+    """Models that are trained beside each other, each with weights and draws of its own; the mean of their predictions
+    is what is validated, kept and saved (`GRUEnsemble`)."""
     seed: int = 0
     """Of the split, the initial weights, the order of batches and the dropout."""
 
     def __post_init__(self) -> None:
         for f in fields(TrainConfig):
-            kind, *none = get_args(f.type) or (f.type,)
+            kind, *none = get_args(f.type) if isinstance(f.type, UnionType) else (f.type,)
             if kind in TYPES and not (none and getattr(self, f.name) is None):
                 value, (allowed, expected) = getattr(self, f.name), TYPES[kind]
                 fits = isinstance(value, allowed) and (kind is bool or not isinstance(value, bool))
@@ -95,7 +98,7 @@ class TrainConfig:
         rising = list(levels) == sorted(set(levels)) and all(0 < level < 1 for level in levels)
         require(rising, "quantiles", expected, levels)
         counts = ("hidden_size", "num_layers", "epochs", "patience", "batch_size", "buckets", "steps_per_frame")
-        for name in (*counts, "accumulate"):
+        for name in (*counts, "accumulate", "members"):
             value = getattr(self, name)
             require(value is None or value >= 1, name, "at least 1", value)
         for name in ("learning_rate", "clip_norm"):

@@ -15,6 +15,10 @@ EVERY = 16
 """Steps after which several processes agree whether to save and whether to end: an exchange of two bytes each."""
 
 
+HEARTBEAT = 30
+"""Seconds without a sign of life after which a process counts as dead, and JAX ends the others."""
+
+
 def first_devices(count: int) -> Mesh:
     """A mesh of the first `count` devices of this process, for `fit(mesh=)`."""
     there = len(jax.devices())
@@ -29,7 +33,7 @@ def joined(count: int) -> Mesh:
     """
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM from the handler of the command
     try:
-        jax.distributed.initialize()
+        jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT)
     except (RuntimeError, ValueError) as error:
         expected = "to be started by SLURM, Open MPI, Kubernetes or on a TPU pod"
         raise InputError(

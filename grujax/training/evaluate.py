@@ -8,7 +8,7 @@ import numpy as np
 
 from grujax.data import Sequences, batches, bucket_boundaries, statistics
 from grujax.errors import InputError, require
-from grujax.linen.model import GRUModel
+from grujax.linen import GRUEnsemble, GRUModel
 from grujax.training.step import forward, row_losses
 
 MAX_CONFUSION = 100
@@ -50,7 +50,7 @@ class Scores(NamedTuple):
 
 
 def outputs_of(
-    model: GRUModel,
+    model: GRUModel | GRUEnsemble,
     variables: Mapping[str, Any],
     data: Sequences,
     *,
@@ -77,10 +77,11 @@ def outputs_of(
     (2, 5)
     """
     boundaries = bucket_boundaries(data.lengths) if boundaries is None else boundaries
-    width = model.output_size
+    of = model.model if isinstance(model, GRUEnsemble) else model
+    width = of.output_size
     if isinstance(width, Mapping):
         raise InputError("model", "a model of one head", f"output_size={width}", "Apply it by hand.")
-    each_step = () if model.pooling is not None else data.x.shape[1:2]
+    each_step = () if of.pooling is not None else data.x.shape[1:2]
     outputs = np.zeros((len(data), *each_step, width), np.float32)
     for batch in batches(data, batch_size, boundaries):
         kept = batch.weight > 0

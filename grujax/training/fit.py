@@ -22,15 +22,15 @@ from grujax.data import (
     padding_share,
     stratified_split,
 )
-from grujax.errors import require
-from grujax.linen.model import GRUModel
+from grujax.errors import require, require_package
+from grujax.linen import GRUEnsemble, GRUModel
 from grujax.saving.checkpoints import Checkpoints
 from grujax.signals import terminable, uninterrupted
 from grujax.training.choices import chosen
 from grujax.training.config import TrainConfig
 from grujax.training.devices import Devices
 from grujax.training.evaluate import Scores, outputs_of, score
-from grujax.training.rows import constants_of, fingerprint, model_for, row_weights, weighed
+from grujax.training.rows import constants_of, ensemble_of, fingerprint, model_for, row_weights, weighed
 from grujax.training.run import Epoch, Run
 from grujax.training.step import Draws, draw, end_epoch, initial_state, make_optimizer, train_step
 
@@ -47,7 +47,7 @@ class Compiled(NamedTuple):
 class Fitted:
     """What `fit` returns."""
 
-    model: GRUModel
+    model: GRUModel | GRUEnsemble  # an ensemble where `members` is more than 1
     variables: dict[str, Any]  # "params" of the best epoch, "statistics" of the rows that were trained on
     labels: tuple[str, ...] | None  # class names; None for regression
     best: Epoch  # that of the smallest validation loss; the last where no rows are held out
@@ -130,6 +130,7 @@ def fit(
     require(config.patience is None or held is not None, "patience", None, config.patience, "Hold rows out.", rule=rule)
     constants = constants_of(train, config.quantiles)
     model = model_for(config, train, constants)
+    whole = ensemble_of(config, model, train)
     devices = Devices(mesh, config.batch_size, config.hidden_size)
     if devices.several_processes:
         devices.check_same("data and settings", config, fingerprint(data.train, variables))
@@ -138,38 +139,15 @@ def fit(
     steps_per_epoch = sum(1 for _ in batches(train, config.batch_size, boundaries))
     num_steps = config.epochs * steps_per_epoch
     step_config = replace(config, seed=0)  # the step does not read it: runs with other seeds share its programs
-    params = model.init(jax.random.key(config.seed), np.zeros((1, 1, train.channels), np.float32))["params"]
+    x = np.zeros((1, 1, train.channels), np.float32)
     if variables is not None:
-        new, given = (_shapes(tree) for tree in ({"params": params, "statistics": constants}, variables))
+        shapes = jax.eval_shape(lambda: whole.init(jax.random.key(0), x))
+        new, given = (_shapes(tree) for tree in ({**shapes, "statistics": constants}, variables))
         odd = [name for name in sorted({*new, *given}) if new.get(name) != given.get(name)]
-        require(not odd, "variables", f"those of {model}", f"other shapes of {', '.join(odd)}")
-        # over the host, as they may be on another mesh; and copies: a step takes the buffers of its state
-        constants = jax.tree.map(np.asarray, variables["statistics"])
-        params = jax.tree.map(lambda a: jax.numpy.array(np.asarray(a)), variables["params"])
-    constants = devices.whole(jax.tree.map(jax.numpy.asarray, constants))
-    state = devices.weights(initial_state(params, make_optimizer(config, num_steps), config))
-
-    def arguments(batch: Batch, draws: Draws) -> tuple[Batch, Draws]:
-        """On the devices, the rows shared out."""
-        return devices.rows(weighed(batch, weights)), Draws(devices.rows(draws.share), devices.whole(draws.seed))
-
-    of_each_shape = {batch.x.shape: batch for batch in batches(train, config.batch_size, boundaries)}
-    compiled = Compiled(tuple(of_each_shape), (), padding_share(train.lengths, tuple(boundaries)))
-    on_compiled(compiled)
-    executables, draws = {}, draw(config, 0)
-    for shape, batch in of_each_shape.items():
-        began = time.perf_counter()
-        given = arguments(batch, draws)
-        executables[shape] = train_step.lower(model, step_config, num_steps, state, constants, *given).compile()
-        compiled = compiled._replace(seconds=(*compiled.seconds, time.perf_counter() - began))
-        on_compiled(compiled)
-
-    run = Run(0, state, devices.weights(jax.tree.map(jax.numpy.zeros_like, params)), ())
-
-    def fitted() -> Fitted:
-        best = [epoch for epoch in run.history if epoch.best][-1]
-        variables = devices.here({"params": run.best, "statistics": constants})
-        return Fitted(model, variables, train.labels, best, run.history, compiled, quantiles=config.quantiles)
+        require(not odd, "variables", f"those of {whole}", f"other shapes of {', '.join(odd)}")
+        constants = variables["statistics"]
+    if data.test is not None:
+        require_package("sklearn.metrics", "data")  # for its scores
 
     with contextlib.ExitStack() as ending:
         saved = None
@@ -178,7 +156,36 @@ def fit(
             saved = Checkpoints(checkpoints, about, checkpoint_period)
             ending.callback(saved.close)
             ending.enter_context(terminable())
-            run = run.restored(saved)
+            saved.check()
+        if variables is None:
+            params = whole.init(jax.random.key(config.seed), x)["params"]
+        else:  # over the host, as they may be on another mesh; and copies: a step takes the buffers of its state
+            params = jax.tree.map(lambda a: jax.numpy.array(np.asarray(a)), variables["params"])
+        constants = devices.whole(jax.tree.map(lambda a: jax.numpy.asarray(np.asarray(a)), constants))
+        state = devices.weights(initial_state(params, make_optimizer(config, num_steps), config))
+        run = Run(0, state, devices.weights(jax.tree.map(jax.numpy.zeros_like, params)), ())
+        run = run if saved is None else run.restored(saved)
+
+        def arguments(batch: Batch, draws: Draws) -> tuple[Batch, Draws]:
+            """On the devices, the rows shared out."""
+            return devices.rows(weighed(batch, weights)), Draws(devices.rows(draws.share), devices.whole(draws.seed))
+
+        of_each_shape = {batch.x.shape: batch for batch in batches(train, config.batch_size, boundaries)}
+        compiled = Compiled(tuple(of_each_shape), (), padding_share(train.lengths, tuple(boundaries)))
+        on_compiled(compiled)
+        executables, draws = {}, draw(config, 0)
+        for shape, batch in of_each_shape.items():
+            began = time.perf_counter()
+            given = arguments(batch, draws)
+            executables[shape] = train_step.lower(model, step_config, num_steps, run.state, constants, *given).compile()
+            compiled = compiled._replace(seconds=(*compiled.seconds, time.perf_counter() - began))
+            on_compiled(compiled)
+
+        def fitted() -> Fitted:
+            best = [epoch for epoch in run.history if epoch.best][-1]
+            variables = devices.here({"params": run.best, "statistics": constants})
+            return Fitted(whole, variables, train.labels, best, run.history, compiled, quantiles=config.quantiles)
+
         held_back: list[int] = []
         holding = ending.enter_context(contextlib.ExitStack())
         try:
@@ -210,12 +217,12 @@ def fit(
                 if run.step < number * steps_per_epoch:  # the handler of the signal lets the run go on
                     continue
                 epoch_ended = end_epoch(step_config, num_steps, run.state)
-                loss, average = float(run.state.loss) / len(train), epoch_ended.average
+                loss, average = float(np.asarray(run.state.loss).mean()) / len(train), epoch_ended.average
                 seconds = time.perf_counter() - began
                 outputs = None
                 averaged = devices.here({"params": average, "statistics": constants})
                 if held is not None:
-                    outputs = outputs_of(model, averaged, held, batch_size=config.batch_size, boundaries=boundaries)
+                    outputs = outputs_of(whole, averaged, held, batch_size=config.batch_size, boundaries=boundaries)
                 finite = bool(epoch_ended.finite) and (outputs is None or bool(np.isfinite(outputs).all()))
                 require(finite, "loss", "a finite number", f"{loss} in epoch {number}", "Lower --learning-rate.")
                 validated, is_best = (None, "", None), True

@@ -34,7 +34,7 @@ def learning_rates(config: TrainConfig, train: Sequences, steps: int = 100, smoo
 
     The loss is that of training, with dropout and mixup, as an average over steps whose older ones count less. It ends
     where the average is four times its least. The suggestion is a third of the rate at the least loss after the first
-    tenth of the steps, in which the average is of few. `accumulate` is not read. Nothing is kept.
+    tenth of the steps, in which the average is of few. `accumulate` and `members` are not read. Nothing is kept.
 
     Args:
       config: how to train; `chosen` fills in what is None.
@@ -52,12 +52,13 @@ def learning_rates(config: TrainConfig, train: Sequences, steps: int = 100, smoo
     """
     require(steps >= 10, "steps", "10 or more", steps)
     require(0 <= smoothing < 1, "smoothing", "from 0 to below 1", smoothing)
-    config, _ = chosen(config, train)
+    config = replace(chosen(config, train)[0], members=1)
     constants = constants_of(train, config.quantiles)
+    weights = row_weights(train, config)
     model, boundaries = model_for(config, train, constants), bucket_boundaries(train.lengths, config.buckets)
     params = model.init(jax.random.key(config.seed), np.zeros((1, 1, train.channels), np.float32))["params"]
     state, step_config = (params, _optimizer(config, steps).init(params)), replace(config, seed=0)
-    rng, weights = np.random.default_rng(config.seed), row_weights(train, config)
+    rng = np.random.default_rng(config.seed)
     epochs = (batches(train, config.batch_size, boundaries, rng) for _ in itertools.count())
     average, losses = 0.0, []
     for number, batch in enumerate(itertools.islice(itertools.chain.from_iterable(epochs), steps)):

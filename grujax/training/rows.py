@@ -9,7 +9,7 @@ import numpy as np
 
 from grujax.data import Batch, Sequences, statistics
 from grujax.errors import require
-from grujax.linen.model import GRUModel
+from grujax.linen import GRUEnsemble, GRUModel
 from grujax.training.config import TrainConfig
 
 
@@ -44,6 +44,11 @@ def model_for(config: TrainConfig, train: Sequences, constants: dict[str, np.nda
         reset_after=config.reset_after,
         dtype=jnp.bfloat16 if config.precision == "bfloat16" else None,
     )
+
+
+def ensemble_of(config: TrainConfig, model: GRUModel[int], train: Sequences) -> GRUModel[int] | GRUEnsemble:
+    """What `fit` hands out: the model, or several of its form."""
+    return model if config.members == 1 else GRUEnsemble(model, config.members, train.labels is not None)
 
 
 def class_weights(train: Sequences, config: TrainConfig) -> np.ndarray | None:

@@ -1,6 +1,6 @@
 """Loss, optimizer and one training step."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from grujax.data import Batch
-from grujax.linen.model import GRUModel
+from grujax.linen import GRUEnsemble, GRUModel
 from grujax.training.config import TrainConfig
 from grujax.types import Array
 
@@ -27,8 +27,8 @@ class TrainState(NamedTuple):
 class Draws(NamedTuple):
     """What a step draws at random on the host, by the seed and the number of the step: nothing of it is a state."""
 
-    share: np.ndarray  # (B,) float32: how much of each row `mix` keeps
-    seed: np.uint32  # (), of what is drawn on the device
+    share: np.ndarray  # (B,) float32, of several members (B, N): how much of each row `mix` keeps
+    seed: np.ndarray  # () uint32, of several members (N,): of what is drawn on the device
 
 
 def make_optimizer(config: TrainConfig, num_steps: int) -> optax.GradientTransformation:
@@ -48,9 +48,18 @@ def make_optimizer(config: TrainConfig, num_steps: int) -> optax.GradientTransfo
     return optax.MultiSteps(optimizer, config.accumulate).gradient_transformation()
 
 
+def each_member(config: TrainConfig, function: Callable[..., Any], *axes: Any) -> Callable[..., Any]:
+    """The function over all members of an ensemble at once, along those axes of its arguments; of one model itself."""
+    return function if config.members == 1 else jax.vmap(function, in_axes=axes)
+
+
 def initial_state(params: Any, optimizer: optax.GradientTransformation, config: TrainConfig) -> TrainState:
     """The state before the first step."""
-    return TrainState(params, optimizer.init(params), optax.ema(0.0).init(params), jnp.zeros((), jnp.float32))
+
+    def state(params: Any) -> TrainState:
+        return TrainState(params, optimizer.init(params), optax.ema(0.0).init(params), jnp.zeros((), jnp.float32))
+
+    return each_member(config, state, 0)(params)
 
 
 def row_losses(
@@ -133,9 +142,10 @@ def draw(config: TrainConfig, step: int) -> Draws:
 
     Drawn by NumPy: XLA takes nearly half as long to compile that sampler as all the rest of the step.
     """
-    rng = np.random.default_rng((config.seed, step))
-    share = rng.beta(config.mixup, config.mixup, config.batch_size) if config.mixup else np.ones(config.batch_size)
-    return Draws(np.maximum(share, 1 - share).astype(np.float32), rng.integers(2**32, dtype=np.uint32))
+    rng, members = np.random.default_rng((config.seed, step)), () if config.members == 1 else (config.members,)
+    shape = (config.batch_size, *members)
+    share = rng.beta(config.mixup, config.mixup, shape) if config.mixup else np.ones(shape)
+    return Draws(np.maximum(share, 1 - share).astype(np.float32), rng.integers(2**32, size=members, dtype=np.uint32))
 
 
 def mix(share: Array, x: Array, lengths: Array, weight: Array) -> tuple[Array, Array, Array, Array]:
@@ -184,15 +194,19 @@ def train_step(
     batch: Batch,
     draws: Draws,
 ) -> TrainState:
-    """One step; to the state's loss it adds those of the batch's rows, each times its weight.
+    """One step of all members at once; to the state's loss it adds those of the batch's rows, each times its weight.
 
     `model`, `config` and `num_steps` are compared by value: equal ones share one compilation.
     """
-    gradients, total = gradient(model, config, state.params, statistics, batch, draws)
-    updates, optimizer_state = make_optimizer(config, num_steps).update(gradients, state.optimizer, state.params)
-    params = optax.apply_updates(state.params, updates)
-    _, averaging = optax.ema(decay(config, num_steps)).update(params, state.averaging)
-    return TrainState(params, optimizer_state, averaging, state.loss + total)
+
+    def step(state: TrainState, draws: Draws) -> TrainState:
+        gradients, total = gradient(model, config, state.params, statistics, batch, draws)
+        updates, optimizer_state = make_optimizer(config, num_steps).update(gradients, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+        _, averaging = optax.ema(decay(config, num_steps)).update(params, state.averaging)
+        return TrainState(params, optimizer_state, averaging, state.loss + total)
+
+    return each_member(config, step, 0, Draws(-1, 0))(state, draws)  # pyright: ignore[reportArgumentType]: their axes
 
 
 def decay(config: TrainConfig, num_steps: int) -> float:
@@ -211,13 +225,14 @@ class Ended(NamedTuple):
 @partial(jax.jit, static_argnums=(0, 1))
 def end_epoch(config: TrainConfig, num_steps: int, state: TrainState) -> Ended:
     """What the end of an epoch needs of the state, in one program: each of its own would keep the device waiting."""
-    average = optax.tree.bias_correction(state.averaging.ema, decay(config, num_steps), state.averaging.count)
+    correct = partial(optax.tree.bias_correction, decay=decay(config, num_steps))
+    average = each_member(config, lambda averaging: correct(averaging.ema, count=averaging.count), 0)(state.averaging)
     finite = jnp.stack([jnp.isfinite(a).all() for a in jax.tree.leaves((state.loss, average))]).all()
     return Ended(average, finite, jnp.zeros_like(state.loss))
 
 
 @partial(jax.jit, static_argnums=0)
-def forward(model: GRUModel, variables: Mapping[str, Any], x: Array, lengths: Array) -> Array:
+def forward(model: GRUModel | GRUEnsemble, variables: Mapping[str, Any], x: Array, lengths: Array) -> Array:
     """The model without dropout: x (B, T, I), lengths (B,) -> (B, output_size), without pooling (B, T, output_size)."""
     outputs: Any = model.apply(variables, x, lengths=lengths)
     return outputs

@@ -145,7 +145,7 @@ def trained(tmp_path_factory):
     return folder / "run"
 
 
-WRONG = {"labels": 3, "channels": "2", "training": [1], "training ": {"quantiles": "ab"}, "fill": {"a": 1}}
+WRONG = {"labels": 3, "channels": "2", "gap": "2", "training": [1], "training ": {"quantiles": "ab"}, "fill": {"a": 1}}
 
 
 @pytest.mark.parametrize("command", ["evaluate", "predict"])

@@ -15,6 +15,7 @@ import pytest
 from commands import PROGRAM, QUICK, run, toy
 
 from grujax import InputError
+from grujax.cli import train
 from grujax.saving import read
 from grujax.training import devices
 
@@ -28,10 +29,22 @@ def in_a_folder_of_its_own(tmp_path, monkeypatch):
     toy("toy.npz", count=60)
 
 
-def started(count, *options):
+FULL = """
+import os
+from grujax.saving.checkpoints import Checkpoints
+def full(self, step, *others, start=Checkpoints._start):
+    if step >= 20:
+        raise OSError(28, "No space left on device")
+    return start(self, step, *others)
+if os.environ["OMPI_COMM_WORLD_RANK"] == "{}":
+    Checkpoints._start = full
+"""
+
+
+def started(count, *options, program=PROGRAM):
     """`count` processes as Open MPI would start them: `jax.distributed` finds the first by these variables."""
     uri = f"{next(PORTS) - 53000}.0;tcp://127.0.0.1:1"  # JAX makes a port out of the number of the job
-    command = [sys.executable, "-c", PROGRAM, "train", "--quiet", *options, "--checkpoint-period", "0"]
+    command = [sys.executable, "-c", program, "train", "--quiet", *options, "--checkpoint-period", "0"]
     command += ["--distributed", str(count)] if count > 1 else []
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     for rank in range(count):
@@ -71,6 +84,17 @@ def test_two_processes_train_as_one():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("failing", [0, 1])
+def test_the_full_disk_of_one_process_ends_all_with_its_reason_and_the_job_goes_on(failing):
+    alone = list(started(1, "toy.npz", "--output", "1", *LONG))
+    found = ended(started(2, "toy.npz", "--output", "2", *LONG, program=FULL.format(failing) + PROGRAM))
+    assert found[failing][0] == 2 and found[1 - failing][0] != 0, found
+    assert f"grujax: process {failing} of 2: [Errno 28] No space left on device. It ends" in found[failing][2]
+    assert [code for code, *_ in [*ended(alone), *ended(started(2, "--resume", "2"))]] == [0, 0, 0]
+    assert_trained_alike("2", "1", 60)
+
+
+@pytest.mark.slow
 def test_one_of_two_processes_is_killed_and_the_job_goes_on():
     alone, two = (list(started(count, "toy.npz", "--output", str(count), *LONG)) for count in (1, 2))
     await_checkpoint("2", two[0])
@@ -98,7 +122,7 @@ def test_four_processes_train_as_one_and_a_signal_to_one_ends_all_which_go_on():
 
 def test_another_number_of_processes_and_no_launcher_are_refused_by_name(capsys, monkeypatch):
     monkeypatch.setattr(jax.config, "update", lambda *_: None)
-    monkeypatch.setattr(jax.distributed, "initialize", lambda: None)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **_: None)
     for options, message in (
         (["--output", "out", "--distributed", "3"], "--distributed: expected 3 processes, found 1 of the launcher."),
         (["--distributed", "2"], "--distributed needs --output or --resume"),
@@ -110,13 +134,34 @@ def test_another_number_of_processes_and_no_launcher_are_refused_by_name(capsys,
         code, out, err = run(capsys, "train", "toy.npz", *options)
         assert code == 2 and message in err and out == "", err
 
-    def no_launcher():
+    def no_launcher(**_):
         raise ValueError("coordinator_address should be defined.")
 
     monkeypatch.setattr(jax.distributed, "initialize", no_launcher)
     code, _, err = run(capsys, "train", "toy.npz", "--output", "out", "--distributed", "2")
     assert code == 2 and "expected to be started by SLURM, Open MPI, Kubernetes or on a TPU pod" in err
     assert not os.path.exists("out")
+
+
+@pytest.mark.parametrize("error, code", [(OSError(28, "No space left on device"), 2), (KeyboardInterrupt(), 130)])
+def test_an_error_of_one_process_ends_it_at_once(error, code, capsys, monkeypatch):
+    """Python's own end would wait for the other processes, which wait for this one."""
+
+    class Ended(BaseException):
+        pass
+
+    def failing(*_):
+        raise error
+
+    def end(code):
+        raise Ended(code)
+
+    monkeypatch.setattr(train, "joined", lambda count: None)
+    monkeypatch.setattr(train.Train, "_run_joined", failing)
+    monkeypatch.setattr(os, "_exit", end)
+    with pytest.raises(Ended, match=str(code)):
+        run(capsys, "train", "toy.npz", "--output", "out", "--distributed", "2")
+    assert f"grujax: process 0 of 2: {str(error) or 'KeyboardInterrupt'}. It ends" in capsys.readouterr().err
 
 
 def test_processes_agree_at_some_steps_and_one_alone_at_each(monkeypatch):

@@ -44,6 +44,16 @@ def test_missing_values_and_attention(tmp_path, capsys, monkeypatch):
         assert code == 0 and len(out.splitlines()) == 11
         code, out, err = run(capsys, "train", "--resume", "out", "--quiet")  # with the mask, or the data were others
         assert (code, err) == (0, "") and figure in out
+    assert saved.metadata["gap"] == 2
+    hours = (tmp_path / "new.csv").read_text().splitlines()
+    minutes = [
+        hours[0],
+        *(",".join([a, str(60 * int(b)), c]) for a, b, c in (line.split(",", 2) for line in hours[1:])),
+    ]
+    (tmp_path / "minutes.csv").write_text("\n".join(minutes))
+    for command in ("evaluate", "predict"):
+        code, out, err = run(capsys, command, "out", "minutes.csv")
+        assert (code, out) == (2, "") and "time: expected a median gap near 2.0, as in training, found 120.0" in err
     code, _, err = run(capsys, "train", "--resume", "out", "--missing", "mask")
     assert code == 2 and "--missing: expected nothing beside --resume" in err
     code, _, err = run(capsys, "train", "t.csv")

@@ -210,6 +210,20 @@ def test_a_folder_of_runs_that_cannot_be_made_is_refused(capsys, trains_at_once)
     assert code == 2 and "runs: File exists" in err
 
 
+def test_a_run_in_a_folder_that_cannot_be_written_is_refused_before_it_goes_on(capsys, monkeypatch, trains_at_once):
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "fit", failing(OSError(5, "Input/output error")))
+        patch.setattr(train, "clear", lambda folder: None)
+        assert train_it(capsys)[0] == 2
+    begun = []
+    monkeypatch.setattr(train, "fit", lambda *_, **__: begun.append(1))
+    monkeypatch.setattr(os, "fsync", failing(OSError(30, "Read-only file system")))
+    before = sorted(os.listdir("out"))
+    code, _, err = run(capsys, "train", "--resume", "out")
+    assert (code, begun) == (2, []) and "Read-only file system" in err
+    assert sorted(os.listdir("out")) == before == ["settings.json"]
+
+
 def test_ignored_signals_stay_ignored(capsys, trains_at_once):
     trains_at_once(ended_by(signal.SIGHUP))
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup

@@ -77,6 +77,48 @@ def test_a_table_has_its_times_and_a_trained_model_its_fill(tmp_path):
         load(path)
 
 
+def timed(path, unit=2.0, time="time", count=20):
+    """A table whose steps are `unit` apart; of each sequence the second value is missing."""
+    lines = [f"{row},{unit * step},{row % 2},{'' if step == 1 else row}" for row in range(count) for step in range(3)]
+    if not time:
+        lines = [line.split(",", 2)[0] + "," + line.split(",", 2)[2] for line in lines]
+    path.write_text(f"sequence,{time}{',' * bool(time)}y,a\n" + "\n".join(lines) + "\n")
+    return path
+
+
+def test_times_in_another_unit_and_times_on_one_side_alone_are_refused(tmp_path):
+    train = timed(tmp_path / "train.csv")
+    data = load(train, missing="mask").train
+    assert (
+        data.gap == 2
+        and data.take([0]).gap == 2
+        and load(timed(tmp_path / "n.csv", time=""), missing="mask").train.gap is None
+    )
+    options = {"fill": data.fill, "need_labels": False}
+    for unit in (0.5, 2, 9.5):
+        assert load_sequences(timed(tmp_path / "new.csv", unit), gap=data.gap, **options).gap == unit
+    for unit in (2 / 60, 10.0, 2000.0):  # minutes, days or milliseconds in the place of ...
+        other = timed(tmp_path / "new.csv", unit)
+        with pytest.raises(
+            InputError, match=r"^time: expected a median gap near 2\.0, as in training, found .* in new"
+        ):
+            load_sequences(other, gap=data.gap, **options)
+        with pytest.raises(InputError, match=r"^time: expected a median gap near 2\.0"):
+            load(train, test=other, missing="mask")
+        assert load_sequences(other, **options).gap == pytest.approx(unit)  # a model that does not know it
+    bare = timed(tmp_path / "bare.csv", time="")
+    with pytest.raises(InputError, match=r"^time: expected times, as in training, found none in bare\.csv"):
+        load_sequences(bare, gap=data.gap, **options)
+    with pytest.raises(InputError, match=r"^time: expected no times, as in training, found some in train\.csv"):
+        load_sequences(train, gap=None, **options)
+    y, x = ["a", "b"], [[[1.0], [np.nan]]] * 2
+    one, other = (sequences(x, y, missing="mask", times=[[0, at]] * 2, fill=[1.0]) for at in (1, 1000))
+    with pytest.raises(InputError, match=r"^time: expected a median gap near 1\.0, .* in the test split"):
+        Dataset("d", one, other)
+    single = sequences([[[1.0]]] * 2, y, missing="mask", times=[[7]] * 2, fill=[1.0])
+    assert single.gap == 0 and Dataset("d", one, single).test is single  # it has no gap
+
+
 X = np.ones((2, 3, 1))
 
 

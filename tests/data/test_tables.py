@@ -28,7 +28,7 @@ def test_a_table_in_wide_form(tmp_path):
     assert found.x[0, :, 5].tolist() == [0, 2, 10] and found.x[0, :, 3].tolist() == [1, 0, 1]  # gap and mask of b
     with pytest.raises(InputError, match=r"nan at row 0, step 1, channel 1 of w.csv"):
         load_sequences(path, labels=("down", "up"))
-    plain = load_sequences(written(tmp_path / "p.csv", "1,0\n2,1\n4,3\n"), need_labels=False)
+    plain = load_sequences(written(tmp_path / "p.csv", "x_1,x_0\n2,1\n4,3\n"), need_labels=False)
     assert plain.x.tolist() == [[[1], [2]], [[3], [4]]] and plain.y is None
 
 
@@ -40,6 +40,10 @@ def test_a_table_in_wide_form(tmp_path):
         ("y,0,00\n1,2,3\n", "each step of a channel once"),
         ("y,a_0,b_1\n1,2,3\n", "2 columns for 2 channels and 2 steps"),
         ("y,0\n", "a line for each sequence"),
+        ("3,5,2\n4,6,1\n", "names of columns in the first line, found numbers alone, '3', '5', '2'. Name them x_0"),
+        ("0.5,1e3\n4,6\n", "names of columns in the first line, found numbers alone"),
+        ("0,1\n4,6\n", "names of columns in the first line, found numbers alone"),
+        ("up,0.5\ndown,6\n", "columns 'sequence'"),
         ("y,0\na,1\nb,\n", "0 in row 1 of w.csv"),
         ("y,0\na,1\n,2\n", "none in sequence 1 of w.csv"),
     ],

@@ -78,7 +78,9 @@ def test_the_last_comes_back_bit_for_bit_and_the_one_before_it_is_kept(opened, t
 def test_a_path_where_no_folder_can_be_is_refused_at_once(path, tmp_path):
     (tmp_path / "file").write_text("mine")
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
-    with refused("checkpoints: expected a folder, or where one can be made", str(tmp_path / path), "Name another."):
+    with refused(
+        "checkpoints: expected a folder to write in, or where one can be made", str(tmp_path / path), "Name another."
+    ):
         Checkpoints(tmp_path / path, ABOUT)
     assert (tmp_path / "file").read_text() == "mine"
 

@@ -56,6 +56,9 @@ def main(folder):
         )
         losses = [[epoch.loss for epoch in run.history] for run in (other, one)]
         np.testing.assert_allclose(*losses, rtol=1e-4)
+    config = dataclasses.replace(config, epochs=1, members=2)
+    several = [fit(config, DATA, mesh=mesh).history[0].loss for mesh in (None, mesh)]
+    np.testing.assert_allclose(*several, rtol=1e-4)
     with pytest.raises(InputError, match=r"^batch_size=12 needs devices that divide it"):
         fit(dataclasses.replace(config, batch_size=12), DATA, mesh=mesh)
     with pytest.raises(InputError, match=r"^3 \* hidden_size=24 needs devices that divide it"):

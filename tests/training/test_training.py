@@ -518,5 +518,5 @@ def test_the_defaults_are_the_best_of_the_cross_validation():
     assert {name: defaults[name] for name in found["base"]} == found["base"] | best["changes"]
     # None of these changes the program: the longest of these utterances has fewer than 50 steps.
     later = {"steps_per_frame": None, "patience": None, "accumulate": 1, "precision": "float32"}
-    later |= {"class_weights": "none", "quantiles": ()}
+    later |= {"class_weights": "none", "quantiles": (), "members": 1}
     assert {name: value for name, value in defaults.items() if name not in found["base"]} == later

@@ -1,0 +1,77 @@
+"""Several models of one form as one: the mean of what they predict."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from grujax.errors import require, require_count
+from grujax.linen.model import GRUModel
+from grujax.types import Array, Inputs
+
+
+@dataclass(frozen=True)
+class GRUEnsemble:
+    """The mean of what N models of one form predict: a deep ensemble (Lakshminarayanan et al. 2017, arXiv 1612.01474).
+
+        y = log(1/N Σₙ softmax(yₙ))    with classes=True: softmax(y) is the mean of the members' probabilities
+        y = 1/N Σₙ yₙ                  otherwise: the mean of values, or of each quantile
+
+    It is used as a `GRUModel`, by `init` and `apply`, and is no module of Flax. Its variables are those of `model` with
+    a leading axis N in "params"; the members share "statistics".
+
+    Attributes:
+      model: the model that each member is, with a single head.
+      members: N.
+      classes: whether the outputs are the values before a softmax over classes.
+
+    >>> x = jnp.ones((3, 7, 10))
+    >>> ensemble = GRUEnsemble(GRUModel(hidden_size=20, output_size=5), members=4, classes=False)
+    >>> variables = ensemble.init(jax.random.key(0), x)
+    >>> ensemble.apply(variables, x).shape, variables["params"]["head"]["bias"].shape
+    ((3, 5), (4, 5))
+    >>> each = [ensemble.model.apply(ensemble.member(variables, n), x) for n in range(4)]
+    >>> bool(jnp.allclose(sum(each) / 4, ensemble.apply(variables, x), atol=1e-6))
+    True
+    """
+
+    model: GRUModel[int]
+    members: int
+    classes: bool
+
+    def __post_init__(self) -> None:
+        alone = isinstance(self.model, GRUModel) and not isinstance(self.model.output_size, Mapping)
+        require(alone, "model", "a GRUModel with a single head", repr(self.model))
+        require_count(self.members, "members")
+        require(isinstance(self.classes, bool), "classes", "True or False", repr(self.classes))
+
+    def init(self, rng: Array, x: ArrayLike) -> dict[str, Any]:
+        """Variables whose members begin with weights of their own, from one key."""
+        return dict(jax.vmap(lambda key: self.model.init(key, jnp.asarray(x)))(jax.random.split(rng, self.members)))
+
+    def apply(
+        self,
+        variables: Mapping[str, Any],
+        x: Inputs,
+        *,
+        lengths: ArrayLike | None = None,
+        mask: ArrayLike | None = None,
+    ) -> Array:
+        """The mean prediction, without dropout: (B, output_size), or with `pooling=None` (B, T, output_size), 0 at
+        steps that are not valid. Arguments and errors are those of `GRUModel`."""
+
+        def of(params: Any) -> Any:
+            return self.model.apply({**variables, "params": params}, x, lengths=lengths, mask=mask)
+
+        each = jax.vmap(of)(variables["params"])
+        if not self.classes:
+            return each.mean(0)
+        mean = jax.nn.logsumexp(jax.nn.log_softmax(each), axis=0) - jnp.log(self.members).astype(each.dtype)
+        return jnp.where((each == 0).all((0, -1))[..., None], 0, mean)  # steps that are not valid: 0 from all
+
+    def member(self, variables: Mapping[str, Any], index: int) -> dict[str, Any]:
+        """The variables of one member, for `model`: how far members differ tells how sure the ensemble is."""
+        return {**variables, "params": jax.tree.map(lambda a: a[index], variables["params"])}

@@ -1,0 +1,75 @@
+"""What `fit` cannot serve it refuses before the first program is compiled, which may take minutes."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+from compilations import compilations
+from levels import DATA, SMALL, TARGETS
+from refusals import refused
+
+from grujax.saving.checkpoints import Checkpoints
+from grujax.training import fit
+from grujax.training.rates import learning_rates
+
+MESH = jax.sharding.Mesh(jax.devices()[:1], ("data",))
+
+
+def file(folder):
+    (folder / "file").write_text("mine")
+    return {"checkpoints": folder / "file"}
+
+
+def of_another_run(folder):
+    saved = Checkpoints(folder / "c", {"mixup": 0.5})
+    saved.save(1, {"w": 1}, {})
+    saved.close()
+    return {"checkpoints": folder / "c"}
+
+
+def damaged(folder):
+    (folder / "c" / "7" / "about").mkdir(parents=True)
+    (folder / "c" / "7" / "about" / "metadata").write_text("{}")
+    return {"checkpoints": folder / "c"}
+
+
+LATE = {
+    "a file for checkpoints": ({}, DATA, file, "checkpoints: expected a folder"),
+    "a folder that takes no file": ({}, DATA, lambda _: {"checkpoints": "/proc"}, "checkpoints: expected a folder to"),
+    "checkpoints of another run": ({}, DATA, of_another_run, "accumulate: expected None, as in the checkpoint"),
+    "a damaged checkpoint": ({}, DATA, damaged, "checkpoints: expected a whole checkpoint"),
+    "a period": ({}, DATA, lambda to: {"checkpoints": to, "checkpoint_period": -1.0}, "period: expected 0"),
+    "weights of another model": ({}, DATA, lambda _: {"variables": {"params": {}, "statistics": {}}}, "variables: exp"),
+    "weights of classes": ({"class_weights": "balanced"}, TARGETS, lambda _: {}, "class_weights='balanced' needs"),
+    "quantiles of classes": ({"quantiles": (0.5,)}, DATA, lambda _: {}, "quantiles needs a regression"),
+    "patience": ({"patience": 2, "validation": 0.0}, DATA, lambda _: {}, "patience needs validation"),
+    "a mesh": ({}, DATA, lambda _: {"mesh": jax.sharding.Mesh(MESH.devices.reshape(1, 1, 1), (*"abc",))}, "mesh: exp"),
+}  # fmt: skip
+
+
+def attempted(function, message):
+    with refused(message):
+        function()
+
+
+@pytest.mark.parametrize("name", LATE)
+def test_an_argument_is_refused_before_anything_is_compiled(name, tmp_path):
+    config, data, options, message = LATE[name]
+    if name == "a folder that takes no file" and not Path("/proc").exists():
+        pytest.skip("there is no /proc on this system")
+    options, config = options(tmp_path), dataclasses.replace(SMALL, hidden_size=7, **config)  # as in no other test
+    assert compilations(lambda: attempted(lambda: fit(config, data, **options), message)) == 0
+
+
+def test_the_learning_rate_finder_refuses_before_anything_is_compiled():
+    config = dataclasses.replace(SMALL, hidden_size=7, class_weights="balanced")
+    finding = lambda: learning_rates(config, TARGETS.train)  # noqa: E731
+    assert compilations(lambda: attempted(finding, "class_weights='balanced' needs classes")) == 0
+
+
+def test_a_package_that_the_test_split_needs_is_asked_for_first(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.metrics", None)
+    config = dataclasses.replace(SMALL, hidden_size=7, validation=0.0)
+    assert compilations(lambda: attempted(lambda: fit(config, DATA), "sklearn is required: pip install")) == 0
