@@ -35,8 +35,13 @@ def pytest_collection_modifyitems(config, items):
 
 def pytest_collection_finish(session):
     """Tracing makes many small objects: to look for garbage among them less often saves a sixth of the time."""
-    gc.freeze()  # what was imported stays
     gc.set_threshold(50_000, 20, 50)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_garbage_is_looked_for_in_what_is_there_already():
+    """What was imported and compiled until now stays: to search it, at the end of a session, takes seconds each time."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
