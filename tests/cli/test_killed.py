@@ -11,7 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
-from commands import PROGRAM, QUICK, toy
+from commands import PROGRAM, QUICK, run, toy
+from numerics import of_a_user
 
 from grujax.saving import read
 
@@ -26,9 +27,10 @@ def in_a_folder_of_its_own(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def whole():
-    """The model file of an unbroken run."""
-    subprocess.run([*TRAIN, "toy.npz", "--output", "whole", *LONG], check=True, capture_output=True, timeout=600)
+def whole(capsys):
+    """The model file of an unbroken run, in this process."""
+    with of_a_user():
+        assert run(capsys, "train", "--quiet", "toy.npz", "--output", "whole", *LONG)[0] == 0
     return Path("whole/model.safetensors").read_bytes()
 
 
