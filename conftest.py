@@ -7,7 +7,8 @@ from importlib.util import find_spec
 import jax
 import pytest
 
-QUICK = "--xla_backend_optimization_level=0"
+QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+QUICK += " --xla_cpu_parallel_codegen_split_count=1"
 if jax.__version_info__ < (0, 11):  # XLA ends the process at a flag that it does not know
     QUICK += " --xla_cpu_use_fusion_emitters=false"
 """With these XLA compiles in a quarter of the time. Most of a test is compiling; each program runs once or twice."""
@@ -35,8 +36,13 @@ def pytest_collection_modifyitems(config, items):
 
 def pytest_collection_finish(session):
     """Tracing makes many small objects: to look for garbage among them less often saves a sixth of the time."""
-    gc.freeze()  # what was imported stays
     gc.set_threshold(50_000, 20, 50)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_garbage_is_looked_for_in_what_is_there_already():
+    """What was imported and compiled before this file stays. To search it takes seconds, late in a session."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

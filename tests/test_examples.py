@@ -12,9 +12,9 @@ import sys
 from pathlib import Path
 
 import jax
-import numerics  # noqa: F401
 import numpy as np
 import pytest
+from numerics import of_a_user
 from refusals import refused
 
 from grujax.errors import MissingPackage
@@ -49,6 +49,19 @@ def two_processes(folder, steps):
 
 
 def test_one_device_eight_devices_and_two_processes_train_alike_and_go_on(tmp_path):
+    one, shared = str(tmp_path / "one"), str(tmp_path / "shared")
+    expected, found, none = (losses(process) for process in [start(one, 30, 1), *two_processes(shared, 10)])
+    assert sorted(expected) == [10, 20, 30] and sorted(found) == [10] and none == {}
+    found |= losses(start(shared, 20, 8))  # on another number of processes
+    goes_on, _ = (losses(process) for process in [*two_processes(shared, 30)])
+    assert sorted(found) == [10, 20] and sorted(goes_on) == [30]
+    found |= goes_on
+    np.testing.assert_allclose([found[step] for step in expected], [*expected.values()], rtol=1e-4)
+    assert expected[30] < 0.7 * expected[10]
+
+
+@pytest.mark.slow
+def test_eight_devices_and_two_processes_go_on_from_their_own_and_on_one(tmp_path):
     one, eight, two = (str(tmp_path / name) for name in ("one", "eight", "two"))
     processes = [start(one, 30, 1), start(eight, 20, 8), *two_processes(two, 20)]
     expected, found, first, second = (losses(process) for process in processes)
@@ -58,7 +71,6 @@ def test_one_device_eight_devices_and_two_processes_train_alike_and_go_on(tmp_pa
     assert sorted(goes_on) == [30] and sorted(found) == [10, 20, 30]
     for other in (found, first | goes_on):
         np.testing.assert_allclose([other[k] for k in expected], [*expected.values()], rtol=1e-4)
-    assert expected[30] < 0.7 * expected[10]
 
 
 @contextlib.contextmanager
@@ -68,7 +80,7 @@ def example(name):
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+    with of_a_user():
         yield module
 
 
@@ -86,7 +98,7 @@ def test_an_example_is_short_and_in_the_list(path):
 def of_command_line(monkeypatch, name, *arguments):
     """Runs the script in this process, as a user would."""
     monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
-    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+    with of_a_user():
         runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
 
 

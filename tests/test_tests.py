@@ -38,10 +38,11 @@ def asserts(function, checkers):
 def checkers_in(trees):
     """The names of all functions that assert, themselves or through another."""
     functions = [node for tree in trees for node in ast.walk(tree) if isinstance(node, FUNCTIONS)]
-    found, n_found = set(RAISE), 0
+    read = [(function.name, set(names(function))) for function in functions]
+    found, n_found = RAISE | {function.name for function in functions if asserts(function, RAISE)}, 0
     while len(found) > n_found:
         n_found = len(found)
-        found |= {function.name for function in functions if asserts(function, found)}
+        found |= {name for name, of_it in read if not found.isdisjoint(of_it)}
     return found
 
 

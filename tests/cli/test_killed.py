@@ -11,7 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
-from commands import PROGRAM, QUICK, toy
+from commands import PROGRAM, QUICK, run, toy
+from numerics import of_a_user
 
 from grujax.saving import read
 
@@ -26,9 +27,10 @@ def in_a_folder_of_its_own(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def whole():
-    """The model file of an unbroken run."""
-    subprocess.run([*TRAIN, "toy.npz", "--output", "whole", *LONG], check=True, capture_output=True, timeout=600)
+def whole(capsys):
+    """The model file of an unbroken run, in this process."""
+    with of_a_user():
+        assert run(capsys, "train", "--quiet", "toy.npz", "--output", "whole", *LONG)[0] == 0
     return Path("whole/model.safetensors").read_bytes()
 
 
@@ -50,14 +52,14 @@ def assert_nothing_is_torn(folder):
         assert [json.loads(line).get("epoch", 61) for line in lines] == list(range(1, len(lines) + 1)) and last == ""
 
 
-def killed_at_random_moments(number, moments, seed):
-    """The run's folder after `moments` deaths; from the third on each comes after a first checkpoint was seen."""
-    rng, folder = random.Random(seed), f"{signal.Signals(number).name}-{seed}"
+def killed_at_random_moments(numbers, seed):
+    """The run's folder after a death by each signal; after the first quarter each comes when a checkpoint was seen."""
+    rng, folder = random.Random(seed), "killed"
     checkpoints = Path(folder, "checkpoints")
-    for moment in range(moments):
+    for moment, number in enumerate(numbers):
         before = {path.name for path in checkpoints.glob("*")}
         process = start(folder)
-        deadline = time.time() + (300 if moment >= moments // 4 else rng.uniform(0, 6))
+        deadline = time.time() + (300 if moment >= len(numbers) // 4 else rng.uniform(0, 6))
         while time.time() < deadline and process.poll() is None:
             if {path.name for path in checkpoints.glob("*")} - before:
                 break
@@ -83,15 +85,13 @@ def assert_goes_on(folder, whole):
     assert left == []
 
 
-INTERRUPTED = pytest.param(signal.SIGINT, marks=pytest.mark.slow)  # it ends as SIGTERM does
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, INTERRUPTED], ids=lambda number: number.name)
-def test_killed_twice_and_resumed(number, whole):
-    assert_goes_on(killed_at_random_moments(number, 2, seed=0), whole)
+def test_killed_twice_and_resumed(whole):
+    """SIGINT ends it as SIGTERM does."""
+    assert_goes_on(killed_at_random_moments([signal.SIGKILL, signal.SIGTERM], seed=0), whole)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
-def test_killed_at_forty_moments_and_resumed(number, whole):
-    assert_goes_on(killed_at_random_moments(number, 40, seed=1), whole)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+@pytest.mark.parametrize("moments", [2, 40])
+def test_killed_at_many_moments_and_resumed(moments, number, whole):
+    assert_goes_on(killed_at_random_moments([number] * moments, seed=1), whole)

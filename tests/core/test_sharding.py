@@ -11,6 +11,7 @@ import sys
 import traceback
 
 import numerics  # noqa: F401
+import pytest
 from implementations import HERE
 
 MESHES = {
@@ -23,42 +24,48 @@ MESHES = {
 }
 """Of each way to share the work out the axes of the mesh: over "data" the rows, over "model" the hidden units."""
 
-CASES = [
-    (way, model, implementation)
-    for way, models, implementations in (
-        ("shard_map", ("gru", "whole", "GRU", "GRUModel"), ("native", "xla")),
-        ("shard_map", ("gru",), ("autodiff",)),
-        ("explicit", ("gru", "GRU", "GRUModel"), ("native", "xla")),
-        ("explicit", ("GRU",), ("autodiff",)),
-        ("explicit", ("whole", "dropout"), ("native", "xla")),
-        ("explicit", ("GRU",), ("reference",)),
-        ("data", ("GRUModel",), ("native", "xla")),
-        ("model", ("gru",), ("native", "xla")),
-        ("data and model", ("gru", "GRU", "GRUModel"), ("native", "xla")),
-        ("explicit data, model", ("GRUModel",), ("native", "xla")),
-    )
-    for model in models
-    for implementation in implementations
-    if implementation in (*HERE, "reference")
-]
+WAYS = (
+    ("shard_map", ("gru", "whole", "GRU", "GRUModel"), ("native", "xla")),
+    ("shard_map", ("gru",), ("autodiff",)),
+    ("explicit", ("gru", "GRU", "GRUModel"), ("native", "xla")),
+    ("explicit", ("GRU",), ("autodiff",)),
+    ("explicit", ("whole",), ("native", "xla")),
+    ("explicit", ("dropout",), ("native", "xla")),
+    ("explicit", ("GRU",), ("reference",)),
+    ("data", ("GRUModel",), ("native", "xla")),
+    ("model", ("gru",), ("native", "xla")),
+    ("data and model", ("gru", "GRU", "GRUModel"), ("native", "xla")),
+    ("explicit data, model", ("GRUModel",), ("native", "xla")),
+)
 
 
-def test_eight_devices_give_what_one_gives():
+def cases(every):
+    """(way, model, implementation), all of them; or of several models each with one implementation, by turns."""
+    for way, models, named in WAYS:
+        implementations = [name for name in named if name in (*HERE, "reference")]
+        for i, model in enumerate(models):
+            for j, implementation in enumerate(implementations):
+                if every or len(models) == 1 or (i + j) % len(implementations) == 0:
+                    yield way, model, implementation
+
+
+@pytest.mark.parametrize("every", ["", pytest.param("every", marks=pytest.mark.slow)], ids=["by turns", "all"])
+def test_eight_devices_give_what_one_gives(every):
     env = os.environ | {
         "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8",
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": ":".join(sys.path),
     }
-    command = [sys.executable, "-W", "error", __file__]
+    command = [sys.executable, "-W", "error", __file__, every]
     done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=900)
     assert done.returncode == 0, done.stderr
     failures = json.loads(done.stdout.splitlines()[-1])
-    assert len(failures) == len(CASES)
+    assert len(failures) == len([*cases(every)])
     failed = {case: why for case, why in failures.items() if why}
     assert not failed, "\n\n".join(f"{case}: {why}" for case, why in failed.items())
 
 
-def main():
+def main(every):
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -164,7 +171,7 @@ def main():
                 assert da.sharding.is_equivalent_to(a.sharding, a.ndim), f"{a.sharding.spec} -> {da.sharding.spec}"
 
     failures = {}
-    for case in CASES:
+    for case in cases(every):
         try:
             check(*case)
             failures["-".join(case)] = ""
@@ -174,4 +181,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

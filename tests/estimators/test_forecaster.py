@@ -2,7 +2,6 @@
 
 import pickle
 import runpy
-import subprocess
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 from compilations import compilations
+from numerics import of_a_user
 from refusals import refused
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
@@ -455,13 +455,13 @@ def test_the_figures_of_the_difference_and_the_level_are_those_of_the_page(seaso
     assert f"{expected}" in page
 
 
-def test_the_example_prints_its_table():
+def test_the_example_prints_its_table(monkeypatch, capsys):
     pytest.importorskip("aeon", reason="aeon, which has the series, is not installed")
-    script = Path(__file__).parents[2] / "examples/airline.py"
-    run = [sys.executable, "-W", "error", script, "--seeds", "1", "--members", "1", "--windows"]
-    done = subprocess.run([*run, "1"], capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    found = {line.rsplit(maxsplit=3)[0]: float(line.split()[-3]) for line in done.stdout.splitlines()[-3:]}
+    monkeypatch.setattr(sys, "argv", ["airline.py", "--seeds", "1", "--members", "1", "--windows", "1"])
+    with of_a_user():
+        runpy.run_path(str(Path(__file__).parents[2] / "examples/airline.py"), run_name="__main__")
+    lines = capsys.readouterr().out.splitlines()[-3:]
+    found = {line.rsplit(maxsplit=3)[0]: float(line.split()[-3]) for line in lines}
     assert found["seasonal naive"] == 9.99 and found["GRU"] < 9
 
 

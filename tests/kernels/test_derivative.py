@@ -126,7 +126,11 @@ def test_both_jacobians_are_those_of_autodiff(case):
             assert_trees_close(found, expected, "gradient")
 
 
-@pytest.mark.parametrize("case", list(CASES)[:6])
+SECOND = ["plain, before", "masks, after", "everything", "relu, hard sigmoid"]
+MORE = [pytest.param(name, marks=pytest.mark.slow) for name in CASES if name not in SECOND]
+
+
+@pytest.mark.parametrize("case", [*SECOND, *MORE])
 def test_hessian_products_are_those_of_autodiff_in_all_three_ways(case):
     expected = compiled(lambda: products(outputs(case, "autodiff"))["forward over reverse"])
     assert all(expected[name].any() for name in ARRAYS)

@@ -3,22 +3,25 @@
 import importlib.util
 import json
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from numerics import of_a_user
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 WORDS = ["activationist", "gated", "recurrent", "unit", "grujax", "a", "pneumonoultramicroscopic"]
 
 
-def test_dates_run_small():
-    command = [sys.executable, "-W", "error", EXAMPLES / "dates.py"]
-    command += ["--steps", "2", "--rows", "4", "--hidden-size", "8", "--test-rows", "5"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr
-    assert re.fullmatch(r"2 steps in \d+ s, loss \d\.\d{5}\n\d+\.00% of 5 dates right\n", done.stdout)
+def test_dates_run_small(monkeypatch, capsys):
+    options = ["--steps", "2", "--rows", "4", "--hidden-size", "8", "--test-rows", "5"]
+    monkeypatch.setattr(sys, "argv", ["dates.py", *options])
+    with of_a_user():
+        runpy.run_path(str(EXAMPLES / "dates.py"), run_name="__main__")
+    printed = capsys.readouterr().out
+    assert re.fullmatch(r"2 steps in \d+ s, loss \d\.\d{5}\n\d+\.00% of 5 dates right\n", printed)
 
 
 def test_both_examples_are_short():
