@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
-from grujax.kernels.resident.exchange import Exchange, Ring, exchange_scratch, over_chunks, ring_scratch, round_type
+from grujax.kernels.resident.exchange import Ring, exchange_of, exchange_scratch, over_chunks, ring_scratch, round_type
 from grujax.kernels.resident.mosaic import (
     ACCUMULATED,
     TILE,
@@ -71,7 +71,7 @@ def backward(
             return [*of_gates, *(place.at(given[name][d], step, place.units) for name in ("hs", "dhs"))]
 
         ring = Ring(place, tiles, given["flags"], scratch["ring"])
-        exchange = Exchange(place, round_, **scratch["exchange"])
+        exchange = exchange_of(place, scratch["exchange"], round_)
         of_units = given["w"].at[place.d, place.units]
         if plan.in_registers < 3:
             rest = of_units.at[:, pl.ds(plan.in_registers * H, (3 - plan.in_registers) * H)]

@@ -7,7 +7,7 @@ With two buffers nothing else is needed. A block sends a step only after it has 
 of a step may write over the step before it. With one buffer a block arrives at the barrier of the cluster when it has
 read a step, and sends the next when all have arrived.
 
-The interpreter runs no PTX; there `Exchange` takes the way through global memory.
+The interpreter runs no PTX: see `Interpreted` in exchange.py.
 """
 
 from typing import Any

@@ -29,78 +29,108 @@ FLAGS = 32
 
 
 class Exchange:
-    """The operand of the products, (units / 64, parts · rows, 64), in the shared memory of each block of a cluster.
+    """The operand of the products, (units / 64, parts · rows, 64), in the shared memory of a block."""
 
-    For the interpreter it goes round a cluster through global memory: a part goes out by the copy engine, a barrier of
-    the cluster, and everything comes in. On the card that took 0.4 µs a step more (docs/decisions/gpu-kernel.md).
-    """
+    def __init__(self, place: Place, operand: Any, here: Any) -> None:
+        self.place, self.operand, self.here = place, operand, here
 
-    def __init__(
-        self, place: Place, round_: Any, *, operand: Any, here: Any = None, copied: Any = None, arrived: Any = None
-    ) -> None:
-        self.place, self.round = place, round_
-        self.operand, self.here, self.copied, self.arrived = operand, here, copied, arrived
-        if arrived is not None:
-            for i in range(place.plan.buffers):
-                cluster.begin(arrived.at[i])
-            cluster.arrive()
-            if place.plan.buffers == 2:
-                cluster.depart()
+    def publish(self, step: Any, values: Sequence[Array]) -> None:
+        """The parts of this warpgroup's units, (64, rows) each."""
+        store(turned(self._of_units(step)), side_by_side(values).astype(self.operand.dtype))
+        plgpu.commit_smem()
+        plgpu.barrier_arrive(self.here)
+
+    def collect(self, step: Any) -> None:
+        """Waits until the parts of all units are there."""
+        plgpu.barrier_wait(self.here)
+
+    def release(self) -> None:
+        """The last step has been read."""
+
+    def end(self) -> None:
+        """After the last `release`: nothing that others read ends before they have."""
+
+    def own(self, step: Any, part: int) -> Any:
+        """(rows, 64): a part of this warpgroup's."""
+        return self.operand.at[self._buffer(step), self.place.first // UNITS, self._rows(part)]
+
+    def chunk(self, step: Any, part: int, k: Any) -> Any:
+        """(64, rows) of a part, from unit 64 k on."""
+        return turned(self.operand.at[self._buffer(step), k, self._rows(part)])
+
+    def _of_units(self, step: Any) -> Any:
+        return self.operand.at[self._buffer(step), self.place.first // UNITS]
 
     def _buffer(self, step: Any) -> Any:
         return lax.rem(step, jnp.int32(self.place.plan.buffers))
+
+    def _rows(self, part: int) -> Any:
+        return pl.ds(part * self.place.plan.rows, self.place.plan.rows)
+
+
+class InCluster(Exchange):
+    """From each block into the shared memory of the others: see `grujax.kernels.resident.cluster`."""
+
+    def __init__(self, place: Place, operand: Any, arrived: Any) -> None:
+        super().__init__(place, operand, None)
+        self.arrived, self.one_buffer = arrived, place.plan.buffers == 1
+        for i in range(place.plan.buffers):
+            cluster.begin(arrived.at[i])
+        cluster.arrive()
+        if not self.one_buffer:
+            cluster.depart()
+
+    def publish(self, step: Any, values: Sequence[Array]) -> None:
+        if self.one_buffer:
+            cluster.depart()
+        store(turned(self._of_units(step)), side_by_side(values).astype(self.operand.dtype))
+        plgpu.commit_smem()
+        n_bytes = len(values) * self.place.plan.rows * UNITS * jnp.dtype(self.operand.dtype).itemsize
+        cluster.send(self._of_units(step), self.arrived.at[self._buffer(step)], n_bytes, self.place.plan.blocks)
+
+    def collect(self, step: Any) -> None:
+        cluster.wait(self.arrived.at[self._buffer(step)], lax.div(step, jnp.int32(self.place.plan.buffers)))
+
+    def release(self) -> None:
+        if self.one_buffer:
+            cluster.arrive()
+
+    def end(self) -> None:
+        if not self.one_buffer:
+            cluster.arrive()
+        cluster.depart()
+
+
+class Interpreted(Exchange):
+    """Of a cluster, for the interpreter, which runs no PTX: round through global memory."""
+
+    def __init__(self, place: Place, operand: Any, here: Any, copied: Any, round_: Any) -> None:
+        super().__init__(place, operand, here)
+        self.copied, self.round = copied, round_
+
+    def publish(self, step: Any, values: Sequence[Array]) -> None:
+        store(turned(self._of_units(step)), side_by_side(values).astype(self.operand.dtype))
+        plgpu.commit_smem()
+        plgpu.copy_smem_to_gmem(self._of_units(step), self._round(step).at[self.place.first // UNITS])
+        plgpu.wait_smem_to_gmem(0)
+        plgpu.barrier_arrive(self.here)
+
+    def collect(self, step: Any) -> None:
+        plgpu.barrier_wait(self.here)
+        for k in range(self.place.hidden_size // UNITS):
+            plgpu.copy_gmem_to_smem(self._round(step).at[k], self.operand.at[self._buffer(step), k], self.copied)
+        plgpu.barrier_wait(self.copied)
 
     def _round(self, step: Any) -> Any:
         """Two of them: a block may still read that of the last step."""
         return self.round.at[lax.rem(step, jnp.int32(2)), self.place.d, self.place.tile]
 
-    def own(self, step: Any, part: int) -> Any:
-        """(rows, 64): a part of this warpgroup's."""
-        rows = self.place.plan.rows
-        return self.operand.at[self._buffer(step), self.place.first // UNITS, pl.ds(part * rows, rows)]
 
-    def publish(self, step: Any, values: Sequence[Array]) -> None:
-        plan, buffer, k = self.place.plan, self._buffer(step), self.place.first // UNITS
-        of_units = self.operand.at[buffer, k]
-        if self.arrived is not None and plan.buffers == 1:
-            cluster.depart()
-        store(turned(of_units), side_by_side(values).astype(self.operand.dtype))
-        plgpu.commit_smem()
-        if self.arrived is not None:
-            n_bytes = len(values) * plan.rows * UNITS * jnp.dtype(self.operand.dtype).itemsize
-            cluster.send(of_units, self.arrived.at[buffer], n_bytes, plan.blocks)
-            return
-        if plan.blocks > 1:
-            plgpu.copy_smem_to_gmem(of_units, self._round(step).at[k])
-            plgpu.wait_smem_to_gmem(0)
-        plgpu.barrier_arrive(self.here)
-
-    def collect(self, step: Any) -> None:
-        if self.arrived is not None:
-            cluster.wait(self.arrived.at[self._buffer(step)], lax.div(step, jnp.int32(self.place.plan.buffers)))
-            return
-        plgpu.barrier_wait(self.here)
-        if self.place.plan.blocks > 1:
-            for k in range(self.place.hidden_size // UNITS):
-                plgpu.copy_gmem_to_smem(self._round(step).at[k], self.operand.at[self._buffer(step), k], self.copied)
-            plgpu.barrier_wait(self.copied)
-
-    def release(self) -> None:
-        """This block has read the last step."""
-        if self.arrived is not None and self.place.plan.buffers == 1:
-            cluster.arrive()
-
-    def end(self) -> None:
-        """No block of a cluster may end before the others have read; to be called after the last `release`."""
-        if self.arrived is not None:
-            if self.place.plan.buffers == 2:
-                cluster.arrive()
-            cluster.depart()
-
-    def chunk(self, step: Any, part: int, k: Any) -> Any:
-        """(64, rows) of a part, from unit 64 k on."""
-        rows = self.place.plan.rows
-        return turned(self.operand.at[self._buffer(step), k, pl.ds(part * rows, rows)])
+def exchange_of(place: Place, scratch: dict[str, Any], round_: Any) -> Exchange:
+    """By what `exchange_scratch` gave it."""
+    if "copied" in scratch:
+        return Interpreted(place, **scratch, round_=round_)
+    return InCluster(place, **scratch) if "arrived" in scratch else Exchange(place, **scratch)
 
 
 def side_by_side(values: Sequence[Array]) -> Array:
@@ -133,7 +163,7 @@ def over_chunks(product: Callable[[int, Any], None], plan: Plan, hidden_size: in
 
 
 def exchange_scratch(plan: Plan, warpgroups: int, parts: int, hidden_size: int, dtype: Any) -> dict[str, Any]:
-    """What `Exchange` takes."""
+    """What `exchange_of` takes."""
     operand = {"operand": tiled((plan.buffers, hidden_size // UNITS, parts * plan.rows, UNITS), dtype)}
     if plan.blocks == 1:
         return operand | {"here": plgpu.Barrier(num_arrivals=warpgroups)}

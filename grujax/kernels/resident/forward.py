@@ -13,8 +13,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from grujax.kernels.resident.exchange import (
-    Exchange,
     Ring,
+    exchange_of,
     exchange_scratch,
     over_chunks,
     ring_scratch,
@@ -78,7 +78,7 @@ def forward(
             return [place.at(given["x"][d], step, place.of_gate(g)) for g in range(3)]
 
         ring = Ring(place, tiles, given["flags"], scratch["ring"])
-        exchange = Exchange(place, round_, **scratch["exchange"])
+        exchange = exchange_of(place, scratch["exchange"], round_)
         of_gates = [given["w"].at[place.d, g, place.units] for g in range(3)]
         for i, of_gate in enumerate(of_gates[plan.in_registers :]):
             plgpu.copy_gmem_to_smem(of_gate, weights.at[place.wg, i], ready.at[place.wg])
