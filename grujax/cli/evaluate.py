@@ -12,8 +12,8 @@ import tyro
 from rich.console import Console
 
 from grujax.cli.show import say, show_confused, show_scores
-from grujax.cli.streams import check_free
-from grujax.data import load_sequences
+from grujax.cli.streams import check_free, told
+from grujax.data import DataWarning, load_sequences
 from grujax.errors import InputError
 from grujax.linen import GRUEnsemble, GRUModel
 from grujax.saving import Saved, read
@@ -34,7 +34,8 @@ class Evaluate:
     def run(self, console: Console) -> int:
         model, saved = _trained(self.model)
         labels = saved.metadata["labels"]
-        data = load_sequences(self.data, labels=labels, **_as_in_training(saved))
+        with told(DataWarning):
+            data = load_sequences(self.data, labels=labels, **_as_in_training(saved))
         quantiles = tuple(saved.metadata.get("training", {}).get("quantiles", ()))
         scores = score(outputs_of(model, saved.variables, data), data, saved.variables, quantiles=quantiles)
         show_scores(console, Path(self.data).name, scores)
@@ -61,7 +62,8 @@ class Predict:
         if self.output is not None:
             check_free("--output", self.output, self.overwrite)
         model, saved = _trained(self.model)
-        data = load_sequences(self.data, need_labels=False, **_as_in_training(saved))
+        with told(DataWarning):
+            data = load_sequences(self.data, need_labels=False, **_as_in_training(saved))
         text = _as_csv(outputs_of(model, saved.variables, data), data.lengths, saved.metadata["labels"])
         if self.output is None:
             console.file.write(text)
@@ -74,7 +76,7 @@ class Predict:
 
 def _as_in_training(saved: Saved) -> dict[str, Any]:
     about = saved.metadata
-    return {"channels": about["channels"], "fill": about.get("fill"), "gap": about.get("gap", ...)}
+    return {"channels": about["channels"], "fill": about.get("fill"), "gap": about.get("gap")}
 
 
 def _as_csv(outputs: np.ndarray, lengths: np.ndarray, labels: list[str] | None) -> str:
@@ -126,7 +128,7 @@ def _is_list(kind: type, value: Any) -> bool:
 ABOUT: dict[str, Callable[[Any], bool]] = {
     "labels": lambda value: value is None or _is_list(str, value),
     "channels": lambda value: isinstance(value, int),
-    "gap": lambda value: value in (..., None) or (type(value) in (int, float) and 0 <= value < float("inf")),
+    "gap": lambda value: value in (..., None) or (type(value) in (int, float) and 0 < value < float("inf")),
     "training": lambda value: value is ... or (isinstance(value, dict) and _is_list(float, value.get("quantiles", []))),
 }
 """What the metadata of a model hold, ... where they lack it: a file may come from anywhere. `fill` is checked later."""

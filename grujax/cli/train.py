@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import os
+import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -19,8 +20,8 @@ from grujax.cli.show import say, show_beside, show_confused, show_data, show_rat
 from grujax.cli.signals import stop
 from grujax.cli.streams import tell, told, warned
 from grujax.cli.tensorboard import Events
-from grujax.data import AxesWarning, Dataset, load
-from grujax.errors import InputError, require
+from grujax.data import Dataset, DataWarning, load
+from grujax.errors import InputError, require, require_package
 from grujax.saving.checkpoints import CheckpointWarning
 from grujax.saving.model_file import MODEL_FILE
 from grujax.training import Epoch, Fitted, Scores, TrainConfig, baselines, chosen, fit
@@ -98,8 +99,10 @@ class Train:
         except BaseException as error:
             # at once: Python's own end would wait for the other processes, which wait for this one. They end as the
             # connection breaks, or as JAX misses the signs of life of this one
+            if not isinstance(error, (InputError, OSError, KeyboardInterrupt)):
+                traceback.print_exc()
             reason = (str(error) or type(error).__name__).rstrip(".")
-            tell(f"process {jax.process_index()} of {processes}: {reason}. It ends, and so do the others")
+            tell(f"process {jax.process_index()} of {processes}: {reason}. All processes end")
             with contextlib.suppress(OSError):
                 console.file.flush()
             os._exit(stop.exit_code if isinstance(error, KeyboardInterrupt) else 2)
@@ -115,11 +118,13 @@ class Train:
         return stop.exit_code if fitted.interrupted else 0
 
     def _loaded(self) -> Dataset:
-        with told(AxesWarning):
+        with told(DataWarning):
             return load(self.data, test=self.test, seed=self.config.seed, missing=self.missing)
 
     def _run(self, console: Console, mesh: Mesh | None) -> int:
         data = self._loaded()
+        if data.test is not None:
+            require_package("sklearn.metrics", "data")  # for its scores, after the training
         config, why = chosen(self.config, data.train)
         training = dataclasses.asdict(config)
         about = {"data": data.name, "channels": data.train.channels, "training": training}
@@ -128,8 +133,12 @@ class Train:
             new_folder(self.output, data.name) if self.resume is None else contextlib.nullcontext(self.resume) as folder
         ):
             test = None if self.test is None else str(self.test)
-            # of a run that is resumed the same again: so a folder that cannot be written is refused before the training
-            Settings(self.data, test, training, self.missing).write(folder / SETTINGS)
+            settings = Settings(self.data, test, training, self.missing)
+            if (
+                self.resume is not None
+            ):  # the same again: a folder that cannot be written is refused before the training
+                settings = Settings.read(folder / SETTINGS)
+            settings.write(folder / SETTINGS)
             kept, metrics = Kept(folder / MODEL_FILE, about), Metrics(folder / "metrics.jsonl")
             try:
                 fitted = self._train(console, config, why, data, kept, metrics, mesh)

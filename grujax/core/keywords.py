@@ -105,7 +105,7 @@ def _refuse(
     what = [write.format(ours) for write, names in places.items() for ours in words if ours in names]
     what += [instead[ours] for ours in reversed(words) if ours in instead]
     for write, names in places.items():
-        what += map(write.format, difflib.get_close_matches(word, names, 1, 0.7))
+        what += map(write.format, difflib.get_close_matches(word, names, 1, 0.8))
     what.append(f"it takes {', '.join(here)}")
     raise TypeError(f"{name} takes no {word}= here: {what[0]}.")
 

@@ -1,7 +1,7 @@
 """Sequences from disk or memory: load, check, standardise, bucket, batch, pack. NumPy only; no JAX."""
 
 from grujax.data.batches import Batch, batches, bucket_boundaries, padding_share
-from grujax.data.checks import AxesWarning
+from grujax.data.checks import AxesWarning, DataWarning, UnitWarning
 from grujax.data.load import load, load_sequences
 from grujax.data.packing import Packed, pack_sequences, unpack_sequences
 from grujax.data.sequences import Dataset, Sequences, sequences, statistics, stratified_split
@@ -9,9 +9,11 @@ from grujax.data.sequences import Dataset, Sequences, sequences, statistics, str
 __all__ = [
     "AxesWarning",
     "Batch",
+    "DataWarning",
     "Dataset",
     "Packed",
     "Sequences",
+    "UnitWarning",
     "batches",
     "bucket_boundaries",
     "load",

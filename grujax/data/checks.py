@@ -10,8 +10,16 @@ from numpy.typing import ArrayLike
 from grujax.errors import InputError, require
 
 
-class AxesWarning(UserWarning):
+class DataWarning(UserWarning):
+    """Data are read as they are, and look as if something else had been meant."""
+
+
+class AxesWarning(DataWarning):
     """x looks like an array of other axes than (N, T, C)."""
+
+
+class UnitWarning(DataWarning):
+    """Times look like those of another unit than the training's."""
 
 
 SWAPPED = "x is (N, T, C): of an array (N, C, T), as aeon has it, pass x.swapaxes(1, 2)."

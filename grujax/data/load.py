@@ -4,7 +4,6 @@ import difflib
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from types import EllipsisType
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from grujax.data.checks import shown
 from grujax.data.files import ENDINGS, MAX_BYTES, read
-from grujax.data.missing import check_gap
+from grujax.data.missing import compare_gaps
 from grujax.data.sequences import Dataset, Sequences, sequences, stratified_split
 from grujax.errors import InputError, require, require_package
 
@@ -57,7 +56,7 @@ def load(
     if test is None and not beside.is_file():
         return Dataset(name, *stratified_split(train, fraction, seed))
     path = beside if test is None else Path(test)
-    return Dataset(name, train, _as_trained(path, train.labels, train.fill, train.gap, max_bytes=max_bytes))
+    return Dataset(name, train, _as_trained(path, train.labels, train.fill, max_bytes=max_bytes))
 
 
 def load_sequences(
@@ -66,7 +65,7 @@ def load_sequences(
     labels: Iterable[str] | None = None,
     channels: int | None = None,
     fill: ArrayLike | None = None,
-    gap: float | EllipsisType | None = ...,
+    gap: float | None = None,
     need_labels: bool = True,
     max_bytes: int = MAX_BYTES,
 ) -> Sequences:
@@ -74,8 +73,7 @@ def load_sequences(
 
     labels: the model's class names; None for regression. channels: the model's C. need_labels: False ignores y.
     fill, gap: those of the training split of a model trained with `missing="mask"`, which is then how x is read; see
-    `sequences`. By `gap` are refused times where training had none, none where it had some, and a median gap five
-    times as long or as short, as in another unit of time. `...`, of a model that does not know it, checks nothing.
+    `sequences`. A median gap five times as long as `gap`, or as short, is a `UnitWarning`.
     max_bytes: a file that declares more, each value counted as 4 bytes at least, is refused before it is read: a small
     `.npz` can unpack to any amount. Loading takes about twice as much memory: the file's values and those in float32.
     Raises InputError as `load` does, and where the labels or channels are not the model's.
@@ -95,7 +93,7 @@ def _as_trained(
     path: Path,
     labels: Iterable[str] | None,
     fill: ArrayLike | None = None,
-    gap: float | EllipsisType | None = ...,
+    gap: float | None = None,
     need_labels: bool = True,
     max_bytes: int = MAX_BYTES,
 ) -> Sequences:
@@ -110,8 +108,7 @@ def _as_trained(
         if labels is None:  # integers are targets here, not classes
             y = [_targets(row, path) for row in y] if isinstance(y, list) else _targets(y, path)
     data = sequences(raw.x, y, raw.lengths, source=path.name, **options)
-    if fill is not None and not isinstance(gap, EllipsisType):
-        check_gap(data.gap, gap, path.name)
+    compare_gaps(data.gap, gap, path.name)
     return data
 
 

@@ -1,15 +1,16 @@
 """Missing values as channels: the last observed value, whether there is one, and how long ago it was."""
 
+import warnings
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from grujax.data.checks import real
+from grujax.data.checks import UnitWarning, real
 from grujax.errors import require
 
-FACTOR = 5
-"""Between the median gaps of two files: from here on they are taken to have another unit of time."""
+FACTOR, GAPS = 5, 20
+"""Median gaps, of so many at least, that differ by this factor may have another unit of time."""
 
 
 def masked(
@@ -40,23 +41,17 @@ def masked(
     return np.where(valid, np.concatenate([values, observed, gaps], -1), 0).astype(np.float32), before_first
 
 
-def median_gap(times: np.ndarray, lengths: np.ndarray) -> float:
-    """The median time from a step to the next, of `times` (N, T); 0 where no sequence has two steps."""
+def median_gap(times: np.ndarray, lengths: np.ndarray) -> float | None:
+    """The median time from a step to the next, of `times` (N, T); None of too few to tell, or 0."""
     there = np.arange(1, times.shape[1]) < lengths[:, None]
-    return float(np.median(np.diff(times)[there])) if there.any() else 0.0
+    return (float(np.median(np.diff(times)[there])) or None) if there.sum() >= GAPS else None
 
 
-def check_gap(found: float | None, known: float | None, source: str) -> None:
-    """Refuses times where training had none, none where it had some, and those that seem to be in another unit.
-
-    No file tells its unit. Two units differ by a factor of 7 (weeks and days) or more, and so do the median gaps then.
-    """
-    expected, there = ("no times", "some") if known is None else ("times", "none")
-    remedy = "A gap is counted in their unit."
-    require((known is None) == (found is None), "time", f"{expected}, as in training", f"{there} in {source}", remedy)
-    near = not known or not found or 1 / FACTOR < found / known < FACTOR
-    remedy = "Give times in the unit of training."
-    require(near, "time", f"a median gap near {known}, as in training", f"{found} in {source}", remedy)
+def compare_gaps(found: float | None, known: float | None, source: str) -> None:
+    """Warns where median gaps differ so much that their times may have another unit, which no file tells."""
+    if found and known and not 1 / FACTOR < found / known < FACTOR:
+        told = f"time: a median gap of {found:g} in {source}, and of {known:g} in training. Have they the same unit?"
+        warnings.warn(told, UnitWarning, stacklevel=3)
 
 
 def checked_fill(fill: ArrayLike, channels: int, source: str) -> np.ndarray:

@@ -17,7 +17,7 @@ from grujax.data.checks import (
     real,
     shown,
 )
-from grujax.data.missing import check_gap, checked_fill, checked_times, masked, median_gap
+from grujax.data.missing import checked_fill, checked_times, compare_gaps, masked, median_gap
 from grujax.errors import InputError, require, require_one_of, require_package
 
 
@@ -35,7 +35,7 @@ class Sequences:
     fill: np.ndarray | None = None
     """(C/3,) float32: of `missing="mask"`, what stands before the first observation of a channel. None: no mask."""
     gap: float | None = None
-    """Of `missing="mask"` with times: the median time from a step to the next, by which another unit is found out."""
+    """Of `missing="mask"`: the median time from a step to the next, which tells another unit. None: too few steps."""
 
     def __len__(self) -> int:
         return len(self.x)
@@ -105,7 +105,7 @@ class Dataset:
         require(targets[0] == targets[-1], "y", f"targets {targets[0]} as in training", targets[-1])
         same = np.array_equal(train.fill if train.fill is not None else [], test.fill if test.fill is not None else [])
         require(same, "fill", "that of the training split", "another in the test split", "Pass fill=train.fill.")
-        check_gap(test.gap, train.gap, "the test split")
+        compare_gaps(test.gap, train.gap, "the test split")
         same = train.labels == test.labels
         require(same, "labels", f"{shown(train.labels)} as in training", f"{shown(test.labels)} in the test split")
 
@@ -188,7 +188,7 @@ def sequences(
     if missing == "mask":
         given = None if fill is None else checked_fill(fill, values.shape[2], source)
         at = checked_times(times, steps, values.shape[1], source)
-        gap = None if times is None else median_gap(at, steps)
+        gap = median_gap(at, steps)
         values, fill = masked(values, steps, at, given)
     else:
         for name, value in {"times": times, "fill": fill}.items():

@@ -29,12 +29,15 @@ class Raw(NamedTuple):
     times: np.ndarray | list[np.ndarray] | None = None
 
 
+HEADER = "Name them x_0, x_1, ...: pandas.read_csv(path, header=None).add_prefix('x_')."
+
+
 def read_csv(path: Path) -> Raw:
     """The sequences of a long or wide table; see `_long` and `_wide`."""
     pandas = require_package("pandas", "data")
     with path.open(encoding="utf-8-sig", newline="") as file:
         names = next(csv.reader(file), [])
-    check_header(pandas, names, str(path), "Name them x_0, x_1, ...: in pandas by table.add_prefix('x_').")
+    check_header(pandas, names, str(path), HEADER)
     wide = _is_wide(names, path)
     numbers = [name for name in names if name not in TEXT]
     table = pandas.read_csv(

@@ -60,7 +60,8 @@ def read(path: str | Path, name: str) -> Any:
         dates = pandas.to_datetime(frame.index.astype(str), format="ISO8601", errors="coerce")
     except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
         raise InputError(name, expected, str(error).rstrip(".")) from error
-    check_header(pandas, names[dated:], name, "Write a line date,y before it.")
+    read = [cell.strip() or "0" for cell in names[1:]] if dated else names  # after a date an empty cell is a value
+    check_header(pandas, read, name, "Write a line date,y before it.")
     require(frame.shape[1] > 0, name, expected, f"one column only, {frame.index.name!r}", "Is the separator a comma?")
     if frame.index.dtype.kind in "iu" and frame.index.max() < 10**7:  # steps or years, and no 20100131
         return frame

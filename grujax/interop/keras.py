@@ -18,6 +18,7 @@ from grujax.interop.framework import Framework
 from grujax.interop.keras_layers import ACTIVATIONS, HEADS, MERGES, OUTPUTS, POOLINGS, RECURRENT, Layer, dialect_of
 from grujax.interop.parts import ConversionWarning, Dense, Place, put_together, take_apart
 from grujax.interop.prove import coarser
+from grujax.linen import require_own
 from grujax.linen.cell import GRUCell
 
 if TYPE_CHECKING:
@@ -179,6 +180,7 @@ def _dropout(layers: list[Layer], recurrent: list[Layer]) -> tuple[dict[str, Any
 
 def to_layers(model: Any, variables: Mapping) -> list[Layer]:
     """The layers of Keras as plain data; see `to_keras`, which builds them."""
+    require_own(model)
     single, directions = isinstance(model, GRUCell), getattr(model, "num_directions", 1)
     locked = {} if single or directions == 2 else {"input_dropout": None}  # in Keras each direction draws its own mask
     reset_after = model.reset_after

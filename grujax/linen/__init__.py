@@ -17,10 +17,10 @@ MODELS: dict[str, type[Module]] = {cls.__name__: cls for cls in (GRU, GRUCell, G
 """The modules by the names that model files and `grujax.nnx` have for them."""
 
 INSTEAD = {
-    "grujax.linen.ensemble": "Of an ensemble pass a member: ensemble.model and ensemble.member(variables, 0).",
+    "grujax.linen.ensemble": "Of an ensemble take ensemble.model and ensemble.member(variables, 0); save them first.",
     "grujax.nnx": "Of a module of grujax.nnx write *grujax.nnx.to_linen(module).",
     "grujax.seq2seq.nnx": "Of a Seq2Seq of Flax NNX write *grujax.seq2seq.nnx.to_linen(module).",
-    "grujax.seq2seq.linen": "To Flax NNX it goes by grujax.seq2seq.nnx.from_linen.",
+    "grujax.seq2seq.linen": "Its only other form is that of grujax.seq2seq.nnx.from_linen.",
     "grujax.equinox": 'Write grujax.GRU of the same fields, with {"params": layer.params}.',
 }
 """What to pass in the place of a model of our own packages that is none of `MODELS`."""

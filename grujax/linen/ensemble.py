@@ -66,12 +66,16 @@ class GRUEnsemble:
         def of(params: Any) -> Any:
             return self.model.apply({**variables, "params": params}, x, lengths=lengths, mask=mask)
 
+        for a in jax.tree.leaves(variables["params"]):
+            require(a.shape[:1] == (self.members,), "variables", f"parameters of {self.members} members", f"{a.shape}")
         each = jax.vmap(of)(variables["params"])
         if not self.classes:
             return each.mean(0)
-        mean = jax.nn.logsumexp(jax.nn.log_softmax(each), axis=0) - jnp.log(self.members).astype(each.dtype)
+        wide = each.astype(jnp.promote_types(each.dtype, jnp.float32))
+        mean = jax.nn.logsumexp(jax.nn.log_softmax(wide), axis=0) - jnp.log(wide.dtype.type(self.members))
         return jnp.where((each == 0).all((0, -1))[..., None], 0, mean)  # steps that are not valid: 0 from all
 
     def member(self, variables: Mapping[str, Any], index: int) -> dict[str, Any]:
         """The variables of one member, for `model`: how far members differ tells how sure the ensemble is."""
+        require(0 <= index < self.members, "index", f"0 to {self.members - 1}", index)
         return {**variables, "params": jax.tree.map(lambda a: a[index], variables["params"])}

@@ -48,6 +48,7 @@ class Checkpoints:
       folder: where to; it is made.
       about: what the run is, as JSON can hold it. A checkpoint of a run that was something else is refused.
       period: seconds until the next one is `due`.
+      absent: what a key of `about` that a checkpoint lacks stands for there: it may be older than the key.
 
     Raises:
       InputError: there is no folder at that path and none can be made, or nothing can be written in it.
@@ -62,10 +63,12 @@ class Checkpoints:
     (7, [1.0, 1.0, 1.0], {'loss': 0.5})
     """
 
-    def __init__(self, folder: str | Path, about: Mapping[str, Any], period: float = 60.0) -> None:
+    def __init__(
+        self, folder: str | Path, about: Mapping[str, Any], period: float = 60.0, absent: Mapping[str, Any] = {}
+    ) -> None:
         require(period >= 0, "period", "0 or more seconds", period)
         self.folder = Path(folder).absolute()
-        self.about = json.loads(json.dumps(about))  # as it is read again
+        self.about, self.absent = (json.loads(json.dumps(of)) for of in (about, absent))  # as they are read again
         self.period = period
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -171,7 +174,7 @@ class Checkpoints:
         found = f"format {stored} in {path}, written by grujax {by}"
         require(stored == FORMAT, "checkpoints", f"format {FORMAT}", found, remedy)
         for key in sorted(self.about.keys() | about.keys()):
-            mine, saved = self.about.get(key), about.get(key)
+            mine, saved = (of.get(key, self.absent.get(key)) for of in (self.about, about))
             remedy = "Start anew in another folder."
             require(mine == saved, key, f"{saved!r}, as in the checkpoint {path}", repr(mine), remedy)
         return notes

@@ -76,7 +76,7 @@ def save(
     """
     import safetensors.numpy
 
-    several = isinstance(model, GRUEnsemble)
+    several = type(model) is GRUEnsemble
     own = require_own(model.model if several else model, SAVABLE)
     taken = sorted(RESERVED & set(metadata or {}))
     require(not taken, "metadata", f"other keys than {sorted(RESERVED)}", taken)
@@ -232,19 +232,20 @@ def declared(model: nn.Module, input_size: int) -> dict[tuple[str, ...], jax.Sha
 
 
 def _check_each(of: nn.Module | GRUEnsemble, model: Savable, tensors: Mapping[str, np.ndarray]) -> int | None:
-    """`_check_tensors` of each member of an ensemble, or of the model itself; the number of inputs."""
-    each = iter([tensors])
+    """`_check_tensors` of the model, or of all members of an ensemble at once; the number of inputs."""
+    one, several = dict(tensors), ()
     if isinstance(of, GRUEnsemble):
-        own = {key: a for key, a in tensors.items() if not key.startswith("statistics/")}
-        for key, a in own.items():
-            expected = f"an axis of {short(of.members)} members first"
-            require(a.shape[:1] == (of.members,), key, expected, f"shape {a.shape}")
-        each = ({**tensors, **{key: a[member] for key, a in own.items()}} for member in range(of.members))
-    found = set()
-    for one in each:
-        found.add(_input_size(model, one))
-        _check_tensors(model, one)
-    return found.pop()
+        several = (of.members,)
+        for key in (key for key in tensors if not key.startswith("statistics/")):
+            found = f"shape {tensors[key].shape}"
+            require(tensors[key].shape[:1] == several, key, f"an axis of {short(of.members)} members first", found)
+            one[key] = tensors[key][0]
+    expected = {
+        key: (shape if key.startswith("statistics/") else several + shape, dtype)
+        for key, (shape, dtype) in _expected(model, one).items()
+    }
+    _check_tensors(expected, tensors)
+    return _input_size(model, one)
 
 
 def _input_size(model: Savable, tensors: Mapping[str, np.ndarray]) -> int | None:
@@ -280,9 +281,8 @@ def _require_count(least: int, tensors: Mapping[str, np.ndarray]) -> None:
     require(least <= len(tensors), "model", f"{short(least)} tensors or more", len(tensors))
 
 
-def _check_tensors(model: Savable, tensors: Mapping[str, np.ndarray]) -> None:
-    """Every tensor that the model declares, in shape and dtype, and no other but its statistics; all of them finite."""
-    expected = _expected(model, tensors)
+def _check_tensors(expected: Mapping[str, tuple], tensors: Mapping[str, np.ndarray]) -> None:
+    """Every tensor that is expected, in shape and dtype, and no other; all of them finite."""
     for key in sorted(expected.keys() | tensors.keys()):
         require(key in tensors, key, "a tensor, which the model declares", "none")
         require(key in expected, key, "only the model's tensors", "an extra one")

@@ -101,6 +101,7 @@ class TrainConfig:
         for name in (*counts, "accumulate", "members"):
             value = getattr(self, name)
             require(value is None or value >= 1, name, "at least 1", value)
+        require(self.members <= 1000, "members", "at most 1000", self.members)
         for name in ("learning_rate", "clip_norm"):
             require(0 < getattr(self, name) < float("inf"), name, "a positive number", getattr(self, name))
         for name in ("weight_decay", "input_noise", "input_offset", "mixup"):

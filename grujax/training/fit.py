@@ -146,14 +146,14 @@ def fit(
         odd = [name for name in sorted({*new, *given}) if new.get(name) != given.get(name)]
         require(not odd, "variables", f"those of {whole}", f"other shapes of {', '.join(odd)}")
         constants = variables["statistics"]
-    if data.test is not None:
+    if data.test is not None and evaluate_test:
         require_package("sklearn.metrics", "data")  # for its scores
 
     with contextlib.ExitStack() as ending:
         saved = None
         if checkpoints is not None:
             about = {**asdict(config), "data": fingerprint(data.train, variables)}
-            saved = Checkpoints(checkpoints, about, checkpoint_period)
+            saved = Checkpoints(checkpoints, about, checkpoint_period, asdict(TrainConfig()))
             ending.callback(saved.close)
             ending.enter_context(terminable())
             saved.check()

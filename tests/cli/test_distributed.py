@@ -91,7 +91,7 @@ def test_the_full_disk_of_one_process_ends_all_with_its_reason_and_the_job_goes_
     alone = list(started(1, "toy.npz", "--output", "1", *LONG))
     found = ended(started(2, "toy.npz", "--output", "2", *LONG, program=FULL.format(failing) + PROGRAM))
     assert found[failing][0] == 2 and found[1 - failing][0] != 0, found
-    assert f"grujax: process {failing} of 2: [Errno 28] No space left on device. It ends" in found[failing][2]
+    assert f"grujax: process {failing} of 2: [Errno 28] No space left on device. All processes end" in found[failing][2]
     assert [code for code, *_ in [*ended(alone), *ended(started(2, "--resume", "2"))]] == [0, 0, 0]
     assert_trained_alike("2", "1", 60)
 
@@ -145,7 +145,9 @@ def test_another_number_of_processes_and_no_launcher_are_refused_by_name(capsys,
     assert not os.path.exists("out")
 
 
-@pytest.mark.parametrize("error, code", [(OSError(28, "No space left on device"), 2), (KeyboardInterrupt(), 130)])
+@pytest.mark.parametrize(
+    "error, code", [(OSError(28, "No space left on device"), 2), (KeyboardInterrupt(), 130), (KeyError("w_ih"), 2)]
+)
 def test_an_error_of_one_process_ends_it_at_once(error, code, capsys, monkeypatch):
     """Python's own end would wait for the other processes, which wait for this one."""
 
@@ -163,7 +165,10 @@ def test_an_error_of_one_process_ends_it_at_once(error, code, capsys, monkeypatc
     monkeypatch.setattr(os, "_exit", end)
     with pytest.raises(Ended, match=str(code)):
         run(capsys, "train", "toy.npz", "--output", "out", "--distributed", "2")
-    assert f"grujax: process 0 of 2: {str(error) or 'KeyboardInterrupt'}. It ends" in capsys.readouterr().err
+    assert f"grujax: process 0 of 2: {str(error) or 'KeyboardInterrupt'}. All processes end" in (
+        err := capsys.readouterr().err
+    )
+    assert ("Traceback" in err) == isinstance(error, KeyError)  # a mistake of the program tells where it is
 
 
 def test_processes_agree_at_some_steps_and_one_alone_at_each(monkeypatch):

@@ -352,6 +352,7 @@ def test_series_that_cannot_be_forecast(make, parts):
         ("date;v\n2010-01-01;1,5\n2010-01-02;2,5\n", ("y: expected",)),
         ("v\n1\n2\n", ("one column only, 'v'",)),
         ("2010-01-01,5\n2010-01-02,6\n", ("y: expected names of columns in the first line, found numbers", "date,y")),
+        ("2010-01-01,5,\n2010-01-02,6,1\n", ("y: expected names of columns in the first line, found numbers alone",)),
         ("1,5.5,7\n2,6,8\n3,4,4\n", ("names of columns in the first line, found numbers alone, '1', '5.5', '7'",)),
         ("date,v\n2010-01-01T00:00+01:00,1\n2010-01-02T00:00+02:00,2\n", ("y: expected a CSV", "Mixed timezones")),
         ("", ("y: expected a CSV whose first column is the time", "No columns")),

@@ -1,5 +1,6 @@
 """Checkpoints: what comes back, what is refused, and what a full disk or a dead process leaves."""
 
+import contextlib
 import gc
 import os
 import resource
@@ -120,6 +121,16 @@ def test_another_format_is_refused_by_name(stored, opened, monkeypatch):
         InputError, match=rf"^checkpoints: expected format 1, found format {stored} in .*/c/3, written by grujax 0"
     ):
         opened().restore(tree(0))
+
+
+def test_a_key_that_an_older_checkpoint_lacks_stands_for_what_was_there_before_it(opened, tmp_path):
+    opened().save(3, tree(3), {"at": 3})
+    about = {**ABOUT, "members": 1}
+    for absent, fits in (({"members": 1}, True), ({"members": 2}, False)):
+        newer = Checkpoints(opened().folder, about, absent=absent)
+        with contextlib.nullcontext() if fits else pytest.raises(InputError, match="members: expected 2"):
+            newer.check()
+        newer.close()
 
 
 @pytest.mark.parametrize(

@@ -138,9 +138,29 @@ def test_what_takes_one_model_refuses_an_ensemble_by_name():
     ensemble = GRUEnsemble(grujax.GRUModel(4, 2), 2, True)
     variables = ensemble.init(jax.random.key(0), np.ones((1, 1, 3), np.float32))
     taking = [interop.stablehlo.to_stablehlo, interop.flax.to_flax, interop.fold_statistics, from_linen]
+    taking += [interop.keras.to_layers]
     for one in taking:
         with refused("model: expected", "GRUEnsemble"):
             one(ensemble, variables, **({"rngs": None} if one is from_linen else {}))
+
+
+def test_as_many_members_as_the_variables_have():
+    ensemble = GRUEnsemble(grujax.GRUModel(4, 2), 3, True)
+    x = np.ones((1, 1, 3), np.float32)
+    variables = ensemble.init(jax.random.key(0), x)
+    with refused("variables: expected parameters of 5 members, found (3,"):
+        dataclasses.replace(ensemble, members=5).apply(variables, x)
+    for index in (3, -1):
+        with refused(f"index: expected 0 to 2, found {index}"):
+            ensemble.member(variables, index)
+
+
+def test_probabilities_sum_to_one_in_bfloat16():
+    ensemble = GRUEnsemble(grujax.GRUModel(4, 5, dtype=jnp.bfloat16), 3, True)
+    x = np.random.default_rng(0).normal(size=(20, 4, 3)).astype(np.float32)
+    found = ensemble.apply(ensemble.init(jax.random.key(0), x), x)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(jnp.exp(found).sum(-1), 1, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
