@@ -48,6 +48,7 @@ INSTEAD = {
     "stateful": "pass h_last to the next call as h0",
     "device": "jax.device_put moves x and the variables to a device",
     "unroll": "the implementation chooses it",
+    "output_size": "a GRUModel has a head, of output_size= units",
 }
 """What to do where a module has no argument of that meaning; estimators, which have no call, have none of it."""
 
@@ -105,7 +106,7 @@ def _refuse(
     what = [write.format(ours) for write, names in places.items() for ours in words if ours in names]
     what += [instead[ours] for ours in reversed(words) if ours in instead]
     for write, names in places.items():
-        what += map(write.format, difflib.get_close_matches(word, names, 1, 0.8))
+        what += map(write.format, difflib.get_close_matches(word, names, 1, 0.7))
     what.append(f"it takes {', '.join(here)}")
     raise TypeError(f"{name} takes no {word}= here: {what[0]}.")
 

@@ -57,6 +57,7 @@ CONSTRUCTORS = {
     "lengths": "lengths= belongs to the call",
     "seq_lengths": "lengths= belongs to the call",
     "hiden_size": "write hidden_size=",
+    "num_classes": "a GRUModel has a head, of output_size= units",
     "ressets": "resets= belongs to the call",
     "colour": "it takes",
 }
