@@ -183,9 +183,9 @@ def test_the_script_for_accelerators_refuses_a_file_and_says_where_it_is_done(mo
 PRINTED = r"^return, .*: -0\.\d\d .*\n{}: return [+-]\d\.\d\d, [\d,]+ frames a second$"
 
 
-@pytest.mark.parametrize("rnn", ["grujax", pytest.param("flax", marks=pytest.mark.slow)])
-def test_recurrent_ppo_learns(rnn, capsys):
-    returns = run("ppo_memory", "--hidden-size", 16, "--envs", 64, "--updates", 20, "--rnn", rnn)
+@pytest.mark.parametrize("rnn, updates", [("grujax", 20), pytest.param("flax", 30, marks=pytest.mark.slow)])
+def test_recurrent_ppo_learns(rnn, updates, capsys):
+    returns = run("ppo_memory", "--hidden-size", 16, "--envs", 64, "--updates", updates, "--rnn", rnn)
     assert returns[:3].mean() < -0.4 and returns[-3:].mean() > -0.3
     assert re.search(PRINTED.format(rnn), capsys.readouterr().out, re.MULTILINE)
 

@@ -101,9 +101,8 @@ def test_one_of_two_processes_is_killed_and_the_job_goes_on():
     alone, two = (list(started(count, "toy.npz", "--output", str(count), *LONG)) for count in (1, 2))
     await_checkpoint("2", two[0])
     two[1].kill()
-    time.sleep(0.5)
-    two[0].kill()  # as a launcher does that lost one
-    assert [code for code, *_ in ended(two)] == [-signal.SIGKILL] * 2
+    (first, *_), (second, *_) = ended(two)  # the other ends as its connection breaks
+    assert first > 0 and second == -signal.SIGKILL
     assert [code for code, *_ in [*ended(alone), *ended(started(2, "--resume", "2"))]] == [0, 0, 0]
     assert_trained_alike("2", "1", 60)
 
