@@ -134,9 +134,7 @@ class Train:
         ):
             test = None if self.test is None else str(self.test)
             settings = Settings(self.data, test, training, self.missing)
-            if (
-                self.resume is not None
-            ):  # the same again: a folder that cannot be written is refused before the training
+            if self.resume is not None:  # written the same again: a folder that takes no file is refused at once
                 settings = Settings.read(folder / SETTINGS)
             settings.write(folder / SETTINGS)
             kept, metrics = Kept(folder / MODEL_FILE, about), Metrics(folder / "metrics.jsonl")
