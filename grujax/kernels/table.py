@@ -108,9 +108,12 @@ CHUNKED_FROM = 2**19
 the default backend is the CPU."""
 CHUNK, SHORTEST = 2**17, 16
 """Elements of such an array in a chunk, and the fewest steps of a chunk."""
-LONG_FROM = 2**23
-"""Elements from which on the chunks keep only the input and the states, and compute the gates again."""
-LONG_CHUNK = 2**18
+LONG = {"cpu": (2**23, 2**18)}
+"""Elements from which on the chunks keep only the input and the states, and compute the gates again; elements of such a
+chunk."""
+LONG_ELSEWHERE = (2**28, 2**24)
+"""The same on an accelerator: it has more memory, and on an H100 chunks of one or two steps took up to twice the time of
+`lax.scan` (docs/decisions/gpu-kernel.md). These sizes follow from that and were not timed."""
 
 
 def xla_chunks(sizes: Sizes, backend: str) -> Chunks:
@@ -124,8 +127,9 @@ def xla_chunks(sizes: Sizes, backend: str) -> Chunks:
     if n_steps is None or n_rows is None or hidden_size is None:
         return at_once
     step = n_rows * hidden_size
-    if n_steps * step >= LONG_FROM:
-        return Chunks(max(1, LONG_CHUNK // step), kept=False)
+    long, chunk = LONG.get(backend, LONG_ELSEWHERE)
+    if n_steps * step >= long:
+        return Chunks(max(1, chunk // step), kept=False)
     if n_steps * step < CHUNKED_FROM or backend != "cpu":
         return at_once
     most = max(SHORTEST, CHUNK // step)

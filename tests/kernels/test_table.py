@@ -120,7 +120,8 @@ def test_sizes_need_not_be_known(implementation, shape):
 @pytest.mark.parametrize(("backend", "kept"), [("gpu", False), ("tpu", True)])
 def test_off_the_cpu_only_long_sequences_are_chunked_and_a_gpu_hands_out_no_gates(backend, kept):
     assert xla_chunks((256, 32, 256), backend) == xla_chunks((None, 32, 256), backend) == (None, kept)
-    assert xla_chunks((2**14, 32, 64), backend) == (128, False)
+    assert xla_chunks((2**16, 32, 64), backend) == (None, kept)
+    assert xla_chunks((2**17, 32, 64), backend) == (2**13, False)
 
 
 def test_gates_that_are_made_anew_are_not_kept_between_the_passes(monkeypatch):
