@@ -91,23 +91,28 @@ class Dataset:
                 fits = weight.shape == (len(part),) and bool(((weight > 0) & (weight < np.inf)).all())
                 found, remedy = f"{weight.shape}, {weight}", "Leave out rows of weight 0, with take."
                 require(fits, "weight", f"{len(part)} positive numbers", found, remedy)
-        known = train.y is not None and (test is None or test.y is not None)
-        require(known, "y", "labels or targets in each split", "none")
-        if test is None:
-            return
-        same = train.channels == test.channels
-        require(same, "channels", f"{train.channels} as in training", f"{test.channels} in the test split")
-        targets = [
-            f"{s.y.shape[1 + s.per_step :]} a {'step' if s.per_step else 'row'}"
-            for s in (train, test)
-            if s.y is not None
-        ]
-        require(targets[0] == targets[-1], "y", f"targets {targets[0]} as in training", targets[-1])
-        same = np.array_equal(train.fill if train.fill is not None else [], test.fill if test.fill is not None else [])
-        require(same, "fill", "that of the training split", "another in the test split", "Pass fill=train.fill.")
-        compare_gaps(test.gap, train.gap, "the test split")
-        same = train.labels == test.labels
-        require(same, "labels", f"{shown(train.labels)} as in training", f"{shown(test.labels)} in the test split")
+        require(train.y is not None, "y", "labels or targets in the training split", "none")
+        if test is not None:
+            require_alike(train, test, "the test split")
+
+
+def require_alike(train: Sequences, other: Sequences, where: str) -> None:
+    """Raises InputError where `other` does not belong to the task of the training split."""
+    assert train.y is not None
+    require(other.y is not None, "y", f"labels or targets in {where}", "none")
+    assert other.y is not None
+    same = train.channels == other.channels
+    require(same, "channels", f"{train.channels} as in training", f"{other.channels} in {where}")
+    expected, found = (
+        f"{y.shape[1 + s.per_step :]} a {'step' if s.per_step else 'row'}"
+        for s, y in ((train, train.y), (other, other.y))
+    )
+    require(expected == found, "y", f"targets {expected} as in training", f"{found} in {where}")
+    same = np.array_equal(train.fill if train.fill is not None else [], other.fill if other.fill is not None else [])
+    require(same, "fill", "that of the training split", f"another in {where}", "Pass fill=train.fill.")
+    compare_gaps(other.gap, train.gap, where)
+    same = train.labels == other.labels
+    require(same, "labels", f"{shown(train.labels)} as in training", f"{shown(other.labels)} in {where}")
 
 
 def sequences(

@@ -97,3 +97,13 @@ def least(machine, row, kind):
         numbers, products, weights = 3 * numbers, 3 * products, 2 * weights
     moved = (numbers + weights) * (2 if row == "bfloat16" else 4)
     return max(products / machine[f"product {row}, TFLOP/s"], moved / machine["copy, TB/s"]) / 1e6
+
+
+def test_the_profile_of_a_call_names_what_ran(tmp_path):
+    command = [sys.executable, SCRIPT.with_name("gpu_profile.py"), "--out", tmp_path, "--tiny"]
+    subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    found = json.loads((tmp_path / "profile.json").read_text())
+    calls = {key: of for key, of in found.items() if key.startswith("2, 3, 4 ")}
+    assert len(calls) == 4
+    for of in calls.values():
+        assert 0 < of["call"] < 1e6 and of["kernels"] and all(us >= 0 for us in of["kernels"].values())

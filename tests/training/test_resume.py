@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import signal
-import sys
 
 import jax
 import numpy as np
@@ -12,7 +11,7 @@ from levels import DATA, SMALL, TARGETS
 
 from grujax import InputError
 from grujax.data import Dataset
-from grujax.training import fit
+from grujax.training import fit, loop
 
 TIMED = ("sequences_per_second", "steps_per_second", "seconds", "data_seconds", "validation_seconds")
 CONFIG = dataclasses.replace(SMALL, epochs=6, dropout=0.5, input_noise=0.1, mixup=0.3, buckets=2)
@@ -27,8 +26,7 @@ def standard_promotion():
 @pytest.fixture
 def ends_at(monkeypatch):
     """`ends_at(step)`: Ctrl-C comes before that step, once; None: never."""
-    module = sys.modules[fit.__module__]
-    draw = module.draw
+    draw = loop.draw
 
     def prepare(step):
         def interrupted(config, number):
@@ -36,7 +34,7 @@ def ends_at(monkeypatch):
                 raise KeyboardInterrupt
             return draw(config, number)
 
-        monkeypatch.setattr(module, "draw", interrupted)
+        monkeypatch.setattr(loop, "draw", interrupted)
 
     return prepare
 
@@ -71,15 +69,14 @@ def test_resumed_equals_uninterrupted_bit_for_bit(config, data, tmp_path, ends_a
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_between_two_steps_waits_for_the_step_then_goes_to_its_handler(number, tmp_path, monkeypatch):
     """One that raises ends the run, which goes on from that very step; one that does not lets it run on."""
-    module = sys.modules[fit.__module__]
-    draw, seen = module.draw, []
+    draw, seen = loop.draw, []
 
     def signalled(config, step):
         if step == 12 and not seen:
             os.kill(os.getpid(), number)
         return draw(config, step)
 
-    monkeypatch.setattr(module, "draw", signalled)
+    monkeypatch.setattr(loop, "draw", signalled)
     before = signal.signal(number, lambda *_: seen.append(number))
     try:
         one = fit(CONFIG, DATA)

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import sys
 from pathlib import Path
 
 import jax
@@ -16,7 +15,7 @@ from levels import DATA, SMALL, TARGETS
 
 import grujax
 from grujax.data import Batch, Dataset, load, sequences, statistics, stratified_split
-from grujax.training import TrainConfig, baselines, chosen, fit, outputs_of, score
+from grujax.training import TrainConfig, baselines, chosen, fit, loop, outputs_of, score
 from grujax.training.rows import class_weights, fingerprint, row_weights
 from grujax.training.step import (
     Draws,
@@ -382,7 +381,7 @@ def test_an_interrupt_in_the_first_epoch_stays_one(monkeypatch):
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sys.modules[fit.__module__], "outputs_of", stop)
+    monkeypatch.setattr(loop, "outputs_of", stop)
     with pytest.raises(KeyboardInterrupt):
         fit(SMALL, DATA)
 

@@ -27,8 +27,8 @@ an eighth group with fewer."""
 EXACT, ALONE = 128, 128
 """Hidden units at most of the loops in exact float32, and of a block that shares the weights of bfloat16 with none."""
 MEASURED, MEASURED_WIDE, MEASURED_EXACT = 4096, 256, 1024
-"""Rows at most where None chooses these kernels: up to 256 hidden units, above, and with exact products. So far they were
-measured."""
+"""Rows at most where None chooses these kernels, as they were measured: up to 256 hidden units, above, and with exact
+products."""
 ROWS = {8: 144, 16: 100, 32: 0}
 """Of the batch, in a block; beside them so many registers of a thread may hold weights."""
 WAYS = ((2, 4), (2, 3), (2, 2), (1, 4), (1, 3), (1, 2), (1, 0))

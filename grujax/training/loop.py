@@ -1,0 +1,253 @@
+"""The run behind `fit`: what is trained, how, and where it stands."""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from grujax.data import Batch, Dataset, Sequences, batches, bucket_boundaries, padding_share, stratified_split
+from grujax.data.sequences import require_alike
+from grujax.errors import require, require_equal
+from grujax.linen import GRUEnsemble, GRUModel
+from grujax.saving.checkpoints import Checkpoints
+from grujax.signals import uninterrupted
+from grujax.training.choices import chosen
+from grujax.training.config import TrainConfig
+from grujax.training.devices import Devices
+from grujax.training.evaluate import Scores, outputs_of, score
+from grujax.training.rows import constants_of, ensemble_of, fingerprint, model_for, row_weights, weighed
+from grujax.training.run import Epoch, Run
+from grujax.training.step import Draws, draw, end_epoch, initial_state, make_optimizer, train_step
+
+
+class Compiled(NamedTuple):
+    """How the training step is compiled, once for each padded length: what `fit` hands to `on_compiled`."""
+
+    shapes: tuple[tuple[int, ...], ...]  # (B, T, C) of each batch
+    seconds: tuple[float, ...]  # one for each shape that is compiled already
+    padding: float  # the share of padded steps, from 0 to 1
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What `fit` returns."""
+
+    model: GRUModel | GRUEnsemble  # an ensemble where `members` is more than 1
+    variables: dict[str, Any]  # "params" of the best epoch, "statistics" of the rows that were trained on
+    labels: tuple[str, ...] | None  # class names; None for regression
+    best: Epoch  # that of the smallest validation loss; the last where no rows are held out
+    history: tuple[Epoch, ...]
+    compiled: Compiled
+    test: Scores | None = None  # None where training was interrupted, none is there, or `evaluate_test` is False
+    interrupted: bool = False
+    quantiles: tuple[float, ...] = ()  # of a regression; the model gives the quantiles of a target side by side
+
+    def outputs(self, data: Sequences) -> np.ndarray:
+        """The model's outputs (N, output_size) on data that is padded as the training split was; see `outputs_of`."""
+        boundaries = tuple(sorted(shape[1] for shape in self.compiled.shapes))
+        rows = self.compiled.shapes[0][0]
+        return outputs_of(self.model, self.variables, data, batch_size=rows, boundaries=boundaries)
+
+    def scores(self, data: Sequences) -> Scores:
+        """The figures of the model on labelled data."""
+        return score(self.outputs(data), data, self.variables, quantiles=self.quantiles)
+
+
+class Training:
+    """A run of `fit`, whose arguments these are: rows, model and compiled steps, and in `run` where it stands."""
+
+    run: Run
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        data: Dataset,
+        stream: Iterable[Sequences] | None,
+        mesh: Mesh | None,
+        variables: Mapping[str, Any] | None,
+    ) -> None:
+        config, _ = chosen(config, data.train)
+        assert config.epochs is not None
+        self.config, self.train, self.held = config, data.train, None
+        self._given = data.train, variables
+        self._stream = None if stream is None else iter(stream)
+        if config.validation:
+            self.train, self.held = stratified_split(data.train, config.validation, config.seed)
+        rule, held = "patience needs validation", self.held is not None
+        require(config.patience is None or held, "patience", None, config.patience, "Hold rows out.", rule=rule)
+        self.constants: Any = constants_of(self.train, config.quantiles)
+        self.model = model_for(config, self.train, self.constants)
+        self.whole = ensemble_of(config, self.model, self.train)
+        self.devices = Devices(mesh, config.batch_size, config.hidden_size)
+        if self.devices.several_processes:
+            self.devices.check_same("data and settings", self.about)
+        self.weights = row_weights(self.train, config)
+        self.boundaries = bucket_boundaries(self.train.lengths, config.buckets if stream is None else 1)
+        shapes = [batch.x.shape for batch in self._batches(self.train)]
+        self.steps_per_epoch = len(shapes) if stream is None else math.ceil(len(data.train) / config.batch_size)
+        self.num_steps = config.epochs * self.steps_per_epoch
+        self.compiled = Compiled(tuple(dict.fromkeys(shapes)), (), padding_share(self.train.lengths, self.boundaries))
+        # The step does not read the seed: runs with other seeds share its programs.
+        self.step_config = replace(config, seed=0)
+        self.executables: dict[tuple[int, ...], Any] = {}
+        if variables is not None:
+            self._check(variables)
+            self.constants = variables["statistics"]
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What the run is: a checkpoint of another is refused."""
+        streamed = {} if self._stream is None else {"stream": True}
+        return {**asdict(self.config), "data": fingerprint(*self._given), **streamed}
+
+    @property
+    def over(self) -> bool:
+        assert self.config.epochs is not None
+        return len(self.run.history) >= self.config.epochs or self.run.tired(self.config.patience)
+
+    def begin(self, saved: Checkpoints | None) -> None:
+        """At the first step, or where the last checkpoint stands."""
+        _, variables = self._given
+        if variables is None:
+            params = self.whole.init(jax.random.key(self.config.seed), self._one_step)["params"]
+        else:  # over the host, as they may be on another mesh; and copies: a step takes the buffers of its state
+            params = jax.tree.map(lambda a: jnp.array(np.asarray(a)), variables["params"])
+        self.constants = self.devices.whole(jax.tree.map(lambda a: jnp.asarray(np.asarray(a)), self.constants))
+        optimizer = make_optimizer(self.config, self.num_steps)
+        state = self.devices.weights(initial_state(params, optimizer, self.config))
+        run = Run(0, state, self.devices.weights(jax.tree.map(jnp.zeros_like, params)), ())
+        self.run = run if saved is None else run.restored(saved)
+        for _ in self.run.history:
+            self.next_rows()
+
+    def compile(self, tell: Callable[[Compiled], None]) -> None:
+        """The step, for each shape of a batch."""
+        tell(self.compiled)
+        for batch in {batch.x.shape: batch for batch in self._batches(self.train)}.values():
+            self._executable(self._on_devices(batch, draw(self.config, 0)))
+            tell(self.compiled)
+
+    def next_rows(self) -> Sequences:
+        """Those of the next epoch."""
+        if self._stream is None:
+            return self.train
+        rows = next(self._stream, None)
+        remedy = "Lower `epochs`, or let the stream go on."
+        expected = f"a stream of {self.config.epochs} epochs"
+        require(rows is not None, "stream", expected, "its end", remedy)
+        assert rows is not None
+        require_equal(len(rows), len(self._given[0]), "stream", "As many rows in each epoch as `data.train` has.")
+        require_alike(self._given[0], rows, "the stream")
+        return rows
+
+    def epoch(self, rows: Sequences, saved: Checkpoints | None, held_back: Sequence[int]) -> Epoch | None:
+        """An epoch over the rows, or what is left of it after a break, with the checkpoints that are due meanwhile.
+
+        held_back: the signals that wait until all processes stop at the same step. None where a signal stopped the
+        steps, and its handler lets the run go on.
+        """
+        number, begun = len(self.run.history) + 1, len(self.run.history) * self.steps_per_epoch
+        share = 1 - (self.run.step - begun) / self.steps_per_epoch
+        weights = self.weights if rows is self.train else row_weights(rows, self.config)
+        rng = np.random.default_rng((self.config.seed, number, 1))  # (seed, step) are those of `draw`
+        began = since = time.perf_counter()
+        data_seconds, stop = 0.0, False
+        with uninterrupted() as waiting:  # a step takes the buffers of the state before it
+            for batch in islice(self._batches(rows, rng), self.run.step - begun, None):
+                given = self._on_devices(weighed(batch, weights), draw(self.config, self.run.step))
+                data_seconds += time.perf_counter() - since
+                state = self._executable(given)(self.run.state, self.constants, *given)
+                self.run = self.run.after(self.devices.weights(state))
+                wants = bool(waiting or held_back), saved is not None and saved.due
+                stop, save = self.devices.agreed(self.run.step, *wants)
+                if save and saved is not None:
+                    saved.begin(self.run.step, self.run.tree, self.run.notes())
+                if stop:
+                    break
+                since = time.perf_counter()
+        if stop and self.devices.several_processes:
+            raise KeyboardInterrupt
+        if self.run.step < begun + self.steps_per_epoch:
+            return None
+        ended = end_epoch(self.step_config, self.num_steps, self.run.state)
+        loss = float(np.asarray(self.run.state.loss).mean()) / len(rows)
+        seconds = time.perf_counter() - began
+        validated, is_best = self._validated(number, loss, bool(ended.finite), ended.average)
+        each_second = [count * share / seconds for count in (len(rows), int(rows.lengths.sum()))]
+        timed = data_seconds, time.perf_counter() - began - seconds, self.devices.memory()
+        epoch = Epoch(number, loss, *validated, each_second[0], seconds, is_best, each_second[1], *timed)
+        self.run = self.run.ended(epoch, ended)
+        return epoch
+
+    def fitted(self) -> Fitted:
+        """The run as it stands."""
+        best = [epoch for epoch in self.run.history if epoch.best][-1]
+        variables, labels, history = self._variables(self.run.best), self.train.labels, self.run.history
+        return Fitted(self.whole, variables, labels, best, history, self.compiled, quantiles=self.config.quantiles)
+
+    def _validated(
+        self, number: int, loss: float, finite: bool, average: Any
+    ) -> tuple[tuple[float | None, str, float | None], bool]:
+        """Loss and metric of the held-out rows with the averaged weights, and whether they are the best so far."""
+        variables, outputs, config = self._variables(average), None, self.config
+        if self.held is not None:
+            outputs = outputs_of(
+                self.whole, variables, self.held, batch_size=config.batch_size, boundaries=self.boundaries
+            )
+        finite = finite and (outputs is None or bool(np.isfinite(outputs).all()))
+        require(finite, "loss", "a finite number", f"{loss} in epoch {number}", "Lower --learning-rate.")
+        if outputs is None or self.held is None:
+            return (None, "", None), True
+        scores = score(outputs, self.held, variables, config.label_smoothing, config.quantiles)
+        before = [epoch.validation_loss for epoch in self.run.history if epoch.validation_loss is not None]
+        return (scores.loss, *scores.metric), scores.loss < min(before, default=math.inf)
+
+    def _variables(self, params: Any) -> dict[str, Any]:
+        return self.devices.here({"params": params, "statistics": self.constants})
+
+    def _batches(self, rows: Sequences, rng: np.random.Generator | None = None) -> Iterator[Batch]:
+        boundaries, longest = self.boundaries, int(rows.lengths.max())
+        while boundaries[-1] < longest:  # of a stream: by doubling, so that few shapes are compiled
+            boundaries = (*boundaries[:-1], 2 * boundaries[-1])
+        return batches(rows, self.config.batch_size, boundaries, rng)
+
+    def _on_devices(self, batch: Batch, draws: Draws) -> tuple[Batch, Draws]:
+        """The rows shared out."""
+        return self.devices.rows(batch), Draws(self.devices.rows(draws.share), self.devices.whole(draws.seed))
+
+    def _executable(self, given: tuple[Batch, Draws]) -> Any:
+        """The step for batches of this shape."""
+        shape = given[0].x.shape
+        if shape not in self.executables:
+            began = time.perf_counter()
+            state, constants = self.run.state, self.constants
+            lowered = train_step.lower(self.model, self.step_config, self.num_steps, state, constants, *given)
+            self.executables[shape] = lowered.compile()
+            shapes, seconds, padding = self.compiled
+            shapes = shapes if shape in shapes else (*shapes, shape)
+            self.compiled = Compiled(shapes, (*seconds, time.perf_counter() - began), padding)
+        return self.executables[shape]
+
+    @property
+    def _one_step(self) -> np.ndarray:
+        return np.zeros((1, 1, self.train.channels), np.float32)
+
+    def _check(self, variables: Mapping[str, Any]) -> None:
+        """Raises InputError for those of another model."""
+        shapes = jax.eval_shape(lambda: self.whole.init(jax.random.key(0), self._one_step))
+        new, given = (_shapes(tree) for tree in ({**shapes, "statistics": self.constants}, variables))
+        odd = [name for name in sorted({*new, *given}) if new.get(name) != given.get(name)]
+        require(not odd, "variables", f"those of {self.whole}", f"other shapes of {', '.join(odd)}")
+
+
+def _shapes(variables: Any) -> dict[str, tuple[int, ...]]:
+    """By the path of an array, as `params/encoder/gru/l0/w_hh`."""
+    leaves = jax.tree_util.tree_leaves_with_path(variables)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): np.shape(a) for path, a in leaves}

@@ -1,0 +1,107 @@
+"""Training on rows that come anew in each epoch, from an iterator that need not end."""
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+from refusals import refused
+
+from grujax.data import Dataset, sequences
+from grujax.training import TrainConfig, fit, loop
+
+CONFIG = TrainConfig(
+    hidden_size=4, bidirectional=False, epochs=3, batch_size=8, buckets=1, validation=0.0, steps_per_frame=1
+)
+ROWS, LONGEST = 20, 6
+
+
+def rows(seed, longest=LONGEST, channels=2, count=ROWS):
+    """Is the mean of the first channel positive?"""
+    rng = np.random.default_rng(seed)
+    x = [rng.normal(size=(rng.integers(2, longest), channels)) for _ in range(count - 1)]
+    x.append(rng.normal(size=(longest, channels)))
+    y = [str(row[:, 0].mean() > 0) for row in x]
+    return sequences(x, y, labels=("False", "True"))
+
+
+def endless(**kwargs):
+    seed = 1
+    while True:
+        yield rows(seed, **kwargs)
+        seed += 1
+
+
+DATA = Dataset("signs", rows(0))
+
+
+@pytest.fixture(autouse=True)
+def standard_promotion():
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def same(one, other):
+    jax.tree.map(np.testing.assert_array_equal, one.variables, other.variables)
+    assert [e.loss for e in one.history] == [e.loss for e in other.history]
+
+
+@pytest.mark.parametrize("class_weights", ["none", "balanced"])
+def test_a_stream_of_the_same_rows_is_plain_training(class_weights):
+    config = replace(CONFIG, class_weights=class_weights)
+    same(fit(config, DATA, stream=[DATA.train] * 3), fit(config, DATA))
+
+
+def test_rows_that_are_new_in_each_epoch_are_learnt_from():
+    """And not the sample, whose labels are the wrong ones here."""
+    config = replace(CONFIG, hidden_size=8, epochs=40, dropout=0.0, input_offset=0.0, mixup=0.0)
+    wrong = replace(DATA.train, y=1 - DATA.train.y)
+    fitted = fit(config, Dataset("signs", wrong, rows(10**6, count=200)), stream=endless())
+    assert fitted.test is not None and fitted.test.accuracy is not None and fitted.test.accuracy > 0.8
+
+
+def test_the_rows_held_out_are_those_of_the_sample():
+    config = replace(CONFIG, validation=0.25)
+    fitted = fit(config, DATA, stream=endless())
+    assert all(epoch.validation_loss is not None for epoch in fitted.history)
+    assert len(fitted.compiled.shapes) == 1
+
+
+def test_a_run_goes_on_where_the_stream_stood(tmp_path, monkeypatch):
+    """Three steps an epoch: the break is within the second."""
+    whole = fit(CONFIG, DATA, stream=endless())
+    draw = loop.draw
+
+    def interrupted(config, step):
+        if step == 4:
+            raise KeyboardInterrupt
+        return draw(config, step)
+
+    monkeypatch.setattr(loop, "draw", interrupted)
+    assert fit(CONFIG, DATA, stream=endless(), checkpoints=tmp_path).interrupted
+    monkeypatch.undo()
+    with refused("stream"):
+        fit(CONFIG, DATA, checkpoints=tmp_path)
+    same(fit(CONFIG, DATA, stream=endless(), checkpoints=tmp_path), whole)
+
+
+def test_longer_rows_are_compiled_by_doubling():
+    fitted = fit(CONFIG, DATA, stream=(rows(seed, longest) for seed, longest in enumerate((6, 9, 20))))
+    assert [shape[1] for shape in fitted.compiled.shapes] == [8, 16, 32]
+    assert len(fitted.compiled.seconds) == 3
+    assert np.isfinite(fitted.outputs(rows(7, 40))).all()
+
+
+@pytest.mark.parametrize(
+    ("stream", "why"),
+    [
+        ([DATA.train] * 2, "stream of 3 epochs"),
+        ([rows(1, count=19)], "19"),
+        ([rows(1, channels=3)], "3 in the stream"),
+        ([sequences(DATA.train.x, np.arange(20.0))], "labels"),
+    ],
+    ids=["it ends", "fewer rows", "more channels", "targets for classes"],
+)
+def test_refused(stream, why):
+    with refused(why):
+        fit(CONFIG, DATA, stream=stream)
