@@ -93,7 +93,7 @@ ON_ARM = ["python3-minimal", "libpython3-stdlib", "libstdc++6"]
 
 @nox.session(python="3.11")
 def neon(session: nox.Session) -> None:
-    """The native kernel for ARM, cross-compiled, held to a few cases of the contract by an ARM Python in qemu; on Debian."""
+    """The native kernel for ARM, cross-compiled, and some of the contract by an ARM Python in qemu; on Debian."""
     for tool in ("apt-get", "aarch64-linux-gnu-g++", "qemu-aarch64-static"):
         if shutil.which(tool) is None:
             session.skip(f"there is no {tool}: it needs Debian with the packages {' and '.join(FROM_DEBIAN)}")
