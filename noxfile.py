@@ -1,9 +1,10 @@
-"""The commands that people need: `nox -s tests`, `slow`, `lowest`, `newest`, `sanitizers`, `tpu`, `hopper`, `lint`,
-`docs`, `links`.
+"""The commands that people need: `nox -s tests`, `slow`, `lowest`, `newest`, `sanitizers`, `neon`, `tpu`, `hopper`,
+`lint`, `docs`, `links`.
 
 Arguments after `--` go to pytest.
 """
 
+import shutil
 import tomllib
 from pathlib import Path
 
@@ -83,6 +84,43 @@ def sanitizers(session: nox.Session) -> None:
         # Reports go to the process's own stderr, which pytest must not capture: it dies with the process.
         tests = ["--capture=sys", "tests/kernels/test_native.py", *session.posargs]
         session.run("python", "-m", "pytest", *tests, env={"GRUJAX_NATIVE_LIBRARY": library, **environment})
+
+
+FROM_DEBIAN = ["g++-aarch64-linux-gnu", "qemu-user-static"]
+ON_ARM = ["python3-minimal", "libpython3-stdlib", "libstdc++6"]
+"""Packages of Debian: what makes and runs programs for ARM; and those programs, from its arm64 archive."""
+
+
+@nox.session(python="3.11")
+def neon(session: nox.Session) -> None:
+    """The native kernel for ARM, cross-compiled, and some of the contract by an ARM Python in qemu; on Debian."""
+    for tool in ("apt-get", "aarch64-linux-gnu-g++", "qemu-aarch64-static"):
+        if shutil.which(tool) is None:
+            session.skip(f"there is no {tool}: it needs Debian with the packages {' and '.join(FROM_DEBIAN)}")
+    session.install("-e", ".", env={"GRUJAX_NATIVE": "skip"})
+    there = Path(session.create_tmp()).absolute()
+    root, site, library = (str(there / name) for name in ("root", "site", "_gru.so"))
+    session.run("python", "-m", "grujax.kernels.native.build", library, env={"CXX": "aarch64-linux-gnu-g++"})
+    places = {"Dir::State": there, "Dir::State::status": there / "status", "Dir::Cache": there}
+    options = {"APT::Architecture": "arm64", "APT::Architectures": "arm64"} | places
+    apt = ["apt-get", "-q", *(f"-o{name}={value}" for name, value in options.items())]
+    for folder in ("lists/partial", "archives/partial"):
+        Path(there, folder).mkdir(parents=True, exist_ok=True)
+    Path(there, "status").touch()
+    session.run(*apt, "update", external=True)
+    session.run(*apt, "install", "-y", "--download-only", "--no-install-recommends", *ON_ARM, external=True)
+    for package in there.glob("archives/*.deb"):
+        session.run("dpkg", "-x", str(package), root, external=True, silent=True)
+    (python,) = Path(root).glob("usr/bin/python3.*[0-9]")
+    platforms = [f"--platform=manylinux{of}_aarch64" for of in ("_2_28", "_2_27", "_2_17", "2014")]
+    wheels = [f"--target={site}", f"--python-version={python.name[6:]}", "--only-binary=:all:", "--upgrade", *platforms]
+    session.run("pip", "install", "-q", *wheels, *PROJECT["dependencies"], *RUNNERS)
+    emulated = ["qemu-aarch64-static", "-L", root, str(python), "tests/kernels/test_native.py", *session.posargs]
+    env = {"PYTHONPATH": f"{site}:.:tests", "GRUJAX_NATIVE_LIBRARY": library, "GRUJAX_NATIVE_ISA": "neon"}
+    said = str(session.run(*emulated, external=True, silent=True, env=env))
+    session.log(said)
+    if not said.startswith("neon\nactivations\n"):
+        session.error("the library has no kernel for ARM")
 
 
 @nox.session(python="3.11")

@@ -1,6 +1,7 @@
 """The native kernel, where the contract does not look: instruction sets, exactness, transformations, threads, refusals.
 
-Run as a program, this file is a process that has one instruction set: it runs the contract's cases that it is told.
+Run as a program, this file is a process that has one instruction set: it runs the contract's cases that it is told, or
+a few.
 """
 
 import ctypes
@@ -67,13 +68,13 @@ def test_each_instruction_set_passes_the_contract_and_is_exact(instructions, cas
     assert found == instructions and passed == ["activations", *cases]
 
 
-def main(numbers, *cases):
+def main(numbers="17", *cases):
     found, _ = native.status()
     print(found)
     if found is not None:
         assert_activations_are_exact(int(numbers))
         print("activations")
-        for case in cases:
+        for case in cases or FEW:
             assert_serves(run, CASES[case])
             print(case, flush=True)
 
@@ -265,6 +266,15 @@ def test_the_gradient_of_x_is_computed_where_it_is_asked_for_alone():
         )
         (call,) = re.findall(rf"@{native.TARGETS[1]}\(.*->(.*)", text)
         assert call.count("tensor<0xf64>") == count, call
+
+
+@needs_library
+def test_a_tangent_that_is_zero_costs_no_products():
+    """Of a direction: one of the state, two of dx, and by all arguments two of x and one of the states that enter."""
+    for names, count in ((("h0",), 2), (("x",), 6), (tuple(POINT), 12)):
+        point, moved = ({name: every[name] for name in names} for every in (POINT, TANGENT))
+        tangent = jax.jit(lambda p, t: jax.jvp(lambda p: of(outputs("native"), **p), (p,), (t,))[1])
+        assert tangent.lower(point, moved).as_text().count("stablehlo.dot_general") == count, names
 
 
 @needs_library

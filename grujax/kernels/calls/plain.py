@@ -9,7 +9,7 @@ from grujax.kernels.calls.arrays import MOVED, Call, N, by_direction, recurrence
 from grujax.kernels.derivative import tangent
 from grujax.kernels.order import as_read, held, in_time
 from grujax.kernels.xla import program
-from grujax.types import Array, Control, Gates, Recurrence, Result
+from grujax.types import Array, Gates, Recurrence, Result
 
 
 def plain_forward(*arrays: Array, call: Call) -> list[Array]:
@@ -25,7 +25,7 @@ def plain_forward(*arrays: Array, call: Call) -> list[Array]:
 
 
 def plain_tangent(*arrays: Array, call: Call) -> list[Array]:
-    """dhs and dh_last of each direction, linear in the last `MOVED` arrays of each."""
+    """dhs and dh_last of each direction, linear in the last `MOVED` arrays of each; one of shape (0,) is zero."""
     D = len(call.reverse)
     primals, results, moved = arrays[: D * N], arrays[D * N : D * (N + 2)], arrays[D * (N + 2) :]
     rows = zip(
@@ -37,9 +37,11 @@ def plain_tangent(*arrays: Array, call: Call) -> list[Array]:
         def read(moving: Sequence[Array], of=of, backwards=backwards) -> Recurrence:
             return as_read(recurrence_of([*moving, *of[MOVED:]]), backwards, call.time_major)
 
-        recurrence, d_recurrence = jax.jvp(read, (of[:MOVED],), (d_of,))
-        d_control = Control(h_reset=d_recurrence.control.h_reset)
-        d_recurrence = d_recurrence._replace(control=d_control)
+        full = [d if d.shape == a.shape else jnp.zeros_like(a) for a, d in zip(of, d_of, strict=False)]
+        recurrence, d_read = jax.jvp(read, (list(of[:MOVED]),), (full,))
+        # None is zero: the products with it are left out.
+        given = recurrence_of([*d_of, *[jnp.zeros(0)] * (N - MOVED)])
+        d_recurrence = jax.tree.map(lambda g, d: None if g is None else d, given, d_read, is_leaf=lambda g: g is None)
         valid = recurrence.control.valid
         hs = hs if call.time_major else hs.swapaxes(0, 1)
         hs, saved = (jnp.flip(a, 0) if backwards else a for a in (hs, saved))

@@ -31,7 +31,10 @@ def _rule(call: Call, primals: tuple[list[Array]], tangents: tuple[list[Any]]) -
         return jax.jvp(lambda *arrays: in_chunks(kernel, arrays, call), arrays, _as_jvp_takes(d_arrays))
     saving = call._replace(saved=True)
     outputs = forward_p.bind(*arrays, call=saving)
-    d_moved = [t for of in by_direction(d_arrays, N) for t in of[:MOVED]]
+    told = [
+        jnp.zeros_like(a, shape=(0,)) if isinstance(t, SymbolicZero) else t for a, t in zip(arrays, moved, strict=True)
+    ]
+    d_moved = [t for of in by_direction(told, N) for t in of[:MOVED]]
     d_outputs = tangent_p.bind(*arrays, *outputs[::3], *outputs[2::3], *d_moved, call=saving)
     every, d_every = [], []
     for (hs, h_last, saved), (dhs, dh_last) in zip(by_direction(outputs, 3), by_direction(d_outputs, 2), strict=True):
