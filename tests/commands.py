@@ -12,6 +12,8 @@ PROGRAM = (  # a job in the background ignores SIGINT, and so would what it star
     "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
     "from grujax.cli import main; sys.exit(main(sys.argv[1:]))"
 )
+PLAIN = "import sys; sys.modules['matplotlib'] = None; " + PROGRAM
+"""The same without pictures, which take seconds: as where Matplotlib is not installed."""
 
 
 def toy(path, count=40, channels=2, labels=("up", "down"), steps=6, seed=0, **changes):

@@ -191,8 +191,8 @@ def test_the_version_is_written_in_one_file():
 
 
 def test_importing_grujax_takes_little_more_than_importing_flax():
-    """What grujax adds, with all of flax's modules read already; the least of three, for the machine may be busy."""
-    code = "import time, flax; began = time.perf_counter(); from grujax import *; print(time.perf_counter() - began)"
+    """What grujax adds, in seconds of the processor; one of three is enough: the first may compile it."""
+    code = "import time, flax; began = time.process_time(); from grujax import *; print(time.process_time() - began)"
     command = [sys.executable, "-c", code]
-    runs = [subprocess.run(command, capture_output=True, text=True, check=True, timeout=120) for _ in range(3)]
-    assert min(float(run.stdout) for run in runs) < 0.2
+    runs = (subprocess.run(command, capture_output=True, text=True, check=True, timeout=120) for _ in range(3))
+    assert any(float(run.stdout) < 0.2 for run in runs)

@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from commands import PROGRAM, QUICK, run, toy
+from commands import PLAIN, QUICK, run, toy
 from numerics import of_a_user
 
 from grujax import InputError
@@ -42,7 +42,7 @@ if os.environ["OMPI_COMM_WORLD_RANK"] == "{}":
 """
 
 
-def started(count, *options, program=PROGRAM):
+def started(count, *options, program=PLAIN):
     """`count` processes as Open MPI would start them: `jax.distributed` finds the first by these variables."""
     uri = f"{next(PORTS) - 53000}.0;tcp://127.0.0.1:1"  # JAX makes a port out of the number of the job
     command = [sys.executable, "-c", program, "train", "--quiet", *options, "--checkpoint-period", "0"]
@@ -74,7 +74,8 @@ def await_checkpoint(folder, process):
         time.sleep(0.01)
 
 
-def test_two_processes_train_as_one(capsys):
+def test_two_processes_train_as_one(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     options = ["toy.npz", *QUICK, "--epochs", "12"]
     two = list(started(2, *options, "--output", "2"))
     with of_a_user():
@@ -89,7 +90,7 @@ def test_two_processes_train_as_one(capsys):
 @pytest.mark.parametrize("failing", [0, 1])
 def test_the_full_disk_of_one_process_ends_all_with_its_reason_and_the_job_goes_on(failing):
     alone = list(started(1, "toy.npz", "--output", "1", *LONG))
-    found = ended(started(2, "toy.npz", "--output", "2", *LONG, program=FULL.format(failing) + PROGRAM))
+    found = ended(started(2, "toy.npz", "--output", "2", *LONG, program=FULL.format(failing) + PLAIN))
     assert found[failing][0] == 2 and found[1 - failing][0] != 0, found
     assert f"grujax: process {failing} of 2: [Errno 28] No space left on device. All processes end" in found[failing][2]
     assert [code for code, *_ in [*ended(alone), *ended(started(2, "--resume", "2"))]] == [0, 0, 0]

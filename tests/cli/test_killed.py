@@ -11,12 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
-from commands import PROGRAM, QUICK, run, toy
+from commands import PLAIN, QUICK, run, toy
 from numerics import of_a_user
 
 from grujax.saving import read
 
-TRAIN = [sys.executable, "-c", PROGRAM, "train", "--quiet"]
+TRAIN = [sys.executable, "-c", PLAIN, "train", "--quiet"]
 LONG = [*QUICK, "--epochs", "60"]  # 240 steps
 
 
@@ -27,21 +27,24 @@ def in_a_folder_of_its_own(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def whole(capsys):
+def whole(capsys, monkeypatch):
     """The model file of an unbroken run, in this process."""
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     with of_a_user():
         assert run(capsys, "train", "--quiet", "toy.npz", "--output", "whole", *LONG)[0] == 0
     return Path("whole/model.safetensors").read_bytes()
 
 
-def start(folder):
-    """Goes on with the run in the folder; where there is none yet, begins it. A checkpoint is always being written."""
+ALWAYS = ["--checkpoint-period", "0"]  # a checkpoint is always being written
+
+
+def start(folder, *options):
+    """Goes on with the run in the folder; where there is none yet, begins it."""
     begun = (Path(folder) / "settings.json").exists()
     if not begun:
         shutil.rmtree(folder, ignore_errors=True)
     what = ["--resume", folder] if begun else ["toy.npz", "--output", folder, *LONG]
-    command = [*TRAIN, *what, "--checkpoint-period", "0"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen([*TRAIN, *what, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def assert_nothing_is_torn(folder):
@@ -58,7 +61,7 @@ def killed_at_random_moments(numbers, seed):
     checkpoints = Path(folder, "checkpoints")
     for moment, number in enumerate(numbers):
         before = {path.name for path in checkpoints.glob("*")}
-        process = start(folder)
+        process = start(folder, *ALWAYS)
         deadline = time.time() + (300 if moment >= len(numbers) // 4 else rng.uniform(0, 6))
         while time.time() < deadline and process.poll() is None:
             if {path.name for path in checkpoints.glob("*")} - before:

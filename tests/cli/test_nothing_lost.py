@@ -13,7 +13,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from commands import PROGRAM, QUICK, run, toy
+from commands import PLAIN, PROGRAM, QUICK, run, toy
 
 from grujax import GRUModel, InputError, cli, save
 from grujax.cli import evaluate, run_folder, signals, streams, train
@@ -290,9 +290,9 @@ def test_a_signal_while_jax_is_imported_ends_in_a_line():
     assert done.stderr == "grujax: ended by SIGTERM before the end. Nothing half-written was left behind\n"
 
 
-def start(folder, *options, **streams):
+def start(folder, *options, program=PLAIN, **streams):
     toy("toy.npz", labels=LABELS)
-    command = [sys.executable, "-c", PROGRAM, "train", "toy.npz", "--output", folder, *QUICK, *options]
+    command = [sys.executable, "-c", program, "train", "toy.npz", "--output", folder, *QUICK, *options]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "encoding": "utf-8"}
     return subprocess.Popen(command, **options | streams)
 
@@ -303,7 +303,7 @@ def test_a_locale_a_reader_that_has_gone_and_a_signal():
     read_end, write_end = os.pipe()
     os.close(read_end)
     processes = {
-        "locale": start("locale", env=os.environ | ascii),
+        "locale": start("locale", program=PROGRAM, env=os.environ | ascii),
         "head": start("head", stdout=write_end),
         "signal": start("signal", "--epochs", "100000"),
     }
