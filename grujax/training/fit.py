@@ -27,7 +27,7 @@ from grujax.linen import GRUEnsemble, GRUModel
 from grujax.saving.checkpoints import Checkpoints
 from grujax.signals import terminable, uninterrupted
 from grujax.training.choices import chosen
-from grujax.training.config import TrainConfig
+from grujax.training.config import HeadWeights, TrainConfig
 from grujax.training.devices import Devices
 from grujax.training.evaluate import Scores, outputs_of, score
 from grujax.training.rows import constants_of, ensemble_of, fingerprint, model_for, row_weights, weighed
@@ -49,15 +49,16 @@ class Fitted:
 
     model: GRUModel | GRUEnsemble  # an ensemble where `members` is more than 1
     variables: dict[str, Any]  # "params" of the best epoch, "statistics" of the rows that were trained on
-    labels: tuple[str, ...] | None  # class names; None for regression
+    labels: Any  # class names, a tuple; None for regression; of several heads a dict by name
     best: Epoch  # that of the smallest validation loss; the last where no rows are held out
     history: tuple[Epoch, ...]
     compiled: Compiled
     test: Scores | None = None  # None where training was interrupted, none is there, or `evaluate_test` is False
     interrupted: bool = False
     quantiles: tuple[float, ...] = ()  # of a regression; the model gives the quantiles of a target side by side
+    head_weights: HeadWeights = ()  # of several heads
 
-    def outputs(self, data: Sequences) -> np.ndarray:
+    def outputs(self, data: Sequences) -> Any:
         """The model's outputs (N, output_size) on data that is padded as the training split was; see `outputs_of`."""
         boundaries = tuple(sorted(shape[1] for shape in self.compiled.shapes))
         rows = self.compiled.shapes[0][0]
@@ -65,7 +66,8 @@ class Fitted:
 
     def scores(self, data: Sequences) -> Scores:
         """The figures of the model on labelled data."""
-        return score(self.outputs(data), data, self.variables, quantiles=self.quantiles)
+        outputs = self.outputs(data)
+        return score(outputs, data, self.variables, quantiles=self.quantiles, head_weights=self.head_weights)
 
 
 def fit(
@@ -91,7 +93,8 @@ def fit(
 
     Args:
       config: how to train; `chosen` fills in what is None.
-      data: from `grujax.data.load`, or a `Dataset` of one or two `grujax.data.sequences`.
+      data: from `grujax.data.load`, or a `Dataset` of one or two `grujax.data.sequences`. The model has the heads that
+        its y has; the loss of several is the sum of theirs.
       on_compiled: called before the training step is compiled for the first shape, and after each.
       on_epoch: called after each epoch.
       on_best: called before `on_epoch`, where the epoch is the best so far, with what `fit` would return.
@@ -184,7 +187,8 @@ def fit(
         def fitted() -> Fitted:
             best = [epoch for epoch in run.history if epoch.best][-1]
             variables = devices.here({"params": run.best, "statistics": constants})
-            return Fitted(whole, variables, train.labels, best, run.history, compiled, quantiles=config.quantiles)
+            of = config.quantiles, config.head_weights
+            return Fitted(whole, variables, train.labels, best, run.history, compiled, None, False, *of)
 
         held_back: list[int] = []
         holding = ending.enter_context(contextlib.ExitStack())
@@ -223,18 +227,22 @@ def fit(
                 averaged = devices.here({"params": average, "statistics": constants})
                 if held is not None:
                     outputs = outputs_of(whole, averaged, held, batch_size=config.batch_size, boundaries=boundaries)
-                finite = bool(epoch_ended.finite) and (outputs is None or bool(np.isfinite(outputs).all()))
+                finite = bool(epoch_ended.finite) and all(np.isfinite(a).all() for a in jax.tree.leaves(outputs))
                 require(finite, "loss", "a finite number", f"{loss} in epoch {number}", "Lower --learning-rate.")
-                validated, is_best = (None, "", None), True
+                validated, metrics, is_best = (None, "", None), None, True
                 if held is not None and outputs is not None:
-                    scores = score(outputs, held, averaged, config.label_smoothing, config.quantiles)
-                    validated = scores.loss, *scores.metric
+                    scores = score(
+                        outputs, held, averaged, config.label_smoothing, config.quantiles, config.head_weights
+                    )
+                    validated, metrics = (scores.loss, *scores.metric), scores.metrics if scores.heads else None
                     before = [epoch.validation_loss for epoch in run.history if epoch.validation_loss is not None]
                     is_best = scores.loss < min(before, default=math.inf)
                 share = 1 - first / steps_per_epoch  # of the epoch: the rest was trained before a break
                 each_second = [count * share / seconds for count in (len(train), int(train.lengths.sum()))]
                 timed = data_seconds, time.perf_counter() - began - seconds, devices.memory()
-                epoch = Epoch(number, loss, *validated, each_second[0], seconds, is_best, each_second[1], *timed)
+                epoch = Epoch(
+                    number, loss, *validated, each_second[0], seconds, is_best, each_second[1], *timed, metrics
+                )
                 run = run.ended(epoch, epoch_ended)
                 if is_best:
                     on_best(fitted())
