@@ -54,7 +54,7 @@ def test_from_arrays_to_columns_of_each_head(tmp_path, capsys):
 
     lines = [f"way accuracy {100 * heads['way']['accuracy']:.2f}% (95%", f"at RMSE {heads['at']['rmse']:.5g} (R²"]
     assert all(f"test {line}" in out for line in lines)
-    np.savez("turned.npz", **dict(reversed(np.load(test).items())))  # the order of a file says nothing
+    np.savez("turned.npz", **dict(reversed([*np.load(test).items()])))  # the order of a file says nothing
     code, out, _ = run(capsys, "evaluate", "out", "turned.npz")
     assert code == 0 and all(f"turned.npz {line}" in out for line in lines)
 
