@@ -288,7 +288,7 @@ BAD = {
     ),
     "statistics of several heads": (
         statistics({"a": 1}, output_mean=jnp.ones(1)),
-        ["statistics of the output need a single head (statistics/output_mean"],
+        ["output_mean and output_std need a single head (statistics/output_mean", "output_NAME_mean"],
     ),
     # other arguments that are no arrays of numbers
     "weights in a dict": (

@@ -14,12 +14,13 @@ from rich.console import Console
 from grujax.cli.show import say, show_confused, show_scores
 from grujax.cli.streams import check_free, told
 from grujax.data import DataWarning, load_sequences
+from grujax.data.targets import named
 from grujax.errors import InputError
 from grujax.linen import GRUEnsemble, GRUModel
 from grujax.saving import Saved, read
 from grujax.saving.atomic import replacing
 from grujax.saving.model_file import find_model_file
-from grujax.training import outputs_of, score
+from grujax.training import TrainConfig, outputs_of, score
 
 
 @dataclass(frozen=True)
@@ -36,17 +37,20 @@ class Evaluate:
         labels = saved.metadata["labels"]
         with told(DataWarning):
             data = load_sequences(self.data, labels=labels, **_as_in_training(saved))
-        quantiles = tuple(saved.metadata.get("training", {}).get("quantiles", ()))
-        scores = score(outputs_of(model, saved.variables, data), data, saved.variables, quantiles=quantiles)
+        training = saved.metadata.get("training", {})
+        given: dict[str, Any] = {"quantiles": tuple(training.get("quantiles", ()))}
+        given["head_weights"] = TrainConfig(head_weights=training.get("head_weights", ())).head_weights
+        scores = score(outputs_of(model, saved.variables, data), data, saved.variables, **given)
         show_scores(console, Path(self.data).name, scores)
-        show_confused(console, scores, labels)
+        for head, of in scores.each.items():
+            show_confused(console, of, named(labels)[head], head)
         return 0
 
 
 @dataclass(frozen=True)
 class Predict:
     """Predict each sequence with a trained model, as CSV: row, label and its probability, or row and values; where the
-    model was trained on a label or target a step, a line a step."""
+    model was trained on a label or target a step, a line a step. Of several heads the columns have their names."""
 
     model: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="MODEL")]
     """A model.safetensors that `grujax train` wrote, or its folder."""
@@ -79,26 +83,34 @@ def _as_in_training(saved: Saved) -> dict[str, Any]:
     return {"channels": about["channels"], "fill": about.get("fill"), "gap": about.get("gap")}
 
 
-def _as_csv(outputs: np.ndarray, lengths: np.ndarray, labels: list[str] | None) -> str:
+def _as_csv(outputs: Any, lengths: np.ndarray, labels: Any) -> str:
     text = io.StringIO(newline="")
     table = csv.writer(_Lines(text), lineterminator="\r\n")
-    names, places = ["row"], [[row] for row in range(len(outputs))]
-    if outputs.ndim == 3:
-        valid = np.arange(outputs.shape[1]) < lengths[:, None]
-        names, places, outputs = ["row", "step"], np.argwhere(valid).tolist(), outputs[valid]
-    if labels is None:
-        count = outputs.shape[1]
-        table.writerow([*names, *(["value"] if count == 1 else [f"value {k}" for k in range(count)])])
-        lines = zip(places, outputs.tolist(), strict=True)
-        table.writerows([*place, *(f"{value:.7g}" for value in values)] for place, values in lines)
-    else:
-        from scipy.special import softmax
-
-        probabilities = softmax(outputs.astype(np.float64), axis=1)
-        table.writerow([*names, "label", "probability"])
-        lines = zip(places, probabilities, strict=True)
-        table.writerows([*place, labels[p.argmax()], f"{p.max():.6f}"] for place, p in lines)
+    of_heads, classes = named(outputs), named(labels)
+    first = next(iter(of_heads.values()))
+    names, places = ["row"], [[row] for row in range(len(first))]
+    if first.ndim == 3:
+        valid = np.arange(first.shape[1]) < lengths[:, None]
+        names, places = ["row", "step"], np.argwhere(valid).tolist()
+        of_heads = {name: a[valid] for name, a in of_heads.items()}
+    columns = [column for name, a in of_heads.items() for column in _columns(name, a, classes[name])]
+    table.writerow([*names, *(name for name, _ in columns)])
+    table.writerows([*place, *values] for place, *values in zip(places, *(of for _, of in columns), strict=True))
     return text.getvalue()
+
+
+def _columns(head: str, outputs: np.ndarray, labels: list[str] | None) -> list[tuple[str, list[str]]]:
+    """Name and values of each column of a head."""
+    if labels is None:
+        names = (
+            [head or "value"] if outputs.shape[1] == 1 else [f"{head or 'value'} {k}" for k in range(outputs.shape[1])]
+        )
+        return [(name, [f"{v:.7g}" for v in of.tolist()]) for name, of in zip(names, outputs.T, strict=True)]
+    from scipy.special import softmax
+
+    probabilities = softmax(outputs.astype(np.float64), axis=1)
+    found = [labels[k] for k in probabilities.argmax(1)]
+    return [(head or "label", found), (f"{head} probability".strip(), [f"{p:.6f}" for p in probabilities.max(1)])]
 
 
 class _Lines:
@@ -115,6 +127,9 @@ def _trained(path: Path) -> tuple[GRUModel | GRUEnsemble, Saved]:
     saved = read(find_model_file(path))
     wrong = [key for key, fits in ABOUT.items() if not fits(saved.metadata.get(key, ...))]
     wrong += [] if "statistics" in saved.variables else ["statistics"]
+    of = saved.model.model if isinstance(saved.model, GRUEnsemble) else saved.model
+    if isinstance(of, GRUModel) and not wrong:
+        wrong += [] if named(saved.metadata["labels"]).keys() == of.heads.keys() else ["labels of its heads"]
     if not isinstance(saved.model, (GRUModel, GRUEnsemble)) or wrong:
         found = f"{type(saved.model).__name__} in {path}" + (f" without {' and '.join(wrong)}" if wrong else "")
         raise InputError("model", "a model that grujax train saved", found)
@@ -126,7 +141,7 @@ def _is_list(kind: type, value: Any) -> bool:
 
 
 ABOUT: dict[str, Callable[[Any], bool]] = {
-    "labels": lambda value: value is None or _is_list(str, value),
+    "labels": lambda value: all(of is None or _is_list(str, of) for of in named(value).values()),
     "channels": lambda value: isinstance(value, int),
     "gap": lambda value: value in (..., None) or (type(value) in (int, float) and 0 < value < float("inf")),
     "training": lambda value: value is ... or (isinstance(value, dict) and _is_list(float, value.get("quantiles", []))),

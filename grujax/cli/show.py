@@ -18,7 +18,10 @@ def show_data(console: Console, data: Dataset) -> None:
     train, test = data.train, data.test
     assert test is not None  # `load` holds some rows out
     every = np.concatenate([train.lengths, test.lengths])
-    what = "regression" if train.labels is None else f"{len(train.labels)} classes"
+    kinds = {
+        name: "regression" if t.labels is None else f"{len(t.labels)} classes" for name, t in train.targets.items()
+    }
+    what = ", ".join(f"{name}: {kind}" if name else kind for name, kind in kinds.items())
     what += " a step" if train.per_step else ""
     channels = f"{train.channels if train.fill is None else len(train.fill)} channels"
     channels += "" if train.fill is None else ", each with its mask and time gap"
@@ -27,15 +30,17 @@ def show_data(console: Console, data: Dataset) -> None:
 
 
 def show_scores(console: Console, split: str, scores: Scores) -> None:
-    of = "" if scores.steps is None else f" of {scores.steps} steps"
-    if scores.accuracy is not None:
-        low, high = scores.interval or (0, 0)
-        interval = f" (95% interval {100 * low:.1f}–{100 * high:.1f})" if scores.interval else of
-        line = f"{split} accuracy {100 * scores.accuracy:.2f}%{interval}"
-    else:
-        r2 = "" if scores.r2 is None else f" (R² {scores.r2:.4f})"
-        line = f"{split} RMSE {scores.rmse:.5g}{r2}{of}"
-    console.print(line, highlight=False, style="bold")
+    """A line for each head."""
+    for name, found in scores.each.items():
+        of, what = "" if found.steps is None else f" of {found.steps} steps", f"{split} {name}".strip()
+        if found.accuracy is not None:
+            low, high = found.interval or (0, 0)
+            interval = f" (95% interval {100 * low:.1f}–{100 * high:.1f})" if found.interval else of
+            line = f"{what} accuracy {100 * found.accuracy:.2f}%{interval}"
+        else:
+            r2 = "" if found.r2 is None else f" (R² {found.r2:.4f})"
+            line = f"{what} RMSE {found.rmse:.5g}{r2}{of}"
+        console.print(line, highlight=False, style="bold")
 
 
 def show_rates(console: Console, found: Rates) -> None:
@@ -48,10 +53,10 @@ def show_rates(console: Console, found: Rates) -> None:
     say(console, f"suggestion: --learning-rate {found.suggestion:g}, a third of the rate of the least loss")
 
 
-def show_beside(console: Console, scores: Scores, others: dict[str, float]) -> None:
+def show_beside(console: Console, scores: Scores, others: dict[str, float], head: str = "") -> None:
     name, value = scores.metric
     percent = name == "accuracy"
-    table = Table("on the same split", f"{name} %" if percent else name)
+    table = Table("on the same split", f"{head} {name}{' %' if percent else ''}".strip())
     for row, figure in {"grujax": value, **others}.items():
         table.add_row(row, f"{100 * figure:.2f}" if percent else f"{figure:.5g}")
     console.print(table)
@@ -61,7 +66,7 @@ def show_beside(console: Console, scores: Scores, others: dict[str, float]) -> N
         say(console, "rows; --steps-per-frame 1, where single steps matter; --input-offset 0, where the level does.")
 
 
-def show_confused(console: Console, scores: Scores, labels: tuple[str, ...] | None) -> None:
+def show_confused(console: Console, scores: Scores, labels: tuple[str, ...] | None, head: str = "") -> None:
     """The three most frequent confusions, if there are any."""
     if scores.confusion is None or labels is None:
         return
@@ -70,4 +75,5 @@ def show_confused(console: Console, scores: Scores, labels: tuple[str, ...] | No
         true, predicted = np.unravel_index(index, wrong.shape)
         if wrong[true, predicted]:
             total = scores.confusion[true].sum()
-            say(console, f"confused: {labels[true]} taken for {labels[predicted]}, {wrong[true, predicted]} of {total}")
+            what = f"{labels[true]} taken for {labels[predicted]}, {wrong[true, predicted]} of {total}"
+            say(console, f"{head} confused: {what}".strip())

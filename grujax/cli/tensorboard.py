@@ -22,7 +22,8 @@ class Events:
             return
         writer, self._writer = self._writer, None
         with warned("no further events for TensorBoard"):
-            for name, value in epoch._asdict().items():
+            of_heads = {f"validation_metrics/{name}": value for name, value in (epoch.validation_metrics or {}).items()}
+            for name, value in {**epoch._asdict(), **of_heads}.items():
                 if isinstance(value, (int, float)) and name not in ("epoch", "best"):
                     writer.add_scalar(name, value, epoch.epoch)
             writer.flush()

@@ -21,6 +21,7 @@ from grujax.cli.signals import stop
 from grujax.cli.streams import tell, told, warned
 from grujax.cli.tensorboard import Events
 from grujax.data import Dataset, DataWarning, load
+from grujax.data.targets import named
 from grujax.errors import InputError, require, require_package
 from grujax.saving.checkpoints import CheckpointWarning
 from grujax.saving.model_file import MODEL_FILE
@@ -35,6 +36,8 @@ from grujax.training.rates import learning_rates
 class Options(TrainConfig):
     """The options that are settings of the training: all but one, which only a forecaster has figures for."""
 
+    head_weights: tuple[tuple[str, float], ...] = ()
+    """What the loss of one of several heads counts in their sum, by its name: --head-weights value 0.1. Else 1."""
     quantiles: Annotated[tuple[float, ...], tyro.conf.Suppress] = ()
 
 
@@ -220,10 +223,10 @@ class Train:
         pictures = _draw(kept.path.parent, fitted, test)
         if not self.quiet:
             with warned("no table of baselines"):
-                if test is not None:
-                    others = baselines(data.train, data.test)
-                    show_beside(console, test, others)
-                    show_confused(console, test, fitted.labels)
+                for head, of in ({} if test is None else test.each).items():
+                    others = baselines(data.train.of_head(head), data.test.of_head(head))
+                    show_beside(console, of, others, head)
+                    show_confused(console, of, named(fitted.labels)[head], head)
             other = self.data if self.test is None else self.test
             say(console, f"saved {', '.join([str(kept.path), 'metrics.jsonl', *pictures])}\nnext:")
             say(console, f"  grujax evaluate {kept.path} {other}")
@@ -239,8 +242,10 @@ def _draw(folder: Path, fitted: Fitted, test: Scores | None) -> list[str]:
     with warned("no curves.png"):
         plot_curves(folder / "curves.png", fitted.history, fitted.best)
         drawn.append("curves.png")
-    if test is not None and test.confusion is not None and fitted.labels is not None:
-        with warned("no confusion.png"):
-            plot_confusion(folder / "confusion.png", test.confusion, fitted.labels)
-            drawn.append("confusion.png")
+    for head, of in ({} if test is None else test.each).items():
+        if of.confusion is not None:
+            picture = f"confusion-{head}.png" if head else "confusion.png"
+            with warned(f"no {picture}"):
+                plot_confusion(folder / picture, of.confusion, named(fitted.labels)[head])
+                drawn.append(picture)
     return drawn

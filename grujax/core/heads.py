@@ -1,6 +1,7 @@
 """What a model adds to its encoder: statistics before it; dropout, dense heads and statistics after it."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -13,11 +14,34 @@ from grujax.types import Array, Valid
 STATISTICS = ("input_mean", "input_std", "output_mean", "output_std")
 
 
+def output_of(name: str) -> str:
+    """How the statistics of a head begin, whose name is "" where it is the only one: `output_mean`, `output_NAME_mean`.
+
+    >>> output_of(""), output_of("value")
+    ('output', 'output_value')
+    """
+    return f"output_{name}" if name else "output"
+
+
+def statistics_of(model: Any) -> tuple[str, ...]:
+    """The names of the statistics that a module may have: a model, none other."""
+    if not isinstance(model, ModelConfig):
+        return ()
+    outputs = [output_of(name) for name in model.heads if name]
+    return (*STATISTICS, *(f"{of}_{s}" for of in outputs for s in ("mean", "std")))
+
+
+def of_head(statistics: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The statistics of the outputs of a head, as a model with that head alone has them."""
+    found = {f"output_{s}": f"{output_of(name)}_{s}" for s in ("mean", "std")}
+    return {key: statistics[own] for key, own in found.items() if own in statistics}
+
+
 def standardised(model: ModelConfig, x: Array, statistics: Mapping[str, Array]) -> Array:
     """(x − input_mean) / input_std; x without these statistics."""
     alone = "output_mean" not in statistics or not isinstance(model.output_size, Mapping)
-    rule = "statistics of the output need a single head"
-    require(alone, "statistics/output_mean", "none", "one", "Scale the targets of each head by hand.", rule=rule)
+    rule = "output_mean and output_std need a single head"
+    require(alone, "statistics/output_mean", "none", "one", "Name those of a head output_NAME_mean.", rule=rule)
     return _with_statistics(statistics, "input", lambda x, mean, std: (x - mean) / std, x)
 
 
@@ -43,7 +67,7 @@ def apply_heads(
         y = dense(last, y, size)
         if model.output_activation is not None:
             y = OUTPUT_ACTIVATIONS[model.output_activation](y)
-        outputs[name] = _with_statistics(statistics, "output", lambda y, mean, std: y * std + mean, y)
+        outputs[name] = _with_statistics(statistics, output_of(name), lambda y, mean, std: y * std + mean, y)
     if model.pooling is None and valid is not None:
         outputs = {name: jnp.where(valid[..., None], y, 0) for name, y in outputs.items()}
     return outputs if isinstance(model.output_size, Mapping) else outputs[""]

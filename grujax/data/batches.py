@@ -1,12 +1,13 @@
 """Batches of few shapes: sequences of similar length together, for little padding and few compilations."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from grujax.data.sequences import Sequences
+from grujax.data.targets import Target, unnamed
 from grujax.errors import require
 
 
@@ -14,13 +15,13 @@ class Batch(NamedTuple):
     """B rows of one bucket. Filler rows have length 0, weight 0, row -1 and zeros for x and y.
 
     With a label or target a step y is (B, T) int32 or (B, T, K) float32, and -1 or NaN where there is none: in padding
-    and filler too.
+    and filler too. Of several heads y is a dict of such arrays, and weight, in `fit`, one of (B,).
     """
 
     x: np.ndarray  # (B, T, C) float32
     lengths: np.ndarray  # (B,) int32
-    y: np.ndarray  # (B,) int32 classes, (B,) or (B, K) float32 targets; (B,) float32 zeros where y is unknown
-    weight: np.ndarray  # (B,) float32, 1 or 0
+    y: Any  # (B,) int32 classes, (B,) or (B, K) float32 targets; (B,) float32 zeros where y is unknown
+    weight: Any  # (B,) float32, 1 or 0
     rows: np.ndarray  # (B,) int32: the index of each row in the data
 
 
@@ -95,25 +96,17 @@ def batches(
 
 
 def _batch(data: Sequences, steps: int, rows: np.ndarray, batch_size: int) -> Batch:
-    y = np.zeros(len(data), np.float32) if data.y is None else data.y
-    if data.per_step:
-        empty = np.full((batch_size, steps, *y.shape[2:]), -1 if data.labels is not None else np.nan, y.dtype)
-    else:
-        empty = np.zeros((batch_size, *y.shape[1:]), y.dtype)
+    targets = data.targets or {"": Target(np.zeros(len(data), np.float32), None)}
     batch = Batch(
         x=np.zeros((batch_size, steps, data.channels), np.float32),
         lengths=np.zeros(batch_size, np.int32),
-        y=empty,
+        y=unnamed({name: target.padded(rows, batch_size, steps) for name, target in targets.items()}),
         weight=np.zeros(batch_size, np.float32),
         rows=np.full(batch_size, -1, np.int32),
     )
     count, held = len(rows), min(steps, data.x.shape[1])
     batch.x[:count, :held] = data.x[rows, :held]
     batch.lengths[:count] = data.lengths[rows]
-    if data.per_step:
-        batch.y[:count, :held] = y[rows, :held]
-    else:
-        batch.y[:count] = y[rows]
     batch.weight[:count] = 1
     batch.rows[:count] = rows
     return batch

@@ -1,12 +1,13 @@
 """The checks behind `sequences`. Each raises InputError with the first row that is wrong."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from grujax.data.targets import Target, named
 from grujax.errors import InputError, require
 
 
@@ -61,6 +62,48 @@ def checked_lengths(lengths: ArrayLike | None, shape: tuple[int, ...], source: s
         raise InputError("lengths", f"integers from 1 to T = {shape[1]}", found, SWAPPED if swapped else "")
     require(steps.dtype.kind != "f", "lengths", "an integer dtype", f"{steps.dtype} in {source}")
     return steps.astype(np.int32)
+
+
+def argument(of: str, name: str) -> str:
+    """What an error calls the y or the labels of a head.
+
+    >>> argument("y", "label"), argument("y", "")
+    ("y['label']", 'y')
+    """
+    return f"{of}[{name!r}]" if name else of
+
+
+def in_words(heads: Iterable[str]) -> str:
+    """Names of heads as an error prints them.
+
+    >>> in_words(["label", "value"]), in_words([""])
+    ("the heads 'label', 'value'", 'a single head')
+    """
+    return "a single head" if {*heads} == {""} else f"the heads {shown(heads)}"
+
+
+def check_names(y: Any, labels: Any) -> None:
+    """Of the heads in y, where there are several, and that `labels`, where given, has the same."""
+    plain = not isinstance(y, Mapping) or all(isinstance(name, str) and name and "/" not in name for name in y)
+    found = shown(named(y))
+    require(plain and len(named(y)) > 0, "y", "heads named by strings, not empty and without a slash", found)
+    same = labels is None or named(labels).keys() == named(y).keys()
+    require(same, "labels", f"class names, or None, for each head of y: {found}", shown(named(labels)))
+
+
+def checked_target(
+    y: Any, name: str, lengths: np.ndarray, width: int, labels: Iterable[str] | None, source: str
+) -> Target:
+    """y of a head, one a step or one a sequence. `width` is T."""
+    try:
+        if is_per_step(y):
+            return Target(*checked_steps_y(y, lengths, width, labels, source))
+        return Target(*checked_y(y, len(lengths), labels, source))
+    except InputError as error:
+        if not name:
+            raise
+        of = argument("y", name) + error.argument.removeprefix("y")
+        raise InputError(of, error.expected, error.found, error.remedy, error.rule) from error
 
 
 def checked_y(

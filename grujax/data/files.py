@@ -62,8 +62,10 @@ def _read_npz(path: Path, max_bytes: int) -> Raw:
         members = archive.infolist()
         keys = [member.filename.removesuffix(".npy") for member in members]
         require("X" in keys, str(path), "an array X", shown(keys))
-        known = set(keys) <= {"X", "y", "lengths"} and len(set(keys)) == len(keys)
-        require(known, str(path), "the arrays X, y and lengths alone", shown(keys))
+        heads = {key.removeprefix("y_"): key for key in keys if key.startswith("y_")}
+        known = {*keys} <= {"X", "y", "lengths", *heads.values()} and len(set(keys)) == len(keys)
+        require(known, str(path), "the arrays X, lengths, and y or y_NAME of several heads alone", shown(keys))
+        require("y" not in keys or not heads, str(path), "either y, or y_NAME of several heads", shown(keys))
         needed = 0
         for member in members:
             with archive.open(member) as file:
@@ -72,7 +74,8 @@ def _read_npz(path: Path, max_bytes: int) -> Raw:
         for key, member in zip(keys, members, strict=True):
             with archive.open(member) as file:
                 arrays[key] = np.lib.format.read_array(file, allow_pickle=False)
-    return Raw(arrays["X"], arrays.get("y"), arrays.get("lengths"))
+    y = {name: arrays[key] for name, key in heads.items()} or arrays.get("y")
+    return Raw(arrays["X"], y, arrays.get("lengths"))
 
 
 def _declared(file: IO[bytes], member: zipfile.ZipInfo, path: Path) -> int:

@@ -2,18 +2,19 @@
 
 import difflib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from grujax.data.checks import shown
+from grujax.data.checks import argument, in_words, shown
 from grujax.data.files import ENDINGS, MAX_BYTES, read
 from grujax.data.missing import compare_gaps
 from grujax.data.sequences import Dataset, Sequences, sequences, stratified_split
-from grujax.errors import InputError, require, require_package
+from grujax.data.targets import named, unnamed
+from grujax.errors import require, require_package
 
 
 def load(
@@ -28,8 +29,9 @@ def load(
     """A training and a test split.
 
     source: the name of a set in aeon's own data folder, or a file: `.ts`; `.npz` with X (N, T, C), y (N,) and
-    optionally lengths (N,); `.csv` or `.parquet` with a line a step and columns `sequence`, `y`, optionally `time`, and
-    the channels, or with a line a sequence, `y`, and a column a step: `0`, `1`, ..., or `a_0`, ... of a channel a.
+    optionally lengths (N,), in the place of y for several heads a y_NAME of each; `.csv` or `.parquet` with a line a
+    step and columns `sequence`, `y`, optionally `time`, and the channels, or with a line a sequence, `y`, and a column
+    a step: `0`, `1`, ..., or `a_0`, ... of a channel a.
     A `.csv` whose first line is numbers alone is refused, as it seems to have no names of columns.
     With a label or target a step y is (N, T) or (N, T, K), or the column `y_step`: see `sequences`.
     (`load_sequences` takes `.npy` too, X alone.)
@@ -50,8 +52,9 @@ def load(
     require(raw.y is not None, "y", "labels or targets", f"none in {path.name}")
     times = raw.times if missing == "mask" else None
     train = sequences(raw.x, raw.y, raw.lengths, missing=missing, times=times, source=path.name)
-    if train.labels is not None and len(train.labels) < 2:
-        raise InputError("y", "two classes or more", f"only {shown(train.labels)} in {path.name}")
+    for head, (_, labels) in train.targets.items():
+        found = f"only {shown(labels)} in {path.name}"
+        require(labels is None or len(labels) > 1, argument("y", head), "two classes or more", found)
     name = path.stem.removesuffix("_TRAIN")
     if test is None and not beside.is_file():
         return Dataset(name, *stratified_split(train, fraction, seed))
@@ -62,7 +65,7 @@ def load(
 def load_sequences(
     source: str | Path,
     *,
-    labels: Iterable[str] | None = None,
+    labels: Iterable[str] | Mapping[str, Iterable[str] | None] | None = None,
     channels: int | None = None,
     fill: ArrayLike | None = None,
     gap: float | None = None,
@@ -71,7 +74,8 @@ def load_sequences(
 ) -> Sequences:
     """Sequences for a trained model: the test split of a named set, or a single file.
 
-    labels: the model's class names; None for regression. channels: the model's C. need_labels: False ignores y.
+    labels: the model's class names; None for regression; of several heads a dict by name. channels: the model's C.
+    need_labels: False ignores y.
     fill, gap: those of the training split of a model trained with `missing="mask"`, which is then how x is read; see
     `sequences`. A median gap five times as long as `gap`, or as short, is a `UnitWarning`.
     max_bytes: a file that declares more, each value counted as 4 bytes at least, is refused before it is read: a small
@@ -91,7 +95,7 @@ def load_sequences(
 
 def _as_trained(
     path: Path,
-    labels: Iterable[str] | None,
+    labels: Iterable[str] | Mapping[str, Iterable[str] | None] | None,
     fill: ArrayLike | None = None,
     gap: float | None = None,
     need_labels: bool = True,
@@ -102,11 +106,14 @@ def _as_trained(
     options: dict[str, Any] = {} if fill is None else {"missing": "mask", "times": raw.times, "fill": fill}
     y = None
     if need_labels:
-        y, options["labels"] = raw.y, labels
-        if y is None:
-            raise InputError("y", "labels or targets", f"none in {path.name}")
-        if labels is None:  # integers are targets here, not classes
-            y = [_targets(row, path) for row in y] if isinstance(y, list) else _targets(y, path)
+        require(raw.y is not None, "y", "labels or targets", f"none in {path.name}")
+        y, known = named(raw.y), named(labels)
+        expected, found = f"{in_words(known)}, as in training", f"{in_words(y)} in {path.name}"
+        require(y.keys() == known.keys(), "y", expected, found)
+        for name, of in y.items():
+            if known[name] is None:  # integers are targets here, not classes
+                y[name] = [_targets(row, path) for row in of] if isinstance(of, list) else _targets(of, path)
+        y, options["labels"] = unnamed({name: y[name] for name in known}), labels
     data = sequences(raw.x, y, raw.lengths, source=path.name, **options)
     compare_gaps(data.gap, gap, path.name)
     return data

@@ -1,8 +1,9 @@
 """Sequences in memory: checked, padded with zeros, cast to float32."""
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -10,14 +11,16 @@ from numpy.typing import ArrayLike
 from grujax.data.checks import (
     SWAPPED,
     AxesWarning,
+    argument,
+    check_names,
     checked_lengths,
-    checked_steps_y,
-    checked_y,
-    is_per_step,
+    checked_target,
+    in_words,
     real,
     shown,
 )
 from grujax.data.missing import checked_fill, checked_times, compare_gaps, masked, median_gap
+from grujax.data.targets import Target, named, unnamed
 from grujax.errors import InputError, require, require_one_of, require_package
 
 
@@ -27,10 +30,12 @@ class Sequences:
 
     x: np.ndarray  # (N, T, C) float32, exactly zero past each length
     lengths: np.ndarray  # (N,) int32, 1..T
-    y: np.ndarray | None
+    y: Any
     """(N,) int32 class indices where there are labels, else (N,) or (N, K) float32 targets. With one a step (N, T)
-    int32, -1 where a step has none, or (N, T, K) float32, NaN where it has none. None: unknown."""
-    labels: tuple[str, ...] | None  # class names; None for regression or where y is unknown
+    int32, -1 where a step has none, or (N, T, K) float32, NaN where it has none. None: unknown. Of several heads a dict
+    of such arrays by name."""
+    labels: Any
+    """Class names, a tuple; None for regression or where y is unknown. Of several heads a dict by name, as y."""
     weight: np.ndarray | None = None  # (N,) float32: what each row counts in the loss; None: all alike
     fill: np.ndarray | None = None
     """(C/3,) float32: of `missing="mask"`, what stands before the first observation of a channel. None: no mask."""
@@ -46,15 +51,25 @@ class Sequences:
         return self.x.shape[2]
 
     @property
-    def per_step(self) -> bool:
-        """Whether y has a label or target for each step, and not for each sequence."""
-        return self.y is not None and self.y.ndim == (3 if self.labels is None else 2)
+    def targets(self) -> dict[str, Target]:
+        """y and labels of each head by its name, of a single one under ""; empty where y is unknown."""
+        labels = named(self.labels)
+        return {} if self.y is None else {name: Target(y, labels.get(name)) for name, y in named(self.y).items()}
 
     @property
-    def labelled(self) -> np.ndarray:
-        """(N, T) bool: the steps that have a label or target of their own. Of data with one a step."""
-        assert self.y is not None and self.per_step
-        return self.y >= 0 if self.labels is not None else np.isfinite(self.y[..., 0])
+    def per_step(self) -> bool:
+        """Whether y has a label or target for each step, and not for each sequence; alike for all heads."""
+        return any(target.per_step for target in self.targets.values())
+
+    @property
+    def labelled(self) -> Any:
+        """(N, T) bool: the steps that have a label or target of their own. Of data with one a step. By name, as y."""
+        return unnamed({name: target.labelled for name, target in self.targets.items()})
+
+    def of_head(self, name: str) -> "Sequences":
+        """The same sequences with the y of that head alone."""
+        require_one_of(name, self.targets, "name")
+        return replace(self, **self.targets[name]._asdict())
 
     def take(self, indices: ArrayLike) -> "Sequences":
         """The rows `indices` (M,) in that order, T trimmed to the longest. Raises InputError for no such row."""
@@ -68,8 +83,8 @@ class Sequences:
             f"{rows.min()} to {rows.max()}",
         )
         lengths = self.lengths[rows]
-        y = None if self.y is None else self.y[rows]
-        y = y[:, : lengths.max()] if y is not None and self.per_step else y
+        y = {name: target.padded(rows, len(rows), lengths.max()) for name, target in self.targets.items()}
+        y = unnamed(y) if y else None
         weight = None if self.weight is None else self.weight[rows]
         return replace(self, x=self.x[rows, : lengths.max()], lengths=lengths, y=y, weight=weight)
 
@@ -91,36 +106,35 @@ class Dataset:
                 fits = weight.shape == (len(part),) and bool(((weight > 0) & (weight < np.inf)).all())
                 found, remedy = f"{weight.shape}, {weight}", "Leave out rows of weight 0, with take."
                 require(fits, "weight", f"{len(part)} positive numbers", found, remedy)
-        require(train.y is not None, "y", "labels or targets in the training split", "none")
+        require(bool(train.targets), "y", "labels or targets in the training split", "none")
         if test is not None:
             require_alike(train, test, "the test split")
 
 
 def require_alike(train: Sequences, other: Sequences, where: str) -> None:
     """Raises InputError where `other` does not belong to the task of the training split."""
-    assert train.y is not None
-    require(other.y is not None, "y", f"labels or targets in {where}", "none")
-    assert other.y is not None
+    require(bool(other.targets), "y", f"labels or targets in {where}", "none")
     same = train.channels == other.channels
     require(same, "channels", f"{train.channels} as in training", f"{other.channels} in {where}")
-    expected, found = (
-        f"{y.shape[1 + s.per_step :]} a {'step' if s.per_step else 'row'}"
-        for s, y in ((train, train.y), (other, other.y))
-    )
-    require(expected == found, "y", f"targets {expected} as in training", f"{found} in {where}")
+    heads, found = (in_words(s.targets) for s in (train, other))
+    require(train.targets.keys() == other.targets.keys(), "y", f"{heads}, as in training", f"{found} in {where}")
+    for name, target in train.targets.items():
+        of = other.targets[name]
+        expected, found = f"targets {target.each} as in training", f"{of.each} in {where}"
+        require(target.each == of.each, argument("y", name), expected, found)
+        expected, found = f"{shown(target.labels)} as in training", f"{shown(of.labels)} in {where}"
+        require(target.labels == of.labels, argument("labels", name), expected, found)
     same = np.array_equal(train.fill if train.fill is not None else [], other.fill if other.fill is not None else [])
     require(same, "fill", "that of the training split", f"another in {where}", "Pass fill=train.fill.")
     compare_gaps(other.gap, train.gap, where)
-    same = train.labels == other.labels
-    require(same, "labels", f"{shown(train.labels)} as in training", f"{shown(other.labels)} in {where}")
 
 
 def sequences(
     x: ArrayLike,
-    y: ArrayLike | Sequence[ArrayLike] | None = None,
+    y: ArrayLike | Sequence[ArrayLike] | Mapping[str, Any] | None = None,
     lengths: ArrayLike | None = None,
     *,
-    labels: Iterable[str] | None = None,
+    labels: Iterable[str] | Mapping[str, Iterable[str] | None] | None = None,
     missing: str = "refuse",
     times: ArrayLike | Sequence[ArrayLike] | None = None,
     fill: ArrayLike | None = None,
@@ -132,6 +146,7 @@ def sequences(
     y: (N,) strings, integers or booleans are classes, floats are regression targets, (N, K) where there are several.
       One a step: labels (N, T), or targets (N, T, K) with K = 1 for one, or a list of such rows (T_i,) or (T_i, K).
       A step that has none, and is left out of loss and figures, has the label None, "" or -1, or targets NaN.
+      For a model with several heads a mapping from their names to any of these, one a step for all of them or for none.
     lengths: (N,) integers, 1..T; None is T everywhere. A list has its own.
     labels: the class names that a model knows, in its order; None takes those in y, sorted, '2' before '10'.
     missing: "mask" takes NaN in x for a missing value. x then has 3C channels: the last observed value, a mask, which
@@ -149,6 +164,8 @@ def sequences(
     ([[1.0, 2.0], [3.0, 0.0]], [2, 1], [1, 0], ('run', 'walk'))
     >>> sequences([[[1.0], [2.0]], [[3.0]]], [["walk", None], ["run"]]).y.tolist()  # a label a step
     [[1, -1], [0, -1]]
+    >>> sequences([[[1.0]], [[2.0]]], {"gait": ["walk", "run"], "speed": [1.5, 3.0]}).labels  # two heads
+    {'gait': ('run', 'walk'), 'speed': None}
     """
     with np.errstate(over="ignore"):  # what overflows float32 is found below, by its row
         if isinstance(x, (list, tuple)):
@@ -200,12 +217,17 @@ def sequences(
             require(value is None, name, None, "some", rule=f"{name} needs missing='mask'")
         fill = gap = None
     if y is None:
-        checked = None, None
-    elif is_per_step(y):
-        checked = checked_steps_y(y, steps, values.shape[1], labels, source)
-    else:
-        checked = checked_y(y, len(values), labels, source)
-    return Sequences(values, steps, *checked, fill=fill, gap=gap)
+        return Sequences(values, steps, None, None, fill=fill, gap=gap)
+    check_names(y, labels)
+    known = named(labels)
+    targets = {
+        name: checked_target(of, name, steps, values.shape[1], known.get(name), source) for name, of in named(y).items()
+    }
+    a_step = [name for name, target in targets.items() if target.per_step]
+    found = f"a step for {shown(a_step)} alone"
+    require(len(a_step) in (0, len(targets)), "y", "a label or target a step for all heads or for none", found)
+    y, labels = (unnamed({name: getattr(t, of) for name, t in targets.items()}) for of in ("y", "labels"))
+    return Sequences(values, steps, y, labels, fill=fill, gap=gap)
 
 
 def _not_infinite(values: ArrayLike) -> np.ndarray:
@@ -214,6 +236,8 @@ def _not_infinite(values: ArrayLike) -> np.ndarray:
 
 def stratified_split(data: Sequences, fraction: float, seed: int) -> tuple[Sequences, Sequences]:
     """Splits the rows into (rest, held out), the classes in proportion, at random without classes or with one a step.
+
+    Of several heads the classes are those of the first that has classes.
 
     Args:
       data: N rows; of each class two or more.
@@ -231,10 +255,11 @@ def stratified_split(data: Sequences, fraction: float, seed: int) -> tuple[Seque
     train_test_split = require_package("sklearn.model_selection", "data").train_test_split
     require(0 < fraction < 1, "fraction", "a number between 0 and 1", fraction)
     require(0 <= seed < 2**32, "seed", "an integer from 0 to 2**32 - 1", seed)
-    classes = data.y if data.labels is not None and not data.per_step else None
+    of_classes = [] if data.per_step else [t for t in data.targets.values() if t.labels is not None]
+    classes, labels = of_classes[0] if of_classes else (None, None)
     present, counts = np.unique([0] if classes is None else classes, return_counts=True)
-    if classes is not None and data.labels is not None and counts.min() < 2:
-        label = data.labels[present[counts.argmin()]]
+    if labels is not None and counts.min() < 2:
+        label = labels[present[counts.argmin()]]
         raise InputError("y", "two sequences or more of each class", f"one of {label!r}", "Give a test file.")
     held_size = max(1, round(fraction * len(data)))
     enough = len(data) - held_size >= len(present)
@@ -250,7 +275,7 @@ def stratified_split(data: Sequences, fraction: float, seed: int) -> tuple[Seque
     if classes is not None and len(np.unique(classes[rest])) < len(present):
         raise InputError("fraction", "a share that leaves every class in training", fraction, "Hold out less.")
     parts = data.take(rest), data.take(held)
-    known = not data.per_step or all(part.labelled.any() for part in parts)
+    known = not data.per_step or all(t.labelled.any() for part in parts for t in part.targets.values())
     expected = "steps with a label or target among the rows held out and the rest"
     require(known, "y", expected, "none in one", "Give a test file; in fit, validation=0.")
     return parts

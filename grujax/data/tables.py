@@ -24,7 +24,7 @@ class Raw(NamedTuple):
     """The arguments of `sequences`, unchecked."""
 
     x: np.ndarray | list[np.ndarray]
-    y: np.ndarray | list[np.ndarray] | None
+    y: np.ndarray | list[np.ndarray] | dict[str, np.ndarray] | None
     lengths: np.ndarray | None = None
     times: np.ndarray | list[np.ndarray] | None = None
 

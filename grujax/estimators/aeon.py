@@ -27,7 +27,8 @@ QUICK = {"hidden_size": 4, "bidirectional": False, "epochs": 2, "buckets": 1}
 class GRUClassifier(Settable, Parameters, BaseClassifier):
     """`grujax.estimators.GRUClassifier` for series as aeon has them, of any number of channels and of unequal lengths.
 
-    Parameters are the fields of `grujax.training.TrainConfig` but `quantiles`, with its `seed` as `random_state`.
+    Parameters are the fields of `grujax.training.TrainConfig` but `quantiles` and `head_weights`, with its `seed` as
+    `random_state`.
 
     Attributes:
       classes_: (K,) the labels, in the order of `np.unique`.

@@ -10,15 +10,17 @@ from sklearn.utils import check_random_state
 
 from grujax.core.keywords import explained
 from grujax.training import TrainConfig
+from grujax.training.config import HeadWeights
 
 
 @explained
 @dataclass(frozen=True, kw_only=True)
 class Parameters(TrainConfig):
-    """Every field of `TrainConfig` is a parameter but `quantiles`, which scikit-learn's scores do not know; `seed` has
-    scikit-learn's name for it, random_state."""
+    """Every field of `TrainConfig` is a parameter but `quantiles` and `head_weights`, which scikit-learn's scores do
+    not know; `seed` has scikit-learn's name for it, random_state."""
 
     quantiles: tuple[float, ...] = field(default=(), init=False)
+    head_weights: HeadWeights = field(default=(), init=False)
     seed: int = field(default=0, init=False)
     random_state: int | np.random.RandomState | None = 0
     """Seed of the split, the initial weights, the order of batches and the dropout; see scikit-learn's glossary."""

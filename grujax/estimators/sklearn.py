@@ -1,6 +1,7 @@
 """A GRU as an estimator of scikit-learn: everything trains through `grujax.training.fit`."""
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
@@ -95,6 +96,8 @@ class _GRU(BaseEstimator, Settable, _Parameters):
     def _checked_y(self, y: ArrayLike | None, dtype: Any) -> np.ndarray:
         rule = f"{type(self).__name__} requires y to be passed, but the target y is None"
         require(y is not None, "y", "a label or target for each row", None, rule=rule)
+        remedy = "grujax.training.fit takes several."
+        require(not isinstance(y, Mapping), "y", "the labels or targets of a single head", "a dict", remedy)
         return check_array(y, ensure_2d=False, dtype=dtype, input_name="y")
 
     def _sequences(self, X: Any, lengths: ArrayLike | None, reset: bool = False) -> Sequences:
@@ -141,8 +144,8 @@ def _weights(sample_weight: ArrayLike, count: int) -> np.ndarray:
 class GRUClassifier(ClassifierMixin, _GRU):
     """Classifies sequences by a GRU with a dense head, as an estimator of scikit-learn.
 
-    Parameters are the fields of `grujax.training.TrainConfig` but `quantiles`, with its `seed` as `random_state`, and
-    `channels`, `missing` and `warm_start`. With missing="mask", NaN in X is a missing value.
+    Parameters are the fields of `grujax.training.TrainConfig` but `quantiles` and `head_weights`, with its `seed` as
+    `random_state`, and `channels`, `missing` and `warm_start`. With missing="mask", NaN in X is a missing value.
 
     X is a list of arrays (T_i, C) or (T_i,), or an array (N, T, C) or (N, T), with `lengths` (N,) where it is padded;
     an array or table (N, T) is N series of one channel. With channels="first", X is (N, C, T).

@@ -194,7 +194,8 @@ def _check_model(model: nn.Module, variables: Mapping, place: Place) -> None:
         require(serves, field.name, expected, repr(found), f"{place.framework}: {remedy}")
     if isinstance(model, GRUModel):
         several = isinstance(model.output_size, Mapping)
-        require(not several, "output_size", "one head", repr(model.output_size), f"{place.framework} has one.")
+        remedy = f"{place.framework} has one. StableHLO has several."
+        require(not several, "output_size", "one head", repr(model.output_size), remedy)
     for collection in variables:
         what = "grujax.interop.fold_statistics puts what standardises the inputs into the weights."
         remedy = f"It would be lost. {what if collection == 'statistics' else ''}".strip()

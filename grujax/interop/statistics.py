@@ -9,7 +9,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from numpy.typing import NDArray
 
-from grujax.core.heads import STATISTICS
+from grujax.core.heads import STATISTICS, of_head
 from grujax.errors import require, require_equal, require_one_of
 from grujax.linen.model import GRUModel
 
@@ -53,10 +53,11 @@ def fold_statistics(model: nn.Module, variables: Mapping) -> dict:
             w_ih = params[*layer, "w_ih"].astype(np.float64) / std[:, None]
             put((*layer, "b_ih"), params[*layer, "b_ih"] - mean @ w_ih)
             put((*layer, "w_ih"), w_ih)
-    if "output_mean" in statistics:
-        mean, std = statistics["output_mean"], statistics["output_std"]
-        put(("head", "kernel"), params["head", "kernel"] * std)
-        put(("head", "bias"), params["head", "bias"] * std + mean)
+    for name, layers in model.heads.items():
+        of, (head, _) = of_head(statistics, name), layers[-1]
+        if of:
+            put((head, "kernel"), params[head, "kernel"] * of["output_std"])
+            put((head, "bias"), params[head, "bias"] * of["output_std"] + of["output_mean"])
     return {"params": unflatten_dict({path: jnp.asarray(a) for path, a in params.items()})}
 
 

@@ -9,7 +9,7 @@ from flax.core import FrozenDict
 from jax.typing import ArrayLike
 
 from grujax.core.config import EncoderConfig, ModelConfig, OutputSize, input_size_of, warn_of_idle_dropout
-from grujax.core.heads import STATISTICS, apply_heads, standardised
+from grujax.core.heads import apply_heads, standardised, statistics_of
 from grujax.core.inputs import CallOptions, Steps, check_inputs, framed
 from grujax.core.keywords import explained, refuse_others
 from grujax.core.pooling import Segments, check_segments, pooled
@@ -112,7 +112,8 @@ class GRUModel(ModelConfig[OutputSize], nn.Module, Generic[OutputSize]):
 
     Where `variables` has a collection "statistics" (a model trained by `grujax.training.fit` has), raw inputs go in
     and raw targets come out: x is standardised by its `input_mean` and `input_std` (I,), and y is multiplied by
-    `output_std` and `output_mean` (output_size,) is added, the latter two only in regression with a single head.
+    `output_std` and `output_mean` (output_size,) is added, the latter two only in regression; of a head `value` among
+    several they are `output_value_std` and `output_value_mean`.
 
     >>> import jax, jax.numpy as jnp
     >>> model = GRUModel(hidden_size=20, output_size=5)
@@ -182,7 +183,7 @@ class GRUModel(ModelConfig[OutputSize], nn.Module, Generic[OutputSize]):
         features = known_features(self, "encoder", "gru", "l0")
         features = features and input_size_of(self, features)
         steps = check_inputs(x, features, lengths, mask, resets, self.time_major)
-        has = [name for name in STATISTICS if self.has_variable("statistics", name)]
+        has = [name for name in statistics_of(self) if self.has_variable("statistics", name)]
         statistics = {name: self.get_variable("statistics", name) for name in has}
         kept = check_segments(self.pooling, steps, segments, num_segments, self.steps_per_frame)
         steps = framed(steps._replace(x=standardised(self, steps.x, statistics)), self.steps_per_frame)

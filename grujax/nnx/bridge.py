@@ -9,7 +9,7 @@ from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from grujax.core.config import input_size_of
-from grujax.core.heads import STATISTICS
+from grujax.core.heads import statistics_of
 from grujax.errors import require, require_equal, require_one_of
 from grujax.linen import MODELS, Module, require_own
 from grujax.nnx.cell import GRUCell
@@ -67,7 +67,7 @@ def from_linen(model: nn.Module, variables: Mapping[str, Any], *, rngs: nnx.Rngs
     module = of(input_size=input_size_of(own, sizes[0]), **own.fields_of(of), rngs=rngs)
     fill(module, variables["params"])
     for name, a in variables.get("statistics", {}).items():
-        require_one_of(name, STATISTICS if of is GRUModel else (), f"statistics/{name}")
+        require_one_of(name, statistics_of(module), f"statistics/{name}")
         setattr(module, name, Statistic(jnp.asarray(a)))
     return module
 

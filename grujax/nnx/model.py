@@ -12,7 +12,7 @@ from jax.nn.initializers import Initializer
 from jax.typing import ArrayLike
 
 from grujax.core.config import EncoderConfig, ModelConfig, OutputSize, warn_of_idle_dropout
-from grujax.core.heads import STATISTICS, apply_heads, standardised
+from grujax.core.heads import apply_heads, standardised, statistics_of
 from grujax.core.inputs import CallOptions, Steps, check_inputs, framed
 from grujax.core.keywords import explained, refuse_others
 from grujax.core.pooling import Segments, check_segments, pooled
@@ -22,7 +22,8 @@ from grujax.types import Array, Inputs
 
 
 class Statistic(nnx.Variable):
-    """A measured value, not a parameter: `input_mean`, `input_std`, `output_mean`, `output_std` of a `GRUModel`."""
+    """A measured value, not a parameter: `input_mean`, `input_std`, `output_mean`, `output_std` of a `GRUModel`, of one
+    of several heads `output_NAME_mean`, `output_NAME_std`."""
 
 
 class Options(CallOptions, total=False):
@@ -184,7 +185,7 @@ class GRUModel(ModelConfig[OutputSize], Regularised, Sized, Generic[OutputSize])
         refuse_others(self, others)
         self.check()
         steps = check_inputs(x, self.input_size, lengths, mask, resets, self.time_major)
-        statistics = {name: getattr(self, name)[...] for name in STATISTICS if hasattr(self, name)}
+        statistics = {name: getattr(self, name)[...] for name in statistics_of(self) if hasattr(self, name)}
         kept = check_segments(self.pooling, steps, segments, num_segments, self.steps_per_frame)
         steps = framed(steps._replace(x=standardised(self, steps.x, statistics)), self.steps_per_frame)
         features, h_last = self.encoder._run(steps, h0, kept, deterministic, rngs)

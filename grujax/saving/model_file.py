@@ -20,6 +20,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from grujax.arrays import as_array
 from grujax.core.config import input_size_of
+from grujax.core.heads import output_of
 from grujax.errors import InputError, require
 from grujax.linen import MODELS, GRUCell, GRUEnsemble, GRUModel, Module, require_own
 from grujax.saving.atomic import replacing
@@ -93,7 +94,7 @@ def save(
         "versions": {name: version(name) for name in ("grujax", "jax", "flax")},
     }
     header = json.loads(json.dumps(header, default=number))  # as it is read again
-    text = json.dumps({**header, "sha256": _sha256(header, tensors)}, sort_keys=True)
+    text = json.dumps({**header, "sha256": _sha256(header, tensors)})  # heads stay in their order
     content = safetensors.numpy.save(tensors, {"grujax": text})
     with replacing(path) as temporary:
         temporary.write_bytes(content)
@@ -270,10 +271,10 @@ def _expected(model: Savable, tensors: Mapping[str, np.ndarray]) -> dict[str, tu
     _require_count(2 * getattr(model, "num_states", 1) + heads, tensors)
     expected = {"/".join(path): (a.shape, a.dtype) for path, a in declared(model, n_inputs).items()}
     if isinstance(model, GRUModel):
-        sizes = {"input": n_inputs} | ({} if isinstance(model.output_size, Mapping) else {"output": model.output_size})
+        sizes = {"input": n_inputs} | {output_of(name): layers[-1][1] for name, layers in model.heads.items()}
         for which, size in sizes.items():
-            if any(key.startswith(f"statistics/{which}_") for key in tensors):
-                expected |= {f"statistics/{which}_{s}": ((size,), jnp.dtype("float32")) for s in ("mean", "std")}
+            both = {f"statistics/{which}_{s}": ((size,), jnp.dtype("float32")) for s in ("mean", "std")}
+            expected |= both if both.keys() & tensors.keys() else {}
     return expected
 
 

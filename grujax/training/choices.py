@@ -33,7 +33,7 @@ def chosen(config: TrainConfig, train: Sequences) -> tuple[TrainConfig, dict[str
     pooled = found.get("pooling", config.pooling) != "none"
     each = "step" if train.per_step else "sequence"
     rule = f"a label or target a {each} needs pooling{' none' if train.per_step else ''}"
-    fits = train.y is None or pooled != train.per_step
+    fits = not train.targets or pooled != train.per_step
     expected = "'none'" if train.per_step else f"one of {list(POOLINGS)}"
     require(fits, "pooling", expected, repr(config.pooling), "Leave it to follow from the data.", rule=rule)
     if config.steps_per_frame is None and not pooled:

@@ -1,9 +1,10 @@
 """Every setting of a training run: API, command line and saved configuration at once."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from types import UnionType
-from typing import Literal, get_args
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 
@@ -12,6 +13,9 @@ from grujax.errors import require, require_one_of
 
 TYPES = {int: (Integral, "an integer"), float: (Real, "a number"), bool: ((bool, np.bool_), "True or False")}
 """What a field of each type takes, and in words. NumPy's scalars are numbers too."""
+
+
+HeadWeights: TypeAlias = Mapping[str, float] | tuple[tuple[str, float], ...]
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,8 @@ class TrainConfig:
     quantiles: tuple[float, ...] = ()
     """Levels, ascending, of a regression: for each target the model gives so many quantiles, by the pinball loss
     (Koenker and Bassett 1978), in place of the mean by squared error."""
+    head_weights: HeadWeights = ()
+    """What the loss of one of several heads counts in their sum, by its name; 1 where it is not named."""
     label_smoothing: float = 0.0
     """Share of each label spread over all classes."""
     averaging: float = 0.1
@@ -91,6 +97,13 @@ class TrainConfig:
                 value, (allowed, expected) = getattr(self, f.name), TYPES[kind]
                 fits = isinstance(value, allowed) and (kind is bool or not isinstance(value, bool))
                 require(fits, f.name, expected + (" or None" if none else ""), repr(value))
+        try:
+            of_heads = {str(name): float(count) for name, count in dict(self.head_weights).items()}
+        except (TypeError, ValueError):
+            of_heads = {"": 0.0}
+        positive = all(0 < count < float("inf") for count in of_heads.values())
+        require(positive, "head_weights", "a positive number by the name of a head", repr(self.head_weights))
+        object.__setattr__(self, "head_weights", tuple(of_heads.items()))  # which can be hashed
         levels, expected = self.quantiles, "ascending levels between 0 and 1"
         numbers = isinstance(levels, (tuple, list)) and all(isinstance(level, Real) for level in levels)
         require(numbers, "quantiles", expected, repr(levels), "Write (0.1, 0.9).")

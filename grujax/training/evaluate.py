@@ -1,14 +1,19 @@
 """Evaluates a trained model: its outputs, its figures, and baselines to compare them with."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import jax
 import numpy as np
 
+from grujax.core.heads import of_head
 from grujax.data import Sequences, batches, bucket_boundaries, statistics
-from grujax.errors import InputError, require
+from grujax.data.checks import in_words
+from grujax.data.targets import named, unnamed
+from grujax.errors import require
 from grujax.linen import GRUEnsemble, GRUModel
+from grujax.training.config import HeadWeights
+from grujax.training.rows import weights_of_heads
 from grujax.training.step import forward, row_losses
 
 MAX_CONFUSION = 100
@@ -18,8 +23,8 @@ MAX_CONFUSION = 100
 class Scores(NamedTuple):
     """Figures of one split, as `score` returns them. A classifier has accuracy, a regression rmse; the rest is None.
 
-
-    With a label or target a step they are those of all steps that have one.
+    With a label or target a step they are those of all steps that have one. Of several heads the loss is the sum of
+    theirs, each times its weight, and all else is in `heads`.
     """
 
     loss: float
@@ -33,6 +38,7 @@ class Scores(NamedTuple):
     rmse: float | None = None  # in the units of the targets; of several, the mean
     r2: float | None = None  # None for a single row too; of several targets, the mean
     steps: int | None = None  # how many steps have a label or target of their own
+    heads: "dict[str, Scores] | None" = None  # those of each of several heads, by name
 
     def as_json(self) -> dict[str, Any]:
         """The figures that are not None, by name, as `json.dumps` takes them.
@@ -41,12 +47,48 @@ class Scores(NamedTuple):
         {'loss': 0.5, 'rows': 2, 'accuracy': 1.0, 'confusion': [[1, 0], [0, 1]]}
         """
         kept = {name: value for name, value in self._asdict().items() if value is not None}
-        return kept | ({"confusion": self.confusion.tolist()} if self.confusion is not None else {})
+        kept |= {"confusion": self.confusion.tolist()} if self.confusion is not None else {}
+        return kept | ({"heads": {name: of.as_json() for name, of in self.heads.items()}} if self.heads else {})
+
+    @property
+    def each(self) -> "dict[str, Scores]":
+        """The figures of each head by its name; of a single one under ""."""
+        return self.heads or {"": self}
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The figure to show of each head: "accuracy" or "rmse"; of several heads "NAME accuracy" or "NAME rmse".
+
+        >>> Scores(1.5, 2, heads={"label": Scores(0.5, 2, accuracy=1.0), "value": Scores(1.0, 2, rmse=3.0)}).metrics
+        {'label accuracy': 1.0, 'value rmse': 3.0}
+        """
+        figures = {name: "rmse" if of.accuracy is None else "accuracy" for name, of in self.each.items()}
+        return {f"{name} {of}" if name else of: getattr(self.each[name], of) for name, of in figures.items()}
 
     @property
     def metric(self) -> tuple[str, float]:
-        """The figure to show: its name and value."""
-        return ("accuracy", self.accuracy) if self.accuracy is not None else ("rmse", self.rmse or 0.0)
+        """The figure to show, of several heads that of the first: its name and value."""
+        return next(iter(self.metrics.items()))
+
+
+@overload
+def outputs_of(
+    model: GRUModel[int] | GRUEnsemble,
+    variables: Mapping[str, Any],
+    data: Sequences,
+    *,
+    batch_size: int = 64,
+    boundaries: tuple[int, ...] | None = None,
+) -> np.ndarray: ...
+@overload
+def outputs_of(
+    model: GRUModel[Mapping[str, int]],
+    variables: Mapping[str, Any],
+    data: Sequences,
+    *,
+    batch_size: int = 64,
+    boundaries: tuple[int, ...] | None = None,
+) -> dict[str, np.ndarray]: ...
 
 
 def outputs_of(
@@ -56,19 +98,19 @@ def outputs_of(
     *,
     batch_size: int = 64,
     boundaries: tuple[int, ...] | None = None,
-) -> np.ndarray:
+) -> np.ndarray | dict[str, np.ndarray]:
     """The model's outputs (N, output_size), float32, for every row in order, without dropout; those of a model without
-    pooling are (N, T, output_size), 0 in the padding.
+    pooling are (N, T, output_size), 0 in the padding. Of a model with several heads a dict of such arrays by name.
 
     Args:
-      model: with a single head.
+      model: with one or several heads.
       variables: "params" and, of a trained model, "statistics".
       data: N sequences with the channels that the model was trained on.
       batch_size: rows at once.
       boundaries: the padded lengths, one compilation each; those of `grujax.data.bucket_boundaries` where None.
 
     Raises:
-      InputError: the model has several heads, or the data another number of channels.
+      InputError: the data have another number of channels.
 
     >>> from grujax.data import sequences
     >>> data = sequences([[[1.0], [2.0]], [[3.0]]])
@@ -78,38 +120,40 @@ def outputs_of(
     """
     boundaries = bucket_boundaries(data.lengths) if boundaries is None else boundaries
     of = model.model if isinstance(model, GRUEnsemble) else model
-    width = of.output_size
-    if isinstance(width, Mapping):
-        raise InputError("model", "a model of one head", f"output_size={width}", "Apply it by hand.")
     each_step = () if of.pooling is not None else data.x.shape[1:2]
-    outputs = np.zeros((len(data), *each_step, width), np.float32)
+    outputs = {
+        name: np.zeros((len(data), *each_step, width), np.float32) for name, width in named(of.output_size).items()
+    }
     for batch in batches(data, batch_size, boundaries):
         kept = batch.weight > 0
-        found = np.asarray(forward(model, variables, batch.x, batch.lengths))[kept]
-        if each_step:
-            found = found[:, : each_step[0]]
-            outputs[batch.rows[kept], : found.shape[1]] = found
-        else:
-            outputs[batch.rows[kept]] = found
-    return outputs
+        for name, found in named(forward(model, variables, batch.x, batch.lengths)).items():
+            found = np.asarray(found)[kept]
+            if each_step:
+                found = found[:, : each_step[0]]
+                outputs[name][batch.rows[kept], : found.shape[1]] = found
+            else:
+                outputs[name][batch.rows[kept]] = found
+    return unnamed(outputs)
 
 
 def score(
-    outputs: np.ndarray,
+    outputs: np.ndarray | Mapping[str, np.ndarray],
     data: Sequences,
     variables: Mapping[str, Any],
     label_smoothing: float = 0.0,
     quantiles: tuple[float, ...] = (),
+    head_weights: HeadWeights = (),
 ) -> Scores:
     """The figures of a model's outputs; `Scores` says which.
 
     Args:
       outputs: (N, K) logits of K classes, or K targets, with Q quantiles (N, K*Q); with labels or targets a step
-        (N, T, ...).
+        (N, T, ...). Of several heads a dict of such arrays by name.
       data: N rows with a known y.
       variables: of the model; a regression needs `output_std` of its "statistics".
       label_smoothing: share of each label that the loss spreads over all classes.
       quantiles: those that the model gives; its rmse and r2 are those of the middle one.
+      head_weights: what the loss of a head counts, as in `TrainConfig`.
 
     >>> from grujax.data import sequences
     >>> data = sequences([[[1.0]], [[2.0]]], ["a", "b"])
@@ -119,11 +163,28 @@ def score(
 
     Source: Wilson 1927, Journal of the American Statistical Association 22, for the interval.
     """
+    given, statistics, each = named(outputs), variables["statistics"], {}
+    fits = given.keys() == data.targets.keys()
+    require(fits, "y", f"{in_words(given)}, as the model has", in_words(data.targets))
+    of_heads = weights_of_heads(head_weights, data.targets)
+    for name in data.targets:
+        each[name] = _score(given[name], data.of_head(name), of_head(statistics, name), label_smoothing, quantiles)
+    loss = sum(of_heads[name] * of.loss for name, of in each.items())
+    return each[""]._replace(loss=loss) if "" in each else Scores(loss, len(data), heads=each)
+
+
+def _score(
+    outputs: np.ndarray,
+    data: Sequences,
+    statistics: Mapping[str, Any],
+    label_smoothing: float,
+    quantiles: tuple[float, ...],
+) -> Scores:
+    """`score` of a single head."""
     from scipy.stats import binomtest
     from sklearn.metrics import confusion_matrix, r2_score, root_mean_squared_error
 
     y, weight, steps = data.y, data.weight, None
-    assert y is not None
     of, each = "step" if outputs.ndim == 3 else "row", len(quantiles) or 1
     fits = data.per_step == (of == "step")
     require(fits, "y", f"a label or target for each {of}, as the model has", f"shape {y.shape}")
@@ -135,7 +196,7 @@ def score(
         expected = f"{outputs.shape[1] // each} targets for each {of}, as the model has"
         require(y.size * each == outputs.size, "y", expected, f"shape {y.shape}")
     arrays = jax.numpy.asarray(outputs), jax.numpy.asarray(y)
-    losses = np.asarray(row_losses(*arrays, variables["statistics"], label_smoothing, quantiles))
+    losses = np.asarray(row_losses(*arrays, statistics, label_smoothing, quantiles))
     loss = float(np.average(losses, weights=weight))
     if data.labels is None:
         outputs = outputs[:, each // 2 :: each]
@@ -156,7 +217,8 @@ def baselines(train: Sequences, test: Sequences) -> dict[str, float]:
     """Two methods without a GRU on the same split: accuracy, or root mean squared error in regression.
 
     The majority class (or the mean target), and the nearest neighbour in Euclidean distance on the standardised series,
-    padded with zeros to one length. With a label or target a step, the majority or mean of the steps alone.
+    padded with zeros to one length. With a label or target a step, the majority or mean of the steps alone. Of several
+    heads, give one of each split: `train.of_head(name)`, `test.of_head(name)`.
 
     >>> from grujax.data import sequences
     >>> data = sequences([[[1.0]], [[2.0]], [[3.0]]], ["a", "b", "b"])
@@ -167,9 +229,10 @@ def baselines(train: Sequences, test: Sequences) -> dict[str, float]:
     from sklearn.metrics import accuracy_score, root_mean_squared_error
     from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 
+    single, remedy = "" in train.targets, "Give one head of each split: of_head(name)."
+    require(single, "train", "a single head", in_words(train.targets), remedy)
     name, dummy = ("mean target", DummyRegressor()) if train.labels is None else ("majority class", DummyClassifier())
     figure = root_mean_squared_error if train.labels is None else accuracy_score
-    assert train.y is not None and test.y is not None
     if train.per_step:
         y_train, y_test = train.y[train.labelled], test.y[test.labelled]
         found = np.asarray(dummy.fit(np.zeros((len(y_train), 1)), y_train).predict(np.zeros((len(y_test), 1))))

@@ -19,7 +19,7 @@ from grujax.linen import GRUEnsemble, GRUModel
 from grujax.saving.checkpoints import Checkpoints
 from grujax.signals import uninterrupted
 from grujax.training.choices import chosen
-from grujax.training.config import TrainConfig
+from grujax.training.config import HeadWeights, TrainConfig
 from grujax.training.devices import Devices
 from grujax.training.evaluate import Scores, outputs_of, score
 from grujax.training.rows import constants_of, ensemble_of, fingerprint, model_for, row_weights, weighed
@@ -41,15 +41,16 @@ class Fitted:
 
     model: GRUModel | GRUEnsemble  # an ensemble where `members` is more than 1
     variables: dict[str, Any]  # "params" of the best epoch, "statistics" of the rows that were trained on
-    labels: tuple[str, ...] | None  # class names; None for regression
+    labels: Any  # class names, a tuple; None for regression; of several heads a dict by name
     best: Epoch  # that of the smallest validation loss; the last where no rows are held out
     history: tuple[Epoch, ...]
     compiled: Compiled
     test: Scores | None = None  # None where training was interrupted, none is there, or `evaluate_test` is False
     interrupted: bool = False
     quantiles: tuple[float, ...] = ()  # of a regression; the model gives the quantiles of a target side by side
+    head_weights: HeadWeights = ()  # of several heads
 
-    def outputs(self, data: Sequences) -> np.ndarray:
+    def outputs(self, data: Sequences) -> Any:
         """The model's outputs (N, output_size) on data that is padded as the training split was; see `outputs_of`."""
         boundaries = tuple(sorted(shape[1] for shape in self.compiled.shapes))
         rows = self.compiled.shapes[0][0]
@@ -57,7 +58,8 @@ class Fitted:
 
     def scores(self, data: Sequences) -> Scores:
         """The figures of the model on labelled data."""
-        return score(self.outputs(data), data, self.variables, quantiles=self.quantiles)
+        outputs = self.outputs(data)
+        return score(outputs, data, self.variables, quantiles=self.quantiles, head_weights=self.head_weights)
 
 
 class Training:
@@ -179,35 +181,36 @@ class Training:
         ended = end_epoch(self.step_config, self.num_steps, self.run.state)
         loss = float(np.asarray(self.run.state.loss).mean()) / len(rows)
         seconds = time.perf_counter() - began
-        validated, is_best = self._validated(number, loss, bool(ended.finite), ended.average)
+        scores, is_best = self._validated(number, loss, bool(ended.finite), ended.average)
+        validated = (None, "", None) if scores is None else (scores.loss, *scores.metric)
+        metrics = scores.metrics if scores is not None and scores.heads else None
         each_second = [count * share / seconds for count in (len(rows), int(rows.lengths.sum()))]
         timed = data_seconds, time.perf_counter() - began - seconds, self.devices.memory()
-        epoch = Epoch(number, loss, *validated, each_second[0], seconds, is_best, each_second[1], *timed)
+        epoch = Epoch(number, loss, *validated, each_second[0], seconds, is_best, each_second[1], *timed, metrics)
         self.run = self.run.ended(epoch, ended)
         return epoch
 
     def fitted(self) -> Fitted:
         """The run as it stands."""
         best = [epoch for epoch in self.run.history if epoch.best][-1]
-        variables, labels, history = self._variables(self.run.best), self.train.labels, self.run.history
-        return Fitted(self.whole, variables, labels, best, history, self.compiled, quantiles=self.config.quantiles)
+        variables, labels, config = self._variables(self.run.best), self.train.labels, self.config
+        of = {"quantiles": config.quantiles, "head_weights": config.head_weights}
+        return Fitted(self.whole, variables, labels, best, self.run.history, self.compiled, **of)
 
-    def _validated(
-        self, number: int, loss: float, finite: bool, average: Any
-    ) -> tuple[tuple[float | None, str, float | None], bool]:
-        """Loss and metric of the held-out rows with the averaged weights, and whether they are the best so far."""
+    def _validated(self, number: int, loss: float, finite: bool, average: Any) -> tuple[Scores | None, bool]:
+        """The figures of the held-out rows with the averaged weights, and whether their loss is the least so far."""
         variables, outputs, config = self._variables(average), None, self.config
         if self.held is not None:
-            outputs = outputs_of(
-                self.whole, variables, self.held, batch_size=config.batch_size, boundaries=self.boundaries
-            )
-        finite = finite and (outputs is None or bool(np.isfinite(outputs).all()))
+            sizes = {"batch_size": config.batch_size, "boundaries": self.boundaries}
+            outputs = outputs_of(self.whole, variables, self.held, **sizes)
+        finite = finite and all(np.isfinite(a).all() for a in jax.tree.leaves(outputs))
         require(finite, "loss", "a finite number", f"{loss} in epoch {number}", "Lower --learning-rate.")
         if outputs is None or self.held is None:
-            return (None, "", None), True
-        scores = score(outputs, self.held, variables, config.label_smoothing, config.quantiles)
+            return None, True
+        how = config.label_smoothing, config.quantiles, config.head_weights
+        scores = score(outputs, self.held, variables, *how)
         before = [epoch.validation_loss for epoch in self.run.history if epoch.validation_loss is not None]
-        return (scores.loss, *scores.metric), scores.loss < min(before, default=math.inf)
+        return scores, scores.loss < min(before, default=math.inf)
 
     def _variables(self, params: Any) -> dict[str, Any]:
         return self.devices.here({"params": params, "statistics": self.constants})

@@ -50,7 +50,7 @@ class Screen:
         name, value = epoch.metric, epoch.validation_metric
         validated = ""
         if value is not None:
-            shown = f"{100 * value:.1f}%" if name == "accuracy" else f"{value:.4g}"
+            shown = f"{100 * value:.1f}%" if name.endswith("accuracy") else f"{value:.4g}"
             validated = f"validation {epoch.validation_loss:.4f}  {name} {shown}  "
         figures = f"loss {epoch.loss:.4f}  {validated}{epoch.sequences_per_second:,.0f} sequences/s"
         figures += f", {epoch.steps_per_second:,.0f} steps/s"

@@ -85,4 +85,4 @@ def _step(
     params, moments = state
     gradients, total = gradient(model, config, params, constants, batch, draws)
     updates, moments = _optimizer(config, steps).update(gradients, moments, params)
-    return (optax.apply_updates(params, updates), moments), total / jnp.sum(jnp.asarray(batch.weight) > 0)
+    return (optax.apply_updates(params, updates), moments), total / jnp.sum(jnp.asarray(batch.rows) >= 0)

@@ -1,41 +1,52 @@
 """What follows from the training rows: statistics, the model, class weights, their fingerprint."""
 
 import hashlib
+from collections.abc import Collection
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from grujax.core.heads import output_of
 from grujax.data import Batch, Sequences, statistics
+from grujax.data.checks import shown
+from grujax.data.targets import unnamed
 from grujax.errors import require
 from grujax.linen import GRUEnsemble, GRUModel
-from grujax.training.config import TrainConfig
+from grujax.training.config import HeadWeights, TrainConfig
 
 
 def constants_of(train: Sequences, quantiles: tuple[float, ...] = ()) -> dict[str, np.ndarray]:
-    """Mean and standard deviation of the inputs (I,) and, in regression, of the targets (K,), once a quantile."""
+    """Mean and standard deviation of the inputs (I,) and, of each head in regression, of its targets (K,), once a
+    quantile."""
     mean, std = statistics(train)
     constants = {"input_mean": mean, "input_std": std}
-    if train.labels is None:
-        assert train.y is not None
-        y = train.y[train.labelled] if train.per_step else train.y.reshape(len(train), -1)
+    for name, target in train.targets.items():
+        if target.labels is not None:
+            continue
+        y = target.y[target.labelled] if target.per_step else target.y.reshape(len(train), -1)
         std = y.std(0, dtype=np.float64)
-        constants["output_mean"] = y.mean(0, dtype=np.float64).astype(np.float32)
-        constants["output_std"] = np.where(std == 0, 1, std).astype(np.float32)
-        if quantiles:
-            constants |= {name: constants[name].repeat(len(quantiles)) for name in ("output_mean", "output_std")}
-    rule, remedy = "quantiles needs a regression", "These rows have classes."
-    require(not quantiles or train.labels is None, "quantiles", "none", quantiles, remedy, rule=rule)
+        found = y.mean(0, dtype=np.float64).astype(np.float32), np.where(std == 0, 1, std).astype(np.float32)
+        constants |= {
+            f"{output_of(name)}_{s}": a.repeat(len(quantiles) or 1) for s, a in zip(("mean", "std"), found, strict=True)
+        }
+    rule = "quantiles needs a regression with a single head"
+    remedy = "These rows have classes." if "" in train.targets else "Train that head alone, by of_head of the data."
+    require(not quantiles or "output_mean" in constants, "quantiles", "none", quantiles, remedy, rule=rule)
     return constants
 
 
-def model_for(config: TrainConfig, train: Sequences, constants: dict[str, np.ndarray]) -> GRUModel[int]:
-    """The model that is trained: of a config without None, with an output for each class or target."""
+def model_for(config: TrainConfig, train: Sequences, constants: dict[str, np.ndarray]) -> GRUModel:
+    """The model that is trained: of a config without None, with an output for each class or target of each head."""
     assert config.steps_per_frame is not None
+    sizes = {
+        name: constants[f"{output_of(name)}_mean"].size if target.labels is None else len(target.labels)
+        for name, target in train.targets.items()
+    }
     return GRUModel(
         config.hidden_size,
-        constants["output_mean"].size if train.labels is None else len(train.labels),
+        unnamed(sizes),
         num_layers=config.num_layers,
         bidirectional=config.bidirectional,
         pooling=None if config.pooling == "none" else config.pooling,
@@ -46,42 +57,58 @@ def model_for(config: TrainConfig, train: Sequences, constants: dict[str, np.nda
     )
 
 
-def ensemble_of(config: TrainConfig, model: GRUModel[int], train: Sequences) -> GRUModel[int] | GRUEnsemble:
+def ensemble_of(config: TrainConfig, model: GRUModel, train: Sequences) -> GRUModel | GRUEnsemble:
     """What `fit` hands out: the model, or several of its form."""
+    rule, remedy = f"members={config.members} needs a single head", "Train one model for each seed."
+    require(config.members == 1 or "" in train.targets, "members", 1, config.members, remedy, rule=rule)
     return model if config.members == 1 else GRUEnsemble(model, config.members, train.labels is not None)
 
 
-def class_weights(train: Sequences, config: TrainConfig) -> np.ndarray | None:
-    """(K,) float32: what a row of each class counts; None where all count 1."""
+def weights_of_heads(given: HeadWeights, names: Collection[str]) -> dict[str, float]:
+    """What the loss of each head counts; 1 where none is given."""
+    unknown = [name for name in dict(given) if name not in names]
+    require(not unknown, "head_weights", f"heads of the data: {shown(filter(None, names))}", shown(unknown))
+    return dict.fromkeys(names, 1.0) | dict(given)
+
+
+def class_weights(train: Sequences, config: TrainConfig) -> dict[str, np.ndarray]:
+    """(K,) float32 of each head with classes: what a row of each class counts; none where all count 1."""
     if config.class_weights == "none":
-        return None
+        return {}
+    targets = {name: target for name, target in train.targets.items() if target.labels is not None}
     rule, remedy = "class_weights='balanced' needs classes", "These are targets of a regression."
-    require(train.labels is not None, "class_weights", "'none'", "'balanced'", remedy, rule=rule)
+    require(bool(targets), "class_weights", "'none'", "'balanced'", remedy, rule=rule)
     rule, remedy = "class_weights='balanced' needs a label a sequence", "These are labels a step."
     require(not train.per_step, "class_weights", "'none'", "'balanced'", remedy, rule=rule)
-    assert train.labels is not None and train.y is not None
-    counts = np.bincount(train.y, minlength=len(train.labels))
-    return (len(train) / (len(counts) * np.maximum(counts, 1))).astype(np.float32)
+    counts = {name: np.bincount(y, minlength=len(labels or ())) for name, (y, labels) in targets.items()}
+    return {name: (len(train) / (len(n) * np.maximum(n, 1))).astype(np.float32) for name, n in counts.items()}
 
 
-def row_weights(train: Sequences, config: TrainConfig) -> np.ndarray | None:
-    """(N,) float32 of mean 1: what each row counts, its own weight times that of its class; None where all are 1."""
-    of_class = class_weights(train, config)
-    if of_class is None and train.weight is None:
+def row_weights(train: Sequences, config: TrainConfig) -> Any:
+    """(N,) float32: what each row counts, its own weight times that of its class, of mean 1, times that of its head; of
+    several heads by name. None where all are 1."""
+    of_heads = weights_of_heads(config.head_weights, train.targets)
+    of_classes = class_weights(train, config)
+    if not of_classes and train.weight is None and not config.head_weights:
         return None
-    weights = np.ones(len(train)) if train.weight is None else train.weight.astype(np.float64)
-    weights = weights if of_class is None else weights * of_class[train.y]
-    return (weights / weights.mean()).astype(np.float32)
+    own = np.ones(len(train)) if train.weight is None else train.weight.astype(np.float64)
+    found = {}
+    for name, target in train.targets.items():
+        weights = own * of_classes[name][target.y] if name in of_classes else own
+        found[name] = (of_heads[name] * weights / weights.mean()).astype(np.float32)
+    return unnamed(found)
 
 
-def weighed(batch: Batch, weights: np.ndarray | None) -> Batch:
-    """The batch with the weights (N,) of its rows."""
-    return batch if weights is None else batch._replace(weight=batch.weight * weights[batch.rows])
+def weighed(batch: Batch, weights: Any) -> Batch:
+    """The batch with the weights (N,) of its rows, of several heads by name."""
+    if weights is None:
+        return batch
+    return batch._replace(weight=jax.tree.map(lambda a: batch.weight * a[batch.rows], weights))
 
 
 def fingerprint(train: Sequences, variables: Any = None) -> str:
     """SHA-256 of the training rows and of the variables that training begins with."""
     digest = hashlib.sha256(repr((train.x.shape, train.labels)).encode())
-    for array in (train.x, train.lengths, train.y, *jax.tree.leaves((train.weight, variables))):
+    for array in (train.x, train.lengths, *jax.tree.leaves((train.y, train.weight, variables))):
         digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()

@@ -12,7 +12,7 @@ class Epoch(NamedTuple):
     epoch: int  # from 1
     loss: float  # mean over the training rows, with dropout and noise
     validation_loss: float | None  # the same loss of the held-out rows, without dropout and noise; None: none are held
-    metric: str  # the name of the next figure: "accuracy" or "rmse"; "" where no rows are held out
+    metric: str  # the name of the next figure: "accuracy" or "rmse", of several heads the first's; "": none held out
     validation_metric: float | None
     sequences_per_second: float
     seconds: float  # of training, without compilation and validation
@@ -21,6 +21,7 @@ class Epoch(NamedTuple):
     data_seconds: float = 0.0  # of `seconds`, those in which batches were made and given to the device
     validation_seconds: float = 0.0  # besides `seconds`; the first time with compilation
     memory: int | None = None  # bytes, the most that a device had in use so far; None where it does not tell (a CPU)
+    validation_metrics: dict[str, float] | None = None  # of several heads the figure of each, as `Scores.metrics`
 
 
 class Run(NamedTuple):

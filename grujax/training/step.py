@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from grujax.core.heads import of_head
 from grujax.data import Batch
+from grujax.data.targets import named
 from grujax.linen import GRUEnsemble, GRUModel
 from grujax.training.config import TrainConfig
 from grujax.types import Array
@@ -169,17 +171,25 @@ def _between(share: Array, a: Array, b: Array) -> Array:
 def gradient(
     model: GRUModel, config: TrainConfig, params: Any, statistics: Mapping[str, Array], batch: Batch, draws: Draws
 ) -> tuple[Any, Array]:
-    """The gradient of the mean loss of a batch's rows, disturbed and mixed, each times its weight; and their sum."""
+    """The gradient of the mean loss of a batch's rows, disturbed and mixed, each times its weight; and their sum.
+
+    Of several heads it is that of the sum of their losses."""
     disturb_key, dropout_key = jax.random.split(jax.random.key(draws.seed))
-    x, lengths, y, weight = map(jnp.asarray, (batch.x, batch.lengths, batch.y, batch.weight))
+    x, lengths = jnp.asarray(batch.x), jnp.asarray(batch.lengths)
+    y, weight = (jax.tree.map(jnp.asarray, named(a)) for a in (batch.y, batch.weight))
+    weight = {name: weight.get(name, weight.get("")) for name in y}
     x = disturb(disturb_key, x, statistics["input_std"], config)
-    share, x, lengths, partner = mix(jnp.asarray(draws.share), x, lengths, weight)
+    share, x, lengths, partner = mix(jnp.asarray(draws.share), x, lengths, next(iter(weight.values())))
 
     def loss(params: Any) -> tuple[Array, Array]:
         variables, rngs = {"params": params, "statistics": statistics}, {"dropout": dropout_key}
-        outputs: Any = model.apply(variables, x, lengths=lengths, deterministic=False, rngs=rngs)
-        outputs = outputs.astype(jnp.float32)
-        return mixed_loss(config, outputs, y, statistics, lengths, share, partner, weight)
+        outputs = named(model.apply(variables, x, lengths=lengths, deterministic=False, rngs=rngs))
+        mean = total = jnp.zeros((), jnp.float32)
+        for name, target in y.items():
+            output, own = outputs[name].astype(jnp.float32), of_head(statistics, name)
+            found = mixed_loss(config, output, target, own, lengths, share, partner, weight[name])
+            mean, total = mean + found[0], total + found[1]
+        return mean, total
 
     return jax.grad(loss, has_aux=True)(params)
 
@@ -232,7 +242,8 @@ def end_epoch(config: TrainConfig, num_steps: int, state: TrainState) -> Ended:
 
 
 @partial(jax.jit, static_argnums=0)
-def forward(model: GRUModel | GRUEnsemble, variables: Mapping[str, Any], x: Array, lengths: Array) -> Array:
-    """The model without dropout: x (B, T, I), lengths (B,) -> (B, output_size), without pooling (B, T, output_size)."""
+def forward(model: GRUModel | GRUEnsemble, variables: Mapping[str, Any], x: Array, lengths: Array) -> Any:
+    """The model without dropout: x (B, T, I), lengths (B,) -> (B, output_size), without pooling (B, T, output_size); of
+    several heads a dict of such."""
     outputs: Any = model.apply(variables, x, lengths=lengths)
     return outputs

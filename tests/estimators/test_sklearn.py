@@ -91,7 +91,7 @@ def classifier():
 
 
 def test_every_setting_of_a_run_is_a_parameter():
-    names = {f.name for f in dataclasses.fields(TrainConfig)} - {"seed", "quantiles"}
+    names = {f.name for f in dataclasses.fields(TrainConfig)} - {"seed", "quantiles", "head_weights"}
     assert set(GRUClassifier().get_params()) == names | {"random_state", "channels", "missing", "warm_start"}
     assert GRUClassifier().config() == TrainConfig()
     assert GRUClassifier(hidden_size=3, random_state=7).config() == TrainConfig(hidden_size=3, seed=7)

@@ -486,8 +486,8 @@ def test_balanced_classes_count_alike():
     y = np.array(["a"] * 6 + ["b"] * 2)
     data = sequences(np.random.default_rng(0).normal(size=(8, 3, 1)), y)
     balanced = dataclasses.replace(SMALL, class_weights="balanced", validation=0.0, epochs=1)
-    np.testing.assert_allclose(class_weights(data, balanced), [8 / 12, 8 / 4], rtol=1e-6)
-    assert class_weights(data, SMALL) is None
+    np.testing.assert_allclose(class_weights(data, balanced)[""], [8 / 12, 8 / 4], rtol=1e-6)
+    assert class_weights(data, SMALL) == {}
     still = dataclasses.replace(balanced, learning_rate=1e-30, mixup=0.0, input_offset=0.0, dropout=0.0, averaging=0.0)
     fitted = fit(still, Dataset("uneven", data))
     logits = outputs_of(fitted.model, fitted.variables, data)
@@ -517,5 +517,5 @@ def test_the_defaults_are_the_best_of_the_cross_validation():
     assert {name: defaults[name] for name in found["base"]} == found["base"] | best["changes"]
     # None of these changes the program: the longest of these utterances has fewer than 50 steps.
     later = {"steps_per_frame": None, "patience": None, "accumulate": 1, "precision": "float32"}
-    later |= {"class_weights": "none", "quantiles": (), "members": 1}
+    later |= {"class_weights": "none", "quantiles": (), "members": 1, "head_weights": ()}
     assert {name: value for name, value in defaults.items() if name not in found["base"]} == later
