@@ -133,7 +133,7 @@ class Training:
         """The step, for each shape of a batch."""
         tell(self.compiled)
         for batch in {batch.x.shape: batch for batch in self._batches(self.train)}.values():
-            self._executable(self._on_devices(batch, draw(self.config, 0)))
+            self._executable(self._on_devices(weighed(batch, self.weights), draw(self.config, 0)))
             tell(self.compiled)
 
     def next_rows(self) -> Sequences:

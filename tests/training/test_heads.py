@@ -1,7 +1,6 @@
 """Several heads trained at once: the sum of their losses, what each learns, and what does not fit them."""
 
 import dataclasses
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,7 @@ from refusals import refused
 import grujax
 from grujax.data import Batch, Dataset, Sequences, batches, load, sequences, stratified_split
 from grujax.estimators import GRURegressor
-from grujax.training import TrainConfig, baselines, fit, outputs_of, score
+from grujax.training import TrainConfig, baselines, fit, loop, outputs_of, score
 from grujax.training.rates import learning_rates
 from grujax.training.rows import constants_of, fingerprint, row_weights, weighed
 from grujax.training.step import Draws, gradient
@@ -158,16 +157,15 @@ def test_fit_learns_a_label_and_a_target_a_step():
 def test_a_run_that_was_ended_goes_on_with_the_same_bits(tmp_path, monkeypatch):
     config = dataclasses.replace(CONFIG, epochs=3, mixup=0.3, class_weights="balanced", head_weights={"height": 0.5})
     whole = fit(config, DATA)
-    module = sys.modules[fit.__module__]
-    draw = module.draw
+    draw = loop.draw
 
     def interrupted(config, number):
         if number == 9:
-            monkeypatch.setattr(module, "draw", draw)
+            monkeypatch.setattr(loop, "draw", draw)
             raise KeyboardInterrupt
         return draw(config, number)
 
-    monkeypatch.setattr(module, "draw", interrupted)
+    monkeypatch.setattr(loop, "draw", interrupted)
     assert fit(config, DATA, checkpoints=tmp_path).interrupted
     resumed = fit(config, DATA, checkpoints=tmp_path)
     jax.tree.map(np.testing.assert_array_equal, resumed.variables, whole.variables)
