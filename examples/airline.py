@@ -54,10 +54,10 @@ def run(windows: int, seeds: int, members: int, picture: Path | None) -> None:
     )
 
     tables = []
-    for start in range(0, seeds * members, members):
-        of_run = replace(forecaster, training=replace(forecaster.training, seed=start))
+    for seed in range(seeds):
+        of_run = replace(forecaster, training=replace(forecaster.training, seed=seed))
         tables.append(of_run.backtest(y, windows=windows))
-        print(f"seeds {start} to {start + members - 1}: MAPE {tables[-1].loc['GRU', 'MAPE']:.2f}%", flush=True)
+        print(f"seed {seed}: MAPE {tables[-1].loc['GRU', 'MAPE']:.2f}%", flush=True)
     print(pandas.concat(tables).groupby(level=0, sort=False).mean().round(2))
 
     if picture is not None:

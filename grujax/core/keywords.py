@@ -60,7 +60,10 @@ Class = TypeVar("Class", bound=type)
 
 def explained(cls: Class, fields_of: type | None = None) -> Class:
     """`cls` with a constructor whose TypeError, for a surplus positional argument or another word, says what to
-    write. fields_of: the dataclass whose fields its `**fields` are."""
+    write; likewise its subclasses that take all that it takes.
+
+    fields_of: the dataclass whose fields its `**fields` are.
+    """
     made = cls.__init__
     signature = inspect.signature(made)
     if fields_of is not None:
@@ -87,6 +90,14 @@ def explained(cls: Class, fields_of: type | None = None) -> Class:
 
     setattr(__init__, "__signature__", signature)  # noqa: B010, which frameworks read parameters from
     setattr(cls, "__init__", __init__)  # noqa: B010, pyright knows no method that may be assigned
+
+    @classmethod
+    def __init_subclass__(sub, **options) -> None:
+        super(cls, sub).__init_subclass__(**options)  # where Flax Linen writes a constructor of its own
+        if "__init__" in vars(sub) and accepted.keys() <= inspect.signature(sub.__init__).parameters.keys():
+            explained(sub)
+
+    setattr(cls, "__init_subclass__", __init_subclass__)  # noqa: B010
     return cls
 
 

@@ -13,7 +13,7 @@ from grujax.data import Dataset, sequences
 from grujax.errors import require, require_count, require_package
 from grujax.estimators.backtest import figures
 from grujax.estimators.windows import CALENDAR, Windows, calendar, following, table
-from grujax.linen.model import GRUModel
+from grujax.linen import GRUEnsemble, GRUModel
 from grujax.training import TrainConfig, fit, outputs_of
 
 TRAINING = TrainConfig(
@@ -40,8 +40,8 @@ class Trained(NamedTuple):
     exogenous: Any  # of the same times, or None
     mean: np.ndarray  # (S, 1) of the differences
     std: np.ndarray  # (S, 1)
-    model: GRUModel
-    members: list[dict[str, Any]]  # the variables of each
+    model: GRUModel | GRUEnsemble
+    variables: dict[str, Any]
 
 
 @explained
@@ -52,15 +52,17 @@ class GRUForecaster(BaseEstimator):
         d[t] = y[t] - mean of y at the same step of the `seasons` last seasons    (of log y with log=True)
         d[t + 1 ... t + horizon] = level[t] + GRU(d[t - lags + 1 ... t] - level[t], known[t - lags + 1 + horizon ...])
 
-    where level[t] is the mean of the last `level` differences, and known are the exogenous values, differenced alike,
-    and the calendar, both of the times that are forecast. d is standardised series by series; one GRU serves all.
+    where level[t] is the mean of the window's differences with the weights of exponential smoothing, and known are the
+    exogenous values, differenced alike, and the calendar, both of the times that are forecast. d is standardised series
+    by series; one GRU serves all.
 
     Attributes:
       horizon: steps that are forecast.
       season: steps of a season, 12 for months. None: nothing is differenced.
       seasons: how many past seasons are averaged in the difference; 1 is the usual seasonal difference.
       lags: steps that are read. None: two seasons, or two horizons.
-      level: how many differences make the level of a window; 0: no level.
+      level: the span of the level, in steps: each step back counts (level - 1) / (level + 1) times as much. 1: the last
+        difference alone; 0: no level.
       log: forecast log y; for positive series whose swings grow with their level.
       quantiles: ascending levels between 0 and 1 that are forecast beside the median, by the pinball loss. (): the mean
         alone, by squared error, of log y with log=True.
@@ -69,9 +71,9 @@ class GRUForecaster(BaseEstimator):
         `grujax.estimators.windows.CALENDAR`.
       mirrored: train on every window with its sign reversed too: the GRU learns no drift of its own, and a short
         series gives twice the rows. Not with a calendar, which has no sign.
-      members: GRUs whose forecasts are averaged, with seeds from training.seed on.
+      members: GRUs whose forecasts are averaged; they are trained beside each other.
       training: how each is trained.
-      trained_: what `fit` made: `model`, `members` (the variables of each), and what `predict` needs besides.
+      trained_: what `fit` made: `model` and `variables`, as `grujax.save` takes them, and what `predict` needs besides.
 
     >>> import numpy as np, pandas as pd
     >>> index = pd.date_range("2000-01-01", periods=72, freq="MS")
@@ -128,7 +130,7 @@ class GRUForecaster(BaseEstimator):
         self._require_lags(bool(self.calendar))
         expected, remedy = "a TrainConfig", "Write dataclasses.replace(GRUForecaster.training, epochs=50)."
         require(isinstance(self.training, TrainConfig), "training", expected, repr(self.training), remedy)
-        replace(self.training, quantiles=self.quantiles)  # which checks them
+        replace(self.training, quantiles=self.quantiles, members=self.members)  # which checks them
 
     @property
     def windows(self) -> Windows:
@@ -170,15 +172,10 @@ class GRUForecaster(BaseEstimator):
         if self.mirrored:
             x, targets = np.concatenate([x, -x]), np.concatenate([targets, -targets])
         data = Dataset("forecast", sequences(x, targets))
-        seeds = range(self.training.seed, self.training.seed + self.members)
-        config = replace(self.training, quantiles=self.levels)
-        found = []
-        for seed in seeds:
-            found.append(fit(replace(config, seed=seed), data))
-            if found[-1].interrupted:  # Ctrl-C ends the whole, not one member
-                raise KeyboardInterrupt
-        members = [member.variables for member in found]
-        self.trained_ = Trained(replace(self), frame, beside, mean, std, found[0].model, members)
+        found = fit(replace(self.training, quantiles=self.levels, members=self.members), data)
+        if found.interrupted:
+            raise KeyboardInterrupt
+        self.trained_ = Trained(replace(self), frame, beside, mean, std, found.model, found.variables)
         return self
 
     def predict(self, horizon: int | None = None, *, exogenous: Any = None) -> Any:
@@ -224,8 +221,8 @@ class GRUForecaster(BaseEstimator):
             level = cut.levels(d)
             end = trained.y.shape[0] - cut.lost + start + cut.block
             x = sequences(cut.joined(d - level, known[end - cut.lags : end]))
-            each = [outputs_of(trained.model, variables, x) for variables in trained.members]
-            outputs = np.mean(each, 0, dtype=np.float64).reshape(len(x), cut.block, -1)  # (S, block, quantiles or 1)
+            outputs = outputs_of(trained.model, trained.variables, x).astype(np.float64)
+            outputs = outputs.reshape(len(x), cut.block, -1)  # (S, block, quantiles or 1)
             ahead = trained.mean + trained.std * level + cut.before(y, cut.block)[:, -cut.block :]
             outputs = ahead[..., None] + trained.std[..., None] * np.sort(outputs, -1)  # quantiles do not cross
             blocks.append(outputs)

@@ -129,7 +129,8 @@ class Windows(NamedTuple):
 
         d[t] = y[t] - mean(y[t - m], y[t - m - s], ..., y[t - m - (seasons - 1) s])
 
-    and from every window the mean of its last `level` differences is subtracted, from the block too.
+    and from every window its level is subtracted, from the block too: the mean of its differences with the weights of
+    exponential smoothing, which fall with each step back by the factor (level - 1) / (level + 1).
     """
 
     lags: int
@@ -167,8 +168,11 @@ class Windows(NamedTuple):
         return y[..., self.lost :] - self.before(y)
 
     def levels(self, d: np.ndarray) -> np.ndarray:
-        """(..., 1): the mean of the last `level` steps of windows d (..., lags)."""
-        return d[..., -self.level :].mean(-1, keepdims=True) if self.level else np.zeros((*d.shape[:-1], 1))
+        """(..., 1): the level of windows d (..., lags), 0 where there is none."""
+        if not self.level:
+            return np.zeros((*d.shape[:-1], 1))
+        weights = ((self.level - 1) / (self.level + 1)) ** np.arange(self.lags)[::-1]
+        return np.average(d, -1, weights, keepdims=True)
 
     def cut(self, d: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """All windows of d (S, T), and of what is known of each step and of the block after it, (T, C).

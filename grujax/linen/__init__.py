@@ -33,9 +33,13 @@ def require_own(model: object, models: Mapping[str, type[Own]] = MODELS) -> Own:
     found, package = type(model).__name__, type(model).__module__
     of = models.get(found)
     if of is None or type(model) is not of:
-        remedy = next((INSTEAD[name] for name in INSTEAD if package.startswith(name)), "")
-        raise InputError("model", f"one of {sorted(models)} of grujax", f"{package}.{found}", remedy)
+        raise InputError("model", f"one of {sorted(models)} of grujax", f"{package}.{found}", instead_of(model))
     return model
 
 
-__all__ = ["GRU", "MODELS", "GRUCell", "GRUEncoder", "GRUEnsemble", "GRUModel", "Module", "require_own"]
+def instead_of(model: object) -> str:
+    """What to pass in the place of this model, by `INSTEAD`; empty for a model of another package."""
+    return next((INSTEAD[name] for name in INSTEAD if type(model).__module__.startswith(name)), "")
+
+
+__all__ = ["GRU", "MODELS", "GRUCell", "GRUEncoder", "GRUEnsemble", "GRUModel", "Module", "instead_of", "require_own"]

@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from grujax.core.config import input_size_of
 from grujax.core.heads import statistics_of
 from grujax.errors import require, require_equal, require_one_of
-from grujax.linen import MODELS, Module, require_own
+from grujax.linen import MODELS, Module, instead_of, require_own
 from grujax.nnx.cell import GRUCell
 from grujax.nnx.layer import GRU
 from grujax.nnx.model import GRUEncoder, GRUModel, Statistic
@@ -33,7 +33,8 @@ def to_linen(module: GRU | GRUCell | GRUEncoder | GRUModel) -> tuple[Module, dic
     """
     found = type(module).__name__
     known = MODULES.get(found) is type(module)
-    require(known, "module", f"one of {sorted(MODULES)} of grujax.nnx", f"{type(module).__module__}.{found}")
+    expected, found_in = f"one of {sorted(MODULES)} of grujax.nnx", f"{type(module).__module__}.{found}"
+    require(known, "module", expected, found_in, instead_of(module))
     of = MODELS[found]
     variables = {"params": nnx.to_pure_dict(nnx.state(module, nnx.Param))}
     statistics = nnx.to_pure_dict(nnx.state(module, Statistic))
@@ -66,7 +67,7 @@ def from_linen(model: nn.Module, variables: Mapping[str, Any], *, rngs: nnx.Rngs
     require(len(sizes) == 1, "variables", "parameters w_ih of the first layer", sorted(params))
     module = of(input_size=input_size_of(own, sizes[0]), **own.fields_of(of), rngs=rngs)
     fill(module, variables["params"])
-    for name, a in variables.get("statistics", {}).items():
+    for name, a in _flat(variables.get("statistics", {}), "statistics").items():
         require_one_of(name, statistics_of(module), f"statistics/{name}")
         setattr(module, name, Statistic(jnp.asarray(a)))
     return module
@@ -82,5 +83,6 @@ def fill(module: nnx.Module, params: Mapping[str, Any]) -> None:
     nnx.update(module, nnx.State(unflatten_dict(values, sep="/")))
 
 
-def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
+def _flat(tree: Any, name: str = "params") -> dict[str, Any]:
+    require(isinstance(tree, Mapping), name, "a dict", type(tree).__name__)
     return flatten_dict(dict(tree), sep="/")

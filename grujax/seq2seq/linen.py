@@ -1,13 +1,13 @@
 """Sequence to sequence as a Flax Linen module."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Never
 
 import flax.linen as nn
 from jax.typing import ArrayLike, DTypeLike
 
 from grujax.core.functional import noise_of
-from grujax.core.keywords import explained
+from grujax.core.keywords import explained, refuse_others
 from grujax.linen.cell import declared
 from grujax.linen.layer import key_of
 from grujax.seq2seq import model
@@ -43,6 +43,7 @@ class Seq2Seq(Seq2SeqConfig, nn.Module):
         target_lengths: ArrayLike | None = None,
         sampling_rate: ArrayLike | None = None,
         deterministic: bool = True,
+        **others: Never,
     ) -> Array:
         """The logits of every next token, where the decoder reads `target`.
 
@@ -61,7 +62,9 @@ class Seq2Seq(Seq2SeqConfig, nn.Module):
 
         Raises:
           InputError: a field, shape, dtype, token or length that cannot be served.
+          TypeError: a keyword that is none of these; it names ours.
         """
+        refuse_others(self, others)
         return self._forced(source, target, source_lengths, target_lengths, sampling_rate, deterministic)[0]
 
     def align(

@@ -2,14 +2,14 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Never
 
 from flax import nnx
 from jax.typing import ArrayLike, DTypeLike
 
-from grujax.core.keywords import explained
+from grujax.core.keywords import explained, refuse_others
 from grujax.errors import require
-from grujax.linen import require_own
+from grujax.linen import instead_of, require_own
 from grujax.nnx.bridge import fill
 from grujax.nnx.cell import Rngs, stream_of
 from grujax.nnx.layer import Regularised
@@ -55,6 +55,7 @@ class Seq2Seq(Seq2SeqConfig, Regularised):
         sampling_rate: ArrayLike | None = None,
         deterministic: bool | None = None,
         rngs: Rngs | None = None,
+        **others: Never,
     ) -> Array:
         """The logits (B, T, V) of every next token, where the decoder reads `target`.
 
@@ -64,6 +65,7 @@ class Seq2Seq(Seq2SeqConfig, Regularised):
           rngs: `sampling_rate` draws from its stream "sampling", dropout from "dropout"; dropout from the module's own
             stream where None.
         """
+        refuse_others(self, others)
         sampling = None if sampling_rate is None else (sampling_rate, stream_of(rngs, "sampling")())
         noise, lengths = self._noise(deterministic, rngs), (source_lengths, target_lengths)
         return model.forced(self, self.weights(), source, target, *lengths, noise, sampling)[0]
@@ -114,7 +116,7 @@ def to_linen(module: Seq2Seq) -> tuple[linen.Seq2Seq, dict[str, Any]]:
     (20, (30, 20))
     """
     found = f"{type(module).__module__}.{type(module).__name__}"
-    require(type(module) is Seq2Seq, "module", "a grujax.seq2seq.nnx.Seq2Seq", found)
+    require(type(module) is Seq2Seq, "module", "a grujax.seq2seq.nnx.Seq2Seq", found, instead_of(module))
     return linen.Seq2Seq(**module.fields_of(linen.Seq2Seq)), {"params": module.weights()}
 
 

@@ -92,6 +92,30 @@ def test_a_call_names_our_word(name):
             assert f"{name} takes no {word}= here" in str(error.value) and what in str(error.value)
 
 
+def test_a_subclass_names_our_word_and_one_with_a_constructor_of_its_own_is_left_alone():
+    class Mine(grujax.GRU):
+        width: int = 2
+
+    class MineToo(gnnx.GRU):
+        pass
+
+    class Other(gnnx.GRU):
+        def __init__(self, *sizes, colour, **fields):
+            self.colour = colour
+            super().__init__(*sizes, **fields)
+
+    assert Mine(3, width=4).width == 4
+    for name, make in (
+        ("Mine", lambda **word: Mine(3, **word)),
+        ("MineToo", lambda **w: MineToo(4, 3, rngs=RNGS, **w)),
+    ):
+        with pytest.raises(TypeError, match=f"^{name} takes no num_layer= here: write num_layers=."):
+            make(num_layer=2)
+    assert Other(4, 3, colour="red", rngs=RNGS).colour == "red"
+    with pytest.raises(TypeError, match=r"^Other takes no hiden_size= here: write hidden_size=\."):
+        Other(4, hiden_size=3, colour="red", rngs=RNGS)
+
+
 def test_what_one_face_has_and_the_other_has_not():
     with pytest.raises(TypeError, match="no input_size= here: the number of input features is read from x"):
         grujax.GRU(input_size=10, hidden_size=20)

@@ -466,6 +466,11 @@ BAD = {
     "a key": (lambda: new(zoneout=0.5, **WIDE)(X, rngs=KEY), ["rngs: expected an nnx.Rngs with a stream \"dropout\""]),
     "another's module": (lambda: gnnx.to_linen(nnx.Linear(2, 3, rngs=nnx.Rngs(0))), ["module", "grujax.nnx", "Linear"]),
     "another's model": (lambda: MODULE(grujax.nnx.GRU(2, 3, rngs=nnx.Rngs(0)), {}), ["model: expected one of", "GRU"]),
+    "parameters in a list": (lambda: MODULE(grujax.GRU(H), {"params": []}), ["params: expected a dict, found list"]),
+    "statistics in a list": (
+        lambda: MODULE(grujax.GRU(H, **WIDE), params() | {"statistics": []}),
+        ["statistics: expected a dict, found list"],
+    ),
     "no parameters": (lambda: MODULE(grujax.GRU(H), {}), ["variables", "w_ih of the first layer"]),
     "a parameter missing": (
         lambda: MODULE(grujax.GRU(H, num_layers=2, **WIDE), params()),

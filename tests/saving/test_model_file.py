@@ -292,9 +292,16 @@ def test_a_seq2seq_of_another_face_or_with_other_variables_is_refused(tmp_path):
         of_nnx.from_linen(MODELS["layer"], variables, rngs=nnx.Rngs(0))
     with refused("found grujax.seq2seq.linen.Seq2Seq", "grujax.seq2seq.nnx.from_linen"):
         gnnx.from_linen(SENTENCES, variables, rngs=nnx.Rngs(0))
-    for of in (SENTENCES, gnnx.GRU(4, 5, rngs=nnx.Rngs(0))):
-        with refused("module: expected a grujax.seq2seq.nnx.Seq2Seq, found grujax."):
+    with refused("params: expected a dict, found int"):
+        of_nnx.from_linen(SENTENCES, {"params": 3}, rngs=nnx.Rngs(0))
+    for of, remedy in (
+        (SENTENCES, "seq2seq.nnx.from_linen"),
+        (gnnx.GRU(4, 5, rngs=nnx.Rngs(0)), "nnx.to_linen(module)"),
+    ):
+        with refused("module: expected a grujax.seq2seq.nnx.Seq2Seq, found grujax.", remedy):
             of_nnx.to_linen(of)
+    with refused("module: expected one of ['GRU', 'GRUCell'", "write *grujax.seq2seq.nnx.to_linen(module)."):
+        gnnx.to_linen(module)
     assert not list(tmp_path.iterdir())
 
 

@@ -34,6 +34,16 @@ def made(**options):
     return model, jax.jit(model.init)(jax.random.key(0), SOURCE, TARGET)
 
 
+def test_a_call_names_our_word():
+    model, module = Seq2Seq(**SIZES), NNXSeq2Seq(**SIZES, rngs=nnx.Rngs(0))
+    of_linen = lambda **word: model.init(jax.random.key(0), SOURCE, TARGET, **word)  # noqa: E731
+    for call in (of_linen, lambda **word: module(SOURCE, TARGET, **word)):
+        with pytest.raises(TypeError, match=r"^Seq2Seq takes no source_length= here: write source_lengths=\."):
+            call(source_length=N_SOURCE)
+        with pytest.raises(TypeError, match="takes no training= here: write deterministic=not training in the call"):
+            call(training=True)
+
+
 def affine(params, x):
     return x @ params["kernel"] + params["bias"]
 
