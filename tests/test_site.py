@@ -58,6 +58,12 @@ def test_every_picture_has_words(page):
     assert "![](" not in PAGES[page]
 
 
+def test_every_plot_of_the_package_is_in_the_gallery():
+    written = "".join(path.read_text() for path in (ROOT / "grujax").rglob("plots.py"))
+    drawn = re.findall(r"^(?:inspect\.)?(plot_\w+)\(", PAGES["gallery.md"], re.M)
+    assert sorted(re.findall(r"^def (plot_\w+)\(", written, re.M)) == sorted(drawn)
+
+
 LEFT = {
     "PyTorch": (
         "torch",
