@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from typing import NoReturn, TypeVar
 
 from grujax.core.config import own_fields
@@ -64,6 +64,20 @@ def explained(cls: Class, fields_of: type | None = None) -> Class:
 
     fields_of: the dataclass whose fields its `**fields` are.
     """
+    accepted = _explain(cls, fields_of)
+
+    @classmethod
+    def __init_subclass__(sub, **options) -> None:
+        super(cls, sub).__init_subclass__(**options)  # where Flax Linen writes a constructor of its own
+        if "__init__" in vars(sub) and accepted <= inspect.signature(sub.__init__).parameters.keys():
+            _explain(sub)
+
+    setattr(cls, "__init_subclass__", __init_subclass__)  # noqa: B010
+    return cls
+
+
+def _explain(cls: type, fields_of: type | None = None) -> Set[str]:
+    """Gives the class that constructor; the names that it takes."""
     made = cls.__init__
     signature = inspect.signature(made)
     if fields_of is not None:
@@ -90,15 +104,7 @@ def explained(cls: Class, fields_of: type | None = None) -> Class:
 
     setattr(__init__, "__signature__", signature)  # noqa: B010, which frameworks read parameters from
     setattr(cls, "__init__", __init__)  # noqa: B010, pyright knows no method that may be assigned
-
-    @classmethod
-    def __init_subclass__(sub, **options) -> None:
-        super(cls, sub).__init_subclass__(**options)  # where Flax Linen writes a constructor of its own
-        if "__init__" in vars(sub) and accepted.keys() <= inspect.signature(sub.__init__).parameters.keys():
-            explained(sub)
-
-    setattr(cls, "__init_subclass__", __init_subclass__)  # noqa: B010
-    return cls
+    return accepted.keys()
 
 
 def refuse_others(module: object, others: Iterable[str]) -> None:

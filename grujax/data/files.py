@@ -63,7 +63,7 @@ def _read_npz(path: Path, max_bytes: int) -> Raw:
         keys = [member.filename.removesuffix(".npy") for member in members]
         require("X" in keys, str(path), "an array X", shown(keys))
         heads = {key.removeprefix("y_"): key for key in keys if key.startswith("y_")}
-        known = {*keys} <= {"X", "y", "lengths", *heads.values()} and len(set(keys)) == len(keys)
+        known = {*keys} <= {"X", "y", "lengths", *heads.values()} and len(set(keys)) == len(keys) and "" not in heads
         require(known, str(path), "the arrays X, lengths, and y or y_NAME of several heads alone", shown(keys))
         require("y" not in keys or not heads, str(path), "either y, or y_NAME of several heads", shown(keys))
         needed = 0

@@ -100,19 +100,23 @@ class Dataset:
 
     def __post_init__(self) -> None:
         train, test = self.train, self.test
-        for part in (train, test) if test is not None else (train,):
-            weight = part.weight
-            if weight is not None:
-                fits = weight.shape == (len(part),) and bool(((weight > 0) & (weight < np.inf)).all())
-                found, remedy = f"{weight.shape}, {weight}", "Leave out rows of weight 0, with take."
-                require(fits, "weight", f"{len(part)} positive numbers", found, remedy)
+        _check_weight(train)
         require(bool(train.targets), "y", "labels or targets in the training split", "none")
         if test is not None:
             require_alike(train, test, "the test split")
 
 
+def _check_weight(data: Sequences) -> None:
+    weight = data.weight
+    if weight is not None:
+        fits = weight.shape == (len(data),) and bool(((weight > 0) & (weight < np.inf)).all())
+        found, remedy = f"{weight.shape}, {weight}", "Leave out rows of weight 0, with take."
+        require(fits, "weight", f"{len(data)} positive numbers", found, remedy)
+
+
 def require_alike(train: Sequences, other: Sequences, where: str) -> None:
     """Raises InputError where `other` does not belong to the task of the training split."""
+    _check_weight(other)
     require(bool(other.targets), "y", f"labels or targets in {where}", "none")
     same = train.channels == other.channels
     require(same, "channels", f"{train.channels} as in training", f"{other.channels} in {where}")

@@ -112,8 +112,8 @@ LONG = {"cpu": (2**23, 2**18)}
 """Elements from which on the chunks keep only the input and the states, and compute the gates again; elements of such a
 chunk."""
 LONG_ELSEWHERE = (2**28, 2**24)
-"""The same on an accelerator: it has more memory, and on an H100 chunks of one or two steps took up to twice the time
-of `lax.scan` (docs/decisions/gpu-kernel.md). These sizes follow from that and were not timed."""
+"""The same on an accelerator: it has more memory, and on an H100 chunks of one or two steps took up to 2.1 times as
+long as `lax.scan` (docs/decisions/gpu-kernel.md). These sizes follow from that and were not timed."""
 
 
 def xla_chunks(sizes: Sizes, backend: str) -> Chunks:

@@ -94,7 +94,9 @@ def save(
         "versions": {name: version(name) for name in ("grujax", "jax", "flax")},
     }
     header = json.loads(json.dumps(header, default=number))  # as it is read again
-    text = json.dumps({**header, "sha256": _sha256(header, tensors)})  # heads stay in their order
+    header = {**header, "sha256": _sha256(header, tensors)}
+    # In one order, so that the same model gives the same bytes; what lies deeper, such as heads, keeps its own.
+    text = json.dumps(dict(sorted(header.items())) | {"model": dict(sorted(header["model"].items()))})
     content = safetensors.numpy.save(tensors, {"grujax": text})
     with replacing(path) as temporary:
         temporary.write_bytes(content)

@@ -1,10 +1,10 @@
 """Every setting of a training run: API, command line and saved configuration at once."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from types import UnionType
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
@@ -97,13 +97,14 @@ class TrainConfig:
                 value, (allowed, expected) = getattr(self, f.name), TYPES[kind]
                 fits = isinstance(value, allowed) and (kind is bool or not isinstance(value, bool))
                 require(fits, f.name, expected + (" or None" if none else ""), repr(value))
-        try:
-            of_heads = {str(name): float(count) for name, count in dict(self.head_weights).items()}
-        except (TypeError, ValueError):
-            of_heads = {"": 0.0}
-        positive = all(0 < count < float("inf") for count in of_heads.values())
-        require(positive, "head_weights", "a positive number by the name of a head", repr(self.head_weights))
-        object.__setattr__(self, "head_weights", tuple(of_heads.items()))  # which can be hashed
+        given = self.head_weights
+        pairs: list[Any] = (
+            list(given.items() if isinstance(given, Mapping) else given) if isinstance(given, Iterable) else [None]
+        )
+        fits = all(isinstance(of, (tuple, list)) and len(of) == 2 and _weighs(*of) for of in pairs)
+        fits = fits and len(dict(pairs)) == len(pairs)
+        require(fits, "head_weights", "a positive number by the name of each head", repr(given))
+        object.__setattr__(self, "head_weights", tuple((name, float(count)) for name, count in pairs))  # can be hashed
         levels, expected = self.quantiles, "ascending levels between 0 and 1"
         numbers = isinstance(levels, (tuple, list)) and all(isinstance(level, Real) for level in levels)
         require(numbers, "quantiles", expected, repr(levels), "Write (0.1, 0.9).")
@@ -126,3 +127,9 @@ class TrainConfig:
         require_one_of(self.pooling, (*POOLINGS, "none", None), "pooling")
         require_one_of(self.precision, ("float32", "bfloat16"), "precision")
         require_one_of(self.class_weights, ("none", "balanced"), "class_weights")
+
+
+def _weighs(name: Any, count: Any) -> bool:
+    number, _ = TYPES[float]
+    fits = isinstance(name, str) and name != "" and isinstance(count, number) and not isinstance(count, bool)
+    return fits and bool(1e-30 < count < 1e30)  # also in float32

@@ -43,12 +43,14 @@ def fit(
       config: how to train; `chosen` fills in what is None.
       data: from `grujax.data.load`, or a `Dataset` of one or two `grujax.data.sequences`. The model has the heads that
         its y has; the loss of several is the sum of theirs.
-      on_compiled: called before the training step is compiled for the first shape, and after each.
+      on_compiled: called before the training step is compiled for the first shape of `data.train`, and after each.
       on_epoch: called after each epoch.
       on_best: called before `on_epoch`, where the epoch is the best so far, with what `fit` would return.
       stream: the rows of each epoch in turn, each `Sequences` of as many rows as `data.train`: an iterator that need
-        not end. Statistics, classes and the rows held out then come from `data.train`, which is not trained on. A
-        run that goes on from a checkpoint reads past the epochs before it: give the stream from its beginning.
+        not end. Statistics, classes and the rows held out then come from `data.train`, which is not trained on;
+        balanced class weights are those of each epoch. All rows are padded to one length, which doubles where a
+        row is longer; `buckets` is not read. A run that goes on from a checkpoint skips the epochs before it: give
+        the stream from its beginning.
       evaluate_test: False leaves `data.test` out: `Fitted.scores` evaluates it later.
       checkpoints: a folder. Every `checkpoint_period` seconds, at the end, and where Ctrl-C, SIGTERM or SIGHUP ends
         training, the run is saved there; from the last checkpoint in it training goes on, and on the same machine ends
@@ -65,8 +67,8 @@ def fit(
         statistics. None: random weights, by the seed.
 
     Raises:
-      InputError: too few rows to hold some out, a loss that is not finite, variables of another model, or a checkpoint
-        of other settings, other data or another format.
+      InputError: too few rows to hold some out, a stream that ends or has other rows, a loss that is not finite,
+        variables of another model, or a checkpoint of other settings, other data or another format.
 
     >>> from grujax.data import Dataset, sequences
     >>> x = [[[float(i % 2)]] * 5 for i in range(40)]
@@ -88,7 +90,7 @@ def fit(
         training.begin(saved)
         training.compile(on_compiled)
         several = training.devices.several_processes  # a signal to one must not part it from the others
-        interrupted = False
+        interrupted = None
         try:
             with uninterrupted() if several else contextlib.nullcontext([]) as held_back:
                 if training.run.history:
@@ -102,14 +104,14 @@ def fit(
                     if epoch.best:
                         on_best(training.fitted())
                     on_epoch(epoch)
-        except KeyboardInterrupt:
-            interrupted = True
+        except KeyboardInterrupt as signal:
+            interrupted = signal
         if saved is not None:
             saved.save(training.run.step, training.run.tree, training.run.notes())
-        if interrupted and not training.run.history:
-            raise KeyboardInterrupt
+        if interrupted is not None and not training.run.history:
+            raise interrupted
     fitted = training.fitted()
-    if interrupted:
+    if interrupted is not None:
         return replace(fitted, interrupted=True)
     if data.test is None or not evaluate_test:
         return fitted

@@ -79,7 +79,9 @@ class Training:
         assert config.epochs is not None
         self.config, self.train, self.held = config, data.train, None
         self._given = data.train, variables
-        self._stream = None if stream is None else iter(stream)
+        iterable = stream is None or isinstance(stream, Iterable)
+        require(iterable, "stream", "an iterable of `Sequences`", type(stream).__name__)
+        self._stream, self._waited = None if stream is None else iter(stream), 0.0
         if config.validation:
             self.train, self.held = stratified_split(data.train, config.validation, config.seed)
         rule, held = "patience needs validation", self.held is not None
@@ -96,8 +98,8 @@ class Training:
         self.steps_per_epoch = len(shapes) if stream is None else math.ceil(len(data.train) / config.batch_size)
         self.num_steps = config.epochs * self.steps_per_epoch
         self.compiled = Compiled(tuple(dict.fromkeys(shapes)), (), padding_share(self.train.lengths, self.boundaries))
-        # The step does not read the seed: runs with other seeds share its programs.
-        self.step_config = replace(config, seed=0)
+        # The step does not read these: runs that differ in them share its programs.
+        self.step_config = replace(config, seed=0, head_weights=())
         self.executables: dict[tuple[int, ...], Any] = {}
         if variables is not None:
             self._check(variables)
@@ -140,13 +142,17 @@ class Training:
         """Those of the next epoch."""
         if self._stream is None:
             return self.train
+        began, (sample, _) = time.perf_counter(), self._given
         rows = next(self._stream, None)
         remedy = "Lower `epochs`, or let the stream go on."
-        expected = f"a stream of {self.config.epochs} epochs"
-        require(rows is not None, "stream", expected, "its end", remedy)
+        require(rows is not None, "stream", f"a stream of {self.config.epochs} epochs", "its end", remedy)
+        require(isinstance(rows, Sequences), "stream", "`Sequences`", type(rows).__name__)
         assert rows is not None
-        require_equal(len(rows), len(self._given[0]), "stream", "As many rows in each epoch as `data.train` has.")
-        require_alike(self._given[0], rows, "the stream")
+        require_equal(len(rows), len(sample), "stream", "As many rows in each epoch as `data.train` has.")
+        require_alike(sample, rows, "the stream")
+        weights = ["rows without weights" if of.weight is None else "rows with weights" for of in (sample, rows)]
+        require_equal(weights[1], weights[0], "stream", "As `data.train` has them.")
+        self._waited = time.perf_counter() - began
         return rows
 
     def epoch(self, rows: Sequences, saved: Checkpoints | None, held_back: Sequence[int]) -> Epoch | None:
@@ -159,8 +165,9 @@ class Training:
         share = 1 - (self.run.step - begun) / self.steps_per_epoch
         weights = self.weights if rows is self.train else row_weights(rows, self.config)
         rng = np.random.default_rng((self.config.seed, number, 1))  # (seed, step) are those of `draw`
-        began = since = time.perf_counter()
-        data_seconds, stop = 0.0, False
+        since = time.perf_counter()
+        began, data_seconds, stop = since - self._waited, self._waited, False
+        self._waited = 0.0
         with uninterrupted() as waiting:  # a step takes the buffers of the state before it
             for batch in islice(self._batches(rows, rng), self.run.step - begun, None):
                 given = self._on_devices(weighed(batch, weights), draw(self.config, self.run.step))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from grujax.saving.pictures import new_figure, written
-from grujax.training.fit import Epoch
+from grujax.training.run import Epoch
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -6,7 +6,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
-from grujax.training.fit import Compiled, Epoch
+from grujax.training.loop import Compiled
+from grujax.training.run import Epoch
 
 
 class Screen:

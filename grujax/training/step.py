@@ -159,7 +159,7 @@ def mix(share: Array, x: Array, lengths: Array, weight: Array) -> tuple[Array, A
     is filler, x, lengths, partner (B,).
     """
     partner = jnp.roll(jnp.arange(len(lengths)), 1)
-    share = jnp.where(weight * weight[partner] > 0, share, 1)
+    share = jnp.where((weight > 0) & (weight[partner] > 0), share, 1)
     lengths = jnp.where(share < 1, jnp.minimum(lengths, lengths[partner]), lengths)
     return share, _between(share[:, None, None], x, x[partner]), lengths, partner
 

@@ -140,3 +140,19 @@ def test_the_table_says_words_that_are_ours_and_explains_none_of_them():
 def test_flags_given_as_numbers_are_refused_with_the_comparison():
     with pytest.raises(grujax.InputError, match=r"resets: expected dtype bool.*resets != 0 or resets > 0\.5"):
         grujax.GRU(3).init(KEY, X, resets=jnp.zeros((2, 3)))
+
+
+def test_a_hook_of_a_subclass_stays():
+    seen = []
+
+    class Base(grujax.GRU):
+        def __init_subclass__(cls, tag=None, **options):
+            super().__init_subclass__(**options)
+            seen.append((cls.__name__, tag))
+
+    class Sub(Base, tag="x"):
+        pass
+
+    assert seen == [("Sub", "x")] and Sub(3).hidden_size == 3
+    with pytest.raises(TypeError, match="write hidden_size="):
+        Sub(units=3)

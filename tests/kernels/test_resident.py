@@ -161,9 +161,9 @@ def test_it_is_the_default_on_the_card_on_which_it_was_measured(card):
     assert chosen((512, None, 128)).implementation == chosen((512, 64, 1024)).implementation == "xla"
     assert chosen((128, 4096, 256), "float32").implementation == "resident"
     for sizes in ((128, 4097, 256), (128, 257, 512)):
-        assert f"it has {sizes[1]} rows, and up to {sizes[1] - 1} were measured" in chosen(sizes).reason
+        assert f"{sizes[1]} rows: with {sizes[2]} hidden units up to {sizes[1] - 1} were" in chosen(sizes).reason
     with jax.default_matmul_precision("highest"):
-        assert "it has 1025 rows, and up to 1024 were measured" in chosen((128, 1025, 128), "float32").reason
+        assert "1025 rows: with 128 hidden units up to 1024 were measured" in chosen((128, 1025, 128), "float32").reason
     card("8.0")
     assert "compute capability 9.0 (Hopper), and this one has 8.0" in chosen().reason
     with refused("this one has 8.0"):

@@ -99,8 +99,21 @@ def test_longer_rows_are_compiled_by_doubling():
         ([rows(1, count=19)], "19"),
         ([rows(1, channels=3)], "3 in the stream"),
         ([sequences(DATA.train.x, np.arange(20.0))], "labels"),
+        (5, "stream: expected an iterable"),
+        ([DATA.train.x], "stream: expected `Sequences`"),
+        ([replace(DATA.train, weight=np.ones(ROWS, np.float32))], "rows without weights"),
+        ([replace(DATA.train, weight=-np.ones(ROWS, np.float32))], "20 positive numbers"),
     ],
-    ids=["it ends", "fewer rows", "more channels", "targets for classes"],
+    ids=[
+        "it ends",
+        "fewer rows",
+        "more channels",
+        "targets for classes",
+        "a number",
+        "arrays",
+        "weights of rows",
+        "negative weights",
+    ],
 )
 def test_refused(stream, why):
     with refused(why):

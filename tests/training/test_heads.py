@@ -264,6 +264,10 @@ REFUSED = {
         "head_weights: expected heads of the data: none, found 'way'",
     ),
     "no weight": (lambda: TrainConfig(head_weights={"way": 0}), "head_weights: expected a positive number by the name"),
+    "a weight as a word": (lambda: TrainConfig(head_weights={"way": "2"}), "head_weights: expected a positive number"),
+    "a weight past all floats": (lambda: TrainConfig(head_weights={"way": 10**400}), "head_weights: expected a positi"),
+    "a name twice": (lambda: TrainConfig(head_weights=(("a", 1), ("a", 2))), "head_weights: expected a positive"),
+    "no name": (lambda: TrainConfig(head_weights={"": 2.0}), "head_weights: expected a positive number"),
     "weights without names": (lambda: TrainConfig(head_weights=(1.0, 2.0)), "head_weights: expected a positive number"),
     "classes of none": (
         lambda: fit(dataclasses.replace(SMALL, class_weights="balanced"), dataset({"a": HEIGHTS, "b": HEIGHTS})),

@@ -264,7 +264,7 @@ def test_a_data_set_needs_no_test_split():
     fitted = fit(dataclasses.replace(SMALL, epochs=1), Dataset("alone", DATA.train))
     assert fitted.test is None and not fitted.interrupted
     assert fitted.scores(DATA.test).rows == 40
-    with pytest.raises(grujax.InputError, match=r"^y: expected labels or targets in each split"):
+    with pytest.raises(grujax.InputError, match=r"^y: expected labels or targets in the training split"):
         Dataset("unlabelled", sequences([[[1.0]]]))
 
 

@@ -27,8 +27,8 @@ an eighth group with fewer."""
 EXACT, ALONE = 128, 128
 """Hidden units at most of the loops in exact float32, and of a block that shares the weights of bfloat16 with none."""
 MEASURED, MEASURED_WIDE, MEASURED_EXACT = 4096, 256, 1024
-"""Rows at most where None chooses these kernels, as they were measured: up to 256 hidden units, above, and with exact
-products."""
+"""Rows at most where None chooses these kernels, those that were timed, the last two as loops alone: up to 256 hidden
+units, above, and with exact products."""
 ROWS = {8: 144, 16: 100, 32: 0}
 """Of the batch, in a block; beside them so many registers of a thread may hold weights."""
 WAYS = ((2, 4), (2, 3), (2, 2), (1, 4), (1, 3), (1, 2), (1, 0))
@@ -89,10 +89,10 @@ def refuses(hidden_size: int | None, dtype: Any, precision: Any) -> str | None:
 
 
 def not_measured(rows: int, hidden_size: int, dtype: Any, precision: Any) -> str | None:
-    """Why a call may be slower than XLA's loop; None where it was seen to be faster."""
+    """Why a call may be slower than XLA's loop; None up to the rows that were timed, of one direction."""
     exactly = jnp.dtype(dtype).name == "float32" and not allows_tf32(precision)
     most = MEASURED_EXACT if exactly else MEASURED if hidden_size <= 256 else MEASURED_WIDE
-    return f"it has {rows} rows, and up to {most} were measured" if rows > most else None
+    return f"{rows} rows: with {hidden_size} hidden units up to {most} were measured" if rows > most else None
 
 
 def _at_once(blocks: int) -> int:
