@@ -129,7 +129,11 @@ def _trained(path: Path) -> tuple[GRUModel | GRUEnsemble, Saved]:
     wrong += [] if "statistics" in saved.variables else ["statistics"]
     of = saved.model.model if isinstance(saved.model, GRUEnsemble) else saved.model
     if isinstance(of, GRUModel) and not wrong:
-        wrong += [] if named(saved.metadata["labels"]).keys() == of.heads.keys() else ["labels of its heads"]
+        widths = {name: layers[-1][1] for name, layers in of.heads.items()}
+        labels = named(saved.metadata["labels"])
+        fits = labels.keys() == widths.keys()
+        fits = fits and all(of is None or len(of) == widths[name] for name, of in labels.items())
+        wrong += [] if fits else ["labels of its heads"]
     if not isinstance(saved.model, (GRUModel, GRUEnsemble)) or wrong:
         found = f"{type(saved.model).__name__} in {path}" + (f" without {' and '.join(wrong)}" if wrong else "")
         raise InputError("model", "a model that grujax train saved", found)

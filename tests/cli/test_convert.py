@@ -146,6 +146,7 @@ def trained(tmp_path_factory):
 
 
 WRONG = {"labels": 3, "channels": "2", "gap": "2", "training": [1], "training ": {"quantiles": "ab"}, "fill": {"a": 1}}
+WRONG |= {"labels ": ["a"], " labels": []}  # too few of them
 
 
 @pytest.mark.parametrize("command", ["evaluate", "predict"])
