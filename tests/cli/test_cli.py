@@ -26,12 +26,7 @@ from grujax.training import Epoch
 LEARNING = [*QUICK, "--epochs", "20", "--learning-rate", "0.02"]
 
 
-@pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-    with jax.numpy_dtype_promotion("standard"):  # optax's schedules mix integers with floats
-        yield
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def test_train_evaluate_predict(tmp_path, capsys):

@@ -3,20 +3,13 @@
 import csv
 import json
 
-import jax
 import numpy as np
 import pytest
 from commands import QUICK, run
 
 from grujax.saving import read, save
 
-
-@pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-    with jax.numpy_dtype_promotion("standard"):  # optax's schedules mix integers with floats
-        yield
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def written(name, count, seed):
