@@ -56,6 +56,11 @@ class Values(NamedTuple):
     slopes: tuple[Array, Array, Array] | None  # of the activations of r, z, n; None where `SLOPES` has them
 
 
+Source = tuple[Array | None, Array | None]
+LinearLoop = Callable[[Values, Source, State, Array, Control, Array | None, GRUSpec], tuple[State, States]]
+"""What `linear_scan` takes and returns."""
+
+
 class Chunks(NamedTuple):
     """How the derivative divides a sequence."""
 
@@ -95,9 +100,17 @@ def slopes_are_told(spec: GRUSpec) -> bool:
 
 
 def tangent(
-    recurrence: Recurrence, moved: Recurrence, result: Result, spec: GRUSpec, chunk: int | None
+    recurrence: Recurrence,
+    moved: Recurrence,
+    result: Result,
+    spec: GRUSpec,
+    chunk: int | None,
+    loop: LinearLoop | None = None,
 ) -> tuple[States, State]:
-    """dhs (T, B, H) and dh_last (B, H). In `moved`, the tangent of the recurrence, None is zero."""
+    """dhs (T, B, H) and dh_last (B, H). In `moved`, the tangent of the recurrence, None is zero.
+
+    loop: the linear loop, `linear_scan` where None.
+    """
     x, weights, h0, control = recurrence
     dx, _, dh0, d_control = moved
     assert h0 is not None
@@ -109,7 +122,7 @@ def tangent(
         some, d_some = recurrence._replace(x=x, control=steps), moved._replace(x=dx)
         values = values_of(some, entering(first, result.hs, steps), spec, result)
         source = source_of(values, some, d_some, spec)
-        return linear_scan(values, source, dh, weights.w_hh, steps, d_control.h_reset, spec)
+        return (loop or linear_scan)(values, source, dh, weights.w_hh, steps, d_control.h_reset, spec)
 
     timed = {"valid": control.valid, "reset": control.reset, "hold": control.hold}
     result = result._replace(h_last=None)
@@ -174,9 +187,7 @@ def all_gates(recurrence: Recurrence, h_in: States, spec: GRUSpec) -> tuple[Gate
     return gates, m
 
 
-def source_of(
-    values: Values, recurrence: Recurrence, moved: Recurrence, spec: GRUSpec
-) -> tuple[Array | None, Array | None]:
+def source_of(values: Values, recurrence: Recurrence, moved: Recurrence, spec: GRUSpec) -> Source:
     """The tangents of the input, the weights and the biases, at all steps at once: the source s; None is zero.
 
     (T, B, 3H), added to dh W_hr, dh W_hz and dh W_hn (with reset_after=False to (a_r ⊙ d_r + r ⊙ dh) W_hn); and
@@ -250,7 +261,7 @@ def gates_tangent(
 
 def linear_scan(
     values: Values,
-    source: tuple[Array | None, Array | None],
+    source: Source,
     dh0: State,
     w_hh: Array,
     control: Control,

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from grujax.kernels.calls.arrays import MOVED, Call, N, by_direction, recurrence_of
-from grujax.kernels.derivative import tangent
+from grujax.kernels.derivative import LinearLoop, tangent
 from grujax.kernels.order import as_read, held, in_time
 from grujax.kernels.xla import program
 from grujax.types import Array, Gates, Recurrence, Result
@@ -24,8 +24,11 @@ def plain_forward(*arrays: Array, call: Call) -> list[Array]:
     return outputs
 
 
-def plain_tangent(*arrays: Array, call: Call) -> list[Array]:
-    """dhs and dh_last of each direction, linear in the last `MOVED` arrays of each; one of shape (0,) is zero."""
+def plain_tangent(*arrays: Array, call: Call, loop: LinearLoop | None = None) -> list[Array]:
+    """dhs and dh_last of each direction, linear in the last `MOVED` arrays of each; one of shape (0,) is zero.
+
+    loop: as `grujax.kernels.derivative.tangent` takes it.
+    """
     D = len(call.reverse)
     primals, results, moved = arrays[: D * N], arrays[D * N : D * (N + 2)], arrays[D * (N + 2) :]
     rows = zip(
@@ -47,7 +50,7 @@ def plain_tangent(*arrays: Array, call: Call) -> list[Array]:
         hs, saved = (jnp.flip(a, 0) if backwards else a for a in (hs, saved))
         r, z, n, m = jnp.split(saved, 4, axis=-1)
         kept = Result(held(hs, recurrence.h0, valid), hs, Gates(r, z, n), m if call.spec.reset_after else None)
-        dhs, dh_last = tangent(recurrence, d_recurrence, kept, call.spec, None)
+        dhs, dh_last = tangent(recurrence, d_recurrence, kept, call.spec, None, loop)
         done = in_time(Result(dhs, dh_last), valid, backwards, call.time_major)
         outputs += [done.hs, done.h_last]
     return outputs

@@ -1,8 +1,8 @@
 """A kernel that runs all steps in one call, as JAX sees it: three primitives under one derivative rule.
 
 forward: hs, h_last and what the derivative needs, by the kernel. tangent: their tangents, linear in those of the
-arguments, by `kernels/derivative.py`. transpose: all gradients at once, by the kernel. Each is plain JAX too: where it
-is differentiated again, batched over weights, exported, or split among devices by XLA.
+arguments, by the kernel or by `kernels/derivative.py`. transpose: all gradients at once, by the kernel. Each is plain
+JAX too: where it is differentiated again, batched over weights, exported, or split among devices by XLA.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,27 +24,29 @@ from grujax.types import Array
 
 
 class Handlers(NamedTuple):
-    """Where a kernel runs, and where its two functions of flat arrays are."""
+    """Where a kernel runs, and where its functions of flat arrays are; without one for the tangent JAX computes it."""
 
     platform: str
     module: str
     forward: str
     transpose: str
+    tangent: str | None = None
 
-    def of(self, name: str) -> Callable:
-        return getattr(import_module(self.module), getattr(self, name))  # late: Pallas need not be imported on a CPU
+    def of(self, name: str, plain: Callable) -> Callable:
+        function = getattr(self, name)  # found late: Pallas need not be imported on a CPU
+        return getattr(import_module(self.module), function) if function else plain
 
 
 PLACES = {"cpu": "CPU", "cuda": "NVIDIA GPUs", "tpu": "TPUs"}
 HANDLERS = {
-    "native": Handlers("cpu", "grujax.kernels.native.handlers", "native_forward", "native_transpose"),
+    "native": Handlers("cpu", "grujax.kernels.native.handlers", "native_forward", "native_transpose", "native_tangent"),
     "resident": Handlers("cuda", "grujax.kernels.resident.call", "resident_forward", "resident_transpose"),
     "tpu": Handlers("tpu", "grujax.kernels.tpu.call", "tpu_forward", "tpu_transpose"),
 }
 
 
-def _primitive(name: str, plain: Callable, types: Callable, handler: str | None = None) -> Primitive:
-    primitive = Primitive(name)
+def _primitive(handler: str, plain: Callable, types: Callable) -> Primitive:
+    primitive = Primitive(f"grujax_{handler}")
     primitive.multiple_results = True
 
     @primitive.def_impl
@@ -63,7 +65,7 @@ def _primitive(name: str, plain: Callable, types: Callable, handler: str | None 
             if platform not in module.platforms:
                 rule = f"implementation={call.kernel!r} cannot serve this call: it runs on {PLACES[platform]} alone"
                 raise InputError("implementation", "another or None", repr(call.kernel), "Pass None.", rule)
-            run = plain if handler is None else HANDLERS[call.kernel].of(handler)
+            run = HANDLERS[call.kernel].of(handler, plain)
             # Pallas lowers for one platform at a time, and its kernels know no mesh: of the types only shapes are left.
             types = [ShapedArray(a.shape, a.dtype) for a in ctx.avals_in]
             ctx = ctx.replace(module_context=module.replace(platforms=(platform,)), avals_in=types)
@@ -101,9 +103,9 @@ def _transpose_types(*arrays: Any, call: Call) -> list[Any]:
     return [_like(a, a.shape, a.dtype) for of in every for a in of[:MOVED]]
 
 
-forward_p = _primitive("grujax_forward", plain_forward, _forward_types, "forward")
-tangent_p = _primitive("grujax_tangent", plain_tangent, _tangent_types)
-transpose_p = _primitive("grujax_transpose", plain_transpose, _transpose_types, "transpose")
+forward_p = _primitive("forward", plain_forward, _forward_types)
+tangent_p = _primitive("tangent", plain_tangent, _tangent_types)
+transpose_p = _primitive("transpose", plain_transpose, _transpose_types)
 
 
 def _jvp_of(plain: Callable) -> Callable:

@@ -1,8 +1,8 @@
 """The recurrence in C++, for CPU: the library, and whether it is there.
 
-`call.h` says what the kernels are told; `simd.h`, `product.h`, `forward.h` and `backward.h` are the kernels, compiled
-once for each instruction set by `isa.cpp`; `threads.h`, `share.h`, `scratch.h` and the two calls share the work out;
-`ffi.cpp` has the handlers that XLA calls. `build.py` compiles them.
+`call.h` says what the kernels are told; `simd.h`, `product.h`, `forward.h`, `tangent.h` and `backward.h` are the
+kernels, compiled once for each instruction set by `isa.cpp`; `threads.h`, `share.h`, `scratch.h` and the calls share
+the work out; `ffi.cpp` has the handlers that XLA calls. `build.py` compiles them.
 """
 
 import ctypes
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import jax
 
-TARGETS = ("grujax_forward", "grujax_backward")
+TARGETS = ("grujax_forward", "grujax_tangent", "grujax_backward")
 
 
 @functools.cache

@@ -60,6 +60,14 @@ template <class E, class Op> struct Forward : Steps {
   R *hs, *saved;              // saved (T, B, 4, H): r, z, n and, with reset_after, W_hn h + b_hn; or null
 };
 
+// The tangent of a forward pass, in the order in which it reads: state, read, h_reset and hs are tangents, and of the
+// input there is `source`, which has been multiplied.
+template <class E, class Op> struct Tangent : Forward<E, Op> {
+  using R = Real<E>;
+  const R *entering, *gates;    // (T, B, H) the states that enter; (T, B, 4, H) as `saved`
+  const R *source, *source_n;   // (T, B, 3, H), added to the products of r, z and hn; (T, B, H), to d_n; or null
+};
+
 // d has a row for each valid step and row of the batch of a chunk of steps, the gradients of the arguments of the
 // activations: n | r | z | hn of Hp = P * L each. hn is r times n, with reset_after.
 template <class E> struct Backward : Steps {
@@ -91,6 +99,7 @@ template <class E, class Op> struct Kernels {
   void (*operands)(const E* x, Op* out, long n, long I, long width);
   void (*project)(const Forward<E, Op>&, R* projected, long s, long n, long p0, long p1);
   void (*forward)(const Forward<E, Op>&, long s, int phase, const int* rows, long n, long p0, long p1);
+  void (*tangent)(const Tangent<E, Op>&, long s, int phase, const int* rows, long n, long p0, long p1);
   void (*pack_transposed)(const E* w, long N, long H, const int* gates, long n_gates, R* out, long v0, long nv);
   void (*backward)(const Backward<E>&, long s, int phase, const int* rows, long n, long v0, long nv);
   void (*input_gradient)(const Backward<E>&, long q0, long q1);

@@ -1,4 +1,4 @@
-// The two handlers that XLA calls: gru_forward and gru_backward.
+// The handlers that XLA calls: grujax_forward, grujax_tangent and grujax_backward.
 #include <cstdlib>
 #include <string_view>
 
@@ -63,14 +63,14 @@ static ffi::Error call(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::Remai
     const Options o{directions, reverse, time_major, reset_after, keep, with_saved};
     const InstructionSet* set = chosen();
     if (!set) throw Invalid{"GRUJAX_NATIVE_ISA names an instruction set that this library or this processor lacks"};
-    switch (arrays.input(X).element_type()) {
+    switch (arrays.input(W_HH).element_type()) {
       case ffi::F32: run<WorkOf>(*set->f32, pool, arrays, o); break;
       case ffi::F64: run<WorkOf>(*set->f64, pool, arrays, o); break;
       case ffi::BF16:
         if (set->bf16_pairs) run<WorkOf>(*set->bf16_pairs, pool, arrays, o);
         else run<WorkOf>(*set->bf16_as_f32, pool, arrays, o);
         break;
-      default: throw Invalid{"x must be float32, float64 or bfloat16"};
+      default: throw Invalid{"w_hh must be float32, float64 or bfloat16"};
     }
     return ffi::Error::Success();
   } catch (const Invalid& error) {
@@ -80,12 +80,14 @@ static ffi::Error call(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::Remai
   }
 }
 
+template <class E, class Op> using ForwardOf = ForwardWork<E, Op>;
 #define HANDLER(name, work)                                                                                       \
   XLA_FFI_DEFINE_HANDLER_SYMBOL(name, call<work>,                                                                 \
                                 ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().RemainingArgs().RemainingRets()           \
                                     .Attr<int64_t>("directions").Attr<int64_t>("reverse").Attr<bool>("time_major") \
                                     .Attr<bool>("reset_after").Attr<bool>("keep").Attr<bool>("with_saved"))
-HANDLER(grujax_forward, ForwardWork);
+HANDLER(grujax_forward, ForwardOf);
+HANDLER(grujax_tangent, TangentWork);
 HANDLER(grujax_backward, BackwardWork);
 
 #define EXPORTED extern "C" __attribute__((visibility("default")))

@@ -51,20 +51,46 @@ void project(const Forward<E, Op>& f, Real<E>* projected, long s, long n, long p
     }
 }
 
+// The rows of a tile at step s: the state that enters, and what the products read of it.
+template <class E, class Op>
+INLINE void find_states(const Forward<E, Op>& f, long s, const int* rows, long n_rows, const Real<E>** h, const Op** read) {
+  for (long i = 0; i < n_rows; i++) {
+    const long b = rows[i];
+    const bool reset = f.is_reset(s, b);
+    h[i] = reset ? f.h_reset : f.state[s & 1] + b * f.h_row;
+    read[i] = reset ? f.read_reset + (f.state_mask ? b * f.read_row : 0) : f.read[s & 1] + b * f.read_row;
+  }
+}
+// Phase 0: the products of r, z and, with reset_after, of n. Phase 1: that of n, which reads r h.
+template <class E, class Op>
+static void multiply_states(const Forward<E, Op>& f, int phase, long n_rows, const Op* const* read, long p, V<Real<E>>* sums) {
+  constexpr long N = L<Real<E>>, pair = PAIR<Op>;
+  const long H = up(f.H, pair);
+  if (phase == 1) multiply_rows<Op, 1>(n_rows, read, f.w_hn + p * H * N, H / pair, sums + 2 * TILE);
+  else if (!f.reset_after) multiply_rows<Op, 2>(n_rows, read, f.w_hh + p * H * 2 * N, H / pair, sums);
+  else if (f.packed) multiply_rows<Op, 3>(n_rows, read, f.w_hh + p * H * 3 * N, H / pair, sums);
+  else multiply_rows<Op, 3>(n_rows, read, f.w_hh + p * N, f.H, sums, 3 * f.H, f.H);
+}
+// The state after step s of row b, for one panel: for the next step, and as a result.
+template <class E, class Op> INLINE void put_state(const Forward<E, Op>& f, long s, long b, long p, V<Real<E>> h) {
+  const long unit = p * L<Real<E>>, left = f.H - unit;
+  store(f.state[~s & 1] + b * f.h_row + unit, h);
+  if ((const void*)f.read[0] != f.state[0]) {
+    const V<Real<E>> mask = f.state_mask ? load_part(f.state_mask + b * f.H + unit, left) : splat(Real<E>(1));
+    write_operand<E>(f.read[~s & 1] + b * f.read_row + unit, mask * h, left);
+  }
+  store_part(f.hs + f.t(s) * f.hs_step + b * f.hs_row + unit, h, left);
+}
+
 template <class E, class Op>
 static void forward_tile(const Forward<E, Op>& f, long s, int phase, const int* rows, long n_rows, long p) {
   using R = Real<E>;
   constexpr long N = L<R>, pair = PAIR<Op>;
-  const long t = f.t(s), unit = p * N, left = f.H - unit, I = up(f.I, pair), H = up(f.H, pair);
+  const long t = f.t(s), unit = p * N, left = f.H - unit, I = up(f.I, pair);
   const Op *x[TILE], *read[TILE];
   const R* h[TILE];
-  for (long i = 0; i < n_rows; i++) {
-    const long b = rows[i];
-    const bool reset = f.is_reset(s, b);
-    x[i] = f.x + t * f.x_step + b * f.x_row;
-    h[i] = reset ? f.h_reset : f.state[s & 1] + b * f.h_row;
-    read[i] = reset ? f.read_reset + (f.state_mask ? b * f.read_row : 0) : f.read[s & 1] + b * f.read_row;
-  }
+  find_states(f, s, rows, n_rows, h, read);
+  for (long i = 0; i < n_rows; i++) x[i] = f.x + t * f.x_step + rows[i] * f.x_row;
   // The input's and the state's products are summed apart: their sum is then as exact as either.
   V<R> of_x[3 * TILE], sums[3 * TILE];
   V<R> *r = sums, *z = sums + TILE, *n = sums + 2 * TILE, *x_n = of_x + 2 * TILE;
@@ -74,9 +100,7 @@ static void forward_tile(const Forward<E, Op>& f, long s, int phase, const int* 
       for (long g = 0; g < 3; g++) of_x[g * TILE] = load(f.projected + (((s - f.first) * f.P + p) * 3 + g) * N);
     else if (f.packed) multiply_rows<Op, 3>(n_rows, x, f.w_ih + p * I * 3 * N, I / pair, of_x);
     else multiply_rows<Op, 3>(n_rows, x, f.w_ih + unit, f.I, of_x, 3 * f.H, f.H);
-    if (!f.reset_after) multiply_rows<Op, 2>(n_rows, read, f.w_hh + p * H * 2 * N, H / pair, sums);
-    else if (f.packed) multiply_rows<Op, 3>(n_rows, read, f.w_hh + p * H * 3 * N, H / pair, sums);
-    else multiply_rows<Op, 3>(n_rows, read, f.w_hh + unit, f.H, sums, 3 * f.H, f.H);
+    multiply_states(f, phase, n_rows, read, p, sums);
     // In stages: the rows' chains of one function overlap, and one row's chain alone would be bound by latency.
     for (long i = 0; i < n_rows; i++) r[i] = sigmoid<R>((of_x[i] + load(bias)) + r[i]);
     for (long i = 0; i < n_rows; i++) z[i] = sigmoid<R>((of_x[TILE + i] + load(bias + N)) + z[i]);
@@ -104,7 +128,7 @@ static void forward_tile(const Forward<E, Op>& f, long s, int phase, const int* 
       const long at = rows[i] * f.h_row + unit;
       read[i] = f.r_read + rows[i] * f.read_row, z[i] = load(f.z + at), x_n[i] = load(f.x_n + at);
     }
-    multiply_rows<Op, 1>(n_rows, read, f.w_hn + p * H * N, H / pair, n);
+    multiply_states(f, phase, n_rows, read, p, sums);
     for (long i = 0; i < n_rows; i++) x_n[i] = tanh<R>(x_n[i] + n[i]);
   }
   for (long i = 0; i < n_rows; i++) {
@@ -115,12 +139,7 @@ static void forward_tile(const Forward<E, Op>& f, long s, int phase, const int* 
       const V<R> hold = load_part(f.hold + (t * f.B + b) * f.H + unit, left);
       h_new = hold * of_h + (R(1) - hold) * h_new;
     }
-    store(f.state[~s & 1] + b * f.h_row + unit, h_new);
-    if ((const void*)f.read[0] != f.state[0]) {
-      const V<R> mask = f.state_mask ? load_part(f.state_mask + b * f.H + unit, left) : splat(R(1));
-      write_operand<E>(f.read[~s & 1] + b * f.read_row + unit, mask * h_new, left);
-    }
-    store_part(f.hs + t * f.hs_step + b * f.hs_row + unit, h_new, left);
+    put_state(f, s, b, p, h_new);
     if (f.saved) {
       R* saved = f.saved + (t * f.B + b) * 4 * f.H + unit;
       if (f.reset_after) store_part(saved, r[i], left), store_part(saved + 3 * f.H, n[i], left);
@@ -142,10 +161,10 @@ template <class E, class Op> static void stay(const Forward<E, Op>& f, long s, l
 }
 constexpr long BLOCK = 64;  // rows whose states stay in the first-level cache while the panels pass
 
-// Step s of n rows and the panels [p0, p1). With reset_after=false phase 0 makes r, z and r h of all panels, phase 1
-// the rest: the product of n reads all of r h.
-template <class E, class Op>
-void forward(const Forward<E, Op>& f, long s, int phase, const int* rows, long n, long p0, long p1) {
+// Step s of n rows and the panels [p0, p1), tile by tile. With reset_after=false phase 0 makes r, z and r h of all
+// panels, phase 1 the rest: the product of n reads all of r h.
+template <class Call, class Tile>
+INLINE void step(const Call& f, long s, int phase, const int* rows, long n, long p0, long p1, Tile tile) {
   const int last = f.reset_after ? 0 : 1;
   for (; n > 0; rows += BLOCK, n -= BLOCK) {
     int valid[BLOCK];
@@ -154,6 +173,10 @@ void forward(const Forward<E, Op>& f, long s, int phase, const int* rows, long n
       if (f.is_valid(s, rows[i])) valid[count++] = rows[i];
       else if (phase == last) stay(f, s, rows[i], p0, p1);
     for (long p = p0; p < p1; p++)
-      for_tiles(count, [&](long i, long of_tile) { forward_tile(f, s, phase, valid + i, of_tile, p); });
+      for_tiles(count, [&](long i, long of_tile) { tile(f, s, phase, valid + i, of_tile, p); });
   }
+}
+template <class E, class Op>
+void forward(const Forward<E, Op>& f, long s, int phase, const int* rows, long n, long p0, long p1) {
+  step(f, s, phase, rows, n, p0, p1, forward_tile<E, Op>);
 }

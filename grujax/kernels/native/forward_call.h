@@ -6,60 +6,47 @@
 
 constexpr long PROJECTED = 64;       // steps of one row whose input is projected at once
 
-template <class E, class Op> struct ForwardWork : Work {
+template <class E, class Op, class Call = Forward<E, Op>> struct ForwardWork : Work {
   using R = Real<E>;
+  struct Given { const E *x, *w_ih, *w_hh; R* projected; Op *x_operands, *w_ih_packed, *w_hh_packed, *w_hn_packed; };
   const Kernels<E, Op>& k;
-  std::vector<Forward<E, Op>> calls;
-  std::vector<const E*> x, w_ih, w_hh;
-  std::vector<R*> projected;
-  std::vector<Op*> x_operands, packed_ih, packed_hh, packed_hn;
+  std::vector<Call> calls;
+  std::vector<Given> given;
   Scratch scratch;
   std::unique_ptr<Share> share;
-  long of_direction, D, T, B, P, phases, chunk = 0, ranges, parts = 0;  // chunk: steps projected at once, 0 for none
+  long outputs, D, T, B, P, phases, chunk = 0, ranges, parts = 0;  // chunk: steps projected at once, 0 for none
 
-  static long outputs(const Options& o) { return OUT_SAVED + (o.with_saved ? 1 : 0); }
-
-  ForwardWork(const Kernels<E, Op>& kernels, const Arrays& arrays, const Options& o, const ffi::ThreadPool& pool) : k(kernels) {
-    arrays.expect(o.directions * FORWARD_INPUTS, o.directions * outputs(o));
+  ForwardWork(const Kernels<E, Op>& kernels, const Arrays& arrays, const Options& o, const ffi::ThreadPool& pool)
+      : ForwardWork(kernels, OUT_SAVED + (o.with_saved ? 1 : 0)) {
+    arrays.expect(o.directions * FORWARD_INPUTS, o.directions * outputs);
     for (long d = 0; d < o.directions; d++) add(arrays, o, d);
-    of_direction = outputs(o);
     const auto& c = calls[0];
-    D = calls.size(), T = c.T, B = c.B, P = c.P, phases = o.reset_after ? 1 : 2;
-    const long workers = workers_for(pool, 3.0 * D * B * T * c.H * (c.I + c.H));
-    share.reset(new Share(calls, workers, k.tile, (c.I + c.H) * 3 * c.H * sizeof(Op)));
-    ranges = share->by_rows ? 0 : std::min(P, B == 1 ? workers : 4 * workers);
-    if (B == 1 && c.packed) chunk = std::max(1L, std::min(PROJECTED, T));
-    if (x_operands[0]) parts = std::min(T, 16L);
-    const long steps = chunk ? (T + chunk - 1) / chunk * (1 + chunk * phases) : T * phases;
-    epochs = B * T ? 1 + (share->by_rows ? 1 : steps) : 0;
+    if (c.B == 1 && c.packed) chunk = std::max(1L, std::min(PROJECTED, c.T));
+    if (given[0].x_operands) parts = std::min(c.T, 16L);
+    share_out(pool, c.I + c.H);
   }
 
   void add(const Arrays& arrays, const Options& o, long d) {
     Forward<E, Op> f;
-    const long in = d * FORWARD_INPUTS, out = d * outputs(o), N = k.lanes, pair = PAIR<Op>;
+    Given g{};
+    const long in = d * FORWARD_INPUTS, out = d * outputs, N = k.lanes;
     read_sizes<Forward<E, Op>, E>(f, arrays, in, o, d, N);
-    const long T = f.T, B = f.B, H = f.H, I = f.I, P = f.P, Hp = P * N;
-    const long x0 = o.time_major ? T : B, x1 = o.time_major ? B : T;
-    x.push_back(arrays.in<E>(in + X, {x0, x1, I}));
-    w_ih.push_back(arrays.in<E>(in + W_IH, {I, 3 * H})), w_hh.push_back(arrays.in<E>(in + W_HH, {H, 3 * H}));
-    const R *h0 = arrays.in<R>(in + H0, {B, H}), *h_reset = arrays.optional<R>(in + H_RESET, {H});
+    const long T = f.T, B = f.B, H = f.H, I = f.I, Hp = f.P * N, x0 = o.time_major ? T : B, x1 = o.time_major ? B : T;
+    g.x = arrays.in<E>(in + X, {x0, x1, I}), g.w_ih = arrays.in<E>(in + W_IH, {I, 3 * H});
     const R *b_ih = arrays.optional<R>(in + B_IH, {3 * H}), *b_hh = arrays.optional<R>(in + B_HH, {3 * H});
     f.hs = arrays.out<R>(out + OUT_HS, {x0, x1, H});
     f.saved = o.with_saved ? arrays.out<R>(out + OUT_SAVED, {T, B, 4 * H}) : nullptr;
-    ask_for_huge_pages(f.hs, sizeof(R) * T * B * H);
     if (f.saved) ask_for_huge_pages(f.saved, sizeof(R) * T * B * 4 * H);
+    add_state(f, g, arrays, in);
 
-    constexpr bool as_they_lie = std::is_same_v<E, Op>;
-    const long width = up(I, pair), Ip = up(I, pair), Kp = up(H, pair);
-    f.packed = !std::is_same_v<Op, R> || !o.reset_after || !as_they_lie || B * T >= UNPACKED_BELOW || H % N;
-    x_operands.push_back(nullptr);
-    if constexpr (as_they_lie)
-      if (width == I) f.x = x.back();
-    if (!as_they_lie || width != I) {
-      f.x = x_operands.back() = scratch.take<Op>(T * B * width);
+    const long width = up(I, PAIR<Op>);
+    if constexpr (std::is_same_v<E, Op>) f.x = g.x, f.w_ih = g.w_ih;
+    if (!std::is_same_v<E, Op> || width != I) {
+      f.x = g.x_operands = scratch.take<Op>(T * B * width);
       f.x_step = f.x_step / I * width, f.x_row = f.x_row / I * width;
     }
-    f.h_row = Hp + N;
+    if (f.packed) f.w_ih = g.w_ih_packed = scratch.take<Op>(width * 3 * Hp);
+    if (B == 1) g.projected = scratch.take<R>(PROJECTED * 3 * Hp);
     R* bias = scratch.take<R>(4 * Hp);
     for (long u = 0; u < Hp; u++)
       for (long g = 0; g < 4; g++) {
@@ -68,6 +55,18 @@ template <class E, class Op> struct ForwardWork : Work {
         bias[(u / N * 4 + g) * N + u % N] = from_x + from_h;
       }
     f.bias = bias;
+    calls.push_back(f), given.push_back(g);
+  }
+
+ protected:
+  ForwardWork(const Kernels<E, Op>& kernels, long outputs) : k(kernels), outputs(outputs) {}
+
+  // The state, what the products read of it, and the weights that they multiply it by.
+  void add_state(Forward<E, Op>& f, Given& g, const Arrays& arrays, long in) {
+    const long T = f.T, B = f.B, H = f.H, Hp = f.P * k.lanes, pair = PAIR<Op>, Kp = up(H, pair);
+    const R *h0 = arrays.in<R>(in + H0, {B, H}), *h_reset = arrays.optional<R>(in + H_RESET, {H});
+    ask_for_huge_pages(f.hs, sizeof(R) * T * B * H);
+    f.h_row = Hp + k.lanes;
     auto rows_of = [&](long n, const R* rows) {  // padded; zeros where null
       R* padded = scratch.take<R>(n * f.h_row);
       memset(padded, 0, n * f.h_row * sizeof(R));
@@ -76,11 +75,12 @@ template <class E, class Op> struct ForwardWork : Work {
     };
     R* states[2] = {rows_of(B, h0), scratch.take<R>(B * f.h_row)};
     f.state[0] = states[0], f.state[1] = states[1], f.h_reset = rows_of(1, h_reset);
+    constexpr bool as_they_lie = std::is_same_v<E, Op>;
     const bool apart = f.state_mask || !std::is_same_v<Op, R> || !as_they_lie;
     if constexpr (std::is_same_v<Op, R>)
       if (!apart) f.read[0] = states[0], f.read[1] = states[1], f.read_reset = f.h_reset, f.read_row = f.h_row;
     if (apart) {
-      f.read_row = Hp + N * pair;
+      f.read_row = Hp + k.lanes * pair;
       auto read_of = [&](const R* rows, long row) {
         Op* read = scratch.take<Op>(B * f.read_row);
         memset((void*)read, 0, B * f.read_row * sizeof(Op));
@@ -95,22 +95,28 @@ template <class E, class Op> struct ForwardWork : Work {
       };
       f.read[0] = read_of(states[0], f.h_row), f.read[1] = scratch.take<Op>(B * f.read_row), f.read_reset = read_of(f.h_reset, 0);
     }
-    packed_ih.push_back(nullptr), packed_hh.push_back(nullptr), packed_hn.push_back(nullptr), projected.push_back(nullptr);
-    if constexpr (std::is_same_v<E, Op>) f.w_ih = w_ih.back(), f.w_hh = w_hh.back();
-    if (f.packed) {
-      f.w_ih = packed_ih.back() = scratch.take<Op>(Ip * 3 * Hp);
-      f.w_hh = packed_hh.back() = scratch.take<Op>(Kp * (o.reset_after ? 3 : 2) * Hp);
-    }
-    if (!o.reset_after) {
-      f.w_hn = packed_hn.back() = scratch.take<Op>(Kp * Hp);
+    g.w_hh = arrays.in<E>(in + W_HH, {H, 3 * H});
+    if constexpr (as_they_lie) f.w_hh = g.w_hh;
+    f.packed = !std::is_same_v<Op, R> || !f.reset_after || !as_they_lie || B * T >= UNPACKED_BELOW || H % k.lanes;
+    if (f.packed) f.w_hh = g.w_hh_packed = scratch.take<Op>(Kp * (f.reset_after ? 3 : 2) * Hp);
+    if (!f.reset_after) {
+      f.w_hn = g.w_hn_packed = scratch.take<Op>(Kp * Hp);
       f.z = scratch.take<R>(B * f.h_row), f.x_n = scratch.take<R>(B * f.h_row);
       f.r_read = scratch.take<Op>(B * f.read_row);
       memset((void*)f.r_read, 0, B * f.read_row * sizeof(Op));
     }
-    if (B == 1) projected.back() = scratch.take<R>(PROJECTED * 3 * Hp);
-    calls.push_back(f);
+  }
+  void share_out(const ffi::ThreadPool& pool, long depth) {  // depth: of all products of a step together
+    const auto& c = calls[0];
+    D = calls.size(), T = c.T, B = c.B, P = c.P, phases = c.reset_after ? 1 : 2;
+    const long workers = workers_for(pool, 3.0 * D * B * T * c.H * depth);
+    share.reset(new Share(calls, workers, k.tile, depth * 3 * c.H * sizeof(Op)));
+    ranges = share->by_rows ? 0 : std::min(P, B == 1 ? workers : 4 * workers);
+    const long steps = chunk ? (T + chunk - 1) / chunk * (1 + chunk * phases) : T * phases;
+    epochs = B * T ? 1 + (share->by_rows ? 1 : steps) : 0;
   }
 
+ public:
   long items(long epoch) const override {
     if (epoch == 0) return D * ((calls[0].packed ? P : 0) + parts);
     if (share->by_rows) return D * share->blocks;
@@ -126,39 +132,66 @@ template <class E, class Op> struct ForwardWork : Work {
   void run(long epoch, long item, long) override {
     if (epoch == 0) return prepare(item % D, item / D);
     const long d = item % D, i = item / D;
-    Forward<E, Op> f = calls[d];
+    Call f = calls[d];
     if (share->by_rows) return of_rows(f, d, share->rows[d][i]);
     const long p0 = i * P / ranges, p1 = (i + 1) * P / ranges;
     const Place at = place(epoch - 1);
-    if (chunk) f.projected = projected[d], f.first = at.s / chunk * chunk;
-    if (at.project) return k.project(f, projected[d], at.s, std::min(chunk, T - at.s), p0, p1);
-    k.forward(f, at.s, at.phase, share->rows[d][0].data(), B, p0, p1);
+    if (chunk) f.projected = given[d].projected, f.first = at.s / chunk * chunk;
+    if (at.project) return k.project(f, given[d].projected, at.s, std::min(chunk, T - at.s), p0, p1);
+    advance(f, at.s, at.phase, share->rows[d][0], p0, p1);
   }
-  void of_rows(Forward<E, Op>& f, long d, const std::vector<int>& rows) {
+  void of_rows(Call& f, long d, const std::vector<int>& rows) {
     for (long s = 0; s < T; s++) {
       if (chunk && s % chunk == 0) {
-        k.project(f, projected[d], s, std::min(chunk, T - s), 0, P);
-        f.projected = projected[d], f.first = s;
+        k.project(f, given[d].projected, s, std::min(chunk, T - s), 0, P);
+        f.projected = given[d].projected, f.first = s;
       }
-      for (int phase = 0; phase < phases; phase++) k.forward(f, s, phase, rows.data(), rows.size(), 0, P);
+      for (int phase = 0; phase < phases; phase++) advance(f, s, phase, rows, 0, P);
     }
+  }
+  void advance(const Call& f, long s, int phase, const std::vector<int>& rows, long p0, long p1) {
+    if constexpr (std::is_same_v<Call, Forward<E, Op>>) k.forward(f, s, phase, rows.data(), rows.size(), p0, p1);
+    else k.tangent(f, s, phase, rows.data(), rows.size(), p0, p1);
   }
   void prepare(long d, long i) {
     const auto& f = calls[d];
+    const auto& g = given[d];
     if (i < parts) {
       const long n = T * B, from = i * n / parts, to = (i + 1) * n / parts, width = up(f.I, PAIR<Op>);
-      return k.operands(x[d] + from * f.I, x_operands[d] + from * width, to - from, f.I, width);
+      return k.operands(g.x + from * f.I, g.x_operands + from * width, to - from, f.I, width);
     }
-    const long p = i - parts, N = k.lanes, pair = PAIR<Op>, gates = f.reset_after ? 3 : 2;
-    k.pack(w_ih[d], f.I, f.H, 0, 3, packed_ih[d] + p * up(f.I, pair) * 3 * N, p);
-    k.pack(w_hh[d], f.H, f.H, 0, gates, packed_hh[d] + p * up(f.H, pair) * gates * N, p);
-    if (!f.reset_after) k.pack(w_hh[d], f.H, f.H, 2, 1, packed_hn[d] + p * up(f.H, pair) * N, p);
+    const long p = i - parts, N = k.lanes, Kp = up(f.H, PAIR<Op>), gates = f.reset_after ? 3 : 2;
+    if (g.w_ih_packed) k.pack(g.w_ih, f.I, f.H, 0, 3, g.w_ih_packed + p * up(f.I, PAIR<Op>) * 3 * N, p);
+    k.pack(g.w_hh, f.H, f.H, 0, gates, g.w_hh_packed + p * Kp * gates * N, p);
+    if (!f.reset_after) k.pack(g.w_hh, f.H, f.H, 2, 1, g.w_hn_packed + p * Kp * N, p);
   }
   void end(const Arrays& arrays) {  // the last states
     for (long d = 0; d < D; d++) {
       const auto& f = calls[d];
-      R* h_last = arrays.out<R>(d * of_direction + OUT_H_LAST, {f.B, f.H});
+      R* h_last = arrays.out<R>(d * outputs + OUT_H_LAST, {f.B, f.H});
       for (long b = 0; b < f.B; b++) memcpy(h_last + b * f.H, f.state[T & 1] + b * f.h_row, f.H * sizeof(R));
     }
+  }
+};
+
+// The tangent call. Each direction is told in the order in which it reads, time-major.
+template <class E, class Op> struct TangentWork : ForwardWork<E, Op, Tangent<E, Op>> {
+  TangentWork(const Kernels<E, Op>& kernels, const Arrays& arrays, const Options& o, const ffi::ThreadPool& pool)
+      : ForwardWork<E, Op, Tangent<E, Op>>(kernels, OUT_SAVED) {
+    using R = Real<E>;
+    arrays.expect(o.directions * FORWARD_INPUTS, o.directions * OUT_SAVED);
+    for (long d = 0; d < o.directions; d++) {
+      Tangent<E, Op> f;
+      typename TangentWork::Given g{};
+      const long in = d * FORWARD_INPUTS;
+      read_sizes<Forward<E, Op>, E>(f, arrays, in, o, d, kernels.lanes);
+      const long T = f.T, B = f.B, H = f.H;
+      f.entering = arrays.in<R>(in + ENTERING, {T, B, H}), f.gates = arrays.in<R>(in + GATES, {T, B, 4 * H});
+      f.source = arrays.optional<R>(in + SOURCE, {T, B, 3 * H}), f.source_n = arrays.optional<R>(in + SOURCE_N, {T, B, H});
+      f.hs = arrays.out<R>(d * OUT_SAVED + OUT_HS, {T, B, H}), f.saved = nullptr;
+      this->add_state(f, g, arrays, in);
+      this->calls.push_back(f), this->given.push_back(g);
+    }
+    this->share_out(pool, this->calls[0].H);
   }
 };

@@ -1,6 +1,7 @@
 """The calls of the C++ handlers, from flat arrays to flat arrays."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -8,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from grujax.kernels.calls.arrays import MOVED, Call, Given, N, by_direction, forward_shapes, or_empty
+from grujax.kernels.calls.plain import plain_tangent
+from grujax.kernels.derivative import Source, Values
 from grujax.kernels.order import resets_read
-from grujax.types import Array
+from grujax.types import Array, Control, GRUSpec, State, States, state_dtype
 
 
 def _called(target: str, arrays: Sequence[Array], outputs: Sequence[Any], call: Call) -> list[Array]:
@@ -36,6 +39,31 @@ def _with_resets_read(arrays: Sequence[Array], call: Call) -> list[Array]:
 
 def native_forward(*arrays: Array, call: Call) -> list[Array]:
     return _called("grujax_forward", _with_resets_read(arrays, call), forward_shapes(arrays, call), call)
+
+
+def _linear_loop(
+    values: Values,
+    source: Source,
+    dh0: State,
+    w_hh: Array,
+    control: Control,
+    dh_reset: Array | None,
+    spec: GRUSpec,
+) -> tuple[State, States]:
+    """`grujax.kernels.derivative.linear_scan`."""
+    h, r, z, n, m, _ = values
+    gates = jnp.concatenate([r, z, n, r if m is None else m], axis=-1)  # no copy: XLA finds what they were cut from
+    valid, reset, _, state_mask, hold = control
+    dtype = state_dtype(w_hh.dtype)
+    products, s_n, dh_reset, state_mask, hold = (or_empty(a, dtype) for a in (*source, dh_reset, state_mask, hold))
+    flags = or_empty(valid, bool), or_empty(reset, bool)
+    arrays = [h, dh0, products, w_hh, s_n, gates, dh_reset, *flags, state_mask, hold]
+    call = Call(spec, reverse=(False,), time_major=True, saved=False, kernel="native")
+    dhs, dh_last = _called("grujax_tangent", arrays, [(h.shape, dtype), (dh0.shape, dtype)], call)
+    return dh_last, dhs
+
+
+native_tangent = partial(plain_tangent, loop=_linear_loop)
 
 
 def native_transpose(*arrays: Array, call: Call) -> list[Array]:

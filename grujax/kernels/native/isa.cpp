@@ -8,11 +8,13 @@ namespace ISA {
 #include "simd.h"
 #include "product.h"
 #include "forward.h"
+#include "tangent.h"
 #include "backward.h"
 template <class E, class Op>
 constexpr Kernels<E, Op> KERNELS = {
-    L<Real<E>>,        TILE,           pack<E, Op>,       operands<E, Op>,  project<E, Op>, forward<E, Op>, pack_transposed<E>,
-    backward<E>,       input_gradient<E>, pack_operands<E>, weight_gradient<E>};
+    L<Real<E>>,     TILE,           pack<E, Op>,        operands<E, Op>, project<E, Op>,
+    forward<E, Op>, tangent<E, Op>, pack_transposed<E>, backward<E>,     input_gradient<E>,
+    pack_operands<E>, weight_gradient<E>};
 #if defined(__AVX512BF16__)
 extern const Kernels<bf16, bf16> bf16_pairs = KERNELS<bf16, bf16>;
 #else
