@@ -1,4 +1,4 @@
-"""Measures grujax on CPU under switches of XLA: `python benchmarks/settings.py`.
+"""Measures grujax on CPU under switches of XLA and of malloc: `python benchmarks/settings.py [NAME ...]`.
 
 Each setting runs in its own processes, in turns. A figure is the median over the rounds of the time under the setting,
 divided by the time under the defaults in the same round.
@@ -13,15 +13,16 @@ import time
 
 SETTINGS = {
     "defaults": "",
-    "512-bit vectors": "--xla_cpu_prefer_vector_width=512",
-    "no YNNPACK": "--xla_cpu_experimental_ynn_fusion_type=",
-    "concurrency-optimised scheduler": "--xla_cpu_enable_concurrency_optimized_scheduler=true",
-    "one-threaded Eigen": "--xla_cpu_multi_thread_eigen=false",
-    "fast math": "--xla_cpu_enable_fast_math=true",
+    "512-bit vectors": "XLA_FLAGS=--xla_cpu_prefer_vector_width=512",
+    "no YNNPACK": "XLA_FLAGS=--xla_cpu_experimental_ynn_fusion_type=",
+    "concurrency-optimised scheduler": "XLA_FLAGS=--xla_cpu_enable_concurrency_optimized_scheduler=true",
+    "one-threaded Eigen": "XLA_FLAGS=--xla_cpu_multi_thread_eigen=false",
+    "fast math": "XLA_FLAGS=--xla_cpu_enable_fast_math=true",
+    "malloc keeps memory": "MALLOC_MMAP_THRESHOLD_=8589934592 MALLOC_TRIM_THRESHOLD_=17179869184",
 }
-"""{name: XLA_FLAGS}."""
+"""{name: environment variables}."""
 SHAPES = ("single", "small", "medium", "large", "narrow")
-ROUNDS, REPEATS = 2, 7
+ROUNDS, REPEATS = 4, 9
 
 
 def measure() -> dict[str, list[float]]:
@@ -55,29 +56,31 @@ def measure() -> dict[str, list[float]]:
     return found
 
 
-def main() -> None:
+def main(*names: str) -> None:
+    chosen = {name: SETTINGS[name] for name in ("defaults", *(names or SETTINGS))}
     rounds = []
     for _ in range(ROUNDS):
         rounds.append({})
-        for name, flags in SETTINGS.items():
-            environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+        for name, variables in chosen.items():
+            given = dict(variable.split("=", 1) for variable in variables.split())
+            environment = os.environ | {"JAX_PLATFORMS": "cpu"} | given
             done = subprocess.run(
                 [sys.executable, __file__, "--child"], env=environment, capture_output=True, text=True
             )
             rounds[-1][name] = json.loads(done.stdout) if done.returncode == 0 else None
     print("| forward, forward + backward | " + " | ".join(SHAPES) + " |")
     print("|---|" + "---|" * len(SHAPES))
-    for name, flags in SETTINGS.items():
+    for name, variables in chosen.items():
         cells = []
         for shape in SHAPES:
             there = [r for r in rounds if r[name]]
             pairs = [[r[name][shape][i] / r["defaults"][shape][i] for r in there] for i in (0, 1)]
             cells.append(", ".join(f"{statistics.median(p):.2f}" if p else "failed" for p in pairs))
-        print(f"| {name} `{flags}` | " + " | ".join(cells) + " |")
+        print(f"| {name} `{variables}` | " + " | ".join(cells) + " |")
 
 
 if __name__ == "__main__":
     if "--child" in sys.argv:
         print(json.dumps(measure()))
     else:
-        main()
+        main(*sys.argv[1:])
