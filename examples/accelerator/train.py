@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from grujax import GRUModel
 from grujax.saving.checkpoints import Checkpoints
@@ -39,7 +39,7 @@ if options.distributed:
 if options.batch_size % jax.device_count():
     parser.error(f"--batch-size: {jax.device_count()} devices share it, so {jax.device_count()} divides it")
 
-mesh = Mesh(np.array(jax.devices()), ("data",))  # the devices of all processes
+mesh = jax.make_mesh((jax.device_count(),), ("data",))  # the devices of all processes; each runs its rows by a kernel
 by_rows, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
 model = GRUModel(options.hidden_size, 1)
 optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3))

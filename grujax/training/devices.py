@@ -1,5 +1,6 @@
 """The devices that a run is shared out over, in one process or in several."""
 
+import contextlib
 import hashlib
 from typing import Any
 
@@ -65,9 +66,13 @@ class Devices:
         of_all = not self.several_processes or (len(processes) == jax.process_count() and len(mesh.axis_names) == 1)
         expected = f"devices of this process, or along one axis those of all {jax.process_count()}"
         require(of_all, "mesh", expected, f"axes {mesh.axis_names} over {len(processes)} processes")
-        self._mesh = Mesh(mesh.devices, mesh.axis_names)  # XLA shares the work out, also where an axis is Explicit
+        self._mesh = Mesh(mesh.devices, mesh.axis_names)  # XLA shares out what is not the model's: see `step.by_rows`
         self._rows = NamedSharding(self._mesh, PartitionSpec(mesh.axis_names[0]))
         self._whole = NamedSharding(self._mesh, PartitionSpec())
+
+    def context(self) -> contextlib.AbstractContextManager[object]:
+        """Where the step is compiled."""
+        return contextlib.nullcontext() if self._rows is None else jax.set_mesh(self._mesh)
 
     def rows(self, tree: Any) -> Any:
         """The rows of each array shared out; of several processes each places its own."""
@@ -90,8 +95,9 @@ class Devices:
         return jax.device_put(tree, jax.tree_util.tree_map_with_path(sharding, tree))
 
     def here(self, tree: Any) -> Any:
-        """Arrays that are whole on every device, as one process alone can compute with them."""
-        return jax.tree.map(lambda a: a.addressable_data(0), tree) if self.several_processes else tree
+        """Arrays that are whole on every device, on one of this process alone: it then computes with its own kernel."""
+        one_axis = self._rows is not None and len(self._mesh.axis_names) == 1
+        return jax.tree.map(lambda a: a.addressable_data(0), tree) if one_axis else tree
 
     def memory(self) -> int | None:
         """The most bytes that a device of this process has had in use; None where it does not tell."""

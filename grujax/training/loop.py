@@ -238,8 +238,9 @@ class Training:
         if shape not in self.executables:
             began = time.perf_counter()
             state, constants = self.run.state, self.constants
-            lowered = train_step.lower(self.model, self.step_config, self.num_steps, state, constants, *given)
-            self.executables[shape] = lowered.compile()
+            with self.devices.context():
+                lowered = train_step.lower(self.model, self.step_config, self.num_steps, state, constants, *given)
+                self.executables[shape] = lowered.compile()
             shapes, seconds, padding = self.compiled
             shapes = shapes if shape in shapes else (*shapes, shape)
             self.compiled = Compiled(shapes, (*seconds, time.perf_counter() - began), padding)

@@ -182,8 +182,8 @@ def gradient(
     share, x, lengths, partner = mix(jnp.asarray(draws.share), x, lengths, next(iter(weight.values())))
 
     def loss(params: Any) -> tuple[Array, Array]:
-        variables, rngs = {"params": params, "statistics": statistics}, {"dropout": dropout_key}
-        outputs = named(model.apply(variables, x, lengths=lengths, deterministic=False, rngs=rngs))
+        variables = {"params": params, "statistics": statistics}
+        outputs = named(by_rows(model, variables, x, lengths, dropout_key))
         mean = total = jnp.zeros((), jnp.float32)
         for name, target in y.items():
             output, own = outputs[name].astype(jnp.float32), of_head(statistics, name)
@@ -192,6 +192,23 @@ def gradient(
         return mean, total
 
     return jax.grad(loss, has_aux=True)(params)
+
+
+def by_rows(model: GRUModel, variables: Any, x: Array, lengths: Array, key: Array) -> Any:
+    """The model in training; under a mesh each device runs its rows by itself, along the first axis.
+
+    There the axis is Explicit: where XLA shares the work out by itself no kernel can run, but the plain loop.
+    """
+
+    def apply(variables: Any, x: Array, lengths: Array, key: Array) -> Any:
+        return model.apply(variables, x, lengths=lengths, deterministic=False, rngs={"dropout": key})
+
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return apply(variables, x, lengths, key)
+    whole, rows = jax.P(), jax.P(mesh.axis_names[0])
+    explicit = jax.sharding.explicit_axes(apply, axes=mesh.axis_names[0], in_sharding=(whole, rows, rows, whole))
+    return explicit(variables, x, lengths, key)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(3,))

@@ -7,6 +7,8 @@ import dataclasses
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
+from unittest import mock
 
 import numerics  # noqa: F401
 
@@ -30,12 +32,23 @@ def main(folder):
     from levels import DATA, SMALL
 
     from grujax import InputError
-    from grujax.training import fit
+    from grujax.kernels import native
+    from grujax.training import fit, loop
 
     jax.config.update("jax_numpy_dtype_promotion", "standard")
     config = dataclasses.replace(SMALL, epochs=4, dropout=0.5)
     one = fit(config, DATA)
-    eight = fit(config, DATA, mesh=jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,)))
+    programs, lower = [], loop.train_step.lower
+
+    def noting(*arguments):
+        programs.append(lower(*arguments))
+        return programs[-1]
+
+    with mock.patch.object(loop, "train_step", SimpleNamespace(lower=noting)):
+        eight = fit(config, DATA, mesh=jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,)))
+    for text in (program.as_text() for program in programs):
+        calls = ["@grujax_forward" in text, "@grujax_backward" in text]
+        assert calls == [native.status()[0] is not None] * 2, "each device runs the kernel that one would run"
 
     def stop(epoch):
         if epoch.epoch == 2:
@@ -43,8 +56,8 @@ def main(folder):
 
     mesh = Mesh(np.array(jax.devices()), ("rows",))
     fit(config, DATA, mesh=mesh, checkpoints=folder, on_epoch=stop)
-    w = eight.variables["params"]["encoder"]["gru"]["l0"]["w_hh"]
-    assert len(w.sharding.device_set) == 8 and w.sharding.is_fully_replicated
+    for leaf in jax.tree.leaves(eight.variables):
+        assert len(leaf.sharding.device_set) == 1, "the device that evaluates runs a kernel of its own too"
     resumed = fit(config, DATA, checkpoints=folder)
     assert len(jax.tree.leaves(resumed.variables)[0].sharding.device_set) == 1
     wide = fit(config, DATA, mesh=Mesh(np.array(jax.devices()).reshape(4, 2), ("data", "model")))
