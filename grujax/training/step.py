@@ -207,8 +207,8 @@ def by_rows(model: GRUModel, variables: Any, x: Array, lengths: Array, key: Arra
     if mesh.empty:
         return apply(variables, x, lengths, key)
     whole, rows = jax.P(), jax.P(mesh.axis_names[0])
-    explicit = jax.sharding.explicit_axes(apply, axes=mesh.axis_names[0], in_sharding=(whole, rows, rows, whole))
-    return explicit(variables, x, lengths, key)
+    on_each: Any = jax.sharding.explicit_axes(apply, axes=mesh.axis_names[0], in_sharding=(whole, rows, rows, whole))
+    return on_each(variables, x, lengths, key)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(3,))
