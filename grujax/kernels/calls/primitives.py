@@ -5,6 +5,7 @@ arguments, by the kernel or by `kernels/derivative.py`. transpose: all gradients
 JAX too: where it is differentiated again, batched over weights, exported, or split among devices by XLA.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
@@ -60,7 +61,12 @@ def _primitive(handler: str, plain: Callable, types: Callable) -> Primitive:
         # An exported program holds the plain loop: its reader has no library. So does one that XLA splits among
         # devices: it would gather all rows before the call.
         module, run = ctx.module_context, plain
-        if not (module.lowering_parameters.for_export or _split_by_xla(module.axis_context)):
+        exported, axes = module.lowering_parameters.for_export, module.axis_context
+        if getattr(axes, "num_devices", 1) > 1 and not exported:
+            what = f'The loop of "xla" runs in place of {call.kernel!r}: XLA splits this program among its devices.'
+            remedy = "Give each device its rows: in a mesh of Explicit axes, as jax.make_mesh makes it, or jax.shard_map."
+            warnings.warn(f"{what} {remedy}", stacklevel=2)
+        if not (exported or _split_by_xla(axes)):
             platform = HANDLERS[call.kernel].platform
             if platform not in module.platforms:
                 rule = f"implementation={call.kernel!r} cannot serve this call: it runs on {PLACES[platform]} alone"
