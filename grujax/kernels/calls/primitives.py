@@ -64,7 +64,7 @@ def _primitive(handler: str, plain: Callable, types: Callable) -> Primitive:
         exported, axes = module.lowering_parameters.for_export, module.axis_context
         if getattr(axes, "num_devices", 1) > 1 and not exported:
             what = f'The loop of "xla" runs in place of {call.kernel!r}: XLA splits this program among its devices.'
-            remedy = "Give each device its rows: in a mesh of Explicit axes, as jax.make_mesh makes it, or jax.shard_map."
+            remedy = "Give each device its rows: by a mesh of Explicit axes, as jax.make_mesh has, or jax.shard_map."
             warnings.warn(f"{what} {remedy}", stacklevel=2)
         if not (exported or _split_by_xla(axes)):
             platform = HANDLERS[call.kernel].platform

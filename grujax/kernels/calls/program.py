@@ -42,9 +42,7 @@ def _on_mesh(arrays: list[Array], call: Call) -> list[Array]:
     D, rows = len(call.reverse), rows_at(call.time_major)
     sharding = jax.typeof(arrays[0]).sharding
     mesh = sharding.mesh
-    explicit = {
-        name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Explicit
-    }
+    explicit = {name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Explicit}
     if mesh.empty:
         return under_primitives(arrays, call)
     if not explicit:
