@@ -14,7 +14,8 @@ if jax.__version_info__ < (0, 11):  # XLA ends the process at a flag that it doe
 """With these XLA compiles in a quarter of the time. Most of a test is compiling; each program runs once or twice."""
 
 
-collect_ignore = [] if find_spec("equinox") else ["grujax/equinox.py"]  # for its doctest
+NEEDED = {"equinox": "grujax/equinox.py", "sktime": "grujax/estimators/sktime.py"}
+collect_ignore = [file for package, file in NEEDED.items() if not find_spec(package)]  # for their doctests
 
 
 def pytest_addoption(parser):

@@ -70,6 +70,7 @@ def run(windows: int, seeds: int, members: int, picture: Path | None) -> None:
         axes.fill_between(axes.get_lines()[-1].get_xdata(), forecast["0.1"], forecast["0.9"], alpha=0.2)
         axes.set(ylabel="passengers, thousands a month", title="The last year, forecast from what was before it")
         axes.figure.savefig(picture)
+        print(f"wrote {picture}")
 
 
 if __name__ == "__main__":

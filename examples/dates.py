@@ -108,11 +108,12 @@ def translate(variables, source, lengths):
 began, rng = time.perf_counter(), np.random.default_rng(options.seed)
 variables = model.init(jax.random.key(options.seed), jnp.ones((1, LONGEST), int), jnp.ones((1, WRITTEN), int))
 state, value = optimizer.init(variables), np.nan
-for _ in range(options.steps):
+for step in range(options.steps):
     variables, state, value = train(variables, state, *batch(rng, options.rows))
+    if step % max(1, options.steps // 5) == 0:
+        print(f"step {step:4d}: loss {value:.5f}", flush=True)
 seconds = time.perf_counter() - began
 
 source, lengths, target = batch(np.random.default_rng(options.seed + 1000), options.test_rows)
 right = (np.asarray(translate(variables, source, lengths)) == target[:, 1:]).all(1)
-print(f"{options.steps} steps in {seconds:.0f} s, loss {value:.5f}")
-print(f"{100 * right.mean():.2f}% of {len(right)} dates right")
+print(f"loss {value:.5f} after {seconds:.0f} s; {100 * right.mean():.2f}% of {len(right)} dates right")

@@ -103,6 +103,7 @@ def main(argv=None):
     steps = {"jax": jax.jit(lambda x, h: model.apply(variables, x, h, return_state=True))}
     if options.onnx:
         options.onnx.write_bytes(to_onnx(model, variables, lengths=False).SerializeToString())
+        print(f"wrote {options.onnx}")
         session = onnxruntime.InferenceSession(options.onnx)
         steps["onnxruntime"] = lambda x, h: session.run(None, {"x": x, "h0": h})
     h, found = np.zeros((2, 1, size), np.float32), {}

@@ -94,6 +94,7 @@ def main(argv=None):
         inspect.plot_states(states, found, options.pictures / "states.png")
         inspect.plot_eigenvalues(found.eigenvalues[found.stable], options.pictures / "eigenvalues.png")
         inspect.plot_time_scale(units, options.pictures / "time_scale.png")
+        print(f"wrote states.png, eigenvalues.png and time_scale.png in {options.pictures}")
     return found, corners
 
 

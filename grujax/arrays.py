@@ -58,6 +58,11 @@ def require_floating(a: Any, argument: str) -> None:
         raise InputError(argument, "a floating dtype", f"dtype {a.dtype}", remedy)
 
 
+def numpy_of(a: Any) -> Any:
+    """`jax.numpy` or `numpy`, whichever made the array: what is written once for both."""
+    return jnp if isinstance(a, jax.Array) else np
+
+
 # The questions below are asked of every array of every call; JAX answers slowly.
 
 

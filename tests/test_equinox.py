@@ -18,7 +18,7 @@ X, LENGTHS = RNG.normal(size=(B, T, I)), np.array([5, 0, 3])
 F64 = {"param_dtype": jnp.float64}
 FIELDS = [
     {"num_layers": 2, "bidirectional": True},
-    {"num_layers": 2, "connection": "highway", "initial_state": "learned", "reset_after": False},
+    {"num_layers": 2, "connection": "highway", "initial_state": "learned", "reset_after": False, "blocks": 3},
     pytest.param({"reverse": True, "layer_norm": True, "implementation": "reference"}, marks=pytest.mark.slow),
 ]
 

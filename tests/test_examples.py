@@ -188,13 +188,16 @@ def test_recurrent_ppo_learns(rnn, updates, capsys):
     assert re.search(PRINTED.format(rnn), capsys.readouterr().out, re.MULTILINE)
 
 
-def test_a_flip_flop_of_three_bits_has_a_stable_point_for_each_combination(tmp_path):
+def test_a_flip_flop_of_three_bits_has_a_stable_point_for_each_combination(tmp_path, capsys):
     sizes = {"steps": 300, "rows": 32, "length": 32, "hidden-size": 12, "starts": 60}
     pytest.importorskip("matplotlib", reason="the pictures need matplotlib, which is not installed")
     options = [text for name, size in sizes.items() for text in (f"--{name}", size)]
     found, corners = run("flip_flop", *options, "--pictures", tmp_path / "made")
     assert len(np.unique(corners, axis=0)) == len(corners) == found.stable.sum() == 8
-    assert sorted(p.name for p in (tmp_path / "made").iterdir()) == ["eigenvalues.png", "states.png", "time_scale.png"]
+    made = sorted(p.name for p in (tmp_path / "made").iterdir())
+    assert made == ["eigenvalues.png", "states.png", "time_scale.png"]
+    *_, said = capsys.readouterr().out.splitlines()
+    assert all(name in said for name in made) and said.endswith(f" in {tmp_path / 'made'}")
 
 
 def test_a_denoiser_gains_and_streams_the_same_in_onnx_runtime(tmp_path, capsys):
@@ -209,10 +212,9 @@ def test_a_denoiser_gains_and_streams_the_same_in_onnx_runtime(tmp_path, capsys)
     whole = whole[:, 0] + np.pad(whole[:-1, 1], [(1, 0), (0, 0)])  # each half frame with the one before it
     for name in ("jax", "onnxruntime"):
         np.testing.assert_allclose(found[name], whole.ravel(), atol=1e-5)
-    gains = re.findall(
-        r"^(?:jax|onnxruntime): \+(\d\.\d) dB; a frame of 16 ms takes", capsys.readouterr().out, re.MULTILINE
-    )
-    assert len(gains) == 2 and float(gains[0]) > 2
+    said = capsys.readouterr().out
+    gains = re.findall(r"^(?:jax|onnxruntime): \+(\d\.\d) dB; a frame of 16 ms takes", said, re.MULTILINE)
+    assert said.startswith(f"wrote {tmp_path / 'denoiser.onnx'}\n") and len(gains) == 2 and float(gains[0]) > 2
 
 
 def test_a_tagger_in_torch_and_here_has_one_loss_curve(tmp_path):

@@ -50,6 +50,7 @@ EXTRAS = {
     "statsmodels",
     "matplotlib",
     "aeon",
+    "sktime",
     "tensorboardX",
     "tensorflow",
     "orbax",

@@ -191,6 +191,11 @@ BAD = {
     "layer activation": (layer(activation="gelu", implementation="reference"), [f"activation: expected {NAMES}"]),
     "layer xla layer norm": (layer(layer_norm=True, implementation="xla"), ["layer normalisation", "Pass None"]),
     "initializer": (layer(initializer="he"), ["initializer: expected one of ['flax', 'keras', 'torch']", "'he'"]),
+    "blocks": (layer(blocks=0), ["blocks: expected a positive integer, found 0"]),
+    "blocks of no size": (
+        layer(blocks=2),
+        ["blocks=2 needs a hidden_size that it divides (hidden_size: expected a multiple of 2, found 5)"],
+    ),
     "update bias": (layer(bias=False, update_bias=1.0), ["update_bias=1.0 needs bias=True (update_bias: expected 0"]),
     "param dtype": (layer(param_dtype=jnp.int32), ["param_dtype: expected a floating dtype"]),
     "merge": (layer(bidirectional=True, merge="max"), ["merge: expected one of ['concat', 'sum', 'mean', 'mul'"]),

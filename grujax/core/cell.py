@@ -1,8 +1,11 @@
 """One step of a cell, for both faces."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax.numpy as jnp
 
-from grujax.arrays import as_array
+from grujax.arrays import as_array, numpy_of
 from grujax.core.config import CellConfig
 from grujax.core.inputs import as_state, check_features
 from grujax.errors import require
@@ -17,6 +20,25 @@ def check_step(cell: CellConfig, carry: Array, x: Array, input_size: int | None)
     require(x.ndim >= 1, "x", "(..., I), at least one axis", f"shape {x.shape}")
     check_features(x, input_size)
     return as_state(carry, "carry", (*x.shape[:-1], cell.hidden_size), "cell.initialize_carry makes one."), x
+
+
+def weights_of(cell: CellConfig, params: Mapping[str, Any]) -> GRUWeights:
+    """The parameters of a cell as every kernel takes them: w_hh (H, 3H), made of its blocks where these are stored."""
+    weights = GRUWeights(**params)
+    return weights if cell.blocks == 1 else weights._replace(w_hh=block_diagonal(weights.w_hh))
+
+
+def block_diagonal(blocks: Array) -> Array:
+    """w_hh (H, 3H) from its K diagonal blocks (K, H/K, 3H/K), columns r | z | n in both; zeros elsewhere.
+
+    >>> print(block_diagonal(jnp.arange(1, 7).reshape(2, 1, 3)))
+    [[1 0 2 0 3 0]
+     [0 4 0 5 0 6]]
+    """
+    xp, (count, size, _) = numpy_of(blocks), blocks.shape
+    on_diagonal = xp.eye(count, dtype=bool)[:, None, None, :, None]
+    placed = xp.where(on_diagonal, blocks.reshape(count, size, 3, 1, size), xp.zeros((), blocks.dtype))
+    return placed.reshape(count * size, 3 * count * size)
 
 
 def run_cell(

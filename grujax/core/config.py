@@ -16,7 +16,7 @@ from jax.nn.initializers import Initializer, ones
 from jax.typing import DTypeLike
 
 from grujax.arrays import require_floating_dtype
-from grujax.core.initializers import preset, with_update_bias
+from grujax.core.initializers import blockwise, preset, with_update_bias
 from grujax.errors import require, require_count, require_one_of
 from grujax.kernels.checks import check_activation, check_spec
 from grujax.kernels.table import KERNELS
@@ -63,6 +63,11 @@ class CellConfig:
       clip: clips the argument of every activation to ±clip (ONNX); None does not clip.
       layer_norm: normalises the products with w_ih and with w_hh, each r and z together and n apart, before the
         biases, with learned scales `scale_ih` and `scale_hh` (Ba et al. 2016, arXiv 1607.06450, appendix).
+      blocks: K, a divisor of H. w_hh is block-diagonal: a unit reads the states of its own H/K units. Its parameter is
+        the K blocks alone, (K, H/K, 3H/K), columns r | z | n in each; each starts as w_hh of a layer of H/K units does.
+        The product runs, and costs, as the dense one. With layer_norm=True, update="take" and update_bias=-1 it is
+        related to the block GRU of DreamerV3 (Hafner et al. 2023, arXiv 2301.04104), and not the same: there r weighs
+        W_in x too; docs/decisions/other-cells.md has all differences.
       initializer: "torch", "flax" or "keras", see `grujax.core.initializers`.
       update_bias: added to the update gate's part of the initial `b_ih`; with update="keep" units remember longer where
         it is positive.
@@ -81,6 +86,7 @@ class CellConfig:
     gate_activation: Activation = "sigmoid"
     clip: float | None = None
     layer_norm: bool = False
+    blocks: int = 1
     initializer: str = "torch"
     update_bias: float = 0.0
     dtype: DTypeLike | None = None
@@ -100,6 +106,9 @@ class CellConfig:
     def check(self) -> None:
         """Raises `InputError` for a field that cannot be served."""
         require_count(self.hidden_size, "hidden_size")
+        require_count(self.blocks, "blocks")
+        rule, expected = f"blocks={self.blocks} needs a hidden_size that it divides", f"a multiple of {self.blocks}"
+        require(self.hidden_size % self.blocks == 0, "hidden_size", expected, self.hidden_size, rule=rule)
         check_spec(self.spec)
         require_floating_dtype(self.dtype, "dtype")
         require_floating_dtype(self.param_dtype, "param_dtype")
@@ -115,10 +124,13 @@ class CellConfig:
     def parameters(self, input_size: int) -> dict[str, tuple[Initializer, tuple[int, ...]]]:
         """The initializer and shape of each parameter of a cell: the one place that knows their names and shapes."""
         init, columns = preset(self.initializer, self.hidden_size), 3 * self.hidden_size
+        w_hh, size = (init.w_hh, (self.hidden_size, columns)), self.hidden_size // self.blocks
+        if self.blocks > 1:
+            w_hh = blockwise(preset(self.initializer, size).w_hh), (self.blocks, size, 3 * size)
         first = with_update_bias(init.bias, self.update_bias) if self.update_bias else init.bias
         return {
             "w_ih": (init.w_ih, (input_size, columns)),
-            "w_hh": (init.w_hh, (self.hidden_size, columns)),
+            "w_hh": w_hh,
             **({"b_ih": (first, (columns,)), "b_hh": (init.bias, (columns,))} if self.bias else {}),
             **(dict.fromkeys(("scale_ih", "scale_hh"), (ones, (columns,))) if self.layer_norm else {}),
         }

@@ -7,11 +7,10 @@ the gates differently, stores matrices transposed, stores sums of biases, or let
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
+from grujax.arrays import numpy_of
 from grujax.errors import require
 
 Array = Any  # a NumPy or a JAX array: every function here returns the kind that it is given
@@ -65,18 +64,14 @@ class Biases(NamedTuple):
     added: Callable[[Array], Array]
 
 
-def _numpy_of(a: Array) -> Any:
-    return jnp if isinstance(a, jax.Array) else np
-
-
 def _joined(b_ih: Array, b_hh: Array) -> Array:
     """The sum; bit for bit b_ih where b_hh is 0, since −0.0 + 0.0 would be 0.0."""
-    return _numpy_of(b_ih).where(b_hh == 0, b_ih, b_ih + b_hh)
+    return numpy_of(b_ih).where(b_hh == 0, b_ih, b_ih + b_hh)
 
 
 def _of_gates(b_hh: Array) -> Array:
     """b_hh with zeros for the candidate."""
-    xp = _numpy_of(b_hh)
+    xp = numpy_of(b_hh)
     return xp.where(np.arange(b_hh.size) < b_hh.size // 3 * 2, b_hh, xp.zeros_like(b_hh))
 
 
@@ -86,12 +81,12 @@ def _of_candidate(b_hh: Array) -> Array:
 
 
 def _with_candidate(bias: Array, b_hn: Array) -> tuple[Array, Array]:
-    xp = _numpy_of(b_hn)
+    xp = numpy_of(b_hn)
     return bias, xp.concatenate([xp.zeros(2 * b_hn.size, b_hn.dtype), b_hn])
 
 
 def _alone(bias: Array) -> tuple[Array, Array]:
-    return bias, _numpy_of(bias).zeros_like(bias)
+    return bias, numpy_of(bias).zeros_like(bias)
 
 
 BIASES = {
@@ -107,7 +102,7 @@ BIASES = {
 
 def _gates(a: Array, found: str, wanted: str, turned: bool) -> list[Array]:
     """The gates of the last axis in another order; turned: z weighs the other term."""
-    gates = dict(zip(found, _numpy_of(a).split(a, 3, axis=-1), strict=True))
+    gates = dict(zip(found, numpy_of(a).split(a, 3, axis=-1), strict=True))
     if turned:
         gates["z"] = -gates["z"]
     return [gates[gate] for gate in wanted]
@@ -125,7 +120,7 @@ def arranged(weights: tuple[Array, ...], dialect: Dialect, update: str = "keep")
     array([[2., 1., 3.]])
     """
     w_ih, w_hh, b_ih, b_hh = weights[:4]
-    hidden_size, xp = w_hh.shape[0], _numpy_of(w_hh)
+    hidden_size, xp = w_hh.shape[0], numpy_of(w_hh)
     if b_ih is None and dialect.always_biased:
         b_ih = b_hh = xp.zeros(3 * hidden_size, w_hh.dtype)
 

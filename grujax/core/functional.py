@@ -10,7 +10,7 @@ from jax import lax
 from jax.nn.initializers import Initializer
 from jax.typing import ArrayLike, DTypeLike
 
-from grujax.core.cell import run_cell
+from grujax.core.cell import run_cell, weights_of
 from grujax.core.config import CellConfig, LayerConfig
 from grujax.core.initializers import HIGHWAY, preset
 from grujax.core.inputs import Steps
@@ -79,7 +79,7 @@ class ArrayCell(NamedTuple):
 
     def weights(self, input_size: int) -> GRUWeights:
         require_equal(input_size, self.params["w_ih"].shape[0], "input_size")
-        return GRUWeights(**self.params)
+        return weights_of(self.config, self.params)
 
     def __call__(
         self, carry: Array, x: Array, *, weights: GRUWeights | None = None, state_mask: Array | None = None

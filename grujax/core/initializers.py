@@ -42,6 +42,15 @@ def gatewise(one_gate: Initializer) -> Initializer:
     return init
 
 
+def blockwise(one_block: Initializer) -> Initializer:
+    """`one_block` for each of K blocks apart: (K, H/K, 3H/K)."""
+
+    def init(key: Array, shape, dtype=jnp.float32, out_sharding=None) -> Array:
+        return jax.vmap(lambda k: one_block(k, shape[1:], dtype))(jax.random.split(key, shape[0]))
+
+    return init
+
+
 def in_float32(one: Initializer) -> Initializer:
     """`one` drawn in float32 at least, then cast: QR has no half precision."""
 

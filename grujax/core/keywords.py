@@ -82,7 +82,7 @@ def _explain(cls: type, fields_of: type | None = None) -> Set[str]:
     signature = inspect.signature(made)
     if fields_of is not None:
         own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-        given = [f for f in own_fields(fields_of) if f.name not in signature.parameters]
+        given = [f for f in own_fields(fields_of) if f.init and f.name not in signature.parameters]
         own += [inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default) for f in given]
         signature = signature.replace(parameters=own)
     accepted = signature.parameters
@@ -129,6 +129,9 @@ def _refuse(
 
 
 def _surplus(cls: type, names: list[str], args: tuple) -> str:
+    if not names:
+        first, *_ = _arguments(cls.__init__)
+        return f"{cls.__name__} takes no argument by position; write {cls.__name__}({first}={args[0]!r:.30}, ...)."
     reads = ": the number of input features is read from x" if names[0] == "hidden_size" else ""
     values = args[1:] if reads else args  # torch.nn.GRU(input_size, hidden_size)
     fields = ", ".join(f"{name}={value!r:.30}" for name, value in zip(names, values, strict=False))

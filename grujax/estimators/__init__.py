@@ -1,4 +1,5 @@
-"""GRUs with the interfaces of others: of scikit-learn, of aeon in `grujax.estimators.aeon`, forecasts in pandas."""
+"""GRUs with the interfaces of others: of scikit-learn, of aeon in `grujax.estimators.aeon`, forecasts in pandas, and of
+sktime in `grujax.estimators.sktime`."""
 
 from grujax.errors import require_package
 

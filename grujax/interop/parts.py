@@ -11,13 +11,14 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from numpy.typing import NDArray
 
+from grujax.core.cell import weights_of
 from grujax.core.config import input_size_of, own_fields
 from grujax.core.dialects import Cell, Dialect, lost, require_floats, write
 from grujax.errors import InputError, require, require_equal
 from grujax.linen import GRU, GRUCell, GRUModel
 from grujax.saving.model_file import declared
 
-SIZES = ("hidden_size", "output_size", "num_layers", "bidirectional", "bias", "param_dtype", "update")
+SIZES = ("hidden_size", "output_size", "num_layers", "bidirectional", "bias", "param_dtype", "update", "blocks")
 FREE = ("parent", "name", "initializer", "update_bias", "implementation", "dtype", "precision", "time_major")
 TRAINING = ("dropout", "input_dropout", "recurrent_dropout", "weight_dropout")
 """Fields that every conversion carries over; that say nothing of what is computed; that say nothing of it once
@@ -92,10 +93,14 @@ def take_apart(model: Any, variables: Mapping, place: Place, dialect: Dialect) -
         require(known, "/".join(path), f"only the parameters of {type(model).__name__}", "this one besides")
         require_floats("variables", a.dtype)
         require(a.dtype == w_ih.dtype, "variables", f"one dtype, {w_ih.dtype}", f"{a.dtype} besides")
-    cells = [Cell(**{k[-1]: a for k, a in params.items() if k[:-1] == path}) for path in paths]
+    named = [{k[-1]: a for k, a in params.items() if k[:-1] == path} for path in paths]
+    whole: list[Any] = [weights_of(model, of)[:4] for of in named]
+    cells = [Cell(*of) for of in whole]
     head = Dense(params["head", "kernel"], params["head", "bias"]) if isinstance(model, GRUModel) else None
     trains = [name for name in TRAINING if getattr(model, name, 0) and name not in place.fields]
     left = [sentence for cell in cells for sentence in lost(cell, dialect)]
+    dense = "w_hh is written whole, with zeros around its blocks, which training would move"
+    left += [f"blocks={model.blocks}: {dense}"] * (model.blocks > 1)
     left += [f"{name}={getattr(model, name)}: it acts in training alone" for name in trains]
     for sentence in dict.fromkeys(left):
         warnings.warn(f"{place.framework}: {sentence}", ConversionWarning, stacklevel=3)

@@ -39,7 +39,8 @@ def from_torch(
       of all that grujax has (what the Linear reads, a sigmoid or softmax behind it, time or batch first) that is taken
       which gives the same; where nothing does, it is refused with the differences.
 
-    A checkpoint with a state dict in it serves too. Weights are the effective ones, of `weight_norm` for instance.
+    A checkpoint with a state dict in it serves too, and arrays of NumPy under torch's keys, which need no torch.
+    Weights are the effective ones, of `weight_norm` for instance.
 
     Args:
       pooling: what the Linear of a state dict reads, which it does not tell, see `grujax.GRUModel`. Not given, it is
@@ -52,12 +53,12 @@ def from_torch(
     >>> jax.tree.map(jax.numpy.shape, variables["params"]["l1"]["w_ih"])
     (20, 60)
     """
-    if isinstance(module_or_state_dict, _torch().nn.Module):
+    if not isinstance(module_or_state_dict, Mapping):
+        if not isinstance(module_or_state_dict, _torch().nn.Module):
+            raise InputError(STATE.argument, "a torch.nn.Module or its state dict", type(module_or_state_dict))
         from grujax.interop.torch_live import from_module
 
         return from_module(module_or_state_dict, pooling, prefix, verify is not False)
-    if not isinstance(module_or_state_dict, Mapping):
-        raise InputError(STATE.argument, "a torch.nn.Module or its state dict", type(module_or_state_dict))
     state = unwrapped(module_or_state_dict)
     if prefix is not None:
         start = f"{prefix}." if prefix else ""

@@ -8,7 +8,7 @@ from flax.core import meta
 from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
-from grujax.core.cell import check_step, run_cell
+from grujax.core.cell import check_step, run_cell, weights_of
 from grujax.core.config import CellConfig
 from grujax.core.keywords import explained, refuse_others
 from grujax.errors import require_equal
@@ -28,7 +28,7 @@ class GRUCell(CellConfig, nn.RNNCellBase):
     wherever a Linen cell does: `nn.RNN`, `nn.Bidirectional`, `nn.scan`, `nn.vmap`, `nn.remat`.
 
     Parameters: `w_ih (I, 3H)`, `w_hh (H, 3H)`, `b_ih (3H,)`, `b_hh (3H,)`, columns r | z | n; with `layer_norm` also
-    `scale_ih (3H,)` and `scale_hh (3H,)`.
+    `scale_ih (3H,)` and `scale_hh (3H,)`; with `blocks=K` `w_hh (K, H/K, 3H/K)`.
 
     >>> import flax.linen as nn, jax, jax.numpy as jnp
     >>> x = jnp.ones((3, 7, 10))
@@ -39,10 +39,9 @@ class GRUCell(CellConfig, nn.RNNCellBase):
 
     @nn.compact
     def weights(self, input_size: int) -> GRUWeights:
-        """Declares the parameters and returns them."""
-        return GRUWeights(
-            **{k: declared(self, k, *of, self.param_dtype) for k, of in self.parameters(input_size).items()}
-        )
+        """Declares the parameters and returns them, w_hh (H, 3H) whatever `blocks`."""
+        table = self.parameters(input_size)
+        return weights_of(self, {name: declared(self, name, *of, self.param_dtype) for name, of in table.items()})
 
     def __call__(
         self,

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.nn.initializers import Initializer
 
-from grujax.core.cell import check_step, run_cell
+from grujax.core.cell import check_step, run_cell, weights_of
 from grujax.core.config import CellConfig
 from grujax.core.keywords import explained, refuse_others
 from grujax.errors import InputError, require_count, require_equal
@@ -56,9 +56,9 @@ class GRUCell(CellConfig, Sized, nnx.RNNCellBase):
             setattr(self, name, nnx.Param(init(rngs.params(), shape, self.param_dtype)))
 
     def weights(self, input_size: int) -> GRUWeights:
-        """The parameters, for an input of that many features."""
+        """The parameters, for an input of that many features; w_hh (H, 3H) whatever `blocks`."""
         require_equal(input_size, self.input_size, "input_size")
-        return GRUWeights(**{name: getattr(self, name)[...] for name in GRUWeights._fields if hasattr(self, name)})
+        return weights_of(self, {name: getattr(self, name)[...] for name in GRUWeights._fields if hasattr(self, name)})
 
     def __call__(
         self,

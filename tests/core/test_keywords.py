@@ -7,7 +7,7 @@ from flax import nnx
 
 import grujax
 import grujax.nnx as gnnx
-from grujax.core.keywords import FOREIGN, INSTEAD, _arguments
+from grujax.core.keywords import FOREIGN, INSTEAD, _arguments, explained
 from grujax.training import TrainConfig
 
 X, KEY, RNGS = jnp.ones((2, 3, 4)), jax.random.key(0), nnx.Rngs(0)
@@ -43,6 +43,15 @@ def test_only_the_sizes_go_by_position(name, written):
         with pytest.raises(TypeError, match=r"Other fields need their names: num_layers=2\.$"):
             LINEN[name][0](*sizes)
     assert NNX[name][0](*sizes, rngs=RNGS).hidden_size == LINEN[name][0](*sizes[1:]).hidden_size == 20
+
+
+def test_where_nothing_goes_by_position_a_field_is_named():
+    class Wrapper:
+        def __init__(self, **fields):
+            del fields
+
+    with pytest.raises(TypeError, match=r"^Wrapper takes no argument by position; write Wrapper\(hidden_size=9, "):
+        explained(Wrapper, TrainConfig)(9)
 
 
 CONSTRUCTORS = {

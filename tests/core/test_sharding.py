@@ -101,7 +101,7 @@ def main(every):
         return jax.tree.map(lambda a: normal(*a.shape), jax.eval_shape(module.init, jax.random.key(0), data["x"]))
 
     rates = ("dropout", "input_dropout", "recurrent_dropout", "weight_dropout", "zoneout")
-    dropped = GRUModel(hidden, 2, num_layers=2, **dict.fromkeys(rates, 0.3), param_dtype=jnp.float64)
+    dropped = GRUModel(hidden, 2, num_layers=2, blocks=2, **dict.fromkeys(rates, 0.3), param_dtype=jnp.float64)
     parameters = {
         "gru": bare,
         "whole": bare,

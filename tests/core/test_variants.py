@@ -466,7 +466,13 @@ def test_a_highway_starts_at_minus_one_and_the_first_layer_has_none(rows):
 
 SAVED = {
     "cell": {"update": "take", "reset_after": False, "activation": "softsign", "clip": 2.5},
-    "norm": {"layer_norm": True, "bias": False, "gate_activation": "hard_sigmoid", "param_dtype": jnp.float64},
+    "norm": {
+        "layer_norm": True,
+        "blocks": 3,
+        "bias": False,
+        "gate_activation": "hard_sigmoid",
+        "param_dtype": jnp.float64,
+    },
     "start": {"initializer": "keras", "update_bias": 1.5, "initial_state": "learned", "dtype": jnp.bfloat16},
     "layers": {"num_layers": 2, "bidirectional": True, "merge": "mean", "connection": "highway", "precision": "high"},
     "steps": {"pooling": None, "time_major": True, "implementation": "autodiff", "reverse": True},

@@ -57,6 +57,15 @@ def test_the_reference_class_gives_the_same_predictions(dtype):
     assert_close(y, numpy(module(x)))
 
 
+def test_arrays_of_numpy_need_no_torch(monkeypatch):
+    state = {key: numpy(a) for key, a in seeded(torch.nn.GRU, 3, 4).state_dict().items()}
+    model, variables = from_torch({key: torch.from_numpy(a) for key, a in state.items()})
+    monkeypatch.setitem(sys.modules, "torch", None)
+    found, same = from_torch(state)
+    assert found == model
+    jax.tree.map(np.testing.assert_array_equal, same, variables)
+
+
 def test_a_cell_gives_the_same_step():
     cell = seeded(torch.nn.GRUCell, 3, 4, dtype=torch.float64)
     x, h = torch.randn(5, 3, dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64)
@@ -366,8 +375,8 @@ def test_float64_is_never_truncated_where_64_bits_are_off():
 
 def test_without_torch_the_message_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    with refused("pip install 'grujax[torch]'"):
-        from_torch({})
+    with refused("torch is required: pip install 'grujax[torch]'"):
+        from_torch(object())
     with refused("pip install 'grujax[torch]'"):
         to_torch(GRU(4), {})
 

@@ -50,7 +50,7 @@ CASES = {
     "variant": (
         grujax.GRU(H, num_layers=2, bidirectional=True, merge="mul", reset_after=False, update="take",
                    activation="softsign", gate_activation="hard_sigmoid", clip=1.5, connection="highway",
-                   layer_norm=True, **WIDE),
+                   layer_norm=True, blocks=2, **WIDE),
         (X,),
         STEPS,
     ),

@@ -198,6 +198,8 @@ HOSTILE = {
     ),
     "a huge bias": (field(update_bias=1e300), "update_bias: "),
     "a bias of NaN": (field(update_bias=float("nan")), "update_bias: "),
+    "blocks that do not divide": (field(blocks=10**9), "blocks=1000000000 needs a hidden_size that it divides"),
+    "blocks beside a dense matrix": (field(blocks=5), "params/encoder/gru/l0/w_hh: "),
     "a rate above one": (field(dropout=2.0), "dropout: "),
     "an unknown activation": (field(activation="evil"), "activation: "),
     "an activation of lists": (field(activation=[["tanh"]]), "activation: "),

@@ -21,7 +21,9 @@ def test_dates_run_small(monkeypatch, capsys):
     with of_a_user():
         runpy.run_path(str(EXAMPLES / "dates.py"), run_name="__main__")
     printed = capsys.readouterr().out
-    assert re.fullmatch(r"2 steps in \d+ s, loss \d\.\d{5}\n\d+\.00% of 5 dates right\n", printed)
+    assert re.fullmatch(
+        r"(step    \d: loss \d\.\d{5}\n){2}loss \d\.\d{5} after \d+ s; \d+\.00% of 5 dates right\n", printed
+    )
 
 
 def test_both_examples_are_short():
