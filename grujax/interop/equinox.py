@@ -16,7 +16,7 @@ from grujax.errors import require, require_package
 from grujax.interop.framework import Framework
 from grujax.interop.parts import Place, to_jax
 from grujax.interop.prove import Runner
-from grujax.interop.trees import Layer, Layout, array, jax_runner, read_tree, written_tree
+from grujax.interop.trees import Layer, array, jax_runner, read_tree, written_tree
 from grujax.linen import GRU, GRUCell
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def _read(source: Any) -> tuple[nn.Module, dict]:
         require(type(cell) is of, name, "an equinox.nn.GRUCell", type(cell).__name__, remedy)
         names = DIALECTS["equinox"].tensors[: 4 if cell.use_bias else 2]
         flat |= {f"{name}.{tensor}": array(getattr(cell, tensor), f"{name}.{tensor}") for tensor in names}
-    return read_tree(flat, Layout({f"{name}.": None for name in named}, single=single), DIALECTS["equinox"])
+    return read_tree(flat, [f"{name}." for name in named], DIALECTS["equinox"], single=single)
 
 
 def _build(model: nn.Module, variables: Mapping) -> Any:

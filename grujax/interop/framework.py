@@ -1,7 +1,8 @@
 """What a framework is here: one record for all, by which objects and files are read, written, run and proved."""
 
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,6 +66,18 @@ class Framework(NamedTuple):
         package, _, name = self.classes.partition(".")
         found = [(of.__module__.partition(".")[0], of.__name__) for of in type(theirs).__mro__]
         return bool(package) and any(module.startswith(package) and name in ("", kind) for module, kind in found)
+
+
+@contextmanager
+def told(argument: str, expected: str, remedy: str = "", where: str = "") -> Iterator[None]:
+    """Errors of other libraries, which have no one class for what is not theirs, as an `InputError` in one line."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        text = " ".join(f"{type(error).__name__}: {error}".split())[:200].rstrip(".")
+        raise InputError(argument, expected, f"{where}{text}", remedy) from error
 
 
 def check_archive(path: Path) -> None:

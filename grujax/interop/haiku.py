@@ -16,7 +16,7 @@ from grujax.errors import require, require_package
 from grujax.interop.framework import Framework
 from grujax.interop.parts import Place, to_jax
 from grujax.interop.prove import FIND, Runner
-from grujax.interop.trees import Layer, Layout, array, jax_runner, read_tree, written_tree
+from grujax.interop.trees import Layer, array, jax_runner, read_tree, written_tree
 from grujax.linen import GRU, GRUCell
 
 PLACE = Place("hk.GRU", models=(GRU, GRUCell), only={"reset_after": False, "bidirectional": False})
@@ -58,8 +58,7 @@ def _read(params: Any) -> tuple[nn.Module, dict]:
         for key in DIALECTS["haiku"].tensors:
             require(key in params[name], f"{name}/{key}", "this key, of an hk.GRU", "no such key")
         flat |= {f"{name}/{key}": array(a, f"{name}/{key}") for key, a in params[name].items()}
-    layout = Layout({f"{name}/": None for name in names}, fields={"reset_after": False, "update": "take"})
-    return read_tree(flat, layout, DIALECTS["haiku"], "take")
+    return read_tree(flat, [f"{name}/" for name in names], DIALECTS["haiku"], reset_after=False, update="take")
 
 
 def _build(model: nn.Module, variables: Mapping, name: str = "gru") -> dict:

@@ -19,6 +19,7 @@ NEAR = 1e-3
 """What a hypothesis may be apart, in units of the outputs' rms, and still be tried; the tolerance table decides."""
 
 Forms = dict[str, list[NDArray]]
+"""What a program may show of each output, in any of several forms."""
 Places = list[tuple[str, int]]
 """Of each array that a program gives: which output it is, and in which of its forms."""
 
@@ -110,26 +111,41 @@ def read_by_running(
     Raises:
       InputError: the clearest refusal of all, the differences in it.
     """
-    refusals, near = [], NEAR * (10 if jnp.finfo(model.param_dtype).bits == 16 else 1)
+    refusals = []
     for layout, all_seen in enumerate(layouts):
         try:
-            reading = None
-            for given, arrays in all_seen:
-                if isinstance(arrays, InputError):
-                    raise arrays
-                candidates = [
-                    of for of in readings(model, variables, given) if not reading or of.words == reading.words
-                ]
-                reading = _nearest(argument, arrays, candidates, partial(serves, layout), near)
+            reading = _nearest(argument, model, variables, all_seen, partial(serves, layout))
         except InputError as error:
             refusals.append(error)
             continue
-        assert reading is not None
         found = model.clone(**reading.fields)
         require_shown(argument, found, variables, all_seen)
         log.info("read as: %s", reading.words)
         return layout, found
     raise max(refusals, key=lambda error: ("off by" in error.found, "another function" in error.found))
+
+
+def _nearest(argument: str, model: Any, variables: Mapping, all_seen: Sequence[Seen], serves: Callable) -> Reading:
+    """The reading that all arrays of all sizes agree with; `InputError` with the differences where there is none."""
+    tried: list[tuple[float, Reading]] = []
+    for _, arrays in all_seen:
+        if isinstance(arrays, InputError):
+            raise arrays
+    for of_sizes in zip(*(readings(model, variables, given) for given, _ in all_seen), strict=True):
+        furthest = 0.0
+        for reading, (_, arrays) in zip(of_sizes, all_seen, strict=True):
+            assert not isinstance(arrays, InputError)
+            differs, places = matched(arrays, reading.forms)
+            whole = "y" not in reading.forms or "y" in dict(places)
+            served = whole and serves(reading.fields.get("pooling"), places)
+            furthest = max(furthest, differs if served else np.inf)
+        tried.append((furthest, of_sizes[0]))
+    tried.sort(key=lambda one: one[0])  # of several that agree the first
+    if tried[0][0] < NEAR * (10 if jnp.finfo(model.param_dtype).bits == 16 else 1):
+        return tried[0][1]
+    shown = [f"{reading.words}: {of:.2g}" for of, reading in tried[:4] if np.isfinite(of)]
+    differences = f"off by, relative to the rms, {', '.join(shown)}" if shown else "its outputs have other shapes"
+    raise InputError(argument, "what a model of grujax computes", f"another function ({differences})", FIND)
 
 
 def require_shown(argument: str, model: Any, variables: Mapping, all_seen: Sequence[Seen]) -> None:
@@ -152,27 +168,6 @@ def matched(arrays: Sequence[NDArray], candidates: Forms) -> tuple[float, Places
     all_forms = [(name, k, form) for name, of in candidates.items() for k, form in enumerate(of)]
     best = [min((apart(a, form), name, k) for name, k, form in all_forms) for a in arrays]
     return max((of for of, *_ in best), default=np.inf), [(name, k) for _, name, k in best]
-
-
-def _nearest(
-    argument: str,
-    arrays: Sequence[NDArray],
-    candidates: Sequence[Reading],
-    serves: Callable[[Any, Places], bool],
-    near: float,
-) -> Reading:
-    """The reading that all arrays agree with; `InputError` with the differences where there is none."""
-    tried: list[tuple[float, Reading]] = []
-    for reading in candidates:
-        differs, places = matched(arrays, reading.forms)
-        whole = "y" not in reading.forms or any(name == "y" for name, _ in places)
-        tried.append((differs if whole and serves(reading.fields.get("pooling"), places) else np.inf, reading))
-    tried.sort(key=lambda one: one[0])  # of several that agree the first
-    if tried[0][0] < near:
-        return tried[0][1]
-    shown = [f"{reading.words}: {of:.2g}" for of, reading in tried[:4] if np.isfinite(of)]
-    differences = f"off by, relative to the rms, {', '.join(shown)}" if shown else "its outputs have other shapes"
-    raise InputError(argument, "what a model of grujax computes", f"another function ({differences})", FIND)
 
 
 def apart(theirs: NDArray, form: NDArray) -> float:

@@ -4,15 +4,17 @@ Keras orders its gates z, r, n. With reset_after=True its bias (2, 3H) is both o
 it has their sum alone. Any backend of Keras serves; it is imported where Keras itself is built or run.
 """
 
+import re
 import warnings
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from grujax.core.dialects import Cell, read
-from grujax.errors import require
+from grujax.errors import InputError, require
 from grujax.interop import keras_files, keras_layers, keras_live
 from grujax.interop.framework import Framework
 from grujax.interop.keras_layers import ACTIVATIONS, HEADS, MERGES, OUTPUTS, POOLINGS, RECURRENT, Layer, dialect_of
@@ -142,20 +144,20 @@ def from_layers(layers: list[Layer]) -> tuple[nn.Module, dict]:
 def _check_order(layers: list[Layer]) -> None:
     """GRUs, then pooling, then a Dense; each reads what the one before gives. Raises `InputError` otherwise."""
     layers = [layer for layer in layers if layer.kind != "Dropout"]
-    stages = [2 if layer.kind in HEADS else 1 if layer.kind in POOLINGS else 0 for layer in layers]
-    for k, layer in enumerate(layers):
-        first = k == 0 or stages[k] > stages[k - 1] or stages[k] == 0 == stages[k - 1]
-        require(first, layer.name, "GRUs, then one pooling layer, then one Dense", f"a {layer.kind} here")
-        before, steps = layers[k - 1] if k else None, layer.kind != "Dense"
-        if before is not None and before.kind in RECURRENT:
-            given = before.config.get("return_sequences", False)
-            require(given or not steps, f"{before.name}.return_sequences", f"True before {layer.name}", given)
+    stages = "".join("H" if layer.kind in HEADS else "P" if layer.kind in POOLINGS else "R" for layer in layers)
+    first = re.match("R*P?H?", stages)
+    for layer in layers[first.end() if first else 0 :]:
+        raise InputError(layer.name, "GRUs, then one pooling layer, then one Dense", f"a {layer.kind} here")
+    for before, layer in pairwise(layers):
+        if before.kind in RECURRENT:
+            given, every = before.config.get("return_sequences", False), layer.kind != "Dense"
+            require(given or not every, f"{before.name}.return_sequences", f"True before {layer.name}", given)
             apart = before.config.get("merge_mode", "concat") is None
             require(not apart, f"{before.name}.merge_mode", f"directions merged before {layer.name}", None)
         else:
             require(layer.kind != "TimeDistributed", layer.name, "every step, without pooling", "a pooling layer")
     remedy = "Convert the model without it, and pool the output of every step; grujax.GRUEncoder does both."
-    require(stages[-1] != 1, layers[-1].name, "a Dense behind pooling", "none", remedy)
+    require(stages[-1] != "P", layers[-1].name, "a Dense behind pooling", "none", remedy)
 
 
 def _dropout(layers: list[Layer], recurrent: list[Layer]) -> tuple[dict[str, Any], list[str]]:

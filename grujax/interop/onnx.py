@@ -4,7 +4,7 @@ Written graphs are batch-major, as everything here is. Read are these, and graph
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from grujax.core.heads import STATISTICS
 from grujax.errors import require, require_package
 from grujax.interop.framework import Framework
-from grujax.interop.onnx_graph import HINTS, METADATA, cells_of
+from grujax.interop.onnx_graph import OUTPUTS, REDUCTIONS, cells_of
 from grujax.interop.onnx_read import read_graph
 from grujax.interop.onnx_run import DTYPES
 from grujax.interop.onnx_tensors import array, checked, load
@@ -25,6 +25,16 @@ from grujax.interop.prove import Runner
 
 if TYPE_CHECKING:
     import onnx
+
+METADATA = "grujax"
+HINTS: dict[str, Container] = {
+    "merge": ("concat", *REDUCTIONS),
+    "pooling": ("last", "mean", "max", None),
+    "update": ("keep", "take"),
+    "output_activation": (None, *OUTPUTS),
+    "steps_per_frame": range(1, 2**31),
+}
+"""Fields that the metadata hold beside the class and `clip`, and what they may be: a graph does not tell them."""
 
 
 def to_onnx(
@@ -107,6 +117,9 @@ def _build(
     labels: Sequence[str] | None = None,
 ) -> "onnx.ModelProto":
     proto = written(model, variables, lengths, state)
+    hints = {name: getattr(model, name) for name in (*HINTS, "clip") if hasattr(model, name)}
+    text = json.dumps({"class": type(model).__name__, **hints}, sort_keys=True)
+    proto.metadata_props.add(key=METADATA, value=text)
     if labels is not None:
         size, found = getattr(model, "output_size", 0), list(map(str, labels))
         require(len(found) == size, "labels", f"{size} names, one an output", found)

@@ -32,7 +32,7 @@ from grujax.interop.onnx_graph import (
     name_of,
     nodes_in,
 )
-from grujax.interop.onnx_run import feed, fixed, inputs_of, origin, run_apart, time_first
+from grujax.interop.onnx_run import inputs_of, origin, run_apart, time_first
 from grujax.interop.onnx_tensors import Constants, bound, checked, load
 from grujax.interop.parts import Dense, put_together, take_apart
 from grujax.interop.prove import FIND, TWO_SIZES, data
@@ -62,19 +62,6 @@ def read_graph(proto: Model) -> tuple[nn.Module, dict]:
     require(bool(grus), "source", "a GRU node", f"none, but {others}", remedy)
     for node in left:
         _check(node, constants)
-    fields, cells = _cells(grus, constants)
-    head = _head(left, constants)
-    model, variables = put_together(cells, head, **fields, h0=_initial(proto, grus, constants, cells))
-    inputs = inputs_of(proto, grus, model.num_states)
-    kinds = {"h0": inputs.h0 is not None, "lengths": inputs.lengths is not None}
-    layouts = [[fixed(inputs, first, size) for size in TWO_SIZES] for first in (True, False)]
-    given = [data(model, variables, size, **kinds) for sizes in layouts for size in sizes]
-    seen = list(map(Seen, given, run_apart(proto, [feed(inputs, k < 2, of) for k, of in enumerate(given)])))
-    name = head[0] if head else _first(proto.graph.output)
-    return read_by_running(name, model, variables, [seen[:2], seen[2:]])[1], variables
-
-
-def _cells(grus: list[Any], constants: Constants) -> tuple[dict, dict]:
     fields: dict[str, Any] = {}
     cells: dict[str, Any] = {}
     for node in grus:
@@ -84,7 +71,15 @@ def _cells(grus: list[Any], constants: Constants) -> tuple[dict, dict]:
             expected = f"{key}={fields.get(key, False)}, as the GRU before it"
             require(mine.get(key) == fields.get(key), name_of(node), expected, mine.get(key), FIND)
         cells |= {f"{name_of(node)}: {key}": cell for key, cell in of_layer.items()}
-    return fields, cells
+    head = _head(left, constants)
+    model, variables = put_together(cells, head, **fields, h0=_initial(proto, grus, constants, cells))
+    inputs = inputs_of(proto, grus, model.num_states)
+    kinds = {"h0": inputs.h0 is not None, "lengths": inputs.lengths is not None}
+    layouts = [[inputs.size(first, size) for size in TWO_SIZES] for first in (True, False)]
+    given = [data(model, variables, size, **kinds) for sizes in layouts for size in sizes]
+    seen = list(map(Seen, given, run_apart(proto, [inputs.feed(k < 2, of) for k, of in enumerate(given)])))
+    name = head[0] if head else _first(proto.graph.output)
+    return read_by_running(name, model, variables, [seen[:2], seen[2:]])[1], variables
 
 
 def _initial(proto: Model, grus: list[Any], constants: Constants, cells: Mapping) -> NDArray | None:
