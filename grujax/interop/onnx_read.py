@@ -117,29 +117,28 @@ def _check(node: Node, constants: Constants) -> None:
 
 def _head(left: list[Any], constants: Constants) -> tuple[str, Dense] | None:
     """The one product with a constant matrix, and the bias behind it."""
-    found = [node for node in left if node.op_type in ("Gemm", "MatMul")]
-    if not found:
-        return None
-    for node in found[1:]:
+    products = [node for node in left if node.op_type in ("Gemm", "MatMul")]
+    for node in products[1:]:
         raise InputError(name_of(node), "one dense head behind the last GRU", "one besides", FIND)
-    node, name, attributes = found[0], name_of(found[0]), attributes_of(found[0])
-    plain = attributes.get("alpha", 1.0) == 1 and attributes.get("beta", 1.0) == 1 and not attributes.get("transA")
-    require(plain, name, "alpha 1, beta 1 and transA 0", attributes)
-    kernel = constants.values.get(node.input[1])
-    if kernel is None or node.input[0] in constants.values:
-        raise InputError(name, "values of the GRU times a constant matrix", "something else", FIND)
-    require(kernel.ndim == 2, name, "a matrix", f"shape {kernel.shape}")
-    kernel = kernel.T if attributes.get("transB") else kernel
-    bias = constants.values.get(node.input[2]) if len(node.input) > 2 and node.input[2] else None
-    if node.op_type == "MatMul":
-        adds = [of for of in left if of.op_type == "Add" and node.output[0] in of.input]
-        keys = [key for of in adds for key in of.input if key in constants.values]
-        bias = constants.values[keys[0]] if len(keys) == 1 else None
-    width = kernel.shape[1]
-    if bias is not None:
-        require(bias.shape in ((width,), (1, width)), name, f"a bias of shape ({width},)", bias.shape)
-        bias = bias.reshape(width)
-    return name, Dense(kernel, bias)
+    for node in products:
+        name, attributes = name_of(node), {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0} | attributes_of(node)
+        plain = (attributes["alpha"], attributes["beta"], attributes["transA"]) == (1, 1, 0)
+        require(plain, name, "alpha 1, beta 1 and transA 0", attributes)
+        given = [constants.values.get(key) for key in node.input]
+        if given[0] is not None or given[1] is None:
+            raise InputError(name, "values of the GRU times a constant matrix", "something else", FIND)
+        require(given[1].ndim == 2, name, "a matrix", f"shape {given[1].shape}")
+        kernel, adds = given[1].T if attributes["transB"] else given[1], []
+        if node.op_type == "MatMul":
+            adds = [key for of in left if of.op_type == "Add" and node.output[0] in of.input for key in of.input]
+        biases = [*given[2:], *(constants.values[key] for key in adds if key in constants.values)]
+        bias = biases[0] if len(biases) == 1 else None
+        if bias is not None:
+            width = kernel.shape[1]
+            require(bias.shape in ((width,), (1, width)), name, f"a bias of shape ({width},)", bias.shape)
+            bias = bias.reshape(width)
+        return name, Dense(kernel, bias)
+    return None
 
 
 def _first(protos: Any) -> str:

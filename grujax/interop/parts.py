@@ -1,7 +1,7 @@
 """A model taken apart into what every framework has, cells and a head, in NumPy; and put together again."""
 
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -12,8 +12,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from numpy.typing import NDArray
 
 from grujax.core.config import input_size_of, own_fields
-from grujax.core.dialects import Cell, Dialect, lost, require_floats, write
+from grujax.core.dialects import Cell, Dialect, lost, read, require_floats, write
 from grujax.errors import InputError, require, require_equal
+from grujax.interop.prove import FIND
 from grujax.linen import GRU, GRUCell, GRUModel
 from grujax.saving.model_file import declared
 
@@ -101,6 +102,24 @@ def take_apart(model: Any, variables: Mapping, place: Place, dialect: Dialect) -
         warnings.warn(f"{place.framework}: {sentence}", ConversionWarning, stacklevel=3)
     written = [write(cell, dialect, model.update) for cell in cells]
     return Parts(written, head, w_ih.shape[0], w_ih.dtype, params.get((*paths[0][:-1], "h0")))
+
+
+def read_cells(
+    flat: Mapping[str, NDArray], keys: Iterable[Sequence[str]], dialect: Dialect, source: str, update: str = "keep"
+) -> dict[str, Cell]:
+    """Each cell under the first of the keys of its tensors; `InputError` where one is missing in the source."""
+    cells = {}
+    for of_cell in keys:
+        for key in of_cell:
+            require(key in flat, key, "this key", "no such key", f"The {source} is not whole.")
+        cells[of_cell[0]] = read({key: flat[key] for key in of_cell}, dialect, update)
+    return cells
+
+
+def require_only(flat: Mapping, known: Collection[str], served: str) -> None:
+    """Raises `InputError` for a key that would be lost."""
+    for key in flat:
+        require(key in known, key, f"only {served}", "this key besides", f"It would be lost. {FIND}")
 
 
 def put_together(

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grujax.core.config import Pooling
-from grujax.core.dialects import DIALECTS, FLOATS, Cell, read, require_floats
+from grujax.core.dialects import DIALECTS, FLOATS, Cell, require_floats
 from grujax.errors import InputError, require
-from grujax.interop.parts import Dense, Place, put_together, take_apart
+from grujax.interop.parts import Dense, Place, put_together, read_cells, require_only, take_apart
 from grujax.interop.prove import FIND, log
 from grujax.linen import GRUCell, GRUModel
 
@@ -123,13 +123,9 @@ def read_state(state: Mapping[str, NDArray], stacked: bool = False) -> State:
         suffixes = [""] if alone else [layer_suffix(index, directions) for index in range(num_layers * directions)]
         ends = [(starts[0], suffix) for suffix in suffixes]
     kinds = KINDS[: 4 if any(m["what"] == "bias" for m in matches.values()) else 2]
-    cells, known = {}, set()
-    for start, suffix in ends:
-        keys = [f"{start}{kind}{suffix}" for kind in kinds]
-        for key in keys:
-            require(key in state, key, "this key", "no such key", "The state dict is not whole.")
-        cells[keys[0]] = read({key: state[key] for key in keys}, DIALECTS["torch"])
-        known |= {*keys}
+    keys = [[f"{start}{kind}{suffix}" for kind in kinds] for start, suffix in ends]
+    cells = read_cells(state, keys, DIALECTS["torch"], "state dict")
+    known = {key for of in keys for key in of}
     weights = [key for key in others if key.endswith(".weight") and (stacked or not alone)]
     heads = sorted({key.removesuffix("weight") for key in weights})
     require(len(heads) < 2, "state dict", "one nn.Linear beside the nn.GRU", f"{len(heads)}, {heads}", FIND)
@@ -140,9 +136,7 @@ def read_state(state: Mapping[str, NDArray], stacked: bool = False) -> State:
         for key in {weight, bias} & state.keys():
             require_floats(key, state[key].dtype)
         head = weight, Dense(state[weight].T, state.get(bias))
-    for key in state:
-        served = f"only the keys {sorted(known)}"
-        require(key in known, key, served, "this key besides", f"It would be lost. {FIND}")
+    require_only(state, known, f"the keys {sorted(known)}")
     return State(cells, head, directions == 2, alone and not stacked)
 
 

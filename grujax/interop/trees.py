@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from grujax.core.dialects import Dialect, read, require_floats
+from grujax.core.dialects import Dialect, require_floats
 from grujax.errors import require, require_equal
-from grujax.interop.parts import Place, put_together, take_apart
-from grujax.interop.prove import FIND, Runner
+from grujax.interop.parts import Place, put_together, read_cells, require_only, take_apart
+from grujax.interop.prove import Runner
 from grujax.kernels.step import ACTIVATIONS
 from grujax.linen import GRU, GRUCell
 
@@ -59,20 +59,16 @@ def read_tree(
 
     features: H, where a module says it. fields: of the model, and whether the one cell is a `single` one.
     """
-    tensors, cells = dialect.tensors, {}
+    tensors = dialect.tensors
     if not dialect.always_biased and not any(key.endswith(tensors[2:]) for key in flat):
         tensors = tensors[:2]
-    expected = dict.fromkeys(f"{prefix}{tensor}" for prefix in prefixes for tensor in tensors)
-    served = f"only {', '.join(tensors)} in {', '.join(prefix or 'the tree' for prefix in prefixes)}"
-    for key in flat:
-        require(key in expected, key, served, "this key besides", f"It would be lost. {FIND}")
-    for key in expected:
-        require(key in flat, key, "this key", "no such key", "The tree is not whole.")
-    for prefix in prefixes:
-        named = {f"{prefix}{name}": flat[f"{prefix}{name}"] for name in tensors}
-        cell = cells[prefix] = read(named, dialect, fields.get("update", "keep"))
+    expected = [[f"{prefix}{tensor}" for tensor in tensors] for prefix in prefixes]
+    served = f"{', '.join(tensors)} in {', '.join(prefix or 'the tree' for prefix in prefixes)}"
+    require_only(flat, {key for keys in expected for key in keys}, served)
+    cells = read_cells(flat, expected, dialect, "tree", fields.get("update", "keep"))
+    for key, cell in cells.items():
         said = (cell.w_ih.shape[0], features or cell.hidden_size)
-        require_equal((cell.w_ih.shape[0], cell.hidden_size), said, next(iter(named)), "Its module has that.")
+        require_equal((cell.w_ih.shape[0], cell.hidden_size), said, key, "Its module has that.")
     kinds = {"bidirectional": "backward_rnn/" in prefixes[-1], "single": prefixes == [""]}
     return put_together(cells, **kinds | fields)
 
