@@ -109,11 +109,10 @@ def opened(source: Any, format: str | None) -> Opened:
         source = nnx.to_pure_dict(nnx.state(source) if isinstance(source, nnx.Module) else source)
     served = "a path, a module, a mapping of arrays or a graph"
     require(isinstance(source, Mapping), "source", served, type(source).__name__)
-    inner = unwrapped(source) if all(isinstance(key, str) for key in source) else source
-    if any(isinstance(key, str) and KEY.fullmatch(key) for key in inner):
-        state = dict(inner)
-        return _mapping(state, lambda path: torch_files.write_torch(path, state))
-    return _mapping(source, None)
+    if (inner := _state(source)) is None:
+        return _mapping(source, None)
+    state = dict(inner)
+    return _mapping(state, lambda path: torch_files.write_torch(path, state))
 
 
 def _file(path: Path, format: str | None) -> Opened:
@@ -150,8 +149,7 @@ def _torch_module(module: Any) -> Opened:
 
 def _mapping(tree: Any, write: Callable[[Path], object] | None) -> Opened:
     """Of nested mappings of arrays, or of a state dict, alone or in a checkpoint; what is put goes into them."""
-    inner = unwrapped(tree) if all(isinstance(key, str) for key in tree) else tree
-    tree = inner if any(isinstance(key, str) and KEY.fullmatch(key) for key in inner) else tree
+    tree = _state(tree) or tree
     leaves: dict[Any, Any] = flatten_dict(_plain(tree))
     paths = {"/".join(map(str, path)): path for path, a in leaves.items() if _is_floats(a)}
     given = {key: leaves[path] for key, path in paths.items()}
@@ -165,6 +163,12 @@ def _mapping(tree: Any, write: Callable[[Path], object] | None) -> Opened:
         node[last] = a if isinstance(given[key], np.ndarray) else tensors({key: a})[key]
 
     return Opened(grus_in(arrays(given), back), write)
+
+
+def _state(tree: Mapping) -> Mapping | None:
+    """The state dict with a GRU of torch that a mapping is, or has in it."""
+    inner = unwrapped(tree) if all(isinstance(key, str) for key in tree) else {}
+    return inner if any(KEY.fullmatch(key) for key in inner) else None
 
 
 def _is_floats(a: Any) -> bool:

@@ -5,22 +5,22 @@ Cells of torch, Flax Linen, NNX and Haiku are told by a tensor of theirs.
 
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-from flax import nnx
-from flax.traverse_util import flatten_dict, unflatten_dict
 from numpy.typing import NDArray
 
+from grujax.core.dialects import DIALECTS
 from grujax.errors import InputError, require_equal
 from grujax.interop import flax, haiku
 from grujax.interop import nnx as of_nnx
 from grujax.interop.prove import sizes
 from grujax.interop.torch_keys import KEY, effective, from_arrays, gru_at, to_arrays
-from grujax.interop.trees import CELL
+from grujax.interop.trees import CELL, read_tree, written_tree
 
 
 @dataclass(frozen=True)
@@ -78,21 +78,12 @@ def putting(
     return put
 
 
-class Tree(NamedTuple):
-    """Cells in trees of arrays. sign: a tensor that tells one. of: the module of `grujax.interop` that reads them.
-    theirs, tree: of the tree what `of` reads, and back."""
-
-    sign: str
-    of: Any
-    theirs: Callable[[dict], Any]
-    tree: Callable[[Any], Mapping]
-
-
-TREES = (
-    Tree(flax.SIGN, flax, lambda tree: (None, tree), lambda made: made[1]["params"]),
-    Tree(of_nnx.SIGN, of_nnx, nnx.State, lambda made: nnx.to_pure_dict(nnx.state(made, nnx.Param))),
-    Tree("w_i", haiku, lambda tree: {"gru": tree}, lambda made: made["gru"]),
-)
+TREES = {
+    flax.SIGN: ("flax", flax.PLACE, {}),
+    of_nnx.SIGN: ("nnx", of_nnx.PLACE, {}),
+    haiku.SIGN: ("haiku", haiku.PLACE, haiku.FIELDS),
+}
+"""Cells in trees of arrays by a tensor that tells one: the dialect, the place, and fields of the model."""
 
 
 def grus_in(flat: dict[str, NDArray], back: Callable[[str, NDArray], None]) -> list[FoundGRU]:
@@ -100,31 +91,28 @@ def grus_in(flat: dict[str, NDArray], back: Callable[[str, NDArray], None]) -> l
 
     back: takes what is put, by its path.
     """
-
-    def gru(base: str, where: str, read: Callable[[], tuple], tree: Callable[..., Mapping]) -> FoundGRU:
-        def write(model: nn.Module, variables: Mapping) -> dict[str, NDArray]:
-            found: dict[Any, NDArray] = flatten_dict(dict(tree(model, variables)))
-            return {f"{base}{'/'.join(map(str, path))}": a for path, a in found.items()}
-
-        return record(base.rstrip("./"), where, *read(), read, putting(write, flat, back))
-
     grus, plain = [], effective(flat)
     for prefix in dict.fromkeys(m["prefix"] for key in plain if (m := KEY.fullmatch(key))):
-        try:
-            grus.append(gru(prefix, "state dict", partial(from_arrays, gru_at(plain, prefix)), to_arrays))
-        except InputError:  # an LSTM, or a part of one
-            continue
-    for tree in TREES:
-        waiting = _stacks(flat, tree.sign)
+
+        def state(model: nn.Module, variables: Mapping, prefix: str = prefix) -> dict[str, NDArray]:
+            return {f"{prefix}{key}": a for key, a in to_arrays(model, variables).items()}
+
+        with suppress(InputError):  # an LSTM, or a part of one
+            read = partial(from_arrays, gru_at(plain, prefix))
+            grus.append(record(prefix.rstrip("."), "state dict", *read(), read, putting(state, flat, back)))
+    for sign, (kind, place, fields) in TREES.items():
+        waiting = _stacks(flat, sign)
         while waiting:
             base, cells = waiting.pop(0)
-            own = {key.removeprefix(base): flat[key] for key in flat if key.startswith(tuple(cells))}
-            of = tree.of.FRAMEWORK
+            own = {key: a for key, a in flat.items() if key.startswith(tuple(cells))}
+            dialect = DIALECTS["nnx with hn_bias" if any(key.endswith("hn_bias") for key in own) else kind]
+
+            def tree(model: nn.Module, variables: Mapping, to: tuple = (place, dialect, cells)) -> dict[str, NDArray]:
+                return {key: a for of in written_tree(model, variables, *to) for key, a in of.items()}
+
             try:
-                read = partial(of.read, tree.theirs(unflatten_dict(own, sep="/")))
-                grus.append(
-                    gru(base, tree.of.PLACE.framework, read, lambda *new, t=tree, of=of: t.tree(of.build(*new)))
-                )
+                read = partial(read_tree, own, cells, dialect, **fields)
+                grus.append(record(base.rstrip("/"), place.framework, *read(), read, putting(tree, flat, back)))
             except InputError:
                 waiting = [(cell, [cell]) for cell in cells if len(cells) > 1] + waiting
     return grus
@@ -136,10 +124,13 @@ def _stacks(keys: Mapping[str, Any], sign: str) -> list[tuple[str, list[str]]]:
     for match in filter(None, (re.fullmatch(f"{CELL}{sign}", key) for key in keys)):
         cells = bases.setdefault(match["base"], {}).setdefault(match["layer"], [])
         cells.append(match.string.removesuffix(sign))
+        cells.sort(key=lambda cell: "backward_rnn/" in cell)
     found = []
     for base, layers in bases.items():
-        if sorted(int(re.sub(r"\D", "", layer) or 0) for layer in layers) == list(range(len(layers))):
-            found.append((base, [cell for cells in layers.values() for cell in cells]))
+        numbered = {int(re.sub(r"\D", "", layer) or 0): cells for layer, cells in layers.items()}
+        ways = {tuple("backward_rnn/" in cell for cell in cells) for cells in layers.values()}
+        if sorted(numbered) == list(range(len(layers))) and len(ways) == 1:
+            found.append((base, [cell for _, cells in sorted(numbered.items()) for cell in cells]))
         else:
             found += [(f"{base}{layer}", cells) for layer, cells in layers.items()]
     return found

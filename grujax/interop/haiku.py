@@ -21,6 +21,8 @@ from grujax.linen import GRU, GRUCell
 
 PLACE = Place("hk.GRU", models=(GRU, GRUCell), only={"reset_after": False, "bidirectional": False})
 
+SIGN, FIELDS = "w_i", {"reset_after": False, "update": "take", "single": False}
+
 
 def from_haiku(params: Mapping, *, verify: bool = False) -> tuple[nn.Module, dict]:
     """The `grujax.GRU` of {module name: {"w_i", "w_h", "b"}}, batch-major. See `grujax.interop`.
@@ -58,7 +60,7 @@ def _read(params: Any) -> tuple[nn.Module, dict]:
         for key in DIALECTS["haiku"].tensors:
             require(key in params[name], f"{name}/{key}", "this key, of an hk.GRU", "no such key")
         flat |= {f"{name}/{key}": array(a, f"{name}/{key}") for key, a in params[name].items()}
-    return read_tree(flat, [f"{name}/" for name in names], DIALECTS["haiku"], reset_after=False, update="take")
+    return read_tree(flat, [f"{name}/" for name in names], DIALECTS["haiku"], **FIELDS)
 
 
 def _build(model: nn.Module, variables: Mapping, name: str = "gru") -> dict:

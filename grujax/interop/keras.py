@@ -33,9 +33,8 @@ FIELDS = {"reset_after": (False,), "pooling": [*POOLINGS.values(), None], "dropo
 FIELDS |= {key: [*ACTIVATIONS_THERE] for key in ("activation", "gate_activation")}
 FIELDS |= {"merge": [*MERGES_THERE], "output_activation": [*OUTPUTS.values()]}
 """What Keras has a place for, besides the defaults."""
-DEFAULTS = {"bias": True, "activation": "tanh", "gate_activation": "sigmoid", "merge": "concat"}
-DEFAULTS |= {"output_activation": None}
-"""What a file of weights does not tell."""
+TOLD = {key: FIELDS[key] for key in ("reset_after", "pooling")}
+"""What weights alone tell of them."""
 
 
 def from_keras(source: "keras.Layer | Sequence[Layer]", *, verify: bool | None = None) -> tuple[nn.Module, dict]:
@@ -83,8 +82,8 @@ def to_keras(
     return FRAMEWORK.theirs(model, variables, verify)
 
 
-def _build(model: nn.Module, variables: Mapping) -> Any:
-    keras, layers = keras_live.package(), to_layers(model, variables)
+def _build(model: nn.Module, variables: Mapping, **place: Any) -> Any:
+    keras, layers = keras_live.package(), to_layers(model, variables, **place)
     policy = f"mixed_{layers[0].compute}" if layers[0].compute else layers[0].dtype
     with keras_live.numerics(layers[0].dtype):
         built = [keras_live.build(keras, layer, policy) for layer in layers]
@@ -95,13 +94,9 @@ def _build(model: nn.Module, variables: Mapping) -> Any:
 
 def _build_weights(model: Any, variables: Mapping) -> Any:
     """Of a model that its weights alone tell: what else it is would be lost in a `.weights.h5` file."""
-    for field, default in DEFAULTS.items():
-        found = getattr(model, field, default)
-        require(found == default, field, repr(default), repr(found), "Weights do not tell it: write a .keras file.")
-    for field in ("dropout", "input_dropout"):
-        if getattr(model, field, 0):
-            warnings.warn(f"Keras' weights: {field} is not told, {TRAINING}", ConversionWarning, stacklevel=2)
-    return _build(model, variables)
+    remedy = "Weights do not tell it: write a .keras file."
+    require(getattr(model, "bias", True), "bias", True, False, remedy)
+    return _build(model, variables, fields=TOLD, remedy=remedy)
 
 
 def from_layers(layers: list[Layer]) -> tuple[nn.Module, dict]:
@@ -180,13 +175,13 @@ def _dropout(layers: list[Layer], recurrent: list[Layer]) -> tuple[dict[str, Any
     return fields, left
 
 
-def to_layers(model: Any, variables: Mapping) -> list[Layer]:
+def to_layers(model: Any, variables: Mapping, fields: Mapping = FIELDS, remedy: str = "") -> list[Layer]:
     """The layers of Keras as plain data; see `to_keras`, which builds them."""
     require_own(model)
     single, directions = isinstance(model, GRUCell), getattr(model, "num_directions", 1)
     locked = {} if single or directions == 2 else {"input_dropout": None}  # in Keras each direction draws its own mask
-    reset_after = model.reset_after
-    parts = take_apart(model, variables, Place("Keras", FIELDS | locked), dialect_of(reset_after))
+    reset_after, fields = model.reset_after, {**fields, **(locked if "dropout" in fields else {})}
+    parts = take_apart(model, variables, Place("Keras", fields, remedy=remedy), dialect_of(reset_after))
     options = {"units": model.hidden_size, "use_bias": model.bias, "reset_after": reset_after}
     options |= {"activation": ACTIVATIONS_THERE[model.activation], "recurrent_dropout": 0.0}
     options |= {"recurrent_activation": ACTIVATIONS_THERE[model.gate_activation]}

@@ -4,7 +4,7 @@ Every size that a file claims is checked before memory is taken.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -122,52 +122,52 @@ def _inline(where: str, tensor: Tensor, folder: Path) -> None:
     del tensor.external_data[:]
 
 
-class Constants:
-    """values: by their names. kinds: the ONNX dtype of every value that shape inference knows."""
+def constants(graph: Body, opsets: Any, outer: Mapping[str, NDArray] | None = None) -> dict[str, NDArray]:
+    """The constants of a graph by their names, computed ones too. outer: those of the graph that it stands in."""
+    values, total = dict(outer or {}) | {tensor.name: array(tensor.name, tensor) for tensor in graph.initializer}, 0
+    for node in graph.node:
+        known = all(not key or key in values for key in node.input)
+        if known and node.op_type in FOLDED and node.domain in ("", "ai.onnx"):
+            found = _folded(node, values, opsets)
+            total += sum(a.size for a in found.values())
+            require(total <= IN_ALL, name_of(node), f"at most {IN_ALL} values in all", total)
+            values |= found
+    return values
 
-    def __init__(self, proto: Model, outer: dict[str, NDArray] | None = None) -> None:
-        onnx = module()
-        self.opsets, self.total = list(proto.opset_import), 0
-        self.values = (outer or {}) | {tensor.name: array(tensor.name, tensor) for tensor in proto.graph.initializer}
-        try:
-            inferred = onnx.shape_inference.infer_shapes(proto, data_prop=False).graph
-        except Exception:  # shapes that do not fit: the runtime will say which
-            inferred = proto.graph
-        known = (*inferred.input, *inferred.value_info, *inferred.output)
-        self.kinds: dict[str, int] = {value.name: value.type.tensor_type.elem_type for value in known}
-        for node in proto.graph.node:
-            constant = all(not key or key in self.values for key in node.input)
-            if constant and node.op_type in FOLDED and node.domain in ("", "ai.onnx"):
-                self._fold(node)
 
-    def integer(self, key: str) -> bool:
-        """Whether a value is an integer or a truth: arithmetic on shapes."""
-        onnx = module()
-        kinds = {getattr(onnx.TensorProto, name) for name in ("INT32", "INT64", "BOOL")}
-        return self.values[key].dtype.kind in "ib" if key in self.values else self.kinds.get(key) in kinds
+def _folded(node: Node, values: Mapping[str, NDArray], opsets: Any) -> dict[str, NDArray]:
+    """What a node makes of constants."""
+    from onnx.reference import ReferenceEvaluator
 
-    def weights(self, node: Node) -> list[NDArray | None]:
-        """W, R and B of a GRU node; `InputError` where they are no constants."""
-        keys = [*node.input[1:4], ""][:3]
-        for key in filter(None, keys):
-            found = "a value computed from the inputs, or an input of the graph"
-            require(key in self.values, key, "weights, an initializer or a constant", found)
-        return [self.values.get(key) for key in keys]
+    name, given = name_of(node), {key: values[key] for key in node.input if key}
+    outputs = [key for key in node.output if key]
+    with told(name, f"a {node.op_type} that fits its inputs"):
+        bound(name, _size(node.op_type, [values[key] for key in node.input if key]))
+        alone = module().helper.make_function("grujax", "constants", [*given], outputs, [node], opsets)
+        found: Any = ReferenceEvaluator(alone).run(None, given, attributes={})
+    for a in found:
+        require(isinstance(a, np.ndarray | np.generic), name, "arrays", type(a).__name__)
+    return dict(zip(outputs, map(np.asarray, found), strict=False))
 
-    def _fold(self, node: Node) -> None:
-        from onnx.reference import ReferenceEvaluator
 
-        name, given = name_of(node), {key: self.values[key] for key in node.input if key}
-        outputs = [key for key in node.output if key]
-        with told(name, f"a {node.op_type} that fits its inputs"):
-            bound(name, _size(node.op_type, [self.values[key] for key in node.input if key]))
-            alone = module().helper.make_function("grujax", "constants", [*given], outputs, [node], self.opsets)
-            found: Any = ReferenceEvaluator(alone).run(None, given, attributes={})
-        for key, a in zip(outputs, found, strict=False):
-            require(isinstance(a, np.ndarray | np.generic), name, "arrays", type(a).__name__)
-            self.values[key] = np.asarray(a)
-            self.total += self.values[key].size
-            require(self.total <= IN_ALL, name, f"at most {IN_ALL} values in all", self.total)
+def weights_of(node: Node, values: Mapping[str, NDArray]) -> list[NDArray | None]:
+    """W, R and B of a GRU node; `InputError` where they are no constants."""
+    keys = [*node.input[1:4], ""][:3]
+    for key in filter(None, keys):
+        found = "a value computed from the inputs, or an input of the graph"
+        require(key in values, key, "weights, an initializer or a constant", found)
+    return [values.get(key) for key in keys]
+
+
+def kinds_of(proto: Model, values: Mapping[str, NDArray]) -> dict[str, int]:
+    """The ONNX dtype of every constant, and of every value that shape inference knows."""
+    onnx = module()
+    try:
+        graph = onnx.shape_inference.infer_shapes(proto, data_prop=False).graph
+    except Exception:  # shapes that do not fit: the runtime will say which
+        graph = proto.graph
+    kinds = {of.name: of.type.tensor_type.elem_type for of in (*graph.input, *graph.value_info, *graph.output)}
+    return kinds | {key: onnx.helper.np_dtype_to_tensor_dtype(a.dtype) for key, a in values.items()}
 
 
 def _size(op: str, given: list[NDArray]) -> int:

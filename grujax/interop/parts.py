@@ -62,13 +62,14 @@ class Place(NamedTuple):
 
     framework: as errors call it. fields: of the model's fields that are not in `SIZES` and `FREE`, the values besides
     the default that it has too; None for any. models: the classes that it has a form for. only: the one value of a
-    field that it has.
+    field that it has. remedy: where it lacks a field's value.
     """
 
     framework: str
     fields: Mapping[str, Collection | None] = {}
     models: tuple[type[nn.Module], ...] = (GRU, GRUCell, GRUModel)
     only: Mapping[str, Any] = {}
+    remedy: str = ""
 
 
 def take_apart(model: Any, variables: Mapping, place: Place, dialect: Dialect) -> Parts:
@@ -146,6 +147,7 @@ def put_together(
     (first, cell), *_ = cells.items()
     hidden_size, dtype, bias = cell.hidden_size, cell.w_hh.dtype, cell.b_ih is not None
     features = hidden_size * (directions if fields.get("merge", "concat") == "concat" else 1)
+    require(len(cells) % directions == 0, first, "two directions of each layer", f"{len(cells)} in all")
     for index, (name, one) in enumerate(cells.items()):
         reads = features if index >= directions else cell.w_ih.shape[0]
         require(one.hidden_size == hidden_size, name, f"{hidden_size} hidden units, as {first}", one.hidden_size)
@@ -208,7 +210,7 @@ def _check_model(model: nn.Module, variables: Mapping, place: Place) -> None:
             continue
         found, served = getattr(model, field.name), place.fields.get(field.name, ())
         serves = served is None or found == field.default or found in served or type(found) in served
-        remedy = REMEDIES.get(field.name, f"{place.framework} has no such thing.")
+        remedy = place.remedy or REMEDIES.get(field.name, f"{place.framework} has no such thing.")
         expected = " or ".join(map(repr, (field.default, *(served or ()))))
         require(serves, field.name, expected, repr(found), f"{place.framework}: {remedy}")
     if isinstance(model, GRUModel):

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from grujax.core.config import Pooling
 from grujax.core.dialects import FLOATS, require_floats
-from grujax.errors import InputError, require, require_package
+from grujax.errors import InputError, require, require_one_of, require_package
 from grujax.interop.framework import Framework
+from grujax.interop.hypotheses import WORDS, pooled
 from grujax.interop.prove import FIND, Runner
 from grujax.interop.torch_keys import KEY, effective, from_arrays, gru_at, to_arrays, unwrapped
 from grujax.linen import GRUCell, GRUModel
@@ -135,14 +136,15 @@ def _run(state: Mapping, model: Any) -> Runner:
     found = gru_runner(module)
     if not isinstance(model, GRUModel):
         return found
+    require_one_of(model.pooling, (of for of in WORDS if not callable(of)), "pooling")
     linear = [next((a for key, a in of.items() if key.endswith(f".{kind}")), None) for kind in ("weight", "bias")]
 
     def call(x: NDArray, h0: NDArray | None, lengths: NDArray | None) -> dict[str, NDArray]:
-        given, every = found.call(x, h0, lengths), model.pooling is None
-        features = given["output"] if every else np.concatenate([*given["h_last"][-model.num_directions :]], -1)
+        given = found.call(x, h0, lengths)
+        features = pooled(given["output"], given["h_last"], lengths, model.num_directions)[model.pooling]
         with torch.no_grad():
             y = torch.nn.functional.linear(torch.tensor(features).to(w_ih.dtype), *linear).double().numpy()
-        if every and lengths is not None:
+        if model.pooling is None and lengths is not None:
             y = y * (np.arange(x.shape[1]) < lengths[:, None])[..., None]
         return {"y": y, "h_last": given["h_last"]}
 

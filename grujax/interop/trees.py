@@ -57,7 +57,7 @@ def read_tree(
 ) -> tuple[nn.Module, dict]:
     """The model and variables of cells whose tensors stand in `flat`, those and no others.
 
-    features: H, where a module says it. fields: of the model, and whether the one cell is a `single` one.
+    features: H, where a module says it. fields: of the model; and `single`, a cell, where paths do not tell it.
     """
     tensors = dialect.tensors
     if not dialect.always_biased and not any(key.endswith(tensors[2:]) for key in flat):
@@ -69,7 +69,7 @@ def read_tree(
     for key, cell in cells.items():
         said = (cell.w_ih.shape[0], features or cell.hidden_size)
         require_equal((cell.w_ih.shape[0], cell.hidden_size), said, key, "Its module has that.")
-    kinds = {"bidirectional": "backward_rnn/" in prefixes[-1], "single": prefixes == [""]}
+    kinds = {"bidirectional": "backward_rnn/" in prefixes[-1], "single": not prefixes[0].endswith("cell/")}
     return put_together(cells, **kinds | fields)
 
 
