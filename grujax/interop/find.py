@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -80,12 +81,9 @@ def replace(
         same = type(here) is type(given) and all(getattr(here, key) == getattr(given, key) for key in computes)
         require(same, name, f"a model like {_shown(here)}", _shown(given))
         gru.put(model, variables)
-    if found.folder:
-        require(not path.exists(), "path", "a folder that is not there yet", str(path))
-        found.write(path)
-        return
-    with replacing(path) as temporary:
-        found.write(temporary)
+    require(not (found.folder and path.exists()), "path", "a folder that is not there yet", str(path))
+    with nullcontext(path) if found.folder else replacing(path) as target:
+        found.write(target)
 
 
 def _shown(model: nn.Module) -> str:
@@ -116,23 +114,18 @@ def opened(source: Any, format: str | None) -> Opened:
 
 
 def _file(path: Path, format: str | None) -> Opened:
-    if path.is_dir():
-        whole = flax.ORBAX.load(path)
-        return _mapping(whole[1], lambda path: flax.ORBAX.write(path, whole))._replace(folder=True)
-    name = files.framework_of(path, format, reading=True).name
-    files.readable(path)
-    if name in FINDERS:
-        return FINDERS[name].in_file(path)
-    if name in ("grujax", "stablehlo"):
-        raise InputError("path", "a file with GRUs of another framework", f"one of {name}", "grujax.load reads it.")
-    whole = files.FORMATS[name].load(path)
-    if name == "flax":
-        return _mapping(whole[1], lambda path: flax.FRAMEWORK.write(path, whole))
-    if name != "safetensors":
-        return _mapping(whole, lambda path: files.FORMATS[name].write(path, whole))
-    with opened_safetensors(path) as file:
-        metadata = file.metadata() or {}
-    return _mapping(whole, lambda path: torch_files.write_safetensors(path, whole, metadata))
+    of = files.framework_of(path, format, reading=True)
+    path = path if of is flax.ORBAX else files.readable(path)
+    if of.name in FINDERS:
+        return FINDERS[of.name].in_file(path)
+    if of.name in ("grujax", "stablehlo"):
+        raise InputError("path", "a file with GRUs of another framework", f"one of {of.name}", "grujax.load reads it.")
+    whole, options = of.load(path), {}
+    if of.name == "safetensors":
+        with opened_safetensors(path) as file:
+            options["metadata"] = file.metadata() or {}
+    tree = whole[1] if isinstance(whole, tuple) else whole  # of Flax a module beside it
+    return _mapping(tree, lambda target: of.write(target, whole, **options))._replace(folder=of is flax.ORBAX)
 
 
 def _torch_module(module: Any) -> Opened:

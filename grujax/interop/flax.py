@@ -77,8 +77,8 @@ def _read(theirs: tuple[nn.Module | None, Mapping]) -> tuple[nn.Module, dict]:
 
 def _build(model: nn.Module, variables: Mapping) -> tuple[nn.Module, dict]:
     prefixes = trees.prefixes_of_model(model)
-    cells = trees.written_tree(model, variables, PLACE, DIALECTS["flax"], prefixes)
-    params = {key: to_jax(a, key) for of in cells for key, a in of.items()}
+    flat = trees.written_tree(model, variables, PLACE, DIALECTS["flax"], prefixes)
+    params = {key: to_jax(a, key) for key, a in flat.items()}
     return _module(model, prefixes), {"params": unflatten_dict(params, sep="/")}
 
 
@@ -110,7 +110,7 @@ def _load(path: Path) -> tuple[None, dict[str, Any]]:
     """What `flax.serialization.to_bytes` made, {"params": tree} or the tree; msgpack holds data alone."""
     remedy = 'Write flax.serialization.to_bytes({"params": params}).'
     with told("path", "a whole msgpack file of Flax", remedy):
-        tree = msgpack_restore(path.read_bytes())
+        tree: Any = msgpack_restore(path.read_bytes())
     require(isinstance(tree, dict), "path", "a tree of parameters", type(tree).__name__, remedy)
     return None, tree
 

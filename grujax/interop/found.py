@@ -18,7 +18,7 @@ from grujax.core.dialects import DIALECTS
 from grujax.errors import InputError, require_equal
 from grujax.interop import flax, haiku
 from grujax.interop import nnx as of_nnx
-from grujax.interop.prove import sizes
+from grujax.interop.prove import inputs_of
 from grujax.interop.torch_keys import KEY, effective, from_arrays, gru_at, to_arrays
 from grujax.interop.trees import CELL, read_tree, written_tree
 
@@ -55,9 +55,9 @@ class Opened(NamedTuple):
 
 def record(name: str, where: str, model: Any, variables: Mapping, take: Callable, put: Callable) -> FoundGRU:
     """What `find` gives of a model that was read."""
-    of = sizes(model, variables)
     layers, both = getattr(model, "num_layers", 1), getattr(model, "bidirectional", False)
-    return FoundGRU(name, of.input_size, of.hidden_size, layers, both, model.reset_after, where, take, put)
+    sizes = (inputs_of(model, variables), model.hidden_size, layers, both)
+    return FoundGRU(name, *sizes, model.reset_after, where, take, put)
 
 
 def putting(
@@ -106,13 +106,10 @@ def grus_in(flat: dict[str, NDArray], back: Callable[[str, NDArray], None]) -> l
             base, cells = waiting.pop(0)
             own = {key: a for key, a in flat.items() if key.startswith(tuple(cells))}
             dialect = DIALECTS["nnx with hn_bias" if any(key.endswith("hn_bias") for key in own) else kind]
-
-            def tree(model: nn.Module, variables: Mapping, to: tuple = (place, dialect, cells)) -> dict[str, NDArray]:
-                return {key: a for of in written_tree(model, variables, *to) for key, a in of.items()}
-
+            write = partial(written_tree, place=place, dialect=dialect, prefixes=cells)
             try:
                 read = partial(read_tree, own, cells, dialect, **fields)
-                grus.append(record(base.rstrip("/"), place.framework, *read(), read, putting(tree, flat, back)))
+                grus.append(record(base.rstrip("/"), place.framework, *read(), read, putting(write, flat, back)))
             except InputError:
                 waiting = [(cell, [cell]) for cell in cells if len(cells) > 1] + waiting
     return grus

@@ -16,16 +16,12 @@ LARGEST_RATIO, SMALL = 20, 1 << 20
 """A member of an archive may be so many times as large as the file; and in any case so many bytes."""
 
 
-def _no_file(*_: Any) -> Any:
-    raise InputError("path", "a framework with files", "one without")
-
-
 class Framework(NamedTuple):
     """A framework, and what it calls a model: a module, layers, parameters or a program.
 
     read: of what is its own makes (model, variables), `build` the other way round; `run` is the framework itself at
     work. argument: as errors call what is read. live: whether it is run unasked, which shows that nothing was missed.
-    load, write: from and to a file. endings: of its files; reads: of files that are read and not written.
+    load(path), write(path, theirs): of files. endings: of these; reads: of files that are read and not written.
     classes: of its modules, models or graphs, as package.name or package. keeps_statistics: what standardises inputs
     and targets stands in the file too. assumes: a file of it does not tell what a head reads. proved: whether it was
     run as it was read.
@@ -38,8 +34,8 @@ class Framework(NamedTuple):
     argument: str = "source"
     live: Callable[[Any], bool] = lambda theirs: False
     classes: str = ""
-    load: Callable[[Path], Any] = _no_file
-    write: Callable[[Path, Any], object] = _no_file
+    load: Any = None
+    write: Any = None
     endings: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
     keeps_statistics: bool = False

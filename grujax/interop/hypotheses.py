@@ -24,6 +24,10 @@ Places = list[tuple[str, int]]
 """Of each array that a program gives: which output it is, and in which of its forms."""
 
 
+Seen = tuple[tuple, list[NDArray] | InputError]
+"""(x, h0, lengths), and what a program gave for them, or why nothing."""
+
+
 def last_output(output: Array, valid: Array) -> Array:
     """A pooling: the output of the last valid step, of both directions; the reverse one has read that step alone."""
     last = jnp.maximum(valid.sum(-1) - 1, 0)
@@ -45,13 +49,6 @@ def pooled(output: NDArray, h_last: NDArray, lengths: NDArray | None, directions
         "max": np.where(valid, output, -np.inf).max(1),
         last_output: output[np.arange(len(output)), steps[:, 0] - 1],
     }
-
-
-class Seen(NamedTuple):
-    """What a program gave for (x, h0, lengths), or why nothing."""
-
-    given: tuple
-    arrays: list[NDArray] | InputError
 
 
 class Reading(NamedTuple):

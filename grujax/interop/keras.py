@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from grujax.core.dialects import Cell, read
-from grujax.errors import InputError, require
+from grujax.errors import InputError, require, require_one_of
 from grujax.interop import keras_files, keras_layers, keras_live
 from grujax.interop.framework import Framework
 from grujax.interop.keras_layers import ACTIVATIONS, HEADS, MERGES, OUTPUTS, POOLINGS, RECURRENT, Layer, dialect_of
@@ -97,6 +97,19 @@ def _build_weights(model: Any, variables: Mapping) -> Any:
     remedy = "Weights do not tell it: write a .keras file."
     require(getattr(model, "bias", True), "bias", True, False, remedy)
     return _build(model, variables, fields=TOLD, remedy=remedy)
+
+
+def _read_weights(layers: list[Layer], pooling: Any = ...) -> tuple[nn.Module, dict]:
+    """As `from_layers`, of layers that weights alone tell. pooling: what the Dense reads, put among the layers."""
+    recurrent = [layer for layer in layers if layer.kind in RECURRENT]
+    if pooling is not ...:
+        require_one_of(pooling, ("last", *POOLINGS.values(), None), "pooling")
+        require(bool(recurrent) and layers[-1].kind == "Dense", "pooling", "none without a Dense", repr(pooling))
+        kinds = [kind for kind, of in POOLINGS.items() if of == pooling]
+        recurrent[-1].config["return_sequences"] = pooling != "last"
+        layers[:-1] = [layer for layer in layers[:-1] if layer.kind not in POOLINGS]
+        layers[-1:-1] = [Layer(kind, kind, {}) for kind in kinds]
+    return from_layers(layers)
 
 
 def from_layers(layers: list[Layer]) -> tuple[nn.Module, dict]:
@@ -219,6 +232,7 @@ FRAMEWORK = Framework(
 )
 WEIGHTS = FRAMEWORK._replace(
     name="keras-weights",
+    read=_read_weights,
     build=_build_weights,
     write=lambda path, made: keras_live.store(made, path, ".weights.h5", lambda model: model.save_weights),
     endings=(".weights.h5",),

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -107,18 +107,12 @@ def with_arrays(layer: Layer, cells: list[dict[str, Any]]) -> Layer:
     return layer._replace(weights=tuple({key: array(dataset) for key, dataset in cell.items()} for cell in cells))
 
 
-class Opened(NamedTuple):
-    """A file: its members where it is a zip, its config where it has one, the version that wrote it, its HDF5 tree."""
-
-    members: dict[str, bytes]
-    config: Any
-    version: int
-    tree: Tree
-
-
 @contextmanager
-def opened(path: Path) -> Iterator[Opened]:
-    """A file of any of the three kinds; all that is wrong with it is an `InputError` in one line."""
+def opened(path: Path) -> Iterator[tuple[dict[str, bytes], Any, int, Tree]]:
+    """A file's members where it is a zip, its config where it has one, the version that wrote it, its HDF5 tree.
+
+    All that is wrong with a file of any of the three kinds is an `InputError` in one line.
+    """
     require(path.is_file(), "path", f"a {''.join(path.suffixes)} file", f"no file at {path}")
     h5py, members, config, version = require_package("h5py", "keras"), {}, None, 3
     with told("path", "a whole HDF5 file that Keras wrote"):
@@ -134,7 +128,7 @@ def opened(path: Path) -> Iterator[Opened]:
                 require("model_config" in root.attrs, "model_config", "the attribute that Keras writes", "none", remedy)
                 version = _version(root.attrs.get("keras_version"), "keras_version")
                 config = json.loads(root.attrs["model_config"])
-            yield Opened(members, config, version, Tree(h5py, root))
+            yield members, config, version, Tree(h5py, root)
 
 
 def _members(path: Path) -> dict[str, bytes]:

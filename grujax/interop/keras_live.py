@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from grujax.errors import InputError, MissingPackage, require, require_package
 from grujax.interop.framework import told
-from grujax.interop.hypotheses import Seen, require_shown
+from grujax.interop.hypotheses import require_shown
 from grujax.interop.keras_layers import HEADS, OF_KERAS_2, RECURRENT, WEIGHTED, Layer, described
 from grujax.interop.prove import TWO_SIZES, Runner, data
 from grujax.linen.cell import GRUCell
@@ -129,7 +129,7 @@ def require_same(source: Any, model: Any, variables: Any) -> None:
         with numerics("float32"), told(source.name, "a layer that runs on x", remedy):
             found = source(x) if h0 is None else source(x, [keras.ops.convert_to_tensor(h0)])
             arrays = [np.asarray(keras.ops.convert_to_numpy(a)) for a in jax.tree.leaves(found)]
-        all_seen.append(Seen(given, arrays))
+        all_seen.append((given, arrays))
     require_shown("source", model, variables, all_seen)
 
 

@@ -59,17 +59,12 @@ def _read(source: nnx.Module | nnx.State) -> tuple[nn.Module, dict]:
 
 def _build(model: nn.Module, variables: Mapping) -> nnx.Module:
     dialect, prefixes = _dialect(hasattr(_cell(1, 1), "hn_bias")), trees.prefixes_of_model(model)
-    return _module(
-        model, dict(zip(prefixes, trees.written_tree(model, variables, PLACE, dialect, prefixes), strict=True))
-    )
+    return _module(model, trees.written_tree(model, variables, PLACE, dialect, prefixes), prefixes)
 
 
 def _run(source: Any, model: nn.Module) -> Runner:
     """NNX itself. The layers of an `nnx.Sequential` run one by one: as a whole it takes no states and gives none."""
-    if isinstance(source, nnx.State):
-        flat, prefixes = _tensors(source)
-        cells = {of: {key: a for key, a in flat.items() if key.startswith(of)} for of in prefixes}
-        source = _module(model, cells)
+    source = _module(model, *_tensors(source)) if isinstance(source, nnx.State) else source
     layers = source.layers if isinstance(source, nnx.Sequential) else [source]
     two = isinstance(layers[0], nnx.Bidirectional)
     return trees.jax_runner(model, lambda x, h: source(h, x)[0], [trees.recurrent(layer, two) for layer in layers], two)
@@ -95,14 +90,13 @@ def _cell(input_size: int, hidden_size: int, **options: Any) -> Any:
     return nnx.GRUCell(input_size, hidden_size, **zeros, **options, rngs=nnx.Rngs(0))
 
 
-def _module(model: Any, tensors: Mapping[str, Mapping[str, NDArray]]) -> Any:
-    """The NNX module of cells with these tensors, by the cells' prefixes."""
-    cells = {}
-    for prefix, of in tensors.items():
-        input_size = of[f"{prefix}dense_i/kernel"].shape[0]
-        cells[prefix] = _cell(input_size, model.hidden_size, **trees.cell_options(model))
-        for key, a in of.items():
-            reduce(getattr, key.removeprefix(prefix).split("/"), cells[prefix]).set_value(to_jax(a, key))
+def _module(model: Any, flat: Mapping[str, NDArray], prefixes: list[str]) -> Any:
+    """The NNX module that holds these tensors."""
+    sizes, options = [flat[f"{prefix}{SIGN}"].shape[0] for prefix in prefixes], trees.cell_options(model)
+    cells = {of: _cell(n, model.hidden_size, **options) for of, n in zip(prefixes, sizes, strict=True)}
+    for prefix, cell in cells.items():
+        for key in (key for key in flat if key.startswith(prefix)):
+            reduce(getattr, key.removeprefix(prefix).split("/"), cell).set_value(to_jax(flat[key], key))
     return trees.nested(cells, nnx, model)
 
 

@@ -77,13 +77,13 @@ def attributes_of(node: Node) -> dict[str, Any]:
     return {attribute.name: get(attribute) for attribute in node.attribute}
 
 
-def functions_of(activations: list[Activation]) -> dict[str, Any]:
+def functions_of(activations: list[Any]) -> dict[str, Any]:
     """Activations as the attributes of a GRU node.
 
     >>> functions_of(["relu", PARAMETRIC["LeakyRelu"](0.2)])
     {'activations': ['Relu', 'LeakyRelu'], 'activation_alpha': [0.2], 'activation_beta': []}
     """
-    of: list[Any] = [NAMED.get(one, one) for one in activations]
+    of = [NAMED.get(one, one) for one in activations]
     names = [PLAIN[one] if one in PLAIN else type(one).__name__ for one in of]
     numbers = ([getattr(one, key) for one in of if hasattr(one, key)] for key in ("alpha", "beta"))
     return dict(zip(("activations", "activation_alpha", "activation_beta"), (names, *numbers), strict=True))

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from grujax.core.dialects import DIALECTS
 from grujax.errors import InputError, require, require_equal
 from grujax.interop.found import Opened, record
-from grujax.interop.hypotheses import Seen, read_by_running
+from grujax.interop.hypotheses import read_by_running
 from grujax.interop.onnx_graph import (
     PLACE,
     Body,
@@ -79,7 +79,8 @@ def read_graph(proto: Model) -> tuple[nn.Module, dict]:
     takes = {"h0": inputs.h0 is not None, "lengths": inputs.lengths is not None}
     layouts = [[inputs.size(first, size) for size in TWO_SIZES] for first in (True, False)]
     given = [data(model, variables, size, **takes) for sizes in layouts for size in sizes]
-    seen = list(map(Seen, given, run_apart(proto, [inputs.feed(k < 2, of) for k, of in enumerate(given)])))
+    shown = run_apart(proto, [inputs.feed(k < 2, of) for k, of in enumerate(given)])
+    seen = list(zip(given, shown, strict=True))
     name = head[0] if head else _first(proto.graph.output)
     return read_by_running(name, model, variables, [seen[:2], seen[2:]])[1], variables
 

@@ -106,15 +106,24 @@ def take_apart(model: Any, variables: Mapping, place: Place, dialect: Dialect) -
 
 
 def read_cells(
-    flat: Mapping[str, NDArray], keys: Iterable[Sequence[str]], dialect: Dialect, source: str, update: str = "keep"
+    flat: Mapping[str, Any], keys: Iterable[Sequence[str]], dialect: Dialect, source: str, update: str = "keep"
 ) -> dict[str, Cell]:
     """Each cell under the first of the keys of its tensors; `InputError` where one is missing in the source."""
     cells = {}
     for of_cell in keys:
+        found = {}
         for key in of_cell:
             require(key in flat, key, "this key", "no such key", f"The {source} is not whole.")
-        cells[of_cell[0]] = read({key: flat[key] for key in of_cell}, dialect, update)
+            found[key] = array(flat[key], key)
+        cells[of_cell[0]] = read(found, dialect, update)
     return cells
+
+
+def array(value: Any, name: str) -> NDArray:
+    """An array of floats in NumPy; `InputError` for anything else."""
+    require(isinstance(value, np.ndarray | jax.Array), name, "an array", type(value).__name__)
+    require_floats(name, value.dtype)
+    return np.asarray(value)
 
 
 def require_only(flat: Mapping, known: Collection[str], served: str) -> None:

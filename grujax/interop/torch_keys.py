@@ -7,7 +7,7 @@
 import re
 from collections.abc import Mapping
 from types import EllipsisType
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import numpy as np
@@ -28,15 +28,6 @@ WRAPPERS = ("state_dict", "model_state_dict", "model", "params", "module", "net"
 COMPUTED = re.compile(r"(.*?)(?:(weight[^.]*)_(g|v|u|orig|mask)|parametrizations\.([^.]*)\.(original[01]?|0\._[uv]))")
 PARTS = {"original0": "g", "original1": "v", "original": "orig", "0._u": "u", "0._v": "v"}
 """What `weight_norm` and `spectral_norm`, old and new, and pruning keep in a weight's place."""
-
-
-class State(NamedTuple):
-    """A state dict taken apart: the cells by the name of their first tensor, the Linear, and what kind of GRU it is."""
-
-    cells: dict[str, Cell]
-    head: tuple[str, Dense] | None
-    bidirectional: bool
-    single: bool
 
 
 def unwrapped(state: Mapping, argument: str = "state dict") -> Mapping:
@@ -93,16 +84,19 @@ def gru_at(state: Mapping[str, NDArray], start: str) -> dict[str, NDArray]:
 
 def from_arrays(state: Mapping[str, NDArray], pooling: Pooling | EllipsisType = ...) -> tuple[nn.Module, dict]:
     """The model and variables of a state dict. pooling: what the Linear reads; by default the last state, announced."""
-    found, fields = read_state(effective(state)), {}
-    if found.head is not None:
-        fields["pooling"] = "last" if pooling is ... else pooling
+    cells, head, fields = read_state(effective(state))
+    if head is not None:
+        fields |= {"pooling": "last" if pooling is ... else pooling}
         if pooling is ...:
             log.warning("read as: Linear on the last state of each direction; pooling= says otherwise")
-    return put_together(*found[:2], bidirectional=found.bidirectional, single=found.single, **fields)
+    return put_together(cells, head, **fields)
 
 
-def read_state(state: Mapping[str, NDArray], stacked: bool = False) -> State:
-    """The parts of a state dict that holds nothing else. stacked: several `nn.GRUCell`s are layers, in their order."""
+def read_state(
+    state: Mapping[str, NDArray], stacked: bool = False
+) -> tuple[dict[str, Cell], tuple[str, Dense] | None, dict[str, Any]]:
+    """The cells, the Linear and what kind of GRU it is of a state dict that holds nothing else, as `put_together` takes
+    them. stacked: several `nn.GRUCell`s are layers, in their order."""
     matches = {key: m for key in state if (m := KEY.fullmatch(key))}
     for key in state:
         require("weight_hr" not in key, key, "the keys of a GRU", "a projection", "Only an LSTM has proj_size.")
@@ -137,7 +131,7 @@ def read_state(state: Mapping[str, NDArray], stacked: bool = False) -> State:
             require_floats(key, state[key].dtype)
         head = weight, Dense(state[weight].T, state.get(bias))
     require_only(state, known, f"the keys {sorted(known)}")
-    return State(cells, head, directions == 2, alone and not stacked)
+    return cells, head, {"bidirectional": directions == 2, "single": alone and not stacked}
 
 
 def to_arrays(model: Any, variables: Mapping, gru: str = "gru", head: str = "output_layer") -> dict[str, NDArray]:

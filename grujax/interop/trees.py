@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from grujax.core.dialects import Dialect, require_floats
+from grujax.core.dialects import Dialect
 from grujax.errors import require, require_equal
 from grujax.interop.parts import Place, put_together, read_cells, require_only, take_apart
 from grujax.interop.prove import Runner
@@ -27,15 +27,8 @@ CELL = r"(?P<base>(?:.*?/)??)(?P<layer>(?:layers[_/]\d{1,6}/)?)(?P<way>(?:forwar
 """The path of a cell: that of the layers that it is one of, which layer and direction, and what stands between."""
 
 
-def array(value: Any, name: str) -> NDArray:
-    """An array of floats in NumPy; `InputError` for anything else."""
-    require(isinstance(value, np.ndarray | jax.Array), name, "an array", type(value).__name__)
-    require_floats(name, value.dtype)
-    return np.asarray(value)
-
-
-def flattened(tree: Mapping, argument: str) -> dict[str, NDArray]:
-    """The arrays of nested mappings by their paths, `a/b/c`; `InputError` for what is no array, or has no name."""
+def flattened(tree: Mapping, argument: str) -> dict[str, Any]:
+    """What stands in nested mappings by its path, `a/b/c`; `InputError` for what has no name."""
     flat, waiting = {}, [("", tree)]
     while waiting:
         prefix, node = waiting.pop()
@@ -48,12 +41,12 @@ def flattened(tree: Mapping, argument: str) -> dict[str, NDArray]:
             if isinstance(value, Mapping):
                 waiting.append((f"{prefix}{key}/", value))
             else:
-                flat[f"{prefix}{key}"] = array(value, f"{prefix}{key}")
+                flat[f"{prefix}{key}"] = value
     return flat
 
 
 def read_tree(
-    flat: Mapping[str, NDArray], prefixes: Sequence[str], dialect: Dialect, features: int | None = None, **fields: Any
+    flat: Mapping[str, Any], prefixes: Sequence[str], dialect: Dialect, features: int | None = None, **fields: Any
 ) -> tuple[nn.Module, dict]:
     """The model and variables of cells whose tensors stand in `flat`, those and no others.
 
@@ -69,19 +62,22 @@ def read_tree(
     for key, cell in cells.items():
         said = (cell.w_ih.shape[0], features or cell.hidden_size)
         require_equal((cell.w_ih.shape[0], cell.hidden_size), said, key, "Its module has that.")
-    kinds = {"bidirectional": "backward_rnn/" in prefixes[-1], "single": not prefixes[0].endswith("cell/")}
+    kinds: dict[str, Any] = {
+        "bidirectional": "backward_rnn/" in prefixes[-1],
+        "single": not prefixes[0].endswith("cell/"),
+    }
     return put_together(cells, **kinds | fields)
 
 
 def written_tree(
     model: nn.Module, variables: Mapping, place: Place, dialect: Dialect, prefixes: Iterable[str]
-) -> list[dict[str, NDArray]]:
-    """The tensors of each cell of the model under its prefix."""
+) -> dict[str, NDArray]:
+    """The tensors of the model's cells, each under its prefix."""
     cells = take_apart(model, variables, place, dialect).cells
-    return [{f"{prefix}{name}": a for name, a in of.items()} for prefix, of in zip(prefixes, cells, strict=False)]
+    return {f"{prefix}{name}": a for prefix, of in zip(prefixes, cells, strict=False) for name, a in of.items()}
 
 
-def alone(flat: Mapping[str, NDArray], sign: str) -> tuple[dict[str, NDArray], list[str]]:
+def alone(flat: Mapping[str, Any], sign: str) -> tuple[dict[str, Any], list[str]]:
     """The tensors of a GRU that stands alone, without the path that all of them have in common, and the prefixes that
     their paths tell, with room for every cell between the first and the last that they name. sign: a tensor of a cell.
 
@@ -191,6 +187,19 @@ def recurrent(call: Callable[..., Any], bidirectional: bool) -> Layer:
         return output, jnp.stack(last) if bidirectional else last[None]
 
     return layer
+
+
+def cell_runner(model: nn.Module, cells: Sequence[Callable[[jax.Array, jax.Array], jax.Array]]) -> Runner:
+    """Cells alone, each a layer over time by `lax.scan`: x (B, I) and h (B, H) to the new state."""
+
+    def scanned(cell: Callable[..., Any]) -> Layer:
+        def layer(x: jax.Array, h0: jax.Array) -> tuple[jax.Array, jax.Array]:
+            h_last, hs = jax.lax.scan(lambda h, x: (cell(x, h),) * 2, h0[0], x.swapaxes(0, 1))
+            return hs.swapaxes(0, 1), h_last[None]
+
+        return layer
+
+    return jax_runner(model, cells[0], [scanned(cell) for cell in cells])
 
 
 def jax_runner(
