@@ -167,16 +167,11 @@ def gru_runner(module: Any) -> Runner:
             state = None if h0 is None else tensor(h0)
             if single:
                 return {"h_last": array(module(tensor(x), state))}
-            first = module.batch_first
-            read: Any = tensor(x if first else x.swapaxes(0, 1))
-            if lengths is not None:
-                steps = torch.tensor(lengths, dtype=torch.int64)
-                read = rnn.pack_padded_sequence(read, steps, batch_first=first, enforce_sorted=False)
-            output, h_last = module(read, state)
-            if lengths is not None:
-                output, _ = rnn.pad_packed_sequence(output, batch_first=first, total_length=x.shape[1])
-            found = array(output)
-            return {"output": found if first else found.swapaxes(0, 1), "h_last": array(h_last)}
+            steps = torch.tensor([x.shape[1]] * len(x) if lengths is None else lengths, dtype=torch.int64)
+            packed = rnn.pack_padded_sequence(tensor(x), steps, batch_first=True, enforce_sorted=False)
+            output, h_last = module(packed, state)  # of packed rows whatever batch_first says
+            output, _ = rnn.pad_packed_sequence(output, batch_first=True, total_length=x.shape[1])
+            return {"output": array(output), "h_last": array(h_last)}
 
     return Runner(call, takes_lengths=not single)
 
