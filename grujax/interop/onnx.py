@@ -19,7 +19,7 @@ from grujax.interop.onnx_graph import cells_of
 from grujax.interop.onnx_read import read_graph
 from grujax.interop.onnx_run import DTYPES
 from grujax.interop.onnx_tensors import array, checked, load
-from grujax.interop.onnx_write import written
+from grujax.interop.onnx_write import Writer
 from grujax.interop.parts import Dense, put_together
 from grujax.interop.prove import Runner
 
@@ -110,7 +110,7 @@ def _build(
     state: bool = True,
     labels: Sequence[str] | None = None,
 ) -> "onnx.ModelProto":
-    proto = written(model, variables, lengths, state)
+    proto = Writer(model, variables, lengths, state).write()
     hints = {name: getattr(model, name) for name in HINTS if hasattr(model, name)}
     text = json.dumps({"class": type(model).__name__, **hints}, sort_keys=True)
     proto.metadata_props.add(key=METADATA, value=text)
@@ -158,7 +158,7 @@ def _own(proto: "onnx.ModelProto") -> tuple[nn.Module, dict] | None:
         statistics = {name: jnp.asarray(arrays[name]) for name in STATISTICS if name in arrays}
         variables |= {"statistics": statistics} if statistics else {}
         inputs = {of.name for of in proto.graph.input}
-        again = written(model, variables, "lengths" in inputs, "h0" in inputs)
+        again = Writer(model, variables, "lengths" in inputs, "h0" in inputs).write()
     except Exception:  # whatever the graph and the metadata of a stranger lead to
         return None
     same = again.graph.SerializeToString(deterministic=True) == proto.graph.SerializeToString(deterministic=True)

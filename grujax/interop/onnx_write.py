@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
-import flax.linen as nn
 import numpy as np
 from numpy.typing import NDArray
 
@@ -12,7 +11,7 @@ from grujax.core.config import input_size_of
 from grujax.core.dialects import DIALECTS
 from grujax.errors import require
 from grujax.interop.onnx_graph import OUTPUTS, PLACE, REDUCTIONS, Model, Node, functions_of, module
-from grujax.interop.parts import Parts, take_apart
+from grujax.interop.parts import take_apart
 from grujax.interop.statistics import checked_statistics
 from grujax.linen import GRUCell, GRUModel
 
@@ -22,23 +21,17 @@ LIMIT = 2**31 - 1
 """The bytes of one file: protobuf has no longer ones."""
 
 
-def written(model: nn.Module, variables: Mapping, lengths: bool, state: bool) -> Model:
-    """The graph of `to_onnx`."""
-    module()
-    variables = dict(variables)
-    given = variables.pop("statistics", {})
-    parts = take_apart(model, variables, PLACE, DIALECTS["onnx"])
-    statistics = checked_statistics(model, given, input_size_of(model, parts.input_size))
-    remedy = "ONNX Runtime has no GRU of it on the CPU: cast the parameters to float32."
-    require(parts.dtype.name in DTYPES, "variables", " or ".join(DTYPES), f"dtype {parts.dtype}", remedy)
-    return Writer(model, parts, statistics, lengths, state).write()
-
-
 class Writer:
-    """Writes one model: nodes in the order in which they run, and constants; every value by its name."""
+    """The graph of one model: nodes in the order in which they run, and constants; every value by its name."""
 
-    def __init__(self, model: Any, parts: Parts, statistics: Mapping[str, NDArray], lengths: bool, state: bool) -> None:
-        self.onnx, self.model, self.parts, self.statistics = module(), model, parts, statistics
+    def __init__(self, model: Any, variables: Mapping, lengths: bool, state: bool) -> None:
+        self.onnx, self.model = module(), model
+        params = {name: of for name, of in variables.items() if name != "statistics"}
+        self.parts = parts = take_apart(model, params, PLACE, DIALECTS["onnx"])
+        n_inputs = input_size_of(model, parts.input_size)
+        self.statistics = checked_statistics(model, variables.get("statistics", {}), n_inputs)
+        remedy = "ONNX Runtime has no GRU of it on the CPU: cast the parameters to float32."
+        require(parts.dtype.name in DTYPES, "variables", " or ".join(DTYPES), f"dtype {parts.dtype}", remedy)
         self.single = isinstance(model, GRUCell)
         self.directions, self.merge = getattr(model, "num_directions", 1), getattr(model, "merge", "concat")
         self.width = model.hidden_size * (self.directions if self.merge == "concat" else 1)
