@@ -58,7 +58,10 @@ class Run(NamedTuple):
         """A step later."""
         return self._replace(step=self.step + 1, state=state)
 
+    def reset(self, found: Ended) -> "Run":
+        """With the loss of an epoch that begins."""
+        return self._replace(state=self.state._replace(loss=found.loss))
+
     def ended(self, epoch: Epoch, found: Ended) -> "Run":
-        """After the epoch that is over."""
-        best = found.average if epoch.best else self.best
-        return self._replace(state=self.state._replace(loss=found.loss), best=best, history=(*self.history, epoch))
+        """With the figures of the epoch that is over."""
+        return self._replace(best=found.average if epoch.best else self.best, history=(*self.history, epoch))
