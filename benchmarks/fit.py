@@ -1,9 +1,9 @@
 """How much longer `fit` takes than its own compiled steps alone: `python benchmarks/fit.py [SOURCE] [--epochs N]`.
 
-In turns `fit` trains, and the same steps run in a bare loop on batches that lie on the device: once it waits at the end
-of each epoch, as one that prints its loss does, and once only at the end of all. So all see the same machine. Printed are
-the medians over the rounds, in milliseconds an epoch, and of the ratios. Nothing is validated, and neither compilation
-nor the first epochs are counted.
+In turns `fit` trains, and the same steps run in a bare loop on batches that lie on the device: once it waits at the
+end of each epoch, as one that prints its loss does, and once only at the end of all. So all see the same machine.
+Printed are the medians over the rounds, in milliseconds an epoch, and of the ratios. Nothing is validated, and neither
+compilation nor the first epochs are counted.
 """
 
 import argparse

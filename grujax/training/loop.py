@@ -27,10 +27,9 @@ from grujax.training.rows import constants_of, ensemble_of, fingerprint, model_f
 from grujax.training.run import Epoch, Run
 from grujax.training.step import Draws, draw, end_epoch, initial_state, make_optimizer, train_step
 
-
 AHEAD = 4
-"""Steps of the next epoch that the devices begin before the host reads the figures of the last, where nothing is decided
-by them: else the devices would wait for the host."""
+"""Steps of the next epoch that the devices begin before the host reads the figures of the last, where nothing is
+decided by them: else the devices would wait for the host."""
 
 
 class Compiled(NamedTuple):
@@ -57,7 +56,8 @@ class Fitted:
     head_weights: HeadWeights = ()  # of several heads
 
     def outputs(self, data: Sequences) -> Any:
-        """The model's outputs (N, output_size) on data that is padded as the training split was; see `outputs_of`."""
+        """The model's outputs on data that is padded as the training split was, as `outputs_of` returns them: an array
+        (N, output_size) or, without pooling, (N, T, output_size); of several heads a dict of such by name."""
         boundaries = tuple(sorted(shape[1] for shape in self.compiled.shapes))
         rows = self.compiled.shapes[0][0]
         return outputs_of(self.model, self.variables, data, batch_size=rows, boundaries=boundaries)
@@ -153,6 +153,8 @@ class Training:
             return self.train
         began, sample = time.perf_counter(), self._sample
         rows = next(self._stream, None)
+        if self.devices.several_processes:
+            self.devices.check_same("stream", fingerprint(rows) if isinstance(rows, Sequences) else type(rows))
         remedy = "Lower `epochs`, or let the stream go on."
         require(rows is not None, "stream", f"a stream of {self.config.epochs} epochs", "its end", remedy)
         require(isinstance(rows, Sequences), "stream", "`Sequences`", type(rows).__name__)
