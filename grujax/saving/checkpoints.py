@@ -66,7 +66,7 @@ class Checkpoints:
     def __init__(
         self, folder: str | Path, about: Mapping[str, Any], period: float = 60.0, absent: Mapping[str, Any] = {}
     ) -> None:
-        require(period >= 0, "period", "0 or more seconds", period)
+        require(period >= 0, "checkpoint_period", "0 or more seconds", period)
         self.folder = Path(folder).absolute()
         self.about, self.absent = (json.loads(json.dumps(of)) for of in (about, absent))  # as they are read again
         self.period = period

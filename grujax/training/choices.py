@@ -53,7 +53,7 @@ def chosen(config: TrainConfig, train: Sequences) -> tuple[TrainConfig, dict[str
             else f"all {len(train)} rows trained on, the last weights kept: a tenth, {held}, is too few to choose by"
         )
     share = found.get("validation", config.validation) or 0.0
-    per_epoch = math.ceil((len(train) - round(share * len(train))) / config.batch_size)
+    per_epoch = max(1, math.ceil((len(train) - round(share * len(train))) / config.batch_size))
     if config.epochs is None:
         epochs = max(EPOCHS, math.ceil(STEPS / per_epoch))
         found["epochs"] = epochs

@@ -103,6 +103,10 @@ class Training:
         shapes = [batch.x.shape for batch in self._batches(self.train)]
         self.steps_per_epoch = len(shapes) if stream is None else math.ceil(len(data.train) / config.batch_size)
         self.num_steps = config.epochs * self.steps_per_epoch
+        remedy = f"Else the weights would never move: the run has {self.num_steps} steps."
+        require(
+            config.accumulate <= self.num_steps, "accumulate", f"at most {self.num_steps}", config.accumulate, remedy
+        )
         decided = self.held is not None or stream is not None or self.devices.several_processes
         self.ahead = 0 if decided else min(AHEAD, self.steps_per_epoch - 1)
         self.compiled = Compiled(tuple(dict.fromkeys(shapes)), (), padding_share(self.train.lengths, self.boundaries))

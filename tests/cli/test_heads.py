@@ -103,8 +103,8 @@ def test_arrays_that_say_two_things_are_refused(capsys):
     ],
 )
 def test_names_that_something_else_has_are_refused_before_a_folder_is_made(name, says, tmp_path, capsys):
-    np.savez("d.npz", X=np.ones((4, 6, 3)), y_way=["a", "b"] * 2, **{f"y_{name}": np.ones(4)})
-    code, _, err = run(capsys, "train", "d.npz", "--test", "d.npz", "--output", "out")
+    np.savez("d.npz", X=np.ones((4, 6, 3)), y_way=["a", "b"] * 2, **{f"y_{name}": np.arange(4.0)})
+    code, _, err = run(capsys, "train", "d.npz", "--output", "out")
     assert code == 2 and says in err and not (tmp_path / "out").exists()
 
 
@@ -113,9 +113,9 @@ def test_columns_have_names_of_their_own(capsys):
     np.savez("d.npz", X=np.random.default_rng(0).normal(size=(20, 6, 3)), y_way=["a", "b"] * 10)
     with np.load("d.npz") as of:
         arrays = dict(of)
-    arrays |= {"y_way probability": np.arange(20.0), "y_at": np.ones((20, 2)), "y_at 0": np.ones(20)}
+    arrays |= {"y_way probability": np.arange(20.0), "y_at": np.arange(40.0).reshape(20, 2), "y_at 0": np.arange(20.0)}
     np.savez("d.npz", **arrays)
-    assert run(capsys, "train", "d.npz", "--test", "d.npz", "--output", "out", *QUICK, "--epochs", "1")[0] == 0
+    assert run(capsys, "train", "d.npz", "--output", "out", *QUICK, "--epochs", "1")[0] == 0
     _, out, _ = run(capsys, "predict", "out", "d.npz")
     columns = out.splitlines()[0].split(",")
     assert columns == ["row", "way", "way/probability", "way probability", "at/0", "at/1", "at 0"]

@@ -152,5 +152,5 @@ def test_a_run_that_began_with_other_weights_is_another_run(tmp_path):
 
 @pytest.mark.parametrize("period", [-1.0, float("nan")])
 def test_a_period_that_cannot_be_is_refused(period, tmp_path):
-    with pytest.raises(InputError, match=r"^period: expected 0 or more seconds"):
+    with pytest.raises(InputError, match=r"^checkpoint_period: expected 0 or more seconds"):
         fit(SMALL, DATA, checkpoints=tmp_path, checkpoint_period=period)
