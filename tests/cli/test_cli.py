@@ -233,7 +233,7 @@ BAD = {
         ["--output: expected a folder that can"],
     ),
     "more memory than there is": (
-        lambda: ["train", toy("t.npz"), "--quiet", "--hidden-size", "10000000"],
+        lambda: ["train", toy("t.npz"), "--quiet", "--hidden-size", "10000000", "--checkpoint-period", "0"],
         ["memory: expected enough for the model", "Lower --batch-size"],
     ),
     "weights that never move": (
