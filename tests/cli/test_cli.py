@@ -163,7 +163,7 @@ def test_a_baseline_that_wins_is_named_and_the_choices_are_printed(capsys):
     assert out.count("chosen: ") == 2
     toy("toy.npz")
     code, out, _ = run(capsys, "train", "toy.npz", "--test", "toy.npz", "--hidden-size", "8", "--batch-size", "40")
-    assert code == 0 and "chosen: 600 epochs: 100 would be 100 steps, fewer than 600\n" in out
+    assert code == 0 and "chosen: 1200 epochs: 100 would be 100 steps, fewer than 1200\n" in out
     assert "nearest neighbour │" in out and "is better" not in out
 
 
