@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import platform
+import re
 import sys
 from collections.abc import MutableMapping
 from importlib.metadata import version
@@ -13,6 +14,7 @@ from grujax.cli.signals import stop
 from grujax.cli.streams import Output, tell
 from grujax.errors import InputError
 
+SMALLER = "Lower --batch-size, --hidden-size or --members, or use more --devices."
 COMPILED = "GRUJAX_COMPILED"
 """The environment variable that switches the folder of compiled programs off."""
 
@@ -73,6 +75,11 @@ def _run(arguments: list[str], output: Output) -> int:
         return stop.exit_code
     except InputError as error:
         tell(str(error))
+    except (MemoryError, RuntimeError) as error:
+        reason = str(error) or "none left"
+        if isinstance(error, RuntimeError) and not re.search("out of memory|RESOURCE_EXHAUSTED", reason, re.IGNORECASE):
+            raise
+        tell(f"memory: expected enough for the model and a batch, found: {reason[-200:].rstrip('.')}. {SMALLER}")
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         tell(f"{place}{error.strerror or error}. Nothing half-written was left behind.")

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,8 +14,9 @@ from rich.console import Console
 from grujax.cli.show import say, show_confused, show_scores
 from grujax.cli.streams import check_free, told
 from grujax.data import DataWarning, load_sequences
+from grujax.data.checks import shown
 from grujax.data.targets import named
-from grujax.errors import InputError
+from grujax.errors import InputError, require
 from grujax.linen import GRUEnsemble, GRUModel
 from grujax.saving import Saved, read
 from grujax.saving.atomic import replacing
@@ -88,29 +89,41 @@ def _as_csv(outputs: Any, lengths: np.ndarray, labels: Any) -> str:
     table = csv.writer(_Lines(text), lineterminator="\r\n")
     of_heads, classes = named(outputs), named(labels)
     first = next(iter(of_heads.values()))
-    names, places = ["row"], [[row] for row in range(len(first))]
+    names, places = PLACES[:1], [[row] for row in range(len(first))]
     if first.ndim == 3:
         valid = np.arange(first.shape[1]) < lengths[:, None]
-        names, places = ["row", "step"], np.argwhere(valid).tolist()
+        names, places = PLACES, np.argwhere(valid).tolist()
         of_heads = {name: a[valid] for name, a in of_heads.items()}
+    require_free(of_heads)
     columns = [column for name, a in of_heads.items() for column in _columns(name, a, classes[name])]
     table.writerow([*names, *(name for name, _ in columns)])
     table.writerows([*place, *values] for place, *values in zip(places, *(of for _, of in columns), strict=True))
     return text.getvalue()
 
 
+def require_free(heads: Iterable[str]) -> None:
+    """Raises InputError for heads named as a column that says where a prediction belongs."""
+    taken = [head for head in heads if head in PLACES]
+    require(not taken, "y", f"no head named {' or '.join(PLACES)}: predictions have such columns", shown(taken), RENAME)
+
+
 def _columns(head: str, outputs: np.ndarray, labels: list[str] | None) -> list[tuple[str, list[str]]]:
-    """Name and values of each column of a head."""
+    """Name and values of each column of a head. No name of a head holds a slash, so no two columns have one name."""
     if labels is None:
-        names = (
-            [head or "value"] if outputs.shape[1] == 1 else [f"{head or 'value'} {k}" for k in range(outputs.shape[1])]
-        )
+        names = [head or "value"]
+        if outputs.shape[1] > 1:
+            names = [f"{head}/{k}" if head else f"value {k}" for k in range(outputs.shape[1])]
         return [(name, [f"{v:.7g}" for v in of.tolist()]) for name, of in zip(names, outputs.T, strict=True)]
     from scipy.special import softmax
 
     probabilities = softmax(outputs.astype(np.float64), axis=1)
     found = [labels[k] for k in probabilities.argmax(1)]
-    return [(head or "label", found), (f"{head} probability".strip(), [f"{p:.6f}" for p in probabilities.max(1)])]
+    certain = [f"{p:.6f}" for p in probabilities.max(1)]
+    return [(head or "label", found), (f"{head}/probability".strip("/"), certain)]
+
+
+PLACES, RENAME = ("row", "step"), "Rename it: y_NAME in the file."
+"""The columns that say where a prediction belongs."""
 
 
 class _Lines:

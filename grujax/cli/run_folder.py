@@ -38,6 +38,9 @@ def new_folder(output: Path | None, name: str) -> Iterator[Path]:
             if output is not None:
                 remove_left_over(output)
                 raise InputError("--output", "a folder that does not exist yet", output, "Name another.") from error
+        except OSError as error:
+            found = f"{folder}: {error.strerror}"
+            raise InputError("--output", "a folder that can be made", found, "Name another.") from error
     try:
         yield folder
     except BaseException:

@@ -15,6 +15,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from rich.console import Console
 
+from grujax.cli.evaluate import require_free
 from grujax.cli.run_folder import CHECKPOINTS, SETTINGS, Kept, Metrics, Settings, can_go_on, clear, finished, new_folder
 from grujax.cli.show import say, show_beside, show_confused, show_data, show_rates, show_scores
 from grujax.cli.signals import stop
@@ -128,6 +129,7 @@ class Train:
         data = self._loaded()
         if data.test is not None:
             require_package("sklearn.metrics", "data")  # for its scores, after the training
+        require_free(data.train.targets)
         config, why = chosen(self.config, data.train)
         training = dataclasses.asdict(config)
         about = {"data": data.name, "channels": data.train.channels, "training": training}

@@ -23,6 +23,8 @@ class UnitWarning(DataWarning):
     """Times look like those of another unit than the training's."""
 
 
+FIELDS = ("hidden", "activation")
+"""No names of heads: the layers `head_hidden` and `head_activation` would be named as fields of a model."""
 SWAPPED = "x is (N, T, C): of an array (N, C, T), as aeon has it, pass x.swapaxes(1, 2)."
 
 
@@ -87,6 +89,8 @@ def check_names(y: Any, labels: Any) -> None:
     plain = not isinstance(y, Mapping) or all(isinstance(name, str) and name and "/" not in name for name in y)
     found = shown(named(y))
     require(plain and len(named(y)) > 0, "y", "heads named by strings, not empty and without a slash", found)
+    taken = [name for name in named(y) if name in FIELDS]
+    require(not taken, "y", "heads not named as a field of a model, head_NAME", shown(taken), "Rename it.")
     same = labels is None or named(labels).keys() == named(y).keys()
     require(same, "labels", f"class names, or None, for each head of y: {found}", shown(named(labels)))
 

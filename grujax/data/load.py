@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from grujax.data.checks import argument, in_words, shown
+from grujax.data.checks import DataWarning, argument, in_words, shown
 from grujax.data.files import ENDINGS, MAX_BYTES, read
 from grujax.data.missing import compare_gaps
 from grujax.data.sequences import Dataset, Sequences, sequences, stratified_split
@@ -42,22 +43,27 @@ def load(
     max_bytes: what each file may hold; see `load_sequences`.
 
     Raises InputError for a name or file that is not there, a damaged file, values that `sequences` refuses, a single
-    class, and test labels that are unknown in training.
+    class or target, and test labels that are unknown in training. A test file that is trained on is a `DataWarning`.
 
     >>> load("BasicMotions").train.labels
     ('badminton', 'running', 'standing', 'walking')
     """
     path, beside = _files(source)
     raw = read(path, max_bytes)
-    require(raw.y is not None, "y", "labels or targets", f"none in {path.name}")
+    require(raw.y is not None, "y", "labels or targets", f"none in {path.name}", "Add them as an array or column y.")
     times = raw.times if missing == "mask" else None
     train = sequences(raw.x, raw.y, raw.lengths, missing=missing, times=times, source=path.name)
-    for head, (_, labels) in train.targets.items():
+    for head, (y, labels) in train.targets.items():
         found = f"only {shown(labels)} in {path.name}"
         require(labels is None or len(labels) > 1, argument("y", head), "two classes or more", found)
+        known = y[np.isfinite(y)]
+        found = f"{known.flat[0]} alone in {path.name}"
+        require(known.min() < known.max(), argument("y", head), "targets that differ", found)
     name = path.stem.removesuffix("_TRAIN")
     if test is None and not beside.is_file():
         return Dataset(name, *stratified_split(train, fraction, seed))
+    if test is not None and os.path.exists(test) and os.path.exists(path) and os.path.samefile(test, path):
+        warnings.warn(f"the test file {path.name} is the one that is trained on", DataWarning, stacklevel=2)
     path = beside if test is None else Path(test)
     return Dataset(name, train, _as_trained(path, train.labels, train.fill, max_bytes=max_bytes))
 

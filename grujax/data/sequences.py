@@ -268,7 +268,13 @@ def stratified_split(data: Sequences, fraction: float, seed: int) -> tuple[Seque
     held_size = max(1, round(fraction * len(data)))
     enough = len(data) - held_size >= len(present)
     found = f"{len(data)} with {held_size} of them held out"
-    require(enough, "data", f"{len(present)} sequences or more left to train on", found, "Give a test file.")
+    require(
+        enough,
+        "data",
+        f"{len(present)} sequences or more left to train on",
+        found,
+        "Hold out less, or give a test file.",
+    )
     if classes is not None and held_size < len(present):
         order = np.random.default_rng(seed).permutation(len(data))
         firsts = np.unique(classes[order], return_index=True)[1]  # of each class, its first row in that order

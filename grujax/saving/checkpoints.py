@@ -66,7 +66,7 @@ class Checkpoints:
     def __init__(
         self, folder: str | Path, about: Mapping[str, Any], period: float = 60.0, absent: Mapping[str, Any] = {}
     ) -> None:
-        require(period >= 0, "period", "0 or more seconds", period)
+        require(period >= 0, "checkpoint_period", "0 or more seconds", period)
         self.folder = Path(folder).absolute()
         self.about, self.absent = (json.loads(json.dumps(of)) for of in (about, absent))  # as they are read again
         self.period = period
@@ -106,6 +106,7 @@ class Checkpoints:
     def save(self, step: int, tree: Any, notes: Mapping[str, Any]) -> None:
         """Writes a checkpoint and waits until it is whole. Signals wait too. An error is a `CheckpointWarning`."""
         with uninterrupted():
+            jax.block_until_ready(tree)  # raises where a computation failed; orbax's reading would end the process
             self._try(self._manager.wait_until_finished)
             if self._manager.latest_step() != step:
                 self._try(lambda: self._start(step, tree, notes))
@@ -119,6 +120,7 @@ class Checkpoints:
     def begin(self, step: int, tree: Any, notes: Mapping[str, Any]) -> None:
         """Begins to write a checkpoint, and the next period. An error is a `CheckpointWarning`."""
         with uninterrupted():
+            jax.block_until_ready(tree)  # as in `save`
             self._try(self._manager.check_for_errors)
             self._try(lambda: self._start(step, tree, notes))
         self._due = time.monotonic() + self.period

@@ -11,7 +11,7 @@ from grujax.training.config import TrainConfig
 
 HELD = 30
 """Fewer validation rows than this choose the best epoch by luck."""
-EPOCHS, STEPS, FRAMES = 100, 600, 50
+EPOCHS, STEPS, FRAMES = 100, 1200, 50
 
 
 def chosen(config: TrainConfig, train: Sequences) -> tuple[TrainConfig, dict[str, str]]:
@@ -20,9 +20,9 @@ def chosen(config: TrainConfig, train: Sequences) -> tuple[TrainConfig, dict[str
     >>> from grujax.data import sequences
     >>> config, why = chosen(TrainConfig(), sequences([[[1.0]]] * 40))
     >>> config.validation, config.epochs
-    (0.0, 200)
+    (0.0, 400)
     >>> print(why["epochs"])
-    200 epochs: 100 would be 300 steps, fewer than 600
+    400 epochs: 100 would be 300 steps, fewer than 1200
     """
     found: dict[str, Any] = {}
     why: dict[str, str] = {}
@@ -53,7 +53,7 @@ def chosen(config: TrainConfig, train: Sequences) -> tuple[TrainConfig, dict[str
             else f"all {len(train)} rows trained on, the last weights kept: a tenth, {held}, is too few to choose by"
         )
     share = found.get("validation", config.validation) or 0.0
-    per_epoch = math.ceil((len(train) - round(share * len(train))) / config.batch_size)
+    per_epoch = max(1, math.ceil((len(train) - round(share * len(train))) / config.batch_size))
     if config.epochs is None:
         epochs = max(EPOCHS, math.ceil(STEPS / per_epoch))
         found["epochs"] = epochs

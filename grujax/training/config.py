@@ -44,7 +44,7 @@ class TrainConfig:
     reset_after: bool = True
     """True: torch.nn.GRU's equations; False: those of Cho et al. 2014."""
     epochs: int | None = None
-    """Passes over the rows that are trained on. None: 100, and as many more as 600 steps take."""
+    """Passes over the rows that are trained on. None: 100, and as many more as 1200 steps take."""
     patience: int | None = None
     """Epochs without a smaller validation loss after which training ends. None: it does not end before `epochs`."""
     batch_size: int = 16

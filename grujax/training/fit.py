@@ -50,7 +50,8 @@ def fit(
         not end. Statistics, classes and the rows held out then come from `data.train`, which is not trained on;
         balanced class weights are those of each epoch. All rows are padded to one length, which doubles where a
         row is longer; `buckets` is not read. A run that goes on from a checkpoint skips the epochs before it: give
-        the stream from its beginning.
+        the stream from its beginning. Where it ends too early or fails, a checkpoint is saved first, but not of several
+        processes. Those must all be given the same rows, which is checked.
       evaluate_test: False leaves `data.test` out: `Fitted.scores` evaluates it later.
       checkpoints: a folder. Every `checkpoint_period` seconds, at the end, and where Ctrl-C, SIGTERM or SIGHUP ends
         training, the run is saved there; from the last checkpoint in it training goes on, and on the same machine ends
@@ -89,6 +90,11 @@ def fit(
             saved.check()
         training.begin(saved)
         training.compile(on_compiled)
+
+        def save() -> None:
+            if saved is not None:
+                saved.save(training.run.step, training.run.tree, training.run.notes())
+
         several = training.devices.several_processes  # a signal to one must not part it from the others
         interrupted = None
         try:
@@ -98,7 +104,12 @@ def fit(
                 for epoch in training.run.history:
                     on_epoch(epoch)
                 while not training.over:
-                    rows = training.next_rows()
+                    try:
+                        rows = training.next_rows()
+                    except Exception:
+                        if not several:  # others may not have come to an end
+                            save()
+                        raise
                     while (epoch := training.epoch(rows, saved, held_back)) is None:
                         pass  # the handler of a signal lets the run go on
                     if epoch.best:
@@ -106,8 +117,7 @@ def fit(
                     on_epoch(epoch)
         except KeyboardInterrupt as signal:
             interrupted = signal
-        if saved is not None:
-            saved.save(training.run.step, training.run.tree, training.run.notes())
+        save()
         if interrupted is not None and not training.run.history:
             raise interrupted
     fitted = training.fitted()

@@ -1,5 +1,6 @@
 """The run behind `fit`: what is trained, how, and where it stands."""
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,6 +27,10 @@ from grujax.training.rows import constants_of, ensemble_of, fingerprint, model_f
 from grujax.training.run import Epoch, Run
 from grujax.training.step import Draws, draw, end_epoch, initial_state, make_optimizer, train_step
 
+AHEAD = 4
+"""Steps of the next epoch that the devices begin before the host reads the figures of the last, where nothing is
+decided by them: else the devices would wait for the host."""
+
 
 class Compiled(NamedTuple):
     """How the training step is compiled, once for each padded length: what `fit` hands to `on_compiled`."""
@@ -51,7 +56,8 @@ class Fitted:
     head_weights: HeadWeights = ()  # of several heads
 
     def outputs(self, data: Sequences) -> Any:
-        """The model's outputs (N, output_size) on data that is padded as the training split was; see `outputs_of`."""
+        """The model's outputs on data that is padded as the training split was, as `outputs_of` returns them: an array
+        (N, output_size) or, without pooling, (N, T, output_size); of several heads a dict of such by name."""
         boundaries = tuple(sorted(shape[1] for shape in self.compiled.shapes))
         rows = self.compiled.shapes[0][0]
         return outputs_of(self.model, self.variables, data, batch_size=rows, boundaries=boundaries)
@@ -78,10 +84,10 @@ class Training:
         config, _ = chosen(config, data.train)
         assert config.epochs is not None
         self.config, self.train, self.held = config, data.train, None
-        self._given = data.train, variables
+        self._sample, self._start = data.train, variables
         iterable = stream is None or isinstance(stream, Iterable)
         require(iterable, "stream", "an iterable of `Sequences`", type(stream).__name__)
-        self._stream, self._waited = None if stream is None else iter(stream), 0.0
+        self._stream, self._data_seconds = None if stream is None else iter(stream), 0.0
         if config.validation:
             self.train, self.held = stratified_split(data.train, config.validation, config.seed)
         rule, held = "patience needs validation", self.held is not None
@@ -97,6 +103,12 @@ class Training:
         shapes = [batch.x.shape for batch in self._batches(self.train)]
         self.steps_per_epoch = len(shapes) if stream is None else math.ceil(len(data.train) / config.batch_size)
         self.num_steps = config.epochs * self.steps_per_epoch
+        remedy = f"Else the weights would never move: the run has {self.num_steps} steps."
+        require(
+            config.accumulate <= self.num_steps, "accumulate", f"at most {self.num_steps}", config.accumulate, remedy
+        )
+        decided = self.held is not None or stream is not None or self.devices.several_processes
+        self.ahead = 0 if decided else min(AHEAD, self.steps_per_epoch - 1)
         self.compiled = Compiled(tuple(dict.fromkeys(shapes)), (), padding_share(self.train.lengths, self.boundaries))
         # The step does not read these: runs that differ in them share its programs.
         self.step_config = replace(config, seed=0, head_weights=())
@@ -109,7 +121,7 @@ class Training:
     def about(self) -> dict[str, Any]:
         """What the run is: a checkpoint of another is refused."""
         streamed = {} if self._stream is None else {"stream": True}
-        return {**asdict(self.config), "data": fingerprint(*self._given), **streamed}
+        return {**asdict(self.config), "data": fingerprint(self._sample, self._start), **streamed}
 
     @property
     def over(self) -> bool:
@@ -118,11 +130,10 @@ class Training:
 
     def begin(self, saved: Checkpoints | None) -> None:
         """At the first step, or where the last checkpoint stands."""
-        _, variables = self._given
-        if variables is None:
+        if self._start is None:
             params = self.whole.init(jax.random.key(self.config.seed), self._one_step)["params"]
         else:  # over the host, as they may be on another mesh; and copies: a step takes the buffers of its state
-            params = jax.tree.map(lambda a: jnp.array(np.asarray(a)), variables["params"])
+            params = jax.tree.map(lambda a: jnp.array(np.asarray(a)), self._start["params"])
         self.constants = self.devices.whole(jax.tree.map(lambda a: jnp.asarray(np.asarray(a)), self.constants))
         optimizer = make_optimizer(self.config, self.num_steps)
         state = self.devices.weights(initial_state(params, optimizer, self.config))
@@ -132,18 +143,22 @@ class Training:
             self.next_rows()
 
     def compile(self, tell: Callable[[Compiled], None]) -> None:
-        """The step, for each shape of a batch."""
+        """The step, for each shape of a batch. The first epoch begins when it is done."""
         tell(self.compiled)
         for batch in {batch.x.shape: batch for batch in self._batches(self.train)}.values():
-            self._executable(self._on_devices(weighed(batch, self.weights), draw(self.config, 0)))
+            self._executable(self._on_devices(batch, self.weights, 0))
             tell(self.compiled)
+        self._share = 1 + len(self.run.history) - self.run.step / self.steps_per_epoch
+        self._since, self._data_seconds = time.perf_counter(), 0.0
 
     def next_rows(self) -> Sequences:
         """Those of the next epoch."""
         if self._stream is None:
             return self.train
-        began, (sample, _) = time.perf_counter(), self._given
+        began, sample = time.perf_counter(), self._sample
         rows = next(self._stream, None)
+        if self.devices.several_processes:
+            self.devices.check_same("stream", fingerprint(rows) if isinstance(rows, Sequences) else type(rows))
         remedy = "Lower `epochs`, or let the stream go on."
         require(rows is not None, "stream", f"a stream of {self.config.epochs} epochs", "its end", remedy)
         require(isinstance(rows, Sequences), "stream", "`Sequences`", type(rows).__name__)
@@ -152,7 +167,7 @@ class Training:
         require_alike(sample, rows, "the stream")
         weights = ["rows without weights" if of.weight is None else "rows with weights" for of in (sample, rows)]
         require_equal(weights[1], weights[0], "stream", "As `data.train` has them.")
-        self._waited = time.perf_counter() - began
+        self._data_seconds += time.perf_counter() - began
         return rows
 
     def epoch(self, rows: Sequences, saved: Checkpoints | None, held_back: Sequence[int]) -> Epoch | None:
@@ -162,39 +177,37 @@ class Training:
         steps, and its handler lets the run go on.
         """
         number, begun = len(self.run.history) + 1, len(self.run.history) * self.steps_per_epoch
-        share = 1 - (self.run.step - begun) / self.steps_per_epoch
-        weights = self.weights if rows is self.train else row_weights(rows, self.config)
-        rng = np.random.default_rng((self.config.seed, number, 1))  # (seed, step) are those of `draw`
-        since = time.perf_counter()
-        began, data_seconds, stop = since - self._waited, self._waited, False
-        self._waited = 0.0
+        stop = False
         with uninterrupted() as waiting:  # a step takes the buffers of the state before it
-            for batch in islice(self._batches(rows, rng), self.run.step - begun, None):
-                given = self._on_devices(weighed(batch, weights), draw(self.config, self.run.step))
-                data_seconds += time.perf_counter() - since
-                state = self._executable(given)(self.run.state, self.constants, *given)
-                self.run = self.run.after(self.devices.weights(state))
+            for given in self._epoch(rows, number, self.run.step - begun):
+                self.run = self._stepped(self.run, given)
                 wants = bool(waiting or held_back), saved is not None and saved.due
                 stop, save = self.devices.agreed(self.run.step, *wants)
                 if save and saved is not None:
                     saved.begin(self.run.step, self.run.tree, self.run.notes())
                 if stop:
                     break
-                since = time.perf_counter()
         if stop and self.devices.several_processes:
             raise KeyboardInterrupt
         if self.run.step < begun + self.steps_per_epoch:
             return None
-        ended = end_epoch(self.step_config, self.num_steps, self.run.state)
-        loss = float(np.asarray(self.run.state.loss).mean()) / len(rows)
-        seconds = time.perf_counter() - began
-        scores, is_best = self._validated(number, loss, bool(ended.finite), ended.average)
-        validated = (None, "", None) if scores is None else (scores.loss, *scores.metric)
-        metrics = scores.metrics if scores is not None and scores.heads else None
-        each_second = [count * share / seconds for count in (len(rows), int(rows.lengths.sum()))]
-        timed = data_seconds, time.perf_counter() - began - seconds, self.devices.memory()
-        epoch = Epoch(number, loss, *validated, each_second[0], seconds, is_best, each_second[1], *timed, metrics)
-        self.run = self.run.ended(epoch, ended)
+        with uninterrupted() if self.ahead else contextlib.nullcontext():
+            ended, data_seconds = end_epoch(self.step_config, self.num_steps, self.run.state), self._data_seconds
+            following, self._data_seconds = self.run.reset(ended), 0.0
+            if number != self.config.epochs:
+                for given in islice(self._epoch(rows, number + 1), self.ahead):
+                    following = self._stepped(following, given)
+            loss = float(np.asarray(self.run.state.loss).mean()) / len(rows)
+            now = time.perf_counter()
+            seconds = now - self._since
+            scores, is_best = self._validated(number, loss, bool(ended.finite), ended.average)
+            self._since = time.perf_counter()
+            validated = (None, "", None) if scores is None else (scores.loss, *scores.metric)
+            metrics = scores.metrics if scores is not None and scores.heads else None
+            each_second = [count * self._share / seconds for count in (len(rows), int(rows.lengths.sum()))]
+            timed = data_seconds, self._since - now, self.devices.memory()
+            epoch = Epoch(number, loss, *validated, each_second[0], seconds, is_best, each_second[1], *timed, metrics)
+            self.run, self._share = following.ended(epoch, ended), 1.0
         return epoch
 
     def fitted(self) -> Fitted:
@@ -228,9 +241,26 @@ class Training:
             boundaries = (*boundaries[:-1], 2 * boundaries[-1])
         return batches(rows, self.config.batch_size, boundaries, rng)
 
-    def _on_devices(self, batch: Batch, draws: Draws) -> tuple[Batch, Draws]:
-        """The rows shared out."""
-        return self.devices.rows(batch), Draws(self.devices.rows(draws.share), self.devices.whole(draws.seed))
+    def _epoch(self, rows: Sequences, number: int, first: int = 0) -> Iterator[tuple[Batch, Draws]]:
+        """What the steps of an epoch take, from that one on."""
+        since = time.perf_counter()
+        weights = self.weights if rows is self.train else row_weights(rows, self.config)
+        rng = np.random.default_rng((self.config.seed, number, 1))  # (seed, step) are those of `draw`
+        before = (number - 1) * self.steps_per_epoch
+        for step, batch in enumerate(islice(self._batches(rows, rng), first, None), before + first):
+            given = self._on_devices(batch, weights, step)
+            self._data_seconds += time.perf_counter() - since
+            yield given
+            since = time.perf_counter()
+
+    def _on_devices(self, batch: Batch, weights: Any, step: int) -> tuple[Batch, Draws]:
+        """What a step takes, the rows shared out."""
+        share, seed = draw(self.config, step)
+        return self.devices.rows(weighed(batch, weights)), Draws(self.devices.rows(share), self.devices.whole(seed))
+
+    def _stepped(self, run: Run, given: tuple[Batch, Draws]) -> Run:
+        """The run a step later. The step takes the buffers of the state."""
+        return run.after(self.devices.weights(self._executable(given)(run.state, self.constants, *given)))
 
     def _executable(self, given: tuple[Batch, Draws]) -> Any:
         """The step for batches of this shape."""

@@ -96,7 +96,7 @@ def test_equal_quiet_runs_write_the_same_model_into_fresh_folders(tmp_path, caps
 
 def test_resume_takes_the_settings_of_the_run_and_no_others(tmp_path, capsys):
     source = toy("toy.npz")
-    assert run(capsys, "train", source, "--test", source, "--output", "out", *QUICK)[0] == 0
+    assert run(capsys, "train", source, "--test", toy("new.npz", seed=1), "--output", "out", *QUICK)[0] == 0
     model = (tmp_path / "out/model.safetensors").read_bytes()
     lines = (tmp_path / "out/metrics.jsonl").read_text()
     (tmp_path / "out/model.safetensors").unlink()
@@ -163,7 +163,7 @@ def test_a_baseline_that_wins_is_named_and_the_choices_are_printed(capsys):
     assert out.count("chosen: ") == 2
     toy("toy.npz")
     code, out, _ = run(capsys, "train", "toy.npz", "--test", "toy.npz", "--hidden-size", "8", "--batch-size", "40")
-    assert code == 0 and "chosen: 600 epochs: 100 would be 100 steps, fewer than 600\n" in out
+    assert code == 0 and "chosen: 1200 epochs: 100 would be 100 steps, fewer than 1200\n" in out
     assert "nearest neighbour │" in out and "is better" not in out
 
 
@@ -228,6 +228,28 @@ BAD = {
         lambda: ["train", toy("t.npz"), "--test", toy("u.npz", labels=("up", "left"))],
         ["'left'"],
     ),
+    "output in a file": (
+        lambda: ["train", toy("t.npz"), "--output", "t.npz/x"],
+        ["--output: expected a folder that can"],
+    ),
+    "more memory than there is": (
+        lambda: ["train", toy("t.npz"), "--quiet", "--hidden-size", "10000000", "--checkpoint-period", "0"],
+        ["memory: expected enough for the model", "Lower --batch-size"],
+    ),
+    "weights that never move": (
+        lambda: ["train", toy("t.npz"), *QUICK, "--accumulate", "7"],
+        ["accumulate: expected at most 6, found 7", "the run has 6 steps"],
+    ),
+    "period": (lambda: ["train", toy("t.npz"), "--checkpoint-period", "-1"], ["checkpoint_period: expected 0 or more"]),
+    "all held out": (lambda: ["train", toy("t.npz"), "--validation", "0.99"], ["data: expected 2", "Hold out less"]),
+    "targets that are one": (
+        lambda: ["train", toy("t.npz", y=np.full(40, 2.5))],
+        ["y: expected targets that differ, found 2.5 alone in t.npz"],
+    ),
+    "no labels": (
+        lambda: ["train", (np.save("x.npy", np.ones((4, 3, 2))), "x.npy")[1]],
+        ["y: expected", "Add them as"],
+    ),
     "output exists": (lambda: ["train", toy("t.npz"), "--output", "."], ["--output:", "does not exist yet"]),
     "output below a file": (lambda: ["train", toy("t.npz"), "--output", "t.npz/out"], ["t.npz"]),
     "a dropout of one": (
@@ -284,6 +306,17 @@ def test_bad_input_gets_one_or_two_lines_and_exit_code_2(name, tmp_path, capsys)
     assert all(part in err for part in parts), err
     assert boxed or len(err.splitlines()) <= 2
     assert set(tmp_path.rglob("*")) == before  # nothing half-written
+
+
+def test_a_test_file_that_is_trained_on_is_a_warning(capsys):
+    code, _, err = run(capsys, "train", toy("toy.npz"), "--test", "./toy.npz", *QUICK, "--quiet", "--epochs", "1")
+    assert code == 0 and err == "grujax: warning: the test file toy.npz is the one that is trained on\n"
+
+
+def test_an_error_that_is_none_of_memory_is_not_called_one(monkeypatch):
+    monkeypatch.setattr("grujax.cli.commands.run", lambda *_: (_ for _ in ()).throw(RuntimeError("a fault")))
+    with pytest.raises(RuntimeError, match="a fault"):
+        cli.main(["doctor"])
 
 
 def test_a_usage_error_exits_with_2(capsys):

@@ -53,12 +53,12 @@ def test_from_arrays_to_columns_of_each_head(tmp_path, capsys):
 
     code, out, _ = run(capsys, "predict", "out", test)
     table = list(csv.DictReader(out.splitlines()))
-    assert code == 0 and [*table[0]] == ["row", "way", "way probability", "at 0", "at 1"]
+    assert code == 0 and [*table[0]] == ["row", "way", "way/probability", "at/0", "at/1"]
     right = np.mean(
         [line["way"] == ("up" if level > 0 else "down") for line, level in zip(table, levels[:, 0], strict=True)]
     )
     assert right == pytest.approx(heads["way"]["accuracy"])
-    values = np.array([[float(line["at 0"]), float(line["at 1"])] for line in table])
+    values = np.array([[float(line["at/0"]), float(line["at/1"])] for line in table])
     assert np.sqrt(((values - 20 - 5 * levels[:, 1:]) ** 2).mean(0)).mean() == pytest.approx(
         heads["at"]["rmse"], rel=1e-4
     )
@@ -93,3 +93,29 @@ def test_arrays_that_say_two_things_are_refused(capsys):
     np.savez("d.npz", X=np.ones((4, 6, 3)), y_way=["a"] * 4, y_at=np.ones(4))
     code, _, err = run(capsys, "train", "d.npz")
     assert code == 2 and "y['way']: expected two classes or more, found only 'a' in d.npz" in err
+
+
+@pytest.mark.parametrize(
+    "name, says",
+    [
+        ("activation", "y: expected heads not named as a field of a model, head_NAME, found 'activation'. Rename it."),
+        ("row", "y: expected no head named row or step: predictions have such columns, found 'row'. Rename it: y_NAME"),
+    ],
+)
+def test_names_that_something_else_has_are_refused_before_a_folder_is_made(name, says, tmp_path, capsys):
+    np.savez("d.npz", X=np.ones((4, 6, 3)), y_way=["a", "b"] * 2, **{f"y_{name}": np.arange(4.0)})
+    code, _, err = run(capsys, "train", "d.npz", "--output", "out")
+    assert code == 2 and says in err and not (tmp_path / "out").exists()
+
+
+def test_columns_have_names_of_their_own(capsys):
+    """Also where a head is named as a column of another would be."""
+    np.savez("d.npz", X=np.random.default_rng(0).normal(size=(20, 6, 3)), y_way=["a", "b"] * 10)
+    with np.load("d.npz") as of:
+        arrays = dict(of)
+    arrays |= {"y_way probability": np.arange(20.0), "y_at": np.arange(40.0).reshape(20, 2), "y_at 0": np.arange(20.0)}
+    np.savez("d.npz", **arrays)
+    assert run(capsys, "train", "d.npz", "--output", "out", *QUICK, "--epochs", "1")[0] == 0
+    _, out, _ = run(capsys, "predict", "out", "d.npz")
+    columns = out.splitlines()[0].split(",")
+    assert columns == ["row", "way", "way/probability", "way probability", "at/0", "at/1", "at 0"]

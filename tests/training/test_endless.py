@@ -1,12 +1,18 @@
 """Training on rows that come anew in each epoch, from an iterator that need not end."""
 
+import os
+import socket
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from refusals import refused
 
+from grujax import InputError
 from grujax.data import Dataset, sequences
 from grujax.training import TrainConfig, fit, loop
 
@@ -90,6 +96,57 @@ def test_longer_rows_are_compiled_by_doubling():
     assert [shape[1] for shape in fitted.compiled.shapes] == [8, 16, 32]
     assert len(fitted.compiled.seconds) == 3
     assert np.isfinite(fitted.outputs(rows(7, 40))).all()
+
+
+def failing():
+    yield rows(1)
+    yield rows(2)
+    raise OSError("the store has gone")
+
+
+@pytest.mark.parametrize(
+    "stream, error",
+    [((rows(seed) for seed in (1, 2)), InputError), (failing(), OSError)],
+    ids=["it ends", "it fails"],
+)
+def test_a_run_whose_stream_ended_goes_on_with_a_longer_one(stream, error, tmp_path):
+    with pytest.raises(error):
+        fit(CONFIG, DATA, stream=stream, checkpoints=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["6"]  # of nine steps
+    same(fit(CONFIG, DATA, stream=endless(), checkpoints=tmp_path), fit(CONFIG, DATA, stream=endless()))
+
+
+APART = """
+import sys
+import jax, numpy as np
+from test_endless import CONFIG, DATA, endless, rows
+from grujax import InputError
+from grujax.training import fit
+rank = int(sys.argv[2])
+jax.distributed.initialize(f"127.0.0.1:{sys.argv[1]}", 2, rank)
+mesh = jax.sharding.Mesh(np.array(jax.devices()), ("data",))
+with jax.numpy_dtype_promotion("standard"):
+    alike = fit(CONFIG, DATA, mesh=mesh, stream=endless())
+    print(len(alike.history), "epochs")
+    for streams in ([rows(1), rows(2), rows(3)], [rows(1), rows(2 + rank)]), ([rows(1)], [rows(1), rows(2)]):
+        try:
+            fit(CONFIG, DATA, mesh=mesh, stream=streams[rank])
+        except InputError as error:
+            print(error)
+"""
+
+
+def test_streams_of_several_processes_are_compared():
+    """The second process is given other rows, then rows where the first has none left."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    commands = [[sys.executable, "-c", APART, port, str(rank)] for rank in (0, 1)]
+    processes = [subprocess.Popen(c, env=env, stdout=subprocess.PIPE, text=True) for c in commands]
+    says = "stream: expected the same on all processes, found another on [1] than on 0."
+    for process in processes:
+        assert process.communicate(timeout=300)[0].splitlines()[-3:] == ["3 epochs", says, says]  # Gloo prints too
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from levels import SMALL
 from refusals import refused
 
 import grujax
+from grujax.core.config import ModelConfig
 from grujax.data import Batch, Dataset, Sequences, batches, load, sequences, stratified_split
 from grujax.estimators import GRURegressor
 from grujax.training import TrainConfig, baselines, fit, loop, outputs_of, score
@@ -83,6 +84,17 @@ def losses_by_hand(outputs, y, std):
     if std is not None:
         return (((outputs - y) / std) ** 2).mean(-1)
     return np.log(np.exp(outputs).sum(-1)) - np.take_along_axis(outputs, np.maximum(y, 0)[..., None], -1)[..., 0]
+
+
+def test_no_head_is_named_as_a_field_of_a_model():
+    """The layer of a head is an attribute head_NAME of the model; such a name is refused where the rows are made."""
+    names = [f.name.removeprefix("head_") for f in dataclasses.fields(ModelConfig) if f.name.startswith("head_")]
+    assert len(names) == 2
+    for name in names:
+        with refused("output_size: expected heads whose layers have names of their own"):
+            grujax.GRUModel(4, {name: 1}).init(jax.random.key(0), jnp.ones((1, 1, 1)))
+        with refused("y: expected heads not named as a field of a model"):
+            sequences([[[1.0]], [[2.0]]], {name: [1.0, 2.0]})
 
 
 @pytest.mark.parametrize("per_step", [False, True])

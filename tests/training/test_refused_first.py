@@ -40,7 +40,7 @@ LATE = {
     "a folder that takes no file": ({}, DATA, lambda _: {"checkpoints": "/proc"}, "checkpoints: expected a folder to"),
     "checkpoints of another run": ({}, DATA, of_another_run, "buckets: expected 4, as in the checkpoint"),
     "a damaged checkpoint": ({}, DATA, damaged, "checkpoints: expected a whole checkpoint"),
-    "a period": ({}, DATA, lambda to: {"checkpoints": to, "checkpoint_period": -1.0}, "period: expected 0"),
+    "a period": ({}, DATA, lambda to: {"checkpoints": to, "checkpoint_period": -1.0}, "checkpoint_period: expected 0"),
     "weights of another model": ({}, DATA, lambda _: {"variables": {"params": {}, "statistics": {}}}, "variables: exp"),
     "weights of classes": ({"class_weights": "balanced"}, TARGETS, lambda _: {}, "class_weights='balanced' needs"),
     "quantiles of classes": ({"quantiles": (0.5,)}, DATA, lambda _: {}, "quantiles needs a regression"),

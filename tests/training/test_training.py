@@ -284,12 +284,12 @@ def test_long_series_are_read_in_frames_and_the_model_keeps_them(tmp_path):
 @pytest.mark.parametrize(
     "rows, steps, config, expected",
     [
-        (40, 50, {}, {"validation": 0.0, "epochs": 200, "steps_per_frame": 1}),  # 3 steps an epoch
-        (40, 51, {"batch_size": 4}, {"validation": 0.0, "epochs": 100, "steps_per_frame": 2}),
+        (40, 50, {}, {"validation": 0.0, "epochs": 400, "steps_per_frame": 1}),  # 3 steps an epoch
+        (40, 51, {"batch_size": 2}, {"validation": 0.0, "epochs": 100, "steps_per_frame": 2}),
         (294, 1460, {}, {"validation": 0.0, "epochs": 100, "steps_per_frame": 30}),
         (296, 1, {}, {"validation": 0.1, "epochs": 100, "steps_per_frame": 1}),  # 29.6 rows are 30
         (20, 1, {"epochs": 7, "steps_per_frame": 9}, {"validation": 0.0, "epochs": 7, "steps_per_frame": 9}),
-        (20, 1, {"validation": 0.5}, {"validation": 0.5, "epochs": 600, "steps_per_frame": 1}),
+        (20, 1, {"validation": 0.5}, {"validation": 0.5, "epochs": 1200, "steps_per_frame": 1}),
     ],
 )
 def test_settings_that_choose_themselves(rows, steps, config, expected):
