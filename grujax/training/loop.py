@@ -1,6 +1,5 @@
 """The run behind `fit`: what is trained, how, and where it stands."""
 
-import contextlib
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,10 +25,6 @@ from grujax.training.evaluate import Scores, outputs_of, score
 from grujax.training.rows import constants_of, ensemble_of, fingerprint, model_for, row_weights, weighed
 from grujax.training.run import Epoch, Run
 from grujax.training.step import Draws, draw, end_epoch, initial_state, make_optimizer, train_step
-
-AHEAD = 4
-"""Steps of the next epoch that the devices begin before the host reads the figures of the last, where nothing is
-decided by them: else the devices would wait for the host."""
 
 
 class Compiled(NamedTuple):
@@ -107,8 +102,6 @@ class Training:
         require(
             config.accumulate <= self.num_steps, "accumulate", f"at most {self.num_steps}", config.accumulate, remedy
         )
-        decided = self.held is not None or stream is not None or self.devices.several_processes
-        self.ahead = 0 if decided else min(AHEAD, self.steps_per_epoch - 1)
         self.compiled = Compiled(tuple(dict.fromkeys(shapes)), (), padding_share(self.train.lengths, self.boundaries))
         # The step does not read these: runs that differ in them share its programs.
         self.step_config = replace(config, seed=0, head_weights=())
@@ -143,13 +136,11 @@ class Training:
             self.next_rows()
 
     def compile(self, tell: Callable[[Compiled], None]) -> None:
-        """The step, for each shape of a batch. The first epoch begins when it is done."""
+        """The step, for each shape of a batch."""
         tell(self.compiled)
         for batch in {batch.x.shape: batch for batch in self._batches(self.train)}.values():
             self._executable(self._on_devices(batch, self.weights, 0))
             tell(self.compiled)
-        self._share = 1 + len(self.run.history) - self.run.step / self.steps_per_epoch
-        self._since, self._data_seconds = time.perf_counter(), 0.0
 
     def next_rows(self) -> Sequences:
         """Those of the next epoch."""
@@ -177,37 +168,33 @@ class Training:
         steps, and its handler lets the run go on.
         """
         number, begun = len(self.run.history) + 1, len(self.run.history) * self.steps_per_epoch
-        stop = False
+        share, stop = 1 - (self.run.step - begun) / self.steps_per_epoch, False
+        began = time.perf_counter() - self._data_seconds  # waiting for the rows
         with uninterrupted() as waiting:  # a step takes the buffers of the state before it
             for given in self._epoch(rows, number, self.run.step - begun):
-                self.run = self._stepped(self.run, given)
+                state = self._executable(given)(self.run.state, self.constants, *given)
+                self.run = self.run.after(self.devices.weights(state))
                 wants = bool(waiting or held_back), saved is not None and saved.due
                 stop, save = self.devices.agreed(self.run.step, *wants)
                 if save and saved is not None:
                     saved.begin(self.run.step, self.run.tree, self.run.notes())
                 if stop:
                     break
+        data_seconds, self._data_seconds = self._data_seconds, 0.0
         if stop and self.devices.several_processes:
             raise KeyboardInterrupt
         if self.run.step < begun + self.steps_per_epoch:
             return None
-        with uninterrupted() if self.ahead else contextlib.nullcontext():
-            ended, data_seconds = end_epoch(self.step_config, self.num_steps, self.run.state), self._data_seconds
-            following, self._data_seconds = self.run.reset(ended), 0.0
-            if number != self.config.epochs:
-                for given in islice(self._epoch(rows, number + 1), self.ahead):
-                    following = self._stepped(following, given)
-            loss = float(np.asarray(self.run.state.loss).mean()) / len(rows)
-            now = time.perf_counter()
-            seconds = now - self._since
-            scores, is_best = self._validated(number, loss, bool(ended.finite), ended.average)
-            self._since = time.perf_counter()
-            validated = (None, "", None) if scores is None else (scores.loss, *scores.metric)
-            metrics = scores.metrics if scores is not None and scores.heads else None
-            each_second = [count * self._share / seconds for count in (len(rows), int(rows.lengths.sum()))]
-            timed = data_seconds, self._since - now, self.devices.memory()
-            epoch = Epoch(number, loss, *validated, each_second[0], seconds, is_best, each_second[1], *timed, metrics)
-            self.run, self._share = following.ended(epoch, ended), 1.0
+        ended = end_epoch(self.step_config, self.num_steps, self.run.state)
+        loss = float(np.asarray(self.run.state.loss).mean()) / len(rows)
+        seconds = time.perf_counter() - began
+        scores, is_best = self._validated(number, loss, bool(ended.finite), ended.average)
+        validated = (None, "", None) if scores is None else (scores.loss, *scores.metric)
+        metrics = scores.metrics if scores is not None and scores.heads else None
+        each_second = [count * share / seconds for count in (len(rows), int(rows.lengths.sum()))]
+        timed = data_seconds, time.perf_counter() - began - seconds, self.devices.memory()
+        epoch = Epoch(number, loss, *validated, each_second[0], seconds, is_best, each_second[1], *timed, metrics)
+        self.run = self.run.ended(epoch, ended)
         return epoch
 
     def fitted(self) -> Fitted:
@@ -241,7 +228,7 @@ class Training:
             boundaries = (*boundaries[:-1], 2 * boundaries[-1])
         return batches(rows, self.config.batch_size, boundaries, rng)
 
-    def _epoch(self, rows: Sequences, number: int, first: int = 0) -> Iterator[tuple[Batch, Draws]]:
+    def _epoch(self, rows: Sequences, number: int, first: int) -> Iterator[tuple[Batch, Draws]]:
         """What the steps of an epoch take, from that one on."""
         since = time.perf_counter()
         weights = self.weights if rows is self.train else row_weights(rows, self.config)
@@ -257,10 +244,6 @@ class Training:
         """What a step takes, the rows shared out."""
         share, seed = draw(self.config, step)
         return self.devices.rows(weighed(batch, weights)), Draws(self.devices.rows(share), self.devices.whole(seed))
-
-    def _stepped(self, run: Run, given: tuple[Batch, Draws]) -> Run:
-        """The run a step later. The step takes the buffers of the state."""
-        return run.after(self.devices.weights(self._executable(given)(run.state, self.constants, *given)))
 
     def _executable(self, given: tuple[Batch, Draws]) -> Any:
         """The step for batches of this shape."""

@@ -15,7 +15,7 @@ class Epoch(NamedTuple):
     metric: str  # the name of the next figure: "accuracy" or "rmse", of several heads the first's; "": none held out
     validation_metric: float | None
     sequences_per_second: float
-    seconds: float  # since the epoch before ended, or training began after compiling; without validation
+    seconds: float  # of training and waiting for rows, without validation and the compilation before the first epoch
     best: bool  # the smallest validation loss so far; always where no rows are held out
     steps_per_second: float = 0.0  # time steps of the sequences; padding is not counted
     data_seconds: float = 0.0  # of `seconds`, those in which batches were made and given to the device
@@ -58,10 +58,7 @@ class Run(NamedTuple):
         """A step later."""
         return self._replace(step=self.step + 1, state=state)
 
-    def reset(self, found: Ended) -> "Run":
-        """With the loss of an epoch that begins."""
-        return self._replace(state=self.state._replace(loss=found.loss))
-
     def ended(self, epoch: Epoch, found: Ended) -> "Run":
-        """With the figures of the epoch that is over."""
-        return self._replace(best=found.average if epoch.best else self.best, history=(*self.history, epoch))
+        """After the epoch that is over."""
+        best = found.average if epoch.best else self.best
+        return self._replace(state=self.state._replace(loss=found.loss), best=best, history=(*self.history, epoch))

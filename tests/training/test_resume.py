@@ -66,15 +66,8 @@ def test_resumed_equals_uninterrupted_bit_for_bit(config, data, tmp_path, ends_a
     assert_same(again, whole)
 
 
-AHEAD = dataclasses.replace(CONFIG, validation=0.0)
-"""Its step 12 is one of the four that are begun before the figures of the epoch before are read."""
-
-
-@pytest.mark.parametrize("config, ends", [(CONFIG, "13"), (AHEAD, "16")], ids=["within an epoch", "before its figures"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_between_two_steps_waits_for_the_step_then_goes_to_its_handler(
-    number, config, ends, tmp_path, monkeypatch
-):
+def test_a_signal_between_two_steps_waits_for_the_step_then_goes_to_its_handler(number, tmp_path, monkeypatch):
     """One that raises ends the run, which goes on from that very step; one that does not lets it run on."""
     draw, seen = loop.draw, []
 
@@ -86,34 +79,17 @@ def test_a_signal_between_two_steps_waits_for_the_step_then_goes_to_its_handler(
     monkeypatch.setattr(loop, "draw", signalled)
     before = signal.signal(number, lambda *_: seen.append(number))
     try:
-        one = fit(config, DATA)
+        one = fit(CONFIG, DATA)
         assert seen == [number] and not one.interrupted
         seen.clear()
         signal.signal(number, lambda *_: seen.append(number) or signal.default_int_handler(number, None))
-        assert fit(config, DATA, checkpoints=tmp_path).interrupted
-        assert [path.name for path in tmp_path.iterdir()] == [ends]
-        assert_same(fit(config, DATA, checkpoints=tmp_path), one)
+        assert fit(CONFIG, DATA, checkpoints=tmp_path).interrupted
+        assert [path.name for path in tmp_path.iterdir()] == ["13"]
+        assert_same(fit(CONFIG, DATA, checkpoints=tmp_path), one)
     finally:
         signal.signal(number, before)
     monkeypatch.undo()
-    assert_same(fit(config, DATA), one)
-
-
-@pytest.mark.parametrize(
-    "changes, each, ahead",
-    [
-        ({"validation": 0.0}, 6, 4),
-        ({"validation": 0.1}, 5, 0),
-        ({"validation": 0.0, "batch_size": 80, "buckets": 1}, 1, 0),
-    ],
-    ids=["nothing is decided between epochs", "validation decides", "an epoch is one step"],
-)
-def test_the_next_epoch_begins_before_the_figures_are_read(changes, each, ahead, monkeypatch):
-    draw, steps, seen = loop.draw, [], []
-    monkeypatch.setattr(loop, "draw", lambda config, step: steps.append(step) or draw(config, step))
-    config = dataclasses.replace(CONFIG, epochs=3, **changes)
-    fit(config, DATA, on_compiled=lambda _: steps.clear(), on_epoch=lambda _: seen.append(len(steps)))
-    assert seen == [each + ahead, 2 * each + ahead, 3 * each] and steps == list(range(3 * each))
+    assert_same(fit(CONFIG, DATA), one)
 
 
 def test_a_death_without_a_word_goes_on_from_the_last_period(tmp_path, monkeypatch):
