@@ -49,7 +49,7 @@ class Options:
 
 
 def run(options: Options, say: Callable[[str], object] = lambda line: None) -> Report:
-    """Measures what `options` says; `say` gets a line for each case."""
+    """Measures what `options` says; `say` gets a line for each case. Ctrl-C ends it with the cases that are done."""
     for argument, names, known in (("shapes", options.shapes, CASES), ("peers", options.peers, PEERS)):
         unknown = [name for name in names if name not in known]
         require(not unknown, argument, f"some of {list(known)}", unknown)
@@ -62,11 +62,18 @@ def run(options: Options, say: Callable[[str], object] = lambda line: None) -> R
     if "grujax" in peers:
         peers |= implementations(jax.default_backend())
     results: list[Result] = []
+    done: list[str] = []
     # torch multiplies in full float32 as well (`torch_device`); on the CPU there is nothing to choose
     with jax.default_matmul_precision("highest" if jax.default_backend() == "gpu" else None):
-        for name in options.shapes:
-            say(str(CASES[name]))
-            results += measure(CASES[name], peers, options.repeats, threads, options.seconds)
+        try:
+            for name in options.shapes:
+                say(str(CASES[name]))
+                results += measure(CASES[name], peers, options.repeats, threads, options.seconds)
+                done.append(name)
+        except KeyboardInterrupt:
+            if not done:
+                raise
+            say(f"interrupted: {len(done)} of {len(options.shapes)} cases were measured")
     return Report(
         datetime.now(UTC).isoformat(timespec="seconds"),
         commit,
@@ -74,7 +81,7 @@ def run(options: Options, say: Callable[[str], object] = lambda line: None) -> R
         measured_on,
         {"python": platform.python_version()} | versions(peers.values()),
         threads,
-        {name: asdict(CASES[name]) for name in options.shapes},
+        {name: asdict(CASES[name]) for name in done},
         tuple(results),
     )
 

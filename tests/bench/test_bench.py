@@ -449,6 +449,21 @@ def test_run_names_everything(monkeypatch):
     assert made.cases == {"tiny": asdict(TINY)} and made.device["accelerator"] is None
 
 
+def test_ctrl_c_ends_with_the_cases_that_are_done(monkeypatch):
+    def measured(case, *_):
+        if case is CASES[interrupted]:
+            raise KeyboardInterrupt
+        return []
+
+    monkeypatch.setattr(measure, "measure", measured)
+    said, interrupted = [], "small"
+    report = measure.run(Options(("single", "small", "medium"), ("flax",)), said.append)
+    assert list(report.cases) == ["single"] and said[-1] == "interrupted: 1 of 3 cases were measured"
+    interrupted = "single"
+    with pytest.raises(KeyboardInterrupt):
+        measure.run(Options(("single", "small"), ("flax",)), said.append)
+
+
 @pytest.mark.parametrize(("peer", "code"), [("grujax-packed", 1), ("torch", 0)])
 def test_the_program_fails_where_a_gru_of_grujax_is_wrong(peer, code, monkeypatch):
     path = Path(__file__).parents[2] / "benchmarks/run.py"
