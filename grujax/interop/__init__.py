@@ -8,10 +8,6 @@ same. Sizes, options and dtype are read off what is given. `variables` is {"para
 - `ConversionWarning` names what is left behind though the outputs are the same: the split of biases, dropout;
 - `verify` runs both sides on random data: the largest difference is logged (logger "grujax.interop", INFO), and one
   past the tolerance table raises. None does so with live objects whose weights have 32 bits or more.
-
-Four steps: what a source is is recognised (`files`, `find`, and the files of each framework), its GRUs are found
-(`found`, `torch_keys`, `trees`, `keras_layers`, `onnx_read`), the model is proved by running the original (`prove`, and
-`hypotheses` where a program does not tell what it computes), and written by the `Framework` of the target.
 """
 
 from grujax.interop.files import FORMATS, Converted, convert, load, save

@@ -14,9 +14,9 @@ import jax
 from grujax.core.dialects import DIALECTS
 from grujax.errors import require, require_package
 from grujax.interop.framework import Framework
-from grujax.interop.parts import Place, take_apart, to_jax
+from grujax.interop.parts import Place, to_jax
 from grujax.interop.prove import Runner
-from grujax.interop.trees import cell_runner, read_tree
+from grujax.interop.trees import Layer, Layout, array, jax_runner, read_tree, written_tree
 from grujax.linen import GRU, GRUCell
 
 if TYPE_CHECKING:
@@ -64,13 +64,13 @@ def _read(source: Any) -> tuple[nn.Module, dict]:
         remedy = "Pass its GRUCells, in a list, a layer each."
         require(type(cell) is of, name, "an equinox.nn.GRUCell", type(cell).__name__, remedy)
         names = DIALECTS["equinox"].tensors[: 4 if cell.use_bias else 2]
-        flat |= {f"{name}.{tensor}": getattr(cell, tensor) for tensor in names}
-    return read_tree(flat, [f"{name}." for name in named], DIALECTS["equinox"], single=single)
+        flat |= {f"{name}.{tensor}": array(getattr(cell, tensor), f"{name}.{tensor}") for tensor in names}
+    return read_tree(flat, Layout({f"{name}.": None for name in named}, single=single), DIALECTS["equinox"])
 
 
 def _build(model: nn.Module, variables: Mapping) -> Any:
     equinox, cells = require_package("equinox", "equinox"), []
-    for of in take_apart(model, variables, PLACE, DIALECTS["equinox"]).cells:
+    for of in written_tree(model, variables, PLACE, DIALECTS["equinox"], [""] * getattr(model, "num_layers", 1)):
         tensors = {name: to_jax(a, name) for name, a in of.items()}
         sizes = {"input_size": of["weight_ih"].shape[1], "hidden_size": of["weight_hh"].shape[1]}
         sizes |= {"use_bias": "bias" in of, "dtype": tensors["weight_hh"].dtype}
@@ -81,9 +81,17 @@ def _build(model: nn.Module, variables: Mapping) -> Any:
 
 
 def _run(source: Any, model: nn.Module) -> Runner:
-    """Equinox itself, its cells over rows by `vmap`."""
+    """Equinox itself, its cells over rows by `vmap` and over time by `lax.scan`."""
     cells = source if isinstance(source, list | tuple) else [source]
-    return cell_runner(model, [jax.vmap(cell) for cell in cells])
+    return jax_runner(model, jax.vmap(cells[0]), [_scanned(jax.vmap(cell)) for cell in cells])
+
+
+def _scanned(cell: Any) -> Layer:
+    def layer(x: jax.Array, h0: jax.Array) -> tuple[jax.Array, jax.Array]:
+        h_last, hs = jax.lax.scan(lambda h, x: (cell(x, h),) * 2, h0[0], x.swapaxes(0, 1))
+        return hs.swapaxes(0, 1), h_last[None]
+
+    return layer
 
 
 FRAMEWORK = Framework("equinox", _read, _build, _run, live=lambda source: True)

@@ -80,7 +80,7 @@ def load(
       format: a name of `FORMATS`; None goes by the file's ending, and tells grujax's safetensors from torch's by their
         metadata.
       prefix: the name of the GRU that is taken out of a larger model, as `grujax.interop.find` lists them.
-      pooling: what the head of a state dict or of Keras' weights reads, which no file tells; see `from_torch`.
+      pooling: what the head of a state dict reads, which its file does not tell; see `from_torch`.
       verify: run the other framework on the file too, or on the weights of the one GRU, and raise where the two differ.
 
     Raises:

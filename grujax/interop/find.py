@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -81,9 +80,12 @@ def replace(
         same = type(here) is type(given) and all(getattr(here, key) == getattr(given, key) for key in computes)
         require(same, name, f"a model like {_shown(here)}", _shown(given))
         gru.put(model, variables)
-    require(not (found.folder and path.exists()), "path", "a folder that is not there yet", str(path))
-    with nullcontext(path) if found.folder else replacing(path) as target:
-        found.write(target)
+    if found.folder:
+        require(not path.exists(), "path", "a folder that is not there yet", str(path))
+        found.write(path)
+        return
+    with replacing(path) as temporary:
+        found.write(temporary)
 
 
 def _shown(model: nn.Module) -> str:
@@ -107,25 +109,31 @@ def opened(source: Any, format: str | None) -> Opened:
         source = nnx.to_pure_dict(nnx.state(source) if isinstance(source, nnx.Module) else source)
     served = "a path, a module, a mapping of arrays or a graph"
     require(isinstance(source, Mapping), "source", served, type(source).__name__)
-    if (inner := _state(source)) is None:
-        return _mapping(source, None)
-    state = dict(inner)
-    return _mapping(state, lambda path: torch_files.write_torch(path, state))
+    inner = unwrapped(source) if all(isinstance(key, str) for key in source) else source
+    if any(isinstance(key, str) and KEY.fullmatch(key) for key in inner):
+        state = dict(inner)
+        return _mapping(state, lambda path: torch_files.write_torch(path, state))
+    return _mapping(source, None)
 
 
 def _file(path: Path, format: str | None) -> Opened:
-    of = files.framework_of(path, format, reading=True)
-    path = path if of is flax.ORBAX else files.readable(path)
-    if of.name in FINDERS:
-        return FINDERS[of.name].in_file(path)
-    if of.name in ("grujax", "stablehlo"):
-        raise InputError("path", "a file with GRUs of another framework", f"one of {of.name}", "grujax.load reads it.")
-    whole, options = of.load(path), {}
-    if of.name == "safetensors":
-        with opened_safetensors(path) as file:
-            options["metadata"] = file.metadata() or {}
-    tree = whole[1] if isinstance(whole, tuple) else whole  # of Flax a module beside it
-    return _mapping(tree, lambda target: of.write(target, whole, **options))._replace(folder=of is flax.ORBAX)
+    if path.is_dir():
+        whole = flax.ORBAX.load(path)
+        return _mapping(whole[1], lambda path: flax.ORBAX.write(path, whole))._replace(folder=True)
+    name = files.framework_of(path, format, reading=True).name
+    files.readable(path)
+    if name in FINDERS:
+        return FINDERS[name].in_file(path)
+    if name in ("grujax", "stablehlo"):
+        raise InputError("path", "a file with GRUs of another framework", f"one of {name}", "grujax.load reads it.")
+    whole = files.FORMATS[name].load(path)
+    if name == "flax":
+        return _mapping(whole[1], lambda path: flax.FRAMEWORK.write(path, whole))
+    if name != "safetensors":
+        return _mapping(whole, lambda path: files.FORMATS[name].write(path, whole))
+    with opened_safetensors(path) as file:
+        metadata = file.metadata() or {}
+    return _mapping(whole, lambda path: torch_files.write_safetensors(path, whole, metadata))
 
 
 def _torch_module(module: Any) -> Opened:
@@ -142,7 +150,8 @@ def _torch_module(module: Any) -> Opened:
 
 def _mapping(tree: Any, write: Callable[[Path], object] | None) -> Opened:
     """Of nested mappings of arrays, or of a state dict, alone or in a checkpoint; what is put goes into them."""
-    tree = _state(tree) or tree
+    inner = unwrapped(tree) if all(isinstance(key, str) for key in tree) else tree
+    tree = inner if any(isinstance(key, str) and KEY.fullmatch(key) for key in inner) else tree
     leaves: dict[Any, Any] = flatten_dict(_plain(tree))
     paths = {"/".join(map(str, path)): path for path, a in leaves.items() if _is_floats(a)}
     given = {key: leaves[path] for key, path in paths.items()}
@@ -156,12 +165,6 @@ def _mapping(tree: Any, write: Callable[[Path], object] | None) -> Opened:
         node[last] = a if isinstance(given[key], np.ndarray) else tensors({key: a})[key]
 
     return Opened(grus_in(arrays(given), back), write)
-
-
-def _state(tree: Mapping) -> Mapping | None:
-    """The state dict with a GRU of torch that a mapping is, or has in it."""
-    inner = unwrapped(tree) if all(isinstance(key, str) for key in tree) else {}
-    return inner if any(KEY.fullmatch(key) for key in inner) else None
 
 
 def _is_floats(a: Any) -> bool:

@@ -4,6 +4,7 @@ A Linen cell has a kernel for each gate, ir, iz, in (I, H) and hr, hz, hn (H, H)
 of hr and hz stand in sums alone, which ir and iz hold.
 """
 
+import re
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -18,13 +19,14 @@ from flax.traverse_util import unflatten_dict
 from grujax.core.dialects import DIALECTS
 from grujax.errors import InputError, require
 from grujax.interop import trees
-from grujax.interop.framework import Framework, told
+from grujax.interop.framework import Framework
 from grujax.interop.parts import Place, to_jax
 from grujax.interop.prove import Runner
 from grujax.linen import GRU, GRUCell
 
 PLACE = Place("flax.linen.GRUCell", {"activation": None, "gate_activation": None}, (GRU, GRUCell))
-SIGN = "ir/kernel"
+OWN = re.compile(r"layers_\d+|forward_rnn|backward_rnn|cell|i[rzn]|h[rzn]")
+"""Names that a GRU of Flax has itself."""
 
 
 def from_flax(
@@ -70,48 +72,62 @@ def _read(theirs: tuple[nn.Module | None, Mapping]) -> tuple[nn.Module, dict]:
     for collection in given if "params" in given else ():
         found, remedy = f"{str(collection)[:80]!r} besides", "Its weights are in params."
         require(collection == "params", "variables", '"params" alone', found, remedy)
-    flat, prefixes = _tensors(given)
-    prefixes, fields = (prefixes, {}) if module is None else trees.told_by_module(module, nn)
-    return trees.read_tree(flat, prefixes, DIALECTS["flax"], **fields)
+    flat = _tensors(given)
+    layout = trees.layout_of_keys(list(flat)) if module is None else trees.layout_of_module(module, nn)
+    return trees.read_tree(flat, layout, DIALECTS["flax"])
 
 
 def _build(model: nn.Module, variables: Mapping) -> tuple[nn.Module, dict]:
-    prefixes = trees.prefixes_of_model(model)
-    flat = trees.written_tree(model, variables, PLACE, DIALECTS["flax"], prefixes)
-    params = {key: to_jax(a, key) for key, a in flat.items()}
-    return _module(model, prefixes), {"params": unflatten_dict(params, sep="/")}
+    layout = trees.layout_of_model(model)
+    cells = trees.written_tree(model, variables, PLACE, DIALECTS["flax"], list(layout.cells))
+    params = {key: to_jax(a, key) for of in cells for key, a in of.items()}
+    return _module(model, layout), {"params": unflatten_dict(params, sep="/")}
 
 
 def _run(theirs: tuple[nn.Module | None, Mapping], model: nn.Module) -> Runner:
     """Flax itself. The layers of an `nn.Sequential` run one by one: as a whole it takes no states and gives none."""
-    flat, prefixes = _tensors(theirs[1])
-    module: Any = theirs[0] or _module(model, prefixes)
-    tree: Any = unflatten_dict(flat, sep="/")
-    layers: dict[str, Any] = {"": module}
-    if isinstance(module, nn.Sequential):
-        layers = {f"layers_{k}": layer for k, layer in enumerate(module.layers)}
-    calls = [partial(layer.apply, {"params": tree[name] if name else tree}) for name, layer in layers.items()]
-    two = isinstance(next(iter(layers.values())), nn.Bidirectional)
+    tree = _inner(theirs[1].get("params", theirs[1]))
+    module: Any = theirs[0] or _module(model, trees.layout_of_keys(list(_tensors(tree))))
+    stacked = isinstance(module, nn.Sequential)
+    layers: list[Any] = list(module.layers) if stacked else [module]
+    inside = [tree[f"layers_{k}"] for k in range(len(layers))] if stacked else [tree]
+    two = isinstance(layers[0], nn.Bidirectional)
+    calls = [partial(layer.apply, {"params": of}) for layer, of in zip(layers, inside, strict=True)]
     return trees.jax_runner(model, lambda x, h: calls[0](h, x)[0], [trees.recurrent(call, two) for call in calls], two)
 
 
-def _tensors(given: Mapping) -> tuple[dict, list[str]]:
+def _tensors(given: Mapping) -> dict:
     tree = given.get("params", given)
     require(isinstance(tree, Mapping), "params", "a tree of arrays", type(tree).__name__)
-    return trees.alone(trees.flattened(tree, "variables"), SIGN)
+    return trees.flattened(_inner(tree), "variables")
 
 
-def _module(model: Any, prefixes: list[str]) -> nn.Module:
-    cell = nn.GRUCell(model.hidden_size, **trees.cell_options(model))
-    return trees.nested({prefix: cell.clone() for prefix in prefixes}, nn, model)
+def _inner(tree: Mapping) -> Mapping:
+    """The tree of the GRU where it stands alone under names of others, as a module's that holds nothing else."""
+    for _ in range(8):
+        name, inner = next(iter(tree.items()), ("cell", None))
+        named = re.fullmatch(r"\w{1,80}", str(name)) is not None and OWN.fullmatch(str(name)) is None
+        if len(tree) != 1 or not named or not isinstance(inner, Mapping):
+            break
+        tree = inner
+    return tree
+
+
+def _module(model: Any, layout: trees.Layout) -> nn.Module:
+    cells = [nn.GRUCell(model.hidden_size, **trees.cell_options(model)) for _ in layout.cells]
+    return trees.nested(cells, nn, layout, getattr(model, "time_major", False))
 
 
 def _load(path: Path) -> tuple[None, dict[str, Any]]:
     """What `flax.serialization.to_bytes` made, {"params": tree} or the tree; msgpack holds data alone."""
     remedy = 'Write flax.serialization.to_bytes({"params": params}).'
-    with told("path", "a whole msgpack file of Flax", remedy):
-        tree: Any = msgpack_restore(path.read_bytes())
-    require(isinstance(tree, dict), "path", "a tree of parameters", type(tree).__name__, remedy)
+    try:
+        tree = msgpack_restore(path.read_bytes())
+    except Exception as error:  # whatever msgpack, NumPy and Flax raise for bytes that are no tree of arrays
+        found = f"{type(error).__name__}: {str(error).splitlines()[:1]}"
+        raise InputError("path", "a whole msgpack file of Flax", found[:200], remedy) from error
+    if not isinstance(tree, dict):
+        raise InputError("path", "a tree of parameters", type(tree).__name__, remedy)
     return None, tree
 
 
@@ -120,18 +136,21 @@ def _load_folder(path: Path) -> tuple[None, Mapping[str, Any]]:
     names = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
     remedy = "Keras: model.save('model.keras'); or export it to ONNX with tf2onnx."
     require("saved_model.pb" not in names, "path", "a model file", f"a SavedModel of TensorFlow at {path}", remedy)
+    inside = [path / name for name in ("default", "params", "state") if (path / name).is_dir()]
     of_orbax = bool(names & {"_METADATA", "manifest.ocdbt", "_CHECKPOINT_METADATA"})
     require(of_orbax, "path", "a file", f"none at {path}", "A folder is read where orbax wrote it.")
     import orbax.checkpoint as ocp  # Flax brings it
 
-    folders = [path, *(path / name for name in ("default", "params", "state"))]
-    folder = next((folder for folder in folders if (folder / "_METADATA").exists()), None)
-    if folder is None:
-        raise InputError("path", "a folder of orbax with a tree of arrays", f"{sorted(names)[:5]} at {path}")
-    with told("path", f"a whole folder of orbax at {path}"), ocp.PyTreeCheckpointer() as checkpointer:
-        metadata = checkpointer.metadata(folder.absolute()).item_metadata.tree
-        numbers = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata)
-        return None, checkpointer.restore(folder.absolute(), restore_args=numbers)
+    for folder in (path, *inside):
+        if (folder / "_METADATA").exists():
+            try:
+                with ocp.PyTreeCheckpointer() as checkpointer:
+                    metadata = checkpointer.metadata(folder.absolute()).item_metadata.tree
+                    numbers = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata)
+                    return None, checkpointer.restore(folder.absolute(), restore_args=numbers)
+            except Exception as error:  # whatever tensorstore and orbax raise for what is not whole
+                raise InputError("path", "a whole folder of orbax", f"{type(error).__name__} at {path}") from error
+    raise InputError("path", "a folder of orbax with a tree of arrays", f"{sorted(names)[:5]} at {path}")
 
 
 def _store_folder(path: Path, theirs: tuple[Any, Mapping[str, Any]]) -> None:

@@ -4,23 +4,22 @@ Cells of torch, Flax Linen, NNX and Haiku are told by a tensor of theirs.
 """
 
 import re
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+from flax import nnx
+from flax.traverse_util import flatten_dict, unflatten_dict
 from numpy.typing import NDArray
 
-from grujax.core.dialects import DIALECTS
 from grujax.errors import InputError, require_equal
 from grujax.interop import flax, haiku
 from grujax.interop import nnx as of_nnx
-from grujax.interop.prove import inputs_of
+from grujax.interop.prove import sizes
 from grujax.interop.torch_keys import KEY, effective, from_arrays, gru_at, to_arrays
-from grujax.interop.trees import CELL, read_tree, written_tree
 
 
 @dataclass(frozen=True)
@@ -55,35 +54,42 @@ class Opened(NamedTuple):
 
 def record(name: str, where: str, model: Any, variables: Mapping, take: Callable, put: Callable) -> FoundGRU:
     """What `find` gives of a model that was read."""
+    of = sizes(model, variables)
     layers, both = getattr(model, "num_layers", 1), getattr(model, "bidirectional", False)
-    sizes = (inputs_of(model, variables), model.hidden_size, layers, both)
-    return FoundGRU(name, *sizes, model.reset_after, where, take, put)
+    return FoundGRU(name, of.input_size, of.hidden_size, layers, both, model.reset_after, where, take, put)
 
 
-def putting(
-    write: Callable[[nn.Module, Mapping], Mapping[str, NDArray]],
-    there: Mapping[str, NDArray],
-    back: Callable[[str, NDArray], None],
-) -> Callable[[nn.Module, Mapping], None]:
-    """What puts a model's tensors back by their keys, once they have the form of those that are there."""
-
-    def put(model: nn.Module, variables: Mapping) -> None:
-        for key, new in write(model, variables).items():
-            if key not in there:
-                remedy = "Weights that something computes stay there."
-                raise InputError(key, "this key in the source", "no such key", remedy)
-            require_equal(f"{new.dtype} {new.shape}", f"{there[key].dtype} {there[key].shape}", key)
-            back(key, new)
-
-    return put
+def require_same(key: str, old: NDArray | None, new: NDArray) -> None:
+    """Raises `InputError` unless weights that are put back have the form of those that were there."""
+    if old is None:
+        raise InputError(key, "this key in the source", "no such key", "Weights that something computes stay there.")
+    require_equal(f"{new.dtype} {new.shape}", f"{old.dtype} {old.shape}", key)
 
 
-TREES = {
-    flax.SIGN: ("flax", flax.PLACE, {}),
-    of_nnx.SIGN: ("nnx", of_nnx.PLACE, {}),
-    haiku.SIGN: ("haiku", haiku.PLACE, haiku.FIELDS),
-}
-"""Cells in trees of arrays by a tensor that tells one: the dialect, the place, and fields of the model."""
+class Tree(NamedTuple):
+    """Cells in trees of arrays. sign: a tensor that tells one. of: the module of `grujax.interop` that reads them.
+    between: what stands between a layer's name and a cell. theirs, tree: of the tree what `of` reads, and back."""
+
+    sign: str
+    of: Any
+    between: str
+    theirs: Callable[[dict], Any]
+    tree: Callable[[Any], Mapping]
+
+    def write(self, model: nn.Module, variables: Mapping) -> Mapping:
+        return self.tree(self.of.FRAMEWORK.build(model, variables))
+
+
+def _arrays(module: nnx.Module) -> Mapping:
+    return nnx.to_pure_dict(nnx.state(module, nnx.Param))
+
+
+WAY = r"(?:(?:forward|backward)_rnn/)?(?:cell/)?"
+TREES = (
+    Tree("ir/kernel", flax, rf"(?:layers_\d+/)?{WAY}", lambda tree: (None, tree), lambda made: made[1]["params"]),
+    Tree("dense_i/kernel", of_nnx, rf"(?:layers/\d+/)?{WAY}", nnx.State, _arrays),
+    Tree("w_i", haiku, "", lambda tree: {"gru": tree}, lambda made: made["gru"]),
+)
 
 
 def grus_in(flat: dict[str, NDArray], back: Callable[[str, NDArray], None]) -> list[FoundGRU]:
@@ -91,43 +97,48 @@ def grus_in(flat: dict[str, NDArray], back: Callable[[str, NDArray], None]) -> l
 
     back: takes what is put, by its path.
     """
+
+    def gru(base: str, where: str, read: Callable[[], tuple], write: Callable[..., Mapping]) -> FoundGRU:
+        def put(model: nn.Module, variables: Mapping) -> None:
+            found: dict[Any, Any] = flatten_dict(dict(write(model, variables)))
+            for path, a in found.items():
+                key = f"{base}{'/'.join(map(str, path))}"
+                require_same(key, flat.get(key), a)
+                back(key, a)
+
+        model, variables = read()
+        return record(base.rstrip("./"), where, model, variables, read, put)
+
     grus, plain = [], effective(flat)
     for prefix in dict.fromkeys(m["prefix"] for key in plain if (m := KEY.fullmatch(key))):
-
-        def state(model: nn.Module, variables: Mapping, prefix: str = prefix) -> dict[str, NDArray]:
-            return {f"{prefix}{key}": a for key, a in to_arrays(model, variables).items()}
-
-        with suppress(InputError):  # an LSTM, or a part of one
-            read = partial(from_arrays, gru_at(plain, prefix))
-            grus.append(record(prefix.rstrip("."), "state dict", *read(), read, putting(state, flat, back)))
-    for sign, (kind, place, fields) in TREES.items():
-        waiting = _stacks(flat, sign)
+        try:
+            grus.append(gru(prefix, "state dict", partial(from_arrays, gru_at(plain, prefix)), to_arrays))
+        except InputError:  # an LSTM, or a part of one
+            continue
+    for tree in TREES:
+        starts = [key.removesuffix(tree.sign) for key in flat if f"/{key}".endswith(f"/{tree.sign}")]
+        waiting = list(_layers(starts, tree.between))
         while waiting:
             base, cells = waiting.pop(0)
-            own = {key: a for key, a in flat.items() if key.startswith(tuple(cells))}
-            dialect = DIALECTS["nnx with hn_bias" if any(key.endswith("hn_bias") for key in own) else kind]
-            write = partial(written_tree, place=place, dialect=dialect, prefixes=cells)
+            own = {key.removeprefix(base): flat[key] for key in flat if key.startswith(tuple(cells))}
             try:
-                read = partial(read_tree, own, cells, dialect, **fields)
-                grus.append(record(base.rstrip("/"), place.framework, *read(), read, putting(write, flat, back)))
+                read = partial(tree.of.FRAMEWORK.read, tree.theirs(unflatten_dict(own, sep="/")))
+                grus.append(gru(base, tree.of.PLACE.framework, read, tree.write))
             except InputError:
                 waiting = [(cell, [cell]) for cell in cells if len(cells) > 1] + waiting
     return grus
 
 
-def _stacks(keys: Mapping[str, Any], sign: str) -> list[tuple[str, list[str]]]:
+def _layers(starts: list[str], between: str) -> Iterator[tuple[str, list[str]]]:
     """The cells of each layer or stack by its base; of a stack in which something stands between layer by layer."""
     bases: dict[str, dict[str, list[str]]] = {}
-    for match in filter(None, (re.fullmatch(f"{CELL}{sign}", key) for key in keys)):
-        cells = bases.setdefault(match["base"], {}).setdefault(match["layer"], [])
-        cells.append(match.string.removesuffix(sign))
-        cells.sort(key=lambda cell: "backward_rnn/" in cell)
-    found = []
+    for start in starts:
+        base = re.sub(rf"{between}$", "", start)
+        match = re.match(r"layers[_/]\d+/", start[len(base) :])
+        bases.setdefault(base, {}).setdefault(match[0] if match else "", []).append(start)
     for base, layers in bases.items():
-        numbered = {int(re.sub(r"\D", "", layer) or 0): cells for layer, cells in layers.items()}
-        ways = {tuple("backward_rnn/" in cell for cell in cells) for cells in layers.values()}
-        if sorted(numbered) == list(range(len(layers))) and len(ways) == 1:
-            found.append((base, [cell for _, cells in sorted(numbered.items()) for cell in cells]))
+        numbers = sorted(int(re.sub(r"\D", "", layer) or 0) for layer in layers)
+        if numbers == list(range(len(numbers))):
+            yield base, [cell for cells in layers.values() for cell in cells]
         else:
-            found += [(f"{base}{layer}", cells) for layer, cells in layers.items()]
-    return found
+            yield from ((f"{base}{layer}", cells) for layer, cells in layers.items())

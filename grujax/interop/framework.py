@@ -1,8 +1,7 @@
 """What a framework is here: one record for all, by which objects and files are read, written, run and proved."""
 
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,12 +15,16 @@ LARGEST_RATIO, SMALL = 20, 1 << 20
 """A member of an archive may be so many times as large as the file; and in any case so many bytes."""
 
 
+def _no_file(*_: Any) -> Any:
+    raise InputError("path", "a framework with files", "one without")
+
+
 class Framework(NamedTuple):
     """A framework, and what it calls a model: a module, layers, parameters or a program.
 
     read: of what is its own makes (model, variables), `build` the other way round; `run` is the framework itself at
     work. argument: as errors call what is read. live: whether it is run unasked, which shows that nothing was missed.
-    load(path), write(path, theirs): of files. endings: of these; reads: of files that are read and not written.
+    load, write: from and to a file. endings: of its files; reads: of files that are read and not written.
     classes: of its modules, models or graphs, as package.name or package. keeps_statistics: what standardises inputs
     and targets stands in the file too. assumes: a file of it does not tell what a head reads. proved: whether it was
     run as it was read.
@@ -34,8 +37,8 @@ class Framework(NamedTuple):
     argument: str = "source"
     live: Callable[[Any], bool] = lambda theirs: False
     classes: str = ""
-    load: Any = None
-    write: Any = None
+    load: Callable[[Path], Any] = _no_file
+    write: Callable[[Path, Any], object] = _no_file
     endings: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
     keeps_statistics: bool = False
@@ -62,18 +65,6 @@ class Framework(NamedTuple):
         package, _, name = self.classes.partition(".")
         found = [(of.__module__.partition(".")[0], of.__name__) for of in type(theirs).__mro__]
         return bool(package) and any(module.startswith(package) and name in ("", kind) for module, kind in found)
-
-
-@contextmanager
-def told(argument: str, expected: str, remedy: str = "", where: str = "") -> Iterator[None]:
-    """Errors of other libraries, which have no one class for what is not theirs, as an `InputError` in one line."""
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:
-        text = " ".join(f"{type(error).__name__}: {error}".split())[:200].rstrip(".")
-        raise InputError(argument, expected, f"{where}{text}", remedy) from error
 
 
 def check_archive(path: Path) -> None:

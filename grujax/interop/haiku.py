@@ -6,22 +6,20 @@ go as they are. A model with update="keep" has z's columns negated.
 """
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
+import jax
 
 from grujax.core.dialects import DIALECTS
 from grujax.errors import require, require_package
 from grujax.interop.framework import Framework
-from grujax.interop.parts import Place, take_apart, to_jax
+from grujax.interop.parts import Place, to_jax
 from grujax.interop.prove import FIND, Runner
-from grujax.interop.trees import cell_runner, read_tree
+from grujax.interop.trees import Layer, Layout, array, jax_runner, read_tree, written_tree
 from grujax.linen import GRU, GRUCell
 
 PLACE = Place("hk.GRU", models=(GRU, GRUCell), only={"reset_after": False, "bidirectional": False})
-
-SIGN, FIELDS = "w_i", {"reset_after": False, "update": "take", "single": False}
 
 
 def from_haiku(params: Mapping, *, verify: bool = False) -> tuple[nn.Module, dict]:
@@ -57,12 +55,15 @@ def _read(params: Any) -> tuple[nn.Module, dict]:
     names, flat = _stack(params), {}
     for name in names:
         require(isinstance(params[name], Mapping), name, "a mapping of tensors", type(params[name]).__name__)
-        flat |= {f"{name}/{key}": a for key, a in params[name].items()}
-    return read_tree(flat, [f"{name}/" for name in names], DIALECTS["haiku"], **FIELDS)
+        for key in DIALECTS["haiku"].tensors:
+            require(key in params[name], f"{name}/{key}", "this key, of an hk.GRU", "no such key")
+        flat |= {f"{name}/{key}": array(a, f"{name}/{key}") for key, a in params[name].items()}
+    layout = Layout({f"{name}/": None for name in names}, fields={"reset_after": False, "update": "take"})
+    return read_tree(flat, layout, DIALECTS["haiku"], "take")
 
 
 def _build(model: nn.Module, variables: Mapping, name: str = "gru") -> dict:
-    cells = take_apart(model, variables, PLACE, DIALECTS["haiku"]).cells
+    cells = written_tree(model, variables, PLACE, DIALECTS["haiku"], [""] * getattr(model, "num_layers", 1))
     names = [f"{name}_{k}" if k else name for k in range(len(cells))]
     return {of: {key: to_jax(a, key) for key, a in cell.items()} for of, cell in zip(names, cells, strict=True)}
 
@@ -70,8 +71,18 @@ def _build(model: nn.Module, variables: Mapping, name: str = "gru") -> dict:
 def _run(params: Mapping, model: Any) -> Runner:
     """Haiku itself, an `hk.GRU` a module."""
     hk = require_package("haiku", "haiku")
-    cell = hk.without_apply_rng(hk.transform(lambda x, h: hk.GRU(model.hidden_size, name="gru")(x, h)[0]))
-    return cell_runner(model, [partial(cell.apply, {"gru": params[name]}) for name in _stack(params)])
+
+    def transformed(name: str, run: Any) -> Any:
+        call = hk.without_apply_rng(hk.transform(lambda x, h: run(hk.GRU(model.hidden_size, name="gru"), x, h))).apply
+        return lambda x, h: call({"gru": params[name]}, x, h)
+
+    def unrolled(core: Any, x: jax.Array, h0: jax.Array) -> Any:
+        output, last = hk.dynamic_unroll(core, x, h0[0], time_major=False)
+        return output, last[None]
+
+    names = _stack(params)
+    layers: list[Layer] = [transformed(name, unrolled) for name in names]
+    return jax_runner(model, transformed(names[0], lambda core, x, h: core(x, h)[0]), layers)
 
 
 def _stack(params: Mapping) -> list[str]:

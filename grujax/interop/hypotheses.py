@@ -19,13 +19,8 @@ NEAR = 1e-3
 """What a hypothesis may be apart, in units of the outputs' rms, and still be tried; the tolerance table decides."""
 
 Forms = dict[str, list[NDArray]]
-"""What a program may show of each output, in any of several forms."""
 Places = list[tuple[str, int]]
 """Of each array that a program gives: which output it is, and in which of its forms."""
-
-
-Seen = tuple[tuple, list[NDArray] | InputError]
-"""(x, h0, lengths), and what a program gave for them, or why nothing."""
 
 
 def last_output(output: Array, valid: Array) -> Array:
@@ -34,21 +29,11 @@ def last_output(output: Array, valid: Array) -> Array:
     return jnp.take_along_axis(output, last[..., None, None], axis=-2)[..., 0, :]
 
 
-WORDS = {"last": "the last state", None: "every step", "mean": "the mean over time", "max": "the maximum over time"}
-WORDS |= {last_output: "the last step's output"}
+class Seen(NamedTuple):
+    """What a program gave for (x, h0, lengths), or why nothing."""
 
-
-def pooled(output: NDArray, h_last: NDArray, lengths: NDArray | None, directions: int) -> dict[Any, NDArray]:
-    """What a head can read, by its pooling; the outputs (B, T, D*H) are 0 past the lengths."""
-    steps = np.full((len(output), 1), output.shape[1]) if lengths is None else np.asarray(lengths)[:, None]
-    valid = (np.arange(output.shape[1]) < steps)[..., None]
-    return {
-        "last": np.concatenate([*h_last[-directions:]], -1),
-        None: output,
-        "mean": output.sum(1) / steps,
-        "max": np.where(valid, output, -np.inf).max(1),
-        last_output: output[np.arange(len(output)), steps[:, 0] - 1],
-    }
+    given: tuple
+    arrays: list[NDArray] | InputError
 
 
 class Reading(NamedTuple):
@@ -90,15 +75,22 @@ def readings(model: Any, variables: Mapping, given: tuple) -> Iterator[Reading]:
     head = {key: np.asarray(a, np.float64) for key, a in variables["params"]["head"].items()}
     of_gru = forms(gru, outputs(gru, {"params": variables["params"]["encoder"]["gru"]}, *given))
     (output, *_), (h_last, *_), lengths = of_gru["output"], of_gru["h_last"], given[2]
-    for pooling, features in pooled(output, h_last, lengths, gru.num_directions).items():
+    steps = np.full((len(output), 1), output.shape[1]) if lengths is None else np.asarray(lengths)[:, None]
+    valid = (np.arange(output.shape[1]) < steps)[..., None]
+    poolings = {
+        "last": ("the last state", np.concatenate([*h_last[-gru.num_directions :]], -1)),
+        None: ("every step", output),
+        "mean": ("the mean over time", (output * valid).sum(1) / steps),
+        "max": ("the maximum over time", np.where(valid, output, -np.inf).max(1)),
+        last_output: ("the last step's output", output[np.arange(len(output)), steps[:, 0] - 1]),
+    }
+    for pooling, (words, features) in poolings.items():
         for activation, f in {None: lambda y: y, **OUTPUT_ACTIVATIONS}.items():
-            y = np.asarray(f(features @ head["kernel"] + head["bias"]))
-            if pooling is None and lengths is not None:
-                y = y * (np.arange(y.shape[1]) < lengths[:, None])[..., None]
+            y = np.asarray(f(features @ head["kernel"] + head["bias"])) * (valid if pooling is None else 1)
             behind = f", {activation} behind it" if activation else ""
             fields = {"pooling": pooling, "output_activation": activation}
             shown = {"y": [y, y.swapaxes(0, 1)] if pooling is None else [y], "h_last": of_gru["h_last"]}
-            yield Reading(f"Linear on {WORDS[pooling]}{behind}", fields, shown)
+            yield Reading(f"Linear on {words}{behind}", fields, shown)
 
 
 def read_by_running(
@@ -118,42 +110,26 @@ def read_by_running(
     Raises:
       InputError: the clearest refusal of all, the differences in it.
     """
-    refusals = []
+    refusals, near = [], NEAR * (10 if jnp.finfo(model.param_dtype).bits == 16 else 1)
     for layout, all_seen in enumerate(layouts):
         try:
-            reading = _nearest(argument, model, variables, all_seen, partial(serves, layout))
+            reading = None
+            for given, arrays in all_seen:
+                if isinstance(arrays, InputError):
+                    raise arrays
+                candidates = [
+                    of for of in readings(model, variables, given) if not reading or of.words == reading.words
+                ]
+                reading = _nearest(argument, arrays, candidates, partial(serves, layout), near)
         except InputError as error:
             refusals.append(error)
             continue
+        assert reading is not None
         found = model.clone(**reading.fields)
         require_shown(argument, found, variables, all_seen)
         log.info("read as: %s", reading.words)
         return layout, found
     raise max(refusals, key=lambda error: ("off by" in error.found, "another function" in error.found))
-
-
-def _nearest(argument: str, model: Any, variables: Mapping, all_seen: Sequence[Seen], serves: Callable) -> Reading:
-    """The reading that all arrays of all sizes agree with; `InputError` with the differences where there is none."""
-    tried: list[tuple[float, Reading]] = []
-    ran = [(given, arrays) for given, arrays in all_seen if not isinstance(arrays, InputError)]
-    refused = [arrays for _, arrays in all_seen if isinstance(arrays, InputError)]
-    for of_sizes in zip(*(readings(model, variables, given) for given, _ in ran), strict=True):
-        furthest = 0.0
-        for reading, (_, arrays) in zip(of_sizes, ran, strict=True):
-            differs, places = matched(arrays, reading.forms)
-            whole = "y" not in reading.forms or "y" in dict(places)
-            served = whole and serves(reading.fields.get("pooling"), places)
-            furthest = max(furthest, differs if served else np.inf)
-        tried.append((furthest, of_sizes[0]))
-    tried.sort(key=lambda one: one[0])  # of several that agree the first
-    agrees = not ran or tried[0][0] < NEAR * (10 if jnp.finfo(model.param_dtype).bits == 16 else 1)
-    if agrees and refused:
-        raise refused[0]
-    if agrees:
-        return tried[0][1]
-    shown = [f"{reading.words}: {of:.2g}" for of, reading in tried[:4] if np.isfinite(of)]
-    differences = f"off by, relative to the rms, {', '.join(shown)}" if shown else "its outputs have other shapes"
-    raise InputError(argument, "what a model of grujax computes", f"another function ({differences})", FIND)
 
 
 def require_shown(argument: str, model: Any, variables: Mapping, all_seen: Sequence[Seen]) -> None:
@@ -176,6 +152,27 @@ def matched(arrays: Sequence[NDArray], candidates: Forms) -> tuple[float, Places
     all_forms = [(name, k, form) for name, of in candidates.items() for k, form in enumerate(of)]
     best = [min((apart(a, form), name, k) for name, k, form in all_forms) for a in arrays]
     return max((of for of, *_ in best), default=np.inf), [(name, k) for _, name, k in best]
+
+
+def _nearest(
+    argument: str,
+    arrays: Sequence[NDArray],
+    candidates: Sequence[Reading],
+    serves: Callable[[Any, Places], bool],
+    near: float,
+) -> Reading:
+    """The reading that all arrays agree with; `InputError` with the differences where there is none."""
+    tried: list[tuple[float, Reading]] = []
+    for reading in candidates:
+        differs, places = matched(arrays, reading.forms)
+        whole = "y" not in reading.forms or any(name == "y" for name, _ in places)
+        tried.append((differs if whole and serves(reading.fields.get("pooling"), places) else np.inf, reading))
+    tried.sort(key=lambda one: one[0])  # of several that agree the first
+    if tried[0][0] < near:
+        return tried[0][1]
+    shown = [f"{reading.words}: {of:.2g}" for of, reading in tried[:4] if np.isfinite(of)]
+    differences = f"off by, relative to the rms, {', '.join(shown)}" if shown else "its outputs have other shapes"
+    raise InputError(argument, "what a model of grujax computes", f"another function ({differences})", FIND)
 
 
 def apart(theirs: NDArray, form: NDArray) -> float:

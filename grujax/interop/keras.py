@@ -4,17 +4,15 @@ Keras orders its gates z, r, n. With reset_after=True its bias (2, 3H) is both o
 it has their sum alone. Any backend of Keras serves; it is imported where Keras itself is built or run.
 """
 
-import re
 import warnings
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from grujax.core.dialects import Cell, read
-from grujax.errors import InputError, require, require_one_of
+from grujax.errors import require
 from grujax.interop import keras_files, keras_layers, keras_live
 from grujax.interop.framework import Framework
 from grujax.interop.keras_layers import ACTIVATIONS, HEADS, MERGES, OUTPUTS, POOLINGS, RECURRENT, Layer, dialect_of
@@ -33,8 +31,9 @@ FIELDS = {"reset_after": (False,), "pooling": [*POOLINGS.values(), None], "dropo
 FIELDS |= {key: [*ACTIVATIONS_THERE] for key in ("activation", "gate_activation")}
 FIELDS |= {"merge": [*MERGES_THERE], "output_activation": [*OUTPUTS.values()]}
 """What Keras has a place for, besides the defaults."""
-TOLD = {key: FIELDS[key] for key in ("reset_after", "pooling")}
-"""What weights alone tell of them."""
+DEFAULTS = {"bias": True, "activation": "tanh", "gate_activation": "sigmoid", "merge": "concat"}
+DEFAULTS |= {"output_activation": None}
+"""What a file of weights does not tell."""
 
 
 def from_keras(source: "keras.Layer | Sequence[Layer]", *, verify: bool | None = None) -> tuple[nn.Module, dict]:
@@ -82,8 +81,8 @@ def to_keras(
     return FRAMEWORK.theirs(model, variables, verify)
 
 
-def _build(model: nn.Module, variables: Mapping, **place: Any) -> Any:
-    keras, layers = keras_live.package(), to_layers(model, variables, **place)
+def _build(model: nn.Module, variables: Mapping) -> Any:
+    keras, layers = keras_live.package(), to_layers(model, variables)
     policy = f"mixed_{layers[0].compute}" if layers[0].compute else layers[0].dtype
     with keras_live.numerics(layers[0].dtype):
         built = [keras_live.build(keras, layer, policy) for layer in layers]
@@ -94,22 +93,13 @@ def _build(model: nn.Module, variables: Mapping, **place: Any) -> Any:
 
 def _build_weights(model: Any, variables: Mapping) -> Any:
     """Of a model that its weights alone tell: what else it is would be lost in a `.weights.h5` file."""
-    remedy = "Weights do not tell it: write a .keras file."
-    require(getattr(model, "bias", True), "bias", True, False, remedy)
-    return _build(model, variables, fields=TOLD, remedy=remedy)
-
-
-def _read_weights(layers: list[Layer], pooling: Any = ...) -> tuple[nn.Module, dict]:
-    """As `from_layers`, of layers that weights alone tell. pooling: what the Dense reads, put among the layers."""
-    recurrent = [layer for layer in layers if layer.kind in RECURRENT]
-    if pooling is not ...:
-        require_one_of(pooling, ("last", *POOLINGS.values(), None), "pooling")
-        require(bool(recurrent) and layers[-1].kind == "Dense", "pooling", "none without a Dense", repr(pooling))
-        kinds = [kind for kind, of in POOLINGS.items() if of == pooling]
-        recurrent[-1].config["return_sequences"] = pooling != "last"
-        layers[:-1] = [layer for layer in layers[:-1] if layer.kind not in POOLINGS]
-        layers[-1:-1] = [Layer(kind, kind, {}) for kind in kinds]
-    return from_layers(layers)
+    for field, default in DEFAULTS.items():
+        found = getattr(model, field, default)
+        require(found == default, field, repr(default), repr(found), "Weights do not tell it: write a .keras file.")
+    for field in ("dropout", "input_dropout"):
+        if getattr(model, field, 0):
+            warnings.warn(f"Keras' weights: {field} is not told, {TRAINING}", ConversionWarning, stacklevel=2)
+    return _build(model, variables)
 
 
 def from_layers(layers: list[Layer]) -> tuple[nn.Module, dict]:
@@ -152,20 +142,20 @@ def from_layers(layers: list[Layer]) -> tuple[nn.Module, dict]:
 def _check_order(layers: list[Layer]) -> None:
     """GRUs, then pooling, then a Dense; each reads what the one before gives. Raises `InputError` otherwise."""
     layers = [layer for layer in layers if layer.kind != "Dropout"]
-    stages = "".join("H" if layer.kind in HEADS else "P" if layer.kind in POOLINGS else "R" for layer in layers)
-    first = re.match("R*P?H?", stages)
-    for layer in layers[first.end() if first else 0 :]:
-        raise InputError(layer.name, "GRUs, then one pooling layer, then one Dense", f"a {layer.kind} here")
-    for before, layer in pairwise(layers):
-        if before.kind in RECURRENT:
-            given, every = before.config.get("return_sequences", False), layer.kind != "Dense"
-            require(given or not every, f"{before.name}.return_sequences", f"True before {layer.name}", given)
+    stages = [2 if layer.kind in HEADS else 1 if layer.kind in POOLINGS else 0 for layer in layers]
+    for k, layer in enumerate(layers):
+        first = k == 0 or stages[k] > stages[k - 1] or stages[k] == 0 == stages[k - 1]
+        require(first, layer.name, "GRUs, then one pooling layer, then one Dense", f"a {layer.kind} here")
+        before, steps = layers[k - 1] if k else None, layer.kind != "Dense"
+        if before is not None and before.kind in RECURRENT:
+            given = before.config.get("return_sequences", False)
+            require(given or not steps, f"{before.name}.return_sequences", f"True before {layer.name}", given)
             apart = before.config.get("merge_mode", "concat") is None
             require(not apart, f"{before.name}.merge_mode", f"directions merged before {layer.name}", None)
         else:
             require(layer.kind != "TimeDistributed", layer.name, "every step, without pooling", "a pooling layer")
     remedy = "Convert the model without it, and pool the output of every step; grujax.GRUEncoder does both."
-    require(stages[-1] != "P", layers[-1].name, "a Dense behind pooling", "none", remedy)
+    require(stages[-1] != 1, layers[-1].name, "a Dense behind pooling", "none", remedy)
 
 
 def _dropout(layers: list[Layer], recurrent: list[Layer]) -> tuple[dict[str, Any], list[str]]:
@@ -188,13 +178,13 @@ def _dropout(layers: list[Layer], recurrent: list[Layer]) -> tuple[dict[str, Any
     return fields, left
 
 
-def to_layers(model: Any, variables: Mapping, fields: Mapping = FIELDS, remedy: str = "") -> list[Layer]:
+def to_layers(model: Any, variables: Mapping) -> list[Layer]:
     """The layers of Keras as plain data; see `to_keras`, which builds them."""
     require_own(model)
     single, directions = isinstance(model, GRUCell), getattr(model, "num_directions", 1)
     locked = {} if single or directions == 2 else {"input_dropout": None}  # in Keras each direction draws its own mask
-    reset_after, fields = model.reset_after, {**fields, **(locked if "dropout" in fields else {})}
-    parts = take_apart(model, variables, Place("Keras", fields, remedy=remedy), dialect_of(reset_after))
+    reset_after = model.reset_after
+    parts = take_apart(model, variables, Place("Keras", FIELDS | locked), dialect_of(reset_after))
     options = {"units": model.hidden_size, "use_bias": model.bias, "reset_after": reset_after}
     options |= {"activation": ACTIVATIONS_THERE[model.activation], "recurrent_dropout": 0.0}
     options |= {"recurrent_activation": ACTIVATIONS_THERE[model.gate_activation]}
@@ -232,7 +222,6 @@ FRAMEWORK = Framework(
 )
 WEIGHTS = FRAMEWORK._replace(
     name="keras-weights",
-    read=_read_weights,
     build=_build_weights,
     write=lambda path, made: keras_live.store(made, path, ".weights.h5", lambda model: model.save_weights),
     endings=(".weights.h5",),

@@ -11,18 +11,17 @@ import zipfile
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
 from grujax.core.dialects import REMEDIES, require_floats
-from grujax.errors import require, require_package
-from grujax.interop.framework import check_archive, told
-from grujax.interop.keras_layers import OLD, OUTPUTS, POOLINGS, READ, RECURRENT, WEIGHTED, Layer, described
+from grujax.errors import InputError, require, require_package
+from grujax.interop.framework import check_archive
+from grujax.interop.keras_layers import OUTPUTS, POOLINGS, READ, RECURRENT, WEIGHTED, Layer, described
 from grujax.interop.prove import FIND
 
 MEMBERS = {"metadata.json", "config.json", "model.weights.h5"}
@@ -65,8 +64,8 @@ class Tree:
             names = sorted(self.names(within))
             require(names == expected, within, f"the variables {expected}", names)
             keys += [f"{within}/{name}" for name in expected]
-        found = ((key, self._variable(key, shape)) for key, shape in zip(keys, shapes * len(parts), strict=True))
-        return [dict(islice(found, len(shapes))) for _ in parts]
+        of = [(key, self._variable(key, shapes[k % len(shapes)])) for k, key in enumerate(keys)]
+        return [dict(of[k : k + len(shapes)]) for k in range(0, len(of), max(len(shapes), 1))]
 
     def _variable(self, key: str, shape: tuple[int | None, ...]) -> Any:
         dataset = self.at(key, "Dataset")
@@ -107,20 +106,26 @@ def with_arrays(layer: Layer, cells: list[dict[str, Any]]) -> Layer:
     return layer._replace(weights=tuple({key: array(dataset) for key, dataset in cell.items()} for cell in cells))
 
 
-@contextmanager
-def opened(path: Path) -> Iterator[tuple[dict[str, bytes], Any, int, Tree]]:
-    """A file's members where it is a zip, its config where it has one, the version that wrote it, its HDF5 tree.
+class Opened(NamedTuple):
+    """A file: its members where it is a zip, its config where it has one, the version that wrote it, its HDF5 tree."""
 
-    All that is wrong with a file of any of the three kinds is an `InputError` in one line.
-    """
+    members: dict[str, bytes]
+    config: Any
+    version: int
+    tree: Tree
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Opened]:
+    """A file of any of the three kinds; all that is wrong with it is an `InputError` in one line."""
     require(path.is_file(), "path", f"a {''.join(path.suffixes)} file", f"no file at {path}")
     h5py, members, config, version = require_package("h5py", "keras"), {}, None, 3
-    with told("path", "a whole HDF5 file that Keras wrote"):
+    with _told("path", "a whole HDF5 file that Keras wrote"):
         if path.name.endswith(".keras"):
             members = _members(path)
-            with told("metadata.json", "JSON that Keras wrote"):
+            with _told("metadata.json", "JSON that Keras wrote"):
                 version = _version(json.loads(members["metadata.json"])["keras_version"], "metadata.json")
-            with told("config.json", "JSON that Keras wrote"):
+            with _told("config.json", "JSON that Keras wrote"):
                 config = json.loads(members["config.json"])
         with h5py.File(io.BytesIO(members["model.weights.h5"]) if members else path, "r") as root:
             if path.name.endswith(".h5") and not path.name.endswith(".weights.h5"):
@@ -128,7 +133,19 @@ def opened(path: Path) -> Iterator[tuple[dict[str, bytes], Any, int, Tree]]:
                 require("model_config" in root.attrs, "model_config", "the attribute that Keras writes", "none", remedy)
                 version = _version(root.attrs.get("keras_version"), "keras_version")
                 config = json.loads(root.attrs["model_config"])
-            yield members, config, version, Tree(h5py, root)
+            yield Opened(members, config, version, Tree(h5py, root))
+
+
+@contextmanager
+def _told(argument: str, expected: str) -> Iterator[None]:
+    """Errors as `InputError`, in one line."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # zipfile, json and h5py have no one class of errors for what is not theirs
+        found = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise InputError(argument, expected, found) from error
 
 
 def _members(path: Path) -> dict[str, bytes]:
@@ -188,18 +205,20 @@ def groups_of(kinds: Sequence[Any]) -> list[str]:
 
 def _told_by_groups(tree: Tree, groups: list[str]) -> list[Layer]:
     """The layers that the groups tell, GRUs first, then pooling, then the Dense."""
-    kinds, numbered = dict(zip(groups_of([*READ]), READ, strict=True)), defaultdict(dict)
+    kinds, numbered = dict(zip(groups_of([*READ]), READ, strict=True)), defaultdict(list)
     del kinds["gru_cell"]
     for name in groups:
-        match = re.fullmatch(r"(?P<group>.*?)(_(?P<number>\d{1,6}))?", name, re.DOTALL)
-        group, number = (match["group"], int(match["number"] or 0)) if match else (name, 0)
+        group, number = name, re.search(r"_(\d{1,6})\Z", name)
+        if number is not None:
+            group = name[: number.start()]
         require(group in kinds, f"layers/{name}", f"one of {sorted(kinds)}", "this layer")
-        numbered[kinds[group]][number] = f"layers/{name}"
+        numbered[kinds[group]].append((int(number[1]) if number else 0, name))
+    left = tuple(f"layers/{name}: weights tell no rate" for _, name in numbered["Dropout"])
     pooled = any(numbered[kind] for kind in (*POOLINGS, "TimeDistributed"))
     layers: list[Layer] = []
     for kind in ("GRU", "Bidirectional", *POOLINGS, "Dense", "TimeDistributed"):
-        for _, group in sorted(numbered[kind].items()):
-            config: dict[str, Any] = {}
+        for _, name in sorted(numbered[kind]):
+            group, config = f"layers/{name}", {}
             within = variables_of(group, WEIGHTED.get(kind, ("",))[0])
             if kind in RECURRENT:
                 bias, remedy = "2" in tree.names(within), "Convert the .keras file, which tells."
@@ -208,11 +227,11 @@ def _told_by_groups(tree: Tree, groups: list[str]) -> list[Layer]:
                 config = {"units": (tree.at(f"{within}/1", "Dataset").shape or (0,))[0], "use_bias": True}
                 config |= {"activation": next(iter(OUTPUTS))}
             if kind in RECURRENT:
-                config |= OLD | {"activation": "tanh", "recurrent_activation": "sigmoid", "merge_mode": "concat"}
-                config |= {"reset_after": len(tree.at(f"{within}/2", "Dataset").shape) == 2, "return_sequences": True}
+                config |= {"activation": "tanh", "recurrent_activation": "sigmoid", "merge_mode": "concat"}
+                config |= {"reset_after": len(tree.at(f"{within}/2", "Dataset").shape) == 2}
+                config |= {"return_sequences": True, "dropout": 0.0, "recurrent_dropout": 0.0}
             layers.append(Layer(kind, group, config))
     recurrent = [layer for layer in layers if layer.kind in RECURRENT]
     if recurrent and numbered["Dense"] and not pooled:
         recurrent[-1].config["return_sequences"] = False
-    left = tuple(f"{group}: weights tell no rate" for group in numbered["Dropout"].values())
     return [layer._replace(left=left) for layer in layers[:1]] + layers[1:]

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
-from numpy.typing import NDArray
 
 from grujax.errors import InputError, require, require_package
 from grujax.interop import keras_files, keras_live
-from grujax.interop.found import Opened, putting, record
+from grujax.interop.found import Opened, record, require_same
 from grujax.interop.keras import FRAMEWORK, from_keras, to_layers
 from grujax.interop.keras_layers import RECURRENT, Layer, described
 
@@ -33,8 +32,9 @@ def in_object(source: Any) -> Opened:
             given = from_keras(layer, verify=False)
         except InputError:  # an LSTM in a Bidirectional
             return
-        take, name = partial(from_keras, layer), layer.name
-        grus.append(record(name, type(layer).__name__, *given, take, lambda *new: tuned.update({name: new})))
+        put = partial(tuned.__setitem__, layer.name)
+        kind, take = type(layer).__name__, partial(from_keras, layer)
+        grus.append(record(layer.name, kind, *given, take, lambda *new: put(new)))
 
     def store(target: Path) -> None:
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
@@ -74,14 +74,15 @@ def in_file(path: Path) -> Opened:
                 archive.writestr(name, data)
 
     for layer in layers:
-        there = {key: a for weights in layer.weights for key, a in weights.items()}
 
-        def write(model: nn.Module, variables: Mapping, there: Mapping = there) -> dict[str, NDArray]:
-            new = (a for weights in to_layers(model, variables)[0].weights for a in weights.values())
-            return dict(zip(there, new, strict=True))
+        def put(model: nn.Module, variables: Mapping, layer: Layer = layer) -> None:
+            for old, new in zip(layer.weights, to_layers(model, variables)[0].weights, strict=True):
+                for key, a in zip(old, new.values(), strict=True):
+                    require_same(key, old[key], a)
+                    changed[key] = a
 
-        take, put = partial(from_keras, [layer]), putting(write, there, changed.__setitem__)
-        grus.append(record(layer.name, f"keras.layers.{layer.kind}", *take(), take, put))
+        kind, given = f"keras.layers.{layer.kind}", from_keras([layer])
+        grus.append(record(layer.name, kind, *given, partial(from_keras, [layer]), put))
     return Opened(grus, store)
 
 

@@ -15,8 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grujax.errors import InputError, MissingPackage, require, require_package
-from grujax.interop.framework import told
-from grujax.interop.hypotheses import require_shown
+from grujax.interop.hypotheses import Seen, require_shown
 from grujax.interop.keras_layers import HEADS, OF_KERAS_2, RECURRENT, WEIGHTED, Layer, described
 from grujax.interop.prove import TWO_SIZES, Runner, data
 from grujax.linen.cell import GRUCell
@@ -61,8 +60,13 @@ def layers_of(source: Any) -> list[Layer]:
     if not isinstance(source, keras.layers.Layer):
         raise InputError("source", "a layer or model of Keras, or what `load` gives", type(source).__name__)
     require(source.built, source.name, "a built layer", "one without weights", "Call it on data, or build it, first.")
-    with numerics("float32"), told(source.name, "layers that Keras can serialise"):  # the user's own get_config
-        layers = described(keras.saving.serialize_keras_object(source))
+    try:
+        with numerics("float32"):
+            layers = described(keras.saving.serialize_keras_object(source))
+    except InputError:
+        raise
+    except Exception as error:  # whatever a class of the user's raises in get_config
+        raise InputError(source.name, "layers that Keras can serialise", f"{type(error).__name__}") from error
     own = source.layers if isinstance(source, keras.Model) else [source]
     own = [layer for layer in own if not isinstance(layer, keras.layers.InputLayer)]
     return [_with_weights(keras, *pair) for pair in zip(layers, own, strict=True)]
@@ -125,11 +129,14 @@ def require_same(source: Any, model: Any, variables: Any) -> None:
     keras, all_seen = package(), []
     for size in TWO_SIZES:
         x, h0, _ = given = data(model, variables, size, h0=isinstance(model, GRUCell))
-        remedy = "verify=False takes what its config says."
-        with numerics("float32"), told(source.name, "a layer that runs on x", remedy):
-            found = source(x) if h0 is None else source(x, [keras.ops.convert_to_tensor(h0)])
-            arrays = [np.asarray(keras.ops.convert_to_numpy(a)) for a in jax.tree.leaves(found)]
-        all_seen.append((given, arrays))
+        try:
+            with numerics("float32"):
+                found = source(x) if h0 is None else source(x, [keras.ops.convert_to_tensor(h0)])
+                arrays = [np.asarray(keras.ops.convert_to_numpy(a)) for a in jax.tree.leaves(found)]
+        except Exception as error:  # whatever a call of the user's raises
+            remedy = "verify=False takes what its config says."
+            raise InputError(source.name, "a layer that runs on x", type(error).__name__, remedy) from error
+        all_seen.append(Seen(given, arrays))
     require_shown("source", model, variables, all_seen)
 
 

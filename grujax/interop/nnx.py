@@ -5,7 +5,7 @@ lacks b_hn, the bias that r multiplies (google/flax#5594). A Flax whose cell has
 (google/flax#5595), is served as well.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from typing import Any
 
@@ -14,7 +14,7 @@ from flax import nnx
 from flax.traverse_util import unflatten_dict
 from numpy.typing import NDArray
 
-from grujax.core.dialects import DIALECTS, Dialect
+from grujax.core.dialects import DIALECTS
 from grujax.errors import require
 from grujax.interop import trees
 from grujax.interop.framework import Framework
@@ -23,7 +23,6 @@ from grujax.interop.prove import Runner
 from grujax.linen import GRU, GRUCell
 
 PLACE = Place("flax.nnx.GRUCell", {"activation": None, "gate_activation": None}, (GRU, GRUCell))
-SIGN = "dense_i/kernel"
 
 
 def from_nnx(source: nnx.Module | nnx.State, *, verify: bool | None = None) -> tuple[nn.Module, dict]:
@@ -52,36 +51,37 @@ def to_nnx(model: nn.Module, variables: Mapping, *, verify: bool = False) -> nnx
 def _read(source: nnx.Module | nnx.State) -> tuple[nn.Module, dict]:
     served = isinstance(source, nnx.Module | nnx.State)
     require(served, "source", "a flax.nnx.Module or its nnx.State", type(source).__name__)
-    flat, prefixes = _tensors(source)
-    prefixes, fields = (prefixes, {}) if isinstance(source, nnx.State) else trees.told_by_module(source, nnx)
-    return trees.read_tree(flat, prefixes, _dialect(any(key.endswith("hn_bias") for key in flat)), **fields)
+    layout = None if isinstance(source, nnx.State) else trees.layout_of_module(source, nnx)
+    flat = _tensors(source)
+    dialect = "nnx with hn_bias" if any(key.endswith("hn_bias") for key in flat) else "nnx"
+    return trees.read_tree(flat, layout or trees.layout_of_keys(list(flat)), DIALECTS[dialect])
 
 
 def _build(model: nn.Module, variables: Mapping) -> nnx.Module:
-    dialect, prefixes = _dialect(hasattr(_cell(1, 1), "hn_bias")), trees.prefixes_of_model(model)
-    return _module(model, trees.written_tree(model, variables, PLACE, dialect, prefixes), prefixes)
+    dialect, layout = "nnx with hn_bias" if hasattr(_cell(1, 1), "hn_bias") else "nnx", trees.layout_of_model(model)
+    return _module(model, layout, trees.written_tree(model, variables, PLACE, DIALECTS[dialect], list(layout.cells)))
 
 
 def _run(source: Any, model: nn.Module) -> Runner:
     """NNX itself. The layers of an `nnx.Sequential` run one by one: as a whole it takes no states and gives none."""
-    source = _module(model, *_tensors(source)) if isinstance(source, nnx.State) else source
+    if isinstance(source, nnx.State):
+        flat = _tensors(source)
+        layout = trees.layout_of_keys(list(flat))
+        cells = [{key: a for key, a in flat.items() if key.startswith(prefix)} for prefix in layout.cells]
+        source = _module(model, layout, cells)
     layers = source.layers if isinstance(source, nnx.Sequential) else [source]
     two = isinstance(layers[0], nnx.Bidirectional)
     return trees.jax_runner(model, lambda x, h: source(h, x)[0], [trees.recurrent(layer, two) for layer in layers], two)
 
 
-def _tensors(source: nnx.Module | nnx.State) -> tuple[dict[str, NDArray], list[str]]:
+def _tensors(source: nnx.Module | nnx.State) -> dict[str, NDArray]:
     """The arrays by their paths; the random states that RNNs keep for the cells' first carry are no part of them."""
     kept: dict[str, Any] = {}
     for path, variable in nnx.to_flat_state(nnx.state(source) if isinstance(source, nnx.Module) else source):
         if not isinstance(variable, nnx.RngState):
             name = "/".join(map(str, path)).replace("layers/", "layers_")  # as Linen has it, whose layers are one name
             kept[name] = variable.get_value() if isinstance(variable, nnx.Variable) else variable
-    return trees.alone(trees.flattened(unflatten_dict(kept, sep="/"), "source"), SIGN)
-
-
-def _dialect(has_hn_bias: bool) -> Dialect:
-    return DIALECTS["nnx with hn_bias" if has_hn_bias else "nnx"]
+    return trees.flattened(unflatten_dict(kept, sep="/"), "source")
 
 
 def _cell(input_size: int, hidden_size: int, **options: Any) -> Any:
@@ -90,14 +90,15 @@ def _cell(input_size: int, hidden_size: int, **options: Any) -> Any:
     return nnx.GRUCell(input_size, hidden_size, **zeros, **options, rngs=nnx.Rngs(0))
 
 
-def _module(model: Any, flat: Mapping[str, NDArray], prefixes: list[str]) -> Any:
-    """The NNX module that holds these tensors."""
-    sizes, options = [flat[f"{prefix}{SIGN}"].shape[0] for prefix in prefixes], trees.cell_options(model)
-    cells = {of: _cell(n, model.hidden_size, **options) for of, n in zip(prefixes, sizes, strict=True)}
-    for prefix, cell in cells.items():
-        for key in (key for key in flat if key.startswith(prefix)):
-            reduce(getattr, key.removeprefix(prefix).split("/"), cell).set_value(to_jax(flat[key], key))
-    return trees.nested(cells, nnx, model)
+def _module(model: Any, layout: trees.Layout, tensors: Sequence[Mapping[str, NDArray]]) -> Any:
+    """The NNX module of a layout that holds these tensors."""
+    cells = []
+    for prefix, of in zip(layout.cells, tensors, strict=True):
+        input_size = of[f"{prefix}dense_i/kernel"].shape[0]
+        cells.append(_cell(input_size, model.hidden_size, **trees.cell_options(model)))
+        for key, a in of.items():
+            reduce(getattr, key.removeprefix(prefix).split("/"), cells[-1]).set_value(to_jax(a, key))
+    return trees.nested(cells, nnx, layout, getattr(model, "time_major", False))
 
 
 FRAMEWORK = Framework("nnx", _read, _build, _run, live=lambda source: isinstance(source, nnx.Module))

@@ -15,20 +15,16 @@ from numpy.typing import NDArray
 from grujax.core.heads import STATISTICS
 from grujax.errors import require, require_package
 from grujax.interop.framework import Framework
-from grujax.interop.onnx_graph import cells_of
+from grujax.interop.onnx_graph import HINTS, METADATA, cells_of
 from grujax.interop.onnx_read import read_graph
 from grujax.interop.onnx_run import DTYPES
 from grujax.interop.onnx_tensors import array, checked, load
-from grujax.interop.onnx_write import Writer
+from grujax.interop.onnx_write import written
 from grujax.interop.parts import Dense, put_together
 from grujax.interop.prove import Runner
 
 if TYPE_CHECKING:
     import onnx
-
-METADATA = "grujax"
-HINTS = ("merge", "pooling", "update", "output_activation", "steps_per_frame", "clip")
-"""Fields that the metadata hold beside the class: a graph does not tell them, or not in all digits."""
 
 
 def to_onnx(
@@ -110,10 +106,7 @@ def _build(
     state: bool = True,
     labels: Sequence[str] | None = None,
 ) -> "onnx.ModelProto":
-    proto = Writer(model, variables, lengths, state).write()
-    hints = {name: getattr(model, name) for name in HINTS if hasattr(model, name)}
-    text = json.dumps({"class": type(model).__name__, **hints}, sort_keys=True)
-    proto.metadata_props.add(key=METADATA, value=text)
+    proto = written(model, variables, lengths, state)
     if labels is not None:
         size, found = getattr(model, "output_size", 0), list(map(str, labels))
         require(len(found) == size, "labels", f"{size} names, one an output", found)
@@ -142,25 +135,32 @@ def _run(proto: "onnx.ModelProto", model: nn.Module) -> Runner:
 
 def _own(proto: "onnx.ModelProto") -> tuple[nn.Module, dict] | None:
     """What `to_onnx` wrote, which it must write again from what was read; None for any other graph."""
-    arrays = {tensor.name: array(tensor.name, tensor) for tensor in proto.graph.initializer}
-    fields, cells = {}, {}
     try:
         hints = json.loads(next(prop.value for prop in proto.metadata_props if prop.key == METADATA))
-        cls = hints.pop("class")
-        for node in (node for node in proto.graph.node if node.op_type == "GRU"):
-            weights = [arrays[name] if name else None for name in [*node.input[1:4], ""][:3]]
-            fields, of_layer = cells_of(node, weights, hints["update"])
-            cells |= of_layer
-        head = ("head_kernel", Dense(arrays["head_kernel"], arrays["head_bias"])) if cls == "GRUModel" else None
-        h0 = arrays["h0"][:, 0] if "h0" in arrays else None
-        fields |= {name: hints[name] for name in HINTS if name in hints}
-        model, variables = put_together(cells, head, single=cls == "GRUCell", h0=h0, **fields)
-        statistics = {name: jnp.asarray(arrays[name]) for name in STATISTICS if name in arrays}
-        variables |= {"statistics": statistics} if statistics else {}
-        inputs = {of.name for of in proto.graph.input}
-        again = Writer(model, variables, "lengths" in inputs, "h0" in inputs).write()
-    except Exception:  # whatever the graph and the metadata of a stranger lead to
+        cls, update = hints.pop("class"), hints["update"]
+        known = all(value in HINTS[key] for key, value in hints.items() if key in HINTS)
+    except (StopIteration, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
+    if not known or not hints.keys() <= {*HINTS, "clip"}:
+        return None
+    arrays = {tensor.name: array(tensor.name, tensor) for tensor in proto.graph.initializer}
+    head = None
+    if {"head_kernel", "head_bias"} <= arrays.keys():
+        head = "head_kernel", Dense(arrays["head_kernel"], arrays["head_bias"])
+    nodes = [node for node in proto.graph.node if node.op_type == "GRU"]
+    if not nodes or not all({*node.input[1:4]} <= {*arrays, ""} for node in nodes) or (cls == "GRUModel") != bool(head):
+        return None
+    fields, cells = {}, {}
+    for node in nodes:
+        fields, of_layer = cells_of(node, [arrays.get(name) for name in [*node.input[1:4], ""][:3]], update)
+        cells |= of_layer
+    h0 = arrays.get("h0")
+    h0 = h0[:, 0] if h0 is not None and h0.shape[1:2] == (1,) and cls != "GRUCell" else None
+    model, variables = put_together(cells, head, single=cls == "GRUCell", h0=h0, **fields | hints)
+    statistics = {name: jnp.asarray(arrays[name]) for name in STATISTICS if name in arrays}
+    variables |= {"statistics": statistics} if statistics else {}
+    inputs = {of.name for of in proto.graph.input}
+    again = written(model, variables, "lengths" in inputs, "h0" in inputs)
     same = again.graph.SerializeToString(deterministic=True) == proto.graph.SerializeToString(deterministic=True)
     return (model, variables) if same else None
 

@@ -7,7 +7,7 @@ Of a larger graph each GRU node can be taken out and put back alone.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,9 @@ from numpy.typing import NDArray
 from grujax.core.dialects import DIALECTS
 from grujax.errors import InputError, require, require_equal
 from grujax.interop.found import Opened, record
-from grujax.interop.hypotheses import read_by_running
+from grujax.interop.hypotheses import Seen, read_by_running
 from grujax.interop.onnx_graph import (
     PLACE,
-    Body,
     Model,
     Node,
     attributes_of,
@@ -33,8 +32,8 @@ from grujax.interop.onnx_graph import (
     name_of,
     nodes_in,
 )
-from grujax.interop.onnx_run import inputs_of, origin, run_apart, time_first
-from grujax.interop.onnx_tensors import bound, checked, constants, kinds_of, load, weights_of
+from grujax.interop.onnx_run import feed, fixed, inputs_of, origin, run_apart, time_first
+from grujax.interop.onnx_tensors import Constants, bound, checked, load
 from grujax.interop.parts import Dense, put_together, take_apart
 from grujax.interop.prove import FIND, TWO_SIZES, data
 
@@ -55,42 +54,45 @@ def read_graph(proto: Model) -> tuple[nn.Module, dict]:
     require(not proto.functions, "source", "operators of ONNX alone", f"a function {_first(proto.functions)!r}")
     require(not proto.graph.sparse_initializer, "source", "dense weights", "a sparse initializer")
     proto = time_first(proto)
-    values = constants(proto.graph, proto.opset_import)
-    left = [node for node in proto.graph.node if not any(out in values for out in node.output)]
+    constants = Constants(proto)
+    left = [node for node in proto.graph.node if not any(out in constants.values for out in node.output)]
     grus = [node for node in left if node.op_type == "GRU"]
     others = sorted({node.op_type for node in proto.graph.node})
     remedy = "Exporters write nn.GRUCell in single steps."
     require(bool(grus), "source", "a GRU node", f"none, but {others}", remedy)
-    kinds = kinds_of(proto, values)
     for node in left:
-        _check(node, values, kinds)
+        _check(node, constants)
+    fields, cells = _cells(grus, constants)
+    head = _head(left, constants)
+    model, variables = put_together(cells, head, **fields, h0=_initial(proto, grus, constants, cells))
+    inputs = inputs_of(proto, grus, model.num_states)
+    kinds = {"h0": inputs.h0 is not None, "lengths": inputs.lengths is not None}
+    layouts = [[fixed(inputs, first, size) for size in TWO_SIZES] for first in (True, False)]
+    given = [data(model, variables, size, **kinds) for sizes in layouts for size in sizes]
+    seen = list(map(Seen, given, run_apart(proto, [feed(inputs, k < 2, of) for k, of in enumerate(given)])))
+    name = head[0] if head else _first(proto.graph.output)
+    return read_by_running(name, model, variables, [seen[:2], seen[2:]])[1], variables
+
+
+def _cells(grus: list[Any], constants: Constants) -> tuple[dict, dict]:
     fields: dict[str, Any] = {}
     cells: dict[str, Any] = {}
     for node in grus:
-        mine, of_layer = cells_of(node, weights_of(node, values))
+        mine, of_layer = cells_of(node, constants.weights(node))
         fields = fields or mine
         for key in fields.keys() | mine.keys():
             expected = f"{key}={fields.get(key, False)}, as the GRU before it"
             require(mine.get(key) == fields.get(key), name_of(node), expected, mine.get(key), FIND)
         cells |= {f"{name_of(node)}: {key}": cell for key, cell in of_layer.items()}
-    head = _head(left, values)
-    model, variables = put_together(cells, head, **fields, h0=_initial(proto, grus, values, cells))
-    inputs = inputs_of(proto, grus, model.num_states)
-    takes = {"h0": inputs.h0 is not None, "lengths": inputs.lengths is not None}
-    layouts = [[inputs.size(first, size) for size in TWO_SIZES] for first in (True, False)]
-    given = [data(model, variables, size, **takes) for sizes in layouts for size in sizes]
-    shown = run_apart(proto, [inputs.feed(k < 2, of) for k, of in enumerate(given)])
-    seen = list(zip(given, shown, strict=True))
-    name = head[0] if head else _first(proto.graph.output)
-    return read_by_running(name, model, variables, [seen[:2], seen[2:]])[1], variables
+    return fields, cells
 
 
-def _initial(proto: Model, grus: list[Any], values: Mapping[str, NDArray], cells: Mapping) -> NDArray | None:
+def _initial(proto: Model, grus: list[Any], constants: Constants, cells: Mapping) -> NDArray | None:
     """The initial states (L*D, H) where they are constants, one for all rows; the proof will tell whether they are."""
     found, hidden_size = {}, next(iter(cells.values())).hidden_size
     for node in grus:
-        name = origin(proto, node.input[5] if len(node.input) > 5 else "", values)
-        a = values.get(name)
+        name = origin(proto, node.input[5] if len(node.input) > 5 else "", constants.values)
+        a = constants.values.get(name)
         if a is None or a.dtype.kind != "f" or a.shape[-1:] != (hidden_size,) or not a.any():
             return None
         found[name] = a.reshape(-1, a.shape[-2] if a.ndim > 2 else 1, hidden_size)[:, 0]
@@ -98,50 +100,51 @@ def _initial(proto: Model, grus: list[Any], values: Mapping[str, NDArray], cells
     return states if len(states) == len(cells) else None
 
 
-def _check(node: Node, values: Mapping[str, NDArray], kinds: Mapping[str, int]) -> None:
+def _check(node: Node, constants: Constants) -> None:
     """Raises `InputError` unless the operator is one with which agreement on random data means agreement."""
-    name, op, of = name_of(node), node.op_type, module().TensorProto
-    integers = (of.INT32, of.INT64, of.BOOL)
+    name, op = name_of(node), node.op_type
     require(node.domain in ("", "ai.onnx"), name, "operators of ONNX alone", f"{op} of {node.domain!r}", FIND)
     served = "GRU nodes, one dense head, and operators that move values"
-    if op in ("Expand", "ConstantOfShape") and node.input[-1] in values:  # before it takes memory anywhere
-        bound(name, abs(math.prod(int(n) for n in values[node.input[-1]])))
-    if op in ON_INTEGERS and all(kinds.get(key) in integers for key in node.input):
+    if op in ("Expand", "ConstantOfShape") and node.input[-1] in constants.values:  # before it takes memory anywhere
+        bound(name, abs(math.prod(int(n) for n in constants.values[node.input[-1]])))
+    if op in ON_INTEGERS and all(constants.integer(key) for key in node.input):
         return
-    is_bias = op == "Add" and any(key in values for key in node.input)
+    is_bias = op == "Add" and any(key in constants.values for key in node.input)
     require(op != "Add" or is_bias, name, "an Add of the bias of the one dense head", "another Add", FIND)
     known = op in {"GRU", "Gemm", "MatMul", *MOVES, *REDUCES} or is_bias
     require(known, name, served, f"a node {op}", FIND)
     if op == "Cast":
-        was, to = kinds.get(node.input[0]), attributes_of(node)["to"]
-        stays = to == was or {to, was} <= {of.INT32, of.INT64}
+        of, to = constants.kinds.get(node.input[0]), attributes_of(node)["to"]
+        integers = (module().TensorProto.INT32, module().TensorProto.INT64)
+        stays = to == of or {to, of} <= set(integers)
         require(stays, name, "a Cast that changes nothing", f"one to dtype {to}", FIND)
 
 
-def _head(left: list[Any], values: Mapping[str, NDArray]) -> tuple[str, Dense] | None:
+def _head(left: list[Any], constants: Constants) -> tuple[str, Dense] | None:
     """The one product with a constant matrix, and the bias behind it."""
-    products = [node for node in left if node.op_type in ("Gemm", "MatMul")]
-    for node in products[1:]:
+    found = [node for node in left if node.op_type in ("Gemm", "MatMul")]
+    if not found:
+        return None
+    for node in found[1:]:
         raise InputError(name_of(node), "one dense head behind the last GRU", "one besides", FIND)
-    for node in products:
-        name, attributes = name_of(node), {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0} | attributes_of(node)
-        plain = (attributes["alpha"], attributes["beta"], attributes["transA"]) == (1, 1, 0)
-        require(plain, name, "alpha 1, beta 1 and transA 0", attributes)
-        given = [values.get(key) for key in node.input]
-        if given[0] is not None or given[1] is None:
-            raise InputError(name, "values of the GRU times a constant matrix", "something else", FIND)
-        require(given[1].ndim == 2, name, "a matrix", f"shape {given[1].shape}")
-        kernel, adds = given[1].T if attributes["transB"] else given[1], []
-        if node.op_type == "MatMul":
-            adds = [key for of in left if of.op_type == "Add" and node.output[0] in of.input for key in of.input]
-        biases = [*given[2:], *(values[key] for key in adds if key in values)]
-        bias = biases[0] if len(biases) == 1 else None
-        if bias is not None:
-            width = kernel.shape[1]
-            require(bias.shape in ((width,), (1, width)), name, f"a bias of shape ({width},)", bias.shape)
-            bias = bias.reshape(width)
-        return name, Dense(kernel, bias)
-    return None
+    node, name, attributes = found[0], name_of(found[0]), attributes_of(found[0])
+    plain = attributes.get("alpha", 1.0) == 1 and attributes.get("beta", 1.0) == 1 and not attributes.get("transA")
+    require(plain, name, "alpha 1, beta 1 and transA 0", attributes)
+    kernel = constants.values.get(node.input[1])
+    if kernel is None or node.input[0] in constants.values:
+        raise InputError(name, "values of the GRU times a constant matrix", "something else", FIND)
+    require(kernel.ndim == 2, name, "a matrix", f"shape {kernel.shape}")
+    kernel = kernel.T if attributes.get("transB") else kernel
+    bias = constants.values.get(node.input[2]) if len(node.input) > 2 and node.input[2] else None
+    if node.op_type == "MatMul":
+        adds = [of for of in left if of.op_type == "Add" and node.output[0] in of.input]
+        keys = [key for of in adds for key in of.input if key in constants.values]
+        bias = constants.values[keys[0]] if len(keys) == 1 else None
+    width = kernel.shape[1]
+    if bias is not None:
+        require(bias.shape in ((width,), (1, width)), name, f"a bias of shape ({width},)", bias.shape)
+        bias = bias.reshape(width)
+    return name, Dense(kernel, bias)
 
 
 def _first(protos: Any) -> str:
@@ -152,17 +155,16 @@ def in_object(proto: Model) -> Opened:
     """Every GRU node whose weights are constants."""
     made, grus, names = copied(proto), [], set()
     checked(made, nested=True)
-    for values, graph, node in _grus(made.graph, made.opset_import, {}):
+    for constants, graph, node in _grus(made, made.graph, {}):
         name = name_of(node)
         number = sum(other == name or other.startswith(f"{name}#") for other in names)
         names.add(name := f"{name}#{number}" if number else name)
         try:
-            weights = weights_of(node, values)
-            fields, cells = cells_of(node, weights)
+            fields, cells = cells_of(node, constants.weights(node))
             given = put_together(cells, **fields)
         except InputError:  # weights from elsewhere, functions that grujax has not
             continue
-        take, put = partial(_proved, made, node, weights), partial(_put, made, graph, node)
+        take, put = partial(_proved, made, node, constants), partial(_put, made, graph, node)
         grus.append(record(name, "ONNX GRU node", *given, take, put))
     return Opened(grus, lambda path: path.write_bytes(made.SerializeToString()))
 
@@ -171,20 +173,21 @@ def in_file(path: Path) -> Opened:
     return in_object(load(path))
 
 
-def _grus(graph: Body, opsets: Any, outer: Mapping[str, NDArray]) -> Iterator[tuple[dict[str, NDArray], Body, Node]]:
+def _grus(proto: Any, graph: Any, outer: dict[str, NDArray]) -> Any:
     """The GRU nodes with the constants that they see and the graph that they stand in."""
-    values = constants(graph, opsets, outer)
+    alone = module().helper.make_model(graph, opset_imports=list(proto.opset_import), ir_version=proto.ir_version)
+    constants = Constants(alone, outer)
     for node in graph.node:
         if node.op_type == "GRU":
-            yield values, graph, node
+            yield constants, graph, node
         for inner in graphs_in(node):
-            yield from _grus(inner, opsets, values)
+            yield from _grus(proto, inner, constants.values)
 
 
-def _proved(proto: Any, node: Any, weights: list[NDArray | None]) -> tuple[nn.Module, dict]:
+def _proved(proto: Any, node: Any, constants: Constants) -> tuple[nn.Module, dict]:
     """The model of a node, run beside a graph of that node alone."""
     onnx, alone = module(), copied(node)
-    initial = {key: a for key, a in zip("WRB", weights, strict=True) if a is not None}
+    initial = {key: a for key, a in zip("WRB", constants.weights(node), strict=True) if a is not None}
     del alone.input[:], alone.output[:]
     alone.input.extend(["x", *initial])
     alone.output.extend(["Y"])

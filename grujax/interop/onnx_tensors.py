@@ -4,25 +4,20 @@ Every size that a file claims is checked before memory is taken.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from grujax.errors import require
-from grujax.interop.framework import told
-from grujax.interop.onnx_graph import Body, Model, Node, Tensor, graphs_in, module, name_of
+from grujax.errors import InputError, require
+from grujax.interop.onnx_graph import LIMIT, Body, Model, Node, Tensor, graphs_in, module, name_of
 
-LIMIT = 2**31 - 1
-"""The bytes of one file: protobuf has no longer ones."""
 TYPES = ["BFLOAT16", "BOOL", "DOUBLE", "FLOAT", "FLOAT16", "INT32", "INT64", "INT8", "UINT8"]
 LARGEST, IN_ALL = 2**26, 2**28
 """The most values of any array that is computed, and of all of them together."""
-BROADCAST = {"Add", "Sub", "Mul", "Div", "Equal", "Less", "Where"}
-FOLDED = "Identity Cast Transpose Reshape Flatten Squeeze Unsqueeze Slice Gather Split Concat Expand Shape Constant"
-FOLDED = {*FOLDED.split(), *BROADCAST, "ConstantOfShape", "DequantizeLinear", "Range"}
+FOLDED = "Add Sub Mul Div Equal Less Where Identity Cast Transpose Reshape Flatten Squeeze Unsqueeze Slice Gather Split"
+FOLDED = {*FOLDED.split(), *["Concat", "Expand", "Shape", "Constant", "ConstantOfShape", "DequantizeLinear", "Range"]}
 REMEDY = "onnx.checker.check_model says more; the exporter that wrote it may be asked again."
 
 
@@ -32,14 +27,15 @@ def load(path: Path) -> Model:
     require(path.is_file(), "path", "an .onnx file", f"no file at {path}")
     size = path.stat().st_size
     require(0 < size <= LIMIT, "path", f"1 to {LIMIT} bytes, as protobuf has them", f"{size} bytes in {path.name}")
-    with told("path", "an ONNX model", where=f"{path.name}: "):
+    try:
         proto = onnx.load_model_from_string(path.read_bytes())
+    except Exception as error:  # protobuf's error is another class in each of its implementations
+        raise InputError("path", "an ONNX model", f"{path.name}: {line(error)}") from error
     for where, tensor in tensors(proto.graph):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             total += _count(where, tensor)[1]
             require(total <= LIMIT, where, f"at most {LIMIT} bytes of external data in all", f"{total} bytes")
-            with told(where, "external data as ONNX has it"):
-                _inline(where, tensor, path.parent)
+            _inline(where, tensor, path.parent)
     return checked(proto, nested=True)
 
 
@@ -59,10 +55,12 @@ def checked(proto: Model, nested: bool = False) -> Model:
         remedy = "Export it without control flow; grujax.interop.find lists the GRUs in it."
         bodies = [a.name for a in node.attribute if a.HasField("g") or a.graphs]
         require(nested or not bodies, ", ".join(bodies), "nodes alone", "a graph inside a node", remedy)
-    with told("source", "a model that ONNX's checker accepts", REMEDY):
+    try:
         if not all(of.type.tensor_type.HasField("shape") for of in proto.graph.output):
             proto = onnx.shape_inference.infer_shapes(proto)
         onnx.checker.check_model(proto)
+    except Exception as error:  # its own error, and what protobuf raises on text that is not UTF-8
+        raise InputError("source", "a model that ONNX's checker accepts", line(error), REMEDY) from error
     return proto
 
 
@@ -109,65 +107,89 @@ def _inline(where: str, tensor: Tensor, folder: Path) -> None:
     """Puts the bytes that a tensor has in another file of the folder into the tensor."""
     entries, n_bytes = {entry.key: entry.value for entry in tensor.external_data}, _count(where, tensor)[1]
     location = entries.get("location", "")
-    path = (folder / location).resolve()
-    inside = path.is_relative_to(folder.resolve()) and path.is_file()
-    expected, remedy = "external data in a file inside the model's folder", "Keep it beside the .onnx file."
-    require(inside, where, expected, repr(location), remedy)
-    length = int(entries.get("length", n_bytes))
-    require(length == n_bytes, where, f"{n_bytes} bytes, for dims {list(tensor.dims)}", length)
-    if "length" not in entries:
-        tensor.external_data.add(key="length", value=str(n_bytes))
-    module().external_data_helper.load_external_data_for_tensor(tensor, str(folder))
+    try:
+        path = (folder / location).resolve()
+        inside = path.is_relative_to(folder.resolve()) and path.is_file()
+        expected, remedy = "external data in a file inside the model's folder", "Keep it beside the .onnx file."
+        require(inside, where, expected, repr(location), remedy)
+        length = int(entries.get("length", n_bytes))
+        require(length == n_bytes, where, f"{n_bytes} bytes, for dims {list(tensor.dims)}", length)
+        if "length" not in entries:
+            tensor.external_data.add(key="length", value=str(n_bytes))
+        module().external_data_helper.load_external_data_for_tensor(tensor, str(folder))
+    except InputError:
+        raise
+    except Exception as error:  # whatever numbers and names that are none lead to
+        raise InputError(where, "external data as ONNX has it", line(error)) from error
     tensor.data_location = module().TensorProto.DEFAULT
     del tensor.external_data[:]
 
 
-def constants(graph: Body, opsets: Any, outer: Mapping[str, NDArray] | None = None) -> dict[str, NDArray]:
-    """The constants of a graph by their names, computed ones too. outer: those of the graph that it stands in."""
-    values, total = dict(outer or {}) | {tensor.name: array(tensor.name, tensor) for tensor in graph.initializer}, 0
-    for node in graph.node:
-        known = all(not key or key in values for key in node.input)
-        if known and node.op_type in FOLDED and node.domain in ("", "ai.onnx"):
-            found = _folded(node, values, opsets)
-            total += sum(a.size for a in found.values())
-            require(total <= IN_ALL, name_of(node), f"at most {IN_ALL} values in all", total)
-            values |= found
-    return values
+def line(error: Exception) -> str:
+    """What an error of another package says, on one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200].rstrip('.')}"
 
 
-def _folded(node: Node, values: Mapping[str, NDArray], opsets: Any) -> dict[str, NDArray]:
-    """What a node makes of constants."""
-    from onnx.reference import ReferenceEvaluator
+class Constants:
+    """values: by their names. kinds: the ONNX dtype of every value that shape inference knows."""
 
-    name, given = name_of(node), {key: values[key] for key in node.input if key}
-    outputs = [key for key in node.output if key]
-    with told(name, f"a {node.op_type} that fits its inputs"):
-        bound(name, _size(node.op_type, [values[key] for key in node.input if key]))
-        alone = module().helper.make_function("grujax", "constants", [*given], outputs, [node], opsets)
-        found: Any = ReferenceEvaluator(alone).run(None, given, attributes={})
-    for a in found:
-        require(isinstance(a, np.ndarray | np.generic), name, "arrays", type(a).__name__)
-    return dict(zip(outputs, map(np.asarray, found), strict=False))
+    def __init__(self, proto: Model, outer: dict[str, NDArray] | None = None) -> None:
+        onnx = module()
+        self.values: dict[str, NDArray] = dict(outer or {})
+        self.opsets = {of.domain: of.version for of in proto.opset_import}
+        for tensor in proto.graph.initializer:
+            self.values[tensor.name] = array(tensor.name, tensor)
+        self.kinds: dict[str, int] = {}
+        self.total = 0
+        try:
+            inferred = onnx.shape_inference.infer_shapes(proto, data_prop=False).graph
+        except Exception:  # shapes that do not fit: the runtime will say which
+            inferred = proto.graph
+        for value in (*inferred.input, *inferred.value_info, *inferred.output):
+            self.kinds[value.name] = value.type.tensor_type.elem_type
+        for node in proto.graph.node:
+            self._fold(node)
 
+    def integer(self, key: str) -> bool:
+        """Whether a value is an integer or a truth: arithmetic on shapes."""
+        onnx = module()
+        kinds = {getattr(onnx.TensorProto, name) for name in ("INT32", "INT64", "BOOL")}
+        return self.values[key].dtype.kind in "ib" if key in self.values else self.kinds.get(key) in kinds
 
-def weights_of(node: Node, values: Mapping[str, NDArray]) -> list[NDArray | None]:
-    """W, R and B of a GRU node; `InputError` where they are no constants."""
-    keys = [*node.input[1:4], ""][:3]
-    for key in filter(None, keys):
-        found = "a value computed from the inputs, or an input of the graph"
-        require(key in values, key, "weights, an initializer or a constant", found)
-    return [values.get(key) for key in keys]
+    def weights(self, node: Node) -> list[NDArray | None]:
+        """W, R and B of a GRU node; `InputError` where they are no constants."""
+        keys = [*node.input[1:4], ""][:3]
+        for key in keys:
+            fixed = not key or key in self.values
+            expected = "weights, an initializer or a constant"
+            require(fixed, key, expected, "a value computed from the inputs, or an input of the graph")
+        return [self.values.get(key) for key in keys]
 
+    def _fold(self, node: Node) -> None:
+        if node.op_type not in FOLDED or node.domain not in ("", "ai.onnx"):
+            return
+        if not all(not key or key in self.values for key in node.input):
+            return
+        from onnx.reference import ReferenceEvaluator
 
-def kinds_of(proto: Model, values: Mapping[str, NDArray]) -> dict[str, int]:
-    """The ONNX dtype of every constant, and of every value that shape inference knows."""
-    onnx = module()
-    try:
-        graph = onnx.shape_inference.infer_shapes(proto, data_prop=False).graph
-    except Exception:  # shapes that do not fit: the runtime will say which
-        graph = proto.graph
-    kinds = {of.name: of.type.tensor_type.elem_type for of in (*graph.input, *graph.value_info, *graph.output)}
-    return kinds | {key: onnx.helper.np_dtype_to_tensor_dtype(a.dtype) for key, a in values.items()}
+        helper, name = module().helper, name_of(node)
+        given, outputs = {key: self.values[key] for key in node.input if key}, [key for key in node.output if key]
+        try:
+            bound(name, _size(node.op_type, [self.values[key] for key in node.input if key]))
+            kinds = {key: helper.np_dtype_to_tensor_dtype(a.dtype) for key, a in given.items()}
+            inputs = [helper.make_tensor_value_info(key, kind, None) for key, kind in kinds.items()]
+            shown = [helper.make_tensor_value_info(key, 0, None) for key in outputs]
+            graph = helper.make_graph([node], "constants", inputs, shown)
+            found = list(ReferenceEvaluator(graph, opsets=self.opsets).run(None, given))
+        except InputError:
+            raise
+        except Exception as error:  # shapes that do not fit, in whichever way NumPy says so
+            raise InputError(name, f"a {node.op_type} that fits its inputs", line(error)) from error
+        for key, a in zip(outputs, found, strict=False):
+            require(isinstance(a, np.ndarray | np.generic), name, "arrays", type(a).__name__)
+            self.values[key] = np.asarray(a)
+            self.total += self.values[key].size
+            require(self.total <= IN_ALL, name, f"at most {IN_ALL} values in all", self.total)
 
 
 def _size(op: str, given: list[NDArray]) -> int:
@@ -181,7 +203,9 @@ def _size(op: str, given: list[NDArray]) -> int:
     if op == "Range":
         start, limit, delta = (float(n) for n in given)
         return max(math.ceil((limit - start) / delta), 0)
-    return math.prod(np.broadcast_shapes(*(a.shape for a in given))) if op in BROADCAST else sum(a.size for a in given)
+    if op in ("Add", "Sub", "Mul", "Div", "Where", "Equal", "Less"):
+        return math.prod(np.broadcast_shapes(*(a.shape for a in given)))
+    return sum(a.size for a in given)
 
 
 def bound(name: str, count: int) -> None:

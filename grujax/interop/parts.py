@@ -1,7 +1,7 @@
 """A model taken apart into what every framework has, cells and a head, in NumPy; and put together again."""
 
 import warnings
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 
 from grujax.core.cell import weights_of
 from grujax.core.config import input_size_of, own_fields
-from grujax.core.dialects import Cell, Dialect, lost, read, require_floats, write
+from grujax.core.dialects import Cell, Dialect, lost, require_floats, write
 from grujax.errors import InputError, require, require_equal
-from grujax.interop.prove import FIND
 from grujax.linen import GRU, GRUCell, GRUModel
 from grujax.saving.model_file import declared
 
@@ -63,14 +62,13 @@ class Place(NamedTuple):
 
     framework: as errors call it. fields: of the model's fields that are not in `SIZES` and `FREE`, the values besides
     the default that it has too; None for any. models: the classes that it has a form for. only: the one value of a
-    field that it has. remedy: where it lacks a field's value.
+    field that it has.
     """
 
     framework: str
     fields: Mapping[str, Collection | None] = {}
     models: tuple[type[nn.Module], ...] = (GRU, GRUCell, GRUModel)
     only: Mapping[str, Any] = {}
-    remedy: str = ""
 
 
 def take_apart(model: Any, variables: Mapping, place: Place, dialect: Dialect) -> Parts:
@@ -110,33 +108,6 @@ def take_apart(model: Any, variables: Mapping, place: Place, dialect: Dialect) -
     return Parts(written, head, w_ih.shape[0], w_ih.dtype, params.get((*paths[0][:-1], "h0")))
 
 
-def read_cells(
-    flat: Mapping[str, Any], keys: Iterable[Sequence[str]], dialect: Dialect, source: str, update: str = "keep"
-) -> dict[str, Cell]:
-    """Each cell under the first of the keys of its tensors; `InputError` where one is missing in the source."""
-    cells = {}
-    for of_cell in keys:
-        found = {}
-        for key in of_cell:
-            require(key in flat, key, "this key", "no such key", f"The {source} is not whole.")
-            found[key] = array(flat[key], key)
-        cells[of_cell[0]] = read(found, dialect, update)
-    return cells
-
-
-def array(value: Any, name: str) -> NDArray:
-    """An array of floats in NumPy; `InputError` for anything else."""
-    require(isinstance(value, np.ndarray | jax.Array), name, "an array", type(value).__name__)
-    require_floats(name, value.dtype)
-    return np.asarray(value)
-
-
-def require_only(flat: Mapping, known: Collection[str], served: str) -> None:
-    """Raises `InputError` for a key that would be lost."""
-    for key in flat:
-        require(key in known, key, f"only {served}", "this key besides", f"It would be lost. {FIND}")
-
-
 def put_together(
     cells: Mapping[str, Cell],
     head: tuple[str, Dense] | None = None,
@@ -161,7 +132,6 @@ def put_together(
     (first, cell), *_ = cells.items()
     hidden_size, dtype, bias = cell.hidden_size, cell.w_hh.dtype, cell.b_ih is not None
     features = hidden_size * (directions if fields.get("merge", "concat") == "concat" else 1)
-    require(len(cells) % directions == 0, first, "two directions of each layer", f"{len(cells)} in all")
     for index, (name, one) in enumerate(cells.items()):
         reads = features if index >= directions else cell.w_ih.shape[0]
         require(one.hidden_size == hidden_size, name, f"{hidden_size} hidden units, as {first}", one.hidden_size)
@@ -224,7 +194,7 @@ def _check_model(model: nn.Module, variables: Mapping, place: Place) -> None:
             continue
         found, served = getattr(model, field.name), place.fields.get(field.name, ())
         serves = served is None or found == field.default or found in served or type(found) in served
-        remedy = place.remedy or REMEDIES.get(field.name, f"{place.framework} has no such thing.")
+        remedy = REMEDIES.get(field.name, f"{place.framework} has no such thing.")
         expected = " or ".join(map(repr, (field.default, *(served or ()))))
         require(serves, field.name, expected, repr(found), f"{place.framework}: {remedy}")
     if isinstance(model, GRUModel):

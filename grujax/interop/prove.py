@@ -46,11 +46,21 @@ class Difference(NamedTuple):
     tolerances: float
 
 
-def inputs_of(model: Any, variables: Mapping) -> int:
-    """I, how many features a model reads."""
+class Sizes(NamedTuple):
+    """What a model reads and keeps: I, H, and L*D, which is 1 for a cell."""
+
+    input_size: int
+    hidden_size: int
+    n_states: int
+
+
+def sizes(model: Any, variables: Mapping) -> Sizes:
     require(isinstance(model, Module), "model", f"one of {sorted(MODELS)} of grujax", type(model).__name__)
     params: dict[tuple[str, ...], Any] = flatten_dict(dict(variables["params"]))
-    return input_size_of(model, params[min(path for path in params if path[-1] == "w_ih")].shape[0])
+    shapes = {path: a.shape for path, a in params.items()}
+    n_states = 1 if isinstance(model, GRUCell) else model.num_states
+    rows = shapes[min(path for path in shapes if path[-1] == "w_ih")][0]
+    return Sizes(input_size_of(model, rows), model.hidden_size, n_states)
 
 
 def outputs(model: Any, variables: Mapping, x: ArrayLike, h0: ArrayLike | None, lengths: ArrayLike | None) -> dict:
@@ -71,12 +81,12 @@ def data(
 ) -> tuple:
     """Random x (B, T, I), h0 (L*D, B, H) and lengths (B,), the latter two None unless they are asked for."""
     rng, stored = np.random.default_rng(seed), jnp.dtype(model.param_dtype)
-    x = rng.normal(size=(*size, inputs_of(model, variables))).astype(coarser(model))
+    input_size, hidden_size, n_states = sizes(model, variables)
+    x = rng.normal(size=(*size, input_size)).astype(coarser(model))
     if "input_mean" in variables.get("statistics", {}):  # raw inputs, as the model has met them
         mean, std = (np.asarray(variables["statistics"][f"input_{s}"]) for s in ("mean", "std"))
         x = (x * std + mean).astype(x.dtype)
-    shape = (getattr(model, "num_states", 1), size[0], model.hidden_size)
-    states = rng.normal(size=shape).astype(state_dtype(model.dtype or stored))
+    states = rng.normal(size=(n_states, size[0], hidden_size)).astype(state_dtype(model.dtype or stored))
     counts = np.maximum(size[1] - 3 * np.arange(size[0]), 1).astype(np.int32)
     x, states = (x[:, 0], states[0]) if isinstance(model, GRUCell) else (x, states)
     return x, states if h0 else None, counts if lengths else None

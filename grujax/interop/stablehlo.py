@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from grujax.errors import InputError, require_package
 from grujax.interop.framework import Framework
-from grujax.interop.prove import Runner, inputs_of, outputs
+from grujax.interop.prove import Runner, outputs, sizes
 from grujax.linen import GRU, GRUCell, require_own
 from grujax.types import state_dtype
 
@@ -46,12 +46,13 @@ def to_stablehlo(model: nn.Module, variables: Mapping, *, lengths: bool = True, 
     (5, 2)
     """
     require_own(model)
-    dtype, n_inputs = jnp.dtype(model.param_dtype), inputs_of(model, variables)
+    found, dtype = sizes(model, variables), jnp.dtype(model.param_dtype)
+    wide = state_dtype(dtype)
     if isinstance(model, GRUCell):
-        given = [(f"b, {n_inputs}", dtype), (f"b, {model.hidden_size}", state_dtype(dtype))]
+        given = [(f"b, {found.input_size}", dtype), (f"b, {found.hidden_size}", wide)]
     else:
-        states = (f"{getattr(model, 'num_states', 1)}, b, {model.hidden_size}", state_dtype(dtype))
-        given = [(f"b, t, {n_inputs}", dtype)] + [states] * state + [("b", jnp.int32)] * lengths
+        given = [(f"b, t, {found.input_size}", dtype)]
+        given += [(f"{found.n_states}, b, {found.hidden_size}", wide)] * state + [("b", jnp.int32)] * lengths
 
     def run(x, *others):
         if isinstance(model, GRUCell):

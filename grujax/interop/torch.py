@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 
 from grujax.core.config import Pooling
 from grujax.core.dialects import FLOATS, require_floats
-from grujax.errors import InputError, require, require_one_of, require_package
+from grujax.errors import InputError, require, require_package
 from grujax.interop.framework import Framework
-from grujax.interop.hypotheses import WORDS, pooled
 from grujax.interop.prove import FIND, Runner
 from grujax.interop.torch_keys import KEY, effective, from_arrays, gru_at, to_arrays, unwrapped
 from grujax.linen import GRUCell, GRUModel
@@ -137,15 +136,14 @@ def _run(state: Mapping, model: Any) -> Runner:
     found = gru_runner(module)
     if not isinstance(model, GRUModel):
         return found
-    require_one_of(model.pooling, (of for of in WORDS if not callable(of)), "pooling")
     linear = [next((a for key, a in of.items() if key.endswith(f".{kind}")), None) for kind in ("weight", "bias")]
 
     def call(x: NDArray, h0: NDArray | None, lengths: NDArray | None) -> dict[str, NDArray]:
-        given = found.call(x, h0, lengths)
-        features = pooled(given["output"], given["h_last"], lengths, model.num_directions)[model.pooling]
+        given, every = found.call(x, h0, lengths), model.pooling is None
+        features = given["output"] if every else np.concatenate([*given["h_last"][-model.num_directions :]], -1)
         with torch.no_grad():
             y = torch.nn.functional.linear(torch.tensor(features).to(w_ih.dtype), *linear).double().numpy()
-        if model.pooling is None and lengths is not None:
+        if every and lengths is not None:
             y = y * (np.arange(x.shape[1]) < lengths[:, None])[..., None]
         return {"y": y, "h_last": given["h_last"]}
 
@@ -168,11 +166,16 @@ def gru_runner(module: Any) -> Runner:
             state = None if h0 is None else tensor(h0)
             if single:
                 return {"h_last": array(module(tensor(x), state))}
-            steps = torch.tensor([x.shape[1]] * len(x) if lengths is None else lengths, dtype=torch.int64)
-            packed = rnn.pack_padded_sequence(tensor(x), steps, batch_first=True, enforce_sorted=False)
-            output, h_last = module(packed, state)  # of packed rows whatever batch_first says
-            output, _ = rnn.pad_packed_sequence(output, batch_first=True, total_length=x.shape[1])
-            return {"output": array(output), "h_last": array(h_last)}
+            first = module.batch_first
+            read: Any = tensor(x if first else x.swapaxes(0, 1))
+            if lengths is not None:
+                steps = torch.tensor(lengths, dtype=torch.int64)
+                read = rnn.pack_padded_sequence(read, steps, batch_first=first, enforce_sorted=False)
+            output, h_last = module(read, state)
+            if lengths is not None:
+                output, _ = rnn.pad_packed_sequence(output, batch_first=first, total_length=x.shape[1])
+            found = array(output)
+            return {"output": found if first else found.swapaxes(0, 1), "h_last": array(h_last)}
 
     return Runner(call, takes_lengths=not single)
 

@@ -17,13 +17,12 @@ from numpy.typing import NDArray
 
 from grujax.core.dialects import QUANTISED
 from grujax.errors import InputError, require, require_package
-from grujax.interop.framework import check_archive, told
+from grujax.interop.framework import check_archive
 from grujax.interop.torch import STATE
 from grujax.interop.torch_keys import to_arrays, unwrapped
 from grujax.saving.model_file import opened
 
 SHARD = re.compile(r"(?P<stem>.*)-\d{5}-of-\d{5}(?P<ending>\.[a-z]+)")
-WHOLE = "a file that torch.save wrote"
 LARGEST_INDEX = 16 << 20
 """Bytes of an index that is still read."""
 MEMBERS = {
@@ -37,21 +36,22 @@ def read_torch(path: Path) -> Mapping:
     """What `torch.save` wrote: a state dict, or a checkpoint with one in it."""
     torch = require_package("torch", "torch")
     remedy = "Save module.state_dict(), or call from_torch on the module where its class is at hand."
-    if zipfile.is_zipfile(path):
-        with told("path", WHOLE):
+    try:
+        if zipfile.is_zipfile(path):
             check_archive(path)
             with zipfile.ZipFile(path) as archive:
                 names = {Path(name).name for name in archive.namelist()}
-        for member, (what, instead) in MEMBERS.items():
-            require(member not in names, "path", "a state dict", what, instead)
-    try:
+            for member, (what, instead) in MEMBERS.items():
+                require(member not in names, "path", "a state dict", what, instead)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's, on how it stores tensors
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # its words may advise to load unsafely
-        pickled = isinstance(error, pickle.UnpicklingError)
-        expected, found = ("tensors alone", "other pickled objects") if pickled else (WHOLE, type(error).__name__)
-        raise InputError("path", expected, found, remedy if pickled else "") from error
+    except InputError:
+        raise
+    except pickle.UnpicklingError as error:
+        raise InputError("path", "tensors alone", "other pickled objects", remedy) from error
+    except Exception as error:  # torch has no class of errors for what is no file of its own
+        raise InputError("path", "a file that torch.save wrote", type(error).__name__) from error
     require(isinstance(state, Mapping), "path", "a state dict", type(state).__name__, remedy)
     return state
 
@@ -67,10 +67,14 @@ def read_safetensors(path: Path) -> dict[str, NDArray]:
 
 
 def read_numpy(path: Path) -> dict[str, NDArray]:
-    with told("path", "a whole .npz file of arrays"):
+    try:
         check_archive(path)
         with np.load(path, allow_pickle=False) as file:
             return {key: file[key] for key in file}
+    except InputError:
+        raise
+    except Exception as error:  # zipfile's, NumPy's
+        raise InputError("path", "a whole .npz file of arrays", type(error).__name__) from error
 
 
 def joined(path: Path, read: Callable[[Path], Mapping]) -> Mapping:
@@ -83,10 +87,12 @@ def joined(path: Path, read: Callable[[Path], Mapping]) -> Mapping:
     require(index.is_file(), "path", "a whole model", f"one shard of several, without {index.name}", remedy)
     size = index.stat().st_size
     require(size <= LARGEST_INDEX, "path", f"an index of {LARGEST_INDEX} bytes at most", f"{size} in {index.name}")
-    with told("path", "an index of shards", remedy, f"in {index.name} "):
+    try:
         where = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
         files = sorted(set(where.values()))
         beside = all(SHARD.fullmatch(name) and Path(name).name == name for name in files)
+    except Exception as error:  # JSON of any other form
+        raise InputError("path", "an index of shards", f"{type(error).__name__} in {index.name}", remedy) from error
     require(beside, "path", "shards beside their index", f"{files}"[:200], remedy)
     for name in files:
         require(path.with_name(name).is_file(), "path", f"the shard {name}", "no such file", remedy)

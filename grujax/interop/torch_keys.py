@@ -7,16 +7,16 @@
 import re
 from collections.abc import Mapping
 from types import EllipsisType
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import numpy as np
 from numpy.typing import NDArray
 
 from grujax.core.config import Pooling
-from grujax.core.dialects import DIALECTS, FLOATS, Cell, require_floats
+from grujax.core.dialects import DIALECTS, FLOATS, Cell, read, require_floats
 from grujax.errors import InputError, require
-from grujax.interop.parts import Dense, Place, put_together, read_cells, require_only, take_apart
+from grujax.interop.parts import Dense, Place, put_together, take_apart
 from grujax.interop.prove import FIND, log
 from grujax.linen import GRUCell, GRUModel
 
@@ -28,6 +28,15 @@ WRAPPERS = ("state_dict", "model_state_dict", "model", "params", "module", "net"
 COMPUTED = re.compile(r"(.*?)(?:(weight[^.]*)_(g|v|u|orig|mask)|parametrizations\.([^.]*)\.(original[01]?|0\._[uv]))")
 PARTS = {"original0": "g", "original1": "v", "original": "orig", "0._u": "u", "0._v": "v"}
 """What `weight_norm` and `spectral_norm`, old and new, and pruning keep in a weight's place."""
+
+
+class State(NamedTuple):
+    """A state dict taken apart: the cells by the name of their first tensor, the Linear, and what kind of GRU it is."""
+
+    cells: dict[str, Cell]
+    head: tuple[str, Dense] | None
+    bidirectional: bool
+    single: bool
 
 
 def unwrapped(state: Mapping, argument: str = "state dict") -> Mapping:
@@ -84,19 +93,16 @@ def gru_at(state: Mapping[str, NDArray], start: str) -> dict[str, NDArray]:
 
 def from_arrays(state: Mapping[str, NDArray], pooling: Pooling | EllipsisType = ...) -> tuple[nn.Module, dict]:
     """The model and variables of a state dict. pooling: what the Linear reads; by default the last state, announced."""
-    cells, head, fields = read_state(effective(state))
-    if head is not None:
-        fields |= {"pooling": "last" if pooling is ... else pooling}
+    found, fields = read_state(effective(state)), {}
+    if found.head is not None:
+        fields["pooling"] = "last" if pooling is ... else pooling
         if pooling is ...:
             log.warning("read as: Linear on the last state of each direction; pooling= says otherwise")
-    return put_together(cells, head, **fields)
+    return put_together(*found[:2], bidirectional=found.bidirectional, single=found.single, **fields)
 
 
-def read_state(
-    state: Mapping[str, NDArray], stacked: bool = False
-) -> tuple[dict[str, Cell], tuple[str, Dense] | None, dict[str, Any]]:
-    """The cells, the Linear and what kind of GRU it is of a state dict that holds nothing else, as `put_together` takes
-    them. stacked: several `nn.GRUCell`s are layers, in their order."""
+def read_state(state: Mapping[str, NDArray], stacked: bool = False) -> State:
+    """The parts of a state dict that holds nothing else. stacked: several `nn.GRUCell`s are layers, in their order."""
     matches = {key: m for key in state if (m := KEY.fullmatch(key))}
     for key in state:
         require("weight_hr" not in key, key, "the keys of a GRU", "a projection", "Only an LSTM has proj_size.")
@@ -117,9 +123,13 @@ def read_state(
         suffixes = [""] if alone else [layer_suffix(index, directions) for index in range(num_layers * directions)]
         ends = [(starts[0], suffix) for suffix in suffixes]
     kinds = KINDS[: 4 if any(m["what"] == "bias" for m in matches.values()) else 2]
-    keys = [[f"{start}{kind}{suffix}" for kind in kinds] for start, suffix in ends]
-    cells = read_cells(state, keys, DIALECTS["torch"], "state dict")
-    known = {key for of in keys for key in of}
+    cells, known = {}, set()
+    for start, suffix in ends:
+        keys = [f"{start}{kind}{suffix}" for kind in kinds]
+        for key in keys:
+            require(key in state, key, "this key", "no such key", "The state dict is not whole.")
+        cells[keys[0]] = read({key: state[key] for key in keys}, DIALECTS["torch"])
+        known |= {*keys}
     weights = [key for key in others if key.endswith(".weight") and (stacked or not alone)]
     heads = sorted({key.removesuffix("weight") for key in weights})
     require(len(heads) < 2, "state dict", "one nn.Linear beside the nn.GRU", f"{len(heads)}, {heads}", FIND)
@@ -130,8 +140,10 @@ def read_state(
         for key in {weight, bias} & state.keys():
             require_floats(key, state[key].dtype)
         head = weight, Dense(state[weight].T, state.get(bias))
-    require_only(state, known, f"the keys {sorted(known)}")
-    return cells, head, {"bidirectional": directions == 2, "single": alone and not stacked}
+    for key in state:
+        served = f"only the keys {sorted(known)}"
+        require(key in known, key, served, "this key besides", f"It would be lost. {FIND}")
+    return State(cells, head, directions == 2, alone and not stacked)
 
 
 def to_arrays(model: Any, variables: Mapping, gru: str = "gru", head: str = "output_layer") -> dict[str, NDArray]:

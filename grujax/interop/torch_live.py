@@ -111,9 +111,9 @@ def _dropout(module: Any) -> dict[str, Any]:
 
 def _found(module: Any, state: Mapping[str, NDArray], pooling: Pooling | EllipsisType) -> tuple[nn.Module, dict]:
     """The model that agrees with the module, and its variables."""
-    torch, module = _torch(), _wide(module)
-    cells, head, kinds = read_state(state, stacked=True)
-    model, variables = put_together(cells, head, **kinds)
+    torch, parts = _torch(), read_state(state, stacked=True)
+    model, variables = put_together(parts.cells, parts.head, bidirectional=parts.bidirectional)
+    module = _wide(module)
     parameter = next(module.parameters())
 
     def seen(size: tuple[int, int], time_major: bool) -> Seen:
@@ -122,10 +122,10 @@ def _found(module: Any, state: Mapping[str, NDArray], pooling: Pooling | Ellipsi
         try:
             with torch.no_grad():
                 found = _tensors(module(x.to(parameter.dtype).to(parameter.device)))
-                return given, [t.double().cpu().numpy() for t in found]
+                return Seen(given, [t.double().cpu().numpy() for t in found])
         except Exception as error:  # whatever a module of the user's raises
             found, remedy = f"{type(error).__name__}: {error}", f"{FIND} verify=False takes the weights."
-            return given, InputError(ARGUMENT, "a module that runs on x (B, T, I) alone", found, remedy)
+            return Seen(given, InputError(ARGUMENT, "a module that runs on x (B, T, I) alone", found, remedy))
 
     def serves(time_major: int, found: Any, places: Places) -> bool:
         """A head on every step gives its outputs with the axes of x."""

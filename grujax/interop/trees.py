@@ -2,13 +2,12 @@
 
 Linen and NNX put a `GRUCell` into an `RNN`, two of these into a `Bidirectional`, several of either into a `Sequential`.
 Classes, fields and parameter names agree but for the cell's own tensors, so one walk serves both: `of` is the module
-that holds the classes, `flax.linen` or `flax.nnx`. A cell is told by the prefix of its tensors' paths, such as
-`layers_1/forward_rnn/cell/`, "" where it stands alone; all of them, index `layer * D + direction`, tell the structure.
+that holds the classes, `flax.linen` or `flax.nnx`. Tensors go by paths, `layers_1/forward_rnn/cell/` before the cell's.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -16,19 +15,43 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from grujax.core.dialects import Dialect
+from grujax.core.dialects import Dialect, read, require_floats
 from grujax.errors import require, require_equal
-from grujax.interop.parts import Place, put_together, read_cells, require_only, take_apart
-from grujax.interop.prove import Runner
+from grujax.interop.parts import Place, put_together, take_apart
+from grujax.interop.prove import FIND, Runner
 from grujax.kernels.step import ACTIVATIONS
 from grujax.linen import GRU, GRUCell
 
-CELL = r"(?P<base>(?:.*?/)??)(?P<layer>(?:layers[_/]\d{1,6}/)?)(?P<way>(?:forward|backward)_rnn/)?(?P<rnn>cell/)?"
-"""The path of a cell: that of the layers that it is one of, which layer and direction, and what stands between."""
+KEY = re.compile(r"(?:layers_(?P<layer>\d{1,6})/)?(?P<way>(?:forward|backward)_rnn/)?(?P<rnn>cell/)?.*")
 
 
-def flattened(tree: Mapping, argument: str) -> dict[str, Any]:
-    """What stands in nested mappings by its path, `a/b/c`; `InputError` for what has no name."""
+class Layout(NamedTuple):
+    """Where the cells of a GRU stand.
+
+    cells: the module of each by the prefix of its tensors, index `layer * D + direction`; None where only tensors are
+    known. single: a cell that stands alone. fields: of the grujax model, as far as modules tell them.
+    """
+
+    cells: Mapping[str, Any]
+    bidirectional: bool = False
+    single: bool = False
+    fields: Mapping[str, Any] = {}
+
+    @property
+    def stacked(self) -> bool:
+        """In a Sequential, which may hold one layer alone."""
+        return any(prefix.startswith("layers_") for prefix in self.cells)
+
+
+def array(value: Any, name: str) -> NDArray:
+    """An array of floats in NumPy; `InputError` for anything else."""
+    require(isinstance(value, np.ndarray | jax.Array), name, "an array", type(value).__name__)
+    require_floats(name, value.dtype)
+    return np.asarray(value)
+
+
+def flattened(tree: Mapping, argument: str) -> dict[str, NDArray]:
+    """The arrays of nested mappings by their paths, `a/b/c`; `InputError` for what is no array, or has no name."""
     flat, waiting = {}, [("", tree)]
     while waiting:
         prefix, node = waiting.pop()
@@ -41,81 +64,71 @@ def flattened(tree: Mapping, argument: str) -> dict[str, Any]:
             if isinstance(value, Mapping):
                 waiting.append((f"{prefix}{key}/", value))
             else:
-                flat[f"{prefix}{key}"] = value
+                flat[f"{prefix}{key}"] = array(value, f"{prefix}{key}")
     return flat
 
 
 def read_tree(
-    flat: Mapping[str, Any], prefixes: Sequence[str], dialect: Dialect, features: int | None = None, **fields: Any
+    flat: Mapping[str, NDArray], layout: Layout, dialect: Dialect, update: str = "keep", **fields: Any
 ) -> tuple[nn.Module, dict]:
-    """The model and variables of cells whose tensors stand in `flat`, those and no others.
-
-    features: H, where a module says it. fields: of the model; and `single`, a cell, where paths do not tell it.
-    """
-    tensors = dialect.tensors
+    """The model and variables of cells whose tensors stand in `flat`, those and no others."""
+    tensors, cells = dialect.tensors, {}
     if not dialect.always_biased and not any(key.endswith(tensors[2:]) for key in flat):
         tensors = tensors[:2]
-    expected = [[f"{prefix}{tensor}" for tensor in tensors] for prefix in prefixes]
-    served = f"{', '.join(tensors)} in {', '.join(prefix or 'the tree' for prefix in prefixes)}"
-    require_only(flat, {key for keys in expected for key in keys}, served)
-    cells = read_cells(flat, expected, dialect, "tree", fields.get("update", "keep"))
-    for key, cell in cells.items():
-        said = (cell.w_ih.shape[0], features or cell.hidden_size)
-        require_equal((cell.w_ih.shape[0], cell.hidden_size), said, key, "Its module has that.")
-    kinds: dict[str, Any] = {
-        "bidirectional": "backward_rnn/" in prefixes[-1],
-        "single": not prefixes[0].endswith("cell/"),
-    }
-    return put_together(cells, **kinds | fields)
+    expected = dict.fromkeys(f"{prefix}{tensor}" for prefix in layout.cells for tensor in tensors)
+    served = f"only {', '.join(tensors)} in {', '.join(prefix or 'the tree' for prefix in layout.cells)}"
+    for key in flat:
+        require(key in expected, key, served, "this key besides", f"It would be lost. {FIND}")
+    for key in expected:
+        require(key in flat, key, "this key", "no such key", "The tree is not whole.")
+    for prefix, module in layout.cells.items():
+        cell = cells[prefix] = read({f"{prefix}{name}": flat[f"{prefix}{name}"] for name in tensors}, dialect, update)
+        found, features = cell.w_ih.shape[0], getattr(module, "features", cell.hidden_size)
+        require_equal((found, cell.hidden_size), (found, features), f"{prefix}{tensors[0]}", "Its module has that.")
+    kinds = {"bidirectional": layout.bidirectional, "single": layout.single}
+    return put_together(cells, **kinds, **layout.fields, **fields)
 
 
 def written_tree(
-    model: nn.Module, variables: Mapping, place: Place, dialect: Dialect, prefixes: Iterable[str]
-) -> dict[str, NDArray]:
-    """The tensors of the model's cells, each under its prefix."""
+    model: nn.Module, variables: Mapping, place: Place, dialect: Dialect, prefixes: Sequence[str]
+) -> list[dict[str, NDArray]]:
+    """The tensors of each cell of the model under its prefix."""
     cells = take_apart(model, variables, place, dialect).cells
-    return {f"{prefix}{name}": a for prefix, of in zip(prefixes, cells, strict=False) for name, a in of.items()}
+    return [{f"{prefix}{name}": a for name, a in of.items()} for prefix, of in zip(prefixes, cells, strict=False)]
 
 
-def alone(flat: Mapping[str, Any], sign: str) -> tuple[dict[str, Any], list[str]]:
-    """The tensors of a GRU that stands alone, without the path that all of them have in common, and the prefixes that
-    their paths tell, with room for every cell between the first and the last that they name. sign: a tensor of a cell.
+def layout_of_keys(keys: Sequence[str]) -> Layout:
+    """The layout that paths tell, with room for every cell between the first and the last that they name.
 
-    >>> alone({"net/layers_0/cell/ir/kernel": np.ones((2, 3))}, "ir/kernel")[1]
+    >>> list(layout_of_keys(["layers_0/cell/ir/kernel"]).cells)
     ['layers_0/cell/']
     """
-    matches = [m for key in flat if (m := re.fullmatch(f"{CELL}{sign}", key))]
+    matches = [m for key in keys if (m := KEY.fullmatch(key)) and m["rnn"]]
     if not matches:
-        return dict(flat), [""]
-    base = matches[0]["base"] if all(key.startswith(matches[0]["base"]) for key in flat) else ""
-    flat = {key.removeprefix(base): a for key, a in flat.items()}
-    if not any(m["rnn"] for m in matches):
-        return flat, [""]
-    numbers = [int(re.sub(r"\D", "", m["layer"])) for m in matches if m["layer"]]
+        return Layout({"": None}, single=True)
+    bidirectional = any(m["way"] for m in matches)
+    numbers = [int(m["layer"]) for m in matches if m["layer"]]
     # No more layers than there are keys, and one: enough to find the first key that is missing.
     num_layers = min(max(numbers, default=0), len(matches)) + 1
-    return flat, _prefixes(num_layers, any(m["way"] for m in matches), bool(numbers))
+    return Layout(dict.fromkeys(_prefixes(num_layers, bidirectional, bool(numbers))), bidirectional)
 
 
-def prefixes_of_model(model: nn.Module) -> list[str]:
-    """Those of the module that a grujax model becomes."""
-    return _prefixes(model.num_layers, model.bidirectional, model.num_layers > 1) if isinstance(model, GRU) else [""]
+def layout_of_model(model: nn.Module) -> Layout:
+    """The layout that a grujax model takes."""
+    if not isinstance(model, GRU):
+        return Layout({"": None}, single=True)
+    prefixes = _prefixes(model.num_layers, model.bidirectional, model.num_layers > 1)
+    return Layout(dict.fromkeys(prefixes), model.bidirectional)
 
 
-def _prefixes(num_layers: int, bidirectional: bool, stacked: bool) -> list[str]:
-    ways = ("forward_rnn/", "backward_rnn/") if bidirectional else ("",)
-    return [f"{f'layers_{k}/' if stacked else ''}{way}cell/" for k in range(num_layers) for way in ways]
-
-
-def told_by_module(module: Any, of: Any) -> tuple[list[str], dict[str, Any]]:
-    """The prefixes of a GRUCell, RNN, Bidirectional or Sequential of `of`, and the fields of the model that its options
-    are; `InputError` for what computes otherwise."""
+def layout_of_module(module: Any, of: Any) -> Layout:
+    """The layout of a GRUCell, RNN, Bidirectional or Sequential of `of`; `InputError` for what computes otherwise."""
     if type(module) is of.GRUCell:
-        return [""], _cell_fields(module, "module")
+        return Layout({"": module}, single=True, fields=_cell_fields(module, "module"))
     stacked = type(module) is of.Sequential
     layers = list(module.layers) if stacked else [module]
     require(bool(layers), "layers", "at least one", "none")
-    first, fields = type(layers[0]), []
+    first, cells, fields = type(layers[0]), [], []
     bidirectional = first is of.Bidirectional
     for k, layer in enumerate(layers):
         kind, name = type(layer), f"layers_{k}" if stacked else "module"
@@ -133,24 +146,12 @@ def told_by_module(module: Any, of: Any) -> tuple[list[str], dict[str, Any]]:
         for rnn in (layer.forward_rnn, layer.backward_rnn) if bidirectional else (layer,):
             require(type(rnn) is of.RNN, name, "RNNs", type(rnn).__name__)
             require(type(rnn.cell) is of.GRUCell, name, "GRUCells", type(rnn.cell).__name__)
+            cells.append(rnn.cell)
             fields.append(_cell_fields(rnn.cell, name) | ({"time_major": True} if layer.time_major else {}))
             require_equal(fields[-1], fields[0], name, "All layers of a GRU have the same options.")
-    return _prefixes(len(layers), bidirectional, stacked), fields[0]
-
-
-def _cell_fields(cell: Any, name: str) -> dict[str, Any]:
-    fields: dict[str, Any] = {"features": getattr(cell, "features", None)}
-    for argument, field in (("gate_fn", "gate_activation"), ("activation_fn", "activation")):
-        found = getattr(cell, argument)
-        fields[field] = next((key for key, f in ACTIVATIONS.items() if f is found), None)
-        remedy = f"Convert the weights alone, then model.clone({field}=...), if it is elementwise."
-        known = fields[field] is not None
-        require(known, f"{name}.{argument}", f"one of {sorted(ACTIVATIONS)}", repr(found), remedy)
-    if cell.carry_init is not None:
-        start = np.asarray(cell.carry_init(jax.random.key(0), (1, 1), jnp.float32))
-        remedy = "Pass grujax the initial state as h0, and convert a cell without carry_init."
-        require(not start.any(), f"{name}.carry_init", "zeros", "other values", remedy)
-    return fields if cell.dtype is None else fields | {"dtype": cell.dtype}
+    return Layout(
+        dict(zip(_prefixes(len(layers), bidirectional, stacked), cells, strict=True)), bidirectional, fields=fields[0]
+    )
 
 
 def cell_options(model: Any) -> dict[str, Any]:
@@ -160,16 +161,15 @@ def cell_options(model: Any) -> dict[str, Any]:
     return {**functions, "dtype": model.dtype, "param_dtype": model.param_dtype}
 
 
-def nested(cells: Mapping[str, Any], of: Any, model: Any) -> Any:
-    """The module of cells by their prefixes."""
-    layers, time_major = [*cells.values()], getattr(model, "time_major", False)
-    if "" in cells:
-        return layers[0]
-    layers = [of.RNN(cell, time_major=time_major) for cell in layers]
-    if any("_rnn/" in prefix for prefix in cells):
+def nested(cells: Sequence[Any], of: Any, layout: Layout, time_major: bool) -> Any:
+    """The module of cells, index `layer * D + direction`."""
+    if layout.single:
+        return cells[0]
+    layers = [of.RNN(cell, time_major=time_major) for cell in cells]
+    if layout.bidirectional:
         pairs = zip(layers[::2], layers[1::2], strict=True)
         layers = [of.Bidirectional(*pair, time_major=time_major) for pair in pairs]
-    if not next(iter(cells)).startswith("layers_"):
+    if not layout.stacked:
         return layers[0]
     return of.Sequential(layers) if of is nn else of.Sequential(*layers)
 
@@ -189,19 +189,6 @@ def recurrent(call: Callable[..., Any], bidirectional: bool) -> Layer:
     return layer
 
 
-def cell_runner(model: nn.Module, cells: Sequence[Callable[[jax.Array, jax.Array], jax.Array]]) -> Runner:
-    """Cells alone, each a layer over time by `lax.scan`: x (B, I) and h (B, H) to the new state."""
-
-    def scanned(cell: Callable[..., Any]) -> Layer:
-        def layer(x: jax.Array, h0: jax.Array) -> tuple[jax.Array, jax.Array]:
-            h_last, hs = jax.lax.scan(lambda h, x: (cell(x, h),) * 2, h0[0], x.swapaxes(0, 1))
-            return hs.swapaxes(0, 1), h_last[None]
-
-        return layer
-
-    return jax_runner(model, cells[0], [scanned(cell) for cell in cells])
-
-
 def jax_runner(
     model: nn.Module, cell: Callable[..., Any], layers: Sequence[Layer], bidirectional: bool = False
 ) -> Runner:
@@ -219,3 +206,23 @@ def jax_runner(
         return {"output": np.asarray(output), "h_last": np.concatenate(h_last)}
 
     return Runner(call)
+
+
+def _prefixes(num_layers: int, bidirectional: bool, stacked: bool) -> list[str]:
+    ways = ("forward_rnn/", "backward_rnn/") if bidirectional else ("",)
+    return [f"{f'layers_{k}/' if stacked else ''}{way}cell/" for k in range(num_layers) for way in ways]
+
+
+def _cell_fields(cell: Any, name: str) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    for argument, field in (("gate_fn", "gate_activation"), ("activation_fn", "activation")):
+        found = getattr(cell, argument)
+        known = next((key for key, f in ACTIVATIONS.items() if f is found), None)
+        remedy = f"Convert the weights alone, then model.clone({field}=...), if it is elementwise."
+        require(known is not None, f"{name}.{argument}", f"one of {sorted(ACTIVATIONS)}", repr(found), remedy)
+        fields[field] = known
+    if cell.carry_init is not None:
+        start = np.asarray(cell.carry_init(jax.random.key(0), (1, 1), jnp.float32))
+        remedy = "Pass grujax the initial state as h0, and convert a cell without carry_init."
+        require(not start.any(), f"{name}.carry_init", "zeros", "other values", remedy)
+    return fields if cell.dtype is None else fields | {"dtype": cell.dtype}

@@ -349,7 +349,7 @@ FILES = {
     "no dtype": (lambda: array_of(b"os.system", (2,)), ["whole msgpack file"]),
     "complex": (lambda: array_of(b"complex128", (1,)), ["cell/ir/kernel", "complex128"]),
     "bytes": (lambda: array_of(b"S16", (1,)), ["cell/ir/kernel", "S16"]),
-    "keys of two types": (lambda: b"\x82\xa1a\x01\x02\x03", ["a: ", "this key besides"]),
+    "keys of two types": (lambda: b"\x82\xa1a\x01\x02\x03", ["a: ", "an array", "int"]),
     "key of two lines": (lambda: b"\x81\xa3a\nb\x81\xa1a\x01", ["keys that are names"]),
     "training state": (
         lambda: msgpack_serialize({"step": 3, "params": {}, "opt_state": {}}),

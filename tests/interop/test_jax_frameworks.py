@@ -375,10 +375,7 @@ HAIKU = {
     "two names": (lambda: {"encoder": of_haiku()["gru"], "decoder": of_haiku()["gru"]}, ["this module besides"]),
     "gap": (lambda: {"gru": of_haiku()["gru"], "gru_2": of_haiku()["gru"]}, ["gru_2", "gru to gru_1"]),
     "other width": (lambda: {"gru": of_haiku()["gru"], "gru_1": of_haiku()["gru"]}, ["gru_1", "4 input features"]),
-    "lstm": (
-        lambda: {"lstm": {"linear": {"w": jnp.ones((7, 16))}}},
-        ["lstm/linear", "only w_i, w_h, b", "this key besides"],
-    ),
+    "lstm": (lambda: {"lstm": {"linear": {"w": jnp.ones((7, 16))}}}, ["lstm/w_i", "no such key"]),
     "extra": (lambda: of_haiku(b_n=jnp.ones(4)), ["gru/b_n", "this key besides"]),
     "shape": (lambda: of_haiku(b=jnp.ones(11, "float32")), ["gru/b", "(12,)", "(11,)"]),
     "transposed": (lambda: of_haiku(w_i=jnp.ones((12, 3), "float32")), ["gru/w_i", "(12, 12)", "(12, 3)"]),

@@ -145,16 +145,6 @@ def test_damage_anywhere_is_told_or_does_none(ending, tmp_path):
     assert outcomes.count("refused") >= 60
 
 
-@pytest.mark.parametrize("pooling", ["last", "mean", "max", None])
-def test_what_a_dense_reads_is_an_argument_where_weights_alone_are_there(pooling, tmp_path):
-    """As Keras computes it, built with the pooling that is named."""
-    path = saved(tmp_path, ".weights.h5")
-    assert load(path)[0] == GRUModel(H, 2)
-    assert load(path, pooling=pooling, verify=True)[0] == GRUModel(H, 2, pooling=pooling)
-    with refused("pooling", "'attention'"):
-        load(path, pooling="attention")
-
-
 # -- Keras 2, and the older file of both -------------------------------------------------------------------------------
 
 
