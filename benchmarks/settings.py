@@ -57,13 +57,17 @@ def measure() -> dict[str, list[float]]:
 
 
 def main(*names: str) -> None:
+    if unknown := [name for name in names if name not in SETTINGS]:
+        sys.exit(f"no setting {unknown}: there are {', '.join(SETTINGS)}")
     chosen = {name: SETTINGS[name] for name in ("defaults", *(names or SETTINGS))}
+    set_here = {variable.split("=")[0] for variables in SETTINGS.values() for variable in variables.split()}
+    inherited = {name: value for name, value in os.environ.items() if name not in set_here}
     rounds = []
     for _ in range(ROUNDS):
         rounds.append({})
         for name, variables in chosen.items():
             given = dict(variable.split("=", 1) for variable in variables.split())
-            environment = os.environ | {"JAX_PLATFORMS": "cpu"} | given
+            environment = inherited | {"JAX_PLATFORMS": "cpu"} | given
             done = subprocess.run(
                 [sys.executable, __file__, "--child"], env=environment, capture_output=True, text=True
             )

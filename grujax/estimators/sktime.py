@@ -73,6 +73,10 @@ class GRUForecaster(BaseForecaster):
 
     def _predict(self, fh: Any, X: Any) -> Any:
         trained = self.forecaster_.trained_
+        remedy = "Update with values that begin where those before end."
+        require(
+            trained.y.index[-1] == self.cutoff[0], "y", f"values up to {self.cutoff[0]}", trained.y.index[-1], remedy
+        )
         found = self.forecaster_.predict(exogenous=joined("X", X, trained.exogenous))
         columns = trained.y.columns
         each = [found["forecast"]] if len(columns) == 1 else [found[name, "forecast"] for name in columns]

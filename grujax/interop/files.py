@@ -99,6 +99,8 @@ def load(
     options: dict[str, Any] = {} if pooling is ... else {"pooling": pooling}
     told = f"{framework.name} files tell it: leave pooling out."
     require(not options or framework.assumes, "pooling", "none", repr(pooling), told)
+    rule, remedy = "prefix takes out a GRU, which has no pooling", "Leave one of them out."
+    require(prefix is None or not options, "pooling", "none", repr(pooling), remedy, rule=rule)
     try:
         if prefix is not None:
             from grujax.interop.find import take

@@ -4,6 +4,7 @@ And the inputs of such a graph: which of them is x, h0 and lengths, what sizes i
 """
 
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from grujax.errors import InputError, require, require_package
 from grujax.interop.onnx_graph import Model, attributes_of, copied, module, name_of, nodes_in
+from grujax.interop.onnx_tensors import bound
 from grujax.interop.prove import FIND
 
 SECONDS, ROOM = 120, 4 << 30
@@ -119,6 +121,8 @@ def inputs_of(proto: Model, grus: list[Any], n_states: int) -> Inputs:
             tensor = given[name].type.tensor_type
             dims[name] = [d.dim_value for d in tensor.shape.dim] if tensor.HasField("shape") else [0] * n_axes
             require(len(dims[name]) == n_axes, name, f"{n_axes} axes", len(dims[name]))
+            require(min(dims[name]) >= 0, name, "sizes, not negative", dims[name])
+            bound(name, math.prod(n or 64 for n in dims[name]))  # 64: more than an axis of free size gets in the proof
     first, second, _ = dims.get(h0 or "", (0, 0, 0))
     return Inputs(x, h0, lengths, dims, second == n_states != first)
 
@@ -158,7 +162,8 @@ def time_first(proto: Model) -> Model:
         nodes.append(node)
         if node.op_type != "GRU" or not attributes_of(node).get("layout"):
             continue
-        name = name_of(node)
+        name, layout = name_of(node), attributes_of(node)["layout"]
+        require(layout == 1, name, "layout 0 or 1", layout)
         del node.attribute[[a.name for a in node.attribute].index("layout")]
         for k in (k for k in (0, 5) if k < len(node.input) and node.input[k]):
             nodes.insert(-1, turn("Transpose", [node.input[k]], [f"{name}/input_{k}"], perm=[1, 0, 2]))

@@ -97,12 +97,15 @@ def _asked(recurrence: Recurrence, spec: GRUSpec, time_major: bool) -> Asked:
 
 
 def _known_sizes(recurrence: Recurrence, time_major: bool) -> Sizes:
-    """T, B and H; None for one that is not known while compiling, and for B where arrays are split otherwise than by
-    rows among devices."""
+    """T, B of each device, and H; None for one that is not known while compiling, and for B where arrays are split
+    otherwise than by rows among devices."""
     n_steps, n_rows, _ = recurrence.x.shape if time_major else (recurrence.x.shape[i] for i in (1, 0, 2))
-    split = [axis for axis, name in enumerate(jax.typeof(recurrence.x).sharding.spec) if name is not None]
+    sharding = jax.typeof(recurrence.x).sharding
+    split = [axis for axis, name in enumerate(sharding.spec) if name is not None]
     weights = [name for a in jax.tree.leaves(recurrence.weights) for name in jax.typeof(a).sharding.spec]
     by_rows = split in ([], [1 if time_major else 0]) and not any(weights)
     hidden_size = recurrence.weights.w_hh.shape[0]
     T, B, H = (size if isinstance(size, int) else None for size in (n_steps, n_rows, hidden_size))
+    if B is not None and by_rows:
+        B = sharding.shard_shape(recurrence.x.shape)[1 if time_major else 0] if split else B
     return T, B if by_rows else None, H

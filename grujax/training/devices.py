@@ -49,7 +49,7 @@ class Devices:
     """Puts arrays on the devices of a mesh, and lets the processes that they belong to decide alike."""
 
     def __init__(self, mesh: Mesh | None, batch_size: int, hidden_size: int = 1) -> None:
-        self.several_processes = False
+        self.several_processes, self.axis = False, None
         self._rows: NamedSharding | None = None
         if mesh is None:
             return
@@ -67,11 +67,12 @@ class Devices:
         expected = f"devices of this process, or along one axis those of all {jax.process_count()}"
         require(of_all, "mesh", expected, f"axes {mesh.axis_names} over {len(processes)} processes")
         self._mesh = Mesh(mesh.devices, mesh.axis_names)  # XLA shares out what is not the model's: see `step.by_rows`
-        self._rows = NamedSharding(self._mesh, PartitionSpec(mesh.axis_names[0]))
+        self.axis: str | None = mesh.axis_names[0]
+        self._rows = NamedSharding(self._mesh, PartitionSpec(self.axis))
         self._whole = NamedSharding(self._mesh, PartitionSpec())
 
     def context(self) -> contextlib.AbstractContextManager[object]:
-        """Where the step is compiled."""
+        """The mesh under which the step is compiled."""
         return contextlib.nullcontext() if self._rows is None else jax.set_mesh(self._mesh)
 
     def rows(self, tree: Any) -> Any:
@@ -95,7 +96,10 @@ class Devices:
         return jax.device_put(tree, jax.tree_util.tree_map_with_path(sharding, tree))
 
     def here(self, tree: Any) -> Any:
-        """Arrays that are whole on every device, on one of this process alone: it then computes with its own kernel."""
+        """The arrays on one device of this process, which then runs its own kernel; all devices hold them whole.
+
+        Of a mesh with two axes, over which they are split, they stay where they are.
+        """
         one_axis = self._rows is not None and len(self._mesh.axis_names) == 1
         return jax.tree.map(lambda a: a.addressable_data(0), tree) if one_axis else tree
 

@@ -252,7 +252,8 @@ class Training:
             began = time.perf_counter()
             state, constants = self.run.state, self.constants
             with self.devices.context():
-                lowered = train_step.lower(self.model, self.step_config, self.num_steps, state, constants, *given)
+                static = self.model, self.step_config, self.num_steps
+                lowered = train_step.lower(*static, state, constants, *given, self.devices.axis)
                 self.executables[shape] = lowered.compile()
             shapes, seconds, padding = self.compiled
             shapes = shapes if shape in shapes else (*shapes, shape)

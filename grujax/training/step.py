@@ -169,11 +169,17 @@ def _between(share: Array, a: Array, b: Array) -> Array:
 
 
 def gradient(
-    model: GRUModel, config: TrainConfig, params: Any, statistics: Mapping[str, Array], batch: Batch, draws: Draws
+    model: GRUModel,
+    config: TrainConfig,
+    params: Any,
+    statistics: Mapping[str, Array],
+    batch: Batch,
+    draws: Draws,
+    axis: str | None = None,
 ) -> tuple[Any, Array]:
     """The gradient of the mean loss of a batch's rows, disturbed and mixed, each times its weight; and their sum.
 
-    Of several heads it is that of the sum of their losses."""
+    Of several heads it is that of the sum of their losses. axis: of the mesh, which the rows are split over."""
     disturb_key, dropout_key = jax.random.split(jax.random.key(draws.seed))
     x, lengths = jnp.asarray(batch.x), jnp.asarray(batch.lengths)
     y, weight = (jax.tree.map(jnp.asarray, named(a)) for a in (batch.y, batch.weight))
@@ -183,7 +189,7 @@ def gradient(
 
     def loss(params: Any) -> tuple[Array, Array]:
         variables = {"params": params, "statistics": statistics}
-        outputs = named(by_rows(model, variables, x, lengths, dropout_key))
+        outputs = named(by_rows(model, variables, x, lengths, dropout_key, axis))
         mean = total = jnp.zeros((), jnp.float32)
         for name, target in y.items():
             output, own = outputs[name].astype(jnp.float32), of_head(statistics, name)
@@ -194,24 +200,23 @@ def gradient(
     return jax.grad(loss, has_aux=True)(params)
 
 
-def by_rows(model: GRUModel, variables: Any, x: Array, lengths: Array, key: Array) -> Any:
-    """The model in training; under a mesh each device runs its rows by itself, along the first axis.
+def by_rows(model: GRUModel, variables: Any, x: Array, lengths: Array, key: Array, axis: str | None) -> Any:
+    """The model in training. Each device runs its rows by itself, along an axis of the mesh that is Explicit meanwhile.
 
-    There the axis is Explicit: where XLA shares the work out by itself no kernel can run, but the plain loop.
+    Under an Auto axis XLA splits the program, and runs the plain loop, no kernel.
     """
 
     def apply(variables: Any, x: Array, lengths: Array, key: Array) -> Any:
         return model.apply(variables, x, lengths=lengths, deterministic=False, rngs={"dropout": key})
 
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
+    if axis is None:
         return apply(variables, x, lengths, key)
-    whole, rows = jax.P(), jax.P(mesh.axis_names[0])
-    on_each: Any = jax.sharding.explicit_axes(apply, axes=mesh.axis_names[0], in_sharding=(whole, rows, rows, whole))
+    whole, rows = jax.P(), jax.P(axis)
+    on_each: Any = jax.sharding.explicit_axes(apply, axes=axis, in_sharding=(whole, rows, rows, whole))
     return on_each(variables, x, lengths, key)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(3,))
+@partial(jax.jit, static_argnums=(0, 1, 2, 7), donate_argnums=(3,))
 def train_step(
     model: GRUModel,
     config: TrainConfig,
@@ -220,14 +225,17 @@ def train_step(
     statistics: Mapping[str, Array],
     batch: Batch,
     draws: Draws,
+    axis: str | None = None,
 ) -> TrainState:
     """One step of all members at once; to the state's loss it adds those of the batch's rows, each times its weight.
+
+    axis: of the mesh that is set, which the rows are split over; None on one device.
 
     `model`, `config` and `num_steps` are compared by value: equal ones share one compilation.
     """
 
     def step(state: TrainState, draws: Draws) -> TrainState:
-        gradients, total = gradient(model, config, state.params, statistics, batch, draws)
+        gradients, total = gradient(model, config, state.params, statistics, batch, draws, axis)
         updates, optimizer_state = make_optimizer(config, num_steps).update(gradients, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         _, averaging = optax.ema(decay(config, num_steps)).update(params, state.averaging)

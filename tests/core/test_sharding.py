@@ -21,8 +21,6 @@ MESHES = {
     "model": {"model": (2, "Auto")},
     "data and model": {"data": (4, "Auto"), "model": (2, "Auto")},
     "explicit data, model": {"data": (4, "Explicit"), "model": (2, "Auto")},
-    "explicit model": {"model": (2, "Explicit")},
-    "explicit data, explicit model": {"data": (4, "Explicit"), "model": (2, "Explicit")},
 }
 """Of each way to share the work out the axes of the mesh: over "data" the rows, over "model" the hidden units."""
 
@@ -39,8 +37,6 @@ WAYS = (
     ("model", ("gru",), ("native", "xla")),
     ("data and model", ("gru", "GRU", "GRUModel"), ("native", "xla")),
     ("explicit data, model", ("GRUModel",), ("native", "xla")),
-    ("explicit model", ("gru",), ("native",)),
-    ("explicit data, explicit model", ("gru",), ("native",)),
 )
 
 
@@ -78,7 +74,9 @@ def main(every):
     from jax.sharding import PartitionSpec as P
 
     from grujax import GRU, GRUModel, GRUWeights, gru
+    from grujax.kernels import entry
     from grujax.testing import assert_trees_close
+    from grujax.types import Recurrence
 
     rows, steps, features, hidden = 8, 5, 3, 4
     rng = np.random.default_rng(0)
@@ -161,13 +159,17 @@ def main(every):
             p = jax.tree.map(lambda a: jax.device_put(a, columns(mesh, a)), p)
             batch = P("data") if "data" in axes else P()
             d = jax.tree.map(lambda a: jax.device_put(a, NamedSharding(mesh, batch)), d)
-        split = implementation == "native" and "Explicit" not in kinds and way != "shard_map"
+        split = implementation == "native" and "Auto" in kinds and way != "shard_map"
         told = pytest.warns(UserWarning, match="xla. runs in place of 'native'") if split else contextlib.nullcontext()
         with told, jax.set_mesh(mesh) if "Explicit" in kinds else contextlib.nullcontext():
             found, alone = differentiate(run)(p, d["x"], d), jax.jit(run)(p, d) if name == "whole" else None
         assert_trees_close(found, expected[name], "gradient")
         if alone is not None:
             assert_trees_close(alone, found[0][1])
+        if way == "explicit" and name == "gru":
+            of_device = jax.jit(lambda x: entry._known_sizes(Recurrence(x, p["weights"]), time_major=False)[1])
+            with jax.set_mesh(mesh):
+                assert of_device(d["x"]) == 1, "the kernel is chosen by the rows of a device"
         (_, outputs), (dp, dx) = found
         if "data" in axes:
             for a, spec in zip(outputs, results[name], strict=True):

@@ -100,6 +100,13 @@ def test_what_does_not_fit_is_refused_by_name(of_sktime, y):
         of_sktime(**FIELDS).fit(y, fh=[-1, 2]).predict()
 
 
+def test_times_other_than_sktime_s_are_refused(of_sktime, y):
+    """An update that ends before the values that were there moves sktime's cutoff back."""
+    forecaster = of_sktime(**FIELDS).fit(y, fh=[1]).update(y[50:55], update_params=False)
+    with refused("y", "values up to 2004-07", "2004-12", "Update with values"):
+        forecaster.predict()
+
+
 def test_the_example_of_the_page(of_sktime):
     found = doctest.testfile(str(PAGE), module_relative=False)
     assert found.attempted >= 3 and not found.failed

@@ -86,6 +86,8 @@ def test_the_grus_of_a_file_of_torch_are_listed_taken_tuned_and_put_back(kind, t
         load(path)
     with refused("prefix", "model.decoder", "'decoder'"):
         load(path, prefix="decoder")
+    with refused("prefix takes out a GRU, which has no pooling", "'mean'"):
+        load(path, prefix="model.decoder", pooling="mean")
     taken = {gru.name: load(path, prefix=gru.name) for gru in grus}
     assert taken["model.decoder"][0] == GRU(6, bias=False) and taken["model.cell"][0] == GRUCell(7)
     x = torch.randn(2, 5, H)

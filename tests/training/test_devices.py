@@ -56,6 +56,8 @@ def main(folder):
 
     mesh = Mesh(np.array(jax.devices()), ("rows",))
     fit(config, DATA, mesh=mesh, checkpoints=folder, on_epoch=stop)
+    with jax.set_mesh(jax.make_mesh((8,), ("mine",))):  # a user's own, which `fit` was not given
+        assert fit(dataclasses.replace(config, batch_size=12, epochs=1), DATA).history
     for leaf in jax.tree.leaves(eight.variables):
         assert len(leaf.sharding.device_set) == 1, "the device that evaluates runs a kernel of its own too"
     resumed = fit(config, DATA, checkpoints=folder)

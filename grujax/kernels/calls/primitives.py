@@ -25,7 +25,7 @@ from grujax.types import Array
 
 
 class Handlers(NamedTuple):
-    """Where a kernel runs, and where its functions of flat arrays are; without one for the tangent JAX computes it."""
+    """Where a kernel runs, and where its functions of flat arrays are. Where `tangent` is None, it is plain JAX."""
 
     platform: str
     module: str
@@ -61,12 +61,12 @@ def _primitive(handler: str, plain: Callable, types: Callable) -> Primitive:
         # An exported program holds the plain loop: its reader has no library. So does one that XLA splits among
         # devices: it would gather all rows before the call.
         module, run = ctx.module_context, plain
-        exported, axes = module.lowering_parameters.for_export, module.axis_context
-        if getattr(axes, "num_devices", 1) > 1 and not exported:
-            what = f'The loop of "xla" runs in place of {call.kernel!r}: XLA splits this program among its devices.'
-            remedy = "Give each device its rows: by a mesh of Explicit axes, as jax.make_mesh has, or jax.shard_map."
+        exported, split = module.lowering_parameters.for_export, _split_by_xla(module.axis_context)
+        if split and not exported:
+            what = f'The loop of "xla" runs in place of {call.kernel!r}: XLA splits this call among the devices itself.'
+            remedy = "Split x by rows over an Explicit axis, as a mesh of jax.make_mesh has, or use jax.shard_map."
             warnings.warn(f"{what} {remedy}", stacklevel=2)
-        if not (exported or _split_by_xla(axes)):
+        if not (exported or split):
             platform = HANDLERS[call.kernel].platform
             if platform not in module.platforms:
                 rule = f"implementation={call.kernel!r} cannot serve this call: it runs on {PLACES[platform]} alone"

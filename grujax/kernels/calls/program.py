@@ -38,21 +38,20 @@ def program(
 
 
 def _on_mesh(arrays: list[Array], call: Call) -> list[Array]:
-    """Under explicit sharding each device runs its rows, or all where they are not split, with whole weights."""
+    """Under explicit sharding each device runs its rows, by `shard_map`."""
     D, rows = len(call.reverse), rows_at(call.time_major)
     sharding = jax.typeof(arrays[0]).sharding
-    mesh = sharding.mesh
-    explicit = {name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Explicit}
-    if mesh.empty:
+    if sharding.mesh.empty:
         return under_primitives(arrays, call)
-    if not explicit:
+    names = sharding.spec[rows.x]
+    if names is None:
         return under_primitives(_varying_alike(arrays), call)
 
     def split(at: int | None, ndim: int) -> P:
-        return P(*(sharding.spec[rows.x] if axis == at else None for axis in range(ndim)))
+        return P(*(names if axis == at else None for axis in range(ndim)))
 
     arrays = [
-        a if a.shape == (0,) else jax.reshard(a, NamedSharding(mesh, split(at, a.ndim)))
+        a if a.shape == (0,) or at is None else jax.reshard(a, NamedSharding(sharding.mesh, split(at, a.ndim)))
         for a, at in zip(arrays, rows * D, strict=True)
     ]
     out_specs = [split(rows.x, 3), split(0, 2), split(1, 3)][: call.outputs] * D
@@ -62,7 +61,12 @@ def _on_mesh(arrays: list[Array], call: Call) -> list[Array]:
 
     # Other axes of the mesh, which XLA splits, stay so inside.
     in_specs = [jax.typeof(a).sharding.spec for a in arrays]
-    run = jax.shard_map(of_device, mesh=mesh, in_specs=(in_specs,), out_specs=out_specs, axis_names=explicit)
+    explicit = {
+        name
+        for name, kind in zip(sharding.mesh.axis_names, sharding.mesh.axis_types, strict=True)
+        if kind == AxisType.Explicit
+    }
+    run = jax.shard_map(of_device, mesh=sharding.mesh, in_specs=(in_specs,), out_specs=out_specs, axis_names=explicit)
     return run(arrays)
 
 

@@ -181,7 +181,7 @@ template <class E, class Op> struct TangentWork : ForwardWork<E, Op, Tangent<E, 
     using R = Real<E>;
     arrays.expect(o.directions * FORWARD_INPUTS, o.directions * OUT_SAVED);
     for (long d = 0; d < o.directions; d++) {
-      Tangent<E, Op> f;
+      Tangent<E, Op> f{};
       typename TangentWork::Given g{};
       const long in = d * FORWARD_INPUTS;
       read_sizes<Forward<E, Op>, E>(f, arrays, in, o, d, kernels.lanes);

@@ -52,7 +52,9 @@ def _linear_loop(
 ) -> tuple[State, States]:
     """`grujax.kernels.derivative.linear_scan`."""
     h, r, z, n, m, _ = values
-    gates = jnp.concatenate([r, z, n, r if m is None else m], axis=-1)  # no copy: XLA finds what they were cut from
+    gates = jnp.concatenate(
+        [r, z, n, r if m is None else m], axis=-1
+    )  # forward, with reset_after, XLA finds what they were cut from
     valid, reset, _, state_mask, hold = control
     dtype = state_dtype(w_hh.dtype)
     products, s_n, dh_reset, state_mask, hold = (or_empty(a, dtype) for a in (*source, dh_reset, state_mask, hold))
