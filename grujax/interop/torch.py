@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from grujax.core.config import Pooling
 from grujax.core.dialects import FLOATS, require_floats
-from grujax.errors import InputError, require, require_package
+from grujax.errors import InputError, require, require_one_of, require_package
 from grujax.interop.framework import Framework
 from grujax.interop.prove import FIND, Runner
 from grujax.interop.torch_keys import KEY, effective, from_arrays, gru_at, to_arrays, unwrapped
@@ -122,7 +122,7 @@ def arrays(tensors: Mapping) -> dict[str, NDArray]:
 
 
 def _run(state: Mapping, model: Any) -> Runner:
-    """torch itself, on a module of the state dict; its Linear reads what the model's head does."""
+    """torch itself, on a module of the state dict; its Linear reads what the model's head does, pooled by NumPy."""
     torch, of = _torch(), tensors(effective(arrays(unwrapped(state))))
     own = {m.string.removeprefix(m["prefix"]): of.pop(key) for key in [*of] if (m := KEY.fullmatch(key))}
     w_ih = next(a for key, a in own.items() if key.startswith("weight_ih"))
@@ -136,15 +136,23 @@ def _run(state: Mapping, model: Any) -> Runner:
     found = gru_runner(module)
     if not isinstance(model, GRUModel):
         return found
+    require_one_of(model.pooling, ("last", "mean", "max", None), "pooling", "Others are not run: leave verify out.")
     linear = [next((a for key, a in of.items() if key.endswith(f".{kind}")), None) for kind in ("weight", "bias")]
 
     def call(x: NDArray, h0: NDArray | None, lengths: NDArray | None) -> dict[str, NDArray]:
-        given, every = found.call(x, h0, lengths), model.pooling is None
-        features = given["output"] if every else np.concatenate([*given["h_last"][-model.num_directions :]], -1)
+        given, steps = found.call(x, h0, lengths), x.shape[1] if lengths is None else lengths[:, None]
+        output, last = given["output"], [*given["h_last"][-model.num_directions :]]
+        valid = (np.arange(x.shape[1]) < steps)[..., None]
+        features = {
+            "last": lambda: np.concatenate(last, -1),
+            "mean": lambda: output.sum(1, where=valid) / steps,
+            "max": lambda: output.max(1, where=valid, initial=-np.inf),
+            None: lambda: output,
+        }[model.pooling]()
         with torch.no_grad():
             y = torch.nn.functional.linear(torch.tensor(features).to(w_ih.dtype), *linear).double().numpy()
-        if every and lengths is not None:
-            y = y * (np.arange(x.shape[1]) < lengths[:, None])[..., None]
+        if model.pooling is None:
+            y = y * valid
         return {"y": y, "h_last": given["h_last"]}
 
     return found._replace(call=call)

@@ -66,6 +66,18 @@ def test_arrays_of_numpy_need_no_torch(monkeypatch):
     jax.tree.map(np.testing.assert_array_equal, same, variables)
 
 
+@pytest.mark.parametrize("pooling", ["last", "mean", "max", None])
+def test_a_state_dict_is_proven_with_the_pooling_that_is_named(pooling):
+    module = seeded(Reference, bidirectional=True)
+    model, variables = from_torch(module.state_dict(), pooling=pooling, verify=True)
+    x = torch.randn(3, 7, 10)
+    output, h_last = module.gru(x)
+    read = {"last": torch.cat([*h_last], -1), "mean": output.mean(1), "max": output.amax(1), None: output}
+    assert_close(model.apply(variables, x.numpy()), numpy(module.output_layer(read[pooling])))
+    with refused("pooling", "'attention'", "leave verify out"):
+        from_torch(module.state_dict(), pooling="attention", verify=True)
+
+
 def test_a_cell_gives_the_same_step():
     cell = seeded(torch.nn.GRUCell, 3, 4, dtype=torch.float64)
     x, h = torch.randn(5, 3, dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64)
