@@ -103,8 +103,8 @@ def _as_csv(outputs: Any, lengths: np.ndarray, labels: Any) -> str:
 
 def require_free(heads: Iterable[str]) -> None:
     """Raises InputError for heads named as a column that says where a prediction belongs."""
-    taken = [head for head in heads if head in PLACES]
-    require(not taken, "y", f"no head named {' or '.join(PLACES)}: predictions have such columns", shown(taken), RENAME)
+    taken, remedy = [head for head in heads if head in PLACES], "Rename it: y_NAME in the file."
+    require(not taken, "y", f"no head named {' or '.join(PLACES)}: predictions have such columns", shown(taken), remedy)
 
 
 def _columns(head: str, outputs: np.ndarray, labels: list[str] | None) -> list[tuple[str, list[str]]]:
@@ -122,7 +122,7 @@ def _columns(head: str, outputs: np.ndarray, labels: list[str] | None) -> list[t
     return [(head or "label", found), (f"{head}/probability".strip("/"), certain)]
 
 
-PLACES, RENAME = ("row", "step"), "Rename it: y_NAME in the file."
+PLACES = "row", "step"
 """The columns that say where a prediction belongs."""
 
 

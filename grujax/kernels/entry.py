@@ -106,6 +106,6 @@ def _known_sizes(recurrence: Recurrence, time_major: bool) -> Sizes:
     by_rows = split in ([], [1 if time_major else 0]) and not any(weights)
     hidden_size = recurrence.weights.w_hh.shape[0]
     T, B, H = (size if isinstance(size, int) else None for size in (n_steps, n_rows, hidden_size))
-    if B is not None and by_rows:
-        B = sharding.shard_shape(recurrence.x.shape)[1 if time_major else 0] if split else B
+    if B is not None and by_rows and split:
+        B = sharding.shard_shape(recurrence.x.shape)[split[0]]
     return T, B if by_rows else None, H

@@ -17,7 +17,8 @@ template <> constexpr ffi::DataType DTYPE<bool> = ffi::PRED;
 
 // What arrays a direction has, in this order. An optional array that is not given, or not asked for, has shape (0).
 enum Input { X, H0, W_IH, W_HH, B_IH, B_HH, H_RESET, VALID, RESET, STATE_MASK, HOLD, FORWARD_INPUTS };
-enum TangentInput { ENTERING = X, SOURCE = W_IH, SOURCE_N = B_IH, GATES = B_HH };  // in their places; H0, H_RESET: tangents
+// The tangent call has these in the places of others. H0 and H_RESET hold the tangents of what they are named for.
+enum TangentInput { ENTERING = X, SOURCE = W_IH, SOURCE_N = B_IH, GATES = B_HH };
 enum SavedInput { HS = FORWARD_INPUTS, SAVED, DHS, DH_LAST, BACKWARD_INPUTS };
 enum Output { OUT_HS, OUT_H_LAST, OUT_SAVED };  // the last one where asked for
 enum Gradient { DX, DH0, DW_IH, DW_HH, DB_IH, DB_HH, DH_RESET, BACKWARD_OUTPUTS };

@@ -60,8 +60,8 @@ template <class E, class Op> struct Forward : Steps {
   R *hs, *saved;              // saved (T, B, 4, H): r, z, n and, with reset_after, W_hn h + b_hn; or null
 };
 
-// The tangent of a forward pass, in the order in which it reads: state, read, h_reset and hs are tangents, and of the
-// input there is `source`, which has been multiplied.
+// The tangent of a forward pass, time in the order in which it reads. state, read, h_reset and hs hold tangents. x, w_ih and
+// bias are not read: their products and those of the weights' tangents are in `source`.
 template <class E, class Op> struct Tangent : Forward<E, Op> {
   using R = Real<E>;
   const R *entering, *gates;    // (T, B, H) the states that enter; (T, B, 4, H) as `saved`
