@@ -1,9 +1,9 @@
 """How much longer `fit` takes than its own compiled steps alone: `python benchmarks/fit.py [SOURCE] [--epochs N]`.
 
-In turns `fit` trains, and the same steps run in a bare loop on batches that lie on the device: once it waits at the
-end of each epoch, as one that prints its loss does, and once only at the end of all. So all see the same machine.
-Printed are the medians over the rounds, in milliseconds an epoch, and of the ratios. Nothing is validated, and neither
-compilation nor the first epochs are counted.
+In turns `fit` trains, and the same steps run in a bare loop on batches that lie on the device, which waits at the end
+of each epoch, as one that prints its loss does: once a step at a time, and once in the program of several steps that
+`fit` runs. So all see the same machine. Printed are the medians over the rounds, in milliseconds an epoch, and of the
+ratios. Nothing is validated, and neither compilation nor the first epochs are counted.
 """
 
 import argparse
@@ -14,11 +14,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from grujax.data import batches, load
+from grujax.data.batches import batch_of, plan_of
 from grujax.training import Fitted, TrainConfig, chosen, fit
+from grujax.training.devices import EVERY
 from grujax.training.rows import constants_of
-from grujax.training.step import draw, initial_state, make_optimizer, train_step
+from grujax.training.step import Steps, draw, initial_state, make_optimizer, train_step, train_steps
 
 WARM = 3
 """Epochs that are not counted."""
@@ -45,32 +48,42 @@ def main() -> None:
 
     _, found = fitted()
     constants = jax.tree.map(jnp.asarray, constants_of(data.train))
-    made = list(batches(data.train, config.batch_size, tuple(sorted(shape[1] for shape in found.compiled.shapes))))
+    boundaries = tuple(sorted(shape[1] for shape in found.compiled.shapes))
+    made = list(batches(data.train, config.batch_size, boundaries))
     num_steps, step_config = options.epochs * len(made), replace(config, seed=0)
     params = found.model.init(jax.random.key(0), made[0].x[:1])["params"]
     state: Any = initial_state(params, make_optimizer(config, num_steps), config)
-    steps: list[Any] = []
+    singly: list[Any] = []
     for batch in made:
         given = jax.device_put((constants, batch, draw(config, 0)))
-        steps.append((train_step.lower(found.model, step_config, num_steps, state, *given).compile(), given))
+        singly.append((train_step.lower(found.model, step_config, num_steps, state, *given).compile(), given))
+    together: list[Any] = []
+    bucket, rows = plan_of(data.train.lengths, config.batch_size, boundaries)
+    for first in range(0, len(made), EVERY):
+        part = slice(first, first + EVERY)
+        draws = jax.tree.map(lambda *a: np.stack(a), *(draw(config, 0) for _ in made[part]))
+        steps = Steps(bucket[part], batch_of(data.train, rows[part], boundaries[-1]), draws)
+        given = jax.device_put((constants, np.int32(len(made[part])), steps))
+        static = found.model, step_config, num_steps, boundaries
+        together.append((train_steps.lower(*static, state, *given).compile(), given))
 
-    def bare(waits: bool) -> float:
+    def bare(calls: list[Any]) -> float:
         nonlocal state
         began = time.perf_counter()
         for _ in range(options.epochs):
-            for step, given in steps:
-                state = step(state, *given)
-            if waits:
-                jax.block_until_ready(state)
-        jax.block_until_ready(state)
+            for call, given in calls:
+                found = call(state, *given)
+                state = found if calls is singly else found[0]
+            jax.block_until_ready(state)
         return (time.perf_counter() - began) / options.epochs
 
-    bare(True)
-    times = [(fitted()[0], bare(True), bare(False)) for _ in range(options.rounds)]
+    for calls in (singly, together):
+        bare(calls)
+    times = [(fitted()[0], bare(singly), bare(together)) for _ in range(options.rounds)]
     medians = [1e3 * statistics.median(each) for each in zip(*times, strict=True)]
     ratios = [statistics.median(of[0] / of[n] for of in times) for n in (1, 2)]
-    print(f"{options.source}, {config.hidden_size} units, batches of {config.batch_size}, {len(steps)} steps an epoch")
-    print("fit {:.2f} ms an epoch, bare steps {:.2f}, never waiting {:.2f}".format(*medians), end=": ")
+    print(f"{options.source}, {config.hidden_size} units, batches of {config.batch_size}, {len(made)} steps an epoch")
+    print("fit {:.2f} ms an epoch, bare steps {:.2f}, several in one program {:.2f}".format(*medians), end=": ")
     print("{:.2f} and {:.2f} times as long".format(*ratios))
 
 

@@ -1,9 +1,12 @@
 """A training problem that is learnt in seconds: the sign, or the value, of a sequence's mean level."""
 
+import jax
 import numpy as np
 
-from grujax.data import Dataset, sequences
-from grujax.training import TrainConfig
+from grujax.data import Dataset, batches, sequences
+from grujax.training import TrainConfig, fit
+from grujax.training.rows import constants_of
+from grujax.training.step import draw, ended, initial_state, make_optimizer, train_step
 
 SMALL = TrainConfig(hidden_size=8, epochs=8, batch_size=16, learning_rate=0.02, validation=0.1, seed=3, buckets=1)
 
@@ -18,3 +21,22 @@ def ragged(count, seed, regression=False):
 
 DATA = Dataset("levels", ragged(80, 0), ragged(40, 1))
 TARGETS = Dataset("levels", ragged(120, 0, True), ragged(40, 1, True))
+
+
+def assert_fit_takes_the_steps_of_train_step(config, data):
+    """Those of all batches, one after the other: the averaged weights are equal to rounding."""
+    fitted, step = fit(config, data), 0
+    boundaries = tuple(shape[1] for shape in fitted.compiled.shapes)
+    per_epoch = len(list(batches(data.train, config.batch_size, boundaries)))
+    num_steps, constants = config.epochs * per_epoch, constants_of(data.train)
+    first = fitted.model.init(jax.random.key(config.seed), data.train.x[:1])["params"]
+    state = initial_state(first, make_optimizer(config, num_steps), config)
+    for number in range(1, config.epochs + 1):
+        rng = np.random.default_rng((config.seed, number, 1))
+        for batch in batches(data.train, config.batch_size, boundaries, rng):
+            state = train_step(fitted.model, config, num_steps, state, constants, batch, draw(config, step))
+            step += 1
+    average = ended(config, num_steps, state).average
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5), fitted.variables["params"], average
+    )

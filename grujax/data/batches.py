@@ -7,8 +7,15 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from grujax.data.sequences import Sequences
-from grujax.data.targets import Target, unnamed
+from grujax.data.targets import Target, padded, unnamed
 from grujax.errors import require
+
+
+class Plan(NamedTuple):
+    """The rows of each of S batches."""
+
+    bucket: np.ndarray  # (S,) int32: which of the boundaries it is padded to
+    rows: np.ndarray  # (S, B) int32, -1 for filler
 
 
 class Batch(NamedTuple):
@@ -82,34 +89,37 @@ def batches(
     >>> [(batch.x.shape, batch.rows.tolist()) for batch in batches(data, 2, (1, 2))]
     [((2, 1, 1), [0, 2]), ((2, 2, 1), [1, -1])]
     """
+    edges, plan = _covering(boundaries, data.lengths), plan_of(data.lengths, batch_size, boundaries, rng)
+    return (batch_of(data, rows, edges[bucket]) for bucket, rows in zip(*plan, strict=True))
+
+
+def plan_of(
+    lengths: np.ndarray, batch_size: int, boundaries: tuple[int, ...], rng: np.random.Generator | None = None
+) -> Plan:
+    """The batches that `batches` makes of sequences of those lengths (N,)."""
     require(batch_size >= 1, "batch_size", "at least 1", batch_size)
-    edges = _covering(boundaries, data.lengths)
-    bucket = np.searchsorted(edges, data.lengths)
-    plan: list[tuple[int, np.ndarray]] = []
-    for index, steps in enumerate(edges):
-        rows = np.flatnonzero(bucket == index)
+    bucket_of_row = np.searchsorted(_covering(boundaries, lengths), lengths)
+    bucket, rows = [], []
+    for index in np.unique(bucket_of_row):
+        inside = np.flatnonzero(bucket_of_row == index).astype(np.int32)
         if rng is not None:
-            rng.shuffle(rows)
-        plan += [(steps, rows[first : first + batch_size]) for first in range(0, len(rows), batch_size)]
-    order = range(len(plan)) if rng is None else rng.permutation(len(plan))
-    return (_batch(data, *plan[index], batch_size) for index in order)
+            rng.shuffle(inside)
+        count = -(-len(inside) // batch_size)
+        bucket += [index] * count
+        rows.append(padded(inside, 0, count * batch_size, -1).reshape(count, batch_size))
+    order = np.arange(len(bucket)) if rng is None else rng.permutation(len(bucket))
+    return Plan(np.array(bucket, np.int32)[order], np.concatenate(rows)[order])
 
 
-def _batch(data: Sequences, steps: int, rows: np.ndarray, batch_size: int) -> Batch:
+def batch_of(data: Sequences, rows: np.ndarray, steps: int) -> Batch:
+    """The rows (..., B) of the data, -1 for filler, padded to so many steps: each array of a batch has those axes."""
+    filler = rows < 0
     targets = data.targets or {"": Target(np.zeros(len(data), np.float32), None)}
-    batch = Batch(
-        x=np.zeros((batch_size, steps, data.channels), np.float32),
-        lengths=np.zeros(batch_size, np.int32),
-        y=unnamed({name: target.padded(rows, batch_size, steps) for name, target in targets.items()}),
-        weight=np.zeros(batch_size, np.float32),
-        rows=np.full(batch_size, -1, np.int32),
-    )
-    count, held = len(rows), min(steps, data.x.shape[1])
-    batch.x[:count, :held] = data.x[rows, :held]
-    batch.lengths[:count] = data.lengths[rows]
-    batch.weight[:count] = 1
-    batch.rows[:count] = rows
-    return batch
+    x = padded(data.x[rows, :steps], rows.ndim, steps, 0)
+    x[filler] = 0
+    y = unnamed({name: target.of_rows(rows, steps) for name, target in targets.items()})
+    lengths = data.lengths[rows] * ~filler
+    return Batch(x, lengths, y, (~filler).astype(np.float32), rows)
 
 
 def _positive(lengths: ArrayLike) -> np.ndarray:

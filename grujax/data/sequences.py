@@ -83,7 +83,7 @@ class Sequences:
             f"{rows.min()} to {rows.max()}",
         )
         lengths = self.lengths[rows]
-        y = {name: target.padded(rows, len(rows), lengths.max()) for name, target in self.targets.items()}
+        y = {name: target.of_rows(rows, lengths.max()) for name, target in self.targets.items()}
         y = unnamed(y) if y else None
         weight = None if self.weight is None else self.weight[rows]
         return replace(self, x=self.x[rows, : lengths.max()], lengths=lengths, y=y, weight=weight)

@@ -28,16 +28,21 @@ class Target(NamedTuple):
         """How many values there are, in words: "(2,) a row"."""
         return f"{self.y.shape[1 + self.per_step :]} a {'step' if self.per_step else 'row'}"
 
-    def padded(self, rows: np.ndarray, count: int, steps: int) -> np.ndarray:
-        """y of the rows, then filler up to `count` rows; with one a step of so many steps. Filler is 0, or no label."""
+    def of_rows(self, rows: np.ndarray, steps: int) -> np.ndarray:
+        """y of the rows (...,), where -1 is filler: 0, or no label; with one a step padded to so many steps."""
         if not self.per_step:
-            found = np.zeros((count, *self.y.shape[1:]), self.y.dtype)
-            found[: len(rows)] = self.y[rows]
-            return found
-        none, held = -1 if self.labels is not None else np.nan, min(steps, self.y.shape[1])
-        found = np.full((count, steps, *self.y.shape[2:]), none, self.y.dtype)
-        found[: len(rows), :held] = self.y[rows, :held]
+            found, none = self.y[rows], 0
+        else:
+            none = -1 if self.labels is not None else np.nan
+            found = padded(self.y[rows, :steps], rows.ndim, steps, none)
+        found[rows < 0] = none
         return found
+
+
+def padded(array: np.ndarray, axis: int, length: int, value: float) -> np.ndarray:
+    """The array with that value up to so many entries along an axis."""
+    missing = (*array.shape[:axis], length - array.shape[axis], *array.shape[axis + 1 :])
+    return np.concatenate([array, np.full(missing, value, array.dtype)], axis) if missing[axis] else array
 
 
 def named(of: Any) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from grujax.errors import InputError, require
 from grujax.types import GRUWeights
 
 EVERY = 16
-"""Steps after which several processes agree whether to save and whether to end: an exchange of two bytes each."""
+"""The most steps that the devices are given at once; after so many, several processes agree whether to save and whether
+to end: an exchange of two bytes each."""
 
 
 HEARTBEAT = 30
@@ -68,7 +69,7 @@ class Devices:
         require(of_all, "mesh", expected, f"axes {mesh.axis_names} over {len(processes)} processes")
         self._mesh = Mesh(mesh.devices, mesh.axis_names)  # XLA shares out what is not the model's: see `step.by_rows`
         self.axis: str | None = mesh.axis_names[0]
-        self._rows = NamedSharding(self._mesh, PartitionSpec(self.axis))
+        self._rows = NamedSharding(self._mesh, PartitionSpec(None, self.axis))
         self._whole = NamedSharding(self._mesh, PartitionSpec())
 
     def context(self) -> contextlib.AbstractContextManager[object]:
@@ -76,7 +77,7 @@ class Devices:
         return contextlib.nullcontext() if self._rows is None else jax.set_mesh(self._mesh)
 
     def rows(self, tree: Any) -> Any:
-        """The rows of each array shared out; of several processes each places its own."""
+        """The rows of each array (S, B, ...) shared out; of several processes each places its own."""
         return tree if self._rows is None else self._placed(tree, self._rows)
 
     def whole(self, tree: Any) -> Any:

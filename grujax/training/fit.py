@@ -43,7 +43,7 @@ def fit(
       config: how to train; `chosen` fills in what is None.
       data: from `grujax.data.load`, or a `Dataset` of one or two `grujax.data.sequences`. The model has the heads that
         its y has; the loss of several is the sum of theirs.
-      on_compiled: called before the training step is compiled for the first shape of `data.train`, and after each.
+      on_compiled: called before the training step is compiled for the shapes of `data.train`, and after it.
       on_epoch: called after each epoch.
       on_best: called before `on_epoch`, where the epoch is the best so far, with what `fit` would return.
       stream: the rows of each epoch in turn, each `Sequences` of as many rows as `data.train`: an iterator that need

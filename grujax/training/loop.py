@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
 from typing import Any, NamedTuple
 
 import jax
@@ -12,26 +11,35 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from grujax.data import Batch, Dataset, Sequences, batches, bucket_boundaries, padding_share, stratified_split
+from grujax.data import Dataset, Sequences, bucket_boundaries, padding_share, stratified_split
+from grujax.data.batches import Plan, batch_of, plan_of
 from grujax.data.sequences import require_alike
+from grujax.data.targets import padded
 from grujax.errors import require, require_equal
 from grujax.linen import GRUEnsemble, GRUModel
 from grujax.saving.checkpoints import Checkpoints
 from grujax.signals import uninterrupted
 from grujax.training.choices import chosen
 from grujax.training.config import HeadWeights, TrainConfig
-from grujax.training.devices import Devices
+from grujax.training.devices import EVERY, Devices
 from grujax.training.evaluate import Scores, outputs_of, score
 from grujax.training.rows import constants_of, ensemble_of, fingerprint, model_for, row_weights, weighed
 from grujax.training.run import Epoch, Run
-from grujax.training.step import Draws, draw, end_epoch, initial_state, make_optimizer, train_step
+from grujax.training.step import Draws, Ended, Steps, draw, initial_state, make_optimizer, train_steps
+
+LARGEST = 2**24
+"""Bytes of the inputs of all steps that are given at once; a single step may have more."""
+
+
+SHORT = 0.1
+"""Seconds. While the steps that are given at once take less, they become more: a signal waits for their end."""
 
 
 class Compiled(NamedTuple):
-    """How the training step is compiled, once for each padded length: what `fit` hands to `on_compiled`."""
+    """How the training step is compiled, for each padded length, in one program: what `fit` hands to `on_compiled`."""
 
     shapes: tuple[tuple[int, ...], ...]  # (B, T, C) of each batch
-    seconds: tuple[float, ...]  # one for each shape that is compiled already
+    seconds: tuple[float, ...]  # of each program: that of the training rows, then one for each longer row of a stream
     padding: float  # the share of padded steps, from 0 to 1
 
 
@@ -63,10 +71,20 @@ class Fitted:
         return score(outputs, data, self.variables, quantiles=self.quantiles, head_weights=self.head_weights)
 
 
+class Shuffled(NamedTuple):
+    """The rows of an epoch in their batches."""
+
+    rows: Sequences
+    weights: Any  # as `row_weights`
+    boundaries: tuple[int, ...]
+    plan: Plan
+
+
 class Training:
     """A run of `fit`, whose arguments these are: rows, model and compiled steps, and in `run` where it stands."""
 
     run: Run
+    ended: Ended  # as an epoch would that ends where the run stands
 
     def __init__(
         self,
@@ -95,17 +113,21 @@ class Training:
             self.devices.check_same("data and settings", self.about)
         self.weights = row_weights(self.train, config)
         self.boundaries = bucket_boundaries(self.train.lengths, config.buckets if stream is None else 1)
-        shapes = [batch.x.shape for batch in self._batches(self.train)]
-        self.steps_per_epoch = len(shapes) if stream is None else math.ceil(len(data.train) / config.batch_size)
+        in_epoch = len(plan_of(self.train.lengths, config.batch_size, self.boundaries).rows)
+        self.steps_per_epoch = in_epoch if stream is None else math.ceil(len(data.train) / config.batch_size)
         self.num_steps = config.epochs * self.steps_per_epoch
         remedy = f"Else the weights would never move: the run has {self.num_steps} steps."
         require(
             config.accumulate <= self.num_steps, "accumulate", f"at most {self.num_steps}", config.accumulate, remedy
         )
-        self.compiled = Compiled(tuple(dict.fromkeys(shapes)), (), padding_share(self.train.lengths, self.boundaries))
+        self.compiled = Compiled(self._shapes(self.boundaries), (), padding_share(self.train.lengths, self.boundaries))
         # The step does not read these: runs that differ in them share its programs.
         self.step_config = replace(config, seed=0, head_weights=())
-        self.executables: dict[tuple[int, ...], Any] = {}
+        self.programs: dict[tuple[int, ...], Any] = {}  # by the boundaries of an epoch's rows
+        given = min(EVERY, self.steps_per_epoch, LARGEST // np.zeros(self.compiled.shapes[-1], np.float32).nbytes)
+        self.given = max(1, given)
+        self.at_once = EVERY if self.devices.several_processes else 1
+        self.ahead: tuple[int, Shuffled, Steps] | None = None  # the number of a step, and what it and the next take
         if variables is not None:
             self._check(variables)
             self.constants = variables["statistics"]
@@ -136,11 +158,10 @@ class Training:
             self.next_rows()
 
     def compile(self, tell: Callable[[Compiled], None]) -> None:
-        """The step, for each shape of a batch."""
+        """The program of the training rows."""
         tell(self.compiled)
-        for batch in {batch.x.shape: batch for batch in self._batches(self.train)}.values():
-            self._executable(self._on_devices(batch, self.weights, 0))
-            tell(self.compiled)
+        self._program(self.boundaries, self._made(self._shuffled(self.train, 1), 0)[-1])
+        tell(self.compiled)
 
     def next_rows(self) -> Sequences:
         """Those of the next epoch."""
@@ -171,9 +192,7 @@ class Training:
         share, stop = 1 - (self.run.step - begun) / self.steps_per_epoch, False
         began = time.perf_counter() - self._data_seconds  # waiting for the rows
         with uninterrupted() as waiting:  # a step takes the buffers of the state before it
-            for given in self._epoch(rows, number, self.run.step - begun):
-                state = self._executable(given)(self.run.state, self.constants, *given)
-                self.run = self.run.after(self.devices.weights(state))
+            for _ in self._trained(rows, number):
                 wants = bool(waiting or held_back), saved is not None and saved.due
                 stop, save = self.devices.agreed(self.run.step, *wants)
                 if save and saved is not None:
@@ -185,16 +204,15 @@ class Training:
             raise KeyboardInterrupt
         if self.run.step < begun + self.steps_per_epoch:
             return None
-        ended = end_epoch(self.step_config, self.num_steps, self.run.state)
         loss = float(np.asarray(self.run.state.loss).mean()) / len(rows)
         seconds = time.perf_counter() - began
-        scores, is_best = self._validated(number, loss, bool(ended.finite), ended.average)
+        scores, is_best = self._validated(number, loss, bool(self.ended.finite), self.ended.average)
         validated = (None, "", None) if scores is None else (scores.loss, *scores.metric)
         metrics = scores.metrics if scores is not None and scores.heads else None
         each_second = [count * share / seconds for count in (len(rows), int(rows.lengths.sum()))]
         timed = data_seconds, time.perf_counter() - began - seconds, self.devices.memory()
         epoch = Epoch(number, loss, *validated, each_second[0], seconds, is_best, each_second[1], *timed, metrics)
-        self.run = self.run.ended(epoch, ended)
+        self.run = self.run.ended(epoch, self.ended)
         return epoch
 
     def fitted(self) -> Fitted:
@@ -222,43 +240,66 @@ class Training:
     def _variables(self, params: Any) -> dict[str, Any]:
         return self.devices.here({"params": params, "statistics": self.constants})
 
-    def _batches(self, rows: Sequences, rng: np.random.Generator | None = None) -> Iterator[Batch]:
+    def _shapes(self, boundaries: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+        return tuple((self.config.batch_size, length, self.train.channels) for length in boundaries)
+
+    def _trained(self, rows: Sequences, number: int) -> Iterator[None]:
+        """Takes the steps that are left of an epoch, some at once; while the devices compute, the next are made."""
+        end = number * self.steps_per_epoch
+        while True:
+            step = self.run.step
+            if self.ahead is None or self.ahead[0] != step:
+                self.ahead = self._made(self._shuffled(rows, number), step)
+            _, shuffled, steps = self.ahead
+            program, began = self._program(shuffled.boundaries, steps), time.perf_counter()
+            count = min(self.at_once, self.given, end - step, EVERY - step % EVERY)
+            state, self.ended = program(self.run.state, self.constants, np.int32(count), steps)
+            self.run, self.ahead = self.run.after(count, self.devices.weights(state)), None
+            if step + count < end:
+                self.ahead = self._made(shuffled, step + count)
+            elif self._stream is None and end < self.num_steps:
+                self.ahead = self._made(self._shuffled(rows, number + 1), end)
+            if step + count < end:  # the figures of the epoch wait for the last
+                jax.block_until_ready(self.run.state)
+                if time.perf_counter() - began < SHORT:
+                    self.at_once = min(2 * self.at_once, EVERY)
+            yield
+            if step + count == end:
+                return
+
+    def _shuffled(self, rows: Sequences, number: int) -> Shuffled:
         boundaries, longest = self.boundaries, int(rows.lengths.max())
-        while boundaries[-1] < longest:  # of a stream: by doubling, so that few shapes are compiled
+        while boundaries[-1] < longest:  # of a stream: by doubling, so that few programs are compiled
             boundaries = (*boundaries[:-1], 2 * boundaries[-1])
-        return batches(rows, self.config.batch_size, boundaries, rng)
-
-    def _epoch(self, rows: Sequences, number: int, first: int) -> Iterator[tuple[Batch, Draws]]:
-        """What the steps of an epoch take, from that one on."""
-        since = time.perf_counter()
         weights = self.weights if rows is self.train else row_weights(rows, self.config)
-        rng = np.random.default_rng((self.config.seed, number, 1))  # (seed, step) are those of `draw`
-        before = (number - 1) * self.steps_per_epoch
-        for step, batch in enumerate(islice(self._batches(rows, rng), first, None), before + first):
-            given = self._on_devices(batch, weights, step)
-            self._data_seconds += time.perf_counter() - since
-            yield given
-            since = time.perf_counter()
+        rng = np.random.default_rng((self.config.seed, number, 1))  # (seed, number) are those of `draw`
+        return Shuffled(rows, weights, boundaries, plan_of(rows.lengths, self.config.batch_size, boundaries, rng))
 
-    def _on_devices(self, batch: Batch, weights: Any, step: int) -> tuple[Batch, Draws]:
-        """What a step takes, the rows shared out."""
-        share, seed = draw(self.config, step)
-        return self.devices.rows(weighed(batch, weights)), Draws(self.devices.rows(share), self.devices.whole(seed))
+    def _made(self, of: Shuffled, step: int) -> tuple[int, Shuffled, Steps]:
+        """What the next steps of an epoch take, the rows shared out; filler past its end."""
+        began = time.perf_counter()
+        first = step % self.steps_per_epoch
+        bucket, rows = (a[first : first + self.given] for a in of.plan)
+        drawn = (draw(self.config, step + number) for number in range(len(bucket)))
+        share, seed = (padded(np.stack(each), 0, self.given, 0) for each in zip(*drawn, strict=True))
+        batch = weighed(batch_of(of.rows, padded(rows, 0, self.given, -1), of.boundaries[-1]), of.weights)
+        draws = Draws(self.devices.rows(share), self.devices.whole(seed))
+        steps = Steps(self.devices.whole(padded(bucket, 0, self.given, 0)), self.devices.rows(batch), draws)
+        self._data_seconds += time.perf_counter() - began
+        return step, of, steps
 
-    def _executable(self, given: tuple[Batch, Draws]) -> Any:
-        """The step for batches of this shape."""
-        shape = given[0].x.shape
-        if shape not in self.executables:
+    def _program(self, boundaries: tuple[int, ...], steps: Steps) -> Any:
+        """The steps of an epoch whose rows are padded to those boundaries."""
+        if boundaries not in self.programs:
             began = time.perf_counter()
-            state, constants = self.run.state, self.constants
+            static = self.model, self.step_config, self.num_steps, boundaries
             with self.devices.context():
-                static = self.model, self.step_config, self.num_steps
-                lowered = train_step.lower(*static, state, constants, *given, self.devices.axis)
-                self.executables[shape] = lowered.compile()
+                given = self.run.state, self.constants, np.int32(1), steps
+                self.programs[boundaries] = train_steps.lower(*static, *given, self.devices.axis).compile()
             shapes, seconds, padding = self.compiled
-            shapes = shapes if shape in shapes else (*shapes, shape)
+            shapes = tuple(dict.fromkeys((*shapes, *self._shapes(boundaries))))
             self.compiled = Compiled(shapes, (*seconds, time.perf_counter() - began), padding)
-        return self.executables[shape]
+        return self.programs[boundaries]
 
     @property
     def _one_step(self) -> np.ndarray:

@@ -35,16 +35,13 @@ class Screen:
         self.progress.stop()
 
     def on_compiled(self, compiled: Compiled) -> None:
-        done, total = len(compiled.seconds), len(compiled.shapes)
-        if done < total:
-            last = f", the last took {compiled.seconds[-1]:.1f} s" if done else ""
-            self._print(f"compiling shape {done + 1} of {total} (padded to {compiled.shapes[done][1]} steps){last}")
-            return
         lengths = ", ".join(str(shape[1]) for shape in compiled.shapes)
-        self._print(
-            f"compiled {total} shapes (padded to {lengths} steps; {100 * compiled.padding:.0f}% of steps are padding) "
-            f"in {sum(compiled.seconds):.1f} s"
-        )
+        padding = f"{100 * compiled.padding:.0f}% of steps are padding"
+        shapes = f"{len(compiled.shapes)} shapes (padded to {lengths} steps; {padding})"
+        if not compiled.seconds:
+            self._print(f"compiling {shapes}")
+            return
+        self._print(f"compiled {shapes} in {sum(compiled.seconds):.1f} s")
         self.progress.start()  # only now: a bar that waits for the compiler would show a wrong time left
 
     def on_epoch(self, epoch: Epoch) -> None:

@@ -54,9 +54,9 @@ class Run(NamedTuple):
             patience is not None and len(self.history) > patience and not any(e.best for e in self.history[-patience:])
         )
 
-    def after(self, state: TrainState) -> "Run":
-        """A step later."""
-        return self._replace(step=self.step + 1, state=state)
+    def after(self, count: int, state: TrainState) -> "Run":
+        """So many steps later."""
+        return self._replace(step=self.step + count, state=state)
 
     def ended(self, epoch: Epoch, found: Ended) -> "Run":
         """After the epoch that is over."""

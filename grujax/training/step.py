@@ -1,7 +1,7 @@
 """Loss, optimizer and one training step."""
 
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +15,9 @@ from grujax.data.targets import named
 from grujax.linen import GRUEnsemble, GRUModel
 from grujax.training.config import TrainConfig
 from grujax.types import Array
+
+DRAWN = 16
+"""Steps whose draws one generator makes: to seed one takes longer than to draw."""
 
 
 class TrainState(NamedTuple):
@@ -31,6 +34,14 @@ class Draws(NamedTuple):
 
     share: np.ndarray  # (B,) float32, of several members (B, N): how much of each row `mix` keeps
     seed: np.ndarray  # () uint32, of several members (N,): of what is drawn on the device
+
+
+class Steps(NamedTuple):
+    """What several steps take, one after the other: each array has an axis of so many in front."""
+
+    bucket: np.ndarray  # (S,) int32: to which of the boundaries the rows of a step are padded
+    batch: Batch  # padded to the last of the boundaries
+    draws: Draws
 
 
 def make_optimizer(config: TrainConfig, num_steps: int) -> optax.GradientTransformation:
@@ -144,10 +155,18 @@ def draw(config: TrainConfig, step: int) -> Draws:
 
     Drawn by NumPy: XLA takes nearly half as long to compile that sampler as all the rest of the step.
     """
-    rng, members = np.random.default_rng((config.seed, step)), () if config.members == 1 else (config.members,)
-    shape = (config.batch_size, *members)
+    share, seed = _drawn(config, step // DRAWN)
+    return Draws(share[step % DRAWN], seed[step % DRAWN])
+
+
+@lru_cache(maxsize=2)
+def _drawn(config: TrainConfig, number: int) -> Draws:
+    """Those of `DRAWN` steps."""
+    rng, members = np.random.default_rng((config.seed, number)), () if config.members == 1 else (config.members,)
+    shape = (DRAWN, config.batch_size, *members)
     share = rng.beta(config.mixup, config.mixup, shape) if config.mixup else np.ones(shape)
-    return Draws(np.maximum(share, 1 - share).astype(np.float32), rng.integers(2**32, size=members, dtype=np.uint32))
+    seed = rng.integers(2**32, size=(DRAWN, *members), dtype=np.uint32)
+    return Draws(np.maximum(share, 1 - share).astype(np.float32), seed)
 
 
 def mix(share: Array, x: Array, lengths: Array, weight: Array) -> tuple[Array, Array, Array, Array]:
@@ -250,20 +269,51 @@ def decay(config: TrainConfig, num_steps: int) -> float:
 
 
 class Ended(NamedTuple):
-    """What `end_epoch` returns."""
+    """What the end of an epoch needs of the state."""
 
     average: Any  # of the weights over the steps so far, each older one counting less: what is evaluated and kept
     finite: Array  # () bool: whether the loss and all of the average are
     loss: Array  # () 0, that of the next epoch before its first step
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def end_epoch(config: TrainConfig, num_steps: int, state: TrainState) -> Ended:
-    """What the end of an epoch needs of the state, in one program: each of its own would keep the device waiting."""
+def ended(config: TrainConfig, num_steps: int, state: TrainState) -> Ended:
+    """An epoch that ends with this state."""
     correct = partial(optax.tree.bias_correction, decay=decay(config, num_steps))
     average = each_member(config, lambda averaging: correct(averaging.ema, count=averaging.count), 0)(state.averaging)
     finite = jnp.stack([jnp.isfinite(a).all() for a in jax.tree.leaves((state.loss, average))]).all()
     return Ended(average, finite, jnp.zeros_like(state.loss))
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 8), donate_argnums=(4,))
+def train_steps(
+    model: GRUModel,
+    config: TrainConfig,
+    num_steps: int,
+    boundaries: tuple[int, ...],
+    state: TrainState,
+    statistics: Mapping[str, Array],
+    count: Array | int,
+    steps: Steps,
+    axis: str | None = None,
+) -> tuple[TrainState, Ended]:
+    """The first `count` of these steps, and the end of an epoch behind them, in one program: to start one takes a third
+    of the time of a small step. Of 0 steps it is the end alone.
+
+    It holds `train_step` once for each of the boundaries, which it cuts the rows of a step to.
+    """
+
+    def step(number: Array, state: TrainState) -> TrainState:
+        bucket, batch, draws = jax.tree.map(lambda a: a[number], steps)
+
+        def padded_to(length: int, state: TrainState) -> TrainState:
+            y = jax.tree.map(lambda a: a[:, :length], batch.y) if model.pooling is None else batch.y
+            cut = batch._replace(x=batch.x[:, :length], y=y)
+            return train_step(model, config, num_steps, state, statistics, cut, draws, axis)
+
+        return jax.lax.switch(bucket, [partial(padded_to, length) for length in boundaries], state)
+
+    state = jax.lax.fori_loop(0, count, step, state)
+    return state, ended(config, num_steps, state)
 
 
 @partial(jax.jit, static_argnums=0)

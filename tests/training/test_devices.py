@@ -38,13 +38,13 @@ def main(folder):
     jax.config.update("jax_numpy_dtype_promotion", "standard")
     config = dataclasses.replace(SMALL, epochs=4, dropout=0.5)
     one = fit(config, DATA)
-    programs, lower = [], loop.train_step.lower
+    programs, lower = [], loop.train_steps.lower
 
     def noting(*arguments):
         programs.append(lower(*arguments))
         return programs[-1]
 
-    with mock.patch.object(loop, "train_step", SimpleNamespace(lower=noting)):
+    with mock.patch.object(loop, "train_steps", SimpleNamespace(lower=noting)):
         eight = fit(config, DATA, mesh=jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,)))
     for text in (program.as_text() for program in programs):
         calls = ["@grujax_forward" in text, "@grujax_backward" in text]

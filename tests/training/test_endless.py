@@ -14,7 +14,7 @@ from refusals import refused
 
 from grujax import InputError
 from grujax.data import Dataset, sequences
-from grujax.training import TrainConfig, fit, loop
+from grujax.training import TrainConfig, fit
 
 CONFIG = TrainConfig(
     hidden_size=4, bidirectional=False, epochs=3, batch_size=8, buckets=1, validation=0.0, steps_per_frame=1
@@ -73,19 +73,12 @@ def test_the_rows_held_out_are_those_of_the_sample():
     assert len(fitted.compiled.shapes) == 1
 
 
-def test_a_run_goes_on_where_the_stream_stood(tmp_path, monkeypatch):
+def test_a_run_goes_on_where_the_stream_stood(tmp_path, ends_at):
     """Three steps an epoch: the break is within the second."""
     whole = fit(CONFIG, DATA, stream=endless())
-    draw = loop.draw
-
-    def interrupted(config, step):
-        if step == 4:
-            raise KeyboardInterrupt
-        return draw(config, step)
-
-    monkeypatch.setattr(loop, "draw", interrupted)
+    ends_at(4)
     assert fit(CONFIG, DATA, stream=endless(), checkpoints=tmp_path).interrupted
-    monkeypatch.undo()
+    ends_at(None)
     with refused("stream"):
         fit(CONFIG, DATA, checkpoints=tmp_path)
     same(fit(CONFIG, DATA, stream=endless(), checkpoints=tmp_path), whole)

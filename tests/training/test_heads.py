@@ -13,7 +13,7 @@ import grujax
 from grujax.core.config import ModelConfig
 from grujax.data import Batch, Dataset, Sequences, batches, load, sequences, stratified_split
 from grujax.estimators import GRURegressor
-from grujax.training import TrainConfig, baselines, fit, loop, outputs_of, score
+from grujax.training import TrainConfig, baselines, fit, outputs_of, score
 from grujax.training.rates import learning_rates
 from grujax.training.rows import constants_of, fingerprint, row_weights, weighed
 from grujax.training.step import Draws, gradient
@@ -166,18 +166,10 @@ def test_fit_learns_a_label_and_a_target_a_step():
     assert heads["sign"].accuracy > 0.9 and heads["double"].r2 > 0.9
 
 
-def test_a_run_that_was_ended_goes_on_with_the_same_bits(tmp_path, monkeypatch):
+def test_a_run_that_was_ended_goes_on_with_the_same_bits(tmp_path, ends_at):
     config = dataclasses.replace(CONFIG, epochs=3, mixup=0.3, class_weights="balanced", head_weights={"height": 0.5})
     whole = fit(config, DATA)
-    draw = loop.draw
-
-    def interrupted(config, number):
-        if number == 9:
-            monkeypatch.setattr(loop, "draw", draw)
-            raise KeyboardInterrupt
-        return draw(config, number)
-
-    monkeypatch.setattr(loop, "draw", interrupted)
+    ends_at(9)
     assert fit(config, DATA, checkpoints=tmp_path).interrupted
     resumed = fit(config, DATA, checkpoints=tmp_path)
     jax.tree.map(np.testing.assert_array_equal, resumed.variables, whole.variables)

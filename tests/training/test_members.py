@@ -20,7 +20,7 @@ from grujax.nnx import from_linen
 from grujax.saving import read
 from grujax.training import TrainConfig, chosen, fit, outputs_of
 from grujax.training.rows import constants_of, model_for
-from grujax.training.step import Draws, draw, end_epoch, initial_state, make_optimizer, train_step
+from grujax.training.step import Draws, draw, ended, initial_state, make_optimizer, train_step
 
 CONFIG = dataclasses.replace(SMALL, members=3, epochs=3, validation=0.2)
 
@@ -56,13 +56,13 @@ def test_a_step_moves_each_member_as_it_moves_alone():
             own = Draws(draws.share[:, n], draws.seed[n])
             states[n] = train_step(model, alone, steps, states[n], given, batch, own)
         states[3] = train_step(model, config, steps, states[3], given, batch, draws)
-    ended = end_epoch(config, steps, states[3])
-    assert bool(ended.finite) and ended.loss.shape == (3,)
+    end = ended(config, steps, states[3])
+    assert bool(end.finite) and end.loss.shape == (3,)
     for n in range(3):
         close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)  # noqa: E731
-        own = end_epoch(alone, steps, states[n]).average
+        own = ended(alone, steps, states[n]).average
         jax.tree.map(
-            lambda a, b, n=n, close=close: close(a[n], b), (states[3].params, ended.average), (states[n].params, own)
+            lambda a, b, n=n, close=close: close(a[n], b), (states[3].params, end.average), (states[n].params, own)
         )
         np.testing.assert_allclose(states[3].loss[n], states[n].loss, rtol=1e-5)
 

@@ -23,22 +23,6 @@ def standard_promotion():
         yield
 
 
-@pytest.fixture
-def ends_at(monkeypatch):
-    """`ends_at(step)`: Ctrl-C comes before that step, once; None: never."""
-    draw = loop.draw
-
-    def prepare(step):
-        def interrupted(config, number):
-            if number == step:
-                raise KeyboardInterrupt
-            return draw(config, number)
-
-        monkeypatch.setattr(loop, "draw", interrupted)
-
-    return prepare
-
-
 def assert_same(one, other):
     jax.tree.map(np.testing.assert_array_equal, one.variables, other.variables)
     untimed = [[e._replace(**dict.fromkeys(TIMED, 0)) for e in run.history] for run in (one, other)]
@@ -47,8 +31,12 @@ def assert_same(one, other):
 
 @pytest.mark.parametrize("config, data", [(CONFIG, DATA), (dataclasses.replace(CONFIG, num_layers=2), TARGETS)])
 def test_resumed_equals_uninterrupted_bit_for_bit(config, data, tmp_path, ends_at):
-    """Ended in the first epoch, between two epochs and within a later one."""
+    """Ended in the first epoch, with the last step of an epoch and within a later one; the steps taken one at a time,
+    and several."""
+    several = fit(config, data)
+    ends_at(None)
     whole = fit(config, data)
+    assert_same(whole, several)
     steps = (3, 2 * 5, 4 * 5 + 2)
     ends_at(steps[0])
     with pytest.raises(KeyboardInterrupt):
@@ -69,14 +57,15 @@ def test_resumed_equals_uninterrupted_bit_for_bit(config, data, tmp_path, ends_a
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_between_two_steps_waits_for_the_step_then_goes_to_its_handler(number, tmp_path, monkeypatch):
     """One that raises ends the run, which goes on from that very step; one that does not lets it run on."""
-    draw, seen = loop.draw, []
+    agreed, seen = loop.Devices.agreed, []
 
-    def signalled(config, step):
+    def signalled(self, step, *wants):
         if step == 12 and not seen:
             os.kill(os.getpid(), number)
-        return draw(config, step)
+        return agreed(self, step, *wants)
 
-    monkeypatch.setattr(loop, "draw", signalled)
+    monkeypatch.setattr(loop, "SHORT", 0)
+    monkeypatch.setattr(loop.Devices, "agreed", signalled)
     before = signal.signal(number, lambda *_: seen.append(number))
     try:
         one = fit(CONFIG, DATA)

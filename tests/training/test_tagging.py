@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from levels import DATA, SMALL
+from levels import DATA, SMALL, assert_fit_takes_the_steps_of_train_step
 
 import grujax
 from grujax.data import Dataset, batches, sequences, stratified_split
@@ -119,6 +119,11 @@ def test_fit_learns_a_label_a_step_and_the_model_is_saved_and_exported(tmp_path)
         score(outputs, sequences(TAGS.test.x, ["up", "down"] * 20), variables)
     with pytest.raises(grujax.InputError, match=r"^y: expected a label or target for each row, as the model has"):
         score(outputs[:, 0], TAGS.test, variables)
+
+
+def test_fit_takes_the_steps_of_train_step_with_rows_of_two_padded_lengths():
+    config = dataclasses.replace(TAGGER, epochs=2, validation=0.0, buckets=2, dropout=0.5, pooling="none")
+    assert_fit_takes_the_steps_of_train_step(config, TAGS)
 
 
 def test_fit_learns_a_target_a_step_in_its_own_units():

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 from compilations import compilations
-from levels import DATA, SMALL, TARGETS
+from levels import DATA, SMALL, TARGETS, assert_fit_takes_the_steps_of_train_step
 
 import grujax
 from grujax.data import Batch, Dataset, load, sequences, statistics, stratified_split
@@ -21,7 +21,7 @@ from grujax.training.step import (
     Draws,
     disturb,
     draw,
-    end_epoch,
+    ended,
     initial_state,
     make_optimizer,
     mix,
@@ -139,6 +139,11 @@ def test_the_draws_of_a_step_follow_from_the_seed_and_its_number_and_the_share_i
     np.testing.assert_array_equal(draw(TrainConfig(mixup=0.0, batch_size=3), 0).share, [1, 1, 1])
 
 
+def test_fit_takes_the_steps_of_train_step_with_rows_of_two_padded_lengths():
+    config = dataclasses.replace(SMALL, epochs=4, validation=0.0, buckets=2, dropout=0.5, mixup=0.3)
+    assert_fit_takes_the_steps_of_train_step(config, DATA)
+
+
 def steps_of(batch, config=SMALL, count=2, share=1.0, dropout=0.0):  # the first step of the warm-up has rate zero
     model = grujax.GRUModel(4, 2, dropout=dropout)
     params = model.init(jax.random.key(0), batch.x)["params"]
@@ -148,7 +153,7 @@ def steps_of(batch, config=SMALL, count=2, share=1.0, dropout=0.0):  # the first
     for number in range(count):
         state = train_step(model, config, 10, state, constants, batch, Draws(share, np.uint32(number)))
         total, before = float(state.loss) - before, float(state.loss)
-        trees = state.params, end_epoch(config, 10, state).average
+        trees = state.params, ended(config, 10, state).average
         yield jax.tree.map(np.array, trees), total  # copies: the next step takes the state's buffers
 
 
