@@ -1,5 +1,7 @@
 """What tests of the command line share."""
 
+import sys
+
 import jax
 import pytest
 
@@ -11,3 +13,9 @@ def own_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     with jax.numpy_dtype_promotion("standard"):  # optax's schedules mix integers with floats
         yield
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """As where Matplotlib is not installed: pictures take most of a small run's seconds."""
+    monkeypatch.setitem(sys.modules, "matplotlib", None)

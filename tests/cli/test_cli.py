@@ -2,11 +2,14 @@
 
 import csv
 import dataclasses
+import functools
 import json
 import os
 import re
 import sys
+import tempfile
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -68,6 +71,7 @@ def test_train_evaluate_predict(tmp_path, capsys):
     assert len(confused) <= 2 and all(line.endswith(" of 10") for line in confused)
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_regression(tmp_path, capsys):
     rng = np.random.default_rng(0)
     y = rng.uniform(500, 600, 80)
@@ -85,6 +89,7 @@ def test_regression(tmp_path, capsys):
     assert code == 2 and "y: expected 2 targets for each row, as the model has" in err
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_equal_quiet_runs_write_the_same_model_into_fresh_folders(tmp_path, capsys):
     """Of a set that comes with aeon; the result alone is printed."""
     for _ in range(2):
@@ -94,6 +99,7 @@ def test_equal_quiet_runs_write_the_same_model_into_fresh_folders(tmp_path, caps
     assert one.read_bytes() == other.read_bytes()
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_resume_takes_the_settings_of_the_run_and_no_others(tmp_path, capsys):
     source = toy("toy.npz")
     assert run(capsys, "train", source, "--test", toy("new.npz", seed=1), "--output", "out", *QUICK)[0] == 0
@@ -153,6 +159,7 @@ def test_settings_that_cannot_be_resumed_are_refused(name, tmp_path, capsys):
     assert code == 2 and says in err and len(err.splitlines()) == 1, err
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_baseline_that_wins_is_named_and_the_choices_are_printed(capsys):
     x = np.random.default_rng(0).normal(size=(24, 60, 1))
     np.savez("same.npz", X=x, y=np.arange(24) % 3)  # only who has seen a row can know its label
@@ -233,7 +240,7 @@ BAD = {
         ["--output: expected a folder that can"],
     ),
     "more memory than there is": (
-        lambda: ["train", toy("t.npz"), "--quiet", "--hidden-size", "10000000", "--checkpoint-period", "0"],
+        lambda: ["train", toy("t.npz"), "--quiet", "--hidden-size", "5000000", "--checkpoint-period", "0"],
         ["memory: expected enough for the model", "Lower --batch-size"],
     ),
     "weights that never move": (
@@ -286,12 +293,21 @@ def written(path, content):
     return path
 
 
+@functools.cache
+def model_file():
+    """The bytes of one that an epoch made."""
+    with tempfile.TemporaryDirectory() as folder:
+        data, output = toy(f"{folder}/toy.npz"), f"{folder}/trained"
+        assert cli.main(["train", data, "--output", output, "--quiet", *QUICK, "--epochs", "1"]) == 0
+        return Path(output, "model.safetensors").read_bytes()
+
+
 def trained():
-    cli.main(["train", toy("toy.npz"), "--output", "trained", "--quiet", *QUICK, "--epochs", "1"])
-    return "trained"
+    return written("trained.safetensors", model_file())
 
 
 @pytest.mark.parametrize("name", BAD)
+@pytest.mark.usefixtures("no_pictures")
 def test_bad_input_gets_one_or_two_lines_and_exit_code_2(name, tmp_path, capsys):
     arguments, parts = BAD[name]
     arguments = arguments()
@@ -308,6 +324,7 @@ def test_bad_input_gets_one_or_two_lines_and_exit_code_2(name, tmp_path, capsys)
     assert set(tmp_path.rglob("*")) == before  # nothing half-written
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_test_file_that_is_trained_on_is_a_warning(capsys):
     code, _, err = run(capsys, "train", toy("toy.npz"), "--test", "./toy.npz", *QUICK, "--quiet", "--epochs", "1")
     assert code == 0 and err == "grujax: warning: the test file toy.npz is the one that is trained on\n"

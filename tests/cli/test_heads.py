@@ -108,6 +108,7 @@ def test_names_that_something_else_has_are_refused_before_a_folder_is_made(name,
     assert code == 2 and says in err and not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_columns_have_names_of_their_own(capsys):
     """Also where a head is named as a column of another would be."""
     np.savez("d.npz", X=np.random.default_rng(0).normal(size=(20, 6, 3)), y_way=["a", "b"] * 10)

@@ -24,6 +24,7 @@ def written(path, count=40, seed=0):
     path.write_text("\n".join(lines) + "\n")
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_missing_values_and_attention(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     written(tmp_path / "t.csv")

@@ -52,6 +52,7 @@ def test_tags_from_a_table(tmp_path, capsys):
         assert code == 0 and "largest difference" in out
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_targets_a_step_and_arrays(tmp_path, capsys):
     source = written(tmp_path / "targets.csv", tags=None)
     code, out, _ = run(capsys, "train", source, "--output", "out", *QUICK)

@@ -35,6 +35,7 @@ def events(folder):
     return found
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_events_hold_the_figures_of_each_epoch(capsys):
     code, _, err = run(capsys, "train", toy("toy.npz"), "--output", "out", "--quiet", "--tensorboard", *QUICK)
     assert code == 0 and err == ""
@@ -47,6 +48,7 @@ def test_events_hold_the_figures_of_each_epoch(capsys):
     assert last["compile_seconds"] > 0 and 0 <= last["padding"] < 1
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_writer_that_fails_is_a_warning(capsys, monkeypatch):
     def full(*_):
         raise OSError("No space left on device")
