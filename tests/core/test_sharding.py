@@ -93,7 +93,8 @@ def main(every):
     shapes = [(features, 3 * hidden), (hidden, 3 * hidden), (3 * hidden,), (3 * hidden,)]
     bare = {"weights": GRUWeights(*(normal(*shape) for shape in shapes)), "h_reset": normal(hidden)}
     options = {"bidirectional": True, "initial_state": "learned", "param_dtype": jnp.float64}
-    layer, model = GRU(hidden, num_layers=2, **options), GRUModel(hidden, 2, pooling="attention", **options)
+    layer = GRU(hidden, num_layers=2 if every else 1, **options)  # two layers are in "dropout" too
+    model = GRUModel(hidden, 2, pooling="attention", **options)
 
     def random(module):
         return jax.tree.map(lambda a: normal(*a.shape), jax.eval_shape(module.init, jax.random.key(0), data["x"]))
