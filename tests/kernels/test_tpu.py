@@ -22,6 +22,7 @@ from jax.sharding import PartitionSpec as P
 
 sys.path.append(str(Path(__file__).parent.parent))  # as a program too
 import numerics  # noqa: F401
+from pairs import pairwise
 
 from grujax import GRUSpec, GRUWeights
 from grujax.kernels.calls.arrays import MOVED, Call, N, by_direction, given
@@ -163,11 +164,15 @@ def lowered(f, *arguments):
     return jax.jit(f).trace(*arguments).lower(lowering_platforms=("tpu",)).as_text()
 
 
-@pytest.mark.parametrize("given", [(), ALL], ids=["plain", "all"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: f"{'torch' if spec.reset_after else 'Cho'}, {spec.update}")
-def test_each_variant_is_one_launch_a_direction_and_pass(spec, dtype, given):
-    of = some_recurrence(Case(sizes=(17, 9, 4, 130), given=given), dtype)
+VARIANTS = pairwise(after=(True, False), update=("keep", "take"), dtype=("float32", "bfloat16"), given=((), ALL))
+
+
+@pytest.mark.parametrize(
+    "of", VARIANTS, ids=lambda of: f"{of['after']}-{of['update']}-{of['dtype']}-{len(of['given'])}"
+)
+def test_each_variant_is_one_launch_a_direction_and_pass(of):
+    spec, case = GRUSpec(of["after"], "highest", of["update"]), Case(sizes=(17, 9, 4, 130), given=of["given"])
+    of = some_recurrence(case, of["dtype"])
     alone = lowered(lambda of: run([of], spec, reverse=(True,), with_gates=True), of)
     both = lowered(partial(gradient, spec=spec), [of, of])
     launches = [re.findall(r'@tpu_custom_call.*kernel_name = "(\w+)"', text) for text in (alone, both)]
