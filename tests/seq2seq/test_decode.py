@@ -22,6 +22,11 @@ def step(state, token):
     return state | {"t": state["t"] + 1}, logits
 
 
+def beams(state=STATE, **options):
+    """`beam_search` as one program."""
+    return jax.jit(lambda: beam_search(step, state, START, end=END, **options))()
+
+
 def log_p(row, tokens):
     total = 0.0
     for t, (read, token) in enumerate(itertools.pairwise((START, *tokens))):
@@ -46,9 +51,7 @@ def filled(tokens):
 def test_a_beam_that_holds_every_sequence_finds_what_exhaustive_search_finds(alpha):
     every = list(sequences())
     size = len(every)
-    found = jax.jit(
-        lambda: beam_search(step, STATE, START, end=END, max_length=N, beam_size=size, length_penalty=alpha)
-    )()
+    found = beams(max_length=N, beam_size=size, length_penalty=alpha)
     for row in range(2):
         scores = np.array([log_p(row, tokens) / ((5 + len(tokens)) / 6) ** alpha for tokens in every])
         order = np.argsort(-scores)
@@ -70,7 +73,7 @@ def by_hand(row, beam_size, alpha):
 
 @pytest.mark.parametrize("beam_size, alpha", [(2, 1.0), (3, 0.0)])
 def test_a_narrow_beam_equals_the_search_by_hand(beam_size, alpha):
-    found = beam_search(step, STATE, START, end=END, max_length=N, beam_size=beam_size, length_penalty=alpha)
+    found = beams(max_length=N, beam_size=beam_size, length_penalty=alpha)
     for row in range(2):
         expected = by_hand(row, beam_size, alpha)
         assert found.tokens[row].tolist() == [filled(tokens) for tokens, _ in expected]
@@ -104,7 +107,7 @@ def test_the_loop_ends_when_every_sequence_has():
 
 
 def test_fewer_sequences_than_beams_leave_beams_of_score_minus_infinity():
-    found = beam_search(step, STATE, START, end=END, max_length=1, beam_size=V + 2)
+    found = beams(max_length=1, beam_size=V + 2)
     assert np.isneginf(found.scores[:, V:]).all() and np.isfinite(found.scores[:, :V]).all()
 
 
@@ -184,4 +187,4 @@ def test_what_cannot_be_served_is_refused():
 
 def test_no_rows_have_no_beams():
     empty = jax.tree.map(lambda a: a[:0], STATE)
-    assert beam_search(step, empty, START, end=END, max_length=N, beam_size=2).tokens.shape == (0, 2, N)
+    assert beams(empty, max_length=N, beam_size=2).tokens.shape == (0, 2, N)
