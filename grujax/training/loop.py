@@ -124,8 +124,8 @@ class Training:
         # The step does not read these: runs that differ in them share its programs.
         self.step_config = replace(config, seed=0, head_weights=())
         self.programs: dict[tuple[int, ...], Any] = {}  # by the boundaries of an epoch's rows
-        given = min(EVERY, self.steps_per_epoch, LARGEST // np.zeros(self.compiled.shapes[-1], np.float32).nbytes)
-        self.given = max(1, given)
+        largest = LARGEST // (4 * math.prod(self.compiled.shapes[-1]))
+        self.given = max(1, min(EVERY, self.steps_per_epoch, largest))
         self.at_once = EVERY if self.devices.several_processes else 1
         self.ahead: tuple[int, Shuffled, Steps] | None = None  # the number of a step, and what it and the next take
         if variables is not None:
@@ -253,8 +253,9 @@ class Training:
             _, shuffled, steps = self.ahead
             program, began = self._program(shuffled.boundaries, steps), time.perf_counter()
             count = min(self.at_once, self.given, end - step, EVERY - step % EVERY)
-            state, self.ended = program(self.run.state, self.constants, np.int32(count), steps)
-            self.run, self.ahead = self.run.after(count, self.devices.weights(state)), None
+            found = program(self.run.state, self.constants, np.int32(count), steps)
+            state, self.ended = self.devices.weights(found)
+            self.run, self.ahead = self.run.after(count, state), None
             if step + count < end:
                 self.ahead = self._made(shuffled, step + count)
             elif self._stream is None and end < self.num_steps:
