@@ -273,7 +273,7 @@ class Training:
         while boundaries[-1] < longest:  # of a stream: by doubling, so that few programs are compiled
             boundaries = (*boundaries[:-1], 2 * boundaries[-1])
         weights = self.weights if rows is self.train else row_weights(rows, self.config)
-        rng = np.random.default_rng((self.config.seed, number, 1))  # (seed, number) are those of `draw`
+        rng = np.random.default_rng((self.config.seed, number, 1))  # (seed, step) are those of `draw`
         return Shuffled(rows, weights, boundaries, plan_of(rows.lengths, self.config.batch_size, boundaries, rng))
 
     def _made(self, of: Shuffled, step: int) -> tuple[int, Shuffled, Steps]:

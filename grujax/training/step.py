@@ -1,7 +1,7 @@
 """Loss, optimizer and one training step."""
 
 from collections.abc import Callable, Mapping
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -15,9 +15,6 @@ from grujax.data.targets import named
 from grujax.linen import GRUEnsemble, GRUModel
 from grujax.training.config import TrainConfig
 from grujax.types import Array
-
-DRAWN = 16
-"""Steps whose draws one generator makes: to seed one takes longer than to draw."""
 
 
 class TrainState(NamedTuple):
@@ -155,18 +152,10 @@ def draw(config: TrainConfig, step: int) -> Draws:
 
     Drawn by NumPy: XLA takes nearly half as long to compile that sampler as all the rest of the step.
     """
-    share, seed = _drawn(config, step // DRAWN)
-    return Draws(share[step % DRAWN], seed[step % DRAWN])
-
-
-@lru_cache(maxsize=2)
-def _drawn(config: TrainConfig, number: int) -> Draws:
-    """Those of `DRAWN` steps."""
-    rng, members = np.random.default_rng((config.seed, number)), () if config.members == 1 else (config.members,)
-    shape = (DRAWN, config.batch_size, *members)
+    rng, members = np.random.default_rng((config.seed, step)), () if config.members == 1 else (config.members,)
+    shape = (config.batch_size, *members)
     share = rng.beta(config.mixup, config.mixup, shape) if config.mixup else np.ones(shape)
-    seed = rng.integers(2**32, size=(DRAWN, *members), dtype=np.uint32)
-    return Draws(np.maximum(share, 1 - share).astype(np.float32), seed)
+    return Draws(np.maximum(share, 1 - share).astype(np.float32), rng.integers(2**32, size=members, dtype=np.uint32))
 
 
 def mix(share: Array, x: Array, lengths: Array, weight: Array) -> tuple[Array, Array, Array, Array]:
