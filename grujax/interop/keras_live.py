@@ -128,7 +128,7 @@ def require_same(source: Any, model: Any, variables: Any) -> None:
     """Raises `InputError` unless every array that a layer or model gives, run as it is, is an output of `model`."""
     keras, all_seen = package(), []
     for size in TWO_SIZES:
-        x, h0, _ = given = data(model, variables, size, h0=isinstance(model, GRUCell))
+        x, h0, _ = given = data(model, variables, size, h0=isinstance(model, GRUCell), grows=True)
         try:
             with numerics("float32"):
                 found = source(x) if h0 is None else source(x, [keras.ops.convert_to_tensor(h0)])

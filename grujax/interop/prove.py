@@ -20,8 +20,11 @@ from grujax.types import state_dtype
 
 OWN_ERRORS = 4
 """How many times as far from the exact outputs as grujax the other side may be, where rounding is large."""
-TWO_SIZES = ((3, 7), (2, 5))
-"""B and T of the proof where what the other side computes was found by trying: one size may agree by chance."""
+TWO_SIZES = ((3, 7), (2, 40))
+"""B and T of the proof where what the other side computes was found by trying: one size may agree by chance, and what
+reads the last ten steps alone, or clips its input, does not show in few steps."""
+GROWTH = 0.2
+"""By how much x grows with each step there."""
 FIND = "grujax.interop.find lists the GRUs in it; prefix= takes one of them out."
 
 log = logging.getLogger("grujax.interop")
@@ -77,12 +80,22 @@ def outputs(model: Any, variables: Mapping, x: ArrayLike, h0: ArrayLike | None, 
 
 
 def data(
-    model: Any, variables: Mapping, size: tuple[int, int], *, seed: int = 0, h0: bool = False, lengths: bool = False
+    model: Any,
+    variables: Mapping,
+    size: tuple[int, int],
+    *,
+    seed: int = 0,
+    h0: bool = False,
+    lengths: bool = False,
+    grows: bool = False,
 ) -> tuple:
-    """Random x (B, T, I), h0 (L*D, B, H) and lengths (B,), the latter two None unless they are asked for."""
+    """Random x (B, T, I), h0 (L*D, B, H) and lengths (B,), the latter two None unless they are asked for.
+
+    grows: from step to step by `GROWTH`, from a standard deviation of 1 at the first."""
     rng, stored = np.random.default_rng(seed), jnp.dtype(model.param_dtype)
     input_size, hidden_size, n_states = sizes(model, variables)
-    x = rng.normal(size=(*size, input_size)).astype(coarser(model))
+    x = rng.normal(size=(*size, input_size)) * (1 + GROWTH * grows * np.arange(size[1])[:, None])
+    x = x.astype(coarser(model))
     if "input_mean" in variables.get("statistics", {}):  # raw inputs, as the model has met them
         mean, std = (np.asarray(variables["statistics"][f"input_{s}"]) for s in ("mean", "std"))
         x = (x * std + mean).astype(x.dtype)
