@@ -35,7 +35,7 @@ from grujax.interop.onnx_graph import (
 from grujax.interop.onnx_run import feed, fixed, inputs_of, origin, run_apart, time_first
 from grujax.interop.onnx_tensors import Constants, bound, checked, load
 from grujax.interop.parts import Dense, put_together, take_apart
-from grujax.interop.prove import FIND, TWO_SIZES, data
+from grujax.interop.prove import FIND, TWO_SIZES, data, proof_sizes
 
 MOVES = {"Identity", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Gather", "Split", "Concat"}
 MOVES |= {"Expand", "Shape", "Constant", "ConstantOfShape", "Cast"}
@@ -69,7 +69,7 @@ def read_graph(proto: Model) -> tuple[nn.Module, dict]:
     model, variables = put_together(cells, head, **fields, h0=_initial(proto, grus, constants, cells))
     inputs = inputs_of(proto, grus, model.num_states)
     kinds = {"h0": inputs.h0 is not None, "lengths": inputs.lengths is not None}
-    sizes = _sizes(left, constants)
+    sizes = [*proof_sizes(model, variables), *_beyond(left, constants)]
     layouts = [[fixed(inputs, first, size) for size in sizes] for first in (True, False)]
     given = [data(model, variables, size, grows=True, **kinds) for of in layouts for size in of]
     feeds = [feed(inputs, k < len(sizes), of) for k, of in enumerate(given)]
@@ -78,8 +78,8 @@ def read_graph(proto: Model) -> tuple[nn.Module, dict]:
     return read_by_running(name, model, variables, [seen[: len(sizes)], seen[len(sizes) :]])[1], variables
 
 
-def _sizes(left: list[Any], constants: Constants) -> list[tuple[int, int]]:
-    """B and T of the proof: both beyond every number at which a graph may cut them, or turn to another branch."""
+def _beyond(left: list[Any], constants: Constants) -> list[tuple[int, int]]:
+    """B and T of the proof beyond every number at which a graph may cut them, or turn to another branch."""
     bounds = [0]
     for node in left:
         if node.op_type == "Slice" or node.op_type in ON_INTEGERS:
@@ -89,10 +89,8 @@ def _sizes(left: list[Any], constants: Constants) -> list[tuple[int, int]]:
             bounds += (found := [n for n in numbers if n < OPEN])
             most = max(found, default=0)
             require(most <= LARGEST_CUT, name_of(node), f"numbers up to {LARGEST_CUT}", most, FIND)
-    beyond = max(bounds) + 2
-    (rows, steps), (few, many) = TWO_SIZES
-    cut = [(beyond, steps)] if beyond > rows + 2 else []
-    return [(rows, steps), (few, max(many, beyond)), *cut]
+    beyond, (few, short) = max(bounds) + 2, TWO_SIZES[1]
+    return [(beyond, short), (few, beyond)] if beyond > 3 else []
 
 
 def _cells(grus: list[Any], constants: Constants) -> tuple[dict, dict]:

@@ -14,7 +14,7 @@ from grujax.core.config import Pooling
 from grujax.errors import InputError, require, require_one_of
 from grujax.interop.hypotheses import Places, Seen, read_by_running
 from grujax.interop.parts import assumed_pooling, put_together
-from grujax.interop.prove import FIND, TWO_SIZES, data, log, require_agreement
+from grujax.interop.prove import FIND, data, log, proof_sizes, require_agreement
 from grujax.interop.torch import STATE, _torch, arrays, gru_runner
 from grujax.interop.torch_keys import KINDS, from_arrays, read_state
 
@@ -134,7 +134,8 @@ def _found(module: Any, state: Mapping[str, NDArray], pooling: Pooling | Ellipsi
         turned = any(k != time_major for name, k in places if name != "h_last")
         return (pooling is ... or pooling == found) and not (found is None and turned)
 
-    layouts = [[seen(size, time_major) for size in TWO_SIZES] for time_major in (False, True)]
+    sizes = proof_sizes(model, variables)
+    layouts = [[seen(size, time_major) for size in sizes] for time_major in (False, True)]
     time_major, model = read_by_running(ARGUMENT, model, variables, layouts, serves)
     return model.clone(time_major=True) if time_major else model, variables
 
