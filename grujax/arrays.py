@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from grujax.errors import InputError, require
 
@@ -56,6 +57,15 @@ def require_floating(a: Any, argument: str) -> None:
     if not _is_floating(a.dtype):
         remedy = f"Convert it, {argument}.astype(jnp.float32), if that is what it means."
         raise InputError(argument, "a floating dtype", f"dtype {a.dtype}", remedy)
+
+
+def whole(a: Any) -> Any:
+    """The array on every device along Explicit axes of a mesh that split it; else as it is."""
+    if isinstance(a, np.ndarray):
+        return a
+    sharding = jax.typeof(a).sharding
+    split = any(name is not None for name in sharding.spec)
+    return jax.reshard(a, NamedSharding(sharding.mesh, PartitionSpec())) if split else a
 
 
 def numpy_of(a: Any) -> Any:

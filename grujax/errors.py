@@ -2,12 +2,16 @@
 
 import importlib
 import re
+import sys
+import warnings
 from collections.abc import Iterable
 from numbers import Integral
 from typing import Any
 
 LONGEST = 400
 """The most characters of each part of a message; of a longer one the middle is left out."""
+INSIDE = ("contextlib", "flax", "functools", "grujax", "jax", "jaxlib")
+"""Packages that may stand between a user's line and what is said of it."""
 
 
 class InputError(ValueError):
@@ -95,6 +99,16 @@ def require(
     """
     if not condition:
         raise InputError(argument, expected, found, remedy, rule)
+
+
+def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warns of the line that called into grujax, through however much of JAX and Flax."""
+    frame = sys._getframe()
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] in INSIDE:
+        frame = frame.f_back
+    registry = frame.f_globals.setdefault("__warningregistry__", {})
+    where = frame.f_code.co_filename, frame.f_lineno, frame.f_globals.get("__name__")
+    warnings.warn_explicit(message, category, *where, registry)
 
 
 def _one_line(part: object) -> str:

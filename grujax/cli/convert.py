@@ -39,7 +39,8 @@ class Convert:
     prefix: str | None = None
     """The name of a GRU that is taken out of a larger model; `grujax find SOURCE` lists them."""
     pooling: Literal["last", "mean", "max", "none"] | None = None
-    """What the Linear of a state dict reads, which no file tells; none: every step. None: the last state."""
+    """What the head of a state dict or .weights.h5 file reads, where the file does not tell it; none: every step. None:
+    the last state."""
     overwrite: bool = False
     """Replace a file that exists."""
 
@@ -63,7 +64,7 @@ class Find:
     """Its format. None: by its ending."""
 
     def run(self, console: Console) -> int:
-        grus = find(self.source, self.source_format)
+        grus = find(model_file(self.source), self.source_format)
         table = Table("name", "inputs", "units", "layers", "directions", "reset", "where")
         for gru in grus:
             numbers = (gru.input_size, gru.hidden_size, gru.num_layers, 1 + gru.bidirectional)

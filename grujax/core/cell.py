@@ -5,7 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from grujax.arrays import as_array, numpy_of
+from grujax.arrays import as_array, numpy_of, whole
 from grujax.core.config import CellConfig
 from grujax.core.inputs import as_state, check_features
 from grujax.errors import require
@@ -24,7 +24,7 @@ def check_step(cell: CellConfig, carry: Array, x: Array, input_size: int | None)
 
 def weights_of(cell: CellConfig, params: Mapping[str, Any]) -> GRUWeights:
     """The parameters of a cell as every kernel takes them: w_hh (H, 3H), made of its blocks where these are stored."""
-    weights = GRUWeights(**params)
+    weights = GRUWeights(**{name: whole(a) for name, a in params.items()})
     return weights if cell.blocks == 1 else weights._replace(w_hh=block_diagonal(weights.w_hh))
 
 

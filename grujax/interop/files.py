@@ -16,7 +16,7 @@ from grujax.core.config import Pooling
 from grujax.errors import InputError, MissingPackage, require, require_one_of
 from grujax.interop import flax, keras, onnx, stablehlo, torch_files
 from grujax.interop.framework import Framework
-from grujax.interop.parts import ConversionWarning
+from grujax.interop.parts import ConversionWarning, require_alone
 from grujax.interop.prove import Difference, Runner, compare, outputs, require_agreement
 from grujax.interop.statistics import fold_statistics
 from grujax.linen import GRUModel, require_own
@@ -80,7 +80,8 @@ def load(
       format: a name of `FORMATS`; None goes by the file's ending, and tells grujax's safetensors from torch's by their
         metadata.
       prefix: the name of the GRU that is taken out of a larger model, as `grujax.interop.find` lists them.
-      pooling: what the head of a state dict reads, which its file does not tell; see `from_torch`.
+      pooling: what the head of a state dict reads, which its file does not tell; see `from_torch`. A `.weights.h5` file
+        tells it where a pooling layer or a `TimeDistributed` is in it.
       verify: run the other framework on the file too, or on the weights of the one GRU, and raise where the two differ.
 
     Raises:
@@ -99,8 +100,7 @@ def load(
     options: dict[str, Any] = {} if pooling is ... else {"pooling": pooling}
     told = f"{framework.name} files tell it: leave pooling out."
     require(not options or framework.assumes, "pooling", "none", repr(pooling), told)
-    rule, remedy = "prefix takes out a GRU, which has no pooling", "Leave one of them out."
-    require(prefix is None or not options, "pooling", "none", repr(pooling), remedy, rule=rule)
+    require_alone(prefix, pooling)
     try:
         if prefix is not None:
             from grujax.interop.find import take
@@ -171,8 +171,7 @@ def convert(
         warnings.simplefilter("always", ConversionWarning)
         model, variables = load(source, source_format, prefix=prefix, pooling=pooling)
         if probabilities:
-            require(isinstance(model, GRUModel), "probabilities", "False of a model without a head", True)
-            model = model.clone(output_activation="softmax")
+            model = _with_softmax(model, variables)
         if labels is not None:
             require(writes is onnx.FRAMEWORK, "labels", "none", list(labels), "Only ONNX has a place for them.")
             writes = writes._replace(build=partial(writes.build, labels=labels))
@@ -188,19 +187,29 @@ def convert(
         if not issubclass(one.category, ConversionWarning):
             warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
     left = [str(w.message) for w in caught if issubclass(w.category, ConversionWarning)]
-    guessed = reads.assumes and isinstance(model, GRUModel) and pooling is ...
+    guessed = reads.assumes and isinstance(model, GRUModel) and pooling is ... and model.pooling == "last"
     read_as = "Linear on the last state" if guessed else None
     largest = None if difference is None else difference.largest
     return Converted(model, reads.name, writes.name, list(dict.fromkeys(left)), largest, missing, folded, read_as)
 
 
+def _with_softmax(model: Any, variables: Mapping) -> Any:
+    """The model that gives probabilities of classes; `InputError` for one that has none."""
+    require(isinstance(model, GRUModel), "probabilities", "False of a model without a head", True)
+    rule, activation = "probabilities are a softmax of the outputs of a classifier", model.output_activation
+    require(activation in (None, "softmax"), "output_activation", None, repr(activation), rule=rule)
+    regression = "output_mean" in variables.get("statistics", {})
+    require(not regression, "statistics", "none of the targets", "output_mean, of a regression", rule=rule)
+    return model.clone(output_activation="softmax")
+
+
 def framework_of(path: Path, name: str | None, reading: bool) -> Framework:
     """The framework of a file, by its ending or by name."""
-    if name is not None:
-        require_one_of(name, FORMATS, "format")
-        return FORMATS[name]
-    if reading and path.is_dir():
+    require_one_of(name, (*FORMATS, None), "format")
+    if reading and path.is_dir() and name in (None, "flax"):
         return flax.ORBAX
+    if name is not None:
+        return FORMATS[name]
     frameworks = list(reversed(FORMATS.values()))
     endings = {ending: of for of in frameworks for ending in (*of.endings, *(of.reads if reading else ()))}
     ending = max((e for e in endings if path.name.endswith(e)), key=len, default=None)

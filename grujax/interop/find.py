@@ -102,6 +102,7 @@ def opened(source: Any, format: str | None) -> Opened:
     """What a source is, and the GRUs in it."""
     if isinstance(source, str | Path):
         return _file(Path(source), format)
+    require(format is None, "format", "none, which files alone have", repr(format), "Leave it out.")
     name = next((of.name for of in files.FORMATS.values() if of.recognises(source)), None)
     if name is not None:
         return _torch_module(source) if name == "torch" else FINDERS[name].in_object(source)
@@ -117,10 +118,11 @@ def opened(source: Any, format: str | None) -> Opened:
 
 
 def _file(path: Path, format: str | None) -> Opened:
-    if path.is_dir():
-        whole = flax.ORBAX.load(path)
-        return _mapping(whole[1], lambda path: flax.ORBAX.write(path, whole))._replace(folder=True)
-    name = files.framework_of(path, format, reading=True).name
+    framework = files.framework_of(path, format, reading=True)
+    if framework is flax.ORBAX:
+        whole = framework.load(path)
+        return _mapping(whole[1], lambda path: framework.write(path, whole))._replace(folder=True)
+    name = framework.name
     files.readable(path)
     if name in FINDERS:
         return FINDERS[name].in_file(path)

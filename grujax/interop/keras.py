@@ -6,18 +6,20 @@ it has their sum alone. Any backend of Keras serves; it is imported where Keras 
 
 import warnings
 from collections.abc import Mapping, Sequence
+from types import EllipsisType
 from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 
+from grujax.core.config import Pooling
 from grujax.core.dialects import Cell, read
-from grujax.errors import require
+from grujax.errors import require, require_one_of
 from grujax.interop import keras_files, keras_layers, keras_live
 from grujax.interop.framework import Framework
 from grujax.interop.keras_layers import ACTIVATIONS, HEADS, MERGES, OUTPUTS, POOLINGS, RECURRENT, Layer, dialect_of
-from grujax.interop.parts import ConversionWarning, Dense, Place, put_together, take_apart
-from grujax.interop.prove import coarser
+from grujax.interop.parts import ConversionWarning, Dense, Place, assumed_pooling, put_together, take_apart
+from grujax.interop.prove import Runner, coarser
 from grujax.linen import require_own
 from grujax.linen.cell import GRUCell
 
@@ -139,6 +141,32 @@ def from_layers(layers: list[Layer]) -> tuple[nn.Module, dict]:
     return found
 
 
+def _read_weights(layers: list[Layer], pooling: Pooling | EllipsisType = ...) -> tuple[nn.Module, dict]:
+    """Of a file of weights, which do not tell what a Dense behind a GRU reads."""
+    told = _tells_pooling(layers)
+    require(
+        not told or pooling is ..., "pooling", "none", repr(pooling), f"A {told} in the file tells it: leave it out."
+    )
+    model, variables = from_layers(layers)
+    assumed = {} if told else assumed_pooling(pooling, layers[-1].kind in HEADS)
+    return model.clone(**assumed), variables
+
+
+def _run_weights(layers: list[Layer], model: Any) -> Runner:
+    if layers[-1].kind in HEADS and not _tells_pooling(layers):
+        require_one_of(model.pooling, ("last", *POOLINGS.values(), None), "pooling", "Others are not run.")
+        *grus, last, head = layers
+        last = last._replace(config=last.config | {"return_sequences": model.pooling != "last"})
+        pooling = [Layer(kind, kind, {}) for kind, ours in POOLINGS.items() if ours == model.pooling]
+        layers = [*grus, last, *pooling, head]
+    return keras_live.runner(layers, model)
+
+
+def _tells_pooling(layers: list[Layer]) -> str:
+    """The kind of the layer that tells what the head reads."""
+    return next((layer.kind for layer in layers if layer.kind in (*POOLINGS, "TimeDistributed")), "")
+
+
 def _check_order(layers: list[Layer]) -> None:
     """GRUs, then pooling, then a Dense; each reads what the one before gives. Raises `InputError` otherwise."""
     layers = [layer for layer in layers if layer.kind != "Dropout"]
@@ -222,6 +250,8 @@ FRAMEWORK = Framework(
 )
 WEIGHTS = FRAMEWORK._replace(
     name="keras-weights",
+    read=_read_weights,
+    run=_run_weights,
     build=_build_weights,
     write=lambda path, made: keras_live.store(made, path, ".weights.h5", lambda model: model.save_weights),
     endings=(".weights.h5",),

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from grujax.errors import InputError, MissingPackage, require, require_package
 from grujax.interop.hypotheses import Seen, require_shown
 from grujax.interop.keras_layers import HEADS, OF_KERAS_2, RECURRENT, WEIGHTED, Layer, described
-from grujax.interop.prove import TWO_SIZES, Runner, data
+from grujax.interop.prove import Runner, data, proof_sizes
 from grujax.linen.cell import GRUCell
 from grujax.types import state_dtype
 
@@ -127,8 +127,8 @@ def build(keras: Any, layer: Layer, dtype: str, return_state: bool = False) -> A
 def require_same(source: Any, model: Any, variables: Any) -> None:
     """Raises `InputError` unless every array that a layer or model gives, run as it is, is an output of `model`."""
     keras, all_seen = package(), []
-    for size in TWO_SIZES:
-        x, h0, _ = given = data(model, variables, size, h0=isinstance(model, GRUCell))
+    for size in proof_sizes(model, variables):
+        x, h0, _ = given = data(model, variables, size, h0=isinstance(model, GRUCell), grows=True)
         try:
             with numerics("float32"):
                 found = source(x) if h0 is None else source(x, [keras.ops.convert_to_tensor(h0)])

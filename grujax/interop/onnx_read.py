@@ -35,11 +35,13 @@ from grujax.interop.onnx_graph import (
 from grujax.interop.onnx_run import feed, fixed, inputs_of, origin, run_apart, time_first
 from grujax.interop.onnx_tensors import Constants, bound, checked, load
 from grujax.interop.parts import Dense, put_together, take_apart
-from grujax.interop.prove import FIND, TWO_SIZES, data
+from grujax.interop.prove import FIND, TWO_SIZES, data, proof_sizes
 
 MOVES = {"Identity", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Gather", "Split", "Concat"}
 MOVES |= {"Expand", "Shape", "Constant", "ConstantOfShape", "Cast"}
 REDUCES = {"ReduceMean", "ReduceSum", "ReduceMax", "GlobalAveragePool", "GlobalMaxPool", "Softmax", "Sigmoid"}
+OPEN, LARGEST_CUT = 2**31 - 1, 1024
+"""A bound of a Slice that stands for the end, whatever the length; the largest other one that a proof goes beyond."""
 ON_INTEGERS = {"Add", "Sub", "Mul", "Div", "Equal", "Less", "Where", "Range"}
 """Arithmetic on shapes; of floats only an Add of the head's bias."""
 
@@ -67,11 +69,28 @@ def read_graph(proto: Model) -> tuple[nn.Module, dict]:
     model, variables = put_together(cells, head, **fields, h0=_initial(proto, grus, constants, cells))
     inputs = inputs_of(proto, grus, model.num_states)
     kinds = {"h0": inputs.h0 is not None, "lengths": inputs.lengths is not None}
-    layouts = [[fixed(inputs, first, size) for size in TWO_SIZES] for first in (True, False)]
-    given = [data(model, variables, size, **kinds) for sizes in layouts for size in sizes]
-    seen = list(map(Seen, given, run_apart(proto, [feed(inputs, k < 2, of) for k, of in enumerate(given)])))
+    sizes = [*proof_sizes(model, variables), *_beyond(left, constants)]
+    layouts = [[fixed(inputs, first, size) for size in sizes] for first in (True, False)]
+    given = [data(model, variables, size, grows=True, **kinds) for of in layouts for size in of]
+    feeds = [feed(inputs, k < len(sizes), of) for k, of in enumerate(given)]
+    seen = list(map(Seen, given, run_apart(proto, feeds)))
     name = head[0] if head else _first(proto.graph.output)
-    return read_by_running(name, model, variables, [seen[:2], seen[2:]])[1], variables
+    return read_by_running(name, model, variables, [seen[: len(sizes)], seen[len(sizes) :]])[1], variables
+
+
+def _beyond(left: list[Any], constants: Constants) -> list[tuple[int, int]]:
+    """B and T of the proof beyond every number at which a graph may cut them, or turn to another branch."""
+    bounds = [0]
+    for node in left:
+        if node.op_type == "Slice" or node.op_type in ON_INTEGERS:
+            given = [constants.values[key] for key in node.input[node.op_type == "Slice" :] if key in constants.values]
+            given += [np.array(a) for key, a in attributes_of(node).items() if key in ("starts", "ends")]
+            numbers = [abs(int(n)) for a in given if a.dtype.kind == "i" for n in a.reshape(-1)]
+            bounds += (found := [n for n in numbers if n < OPEN])
+            most = max(found, default=0)
+            require(most <= LARGEST_CUT, name_of(node), f"numbers up to {LARGEST_CUT}", most, FIND)
+    beyond, (few, short) = max(bounds) + 2, TWO_SIZES[1]
+    return [(beyond, short), (few, beyond)] if beyond > 3 else []
 
 
 def _cells(grus: list[Any], constants: Constants) -> tuple[dict, dict]:

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Collection, Mapping
+from types import EllipsisType
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -12,9 +13,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from numpy.typing import NDArray
 
 from grujax.core.cell import weights_of
-from grujax.core.config import input_size_of, own_fields
+from grujax.core.config import Pooling, input_size_of, own_fields
 from grujax.core.dialects import Cell, Dialect, lost, require_floats, write
-from grujax.errors import InputError, require, require_equal
+from grujax.errors import InputError, require, require_equal, require_one_of
+from grujax.interop.prove import log
 from grujax.linen import GRU, GRUCell, GRUModel
 from grujax.saving.model_file import declared
 
@@ -163,6 +165,24 @@ def put_together(
         params[*_cell_paths(model)[0][:-1], "h0"] = h0
     tree = unflatten_dict({path: to_jax(np.ascontiguousarray(a), first) for path, a in params.items()})
     return model, {"params": tree}
+
+
+def assumed_pooling(pooling: Pooling | EllipsisType, has_head: bool) -> dict[str, Any]:
+    """Of a source that does not tell what its head reads: that, as given, or the last state, which is announced."""
+    if not has_head:
+        require(pooling is ..., "pooling", "none, as there is no Linear that reads it", repr(pooling), "Leave it out.")
+        return {}
+    if pooling is ...:
+        log.warning("read as: Linear on the last state of each direction; pooling= says otherwise")
+        return {"pooling": "last"}
+    if not callable(pooling):
+        require_one_of(pooling, ("last", "mean", "max", None), "pooling", "Or pass a function.")
+    return {"pooling": pooling}
+
+
+def require_alone(prefix: str | None, pooling: Pooling | EllipsisType) -> None:
+    rule, remedy = "prefix takes out a GRU, which has no pooling", "Leave one of them out."
+    require(prefix is None or pooling is ..., "pooling", "none", repr(pooling), remedy, rule=rule)
 
 
 def to_jax(a: NDArray, name: str) -> jax.Array:

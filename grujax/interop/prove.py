@@ -22,6 +22,12 @@ OWN_ERRORS = 4
 """How many times as far from the exact outputs as grujax the other side may be, where rounding is large."""
 TWO_SIZES = ((3, 7), (2, 5))
 """B and T of the proof where what the other side computes was found by trying: one size may agree by chance."""
+LONG = (2, 40)
+"""A third, in which what reads the last ten steps alone, or clips its input, shows."""
+STEADY = 1e-4
+"""The most that rounding may come to in it: where weights are so large that it grows without bound, nothing shows."""
+GROWTH = 0.2
+"""By how much x grows with each step there."""
 FIND = "grujax.interop.find lists the GRUs in it; prefix= takes one of them out."
 
 log = logging.getLogger("grujax.interop")
@@ -77,12 +83,22 @@ def outputs(model: Any, variables: Mapping, x: ArrayLike, h0: ArrayLike | None, 
 
 
 def data(
-    model: Any, variables: Mapping, size: tuple[int, int], *, seed: int = 0, h0: bool = False, lengths: bool = False
+    model: Any,
+    variables: Mapping,
+    size: tuple[int, int],
+    *,
+    seed: int = 0,
+    h0: bool = False,
+    lengths: bool = False,
+    grows: bool = False,
 ) -> tuple:
-    """Random x (B, T, I), h0 (L*D, B, H) and lengths (B,), the latter two None unless they are asked for."""
+    """Random x (B, T, I), h0 (L*D, B, H) and lengths (B,), the latter two None unless they are asked for.
+
+    grows: from step to step by `GROWTH`, from a standard deviation of 1 at the first."""
     rng, stored = np.random.default_rng(seed), jnp.dtype(model.param_dtype)
     input_size, hidden_size, n_states = sizes(model, variables)
-    x = rng.normal(size=(*size, input_size)).astype(coarser(model))
+    x = rng.normal(size=(*size, input_size)) * (1 + GROWTH * grows * np.arange(size[1])[:, None])
+    x = x.astype(coarser(model))
     if "input_mean" in variables.get("statistics", {}):  # raw inputs, as the model has met them
         mean, std = (np.asarray(variables["statistics"][f"input_{s}"]) for s in ("mean", "std"))
         x = (x * std + mean).astype(x.dtype)
@@ -90,6 +106,20 @@ def data(
     counts = np.maximum(size[1] - 3 * np.arange(size[0]), 1).astype(np.int32)
     x, states = (x[:, 0], states[0]) if isinstance(model, GRUCell) else (x, states)
     return x, states if h0 else None, counts if lengths else None
+
+
+def proof_sizes(model: Any, variables: Mapping) -> list[tuple[int, int]]:
+    """`TWO_SIZES`, and `LONG` where the model in 32 bits still gives there what it gives in 64."""
+    given = data(model, variables, LONG, h0=isinstance(model, GRUCell), grows=True)
+    with jax.enable_x64(True):
+        found = []
+        for dtype in (jnp.float32, jnp.float64):
+            of, x, h0 = jax.tree.map(lambda a: jnp.asarray(np.asarray(a), dtype), (variables, *given[:2]))  # noqa: B023
+            h_last = outputs(model.clone(dtype=dtype, param_dtype=dtype), of, x, h0, None)["h_last"]
+            found.append(np.asarray(h_last, np.float64))
+    finite = all(np.isfinite(a).all() for a in found)
+    steady = finite and bool(np.abs(found[0] - found[1]).max() < STEADY * max(1.0, np.abs(found[1]).max()))
+    return [*TWO_SIZES, *[LONG] * steady]
 
 
 def coarser(model: Any) -> jnp.dtype:

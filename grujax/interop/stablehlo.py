@@ -31,7 +31,7 @@ def to_stablehlo(model: nn.Module, variables: Mapping, *, lengths: bool = True, 
 
     Args:
       lengths, state: False leaves the argument out; all steps are valid then, and the state begins as the model has it
-        and does not come out.
+        and does not come out. A cell has no lengths, and its next state comes out.
 
     Returns:
       bytes of a program that is batch-major whatever the model's `time_major`. It takes x (B, T, I) in the dtype of the
@@ -49,14 +49,14 @@ def to_stablehlo(model: nn.Module, variables: Mapping, *, lengths: bool = True, 
     found, dtype = sizes(model, variables), jnp.dtype(model.param_dtype)
     wide = state_dtype(dtype)
     if isinstance(model, GRUCell):
-        given = [(f"b, {found.input_size}", dtype), (f"b, {found.hidden_size}", wide)]
+        given = [(f"b, {found.input_size}", dtype), *[(f"b, {found.hidden_size}", wide)] * state]
     else:
         given = [(f"b, t, {found.input_size}", dtype)]
         given += [(f"{found.n_states}, b, {found.hidden_size}", wide)] * state + [("b", jnp.int32)] * lengths
 
     def run(x, *others):
         if isinstance(model, GRUCell):
-            return outputs(model, variables, x, others[0], None)["h_last"]
+            return outputs(model, variables, x, others[0] if state else None, None)["h_last"]
         result = outputs(model, variables, x, others[0] if state else None, others[-1] if lengths else None)
         return tuple(result.values()) if state else next(iter(result.values()))
 

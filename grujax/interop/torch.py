@@ -16,6 +16,7 @@ from grujax.core.config import Pooling
 from grujax.core.dialects import FLOATS, require_floats
 from grujax.errors import InputError, require, require_one_of, require_package
 from grujax.interop.framework import Framework
+from grujax.interop.parts import require_alone
 from grujax.interop.prove import FIND, Runner
 from grujax.interop.torch_keys import KEY, effective, from_arrays, gru_at, to_arrays, unwrapped
 from grujax.linen import GRUCell, GRUModel
@@ -53,6 +54,7 @@ def from_torch(
     >>> jax.tree.map(jax.numpy.shape, variables["params"]["l1"]["w_ih"])
     (20, 60)
     """
+    require_alone(prefix, pooling)
     if not isinstance(module_or_state_dict, Mapping):
         if not isinstance(module_or_state_dict, _torch().nn.Module):
             raise InputError(STATE.argument, "a torch.nn.Module or its state dict", type(module_or_state_dict))
@@ -74,7 +76,8 @@ def to_torch(
     The head of a model reads the last state or, with `pooling=None`, every step.
 
     Args:
-      gru, head: the attributes that the torch class of a `GRUModel` keeps its `nn.GRU` and `nn.Linear` under.
+      gru, head: the attributes that the torch class of a `GRUModel` keeps its `nn.GRU` and `nn.Linear` under; other
+        models have none.
 
     >>> import jax, jax.numpy as jnp
     >>> model = GRUModel(hidden_size=20, output_size=5)

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from grujax.core.config import Pooling
 from grujax.core.dialects import DIALECTS, FLOATS, Cell, read, require_floats
 from grujax.errors import InputError, require
-from grujax.interop.parts import Dense, Place, put_together, take_apart
-from grujax.interop.prove import FIND, log
+from grujax.interop.parts import Dense, Place, assumed_pooling, put_together, take_apart
+from grujax.interop.prove import FIND
 from grujax.linen import GRUCell, GRUModel
 
 KEY = re.compile(r"(?P<prefix>(?:.*\.)?)(?P<what>weight|bias)_(?P<of>ih|hh)(?:_l(?P<layer>\d+)(?P<reverse>_reverse)?)?")
@@ -93,11 +93,8 @@ def gru_at(state: Mapping[str, NDArray], start: str) -> dict[str, NDArray]:
 
 def from_arrays(state: Mapping[str, NDArray], pooling: Pooling | EllipsisType = ...) -> tuple[nn.Module, dict]:
     """The model and variables of a state dict. pooling: what the Linear reads; by default the last state, announced."""
-    found, fields = read_state(effective(state)), {}
-    if found.head is not None:
-        fields["pooling"] = "last" if pooling is ... else pooling
-        if pooling is ...:
-            log.warning("read as: Linear on the last state of each direction; pooling= says otherwise")
+    found = read_state(effective(state))
+    fields = assumed_pooling(pooling, found.head is not None)
     return put_together(*found[:2], bidirectional=found.bidirectional, single=found.single, **fields)
 
 
@@ -149,6 +146,11 @@ def read_state(state: Mapping[str, NDArray], stacked: bool = False) -> State:
 def to_arrays(model: Any, variables: Mapping, gru: str = "gru", head: str = "output_layer") -> dict[str, NDArray]:
     """The state dict of the torch module that computes what `model` computes, in torch's order."""
     parts = take_apart(model, variables, PLACE, DIALECTS["torch"])
+    for argument, name, default in (("gru", gru, "gru"), ("head", head, "output_layer")):
+        named = isinstance(model, GRUModel) or name == default
+        require(
+            named, argument, "none, of a model without a head", repr(name), "Its keys are those of the layer alone."
+        )
     gru, head = (f"{name}." if name and isinstance(model, GRUModel) else "" for name in (gru, head))
     state: dict[str, NDArray] = {}
     for index, cell in enumerate(parts.cells):

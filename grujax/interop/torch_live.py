@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from grujax.core.config import Pooling
 from grujax.errors import InputError, require, require_one_of
 from grujax.interop.hypotheses import Places, Seen, read_by_running
-from grujax.interop.parts import put_together
-from grujax.interop.prove import FIND, TWO_SIZES, data, log, require_agreement
+from grujax.interop.parts import assumed_pooling, put_together
+from grujax.interop.prove import FIND, data, log, proof_sizes, require_agreement
 from grujax.interop.torch import STATE, _torch, arrays, gru_runner
 from grujax.interop.torch_keys import KINDS, from_arrays, read_state
 
@@ -27,7 +27,7 @@ def from_module(
     """As `from_torch`, of a module."""
     torch = _torch()
     module, grus = _plain(module), (torch.nn.GRU, torch.nn.GRUCell)
-    if prefix:
+    if prefix is not None:
         named = {name: of for name, of in module.named_modules() if isinstance(of, grus)}
         require_one_of(prefix, sorted(named), "prefix")
         module = named[prefix]
@@ -112,12 +112,14 @@ def _dropout(module: Any) -> dict[str, Any]:
 def _found(module: Any, state: Mapping[str, NDArray], pooling: Pooling | EllipsisType) -> tuple[nn.Module, dict]:
     """The model that agrees with the module, and its variables."""
     torch, parts = _torch(), read_state(state, stacked=True)
+    if pooling is not ...:
+        assumed_pooling(pooling, parts.head is not None)
     model, variables = put_together(parts.cells, parts.head, bidirectional=parts.bidirectional)
     module = _wide(module)
     parameter = next(module.parameters())
 
     def seen(size: tuple[int, int], time_major: bool) -> Seen:
-        given = data(model, variables, size)
+        given = data(model, variables, size, grows=True)
         x = torch.tensor((given[0].swapaxes(0, 1) if time_major else given[0]).astype(np.float64))
         try:
             with torch.no_grad():
@@ -132,7 +134,8 @@ def _found(module: Any, state: Mapping[str, NDArray], pooling: Pooling | Ellipsi
         turned = any(k != time_major for name, k in places if name != "h_last")
         return (pooling is ... or pooling == found) and not (found is None and turned)
 
-    layouts = [[seen(size, time_major) for size in TWO_SIZES] for time_major in (False, True)]
+    sizes = proof_sizes(model, variables)
+    layouts = [[seen(size, time_major) for size in sizes] for time_major in (False, True)]
     time_major, model = read_by_running(ARGUMENT, model, variables, layouts, serves)
     return model.clone(time_major=True) if time_major else model, variables
 

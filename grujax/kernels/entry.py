@@ -6,6 +6,7 @@ from functools import partial
 import jax
 from jax import lax
 
+from grujax.arrays import whole
 from grujax.errors import require_equal
 from grujax.kernels.checks import check
 from grujax.kernels.table import KERNELS, Asked, Sizes, check_named, choice
@@ -76,6 +77,7 @@ def _run(
     time_major: bool,
     backend: str,
 ) -> list[Result]:
+    recurrences = [of._replace(weights=jax.tree.map(whole, of.weights)) for of in recurrences]
     asked = _asked(recurrences[0], spec, time_major)
     given = {"spec": spec, "reverse": reverse, "with_gates": with_gates, "time_major": time_major}
 

@@ -1,8 +1,10 @@
 """The devices that a run is shared out over, in one process or in several."""
 
 import contextlib
+import functools
 import hashlib
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import numpy as np
@@ -12,6 +14,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from grujax.errors import InputError, require
 from grujax.types import GRUWeights
 
+P = ParamSpec("P")
+T = TypeVar("T")
 EVERY = 16
 """The most steps that the devices are given at once; after so many, several processes agree whether to save and whether
 to end: an exchange of two bytes each."""
@@ -46,6 +50,17 @@ def joined(count: int) -> Mesh:
     return Mesh(np.array(jax.devices()), ("data",))
 
 
+def outside_of_meshes(function: Callable[P, T]) -> Callable[P, T]:
+    """The function, which places its arrays itself, outside of a mesh that its caller has set."""
+
+    @functools.wraps(function)
+    def run(*arguments: P.args, **options: P.kwargs) -> T:
+        with jax.set_mesh(Mesh(np.empty((), object), ())):
+            return function(*arguments, **options)
+
+    return run
+
+
 class Devices:
     """Puts arrays on the devices of a mesh, and lets the processes that they belong to decide alike."""
 
@@ -64,12 +79,14 @@ class Devices:
             )
         processes = {device.process_index for device in mesh.devices.flat}
         self.several_processes = processes != {jax.process_index()}
-        of_all = not self.several_processes or (len(processes) == jax.process_count() and len(mesh.axis_names) == 1)
+        names = mesh.axis_names[: 1 if hidden == 1 else 2]  # a second axis of one device splits nothing
+        of_all = not self.several_processes or (len(processes) == jax.process_count() and len(names) == 1)
         expected = f"devices of this process, or along one axis those of all {jax.process_count()}"
         require(of_all, "mesh", expected, f"axes {mesh.axis_names} over {len(processes)} processes")
-        self._mesh = Mesh(mesh.devices, mesh.axis_names)  # XLA shares out what is not the model's: see `step.by_rows`
-        self.axis: str | None = mesh.axis_names[0]
-        self._rows = NamedSharding(self._mesh, PartitionSpec(None, self.axis))
+        # XLA shares out what is not the model's, as where there are no rows to share out: see `step.by_rows`
+        self._mesh = Mesh(mesh.devices.reshape(mesh.devices.shape[: len(names)]), names)
+        self.axis: str | None = names[0] if rows > 1 else None
+        self._rows = NamedSharding(self._mesh, PartitionSpec(None, names[0]))
         self._whole = NamedSharding(self._mesh, PartitionSpec())
 
     def context(self) -> contextlib.AbstractContextManager[object]:

@@ -13,10 +13,12 @@ from grujax.errors import require_package
 from grujax.saving.checkpoints import Checkpoints
 from grujax.signals import terminable, uninterrupted
 from grujax.training.config import TrainConfig
+from grujax.training.devices import outside_of_meshes
 from grujax.training.loop import Compiled, Fitted, Training
 from grujax.training.run import Epoch
 
 
+@outside_of_meshes
 def fit(
     config: TrainConfig,
     data: Dataset,
@@ -60,10 +62,10 @@ def fit(
       checkpoint_period: seconds between two checkpoints, which are written beside the training.
       mesh: the devices to train on: `jax.make_mesh((8,), ("data",))`. Each takes its share of the rows of a batch, and
         all hold the weights; their number divides `batch_size`. A second axis shares out the columns of the GRUs'
-        weights. None: the default device. A run may go on with another mesh; its figures are then equal to rounding.
-        Along one axis the devices may be those of all processes that `jax.distributed.initialize` joined: then all call
-        `fit` alike, with `checkpoints` where all can read and write. A signal to one ends all, 16 steps later at most.
-        Each process validates for itself.
+        weights. None: the default device. A mesh that the caller has set is not read, callbacks included. A run may go
+        on with another mesh; its figures are then equal to rounding. Along one axis the devices may be those of all
+        processes that `jax.distributed.initialize` joined: then all call `fit` alike, with `checkpoints` where all can
+        read and write. A signal to one ends all, 16 steps later at most. Each process validates for itself.
       variables: of a model of the same fields that `fit` trained: training begins with its weights, and keeps its
         statistics. None: random weights, by the seed.
 

@@ -21,6 +21,7 @@ MESHES = {
     "model": {"model": (2, "Auto")},
     "data and model": {"data": (4, "Auto"), "model": (2, "Auto")},
     "explicit data, model": {"data": (4, "Explicit"), "model": (2, "Auto")},
+    "explicit model": {"model": (2, "Explicit")},
 }
 """Of each way to share the work out the axes of the mesh: over "data" the rows, over "model" the hidden units."""
 
@@ -37,6 +38,8 @@ WAYS = (
     ("model", ("gru",), ("native", "xla")),
     ("data and model", ("gru", "GRU", "GRUModel"), ("native", "xla")),
     ("explicit data, model", ("GRUModel",), ("native", "xla")),
+    ("explicit model", ("gru", "GRU"), ("native", "xla", "autodiff")),
+    ("explicit model", ("dropout",), ("native",)),  # which is the default
 )
 
 
@@ -145,8 +148,8 @@ def main(every):
         assert gradient.any(), "a gradient of zero proves nothing"
 
     def columns(mesh, a):
-        """The hidden units of a weight over "model"; what has none is on every device."""
-        model = "model" in mesh.axis_names and a.shape[-1:] == (3 * hidden,)
+        """The hidden units of a weight, or of its blocks, over "model"; what has none is on every device."""
+        model = "model" in mesh.axis_names and a.shape[-1] in (3 * hidden, 3 * hidden // 2)
         return NamedSharding(mesh, P(*[None] * (a.ndim - 1), "model") if model else P())
 
     def check(way, name, implementation):
@@ -160,10 +163,12 @@ def main(every):
             p = jax.tree.map(lambda a: jax.device_put(a, columns(mesh, a)), p)
             batch = P("data") if "data" in axes else P()
             d = jax.tree.map(lambda a: jax.device_put(a, NamedSharding(mesh, batch)), d)
-        split = implementation == "native" and "Auto" in kinds and way != "shard_map"
+        by_xla = way != "shard_map" and ("Auto" in kinds or "data" not in axes)
+        split = implementation == "native" and by_xla
         told = pytest.warns(UserWarning, match="xla. runs in place of 'native'") if split else contextlib.nullcontext()
-        with told, jax.set_mesh(mesh) if "Explicit" in kinds else contextlib.nullcontext():
+        with told as caught, jax.set_mesh(mesh) if "Explicit" in kinds else contextlib.nullcontext():
             found, alone = differentiate(run)(p, d["x"], d), jax.jit(run)(p, d) if name == "whole" else None
+        assert {warning.filename for warning in caught or ()} <= {__file__}, "it points at the user's line"
         assert_trees_close(found, expected[name], "gradient")
         if alone is not None:
             assert_trees_close(alone, found[0][1])

@@ -117,6 +117,33 @@ REFUSED = {
         ),
         ["another function"],
     ),
+    "the last hundred steps": (
+        lambda: graph(
+            [node("Slice", "x from to steps", "some"), gru("some W R B")],
+            X,
+            PLAIN,
+            weights() | {"from": [-100], "to": [2**63 - 1], "steps": [0]},
+        ),
+        ["another function"],
+    ),
+    "the first fifty rows": (
+        lambda: graph(
+            [node("Slice", "x from to rows", "some"), gru("some W R B")],
+            X,
+            PLAIN,
+            weights() | {"from": [0], "to": [50], "rows": [1]},
+        ),
+        ["another function"],
+    ),
+    "more steps than are run": (
+        lambda: graph(
+            [node("Slice", "x from to steps", "some"), gru("some W R B")],
+            X,
+            PLAIN,
+            weights() | {"from": [0], "to": [5000], "steps": [0]},
+        ),
+        ["some", "numbers up to 1024", "5000"],
+    ),
     "features apart": (
         lambda: graph(
             [node("Slice", "x from to two", "some"), gru("some W R B")],

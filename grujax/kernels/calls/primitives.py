@@ -5,7 +5,6 @@ arguments, by the kernel or by `kernels/derivative.py`. transpose: all gradients
 JAX too: where it is differentiated again, batched over weights, exported, or split among devices by XLA.
 """
 
-import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
@@ -18,7 +17,7 @@ from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from grujax.errors import InputError
+from grujax.errors import InputError, warn_user
 from grujax.kernels.calls.arrays import MOVED, Call, Given, N, by_direction, forward_shapes, rows_at
 from grujax.kernels.calls.plain import plain_forward, plain_tangent, plain_transpose
 from grujax.types import Array
@@ -65,7 +64,7 @@ def _primitive(handler: str, plain: Callable, types: Callable) -> Primitive:
         if split and not exported:
             what = f'The loop of "xla" runs in place of {call.kernel!r}: XLA splits this call among the devices itself.'
             remedy = "Split x by rows over an Explicit axis, as a mesh of jax.make_mesh has, or use jax.shard_map."
-            warnings.warn(f"{what} {remedy}", stacklevel=2)
+            warn_user(f"{what} {remedy}")
         if not (exported or split):
             platform = HANDLERS[call.kernel].platform
             if platform not in module.platforms:
