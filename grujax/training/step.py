@@ -155,7 +155,9 @@ def draw(config: TrainConfig, step: int) -> Draws:
     rng, members = np.random.default_rng((config.seed, step)), () if config.members == 1 else (config.members,)
     shape = (config.batch_size, *members)
     share = rng.beta(config.mixup, config.mixup, shape) if config.mixup else np.ones(shape)
-    return Draws(np.maximum(share, 1 - share).astype(np.float32), rng.integers(2**32, size=members, dtype=np.uint32))
+    return Draws(
+        np.maximum(share, 1 - share).astype(np.float32), rng.integers(2**32, size=members or None, dtype=np.uint32)
+    )
 
 
 def mix(share: Array, x: Array, lengths: Array, weight: Array) -> tuple[Array, Array, Array, Array]:
