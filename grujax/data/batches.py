@@ -115,10 +115,10 @@ def batch_of(data: Sequences, rows: np.ndarray, steps: int) -> Batch:
     """The rows (..., B) of the data, -1 for filler, padded to so many steps: each array of a batch has those axes."""
     filler = rows < 0
     targets = data.targets or {"": Target(np.zeros(len(data), np.float32), None)}
-    x = padded(data.x[rows, :steps], rows.ndim, steps, 0)
+    x = padded(data.x[rows, :steps], rows.ndim, steps, 0).astype(np.float32, copy=False)
     x[filler] = 0
     y = unnamed({name: target.of_rows(rows, steps) for name, target in targets.items()})
-    lengths = data.lengths[rows] * ~filler
+    lengths = (data.lengths[rows] * ~filler).astype(np.int32, copy=False)
     return Batch(x, lengths, y, (~filler).astype(np.float32), rows)
 
 

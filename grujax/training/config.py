@@ -83,7 +83,7 @@ class TrainConfig:
     have no held-out row. 0: all rows are trained on, and the last average is kept. None: 0.1 where that is 30 rows or
     more, else 0."""
     buckets: int = 4
-    """At most so many padded lengths, and so many compilations of the training step."""
+    """At most so many padded lengths, for each of which the training step is compiled."""
     members: int = 1
     """Models that are trained beside each other, each with weights and draws of its own; the mean of their predictions
     is what is validated, kept and saved (`GRUEnsemble`)."""

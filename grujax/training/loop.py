@@ -28,11 +28,12 @@ from grujax.training.run import Epoch, Run
 from grujax.training.step import Draws, Ended, Steps, draw, initial_state, make_optimizer, train_steps
 
 LARGEST = 2**24
-"""Bytes of the inputs of all steps that are given at once; a single step may have more."""
+"""Bytes that the steps which are given at once take; a single one may take more."""
 
 
 SHORT = 0.1
-"""Seconds. While the steps that are given at once take less, they become more: a signal waits for their end."""
+"""Seconds. Where the steps that are given at once, and making the next, take less, they become more, else fewer: a
+signal waits for their end."""
 
 
 class Compiled(NamedTuple):
@@ -78,6 +79,17 @@ class Shuffled(NamedTuple):
     weights: Any  # as `row_weights`
     boundaries: tuple[int, ...]
     plan: Plan
+    begun: int  # the number of its first step
+    most: int  # steps that are given at once
+
+
+class Made(NamedTuple):
+    """What the next steps take."""
+
+    of: Shuffled
+    first: int  # the number of the first of them
+    n_steps: int
+    steps: Steps
 
 
 class Training:
@@ -125,10 +137,8 @@ class Training:
         # The step does not read these: runs that differ in them share its programs.
         self.step_config = replace(config, seed=0, head_weights=())
         self.programs: dict[tuple[int, ...], Any] = {}  # by the boundaries of an epoch's rows
-        largest = LARGEST // (4 * math.prod(self.compiled.shapes[-1]))
-        self.given = max(1, min(EVERY, self.steps_per_epoch, largest))
         self.at_once = EVERY if self.devices.several_processes else 1
-        self.ahead: tuple[int, Shuffled, Steps] | None = None  # the number of a step, and what it and the next take
+        self.ahead: Made | None = None
         if variables is not None:
             self._check(variables)
             self.constants = variables["statistics"]
@@ -161,7 +171,8 @@ class Training:
     def compile(self, tell: Callable[[Compiled], None]) -> None:
         """The program of the training rows."""
         tell(self.compiled)
-        self._program(self.boundaries, self._made(self._shuffled(self.train, 1), 0)[-1])
+        self._program(self.boundaries, self._made(self._shuffled(self.train, 1), 0).steps)
+        self._data_seconds = 0.0
         tell(self.compiled)
 
     def next_rows(self) -> Sequences:
@@ -249,46 +260,52 @@ class Training:
         end = number * self.steps_per_epoch
         while True:
             step = self.run.step
-            if self.ahead is None or self.ahead[0] != step:
+            if self.ahead is None or self.ahead.first != step:
                 self.ahead = self._made(self._shuffled(rows, number), step)
-            _, shuffled, steps = self.ahead
-            program, began = self._program(shuffled.boundaries, steps), time.perf_counter()
-            count = min(self.at_once, self.given, end - step, EVERY - step % EVERY)
-            found = program(self.run.state, self.constants, np.int32(count), steps)
+            now, began = self.ahead, time.perf_counter()
+            program = self._program(now.of.boundaries, now.steps)
+            found = program(self.run.state, self.constants, np.int32(now.n_steps), now.steps)
             state, self.ended = self.devices.weights(found)
-            self.run, self.ahead = self.run.after(count, state), None
-            if step + count < end:
-                self.ahead = self._made(shuffled, step + count)
+            self.run, self.ahead = self.run.after(now.n_steps, state), None
+            if (following := step + now.n_steps) < end:
+                self.ahead = self._made(now.of, following)
+                jax.block_until_ready(self.run.state)
+                if not self.devices.several_processes:  # they take as many
+                    short = time.perf_counter() - began < SHORT
+                    self.at_once = min(2 * self.at_once, EVERY) if short else max(self.at_once // 2, 1)
             elif self._stream is None and end < self.num_steps:
                 self.ahead = self._made(self._shuffled(rows, number + 1), end)
-            if step + count < end:  # the figures of the epoch wait for the last
-                jax.block_until_ready(self.run.state)
-                if time.perf_counter() - began < SHORT:
-                    self.at_once = min(2 * self.at_once, EVERY)
-            yield
-            if step + count == end:
+            yield  # after the last step without waiting: the figures of the epoch wait
+            if following == end:
                 return
 
     def _shuffled(self, rows: Sequences, number: int) -> Shuffled:
+        began = time.perf_counter()
         boundaries, longest = self.boundaries, int(rows.lengths.max())
         while boundaries[-1] < longest:  # of a stream: by doubling, so that few programs are compiled
             boundaries = (*boundaries[:-1], 2 * boundaries[-1])
+        each_step = sum(math.prod(target.y.shape[2:]) for target in rows.targets.values() if target.per_step)
+        size = 4 * self.config.batch_size * boundaries[-1] * (rows.channels + each_step)
+        most = max(1, min(EVERY, self.steps_per_epoch, LARGEST // size))
         weights = self.weights if rows is self.train else row_weights(rows, self.config)
         rng = np.random.default_rng((self.config.seed, number, 1))  # (seed, step) are those of `draw`
-        return Shuffled(rows, weights, boundaries, plan_of(rows.lengths, self.config.batch_size, boundaries, rng))
-
-    def _made(self, of: Shuffled, step: int) -> tuple[int, Shuffled, Steps]:
-        """What the next steps of an epoch take, the rows shared out; filler past its end."""
-        began = time.perf_counter()
-        first = step % self.steps_per_epoch
-        bucket, rows = (a[first : first + self.given] for a in of.plan)
-        drawn = (draw(self.config, step + number) for number in range(len(bucket)))
-        share, seed = (padded(np.stack(each), 0, self.given, 0) for each in zip(*drawn, strict=True))
-        batch = weighed(batch_of(of.rows, padded(rows, 0, self.given, -1), of.boundaries[-1]), of.weights)
-        draws = Draws(self.devices.rows(share), self.devices.whole(seed))
-        steps = Steps(self.devices.whole(padded(bucket, 0, self.given, 0)), self.devices.rows(batch), draws)
+        plan = plan_of(rows.lengths, self.config.batch_size, boundaries, rng)
         self._data_seconds += time.perf_counter() - began
-        return step, of, steps
+        return Shuffled(rows, weights, boundaries, plan, (number - 1) * self.steps_per_epoch, most)
+
+    def _made(self, of: Shuffled, step: int) -> Made:
+        """What the next steps of an epoch take, at its end none, the rows shared out; the rest is zeros."""
+        began, first = time.perf_counter(), step - of.begun
+        left = min(self.at_once, of.most, EVERY - step % EVERY)
+        bucket, rows = (a[first : first + left] for a in of.plan)
+        drawn = [draw(self.config, step + number) for number in range(max(len(rows), 1))]
+        share, seed = map(np.stack, zip(*drawn, strict=True))
+        batch = weighed(batch_of(of.rows, rows, of.boundaries[-1]), of.weights)
+        bucket, batch, share, seed = jax.tree.map(lambda a: padded(a, 0, of.most, 0), (bucket, batch, share, seed))
+        draws = Draws(self.devices.rows(share), self.devices.whole(seed))
+        steps = Steps(self.devices.whole(bucket), self.devices.rows(batch), draws)
+        self._data_seconds += time.perf_counter() - began
+        return Made(of, step, len(rows), steps)
 
     def _program(self, boundaries: tuple[int, ...], steps: Steps) -> Any:
         """The steps of an epoch whose rows are padded to those boundaries."""

@@ -18,7 +18,7 @@ class Epoch(NamedTuple):
     seconds: float  # of training and waiting for rows, without validation and the compilation before the first epoch
     best: bool  # the smallest validation loss so far; always where no rows are held out
     steps_per_second: float = 0.0  # time steps of the sequences; padding is not counted
-    data_seconds: float = 0.0  # in which batches were made and given to the device, in part while it computes
+    data_seconds: float = 0.0  # in which batches were made, while the device computes: the first of the next epoch too
     validation_seconds: float = 0.0  # besides `seconds`; the first time with compilation
     memory: int | None = None  # bytes, the most that a device had in use so far; None where it does not tell (a CPU)
     validation_metrics: dict[str, float] | None = None  # of several heads the figure of each, as `Scores.metrics`

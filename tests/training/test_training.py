@@ -271,9 +271,33 @@ def test_training_ends_after_so_many_epochs_without_a_smaller_validation_loss(tm
 def test_figures_of_speed_are_of_valid_steps_and_add_up():
     fitted = fit(dataclasses.replace(SMALL, buckets=2, epochs=2, validation=0.0), DATA)
     for epoch in fitted.history:
-        assert 0 < epoch.data_seconds < epoch.seconds and epoch.validation_seconds >= 0
+        assert 0 <= epoch.data_seconds < epoch.seconds and epoch.validation_seconds >= 0
         assert epoch.sequences_per_second * epoch.seconds == pytest.approx(80)
         assert epoch.steps_per_second * epoch.seconds == pytest.approx(DATA.train.lengths.sum())
+    assert fitted.history[0].data_seconds > 0  # those of the second epoch may all be made in the first
+
+
+@pytest.mark.parametrize("short", [0, 60])
+def test_a_batch_is_made_once_and_by_compilation_one(short, monkeypatch):
+    made, batch_of = [], loop.batch_of
+
+    def counting(data, rows, steps):
+        made.append(len(rows))
+        return batch_of(data, rows, steps)
+
+    monkeypatch.setattr(loop, "SHORT", short)
+    monkeypatch.setattr(loop, "batch_of", counting)
+    fitted = fit(dataclasses.replace(SMALL, epochs=4, validation=0.0, batch_size=2), DATA)
+    assert sum(made) == 1 + 4 * 40 and max(made) == (1 if short == 0 else 16)
+    assert all(np.isfinite(epoch.loss) for epoch in fitted.history)
+
+
+def test_rows_of_another_dtype_are_trained_on_as_float32():
+    config = dataclasses.replace(SMALL, epochs=1)
+    half = dataclasses.replace(DATA.train, x=DATA.train.x.astype(np.float16))
+    same = dataclasses.replace(half, x=half.x.astype(np.float32))
+    one, other = (fit(config, Dataset("levels", rows)).variables for rows in (half, same))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), one, other)
 
 
 def test_a_data_set_needs_no_test_split():
