@@ -74,8 +74,7 @@ class Train:
     def run(self, console: Console) -> int:
         settled = self if self.resume is None else self._resumed(self.resume)
         if self.find_learning_rate:
-            with told(DataWarning):
-                show_rates(console, learning_rates(settled.config, settled._loaded().train))
+            show_rates(console, learning_rates(settled.config, settled._loaded().train))
             return 0
         if self.distributed is not None:
             return settled._run_together(console, self.distributed)
@@ -188,7 +187,6 @@ class Train:
         with contextlib.ExitStack() as ending:
             screen = ending.enter_context(Screen(console, config.epochs, self.quiet))
             ending.enter_context(told(CheckpointWarning))
-            ending.enter_context(told(DataWarning))
             events = None
             if self.tensorboard:
                 events = ending.enter_context(contextlib.closing(Events(kept.path.parent / "events")))

@@ -4,17 +4,13 @@ import math
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from grujax.core.config import POOLINGS
-from grujax.data import DataWarning, Sequences
-from grujax.errors import require, warn_user
+from grujax.data import Sequences
+from grujax.errors import require
 from grujax.training.config import TrainConfig
 
 HELD = 30
 """Fewer validation rows than this choose the best epoch by luck."""
-DEFAULT_BATCHES = (TrainConfig.batch_size, 128)
-"""Of a config and of a forecaster: that they are more than the rows is nothing that a user asked for."""
 EPOCHS, STEPS, FRAMES = 100, 1200, 50
 
 
@@ -64,14 +60,3 @@ def chosen(config: TrainConfig, train: Sequences) -> tuple[TrainConfig, dict[str
         fewer = f"{EPOCHS} would be {EPOCHS * per_epoch} steps, fewer than {STEPS}"
         why["epochs"] = f"{epochs} epochs: {fewer if epochs > EPOCHS else f'{epochs * per_epoch} steps or more'}"
     return replace(config, **found), why
-
-
-def warn_of_filler(config: TrainConfig, boundaries: tuple[int, ...], train: Sequences) -> None:
-    """A `DataWarning` where no batch can have as many rows as were asked for."""
-    asked, n_rows = config.batch_size, len(train)
-    if asked <= n_rows or asked in DEFAULT_BATCHES:
-        return
-    largest = int(np.bincount(np.searchsorted(boundaries, train.lengths)).max())
-    what = f"batch_size={asked} is more than the {n_rows} training rows: the largest batch has {largest}"
-    why = f", as rows are padded to {len(boundaries)} lengths" if largest < n_rows else ""
-    warn_user(f"{what}{why}, and filler of weight 0 in the place of the others", DataWarning)

@@ -48,7 +48,7 @@ class TrainConfig:
     patience: int | None = None
     """Epochs without a smaller validation loss after which training ends. None: it does not end before `epochs`."""
     batch_size: int = 16
-    """Sequences a step. More than there are training rows: all of those of a padded length, and a `DataWarning`."""
+    """Sequences a step."""
     accumulate: int = 1
     """Steps whose mean gradient moves the weights at once: batches larger than memory holds."""
     precision: Literal["float32", "bfloat16"] = "float32"

@@ -19,7 +19,7 @@ from grujax.errors import require, require_equal
 from grujax.linen import GRUEnsemble, GRUModel
 from grujax.saving.checkpoints import Checkpoints
 from grujax.signals import uninterrupted
-from grujax.training.choices import chosen, warn_of_filler
+from grujax.training.choices import chosen
 from grujax.training.config import HeadWeights, TrainConfig
 from grujax.training.devices import EVERY, Devices
 from grujax.training.evaluate import Scores, outputs_of, score
@@ -125,7 +125,6 @@ class Training:
             self.devices.check_same("data and settings", self.about)
         self.weights = row_weights(self.train, config)
         self.boundaries = bucket_boundaries(self.train.lengths, config.buckets if stream is None else 1)
-        warn_of_filler(config, self.boundaries, self.train)
         in_epoch = len(plan_of(self.train.lengths, config.batch_size, self.boundaries).rows)
         self.steps_per_epoch = in_epoch if stream is None else math.ceil(len(data.train) / config.batch_size)
         self.num_steps = config.epochs * self.steps_per_epoch

@@ -13,7 +13,7 @@ import optax
 from grujax.data import Batch, Sequences, batches, bucket_boundaries
 from grujax.errors import require
 from grujax.linen.model import GRUModel
-from grujax.training.choices import chosen, warn_of_filler
+from grujax.training.choices import chosen
 from grujax.training.config import TrainConfig
 from grujax.training.rows import constants_of, model_for, row_weights, weighed
 from grujax.training.step import Draws, draw, gradient
@@ -56,7 +56,6 @@ def learning_rates(config: TrainConfig, train: Sequences, steps: int = 100, smoo
     constants = constants_of(train, config.quantiles)
     weights = row_weights(train, config)
     model, boundaries = model_for(config, train, constants), bucket_boundaries(train.lengths, config.buckets)
-    warn_of_filler(config, boundaries, train)
     params = model.init(jax.random.key(config.seed), np.zeros((1, 1, train.channels), np.float32))["params"]
     state, step_config = (params, _optimizer(config, steps).init(params)), replace(config, seed=0)
     rng = np.random.default_rng(config.seed)

@@ -89,17 +89,6 @@ def test_regression(tmp_path, capsys):
     assert code == 2 and "y: expected 2 targets for each row, as the model has" in err
 
 
-def test_a_batch_larger_than_the_data_is_told_of_in_a_line(capsys):
-    options = ["--epochs", "1", "--hidden-size", "8", "--batch-size", "1000", "--buckets", "1"]
-    code, _, err = run(capsys, "train", toy("toy.npz"), *options, "--output", "run", "--quiet")
-    assert code == 0 and err.count("\n") == 1
-    assert "warning: batch_size=1000 is more than the 32 training rows: the largest batch has 32, and filler" in err
-    code, _, again = run(capsys, "train", "--resume", "run", "--quiet")  # by the settings in its folder
-    assert code == 0 and again == err
-    code, _, found = run(capsys, "train", toy("toy.npz"), *options, "--find-learning-rate")
-    assert code == 0 and found == err
-
-
 @pytest.mark.usefixtures("no_pictures")
 def test_equal_quiet_runs_write_the_same_model_into_fresh_folders(tmp_path, capsys):
     """Of a set that comes with aeon; the result alone is printed."""

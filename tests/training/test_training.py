@@ -14,19 +14,8 @@ from compilations import compilations
 from levels import DATA, SMALL, TARGETS, assert_fit_takes_the_steps_of_train_step
 
 import grujax
-from grujax.data import (
-    Batch,
-    Dataset,
-    DataWarning,
-    batches,
-    bucket_boundaries,
-    load,
-    sequences,
-    statistics,
-    stratified_split,
-)
+from grujax.data import Batch, Dataset, load, sequences, statistics, stratified_split
 from grujax.training import TrainConfig, baselines, chosen, fit, loop, outputs_of, score
-from grujax.training.rates import learning_rates
 from grujax.training.rows import class_weights, fingerprint, row_weights
 from grujax.training.step import (
     Draws,
@@ -339,20 +328,6 @@ def test_settings_that_choose_themselves(rows, steps, config, expected):
     alone = {name for name in expected if name not in config}
     assert set(why) == alone - ({"steps_per_frame"} if expected["steps_per_frame"] == 1 else set())
     assert chosen(found, sequences(np.zeros((rows, steps, 1)))) == (found, {})
-
-
-@pytest.mark.parametrize("buckets, words", [(1, ", and filler"), (4, ", as rows are padded to 3 lengths, and filler")])
-def test_a_batch_of_more_rows_than_there_are_is_told_of_at_the_line_that_asked_for_it(buckets, words):
-    config = dataclasses.replace(SMALL, epochs=1, validation=0.0, buckets=buckets, batch_size=1000)
-    for asks in (lambda: fit(config, DATA, evaluate_test=False), lambda: learning_rates(config, DATA.train, 10)):
-        with pytest.warns(DataWarning, match="batch_size=1000 is more than the 80 training rows") as caught:
-            asks()
-        assert [Path(warning.filename).name for warning in caught] == [Path(__file__).name]
-        boundaries = bucket_boundaries(DATA.train.lengths, buckets)
-        largest = max((batch.rows >= 0).sum() for batch in batches(DATA.train, 1000, boundaries))
-        assert f"the largest batch has {largest}{words}" in str(caught[0].message)
-    for size in (16, 80, 128):  # the default, as many as there are, a forecaster's default
-        loop.Training(dataclasses.replace(config, batch_size=size), DATA, None, None, None)
 
 
 def test_fit_learns_several_targets_each_in_its_own_units(tmp_path):
