@@ -274,16 +274,21 @@ FILES = {"torch": "m.pt", "safetensors": "m.safetensors", "numpy": "m.npz", "ker
 FILES |= {"grujax": "own.safetensors", "keras": "m.keras", "onnx": "m.onnx", "flax": "m.msgpack"}
 
 
-@pytest.mark.parametrize("name", FORMATS)
-def test_load_takes_a_pooling_or_refuses_it_by_name_whatever_the_format(name, caplog):
-    """verify runs the other side with the pooling that was given."""
-    if name == "stablehlo":  # which is not read
-        return
+READ = [name for name in FORMATS if name != "stablehlo"]
+
+
+@pytest.mark.parametrize("name", [name for name in READ if not FORMATS[name].assumes])
+def test_load_refuses_a_pooling_by_name_where_the_format_tells_it(name):
     model = LAYER if name == "flax" else MODEL
     save(FILES[name], model, WEIGHTS[model], name)
-    if not FORMATS[name].assumes:
-        refuses(f"{name} files tell it", lambda: load(FILES[name], name, pooling="mean"))
-        return
+    refuses(f"{name} files tell it", lambda: load(FILES[name], name, pooling="mean"))
+
+
+@pytest.mark.parametrize("name", [name for name in READ if FORMATS[name].assumes])
+def test_load_takes_a_pooling_where_the_format_does_not_tell_it(name, caplog):
+    """verify runs the other side with the pooling that was given."""
+    model = LAYER if name == "flax" else MODEL
+    save(FILES[name], model, WEIGHTS[model], name)
     for pooling in ("last", "mean", "max", None):
         gives(lambda: load(FILES[name], name, pooling=pooling, verify=True), pooling=pooling)  # noqa: B023
     refuses("pooling", lambda: load(FILES[name], name, pooling="attention"))
@@ -317,15 +322,25 @@ def test_probabilities_are_of_classifiers():
 OPTIONS = {"--from": ["torch"], "--to": ["onnx"], "--prefix": ["rnn"], "--pooling": ["mean"], "--overwrite": []}
 
 
-@pytest.mark.parametrize("pair", [*combinations(OPTIONS, 2)], ids=" ".join)
-def test_two_options_of_the_command_act_together_or_are_refused(pair, capsys):
+APART = ("--prefix", "--pooling")
+
+
+def converted(pair, capsys):
     source, target = ("net.any" if "--from" in pair else "net.pt"), "out.any" if "--to" in pair else "out.onnx"
     if "--overwrite" in pair:
         Path(target).touch()
-    code, out, err = run(capsys, "convert", source, target, *(word for key in pair for word in (key, *OPTIONS[key])))
-    if pair == ("--prefix", "--pooling"):
-        assert code == 2 and "pooling" in err
-        return
+    options = [word for key in pair for word in (key, *OPTIONS[key])]
+    return target, *run(capsys, "convert", source, target, *options)
+
+
+def test_two_options_of_the_command_that_exclude_each_other_are_refused(capsys):
+    _, code, _, err = converted(APART, capsys)
+    assert code == 2 and "pooling" in err
+
+
+@pytest.mark.parametrize("pair", [pair for pair in combinations(OPTIONS, 2) if pair != APART], ids=" ".join)
+def test_two_options_of_the_command_act_together(pair, capsys):
+    target, code, out, err = converted(pair, capsys)
     assert (code, err) == (0, "")
     model, _ = load(target, "onnx")
     assert isinstance(model, GRU) == ("--prefix" in pair)
