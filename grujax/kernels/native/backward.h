@@ -18,8 +18,8 @@ void pack_transposed(const E* w, long N, long H, const int* gates, long n_gates,
 // The product with the transpose of some gates of w (N, 3H) as it came, for few rows: sums [v][TILE] of NV vectors of
 // outputs from `first` on. a: the factors of the gates, Hp apart.
 template <class E, int NV>
-static void multiply_unpacked(long rows, const Real<E>* const* a, const E* w, long N, long H, const int* gates, long n_gates,
-                              long first, V<Real<E>>* sums) {
+static void multiply_transposed_unpacked(long rows, const Real<E>* const* a, const E* w, long N, long H, const int* gates,
+                                         long n_gates, long first, V<Real<E>>* sums) {
   using R = Real<E>;
   constexpr long L_ = L<R>;
   R lanes[NV * TILE][L_] = {};
@@ -66,7 +66,8 @@ static void backward_tile(const Backward<E>& f, long s, int phase, const int* ro
   }
   V<R> sums[NV * TILE];
   if (!any) for (auto& sum : sums) sum = V<R>{};
-  else if (!f.packed) multiply_unpacked<E, NV>(n_rows, a, f.w_hh, H, H, phase == 1 ? N_R_Z : R_Z_N, phase == 1 ? 1 : K / Hp, v0 * N, sums);
+  else if (!f.packed)
+    multiply_transposed_unpacked<E, NV>(n_rows, a, f.w_hh, H, H, phase == 1 ? N_R_Z : R_Z_N, phase == 1 ? 1 : K / Hp, v0 * N, sums);
   else if (phase == 1) multiply_rows<R, NV>(n_rows, a, f.w_hn_t + v0 * N * Hp, Hp, sums);
   else multiply_rows<R, NV>(n_rows, a, f.w_hh_t + v0 * N * K, K, sums);
   const V<R> one = splat(R(1));
@@ -135,7 +136,7 @@ static void input_tile(const Backward<E>& f, const Real<E>* const* d, E* const* 
   constexpr long N = L<R>;
   V<R> sums[NV * TILE];
   if (f.packed) multiply_rows<R, NV>(rows, d, f.w_ih_t + v0 * N * 3 * f.P * N, 3 * f.P * N, sums);
-  else multiply_unpacked<E, NV>(rows, d, f.w_ih, f.I, f.H, N_R_Z, 3, v0 * N, sums);
+  else multiply_transposed_unpacked<E, NV>(rows, d, f.w_ih, f.I, f.H, N_R_Z, 3, v0 * N, sums);
   for (int v = 0; v < NV; v++)
     for (long i = 0; i < rows; i++) {
       R lanes[N];
@@ -199,7 +200,7 @@ static void multiply_transposed(const R* a, long M, const R* d, long K, R* c, lo
     const R* rows[TILE];
     V<R> sums[NV * TILE] = {};
     for (int i = 0; i < TILE; i++) rows[i] = a + m / 8 * 8 * K + m % 8 + i;
-    if (K) product<R, TILE, NV, 8, 128>(rows, d, K, NV * N, N, sums);
+    if (K) product<R, TILE, NV, 8, 128>(rows, d, K, sums);
     for (int i = 0; i < TILE && m + i < M; i++)
       for (int v = 0; v < NV; v++) put(c + i * next + v * N, sums[v * TILE + i], left - v * N, first);
   }
@@ -226,4 +227,29 @@ template <class E> void weight_gradient(const Backward<E>& f, long column, long 
   if (column != HN) into(f.x_packed, f.I, f.dw_ih, f.db_ih, gate);
   if (column != N_GATE) into(f.h_packed, f.H, f.dw_hh, f.db_hh, gate);
   else if (!f.reset_after) into(f.rh_packed, f.H, f.dw_hh, f.db_hh, gate);
+}
+// Few rows: the gradients of the weights that multiply the features [m0, m1) of x and then of h, row after row of them.
+// The columns above would write them in pieces. Feature 0 brings those of the biases along.
+template <class E> void weight_gradient_by_features(const Backward<E>& f, long m0, long m1) {
+  using R = Real<E>;
+  constexpr long N = L<R>;
+  auto write = [&](R* to, long column, auto factor) {
+    for (long u = 0; u < f.H; u += N) {
+      V<R> sum{};
+      for (long k = 0; k < f.rows; k++) sum += factor(k) * load(f.d + k * f.d_row + column * f.P * N + u);
+      store_part(to + u, sum, f.H - u);
+    }
+  };
+  const long hn = f.reset_after ? 3 : 0, columns[2][3] = {{1, 2, 0}, {1, 2, hn}};
+  for (long m = m0; m < m1; m++) {
+    const bool of_h = m >= f.I;
+    const long at = of_h ? m - f.I : m;
+    for (long g = 0; g < 3; g++) {
+      const R* packed = !of_h ? f.x_packed : g < 2 || f.reset_after ? f.h_packed : f.rh_packed;
+      const R* a = packed + at / 8 * 8 * f.rows + at % 8;
+      write((of_h ? f.dw_hh : f.dw_ih) + (at * 3 + g) * f.H, columns[of_h][g], [&](long k) { return a[k * 8]; });
+      if (m == 0) write(f.db_ih + g * f.H, columns[0][g], [](long) { return R(1); });
+      if (m == 0) write(f.db_hh + g * f.H, columns[1][g], [](long) { return R(1); });
+    }
+  }
 }

@@ -16,6 +16,7 @@ template <class E, class Op> struct BackwardWork : Work {
   Scratch scratch;
   std::unique_ptr<Share> share;
   long D, T, B, P, I_vectors, phases, len, chunks, steps, parts, columns;
+  long of_weights;  // items of their gradients
 
   static long twos(long vectors) { return (vectors + 1) / 2; }
 
@@ -30,6 +31,7 @@ template <class E, class Op> struct BackwardWork : Work {
     share.reset(new Share(calls, workers, k.tile, 3 * c.H * P * k.lanes * sizeof(R)));
     steps = share->by_rows ? 1 : len * phases + 1;  // one more for the gradient of h0
     parts = std::min(4 * workers, std::max(1L, len * B / k.tile));
+    of_weights = c.packed ? columns * twos(P) + 1 : workers;
     epochs = B * T ? 1 + chunks * (steps + 2) : 0;
   }
 
@@ -62,7 +64,7 @@ template <class E, class Op> struct BackwardWork : Work {
     f.dreset = f.reset ? scratch.take<R>(B * Hp) : nullptr;
     if (f.dreset) memset(f.dreset, 0, B * Hp * sizeof(R));
     f.d_row = 4 * Hp + N;
-    f.packed = !std::is_same_v<E, R> || B * T >= UNPACKED_BELOW;
+    f.packed = !std::is_same_v<E, R> || B * T >= UNPACKED;
     len = std::min(T, std::max(1L, CHUNK_ROWS / std::max(B, 1L))), chunks = len ? (T + len - 1) / len : 0;
     const long K = len * B;
     f.w_hh_t = g.w_hh_t = scratch.take<R>((o.reset_after ? 3 : 2) * Hp * Hp);
@@ -105,7 +107,7 @@ template <class E, class Op> struct BackwardWork : Work {
     if (epoch == 0) return calls[0].packed ? D * (twos(P) + twos(I_vectors)) : 0;
     const long chunk = (epoch - 1) / (steps + 2), i = (epoch - 1) % (steps + 2);
     if (i == steps) return D * parts;
-    if (i == steps + 1) return D * (columns * twos(P) + 1);
+    if (i == steps + 1) return D * of_weights;
     if (share->by_rows) return D * share->blocks;
     const long s = T - 1 - chunk * len - i / phases;
     return s >= low(T, chunk) || (s == -1 && i % phases == 0) ? D * twos(P) : 0;
@@ -122,6 +124,8 @@ template <class E, class Op> struct BackwardWork : Work {
       return k.pack_operands(f, q0, q1);
     }
     if (i == steps + 1) {
+      const long n = f.I + f.H;
+      if (!f.packed) return k.weight_gradient_by_features(f, j * n / of_weights, (j + 1) * n / of_weights);
       if (j == columns * twos(P)) return keep_last(f);
       const long v0 = j / columns * 2;
       return k.weight_gradient(f, j % columns, v0, std::min(2L, P - v0), given[d].buffers[worker]);

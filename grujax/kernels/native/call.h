@@ -27,6 +27,7 @@ static inline bf16 narrow(float f) {  // to nearest, ties to even; NaN stays
   if (f != f) return {uint16_t(bits >> 16 | 0x40)};
   return {uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
 }
+constexpr long UNPACKED = 8;  // rows times steps below which packing the weights does not pay
 static inline long up(long a, long b) { return (a + b - 1) / b * b; }
 
 // Step s is the s-th in the order in which the direction reads; t is its place in time.
@@ -44,11 +45,11 @@ template <class E, class Op> struct Forward : Steps {
   using R = Real<E>;
   long I, H, P;
   bool reset_after, keep;     // keep: h' = (1 - z) n + z h; else h' = (1 - z) h + z n
-  bool packed;                // else the weights are read as they came, one row at a time
   const Op *x, *w_ih, *w_hh, *w_hn;  // panels of r | z | n; with reset_after=false w_hh has r | z, and w_hn n
   const R* bias;              // [P][r, z, n, hn][L]
   const R* projected = nullptr;  // one row alone: the input's part of the gates from step `first` on, [steps][P][3][L]
   long first = 0;
+  R* products = nullptr;      // few rows, weights as they came: the products of a step (B, 2, 3H), of x and of the state
   long x_step, x_row, hs_step, hs_row, h_row, read_row;
   R *state[2];                // (B, h_row) before even and before odd steps
   Op *read[2];                // what the products read of it: the same array, or masked or rounded
@@ -105,6 +106,7 @@ template <class E, class Op> struct Kernels {
   void (*input_gradient)(const Backward<E>&, long q0, long q1);
   void (*pack_operands)(const Backward<E>&, long q0, long q1);
   void (*weight_gradient)(const Backward<E>&, long gate, long v0, long nv, R* buffer);
+  void (*weight_gradient_by_features)(const Backward<E>&, long m0, long m1);
 };
 struct Activations {  // for tests
   void (*of_float)(const float* x, float* sigmoids, float* tanhs, long n);

@@ -61,15 +61,34 @@ INLINE void find_states(const Forward<E, Op>& f, long s, const int* rows, long n
     read[i] = reset ? f.read_reset + (f.state_mask ? b * f.read_row : 0) : f.read[s & 1] + b * f.read_row;
   }
 }
+// Few rows: the products of the panels [p0, p1) at once. `part` of f.products: 0 of the inputs, 1 of the states.
+template <class E, class Op>
+static void multiply_at_once(const Forward<E, Op>& f, const int* rows, long n, const Op* const* a, const Op* w, long K, int part,
+                             long p0, long p1) {
+  if constexpr (sizeof(Op) == sizeof(Real<E>)) {
+    Op* sums[UNPACKED];
+    for (long i = 0; i < n; i++) sums[i] = f.products + (rows[i] * 2 + part) * 3 * f.H;
+    const bool whole = p0 == 0 && p1 == f.P;  // then the gates of a row of the weights are one piece
+    for (long g = 0, N = L<Op>; g < (whole ? 1 : 3); g++)
+      multiply_unpacked(n, a, w, K, 3 * f.H, g * f.H + p0 * N, whole ? 3 * f.H : g * f.H + p1 * N, sums);
+  }
+}
+template <class E, class Op>
+INLINE void load_products(const Forward<E, Op>& f, const int* rows, long n_rows, long p, int part, V<Real<E>>* sums) {
+  for (long g = 0; g < 3; g++)
+    for (long i = 0; i < n_rows; i++)
+      sums[g * TILE + i] = load(f.products + ((rows[i] * 2 + part) * 3 + g) * f.H + p * L<Real<E>>);
+}
 // Phase 0: the products of r, z and, with reset_after, of n. Phase 1: that of n, which reads r h.
 template <class E, class Op>
-static void multiply_states(const Forward<E, Op>& f, int phase, long n_rows, const Op* const* read, long p, V<Real<E>>* sums) {
+static void multiply_states(const Forward<E, Op>& f, int phase, const int* rows, long n_rows, const Op* const* read, long p,
+                            V<Real<E>>* sums) {
   constexpr long N = L<Real<E>>, pair = PAIR<Op>;
   const long H = up(f.H, pair);
-  if (phase == 1) multiply_rows<Op, 1>(n_rows, read, f.w_hn + p * H * N, H / pair, sums + 2 * TILE);
+  if (f.products) load_products(f, rows, n_rows, p, 1, sums);
+  else if (phase == 1) multiply_rows<Op, 1>(n_rows, read, f.w_hn + p * H * N, H / pair, sums + 2 * TILE);
   else if (!f.reset_after) multiply_rows<Op, 2>(n_rows, read, f.w_hh + p * H * 2 * N, H / pair, sums);
-  else if (f.packed) multiply_rows<Op, 3>(n_rows, read, f.w_hh + p * H * 3 * N, H / pair, sums);
-  else multiply_rows<Op, 3>(n_rows, read, f.w_hh + p * N, f.H, sums, 3 * f.H, f.H);
+  else multiply_rows<Op, 3>(n_rows, read, f.w_hh + p * H * 3 * N, H / pair, sums);
 }
 // The state after step s of row b, for one panel: for the next step, and as a result.
 template <class E, class Op> INLINE void put_state(const Forward<E, Op>& f, long s, long b, long p, V<Real<E>> h) {
@@ -98,9 +117,9 @@ static void forward_tile(const Forward<E, Op>& f, long s, int phase, const int* 
     const R* bias = f.bias + p * 4 * N;
     if (f.projected)
       for (long g = 0; g < 3; g++) of_x[g * TILE] = load(f.projected + (((s - f.first) * f.P + p) * 3 + g) * N);
-    else if (f.packed) multiply_rows<Op, 3>(n_rows, x, f.w_ih + p * I * 3 * N, I / pair, of_x);
-    else multiply_rows<Op, 3>(n_rows, x, f.w_ih + unit, f.I, of_x, 3 * f.H, f.H);
-    multiply_states(f, phase, n_rows, read, p, sums);
+    else if (f.products) load_products(f, rows, n_rows, p, 0, of_x);
+    else multiply_rows<Op, 3>(n_rows, x, f.w_ih + p * I * 3 * N, I / pair, of_x);
+    multiply_states(f, phase, rows, n_rows, read, p, sums);
     // In stages: the rows' chains of one function overlap, and one row's chain alone would be bound by latency.
     for (long i = 0; i < n_rows; i++) r[i] = sigmoid<R>((of_x[i] + load(bias)) + r[i]);
     for (long i = 0; i < n_rows; i++) z[i] = sigmoid<R>((of_x[TILE + i] + load(bias + N)) + z[i]);
@@ -128,7 +147,7 @@ static void forward_tile(const Forward<E, Op>& f, long s, int phase, const int* 
       const long at = rows[i] * f.h_row + unit;
       read[i] = f.r_read + rows[i] * f.read_row, z[i] = load(f.z + at), x_n[i] = load(f.x_n + at);
     }
-    multiply_states(f, phase, n_rows, read, p, sums);
+    multiply_states(f, phase, rows, n_rows, read, p, sums);
     for (long i = 0; i < n_rows; i++) x_n[i] = tanh<R>(x_n[i] + n[i]);
   }
   for (long i = 0; i < n_rows; i++) {
@@ -178,5 +197,13 @@ INLINE void step(const Call& f, long s, int phase, const int* rows, long n, long
 }
 template <class E, class Op>
 void forward(const Forward<E, Op>& f, long s, int phase, const int* rows, long n, long p0, long p1) {
+  if (f.products) {
+    const Op *x[UNPACKED], *read[UNPACKED];
+    const Real<E>* h[UNPACKED];
+    find_states(f, s, rows, n, h, read);
+    for (long i = 0; i < n; i++) x[i] = f.x + f.t(s) * f.x_step + rows[i] * f.x_row;
+    multiply_at_once(f, rows, n, x, f.w_ih, f.I, 0, p0, p1);
+    multiply_at_once(f, rows, n, read, f.w_hh, f.H, 1, p0, p1);
+  }
   step(f, s, phase, rows, n, p0, p1, forward_tile<E, Op>);
 }

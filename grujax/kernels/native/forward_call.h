@@ -21,7 +21,7 @@ template <class E, class Op, class Call = Forward<E, Op>> struct ForwardWork : W
     arrays.expect(o.directions * FORWARD_INPUTS, o.directions * outputs);
     for (long d = 0; d < o.directions; d++) add(arrays, o, d);
     const auto& c = calls[0];
-    if (c.B == 1 && c.packed) chunk = std::max(1L, std::min(PROJECTED, c.T));
+    if (c.B == 1 && !c.products) chunk = std::max(1L, std::min(PROJECTED, c.T));
     if (given[0].x_operands) parts = std::min(c.T, 16L);
     share_out(pool, c.I + c.H);
   }
@@ -45,7 +45,7 @@ template <class E, class Op, class Call = Forward<E, Op>> struct ForwardWork : W
       f.x = g.x_operands = scratch.take<Op>(T * B * width);
       f.x_step = f.x_step / I * width, f.x_row = f.x_row / I * width;
     }
-    if (f.packed) f.w_ih = g.w_ih_packed = scratch.take<Op>(width * 3 * Hp);
+    if (!f.products) f.w_ih = g.w_ih_packed = scratch.take<Op>(width * 3 * Hp);
     if (B == 1) g.projected = scratch.take<R>(PROJECTED * 3 * Hp);
     R* bias = scratch.take<R>(4 * Hp);
     for (long u = 0; u < Hp; u++)
@@ -97,8 +97,9 @@ template <class E, class Op, class Call = Forward<E, Op>> struct ForwardWork : W
     }
     g.w_hh = arrays.in<E>(in + W_HH, {H, 3 * H});
     if constexpr (as_they_lie) f.w_hh = g.w_hh;
-    f.packed = !std::is_same_v<Op, R> || !f.reset_after || !as_they_lie || B * T >= UNPACKED_BELOW || H % k.lanes;
-    if (f.packed) f.w_hh = g.w_hh_packed = scratch.take<Op>(Kp * (f.reset_after ? 3 : 2) * Hp);
+    if constexpr (as_they_lie)
+      if (f.reset_after && B * T < UNPACKED && H % k.lanes == 0) f.products = scratch.take<R>(B * 2 * 3 * H);
+    if (!f.products) f.w_hh = g.w_hh_packed = scratch.take<Op>(Kp * (f.reset_after ? 3 : 2) * Hp);
     if (!f.reset_after) {
       f.w_hn = g.w_hn_packed = scratch.take<Op>(Kp * Hp);
       f.z = scratch.take<R>(B * f.h_row), f.x_n = scratch.take<R>(B * f.h_row);
@@ -118,7 +119,7 @@ template <class E, class Op, class Call = Forward<E, Op>> struct ForwardWork : W
 
  public:
   long items(long epoch) const override {
-    if (epoch == 0) return D * ((calls[0].packed ? P : 0) + parts);
+    if (epoch == 0) return D * ((calls[0].products ? 0 : P) + parts);
     if (share->by_rows) return D * share->blocks;
     return place(epoch - 1).s < T ? D * ranges : 0;
   }

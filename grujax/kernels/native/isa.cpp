@@ -14,7 +14,7 @@ template <class E, class Op>
 constexpr Kernels<E, Op> KERNELS = {
     L<Real<E>>,     TILE,           pack<E, Op>,        operands<E, Op>, project<E, Op>,
     forward<E, Op>, tangent<E, Op>, pack_transposed<E>, backward<E>,     input_gradient<E>,
-    pack_operands<E>, weight_gradient<E>};
+    pack_operands<E>, weight_gradient<E>, weight_gradient_by_features<E>};
 #if defined(__AVX512BF16__)
 extern const Kernels<bf16, bf16> bf16_pairs = KERNELS<bf16, bf16>;
 #else

@@ -1,5 +1,5 @@
 // The one product: sums (MR rows x NV vectors) = a (MR rows) times w, K multiplications deep; K is positive.
-// a: a pointer for each row, its elements AS apart. w: NV vectors side by side for each k, or `w_vector` apart.
+// a: a pointer for each row, its elements AS apart. w: NV vectors side by side for each k.
 constexpr int TILE = REGISTERS == 32 ? 8 : 4;  // 8 rows x 3 vectors of sums and 3 of weights fill 32 registers
 
 INLINE void multiply(V<float>& sum, const float* w, const float* a) { sum += load(w) * splat(*a); }
@@ -13,11 +13,13 @@ INLINE void multiply(V<float>& sum, const bf16* w, const bf16* a) {
 }
 #endif
 
-// Sums of DEPTH products are summed: more exact than one long sum.
+// Sums of DEPTH products are summed: more exact than one long sum. A loop of DEPTH / UNROLL turns is short enough for the
+// processor to foresee its end.
+constexpr long UNROLL = 4;
 template <class Op, int MR, int NV, int AS, long DEPTH>
-__attribute__((noinline)) static void product(const Op* const* rows, const Op* w, long K, long w_next, long w_vector,
-                                              V<Real<Op>>* sums) {
+__attribute__((noinline)) static void product(const Op* const* rows, const Op* w, long K, V<Real<Op>>* sums) {
   using R = Real<Op>;
+  constexpr long WIDTH = BYTES / sizeof(Op);
   // Few rows: several sums side by side for each, or the latency of the multiplication shows.
   constexpr int SPLIT = MR == 1 ? 4 : MR == 2 ? 2 : 1;
   const Op* a[MR];
@@ -31,16 +33,16 @@ __attribute__((noinline)) static void product(const Op* const* rows, const Op* w
         for (int j = 0; j < SPLIT; j++) sum[j][v][i] = V<R>{};
     const long end = K - first < DEPTH ? K : first + DEPTH;
     long k = first;
-    for (; k + SPLIT <= end; k += SPLIT, w += SPLIT * w_next)
+    for (; k + UNROLL <= end; k += UNROLL, w += UNROLL * NV * WIDTH)
 #pragma GCC unroll 4
-      for (int j = 0; j < SPLIT; j++)
+      for (int j = 0; j < UNROLL; j++)
 #pragma GCC unroll 8
         for (int i = 0; i < MR; i++)
 #pragma GCC unroll 3
-          for (int v = 0; v < NV; v++) multiply(sum[j][v][i], w + j * w_next + v * w_vector, a[i] + (k + j) * AS * PAIR<Op>);
-    for (; k < end; k++, w += w_next)
+          for (int v = 0; v < NV; v++) multiply(sum[j % SPLIT][v][i], w + (j * NV + v) * WIDTH, a[i] + (k + j) * AS * PAIR<Op>);
+    for (; k < end; k++, w += NV * WIDTH)
       for (int i = 0; i < MR; i++)
-        for (int v = 0; v < NV; v++) multiply(sum[0][v][i], w + v * w_vector, a[i] + k * AS * PAIR<Op>);
+        for (int v = 0; v < NV; v++) multiply(sum[0][v][i], w + v * WIDTH, a[i] + k * AS * PAIR<Op>);
 #pragma GCC unroll 3
     for (int v = 0; v < NV; v++)
 #pragma GCC unroll 8
@@ -53,21 +55,57 @@ __attribute__((noinline)) static void product(const Op* const* rows, const Op* w
 }
 
 // The instance for `rows` rows, 1 to TILE. sums [v][TILE].
-template <class Op, int NV, long DEPTH = 32>
-static void multiply_rows(long rows, const Op* const* a, const Op* w, long K, V<Real<Op>>* sums, long w_next = NV * BYTES / sizeof(Op),
-                        long w_vector = BYTES / sizeof(Op)) {
+template <class Op, int NV, long DEPTH = 64>
+static void multiply_rows(long rows, const Op* const* a, const Op* w, long K, V<Real<Op>>* sums) {
   switch (rows) {
-    case 1: return product<Op, 1, NV, 1, DEPTH>(a, w, K, w_next, w_vector, sums);
-    case 2: return product<Op, 2, NV, 1, DEPTH>(a, w, K, w_next, w_vector, sums);
-    case 3: return product<Op, 3, NV, 1, DEPTH>(a, w, K, w_next, w_vector, sums);
-    case 4: return product<Op, 4, NV, 1, DEPTH>(a, w, K, w_next, w_vector, sums);
+    case 1: return product<Op, 1, NV, 1, DEPTH>(a, w, K, sums);
+    case 2: return product<Op, 2, NV, 1, DEPTH>(a, w, K, sums);
+    case 3: return product<Op, 3, NV, 1, DEPTH>(a, w, K, sums);
+    case 4: return product<Op, 4, NV, 1, DEPTH>(a, w, K, sums);
   }
   if constexpr (TILE == 8) switch (rows) {
-    case 5: return product<Op, 5, NV, 1, DEPTH>(a, w, K, w_next, w_vector, sums);
-    case 6: return product<Op, 6, NV, 1, DEPTH>(a, w, K, w_next, w_vector, sums);
-    case 7: return product<Op, 7, NV, 1, DEPTH>(a, w, K, w_next, w_vector, sums);
-    case 8: return product<Op, 8, NV, 1, DEPTH>(a, w, K, w_next, w_vector, sums);
+    case 5: return product<Op, 5, NV, 1, DEPTH>(a, w, K, sums);
+    case 6: return product<Op, 6, NV, 1, DEPTH>(a, w, K, sums);
+    case 7: return product<Op, 7, NV, 1, DEPTH>(a, w, K, sums);
+    case 8: return product<Op, 8, NV, 1, DEPTH>(a, w, K, sums);
   }
+}
+
+// Few rows, with w (K, M) as it came: the columns [from, to) of sums (n rows, M). This reads w once, from one end to the other.
+template <int MR, class R>
+INLINE void add_products(const R* const* a, const R* w, long depth, long M, bool first, R* const* sums) {
+  V<R> sum[MR] = {};
+  auto add = [&](long k) {
+    const V<R> v = load(w + k * M);
+#pragma GCC unroll 4
+    for (int i = 0; i < MR; i++) sum[i] += splat(a[i][k]) * v;
+  };
+  if (depth == 8)
+#pragma GCC unroll 8
+    for (long k = 0; k < 8; k++) add(k);
+  else
+    for (long k = 0; k < depth; k++) add(k);
+  for (int i = 0; i < MR; i++) store(sums[i], first ? sum[i] : load(sums[i]) + sum[i]);
+}
+template <class R>
+static void multiply_unpacked(long n, const R* const* a, const R* w, long K, long M, long from, long to, R* const* sums) {
+  for (long k = 0; k < K || k == 0; k += 8)
+    for (long i = 0; i < n; i += 4) {
+      const long rows = n - i < 4 ? n - i : 4, depth = K - k < 8 ? K - k : 8;
+      const R* factors[4];
+      for (long j = 0; j < rows; j++) factors[j] = a[i + j] + k;
+      for (long u = from; u < to; u += L<R>) {
+        R* at[4];
+        for (long j = 0; j < rows; j++) at[j] = sums[i + j] + u;
+        const R* w_k = w + k * M + u;
+        switch (rows) {
+          case 1: add_products<1>(factors, w_k, depth, M, k == 0, at); break;
+          case 2: add_products<2>(factors, w_k, depth, M, k == 0, at); break;
+          case 3: add_products<3>(factors, w_k, depth, M, k == 0, at); break;
+          case 4: add_products<4>(factors, w_k, depth, M, k == 0, at);
+        }
+      }
+    }
 }
 
 // run(first, rows of the tile) over n rows in as few tiles as there can be, all about as large.

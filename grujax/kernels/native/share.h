@@ -5,7 +5,6 @@
 constexpr double ALONE_BELOW = 2e6;  // multiplications under which waking a helper costs more than it brings
 constexpr long CACHE = 1 << 20;      // bytes of weights that stay in a core's own cache beside its rows
 constexpr long FEW_ROWS = 8;         // of a worker, from which on it takes rows for all steps
-constexpr long UNPACKED_BELOW = 8;   // rows times steps under which packing the weights does not pay
 constexpr long BLOCK_ROWS = 64;      // of an item at most
 
 inline long workers_for(const xla::ffi::ThreadPool& pool, double multiplications) {

@@ -20,7 +20,7 @@ static void tangent_tile(const Tangent<E, Op>& f, long s, int phase, const int* 
     for (int g = 0; g < 3 && f.source; g++) __builtin_prefetch(f.source + (at * 3 + g) * f.H + unit);
   }
   V<R> sums[3 * TILE];
-  multiply_states(f, phase, n_rows, read, p, sums);
+  multiply_states(f, phase, rows, n_rows, read, p, sums);
   const V<R> one = splat(R(1)), zero{};
   for (long i = 0; i < n_rows; i++) {
     const long b = rows[i], at = s * f.B + b, carried = b * f.h_row + unit;
@@ -45,5 +45,11 @@ static void tangent_tile(const Tangent<E, Op>& f, long s, int phase, const int* 
 }
 template <class E, class Op>
 void tangent(const Tangent<E, Op>& f, long s, int phase, const int* rows, long n, long p0, long p1) {
+  if (f.products) {
+    const Op* read[UNPACKED];
+    const Real<E>* dh[UNPACKED];
+    find_states(f, s, rows, n, dh, read);
+    multiply_at_once(f, rows, n, read, f.w_hh, f.H, 1, p0, p1);
+  }
   step(f, s, phase, rows, n, p0, p1, tangent_tile<E, Op>);
 }
