@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent
-TREES = {str(path.relative_to(ROOT)): ast.parse(path.read_text()) for path in sorted(ROOT.rglob("*.py"))}
+FILES = [str(path.relative_to(ROOT)) for path in sorted(ROOT.rglob("*.py"))]
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 RAISE = {"raises", "warns", "fail", "refused"}
 
@@ -70,12 +70,19 @@ def _is_ellipsis(node):
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and node.value.value is ...
 
 
-CHECKERS = checkers_in(TREES.values())
+@pytest.fixture(scope="module")
+def trees():
+    return {file: ast.parse((ROOT / file).read_text()) for file in FILES}
 
 
-@pytest.mark.parametrize("file", TREES)
-def test_every_test_can_fail(file):
-    assert list(faults(TREES[file], CHECKERS)) == []
+@pytest.fixture(scope="module")
+def checkers(trees):
+    return checkers_in(trees.values())
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_every_test_can_fail(file, trees, checkers):
+    assert list(faults(trees[file], checkers)) == []
 
 
 FAULTY = {

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from commands import QUICK, run, toy
+from drawn import drawn
 
 from grujax import GRU, GRUModel, cli, save
 from grujax.cli.convert import EXPORTS
@@ -33,7 +34,7 @@ def in_a_folder_of_its_own(tmp_path, monkeypatch):
 
 def saved_model(path, **fields):
     model = GRUModel(4, 2, **fields)
-    variables = model.init(jax.random.key(0), jnp.ones((1, 1, 3), jnp.float32))
+    variables = drawn(model, np.ones((1, 1, 3), np.float32))
     save(path, model, variables)
     return model, variables
 

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 from commands import PLAIN, PROGRAM, QUICK, run, toy
+from drawn import drawn
 
 from grujax import GRUModel, InputError, cli, save
 from grujax.cli import evaluate, run_folder, signals, streams, train
@@ -340,7 +341,7 @@ def test_a_full_standard_output(capsys, monkeypatch, trains_at_once, fitted):
 def test_csv_gives_labels_back_as_they_were(tmp_path, capsysbinary, monkeypatch):
     labels = ["a,b", 'say "so"', "two\nlines", "cr\rcr", "crlf\r\n", " blank ", "", "上 ж – ñ", "$x", "=1+1"]
     model = GRUModel(2, len(labels))
-    variables = model.init(jax.random.key(0), np.ones((1, 1, 2), np.float32))
+    variables = drawn(model, np.ones((1, 1, 2), np.float32))
     statistics = {"input_mean": np.zeros(2, np.float32), "input_std": np.ones(2, np.float32)}
     save("m.safetensors", model, {**variables, "statistics": statistics}, {"labels": labels, "channels": 2})
     monkeypatch.setattr(evaluate, "outputs_of", lambda *_: 9 * np.eye(len(labels)))

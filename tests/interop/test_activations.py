@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawn import drawn
 from refusals import refused
 
 import grujax
@@ -92,7 +93,7 @@ def test_a_gru_with_it_is_that_of_the_equations_values_and_gradients(of, problem
 @pytest.mark.parametrize("of", GIVEN, ids=str)
 def test_a_model_file_holds_it(of, tmp_path):
     model = GRUModel(4, 2, activation=of, gate_activation=of, head_hidden=(3,), head_activation=of)
-    variables = model.init(jax.random.key(0), jnp.ones((1, 2, 3), jnp.float32))
+    variables = drawn(model, np.ones((1, 2, 3), np.float32))
     grujax.save(tmp_path / "m.safetensors", model, variables)
     again, _ = grujax.load(tmp_path / "m.safetensors")
     assert again == model and hash(again) == hash(model) and type(again.activation) is type(of)

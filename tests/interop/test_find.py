@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawn import drawn
 from flax.serialization import msgpack_restore, to_bytes
 from refusals import refused
 
@@ -293,10 +294,8 @@ def test_a_file_is_replaced_in_its_own_place_or_left_whole(tmp_path, monkeypatch
 # -- trees of JAX ------------------------------------------------------------------------------------------------------
 
 
-def drawn(module, n_inputs):
-    variables = module.init(jax.random.key(0), jnp.ones((1, 2, n_inputs), jnp.float32))
-    rng = np.random.default_rng(0)
-    return jax.tree.map(lambda a: rng.normal(size=a.shape).astype("f"), variables)["params"]
+def params_of(module, n_inputs):
+    return jax.tree.map(np.asarray, drawn(module, np.ones((1, 2, n_inputs), np.float32))["params"])
 
 
 def tree_of_net():
@@ -307,11 +306,11 @@ def tree_of_net():
 
     both = linen.Bidirectional(rnn(5), rnn(5))
     tree = {
-        "both": drawn(both, H),
-        "lstm": drawn(rnn(6, linen.OptimizedLSTMCell), 10),
-        "dense": drawn(linen.Dense(H), I),
+        "both": params_of(both, H),
+        "lstm": params_of(rnn(6, linen.OptimizedLSTMCell), 10),
+        "dense": params_of(linen.Dense(H), I),
     }
-    return {"params": tree | {"mine": drawn(rnn(7), 6)["cell"]}}
+    return {"params": tree | {"mine": params_of(rnn(7), 6)["cell"]}}
 
 
 @pytest.mark.parametrize("kind", ["tree", "msgpack"])
@@ -346,11 +345,11 @@ def test_a_tree_in_memory_is_not_written():
 
 def test_a_tree_one_level_up_is_read_and_layers_with_something_between_stay_apart():
     cell = linen.GRUCell(H)
-    variables = cell.init(jax.random.key(0), jnp.ones((1, H), jnp.float32), jnp.ones((1, I), jnp.float32))
+    variables = drawn(cell, np.ones((1, H), np.float32), np.ones((1, I), np.float32))
     for tree in ({"GRUCell_0": variables["params"]}, {"params": {"net": {"GRUCell_0": variables["params"]}}}):
         assert from_flax(tree)[0] == GRUCell(H)
     net = linen.Sequential([linen.RNN(linen.GRUCell(H)), linen.Dense(5), linen.RNN(linen.GRUCell(6))])
-    tree = net.init(jax.random.key(0), jnp.ones((1, 2, I), jnp.float32))
+    tree = drawn(net, np.ones((1, 2, I), np.float32))
     assert sizes(find(tree)) == {"params/layers_0": (I, H, 1, False), "params/layers_2": (5, 6, 1, False)}
 
 
@@ -491,6 +490,6 @@ def test_folders_and_sources_that_are_something_else(tmp_path):
         from grujax.interop import save
 
         model = GRU(H)
-        save(tmp_path / "m.safetensors", model, model.init(jax.random.key(0), jnp.ones((1, 2, I), jnp.float32)))
+        save(tmp_path / "m.safetensors", model, drawn(model, np.ones((1, 2, I), np.float32)))
         find(tmp_path / "m.safetensors")
     assert find({"a": np.ones(3)}) == [] and find(torch.nn.LSTM(3, 4)) == []

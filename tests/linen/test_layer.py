@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawn import drawn
 from flax import linen as nn
 from flax import nnx
 from implementations import HERE
@@ -36,7 +37,7 @@ def layer(**options):
 def test_values_and_gradients_equal_the_oracle(implementation, reset_after):
     """Every step is valid; `core/test_lengths_and_resets.py` has the others."""
     model = layer(implementation=implementation, reset_after=reset_after)
-    params = model.init(jax.random.key(0), jnp.asarray(X))["params"]
+    params = drawn(model, X)["params"]
 
     @jax.jit
     def run(*given):
@@ -66,7 +67,7 @@ def test_every_implementation_starts_from_the_same_tree_with_the_same_values():
 
 def test_calling_again_compiles_nothing():
     model = layer()
-    variables = model.init(jax.random.key(0), jnp.asarray(X))
+    variables = drawn(model, X)
     model.apply(variables, jnp.asarray(X))
     events = []
     listener = lambda event, _duration, **_: events.append(event)  # noqa: E731
@@ -84,11 +85,12 @@ def test_calling_again_compiles_nothing():
 @pytest.mark.parametrize("implementation", [None, "reference"])
 def test_batch_axes_may_be_none_or_two(batch, implementation):
     model = layer(implementation=implementation)
-    variables = model.init(jax.random.key(0), jnp.asarray(X))
-    output, h_last = model.apply(variables, jnp.asarray(X), lengths=LENGTHS)
+    variables = drawn(model, X)
+    run = jax.jit(lambda x, lengths: model.apply(variables, x, lengths=lengths))
+    output, h_last = run(X, LENGTHS)
     rows = 4 if batch else 3  # unbatched: the last row alone
     pick = (lambda a: a.reshape(*batch, *a.shape[1:])) if batch else (lambda a: a[rows])
-    found, last = model.apply(variables, jnp.asarray(pick(X)), lengths=pick(LENGTHS))
+    found, last = run(pick(X), pick(LENGTHS))
     assert_close(found, pick(output))
     assert_close(last, jnp.stack([pick(h) for h in h_last]))
 
@@ -97,15 +99,15 @@ def test_batch_axes_may_be_none_or_two(batch, implementation):
 @pytest.mark.parametrize("implementation", [None, "reference"])
 def test_no_steps_and_no_rows(shape, implementation):
     model = layer(implementation=implementation)
-    variables = model.init(jax.random.key(0), jnp.asarray(X))
-    output, h_last = model.apply(variables, jnp.zeros(shape), jnp.ones((4, shape[0], H)))
+    variables = drawn(model, X)
+    output, h_last = jax.jit(model.apply)(variables, np.zeros(shape), np.ones((4, shape[0], H)))
     assert (output.shape, h_last.shape) == ((*shape[:2], 2 * H), (4, shape[0], H))
     assert (h_last == 1).all()
 
 
 def test_dropout_falls_between_layers_only_and_not_when_deterministic():
     x = jnp.asarray(X)
-    variables = layer().init(jax.random.key(0), x)
+    variables = drawn(layer(), x)
     plain, _ = layer().apply(variables, x)
     rngs = {"dropout": jax.random.key(3)}
     np.testing.assert_array_equal(layer(dropout=0.5).apply(variables, x)[0], plain)
@@ -122,7 +124,7 @@ def test_training_warns_of_dropout_that_has_no_place_and_drops_nothing(kind):
     """A model drops before its head: it does not warn."""
     x, rngs = jnp.asarray(X), {"dropout": jax.random.key(3)}
     one = kind(H, param_dtype=jnp.float64, dropout=0.9)
-    variables = one.init(jax.random.key(0), x)
+    variables = drawn(one, x)
     plain = one.apply(variables, x)
     module = from_linen(one, variables, rngs=nnx.Rngs(0))
     for train in (functools.partial(one.apply, variables, deterministic=False, rngs=rngs), module):
@@ -130,14 +132,14 @@ def test_training_warns_of_dropout_that_has_no_place_and_drops_nothing(kind):
             result = train(x)
         jax.tree.map(np.testing.assert_array_equal, result, plain)
     model = GRUModel(H, 2, param_dtype=jnp.float64, dropout=0.9)
-    variables = model.init(jax.random.key(0), x)
+    variables = drawn(model, x)
     assert (model.apply(variables, x, deterministic=False, rngs=rngs) != model.apply(variables, x)).all()
 
 
 def test_half_precision_compute_gives_half_precision_output_and_a_float32_state():
     x = jnp.asarray(X, jnp.float32)
     model = GRU(H, dtype=jnp.bfloat16)
-    variables = model.init(jax.random.key(0), x)
+    variables = drawn(model, x)
     output, h_last = model.apply(variables, x)
     assert (output.dtype, h_last.dtype) == (jnp.bfloat16, jnp.float32)
     assert variables["params"]["l0"]["w_hh"].dtype == jnp.float32
@@ -147,21 +149,21 @@ def test_half_precision_compute_gives_half_precision_output_and_a_float32_state(
 @pytest.mark.parametrize("implementation", [None, "reference"])
 def test_a_layer_that_reads_backwards_equals_the_oracle(implementation):
     model = GRU(H, num_layers=L, reverse=True, implementation=implementation, param_dtype=jnp.float64)
-    params = model.init(jax.random.key(0), jnp.asarray(X))["params"]
+    params = drawn(model, X)["params"]
     assert set(params) == {"l0", "l1"}
     hs, last = X.swapaxes(0, 1), []
     for k in range(L):
         weights = [np.asarray(params[f"l{k}"][name]) for name in WEIGHTS]
         hs, h_last, _ = equations.sequence(hs, H0[k], *weights, lengths=LENGTHS, reverse=True)
         last.append(h_last)
-    output, h_last = model.apply({"params": params}, jnp.asarray(X), jnp.asarray(H0[:L]), lengths=LENGTHS)
+    output, h_last = jax.jit(model.apply)({"params": params}, X, H0[:L], lengths=LENGTHS)
     assert_close(output, hs.swapaxes(0, 1))
     assert_close(h_last, np.stack(last))
 
 
 def test_without_a_merge_the_directions_come_apart_on_the_first_axis():
     both, apart = (GRU(H, bidirectional=True, merge=merge, param_dtype=jnp.float64) for merge in ("concat", None))
-    variables = both.init(jax.random.key(0), jnp.asarray(X))
+    variables = drawn(both, X)
     (expected, last), (found, h_last) = (m.apply(variables, jnp.asarray(X), lengths=LENGTHS) for m in (both, apart))
     np.testing.assert_array_equal(found, np.stack(np.split(np.asarray(expected), 2, -1)), strict=True)
     np.testing.assert_array_equal(h_last, last)
@@ -198,12 +200,12 @@ def test_initialize_carry_is_what_a_sequence_starts_from(of, scope, batch):
     options = {"num_layers": 2, "bidirectional": True, "dtype": jnp.bfloat16, **sizes}
     expected = np.zeros((4, *batch, H), np.float32)
     zeros, learned = of(H, **options), of(H, initial_state="learned", **options)
-    variables = learned.init(key, jnp.asarray(X, jnp.float32))
+    variables = drawn(learned, np.float32(X))
     params = functools.reduce(lambda tree, name: tree[name], scope, variables["params"])
     params["h0"] = jnp.arange(4 * H, dtype=jnp.float32).reshape(4, H)
     for carry in (zeros.initialize_carry(key, (*batch, I)), learned.initialize_carry(key, (*batch, I))):
         np.testing.assert_array_equal(carry, expected, strict=True)
-    carry = zeros.apply(zeros.init(key, jnp.asarray(X, jnp.float32)), key, (*batch, I), method="initialize_carry")
+    carry = zeros.apply(drawn(zeros, np.float32(X)), key, (*batch, I), method="initialize_carry")
     np.testing.assert_array_equal(carry, expected, strict=True)
     carry = learned.apply(variables, key, (*batch, I), method="initialize_carry")
     boxed = jax.tree.map(lambda a: nn.Partitioned(a, (None,) * a.ndim), variables)
@@ -222,7 +224,7 @@ def test_initialize_carry_is_what_a_sequence_starts_from(of, scope, batch):
 def test_a_single_layer_takes_a_state_without_the_axis_of_layers(batch, reverse):
     x, h0 = X[: B if batch else 1].reshape(*batch, T, I), H0[0, : B if batch else 1].reshape(*batch, H)
     model = GRU(H, reverse=reverse, param_dtype=jnp.float64)
-    variables = model.init(jax.random.key(0), jnp.asarray(x))
+    variables = drawn(model, x)
     found, expected = (model.apply(variables, jnp.asarray(x), jnp.asarray(h)) for h in (h0, h0[None]))
     jax.tree.map(np.testing.assert_array_equal, found, expected)
     module = from_linen(model, variables, rngs=nnx.Rngs(0))

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawn import drawn
 
 from grujax import GRU, GRUEncoder, GRUModel
 from grujax.testing import assert_close
@@ -17,7 +18,7 @@ KEY = jax.random.key(0)
 @pytest.fixture(scope="module")
 def layer():
     gru = GRU(5, **OPTIONS)
-    variables = gru.init(KEY, X)
+    variables = drawn(gru, X)
     return variables["params"], *map(np.asarray, gru.apply(variables, X, lengths=LENGTHS))
 
 
@@ -52,7 +53,7 @@ def test_pooling_has_finite_gradients_where_a_row_is_empty(layer, pooling):
 @pytest.mark.parametrize("pooling", ["last", None])
 def test_the_head_is_a_dense_layer_on_what_was_pooled(layer, pooling):
     model = GRUModel(5, 2, pooling=pooling, **OPTIONS)
-    variables = model.init(KEY, X)
+    variables = drawn(model, X)
     head = jax.tree.map(np.asarray, variables["params"]["head"])
     gru = variables["params"]["encoder"]["gru"]
     output, h_last = map(np.asarray, GRU(5, **OPTIONS).apply({"params": gru}, X, lengths=LENGTHS))
@@ -65,7 +66,7 @@ def test_the_head_is_a_dense_layer_on_what_was_pooled(layer, pooling):
 @pytest.mark.parametrize("pooling", ["last", None])
 def test_statistics_take_raw_inputs_in_and_give_raw_targets_out(pooling):
     model = GRUModel(5, 2, pooling=pooling, **OPTIONS)
-    variables = model.init(KEY, X)
+    variables = drawn(model, X)
     x_mean, x_std, y_mean, y_std = (jnp.asarray(a) for a in ([1.0, -2, 3], [0.5, 2, 4], [10.0, -20], [3.0, 0.1]))
     statistics = {"input_mean": x_mean, "input_std": x_std, "output_mean": y_mean, "output_std": y_std}
     raw = X * x_std[None, None] + x_mean[None, None]
@@ -80,7 +81,7 @@ def test_statistics_take_raw_inputs_in_and_give_raw_targets_out(pooling):
 
 def test_dropout_falls_before_the_head_too():
     model = GRUModel(5, 2, dropout=1.0, param_dtype=jnp.float64)
-    variables = model.init(KEY, X)
+    variables = drawn(model, X)
     y = model.apply(variables, X, deterministic=False, rngs={"dropout": KEY})
     assert_close(y, np.broadcast_to(variables["params"]["head"]["bias"], (4, 2)))
     np.testing.assert_array_equal(

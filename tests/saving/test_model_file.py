@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from drawn import drawn
 from flax import nnx
 from flax.traverse_util import flatten_dict
 from refusals import refused
@@ -36,7 +37,7 @@ MODELS = {
 
 
 def variables_of(model):
-    return model.init(jax.random.key(1), X)
+    return drawn(model, X)
 
 
 VARIABLES = variables_of(MODELS["model"])
@@ -65,7 +66,7 @@ def test_what_is_loaded_is_what_was_saved(name, tmp_path):
 
 def test_a_cell_and_its_float64_weights(tmp_path):
     cell = grujax.GRUCell(5, param_dtype=jnp.float64)
-    variables = cell.init(jax.random.key(0), jnp.zeros((3, 5), jnp.float64), jnp.zeros((3, 4), jnp.float64))
+    variables = drawn(cell, np.zeros((3, 5)), np.zeros((3, 4)))
     grujax.save(tmp_path / "m.safetensors", cell, variables)
     loaded, again = grujax.load(tmp_path / "m.safetensors")
     assert loaded.hidden_size == 5 and again["params"]["w_hh"].dtype == jnp.float64
@@ -256,7 +257,7 @@ HOSTILE_SENTENCES = {
 @pytest.mark.parametrize("name", HOSTILE_SENTENCES)
 def test_hostile_files_of_a_seq2seq_are_refused_in_one_short_line_and_soon(name, tmp_path):
     path = tmp_path / "m.safetensors"
-    grujax.save(path, SENTENCES, SENTENCES.init(jax.random.key(0), TOKENS, TOKENS))
+    grujax.save(path, SENTENCES, drawn(SENTENCES, TOKENS, TOKENS))
     break_it, message = HOSTILE_SENTENCES[name]
     break_it(path)
     assert_refused_soon(path, message)
@@ -266,7 +267,7 @@ def test_hostile_files_of_a_seq2seq_are_refused_in_one_short_line_and_soon(name,
 def test_a_seq2seq_is_loaded_as_it_was_saved_in_both_faces(context, tmp_path):
     fields = {"source_vocabulary": 4, "target_vocabulary": 3, "embedding_size": 6, "num_layers": 2, "dropout": 0.1}
     model = Seq2Seq(5, **fields, context=context, bidirectional=True, merge="sum")
-    variables = model.init(jax.random.key(0), TOKENS, TOKENS)
+    variables = drawn(model, TOKENS, TOKENS)
     grujax.save(tmp_path / "m", model, variables, {"end": 2})
     loaded, again, metadata = read(tmp_path / "m")
     assert loaded == model and metadata["end"] == 2
@@ -279,12 +280,12 @@ def test_a_seq2seq_is_loaded_as_it_was_saved_in_both_faces(context, tmp_path):
 
 
 def test_a_seq2seq_of_another_face_or_with_other_variables_is_refused(tmp_path):
-    variables = SENTENCES.init(jax.random.key(0), TOKENS, TOKENS)
+    variables = drawn(SENTENCES, TOKENS, TOKENS)
     module = of_nnx.from_linen(SENTENCES, variables, rngs=nnx.Rngs(0))
     with refused("model: expected one of", "found grujax.seq2seq.nnx.Seq2Seq", "*grujax.seq2seq.nnx.to_linen(module)"):
         grujax.save(tmp_path / "m", module, variables)
     with refused(f"{EMBEDDING}: expected float32 (4, 5), found float32 (3, 5)"):
-        other = SENTENCES.clone(source_vocabulary=3).init(jax.random.key(0), TOKENS, TOKENS)
+        other = drawn(SENTENCES.clone(source_vocabulary=3), TOKENS, TOKENS)
         grujax.save(tmp_path / "m", SENTENCES, other)
     with refused(f"{EMBEDDING}: expected float32 (4, 5), found float32 (3, 5)"):
         of_nnx.from_linen(SENTENCES, other, rngs=nnx.Rngs(0))
@@ -309,7 +310,7 @@ def test_a_seq2seq_of_another_face_or_with_other_variables_is_refused(tmp_path):
 
 @pytest.mark.parametrize("target", ["grujax", "safetensors", "stablehlo"])
 def test_a_seq2seq_is_converted_to_no_format(target, tmp_path):
-    grujax.save(tmp_path / "m.safetensors", SENTENCES, SENTENCES.init(jax.random.key(0), TOKENS, TOKENS))
+    grujax.save(tmp_path / "m.safetensors", SENTENCES, drawn(SENTENCES, TOKENS, TOKENS))
     with refused("model: expected one of ['GRU', ", "found grujax.seq2seq.linen.Seq2Seq"):
         interop.convert(tmp_path / "m.safetensors", tmp_path / "other", target_format=target)
     assert [path.name for path in tmp_path.iterdir()] == ["m.safetensors"]

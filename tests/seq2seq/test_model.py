@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawn import drawn
 from flax import nnx
 from refusals import refused
 
@@ -31,11 +32,21 @@ def slow(name, cases, *quick):
 
 def made(**options):
     model = Seq2Seq(**SIZES, param_dtype=jnp.float64, **options)
-    return model, jax.jit(model.init)(jax.random.key(0), SOURCE, TARGET)
+    return model, drawn(model, SOURCE, TARGET)
+
+
+def made_nnx(params, **options):
+    """The other face, of these weights."""
+    module = nnx.eval_shape(lambda: NNXSeq2Seq(**SIZES, param_dtype=jnp.float64, **options, rngs=nnx.Rngs(0)))
+    own = jax.tree.map(jnp.shape, nnx.to_pure_dict(nnx.state(module, nnx.Param)))
+    assert own == jax.tree.map(jnp.shape, params)
+    nnx.update(module, params)
+    return module
 
 
 def test_a_call_names_our_word():
-    model, module = Seq2Seq(**SIZES), NNXSeq2Seq(**SIZES, rngs=nnx.Rngs(0))
+    model, variables = made()
+    module = made_nnx(variables["params"])
     of_linen = lambda **word: model.init(jax.random.key(0), SOURCE, TARGET, **word)  # noqa: E731
     for call in (of_linen, lambda **word: module(SOURCE, TARGET, **word)):
         with pytest.raises(TypeError, match=r"^Seq2Seq takes no source_length= here: write source_lengths=\."):
@@ -110,10 +121,7 @@ def test_both_faces_equal_the_oracle_and_each_other(options):
         assert_close(np.where(within[..., None], weights, 0), expected_weights)
     else:
         assert weights is None
-    module = NNXSeq2Seq(**SIZES, param_dtype=jnp.float64, **options, rngs=nnx.Rngs(0))
-    own = jax.tree.map(jnp.shape, nnx.to_pure_dict(nnx.state(module, nnx.Param)))
-    assert own == jax.tree.map(jnp.shape, variables["params"])
-    nnx.update(module, variables["params"])
+    module = made_nnx(variables["params"], **options)
     found = nnx.jit(lambda module: module(SOURCE, TARGET, **LENGTHS))(module)
     np.testing.assert_array_equal(found, logits)
 
@@ -140,8 +148,7 @@ def test_greedy_and_beams_score_what_teacher_forcing_scores(context):
     model, variables = made(context=context)
     encode = lambda: model.apply(variables, SOURCE, source_lengths=N_SOURCE, method="encode")  # noqa: E731
     memory, state = jax.jit(encode)()
-    module = NNXSeq2Seq(**SIZES, param_dtype=jnp.float64, context=context, rngs=nnx.Rngs(0))
-    nnx.update(module, variables["params"])
+    module = made_nnx(variables["params"], context=context)
     options = {"end": END, "max_length": T}
 
     @jax.jit
@@ -150,15 +157,15 @@ def test_greedy_and_beams_score_what_teacher_forcing_scores(context):
         return greedy(step, state, START, **options), beam_search(step, state, START, beam_size=3, **options)
 
     plain, beams = linen(memory, state)
+    forced = jax.jit(lambda read: jax.nn.log_softmax(model.apply(variables, SOURCE, read, source_lengths=N_SOURCE)))
     step = lambda state, token: module.step(memory, state, token)  # noqa: E731
     own = jax.jit(lambda: greedy(step, state, START, **options))()
     np.testing.assert_array_equal(own.tokens, plain.tokens)
     assert_close(own.scores, plain.scores)
     for rank in range(3):
         tokens = beams.tokens[:, rank]
-        read = jnp.concatenate([jnp.full((B, 1), START), tokens[:, :-1]], 1)
-        log_p = jax.nn.log_softmax(model.apply(variables, SOURCE, read, source_lengths=N_SOURCE))
-        of_tokens = np.take_along_axis(np.asarray(log_p), np.asarray(tokens)[..., None], -1)[..., 0]
+        read = np.concatenate([np.full((B, 1), START), tokens[:, :-1]], 1)
+        of_tokens = np.take_along_axis(np.asarray(forced(read)), np.asarray(tokens)[..., None], -1)[..., 0]
         counted = np.arange(T) <= np.asarray(beams.lengths)[:, rank, None]
         assert_close(beams.scores[:, rank], np.where(counted, of_tokens, 0).sum(1))
     assert (np.diff(beams.scores) <= 0).all()
@@ -207,9 +214,10 @@ def test_scheduled_sampling_goes_from_the_target_to_what_the_model_draws(context
 
 def test_nnx_draws_and_drops_from_the_streams_that_it_is_given():
     module = NNXSeq2Seq(**SIZES, dropout=0.5, rngs=nnx.Rngs(0))
+    run = nnx.jit(lambda m, **options: m(SOURCE, TARGET, **options), static_argnames="deterministic")
 
     def draws(**options):
-        return nnx.jit(lambda m, rngs: m(SOURCE, TARGET, rngs=rngs, **options))(module, nnx.Rngs(sampling=1, dropout=2))
+        return run(module, rngs=nnx.Rngs(sampling=1, dropout=2), **options)
 
     quiet = draws(deterministic=True)
     assert (draws() != quiet).any() and (draws(deterministic=True, sampling_rate=1.0) != quiet).any()
@@ -242,14 +250,14 @@ def test_a_rate_outside_0_to_1_and_a_key_that_is_missing_are_refused():
 def test_dropout_of_one_leaves_the_bias_of_the_logits_alone():
     model, variables = made(dropout=1.0)
     rngs = {"dropout": jax.random.key(0)}
-    logits = model.apply(variables, SOURCE, TARGET, deterministic=False, rngs=rngs)
+    logits = jax.jit(lambda v: model.apply(v, SOURCE, TARGET, deterministic=False, rngs=rngs))(variables)
     bias = np.asarray(variables["params"]["logits"]["bias"])
     np.testing.assert_array_equal(logits, np.broadcast_to(bias, logits.shape))
 
 
 def test_half_precision_computes_in_it_and_carries_float32():
     model = Seq2Seq(**SIZES, context="bahdanau", dtype=jnp.bfloat16)
-    variables = jax.jit(model.init)(jax.random.key(0), SOURCE, TARGET)
+    variables = drawn(model, SOURCE, TARGET)
     logits = jax.jit(lambda v: model.apply(v, SOURCE, TARGET, **LENGTHS))(variables)
     _, state = jax.jit(lambda v: model.apply(v, SOURCE, method="encode"))(variables)
     assert (logits.dtype, state.dtype) == (jnp.bfloat16, jnp.float32)
@@ -290,6 +298,11 @@ def test_no_rows_and_no_steps(context):
 
 def test_a_negative_token_is_not_read_as_the_last():
     model, variables = made()
-    memory, state = model.apply(variables, SOURCE, method="encode")
-    _, logits = jax.jit(lambda token: model.apply(variables, memory, state, token, method="step"))(jnp.full(B, -1))
+
+    @jax.jit
+    def stepped(token):
+        memory, state = model.apply(variables, SOURCE, method="encode")
+        return model.apply(variables, memory, state, token, method="step")
+
+    _, logits = stepped(np.full(B, -1))
     assert np.isnan(logits).all()

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from commands import QUICK, run, toy
+from drawn import drawn
 from levels import DATA, SMALL, TARGETS
 from refusals import refused
 from scipy.special import log_softmax, logsumexp
@@ -91,7 +92,7 @@ def test_what_is_kept_predicts_the_mean_of_its_members(data, changes, tmp_path):
 def test_an_ensemble_gives_zeros_at_steps_that_are_not_valid():
     ensemble = GRUEnsemble(grujax.GRUModel(4, 3, pooling=None), 2, True)
     x = jnp.ones((2, 5, 2), jnp.float32)
-    variables = ensemble.init(jax.random.key(0), x)
+    variables = drawn(ensemble, x)
     found = ensemble.apply(variables, x, lengths=jnp.array([5, 2]))
     np.testing.assert_allclose(np.exp(found).sum(-1)[[0, 1], [4, 1]], 1, rtol=1e-5)
     assert not found[1, 2:].any() and found[1, :2].all()
@@ -136,7 +137,7 @@ def test_the_commands_train_evaluate_and_predict_with_an_ensemble_and_export_ref
 
 def test_what_takes_one_model_refuses_an_ensemble_by_name():
     ensemble = GRUEnsemble(grujax.GRUModel(4, 2), 2, True)
-    variables = ensemble.init(jax.random.key(0), np.ones((1, 1, 3), np.float32))
+    variables = drawn(ensemble, np.ones((1, 1, 3), np.float32))
     taking = [interop.stablehlo.to_stablehlo, interop.flax.to_flax, interop.fold_statistics, from_linen]
     taking += [interop.keras.to_layers]
     for one in taking:
@@ -147,7 +148,7 @@ def test_what_takes_one_model_refuses_an_ensemble_by_name():
 def test_as_many_members_as_the_variables_have():
     ensemble = GRUEnsemble(grujax.GRUModel(4, 2), 3, True)
     x = np.ones((1, 1, 3), np.float32)
-    variables = ensemble.init(jax.random.key(0), x)
+    variables = drawn(ensemble, x)
     with refused("variables: expected parameters of 5 members, found (3,"):
         dataclasses.replace(ensemble, members=5).apply(variables, x)
     for index in (3, -1):
@@ -158,7 +159,7 @@ def test_as_many_members_as_the_variables_have():
 def test_probabilities_sum_to_one_in_bfloat16():
     ensemble = GRUEnsemble(grujax.GRUModel(4, 5, dtype=jnp.bfloat16), 3, True)
     x = np.random.default_rng(0).normal(size=(20, 4, 3)).astype(np.float32)
-    found = ensemble.apply(ensemble.init(jax.random.key(0), x), x)
+    found = ensemble.apply(drawn(ensemble, x), x)
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(jnp.exp(found).sum(-1), 1, rtol=1e-6)
 
@@ -179,9 +180,9 @@ def test_probabilities_sum_to_one_in_bfloat16():
 def test_a_file_that_is_no_ensemble_is_refused(change, message, tmp_path):
     ensemble = GRUEnsemble(grujax.GRUModel(4, 2), 2, True)
     x = np.ones((1, 1, 3), np.float32)
-    grujax.save(tmp_path / "m", ensemble, ensemble.init(jax.random.key(0), x))
+    grujax.save(tmp_path / "m", ensemble, drawn(ensemble, x))
     if change == "layer":
-        grujax.save(tmp_path / "m", grujax.GRU(4), grujax.GRU(4).init(jax.random.key(0), x))
+        grujax.save(tmp_path / "m", grujax.GRU(4), drawn(grujax.GRU(4), x))
 
     def rewritten(tensors, header):
         if change is None:
@@ -211,7 +212,7 @@ def rewrite(path, change):
 
 def test_weights_of_members_that_cannot_be_are_not_saved(tmp_path):
     ensemble = GRUEnsemble(grujax.GRUModel(4, 2), 2, True)
-    variables = ensemble.init(jax.random.key(0), np.ones((1, 1, 3), np.float32))
+    variables = drawn(ensemble, np.ones((1, 1, 3), np.float32))
     for broken, message in (
         (ensemble.member(variables, 0), "an axis of 2 members first"),
         (jax.tree.map(lambda a: a.at[1].set(jnp.nan), variables), "finite numbers"),
