@@ -2,12 +2,10 @@
 
 import gc
 import os
-from functools import cache
 from importlib.util import find_spec
 
 import jax
 import pytest
-from jax._src.interpreters import mlir
 
 QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 QUICK += " --xla_cpu_parallel_codegen_split_count=1"
@@ -28,8 +26,6 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "slow: a larger grid of what another test samples; runs with --slow alone")
     if not config.getoption("--slow"):
         os.environ["XLA_FLAGS"] = f"{QUICK} {os.environ.get('XLA_FLAGS', '')}"
-        # JAX loads MLIR's dialects anew for each program: 6 ms, of 24 that a program of one operation takes
-        mlir.make_ir_context = cache(mlir.make_ir_context)
 
 
 def pytest_collection_modifyitems(config, items):
@@ -48,13 +44,6 @@ def pytest_collection_finish(session):
 def no_garbage_is_looked_for_in_what_is_there_already():
     """What was imported and compiled before this file stays. To search it takes seconds, late in a session."""
     gc.freeze()
-
-
-@pytest.fixture(autouse=True, scope="module")
-def the_constants_of_a_file_go_with_it():
-    """An MLIR context keeps every constant that it has seen."""
-    yield
-    getattr(mlir.make_ir_context, "cache_clear", lambda: None)()  # with --slow nothing is kept
 
 
 @pytest.fixture(autouse=True)
