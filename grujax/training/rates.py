@@ -36,7 +36,8 @@ def learning_rates(config: TrainConfig, train: Sequences, steps: int = 100, smoo
 
     The loss is that of training, with dropout and mixup, as an average over steps whose older ones count less. It ends
     where the average is four times its least. The suggestion is a third of the rate at the least loss after the first
-    tenth of the steps, in which the average is of few. `accumulate` and `members` are not read. Nothing is kept.
+    tenth of the steps, in which the average is of few. `accumulate`, `members` and a mesh of the caller are not read.
+    Nothing is kept.
 
     Args:
       config: how to train; `chosen` fills in what is None.
