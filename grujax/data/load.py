@@ -141,7 +141,7 @@ def _files(source: str | Path) -> tuple[Path, Path]:
     if _is_path(source):
         path = Path(source)
         return path, path.parent / f"{path.stem.removesuffix('_TRAIN')}_TEST{path.suffix}"
-    folder, name = _aeon_folder(), str(source)
+    folder, name = Path(require_package("aeon.datasets", "data").__file__).parent / "data", str(source)
     splits = ("TRAIN", "TEST")
     names = sorted(
         entry.name for entry in folder.iterdir() if all((entry / f"{entry.name}_{s}.ts").is_file() for s in splits)
@@ -150,7 +150,3 @@ def _files(source: str | Path) -> tuple[Path, Path]:
     expected = f"{ENDINGS}, or the name of a set that comes with aeon"
     require(name in names, "source", expected, repr(name), f"Nearest: {', '.join(near)}.")
     return folder / name / f"{name}_TRAIN.ts", folder / name / f"{name}_TEST.ts"
-
-
-def _aeon_folder() -> Path:
-    return Path(require_package("aeon.datasets", "data").__file__).parent / "data"
