@@ -33,7 +33,7 @@ in equation 4. Sutskever and Luong have LSTMs; Luong feeds the vector before W_o
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -56,10 +56,10 @@ Params = Mapping[str, Any]
 class Memory(NamedTuple):
     """What the decoder reads of a source at every step; None where it reads nothing."""
 
-    summary: Array | None  # c (B, H) of "cho"
-    values: Array | None  # h (B, S, F) of attention
-    keys: Array | None  # h, or U_a h (B, S, H)
-    valid: Array | None  # (B, S)
+    summary: Array | None = None  # c (B, H) of "cho"
+    values: Array | None = None  # h (B, S, F) of attention
+    keys: Array | None = None  # h, or U_a h (B, S, H)
+    valid: Array | None = None  # (B, S)
 
 
 class Advanced(NamedTuple):
@@ -86,13 +86,10 @@ def encode(
     if "start" in params:
         state = jnp.tanh(dense(config, params["start"], summary)).astype(last.dtype)
         state = state.reshape(state.shape[0], config.num_layers, config.hidden_size)
-    memory = Memory(None, None, None, None)
-    if config.context == "cho":
-        memory = memory._replace(summary=summary)
-    elif config.context is not None:
-        keys = h if config.context == "luong" else _times(config, h, params["attention"]["key"])
-        memory = Memory(None, h, keys, valid)
-    return memory, state
+    if config.context is None or config.context == "cho":
+        return Memory(summary if config.context == "cho" else None), state
+    keys = h if config.context == "luong" else _times(config, h, params["attention"]["key"])
+    return Memory(None, h, keys, valid), state
 
 
 def advance(config: Seq2SeqConfig, params: Params, memory: Memory, state: Array, e: Array) -> Advanced:
@@ -194,6 +191,35 @@ def forced(
         _, outputs = lax.scan(one_step, (state, tokens[:, 0]), inputs)  # the start token is always the given one
         logits, weights = jax.tree.map(lambda a: a.swapaxes(0, 1), outputs)
     return logits if valid is None else jnp.where(valid[..., None], logits, 0), weights
+
+
+class Decoding(Seq2SeqConfig):
+    """The methods that both faces share; each has its own `__call__` and its own `weights`."""
+
+    if TYPE_CHECKING:
+
+        def weights(self) -> Params: ...
+
+    def align(
+        self,
+        source: ArrayLike,
+        target: ArrayLike,
+        *,
+        source_lengths: ArrayLike | None = None,
+        target_lengths: ArrayLike | None = None,
+    ) -> Array | None:
+        """The weights of attention (B, T, S) under teacher forcing; None where the context is no attention."""
+        self.check()
+        return forced(self, self.weights(), source, target, source_lengths, target_lengths)[1]
+
+    def encode(self, source: ArrayLike, *, source_lengths: ArrayLike | None = None) -> tuple[Memory, Array]:
+        """What the decoder reads of `source` (B, S) at every step, and its initial state (B, L, H)."""
+        self.check()
+        return encode(self, self.weights(), source, source_lengths)
+
+    def step(self, memory: Memory, state: Array, token: Array) -> tuple[Array, Array]:
+        """Reads one token (B,): the next state (B, L, H), and the logits (B, V) of the token after it."""
+        return step(self, self.weights(), memory, state, token)
 
 
 def check_tokens(
