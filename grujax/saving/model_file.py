@@ -103,14 +103,7 @@ def save(
 
 
 def load(path: str | Path) -> tuple[Savable | GRUEnsemble, dict[str, Any]]:
-    """(model, variables) from a file that `save` wrote, ready for `model.apply(variables, x)`.
-
-    Args:
-      path: the file.
-
-    Returns:
-      A `GRU`, `GRUCell`, `GRUEncoder`, `GRUModel`, `GRUEnsemble` or `grujax.seq2seq.Seq2Seq`, and its variables as JAX
-      arrays of the saved dtypes.
+    """(model, variables) of `Saved`, from a file that `save` wrote, ready for `model.apply(variables, x)`.
 
     Raises:
       InputError: the file is missing, truncated or damaged (one changed bit is enough), was not written by `save` or
@@ -243,21 +236,18 @@ def _check_each(of: nn.Module | GRUEnsemble, model: Savable, tensors: Mapping[st
             found = f"shape {tensors[key].shape}"
             require(tensors[key].shape[:1] == several, key, f"an axis of {short(of.members)} members first", found)
             one[key] = tensors[key][0]
+    of_one, n_inputs = _expected(model, one)
     expected = {
         key: (shape if key.startswith("statistics/") else several + shape, dtype)
-        for key, (shape, dtype) in _expected(model, one).items()
+        for key, (shape, dtype) in of_one.items()
     }
     _check_tensors(expected, tensors)
-    return _input_size(model, one)
+    return n_inputs
 
 
-def _input_size(model: Savable, tensors: Mapping[str, np.ndarray]) -> int | None:
-    """I; None of tokens."""
-    return None if isinstance(model, Seq2Seq) else input_size_of(model, tensors[_first(tensors)].shape[0])
-
-
-def _expected(model: Savable, tensors: Mapping[str, np.ndarray]) -> dict[str, tuple]:
-    """Shape and dtype of every tensor that the model declares, and of the statistics that are there.
+def _expected(model: Savable, tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, tuple], int | None]:
+    """Shape and dtype of every tensor that the model declares, and of the statistics that are there; and I, None of
+    tokens.
 
     The fields are held to the tensors before the model is traced: a small file may declare a million layers.
     """
@@ -265,7 +255,7 @@ def _expected(model: Savable, tensors: Mapping[str, np.ndarray]) -> dict[str, tu
     if isinstance(model, Seq2Seq):
         _require_count(4 * model.num_layers, tensors)
         table: dict[tuple, Any] = flatten_dict({"params": model.parameter_table()})
-        return {"/".join(path): (shape, jnp.dtype(model.param_dtype)) for path, (_, shape) in table.items()}
+        return {"/".join(path): (shape, jnp.dtype(model.param_dtype)) for path, (_, shape) in table.items()}, None
     (rows, width), size = tensors[_first(tensors)].shape, model.hidden_size
     n_inputs = input_size_of(model, rows)
     require(width == 3 * size, _first(tensors), f"shape (I, {short(3 * size)})", f"{width} columns")
@@ -277,7 +267,7 @@ def _expected(model: Savable, tensors: Mapping[str, np.ndarray]) -> dict[str, tu
         for which, size in sizes.items():
             both = {f"statistics/{which}_{s}": ((size,), jnp.dtype("float32")) for s in ("mean", "std")}
             expected |= both if both.keys() & tensors.keys() else {}
-    return expected
+    return expected, n_inputs
 
 
 def _require_count(least: int, tensors: Mapping[str, np.ndarray]) -> None:
