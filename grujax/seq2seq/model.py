@@ -132,13 +132,6 @@ def readout(config: Seq2SeqConfig, params: Params, e: Array, at: Advanced, kept:
     return dense(config, params["logits"], s if kept is None else s * kept.astype(s.dtype))
 
 
-def step(config: Seq2SeqConfig, params: Params, memory: Memory, state: Array, token: Array) -> tuple[Array, Array]:
-    """One token (B,) from `state` -> the next state, and the logits (B, V) of the next token."""
-    e = _embedded(config, params["target_embedding"], token)[:, None]
-    at = advance(config, params, memory, state, e)
-    return at.state, readout(config, params, e, at)[:, 0]
-
-
 def forced(
     config: Seq2SeqConfig,
     params: Params,
@@ -159,7 +152,10 @@ def forced(
     n_sources, (n_rows, n_steps) = state.shape[0], tokens.shape
     require(n_rows == n_sources, "target", f"{n_sources} rows, as source", f"{n_rows} rows")
     if sampling is not None:
-        check_rate(sampling[0])
+        rate = as_array(sampling[0], "sampling_rate")
+        require_equal(rate.shape, (), "sampling_rate")
+        known = isinstance(rate, Tracer) or 0 <= float(rate) <= 1
+        require(known, "sampling_rate", "0 to 1", sampling[0])
     table = params["target_embedding"]
     masks = None
     if noise is not None and config.dropout:
@@ -219,7 +215,10 @@ class Decoding(Seq2SeqConfig):
 
     def step(self, memory: Memory, state: Array, token: Array) -> tuple[Array, Array]:
         """Reads one token (B,): the next state (B, L, H), and the logits (B, V) of the token after it."""
-        return step(self, self.weights(), memory, state, token)
+        params = self.weights()
+        e = _embedded(self, params["target_embedding"], token)[:, None]
+        at = advance(self, params, memory, state, e)
+        return at.state, readout(self, params, e, at)[:, 0]
 
 
 def check_tokens(
@@ -237,14 +236,6 @@ def check_tokens(
         array = jnp.where(valid, array, 0)
     bounded = f"tokens 0 to V - 1 = {vocabulary - 1}"
     return check_integers(array, name, array.shape, "step", (0, vocabulary - 1), bounded), valid
-
-
-def check_rate(rate: ArrayLike) -> None:
-    """`InputError` unless it is one number from 0 to 1; of a traced one only the shape is known."""
-    array = as_array(rate, "sampling_rate")
-    require_equal(array.shape, (), "sampling_rate")
-    known = isinstance(array, Tracer) or 0 <= float(array) <= 1
-    require(known, "sampling_rate", "0 to 1", rate)
 
 
 def _embedded(config: Seq2SeqConfig, table: Array, tokens: Array) -> Array:
