@@ -2,7 +2,6 @@
 
 from typing import Any, NamedTuple
 
-from grujax.saving.checkpoints import Checkpoints
 from grujax.training.step import TrainState
 
 
@@ -37,10 +36,3 @@ class Run(NamedTuple):
         """What `Checkpoints` save: the step, the arrays, and the history as JSON can hold it."""
         history = [list(epoch) for epoch in self.history]
         return self.step, {"state": self.state, "best": self.best}, {"history": history}
-
-    def restored(self, saved: Checkpoints) -> "Run":
-        """As the last checkpoint has it; as it is where there is none."""
-        found = saved.restore(self.checkpoint[1])
-        if found is None:
-            return self
-        return Run(found.step, **found.tree, history=tuple(Epoch(*epoch) for epoch in found.notes["history"]))
