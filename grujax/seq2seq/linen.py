@@ -69,7 +69,7 @@ class Seq2Seq(model.Decoding, nn.Module):
         lengths = source_lengths, target_lengths
         return model.forced(self, self.weights(), source, target, *lengths, noise, sampling)[0]
 
-    # Flax gives names in profiles, and intermediates, to methods in the class itself
+    # in the class itself: Flax then names them in profiles and keeps their intermediates, and the reference shows them
     align, encode, step = model.Decoding.align, model.Decoding.encode, model.Decoding.step
 
     @nn.compact

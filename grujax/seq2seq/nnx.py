@@ -68,6 +68,8 @@ class Seq2Seq(model.Decoding, Regularised):
         noise, lengths = self._noise(deterministic, rngs), (source_lengths, target_lengths)
         return model.forced(self, self.weights(), source, target, *lengths, noise, sampling)[0]
 
+    align, encode, step = model.Decoding.align, model.Decoding.encode, model.Decoding.step
+
     def weights(self) -> dict[str, Any]:
         """The parameters as a nested dict of arrays, that of Flax Linen."""
         return nnx.to_pure_dict(nnx.state(self, nnx.Param))
