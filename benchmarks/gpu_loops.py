@@ -16,11 +16,11 @@ from statistics import median
 from typing import Any
 
 import jax
+from targets import compiled_for
 
 from grujax.kernels.resident import backward, exact, forward
 from grujax.kernels.resident.plan import BACKWARD, FORWARD, SAVING, plan
 from grujax.saving.atomic import replacing
-from grujax.testing.targets import compiled_for
 
 SIDES = {"forward": FORWARD, "saving": SAVING, "transposed": BACKWARD}
 SHAPES = (  # B, T, H and the dtype of the products; float32: as TF32

@@ -19,10 +19,10 @@ import jax
 import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
+from targets import compiled_for
 
 from grujax.bench.cases import CASES
 from grujax.kernels import run
-from grujax.testing.targets import compiled_for
 from grujax.types import Array, GRUWeights, Recurrence
 
 TARGETS = {"gpu": "H100", "tpu": "v5e"}

@@ -1,5 +1,6 @@
 """grujax beside torch, Flax, Keras, Equinox, Haiku, ONNX Runtime and OpenVINO: `python benchmarks/run.py --help`."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
@@ -8,8 +9,21 @@ from rich.console import Console
 from grujax.bench.measure import Options, run
 from grujax.bench.report import TABLE_WIDTH, tables, write_report
 
+RESULTS = Path(__file__).parent / "results"
 
-def main(options: Options) -> int:
+
+@dataclass(frozen=True)
+class Program(Options):
+    """What to measure, on the CPU or on the GPU that JAX finds.
+
+    Attributes:
+      save: write the report as JSON under benchmarks/results/.
+    """
+
+    save: bool = False
+
+
+def main(options: Program) -> int:
     """1 where a GRU of grujax was found unequal, 0 otherwise."""
     console = Console()
     report = run(options, console.print)
@@ -17,9 +31,13 @@ def main(options: Options) -> int:
     for table in tables(report):
         console.print(table)
     if options.save:
-        console.print(f"saved {write_report(report, Path(__file__).parent / 'results')}")
+        moment = "".join(c for c in report.date[:19] if c.isalnum())
+        path = RESULTS / f"{moment}-{report.commit[:7]}{'-dirty' if report.dirty else ''}.json"
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        write_report(report, path)
+        console.print(f"saved {path}")
     return int(report.failed)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(tyro.cli(Options)))
+    raise SystemExit(main(tyro.cli(Program)))

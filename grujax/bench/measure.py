@@ -38,14 +38,12 @@ class Options:
       peers: which GRUs; on a GPU "grujax" brings each of its implementations there along, as "grujax xla".
       repeats: how many times each call is timed at least.
       seconds: each call is timed until its calls have taken this long in all (200 times at most).
-      save: write the report as JSON under benchmarks/results/.
     """
 
     shapes: tuple[str, ...] = tuple(CASES)
     peers: tuple[str, ...] = tuple(PEERS)
     repeats: int = 7
     seconds: float = 1.0
-    save: bool = False
 
 
 def run(options: Options, say: Callable[[str], object] = lambda line: None) -> Report:

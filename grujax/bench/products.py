@@ -16,7 +16,7 @@ from jax import lax
 
 from grujax.bench.cases import Arrays
 from grujax.bench.peers.peer import Thunk, Unavailable
-from grujax.bench.peers.torch import torch_device
+from grujax.bench.peers.torch import torch_tensors
 
 Products = tuple[Thunk, Thunk]  # forward, forward + backward
 
@@ -37,13 +37,7 @@ def products(a: Arrays, threads: int) -> dict[str, Products]:
 def _torch(a: Arrays, threads: int) -> Products:
     import torch
 
-    torch.set_num_threads(threads)
-    device, synchronise = torch_device()
-    like = {"dtype": getattr(torch, a.x.dtype.name), "device": device}
-
-    def tensor(v: Any) -> Any:
-        return torch.tensor(v.astype(np.float32)).to(**like)
-
+    tensor, like, synchronise = torch_tensors(a, threads)
     return _eager(a, tensor, lambda shape, dtype: torch.empty(shape, **like), torch.mm, synchronise)
 
 

@@ -150,9 +150,9 @@ def table(report: Report, kind: str) -> "Table":
     for case, fields in report.cases.items():
         a_step, cells = 1e3 / fields["T"], []
         for peer in peers:
-            median = report.median(case, peer, kind)
-            shown = _digits(median * (a_step if by_step else 1)) if median else ""
-            cells.append(f"{shown}\n{times(of_peers[peer][case])}" if shown else _status(report, case, peer, kind))
+            found = next((r for r in report.results if (r.case, r.peer, r.kind) == (case, peer, kind)), None)
+            shown = _digits(found.median_ms * (a_step if by_step else 1)) if found and found.median_ms else ""
+            cells.append(f"{shown}\n{times(of_peers[peer][case])}" if shown else found.status if found else "")
         mine = report.median(case, "grujax", kind)
         step = _digits(mine * a_step) if mine else ""
         row = (*cells, step, times(fastest[case]), share(limit[case]))
@@ -161,10 +161,6 @@ def table(report: Report, kind: str) -> "Table":
     means = [geometric_mean(found.values()) for found in (*of_peers.values(), fastest, limit)]
     made.add_row("geometric mean", *map(times, means[:-2]), "", times(means[-2]), share(means[-1]))
     return made
-
-
-def _status(report: Report, case: str, peer: str, kind: str) -> str:
-    return next((r.status for r in report.results if (r.case, r.peer, r.kind) == (case, peer, kind)), "")
 
 
 def _digits(value: float) -> str:
@@ -176,18 +172,14 @@ def _digits(value: float) -> str:
     return f"{value:.{0 if value >= 1000 else 1 if value >= 10 else 2 if value >= 1 else 3}f}"
 
 
-def write_report(report: Report, folder: Path) -> Path:
+def write_report(report: Report, path: Path) -> None:
     """Writes the report as JSON, a line for each field and result, whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    moment = "".join(c for c in report.date[:19] if c.isalnum())
-    path = folder / f"{moment}-{report.commit[:7]}{'-dirty' if report.dirty else ''}.json"
     fields = {name: json.dumps(value) for name, value in asdict(report).items()}
     fields["results"] = "[\n" + ",\n".join(json.dumps(asdict(r)) for r in report.results) + "\n]"
     with replacing(path) as temporary:
         temporary.write_text(
             "{\n" + ",\n".join(f'"{name}": {value}' for name, value in fields.items()) + "\n}\n", encoding="utf-8"
         )
-    return path
 
 
 def read_report(path: Path) -> Report:

@@ -1,18 +1,15 @@
 """`grujax bench`: grujax beside other GRUs on this machine."""
 
-import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
 from rich.console import Console
 
 from grujax.bench import chart
 from grujax.bench.measure import Options, run
-from grujax.bench.report import TABLE_WIDTH, tables
+from grujax.bench.report import TABLE_WIDTH, tables, write_report
+from grujax.cli.show import say
 from grujax.errors import require
-from grujax.saving.atomic import replacing
 
 
 @dataclass(frozen=True)
@@ -23,7 +20,6 @@ class Bench(Options):
     grujax itself differs from the equations.
     """
 
-    save: tyro.conf.Suppress[bool] = False  # an option of benchmarks/run.py; here --json names the file
     chart: Path | None = Path("grujax-bench.png")
     """The picture to draw (extra `plot`); a file of that name is replaced. None: no picture."""
     json: Path | None = None
@@ -35,14 +31,13 @@ class Bench(Options):
         console.width = max(console.width, TABLE_WIDTH)
         for table in tables(report):
             console.print(table)
-        console.print(chart.measured_on(report), soft_wrap=True, highlight=False)
+        say(console, chart.measured_on(report))
         if self.json is not None:
-            with replacing(self.json) as temporary:
-                temporary.write_text(json.dumps(dataclasses.asdict(report), indent=1) + "\n", encoding="utf-8")
-            console.print(f"saved {self.json}", soft_wrap=True, highlight=False)
+            write_report(report, self.json)
+            say(console, f"saved {self.json}")
         if self.chart is not None:
             chart.draw(report, self.chart)
-            console.print(f"drawn {self.chart}", soft_wrap=True, highlight=False)
+            say(console, f"drawn {self.chart}")
         return int(report.failed)
 
     def _check(self) -> None:

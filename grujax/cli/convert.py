@@ -8,6 +8,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from grujax.cli.show import say
 from grujax.cli.streams import check_free
 from grujax.interop import Converted, convert, find
 from grujax.interop.stablehlo import LOADER
@@ -100,7 +101,7 @@ class Export:
         _report(console, found, source, target)
         if self.to == "stablehlo":
             loader = LOADER.replace(EXPORTS[self.to], target.as_posix())
-            console.print(f"run it, without grujax:\n{loader}", highlight=False, soft_wrap=True)
+            say(console, f"run it, without grujax:\n{loader}")
         return 0
 
 
@@ -111,17 +112,14 @@ def model_file(source: Path) -> Path:
 
 
 def _report(console: Console, found: Converted, source: Path, target: Path) -> None:
-    def say(line: str) -> None:
-        console.print(line, highlight=False, soft_wrap=True)
-
     if found.read_as is not None:
-        say(f"read as: {found.read_as}; --pooling says otherwise")
+        say(console, f"read as: {found.read_as}; --pooling says otherwise")
     for sentence in found.left_behind:
-        say(f"left behind: {sentence}")
+        say(console, f"left behind: {sentence}")
     if found.folded is not None:
-        say(f"folded into the weights: the standardisation (largest difference {found.folded:.3g})")
-    say(f"saved {target} ({found.target_format}), from {source} ({found.source_format})")
+        say(console, f"folded into the weights: the standardisation (largest difference {found.folded:.3g})")
+    say(console, f"saved {target} ({found.target_format}), from {source} ({found.source_format})")
     if found.difference is None:
-        say(f"not compared, {found.missing} is not installed")
+        say(console, f"not compared, {found.missing} is not installed")
     else:
-        say(f"loaded again and run beside grujax on random data: largest difference {found.difference:.3g}")
+        say(console, f"loaded again and run beside grujax on random data: largest difference {found.difference:.3g}")

@@ -127,8 +127,7 @@ class Train:
 
     def _run(self, console: Console, mesh: Mesh | None) -> int:
         data = self._loaded()
-        if data.test is not None:
-            require_package("sklearn.metrics", "data")  # for its scores, after the training
+        require_package("sklearn.metrics", "data")  # for the scores, after the training
         require_free(data.train.targets)
         config, why = chosen(self.config, data.train)
         training = dataclasses.asdict(config)

@@ -8,7 +8,7 @@ from typing import IO
 import numpy as np
 
 from grujax.data.checks import shown
-from grujax.data.tables import Raw, read_csv, read_parquet
+from grujax.data.tables import Raw, check_size, read_csv, read_parquet
 from grujax.errors import InputError, require, require_package
 
 MAX_BYTES = 2**31
@@ -35,7 +35,7 @@ def read(path: Path, max_bytes: int = MAX_BYTES) -> Raw:
 
 def _read_ts(path: Path, max_bytes: int) -> Raw:
     reader = require_package("aeon.datasets", "data").load_from_ts_file
-    _check_size(path, path.stat().st_size, max_bytes)
+    check_size(path, path.stat().st_size, max_bytes)
     x, y, header = reader(str(path), return_meta_data=True)
     require(len(x) > 0, str(path), "a .ts file with sequences after @data", "none")
     # aeon's reader of timestamped values loses their signs, their exponents and every integer
@@ -70,7 +70,7 @@ def _read_npz(path: Path, max_bytes: int) -> Raw:
         for member in members:
             with archive.open(member) as file:
                 needed += _declared(file, member, path)
-        _check_size(path, needed, max_bytes)
+        check_size(path, needed, max_bytes)
         for key, member in zip(keys, members, strict=True):
             with archive.open(member) as file:
                 arrays[key] = np.lib.format.read_array(file, allow_pickle=False)
@@ -91,20 +91,11 @@ def _declared(file: IO[bytes], member: zipfile.ZipInfo, path: Path) -> int:
     return math.prod(shape) * max(dtype.itemsize, 4)
 
 
-def _check_size(path: Path, needed: int, max_bytes: int) -> None:
-    require(needed <= max_bytes, str(path), f"at most max_bytes={max_bytes}", needed, "Give a larger max_bytes.")
-
-
 def _read_npy(path: Path, max_bytes: int) -> Raw:
     x = np.load(path, mmap_mode="r", allow_pickle=False)  # NumPy compares the header with the size of the file
-    _check_size(path, x.size * max(x.itemsize, 4), max_bytes)
+    check_size(path, x.size * max(x.itemsize, 4), max_bytes)
     return Raw(np.array(x), None)
 
 
-def _read_csv(path: Path, max_bytes: int) -> Raw:
-    _check_size(path, path.stat().st_size, max_bytes)
-    return read_csv(path)
-
-
-_READERS = {".csv": _read_csv, ".npy": _read_npy, ".npz": _read_npz, ".parquet": read_parquet, ".ts": _read_ts}
+_READERS = {".csv": read_csv, ".npy": _read_npy, ".npz": _read_npz, ".parquet": read_parquet, ".ts": _read_ts}
 ENDINGS = f"a file ending in {', '.join([*_READERS][:-1])} or {[*_READERS][-1]}"

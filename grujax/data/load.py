@@ -65,7 +65,7 @@ def load(
     if test is not None and os.path.exists(test) and os.path.exists(path) and os.path.samefile(test, path):
         warnings.warn(f"the test file {path.name} is the one that is trained on", DataWarning, stacklevel=2)
     path = beside if test is None else Path(test)
-    return Dataset(name, train, _as_trained(path, train.labels, train.fill, max_bytes=max_bytes))
+    return Dataset(name, train, load_sequences(path, labels=train.labels, fill=train.fill, max_bytes=max_bytes))
 
 
 def load_sequences(
@@ -93,21 +93,6 @@ def load_sequences(
     """
     path, beside = _files(source)
     path = path if _is_path(source) else beside
-    data = _as_trained(path, labels, fill, gap, need_labels, max_bytes)
-    if channels is not None:
-        require(data.channels == channels, "channels", str(channels), f"{data.channels} in {path.name}")
-    return data
-
-
-def _as_trained(
-    path: Path,
-    labels: Iterable[str] | Mapping[str, Iterable[str] | None] | None,
-    fill: ArrayLike | None = None,
-    gap: float | None = None,
-    need_labels: bool = True,
-    max_bytes: int = MAX_BYTES,
-) -> Sequences:
-    """The sequences of a file, with the labels of the model or of the training split."""
     raw = read(path, max_bytes)
     options: dict[str, Any] = {} if fill is None else {"missing": "mask", "times": raw.times, "fill": fill}
     y = None
@@ -122,6 +107,8 @@ def _as_trained(
         y, options["labels"] = unnamed({name: y[name] for name in known}), labels
     data = sequences(raw.x, y, raw.lengths, source=path.name, **options)
     compare_gaps(data.gap, gap, path.name)
+    if channels is not None:
+        require(data.channels == channels, "channels", str(channels), f"{data.channels} in {path.name}")
     return data
 
 
@@ -141,7 +128,7 @@ def _files(source: str | Path) -> tuple[Path, Path]:
     if _is_path(source):
         path = Path(source)
         return path, path.parent / f"{path.stem.removesuffix('_TRAIN')}_TEST{path.suffix}"
-    folder, name = _aeon_folder(), str(source)
+    folder, name = Path(require_package("aeon.datasets", "data").__file__).parent / "data", str(source)
     splits = ("TRAIN", "TEST")
     names = sorted(
         entry.name for entry in folder.iterdir() if all((entry / f"{entry.name}_{s}.ts").is_file() for s in splits)
@@ -150,7 +137,3 @@ def _files(source: str | Path) -> tuple[Path, Path]:
     expected = f"{ENDINGS}, or the name of a set that comes with aeon"
     require(name in names, "source", expected, repr(name), f"Nearest: {', '.join(near)}.")
     return folder / name / f"{name}_TRAIN.ts", folder / name / f"{name}_TEST.ts"
-
-
-def _aeon_folder() -> Path:
-    return Path(require_package("aeon.datasets", "data").__file__).parent / "data"

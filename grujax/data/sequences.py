@@ -76,12 +76,8 @@ class Sequences:
         rows = np.asarray(indices)
         valid = rows.ndim == 1 and rows.size > 0 and rows.dtype.kind in "iu"
         require(valid, "indices", "one row number or more", f"{rows.dtype} of shape {rows.shape}")
-        require(
-            rows.min() >= 0 and rows.max() < len(self),
-            "indices",
-            f"0 to {len(self) - 1}",
-            f"{rows.min()} to {rows.max()}",
-        )
+        least, most = rows.min(), rows.max()
+        require(least >= 0 and most < len(self), "indices", f"0 to {len(self) - 1}", f"{least} to {most}")
         lengths = self.lengths[rows]
         y = {name: target.of_rows(rows, lengths.max()) for name, target in self.targets.items()}
         y = unnamed(y) if y else None
@@ -199,18 +195,14 @@ def sequences(
     for row, length in zip(values, steps.tolist(), strict=True):  # in place: a mask would be as large as x of bools
         row[length:] = 0
     require_one_of(missing, ("refuse", "mask"), "missing")
-    least, most, fits = (
-        (np.fmin, np.fmax, _not_infinite) if missing == "mask" else (np.minimum, np.maximum, np.isfinite)
-    )
+    least, most, fits = np.minimum, np.maximum, np.isfinite
+    if missing == "mask":
+        least, most, fits = np.fmin, np.fmax, lambda values: ~np.isinf(values)
     if not fits([least.reduce(values, axis=None), most.reduce(values, axis=None)]).all():
         row, step, channel = np.argwhere(~fits(values))[0].tolist()
         found = f"{rows[row][step, channel]} at row {row}, step {step}, channel {channel} of {source}"
-        raise InputError(
-            "x",
-            "finite float32 values",
-            found,
-            "Fill in or drop what is missing or too large, or take missing='mask'; padding needs lengths (N,).",
-        )
+        remedy = "Fill in or drop what is missing or too large, or take missing='mask'; padding needs lengths (N,)."
+        raise InputError("x", "finite float32 values", found, remedy)
     if missing == "mask":
         given = None if fill is None else checked_fill(fill, values.shape[2], source)
         at = checked_times(times, steps, values.shape[1], source)
@@ -232,10 +224,6 @@ def sequences(
     require(len(a_step) in (0, len(targets)), "y", "a label or target a step for all heads or for none", found)
     y, labels = (unnamed({name: getattr(t, of) for name, t in targets.items()}) for of in ("y", "labels"))
     return Sequences(values, steps, y, labels, fill=fill, gap=gap)
-
-
-def _not_infinite(values: ArrayLike) -> np.ndarray:
-    return ~np.isinf(values)
 
 
 def stratified_split(data: Sequences, fraction: float, seed: int) -> tuple[Sequences, Sequences]:
@@ -267,14 +255,11 @@ def stratified_split(data: Sequences, fraction: float, seed: int) -> tuple[Seque
         raise InputError("y", "two sequences or more of each class", f"one of {label!r}", "Give a test file.")
     held_size = max(1, round(fraction * len(data)))
     enough = len(data) - held_size >= len(present)
-    found = f"{len(data)} with {held_size} of them held out"
-    require(
-        enough,
-        "data",
+    expected, found = (
         f"{len(present)} sequences or more left to train on",
-        found,
-        "Hold out less, or give a test file.",
+        f"{len(data)} with {held_size} of them held out",
     )
+    require(enough, "data", expected, found, "Hold out less, or give a test file.")
     if classes is not None and held_size < len(present):
         order = np.random.default_rng(seed).permutation(len(data))
         firsts = np.unique(classes[order], return_index=True)[1]  # of each class, its first row in that order

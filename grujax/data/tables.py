@@ -32,8 +32,14 @@ class Raw(NamedTuple):
 HEADER = "Name them x_0, x_1, ...: pandas.read_csv(path, header=None).add_prefix('x_')."
 
 
-def read_csv(path: Path) -> Raw:
+def check_size(path: Path, needed: int, max_bytes: int) -> None:
+    """Refuses a file that holds, or declares, more bytes than the caller allows."""
+    require(needed <= max_bytes, str(path), f"at most max_bytes={max_bytes}", needed, "Give a larger max_bytes.")
+
+
+def read_csv(path: Path, max_bytes: int) -> Raw:
     """The sequences of a long or wide table; see `_long` and `_wide`."""
+    check_size(path, path.stat().st_size, max_bytes)
     pandas = require_package("pandas", "data")
     with path.open(encoding="utf-8-sig", newline="") as file:
         names = next(csv.reader(file), [])
@@ -68,9 +74,10 @@ def read_parquet(path: Path, max_bytes: int) -> Raw:
     groups = [about.row_group(index) for index in range(about.num_row_groups)]
     parts = [group.column(index) for group in groups for index in range(group.num_columns)]
     needed = sum(max(part.total_uncompressed_size, 8 * part.num_values) for part in parts)
-    require(needed <= max_bytes, str(path), f"at most max_bytes={max_bytes}", needed, "Give a larger max_bytes.")
+    check_size(path, needed, max_bytes)
     wide = _is_wide(schema.names, path)
-    words = [field.name for field in schema if _is_word(arrow, field.type)]  # coded: a small file can hold
+    is_word = (arrow.types.is_string, arrow.types.is_large_string)
+    words = [field.name for field in schema if any(of(field.type) for of in is_word)]  # coded: a small file can hold
     table = parquet.read_table(path, read_dictionary=words, partitioning=None)  # one long word a million times
     columns = {}
     for name in schema.names:
@@ -87,10 +94,6 @@ def read_parquet(path: Path, max_bytes: int) -> Raw:
             require(real, f"{name} in {path.name}", "numbers", found, "Cast it; a time may be in seconds.")
             columns[name] = column.cast(arrow.float64()).to_numpy()
     return (_wide if wide else _long)(pandas, columns, path)
-
-
-def _is_word(arrow: Any, of: Any) -> bool:
-    return arrow.types.is_string(of) or arrow.types.is_large_string(of)
 
 
 def _is_wide(names: list[str], path: Path) -> bool:

@@ -1,30 +1,47 @@
 """The estimators of `grujax.estimators` as classifier and regressor of aeon, which hands over X (N, C, T) or lists."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from grujax.errors import require_package
 from grujax.estimators import sklearn
 from grujax.estimators.parameters import Parameters, Settable
+from grujax.training import TrainConfig
 
 require_package("aeon", "data")  # says what to install
 
 from aeon.classification import BaseClassifier  # noqa: E402
 from aeon.regression import BaseRegressor  # noqa: E402
 
-TAGS = {
-    "X_inner_type": ["np-list", "numpy3D"],
-    "algorithm_type": "deeplearning",
-    "capability:multivariate": True,
-    "capability:unequal_length": True,
-}
 
-QUICK = {"hidden_size": 4, "bidirectional": False, "epochs": 2, "buckets": 1}
-"""Parameters with which aeon's checks are quick."""
+class _Series(Settable, Parameters):
+    """What the classifier and the regressor share: an estimator of `grujax.estimators` behind the methods of aeon."""
+
+    _tags: ClassVar[dict[str, Any]] = {
+        "X_inner_type": ["np-list", "numpy3D"],
+        "algorithm_type": "deeplearning",
+        "capability:multivariate": True,
+        "capability:unequal_length": True,
+    }
+    _behind: ClassVar[type]
+
+    def __post_init__(self) -> None:
+        super(TrainConfig, self).__init__()  # that of aeon's base, which comes after the parameters
+
+    def _fit(self: Any, X: Any, y: np.ndarray) -> None:
+        self.estimator_ = self._behind(**self.get_params(), channels="first").fit(X, y)
+
+    def _predict(self: Any, X: Any) -> np.ndarray:
+        return self.estimator_.predict(X)
+
+    @classmethod
+    def _get_test_params(cls, parameter_set: str = "default") -> dict[str, Any]:
+        """Parameters with which aeon's checks are quick."""
+        return {"hidden_size": 4, "bidirectional": False, "epochs": 2, "buckets": 1}
 
 
-class GRUClassifier(Settable, Parameters, BaseClassifier):
+class GRUClassifier(_Series, BaseClassifier):
     """`grujax.estimators.GRUClassifier` for series as aeon has them, of any number of channels and of unequal lengths.
 
     Parameters are the fields of `grujax.training.TrainConfig` but `quantiles` and `head_weights`, with its `seed` as
@@ -40,39 +57,13 @@ class GRUClassifier(Settable, Parameters, BaseClassifier):
     True
     """
 
-    _tags = TAGS
-
-    def __post_init__(self) -> None:
-        BaseClassifier.__init__(self)
-
-    def _fit(self, X: Any, y: np.ndarray) -> None:
-        self.estimator_ = sklearn.GRUClassifier(**self.get_params(), channels="first").fit(X, y)
-
-    def _predict(self, X: Any) -> np.ndarray:
-        return self.estimator_.predict(X)
+    _behind = sklearn.GRUClassifier
 
     def _predict_proba(self, X: Any) -> np.ndarray:
         return self.estimator_.predict_proba(X)
 
-    @classmethod
-    def _get_test_params(cls, parameter_set: str = "default") -> dict[str, Any]:
-        return QUICK
 
-
-class GRURegressor(Settable, Parameters, BaseRegressor):
+class GRURegressor(_Series, BaseRegressor):
     """`grujax.estimators.GRURegressor` for series as aeon has them; see `GRUClassifier`."""
 
-    _tags = TAGS
-
-    def __post_init__(self) -> None:
-        BaseRegressor.__init__(self)
-
-    def _fit(self, X: Any, y: np.ndarray) -> None:
-        self.estimator_ = sklearn.GRURegressor(**self.get_params(), channels="first").fit(X, y)
-
-    def _predict(self, X: Any) -> np.ndarray:
-        return self.estimator_.predict(X)
-
-    @classmethod
-    def _get_test_params(cls, parameter_set: str = "default") -> dict[str, Any]:
-        return QUICK
+    _behind = sklearn.GRURegressor

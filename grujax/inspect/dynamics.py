@@ -110,7 +110,14 @@ def fixed_points(
     fits = begins.ndim >= 1 and begins.shape[-1] == size and begins.size > 0
     require(fits, "starts", f"shape (..., {size}), at least one state", f"shape {begins.shape}")
     with jax.enable_x64(True):
-        step = _wide_step(model, variables, x)
+        model_step = _one_step(model, dtype=None, param_dtype=jnp.float64, implementation="autodiff")
+        wide: Any = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), (dict(variables), as_array(x, "x")))
+        given, constant = wide
+        require(constant.ndim == 1, "x", "shape (I,), the input of one step", f"shape {constant.shape}")
+
+        def step(h: Array) -> Array:
+            return model_step(given, constant[None], h.reshape(model.num_layers, -1)).reshape(-1)
+
         residual = jax.jit(lambda h: step(h) - h)
         jacobian = jax.jit(jax.jacfwd(step))
 
@@ -209,17 +216,3 @@ def _run(model, variables, h0, inputs):
         return h, h
 
     return jax.lax.scan(next_state, h0, inputs)[1]
-
-
-def _wide_step(model: Any, variables: Mapping[str, Any], x: ArrayLike) -> Callable[[Array], Array]:
-    """F, (S,) -> (S,), in float64 and in plain JAX."""
-
-    def wide(a: Array) -> Array:
-        return jnp.asarray(a, jnp.float64)
-
-    fields = {"dtype": None, "param_dtype": jnp.float64, "implementation": "autodiff"}
-    step, given = _one_step(model, **fields), jax.tree.map(wide, dict(variables))
-    x = wide(jnp.asarray(as_array(x, "x")))
-    require(x.ndim == 1, "x", "shape (I,), the input of one step", f"shape {x.shape}")
-    layers = model.num_layers, model.hidden_size
-    return lambda h: step(given, x[None], h.reshape(layers)).reshape(-1)

@@ -176,7 +176,9 @@ def gradient_norm(
     def value(x: Array) -> Array:
         outputs: Any = model.apply(dict(variables), x, h0, **options)
         if loss is None:
-            return _half_sum_of_squares(outputs[1][-model.num_directions :] if isinstance(model, GRU) else outputs)
+            read = jax.tree.leaves(outputs[1][-model.num_directions :] if isinstance(model, GRU) else outputs)
+            first, *others = (jnp.square(y.astype(state_dtype(y.dtype))).sum() for y in read)
+            return sum(others, start=first) / 2
         result = loss(outputs)
         require(jnp.shape(result) == (), "loss", "a function that gives a scalar", f"shape {jnp.shape(result)}")
         return result
@@ -201,8 +203,3 @@ def _counted(gates: Gates, valid: ArrayLike | None) -> tuple[NDArray, NDArray]:
     require(bool(counts.any()), "valid", "at least one step", "none")
     r, z = (np.asarray(g).astype(np.float64)[counts] for g in gates[:2])
     return r, z
-
-
-def _half_sum_of_squares(outputs: Any) -> Array:
-    wide = [y.astype(state_dtype(y.dtype)) for y in jax.tree.leaves(outputs)]
-    return sum((jnp.square(y).sum() for y in wide[1:]), start=jnp.square(wide[0]).sum()) / 2

@@ -48,19 +48,17 @@ def from_json(cls: type[nn.Module], fields: Mapping[str, Any]) -> dict[str, Any]
         require(key in hints, key, f"a field of {cls.__name__}", "an unknown name")
         known = _is(value, hints[key]) or (key.endswith("activation") and _is_parametric(value))
         require(known, key, f"a value of {hints[key]}", short(value))
-    dtypes = {
-        key: getattr(jnp, jnp.dtype(fields[key]).name)
-        for key in ("dtype", "param_dtype")
-        if fields.get(key) is not None
-    }
-    tuples = {key: tuple(value) for key, value in fields.items() if isinstance(value, list)}
-    functions = {
-        key: PARAMETRIC[name](**of)
-        for key, value in fields.items()
-        if key.endswith("activation") and isinstance(value, dict)
-        for name, of in value.items()
-    }
-    return {**fields, **dtypes, **tuples, **functions}
+    return {key: _argument(key, value) for key, value in fields.items()}
+
+
+def _argument(key: str, value: Any) -> Any:
+    """What a field that JSON may hold stands for."""
+    if key in ("dtype", "param_dtype") and value is not None:
+        return getattr(jnp, jnp.dtype(value).name)
+    if key.endswith("activation") and isinstance(value, dict):
+        ((name, of),) = value.items()
+        return PARAMETRIC[name](**of)
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _is_parametric(value: Any) -> bool:

@@ -54,7 +54,7 @@ class Saved(NamedTuple):
 def save(
     path: str | Path, model: nn.Module | GRUEnsemble, variables: Mapping, metadata: Mapping[str, Any] | None = None
 ) -> None:
-    """Writes `model.safetensors`: whole or not at all (a temporary name, flushed, then renamed).
+    """Writes `model.safetensors`: whole or not at all (a temporary name, flushed, then renamed). `load` has an example.
 
     Args:
       path: where to; an earlier file there is replaced once the new one is complete.
@@ -66,14 +66,6 @@ def save(
       InputError: the model has another class; the variables are not arrays, do not fit the model or are not finite; the
         metadata has one of the file's own keys.
       OSError: the file cannot be written.
-
-    >>> import jax, jax.numpy as jnp, tempfile, grujax
-    >>> model = grujax.GRUModel(hidden_size=20, output_size=5)
-    >>> variables = model.init(jax.random.key(0), jnp.ones((3, 7, 10)))
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     grujax.save(f"{folder}/model.safetensors", model, variables)
-    ...     model == grujax.load(f"{folder}/model.safetensors")[0]
-    True
     """
     import safetensors.numpy
 
@@ -103,14 +95,7 @@ def save(
 
 
 def load(path: str | Path) -> tuple[Savable | GRUEnsemble, dict[str, Any]]:
-    """(model, variables) from a file that `save` wrote, ready for `model.apply(variables, x)`.
-
-    Args:
-      path: the file.
-
-    Returns:
-      A `GRU`, `GRUCell`, `GRUEncoder`, `GRUModel`, `GRUEnsemble` or `grujax.seq2seq.Seq2Seq`, and its variables as JAX
-      arrays of the saved dtypes.
+    """(model, variables) of `Saved`, from a file that `save` wrote, ready for `model.apply(variables, x)`.
 
     Raises:
       InputError: the file is missing, truncated or damaged (one changed bit is enough), was not written by `save` or
@@ -123,7 +108,7 @@ def load(path: str | Path) -> tuple[Savable | GRUEnsemble, dict[str, Any]]:
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     grujax.save(f"{folder}/model.safetensors", model, variables)
     ...     loaded, values = grujax.load(f"{folder}/model.safetensors")
-    >>> bool((loaded.apply(values, x)[0] == model.apply(variables, x)[0]).all())
+    >>> loaded == model and bool((loaded.apply(values, x)[0] == model.apply(variables, x)[0]).all())
     True
     """
     saved = read(path)
@@ -217,14 +202,6 @@ def _sha256(header: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> str
     return digest.hexdigest()
 
 
-def _first(tensors: Mapping[str, np.ndarray]) -> str:
-    """The key of w_ih (I, 3H) of the first layer."""
-    key = next((k for k in sorted(tensors) if k.endswith(("l0/w_ih", "params/w_ih"))), None)
-    if key is None or tensors[key].ndim != 2:
-        raise InputError("model", "a tensor w_ih (I, 3H) of the first layer", "none")
-    return key
-
-
 def declared(model: nn.Module, input_size: int) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
     """Shape and dtype of every variable that the model declares for inputs of that size, by path."""
     own = require_own(model)
@@ -235,7 +212,8 @@ def declared(model: nn.Module, input_size: int) -> dict[tuple[str, ...], jax.Sha
 
 
 def _check_each(of: nn.Module | GRUEnsemble, model: Savable, tensors: Mapping[str, np.ndarray]) -> int | None:
-    """`_check_tensors` of the model, or of all members of an ensemble at once; the number of inputs."""
+    """Refuses all but the tensors that the model declares, or all members of an ensemble at once, in shape and dtype,
+    all of them finite; the number of inputs."""
     one, several = dict(tensors), ()
     if isinstance(of, GRUEnsemble):
         several = (of.members,)
@@ -243,49 +221,11 @@ def _check_each(of: nn.Module | GRUEnsemble, model: Savable, tensors: Mapping[st
             found = f"shape {tensors[key].shape}"
             require(tensors[key].shape[:1] == several, key, f"an axis of {short(of.members)} members first", found)
             one[key] = tensors[key][0]
+    of_one, n_inputs = _expected(model, one)
     expected = {
         key: (shape if key.startswith("statistics/") else several + shape, dtype)
-        for key, (shape, dtype) in _expected(model, one).items()
+        for key, (shape, dtype) in of_one.items()
     }
-    _check_tensors(expected, tensors)
-    return _input_size(model, one)
-
-
-def _input_size(model: Savable, tensors: Mapping[str, np.ndarray]) -> int | None:
-    """I; None of tokens."""
-    return None if isinstance(model, Seq2Seq) else input_size_of(model, tensors[_first(tensors)].shape[0])
-
-
-def _expected(model: Savable, tensors: Mapping[str, np.ndarray]) -> dict[str, tuple]:
-    """Shape and dtype of every tensor that the model declares, and of the statistics that are there.
-
-    The fields are held to the tensors before the model is traced: a small file may declare a million layers.
-    """
-    model.check()
-    if isinstance(model, Seq2Seq):
-        _require_count(4 * model.num_layers, tensors)
-        table: dict[tuple, Any] = flatten_dict({"params": model.parameter_table()})
-        return {"/".join(path): (shape, jnp.dtype(model.param_dtype)) for path, (_, shape) in table.items()}
-    (rows, width), size = tensors[_first(tensors)].shape, model.hidden_size
-    n_inputs = input_size_of(model, rows)
-    require(width == 3 * size, _first(tensors), f"shape (I, {short(3 * size)})", f"{width} columns")
-    heads = sum(map(len, model.heads.values())) if isinstance(model, GRUModel) else 0
-    _require_count(2 * getattr(model, "num_states", 1) + heads, tensors)
-    expected = {"/".join(path): (a.shape, a.dtype) for path, a in declared(model, n_inputs).items()}
-    if isinstance(model, GRUModel):
-        sizes = {"input": n_inputs} | {output_of(name): layers[-1][1] for name, layers in model.heads.items()}
-        for which, size in sizes.items():
-            both = {f"statistics/{which}_{s}": ((size,), jnp.dtype("float32")) for s in ("mean", "std")}
-            expected |= both if both.keys() & tensors.keys() else {}
-    return expected
-
-
-def _require_count(least: int, tensors: Mapping[str, np.ndarray]) -> None:
-    require(least <= len(tensors), "model", f"{short(least)} tensors or more", len(tensors))
-
-
-def _check_tensors(expected: Mapping[str, tuple], tensors: Mapping[str, np.ndarray]) -> None:
-    """Every tensor that is expected, in shape and dtype, and no other; all of them finite."""
     for key in sorted(expected.keys() | tensors.keys()):
         require(key in tensors, key, "a tensor, which the model declares", "none")
         require(key in expected, key, "only the model's tensors", "an extra one")
@@ -297,6 +237,39 @@ def _check_tensors(expected: Mapping[str, tuple], tensors: Mapping[str, np.ndarr
         require(bool(np.isfinite(a).all()), key, "finite numbers", "NaN or Inf")
         std = key.startswith("statistics/") and key.endswith("_std")
         require(not std or bool((a > 0).all()), key, "positive numbers", a.min() if a.size else None)
+    return n_inputs
+
+
+def _expected(model: Savable, tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, tuple], int | None]:
+    """Shape and dtype of every tensor that the model declares, and of the statistics that are there; and I, None of
+    tokens.
+
+    The fields are held to the tensors before the model is traced: a small file may declare a million layers.
+    """
+    model.check()
+    if isinstance(model, Seq2Seq):
+        _require_count(4 * model.num_layers, tensors)
+        table: dict[tuple, Any] = flatten_dict({"params": model.parameter_table()})
+        return {"/".join(path): (shape, jnp.dtype(model.param_dtype)) for path, (_, shape) in table.items()}, None
+    first = next((key for key in sorted(tensors) if key.endswith(("l0/w_ih", "params/w_ih"))), None)
+    if first is None or tensors[first].ndim != 2:
+        raise InputError("model", "a tensor w_ih (I, 3H) of the first layer", "none")
+    (rows, width), size = tensors[first].shape, model.hidden_size
+    n_inputs = input_size_of(model, rows)
+    require(width == 3 * size, first, f"shape (I, {short(3 * size)})", f"{width} columns")
+    heads = sum(map(len, model.heads.values())) if isinstance(model, GRUModel) else 0
+    _require_count(2 * getattr(model, "num_states", 1) + heads, tensors)
+    expected = {"/".join(path): (a.shape, a.dtype) for path, a in declared(model, n_inputs).items()}
+    if isinstance(model, GRUModel):
+        sizes = {"input": n_inputs} | {output_of(name): layers[-1][1] for name, layers in model.heads.items()}
+        for which, size in sizes.items():
+            both = {f"statistics/{which}_{s}": ((size,), jnp.dtype("float32")) for s in ("mean", "std")}
+            expected |= both if both.keys() & tensors.keys() else {}
+    return expected, n_inputs
+
+
+def _require_count(least: int, tensors: Mapping[str, np.ndarray]) -> None:
+    require(least <= len(tensors), "model", f"{short(least)} tensors or more", len(tensors))
 
 
 def _tensors(variables: Mapping) -> dict[str, np.ndarray]:

@@ -1,7 +1,8 @@
 """Decoding in one compiled loop: greedy, sampling, beam search, over one step of any decoder.
 
 A step is `step(state, token) -> (state, logits)`: state is a tree of arrays (B, ...), token integers (B,), logits
-(B, V). All three loops work under `jit` and end as soon as every sequence has.
+(B, V). All three loops work under `jit` and end as soon as every sequence has. They raise `InputError` for a shape,
+token or number that cannot be served.
 """
 
 from collections.abc import Callable
@@ -46,9 +47,6 @@ def greedy(step: Step[State], state: State, start: ArrayLike, *, end: int, max_l
       end: the token that ends a sequence.
       max_length: N, where a sequence without `end` stops.
 
-    Raises:
-      InputError: a shape, token or number that cannot be served.
-
     >>> def count(state, token):  # after token i comes i + 1
     ...     return state, jax.nn.one_hot(token + 1, 5)
     >>> greedy(count, jnp.zeros((1, 1)), 0, end=4, max_length=6).tokens.tolist()
@@ -78,9 +76,6 @@ def sample(
 
     Returns:
       Scores are log p at temperature 1, with all tokens.
-
-    Raises:
-      InputError: a shape, token or number that cannot be served.
 
     >>> def uniform(state, token):
     ...     return state, jnp.zeros((len(token), 5))
@@ -132,9 +127,6 @@ def beam_search(
     Returns:
       tokens (B, K, N), lengths and scores (B, K), the best first. Where there are fewer than K sequences, the others
       have score −inf.
-
-    Raises:
-      InputError: a shape, token or number that cannot be served.
 
     >>> def count(state, token):
     ...     return state, 9 * jax.nn.one_hot(token + 1, 5)
@@ -195,15 +187,8 @@ def _one_by_one(
         log_p = jax.nn.log_softmax(logits.astype(dtype))
         token = jnp.where(done, end, choose(t, log_p)).astype(jnp.int32)
         scores = scores + jnp.where(done, 0, jnp.take_along_axis(log_p, token[:, None], 1)[:, 0])
-        return (
-            t + 1,
-            state,
-            token,
-            tokens.at[:, t].set(token),
-            scores,
-            jnp.where(done, counts, counts + 1),
-            done | (token == end),
-        )
+        tokens, counts = tokens.at[:, t].set(token), jnp.where(done, counts, counts + 1)
+        return t + 1, state, token, tokens, scores, counts, done | (token == end)
 
     tokens = jnp.full((len(token), max_length), end, jnp.int32)
     scores, counts, done = (jnp.zeros(len(token), kind) for kind in (dtype, jnp.int32, jnp.bool_))

@@ -11,13 +11,11 @@ from grujax.core.keywords import explained, refuse_others
 from grujax.linen.cell import declared
 from grujax.linen.layer import key_of
 from grujax.seq2seq import model
-from grujax.seq2seq.config import Seq2SeqConfig
-from grujax.seq2seq.model import Memory
 from grujax.types import Array
 
 
 @explained
-class Seq2Seq(Seq2SeqConfig, nn.Module):
+class Seq2Seq(model.Decoding, nn.Module):
     """A GRU encoder and a GRU decoder over tokens. Attributes: those of `Seq2SeqConfig` and `CellConfig`.
 
     The equations are in `grujax.seq2seq.model`. A call trains: the decoder reads the target itself (teacher forcing).
@@ -65,47 +63,19 @@ class Seq2Seq(Seq2SeqConfig, nn.Module):
           TypeError: a keyword that is none of these; it names ours.
         """
         refuse_others(self, others)
-        return self._forced(source, target, source_lengths, target_lengths, sampling_rate, deterministic)[0]
-
-    def align(
-        self,
-        source: ArrayLike,
-        target: ArrayLike,
-        *,
-        source_lengths: ArrayLike | None = None,
-        target_lengths: ArrayLike | None = None,
-    ) -> Array | None:
-        """The weights of attention (B, T, S) under teacher forcing; None where the context is no attention."""
-        return self._forced(source, target, source_lengths, target_lengths, None, True)[1]
-
-    def encode(self, source: ArrayLike, *, source_lengths: ArrayLike | None = None) -> tuple[Memory, Array]:
-        """What the decoder reads of `source` (B, S) at every step, and its initial state (B, L, H)."""
         self.check()
-        return model.encode(self, self.weights(), source, source_lengths)
+        noise = None if deterministic else noise_of(lambda: key_of(self, "dropout"))
+        sampling = None if sampling_rate is None else (sampling_rate, key_of(self, "sampling"))
+        lengths = source_lengths, target_lengths
+        return model.forced(self, self.weights(), source, target, *lengths, noise, sampling)[0]
 
-    def step(self, memory: Memory, state: Array, token: Array) -> tuple[Array, Array]:
-        """Reads one token (B,): the next state (B, L, H), and the logits (B, V) of the token after it."""
-        return model.step(self, self.weights(), memory, state, token)
+    # in the class itself: Flax then names them in profiles and keeps their intermediates, and the reference shows them
+    align, encode, step = model.Decoding.align, model.Decoding.encode, model.Decoding.step
 
     @nn.compact
     def weights(self) -> dict[str, Any]:
         """Declares the parameters and returns them."""
         return _declared(self, self.parameter_table(), self.param_dtype)
-
-    def _forced(
-        self,
-        source: ArrayLike,
-        target: ArrayLike,
-        source_lengths: ArrayLike | None,
-        target_lengths: ArrayLike | None,
-        sampling_rate: ArrayLike | None,
-        deterministic: bool,
-    ) -> tuple[Array, Array | None]:
-        self.check()
-        noise = None if deterministic else noise_of(lambda: key_of(self, "dropout"))
-        sampling = None if sampling_rate is None else (sampling_rate, key_of(self, "sampling"))
-        lengths = source_lengths, target_lengths
-        return model.forced(self, self.weights(), source, target, *lengths, noise, sampling)
 
 
 class _Table(nn.Module):

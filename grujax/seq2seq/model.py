@@ -33,7 +33,7 @@ in equation 4. Sutskever and Luong have LSTMs; Luong feeds the vector before W_o
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -56,10 +56,10 @@ Params = Mapping[str, Any]
 class Memory(NamedTuple):
     """What the decoder reads of a source at every step; None where it reads nothing."""
 
-    summary: Array | None  # c (B, H) of "cho"
-    values: Array | None  # h (B, S, F) of attention
-    keys: Array | None  # h, or U_a h (B, S, H)
-    valid: Array | None  # (B, S)
+    summary: Array | None = None  # c (B, H) of "cho"
+    values: Array | None = None  # h (B, S, F) of attention
+    keys: Array | None = None  # h, or U_a h (B, S, H)
+    valid: Array | None = None  # (B, S)
 
 
 class Advanced(NamedTuple):
@@ -86,13 +86,10 @@ def encode(
     if "start" in params:
         state = jnp.tanh(dense(config, params["start"], summary)).astype(last.dtype)
         state = state.reshape(state.shape[0], config.num_layers, config.hidden_size)
-    memory = Memory(None, None, None, None)
-    if config.context == "cho":
-        memory = memory._replace(summary=summary)
-    elif config.context is not None:
-        keys = h if config.context == "luong" else _times(config, h, params["attention"]["key"])
-        memory = Memory(None, h, keys, valid)
-    return memory, state
+    if config.context is None or config.context == "cho":
+        return Memory(summary if config.context == "cho" else None), state
+    keys = h if config.context == "luong" else _times(config, h, params["attention"]["key"])
+    return Memory(None, h, keys, valid), state
 
 
 def advance(config: Seq2SeqConfig, params: Params, memory: Memory, state: Array, e: Array) -> Advanced:
@@ -135,13 +132,6 @@ def readout(config: Seq2SeqConfig, params: Params, e: Array, at: Advanced, kept:
     return dense(config, params["logits"], s if kept is None else s * kept.astype(s.dtype))
 
 
-def step(config: Seq2SeqConfig, params: Params, memory: Memory, state: Array, token: Array) -> tuple[Array, Array]:
-    """One token (B,) from `state` -> the next state, and the logits (B, V) of the next token."""
-    e = _embedded(config, params["target_embedding"], token)[:, None]
-    at = advance(config, params, memory, state, e)
-    return at.state, readout(config, params, e, at)[:, 0]
-
-
 def forced(
     config: Seq2SeqConfig,
     params: Params,
@@ -162,7 +152,10 @@ def forced(
     n_sources, (n_rows, n_steps) = state.shape[0], tokens.shape
     require(n_rows == n_sources, "target", f"{n_sources} rows, as source", f"{n_rows} rows")
     if sampling is not None:
-        check_rate(sampling[0])
+        rate = as_array(sampling[0], "sampling_rate")
+        require_equal(rate.shape, (), "sampling_rate")
+        known = isinstance(rate, Tracer) or 0 <= float(rate) <= 1
+        require(known, "sampling_rate", "0 to 1", sampling[0])
     table = params["target_embedding"]
     masks = None
     if noise is not None and config.dropout:
@@ -196,6 +189,38 @@ def forced(
     return logits if valid is None else jnp.where(valid[..., None], logits, 0), weights
 
 
+class Decoding(Seq2SeqConfig):
+    """The methods that both faces share; each has its own `__call__` and its own `weights`."""
+
+    if TYPE_CHECKING:
+
+        def weights(self) -> Params: ...
+
+    def align(
+        self,
+        source: ArrayLike,
+        target: ArrayLike,
+        *,
+        source_lengths: ArrayLike | None = None,
+        target_lengths: ArrayLike | None = None,
+    ) -> Array | None:
+        """The weights of attention (B, T, S) under teacher forcing; None where the context is no attention."""
+        self.check()
+        return forced(self, self.weights(), source, target, source_lengths, target_lengths)[1]
+
+    def encode(self, source: ArrayLike, *, source_lengths: ArrayLike | None = None) -> tuple[Memory, Array]:
+        """What the decoder reads of `source` (B, S) at every step, and its initial state (B, L, H)."""
+        self.check()
+        return encode(self, self.weights(), source, source_lengths)
+
+    def step(self, memory: Memory, state: Array, token: Array) -> tuple[Array, Array]:
+        """Reads one token (B,): the next state (B, L, H), and the logits (B, V) of the token after it."""
+        params = self.weights()
+        e = _embedded(self, params["target_embedding"], token)[:, None]
+        at = advance(self, params, memory, state, e)
+        return at.state, readout(self, params, e, at)[:, 0]
+
+
 def check_tokens(
     tokens: ArrayLike, name: str, lengths: ArrayLike | None, of_lengths: str, vocabulary: int
 ) -> tuple[Array, Array | None]:
@@ -211,14 +236,6 @@ def check_tokens(
         array = jnp.where(valid, array, 0)
     bounded = f"tokens 0 to V - 1 = {vocabulary - 1}"
     return check_integers(array, name, array.shape, "step", (0, vocabulary - 1), bounded), valid
-
-
-def check_rate(rate: ArrayLike) -> None:
-    """`InputError` unless it is one number from 0 to 1; of a traced one only the shape is known."""
-    array = as_array(rate, "sampling_rate")
-    require_equal(array.shape, (), "sampling_rate")
-    known = isinstance(array, Tracer) or 0 <= float(array) <= 1
-    require(known, "sampling_rate", "0 to 1", rate)
 
 
 def _embedded(config: Seq2SeqConfig, table: Array, tokens: Array) -> Array:

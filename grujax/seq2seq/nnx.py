@@ -14,8 +14,6 @@ from grujax.nnx.bridge import fill
 from grujax.nnx.cell import Rngs, stream_of
 from grujax.nnx.layer import Regularised
 from grujax.seq2seq import linen, model
-from grujax.seq2seq.config import Seq2SeqConfig
-from grujax.seq2seq.model import Memory
 from grujax.types import Array
 
 
@@ -25,7 +23,7 @@ class _Table(nnx.Module):
 
 @explained
 @dataclasses.dataclass(eq=False, repr=False)
-class Seq2Seq(Seq2SeqConfig, Regularised):
+class Seq2Seq(model.Decoding, Regularised):
     """A GRU encoder and a GRU decoder over tokens: `Seq2Seq(hidden_size, *, ..., rngs)`.
 
     Attributes, calls and parameters are those of `grujax.seq2seq.Seq2Seq`, of Flax Linen.
@@ -70,24 +68,7 @@ class Seq2Seq(Seq2SeqConfig, Regularised):
         noise, lengths = self._noise(deterministic, rngs), (source_lengths, target_lengths)
         return model.forced(self, self.weights(), source, target, *lengths, noise, sampling)[0]
 
-    def align(
-        self,
-        source: ArrayLike,
-        target: ArrayLike,
-        *,
-        source_lengths: ArrayLike | None = None,
-        target_lengths: ArrayLike | None = None,
-    ) -> Array | None:
-        """The weights of attention (B, T, S) under teacher forcing; None where the context is no attention."""
-        return model.forced(self, self.weights(), source, target, source_lengths, target_lengths)[1]
-
-    def encode(self, source: ArrayLike, *, source_lengths: ArrayLike | None = None) -> tuple[Memory, Array]:
-        """What the decoder reads of `source` (B, S) at every step, and its initial state (B, L, H)."""
-        return model.encode(self, self.weights(), source, source_lengths)
-
-    def step(self, memory: Memory, state: Array, token: Array) -> tuple[Array, Array]:
-        """Reads one token (B,): the next state (B, L, H), and the logits (B, V) of the token after it."""
-        return model.step(self, self.weights(), memory, state, token)
+    align, encode, step = model.Decoding.align, model.Decoding.encode, model.Decoding.step
 
     def weights(self) -> dict[str, Any]:
         """The parameters as a nested dict of arrays, that of Flax Linen."""

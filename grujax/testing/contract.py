@@ -117,20 +117,6 @@ class Drawn(NamedTuple):
     dh_last: NDArray
 
 
-def assert_serves(run: Run, case: Case) -> None:
-    """Raises `AssertionError` unless `run` gives the values and gradients of `grujax.equations`.
-
-    hs, h_last and, with_gates, r, z and n; the gradients of sum(dhs * hs) + sum(dh_last * h_last) by x, h0, the weights
-    and h_reset. hs, the gates and the gradient by x are exactly 0 at steps that are not valid. A case of dtype float64
-    needs `jax_enable_x64`.
-
-    >>> from grujax import kernels
-    >>> assert_serves(kernels.run, CASES["others, one step"])
-    """
-    rng = np.random.default_rng(sum(case.sizes) + len(case.given))
-    assert_equals_the_oracle(run, case, [draw(case, rng) for _ in case.reverse])
-
-
 def draw(case: Case, rng: np.random.Generator) -> Drawn:
     """The arrays of a case at random."""
     n_steps, n_rows, n_features, hidden_size = case.sizes
@@ -166,41 +152,54 @@ def draw(case: Case, rng: np.random.Generator) -> Drawn:
     return Drawn(x, h0, weights, control, normal(n_steps, *state), normal(*state))
 
 
-def assert_equals_the_oracle(run: Run, case: Case, drawn: list[Drawn]) -> None:
-    """`assert_serves` on given arrays."""
+def assert_serves(run: Run, case: Case) -> None:
+    """Raises `AssertionError` unless `run` gives the values and gradients of `grujax.equations`.
+
+    hs, h_last and, with_gates, r, z and n; the gradients of sum(dhs * hs) + sum(dh_last * h_last) by x, h0, the weights
+    and h_reset. hs, the gates and the gradient by x are exactly 0 at steps that are not valid. A case of dtype float64
+    needs `jax_enable_x64`.
+
+    >>> from grujax import kernels
+    >>> assert_serves(kernels.run, CASES["others, one step"])
+    """
+    rng = np.random.default_rng(sum(case.sizes) + len(case.given))
+    drawn = [draw(case, rng) for _ in case.reverse]
 
     def as_jax(a: Any) -> Any:
         return jax.tree.map(lambda a: jnp.asarray(a, a.dtype if a.dtype == bool else case.dtype), a)
 
-    def lie(a: Any) -> Any:
+    def in_layout(a: Any) -> Any:
         return a if case.time_major else a.swapaxes(0, 1)
 
-    def loss(given: list[dict], steering: list[dict], directions: list[tuple]) -> tuple[Any, list[Result]]:
+    def loss(given: list[dict], controls: list[dict], cotangents: list[tuple]) -> tuple[Any, list[Result]]:
         recurrences = [
-            Recurrence(of["x"], GRUWeights(**of["weights"]), of["h0"], Control(**steers | {"h_reset": of["h_reset"]}))
-            for of, steers in zip(given, steering, strict=True)
+            Recurrence(of["x"], GRUWeights(**of["weights"]), of["h0"], Control(**control | {"h_reset": of["h_reset"]}))
+            for of, control in zip(given, controls, strict=True)
         ]
         options = {"reverse": case.reverse, "with_gates": case.with_gates, "time_major": case.time_major}
         results = run(recurrences, case.spec, **options)
         weighed = [
             (dhs.astype(result.hs.dtype) * result.hs).sum() + (dh_last.astype(result.hs.dtype) * result.h_last).sum()
-            for result, (dhs, dh_last) in zip(results, directions, strict=True)
+            for result, (dhs, dh_last) in zip(results, cotangents, strict=True)
         ]
         return sum(weighed), results
 
     given = as_jax(
-        [{"x": lie(of.x), "h0": of.h0, "weights": of.weights, "h_reset": of.control.get("h_reset")} for of in drawn]
+        [
+            {"x": in_layout(of.x), "h0": of.h0, "weights": of.weights, "h_reset": of.control.get("h_reset")}
+            for of in drawn
+        ]
     )
-    steering = as_jax([{name: a for name, a in of.control.items() if name != "h_reset"} for of in drawn])
-    weighing = as_jax([(lie(of.dhs), of.dh_last) for of in drawn])
+    controls = as_jax([{name: a for name, a in of.control.items() if name != "h_reset"} for of in drawn])
+    cotangents = as_jax([(in_layout(of.dhs), of.dh_last) for of in drawn])
     # XLA's own optimisations are not what is tested here, and would take most of the time.
     compiled = jax.jit(jax.grad(loss, has_aux=True), compiler_options={"xla_backend_optimization_level": 0})
-    gradients, results = compiled(given, steering, weighing)
+    gradients, results = compiled(given, controls, cotangents)
     for of, reverse, found, result in zip(drawn, case.reverse, gradients, results, strict=True):
-        _assert_one(case, of, reverse, found, result, lie)
+        _assert_one(case, of, reverse, found, result, in_layout)
 
 
-def _assert_one(case: Case, drawn: Drawn, reverse: bool, found: dict, result: Result, lie: Callable) -> None:
+def _assert_one(case: Case, drawn: Drawn, reverse: bool, found: dict, result: Result, in_layout: Callable) -> None:
     n_steps, n_rows, _, hidden_size = case.sizes
     bias = np.zeros(3 * hidden_size)
     weights = {"b_ih": bias, "b_hh": bias} | drawn.weights
@@ -217,7 +216,7 @@ def _assert_one(case: Case, drawn: Drawn, reverse: bool, found: dict, result: Re
     def close(a: Any, b: Any, name: str, kind: Any = "forward") -> None:
         assert_close(a, b, kind, case.dtype, name)
 
-    hs, dx = np.asarray(lie(result.hs)), np.asarray(lie(found["x"]))
+    hs, dx = np.asarray(in_layout(result.hs)), np.asarray(in_layout(found["x"]))
     close(hs, expected.hs, "hs")
     close(result.h_last, expected.h_last, "h_last")
     assert not hs[~valid].any(), "hs: not 0 at a step that is not valid"

@@ -9,7 +9,7 @@ import numpy as np
 from grujax.core.heads import of_head
 from grujax.data import Sequences, batches, bucket_boundaries, statistics
 from grujax.data.checks import in_words
-from grujax.data.targets import named, unnamed
+from grujax.data.targets import named, padded, unnamed
 from grujax.errors import require
 from grujax.linen import GRUEnsemble, GRUModel
 from grujax.training.config import HeadWeights
@@ -127,12 +127,8 @@ def outputs_of(
     for batch in batches(data, batch_size, boundaries):
         kept = batch.weight > 0
         for name, found in named(forward(model, variables, batch.x, batch.lengths)).items():
-            found = np.asarray(found)[kept]
-            if each_step:
-                found = found[:, : each_step[0]]
-                outputs[name][batch.rows[kept], : found.shape[1]] = found
-            else:
-                outputs[name][batch.rows[kept]] = found
+            found = np.asarray(found)[kept, : outputs[name].shape[1]]  # a batch may be longer than the data, or shorter
+            outputs[name][batch.rows[kept], : found.shape[1]] = found
     return unnamed(outputs)
 
 
@@ -241,13 +237,12 @@ def baselines(train: Sequences, test: Sequences) -> dict[str, float]:
     mean, std = statistics(train)
     n_steps = max(train.x.shape[1], test.x.shape[1])
 
-    def padded(data: Sequences) -> np.ndarray:
-        x = np.zeros((len(data), n_steps, data.channels), np.float32)
-        x[:, : data.x.shape[1]] = (data.x - mean) / std
+    def flat(data: Sequences) -> np.ndarray:
+        x = padded(((data.x - mean) / std).astype(np.float32, copy=False), 1, n_steps, 0)
         x[np.arange(n_steps) >= data.lengths[:, None]] = 0
         return x.reshape(len(data), -1)
 
     neighbour = KNeighborsRegressor(1) if train.labels is None else KNeighborsClassifier(1)
     models = {name: dummy, "nearest neighbour": neighbour}
-    x_train, x_test = padded(train), padded(test)
+    x_train, x_test = flat(train), flat(test)
     return {name: float(figure(test.y, m.fit(x_train, train.y).predict(x_test))) for name, m in models.items()}

@@ -95,7 +95,7 @@ def fit(
 
         def save() -> None:
             if saved is not None:
-                saved.save(training.run.step, training.run.tree, training.run.notes())
+                saved.save(*training.run.checkpoint)
 
         several = training.devices.several_processes  # a signal to one must not part it from the others
         interrupted = None

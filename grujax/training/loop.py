@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from grujax.data import Dataset, Sequences, bucket_boundaries, padding_share, stratified_split
-from grujax.data.batches import Plan, batch_of, plan_of
+from grujax.data.batches import batch_of, plan_of
 from grujax.data.sequences import require_alike
 from grujax.data.targets import padded
 from grujax.errors import require, require_equal
@@ -72,22 +72,10 @@ class Fitted:
         return score(outputs, data, self.variables, quantiles=self.quantiles, head_weights=self.head_weights)
 
 
-class Shuffled(NamedTuple):
-    """The rows of an epoch in their batches."""
+class Given(NamedTuple):
+    """Steps that the devices are given at once."""
 
-    rows: Sequences
-    weights: Any  # as `row_weights`
     boundaries: tuple[int, ...]
-    plan: Plan
-    begun: int  # the number of its first step
-    most: int  # steps that are given at once
-
-
-class Made(NamedTuple):
-    """What the next steps take."""
-
-    of: Shuffled
-    first: int  # the number of the first of them
     n_steps: int
     steps: Steps
 
@@ -137,7 +125,7 @@ class Training:
         self.step_config = replace(config, seed=0, head_weights=())
         self.programs: dict[tuple[int, ...], Any] = {}  # by the boundaries of an epoch's rows
         self.at_once = EVERY if self.devices.several_processes else 1
-        self.ahead: Made | None = None
+        self.ahead: tuple[Given, Iterator[Given]] | None = None  # the next steps, and those of the epoch after them
         if variables is not None:
             self._check(variables)
             self.constants = variables["statistics"]
@@ -150,8 +138,10 @@ class Training:
 
     @property
     def over(self) -> bool:
-        assert self.config.epochs is not None
-        return len(self.run.history) >= self.config.epochs or self.run.tired(self.config.patience)
+        """Whether all epochs are, or the last `patience` all had a larger validation loss than one before them."""
+        history, patience = self.run.history, self.config.patience
+        tired = patience is not None and len(history) > patience and not any(e.best for e in history[-patience:])
+        return tired or len(history) == self.config.epochs
 
     def begin(self, saved: Checkpoints | None) -> None:
         """At the first step, or where the last checkpoint stands."""
@@ -163,14 +153,17 @@ class Training:
         optimizer = make_optimizer(self.config, self.num_steps)
         state = self.devices.weights(initial_state(params, optimizer, self.config))
         run = Run(0, state, self.devices.weights(jax.tree.map(jnp.zeros_like, params)), ())
-        self.run = run if saved is None else run.restored(saved)
+        found = None if saved is None else saved.restore(run.checkpoint[1])
+        if found is not None:
+            run = Run(found.step, **found.tree, history=tuple(Epoch(*epoch) for epoch in found.notes["history"]))
+        self.run = run
         for _ in self.run.history:
             self.next_rows()
 
     def compile(self, tell: Callable[[Compiled], None]) -> None:
         """The program of the training rows."""
         tell(self.compiled)
-        self._program(self.boundaries, self._made(self._shuffled(self.train, 1), 0).steps)
+        self._program(next(self._given(self.train, 1, 0)))
         self._data_seconds = 0.0
         tell(self.compiled)
 
@@ -207,7 +200,7 @@ class Training:
                 wants = bool(waiting or held_back), saved is not None and saved.due
                 stop, save = self.devices.agreed(self.run.step, *wants)
                 if save and saved is not None:
-                    saved.begin(self.run.step, self.run.tree, self.run.notes())
+                    saved.begin(*self.run.checkpoint)
                 if stop:
                     break
         data_seconds, self._data_seconds = self._data_seconds, 0.0
@@ -223,7 +216,9 @@ class Training:
         each_second = [count * share / seconds for count in (len(rows), int(rows.lengths.sum()))]
         timed = data_seconds, time.perf_counter() - began - seconds, self.devices.memory()
         epoch = Epoch(number, loss, *validated, each_second[0], seconds, is_best, each_second[1], *timed, metrics)
-        self.run = self.run.ended(epoch, self.ended)
+        best = self.ended.average if is_best else self.run.best
+        state = self.run.state._replace(loss=self.ended.loss)
+        self.run = self.run._replace(state=state, best=best, history=(*self.run.history, epoch))
         return epoch
 
     def fitted(self) -> Fitted:
@@ -258,62 +253,61 @@ class Training:
         """Takes the steps that are left of an epoch, some at once; while the devices compute, the next are made."""
         end = number * self.steps_per_epoch
         while True:
-            step = self.run.step
-            if self.ahead is None or self.ahead.first != step:
-                self.ahead = self._made(self._shuffled(rows, number), step)
-            now, began = self.ahead, time.perf_counter()
-            program = self._program(now.of.boundaries, now.steps)
-            found = program(self.run.state, self.constants, np.int32(now.n_steps), now.steps)
+            now, others = self.ahead or self._begun(rows, number, self.run.step)
+            began, self.ahead = time.perf_counter(), None
+            found = self._program(now)(self.run.state, self.constants, np.int32(now.n_steps), now.steps)
             state, self.ended = self.devices.weights(found)
-            self.run, self.ahead = self.run.after(now.n_steps, state), None
-            if (following := step + now.n_steps) < end:
-                self.ahead = self._made(now.of, following)
+            self.run = self.run._replace(step=self.run.step + now.n_steps, state=state)
+            if self.run.step < end:
+                self.ahead = next(others), others
                 jax.block_until_ready(self.run.state)
                 if not self.devices.several_processes:  # they take as many
                     short = time.perf_counter() - began < SHORT
                     self.at_once = min(2 * self.at_once, EVERY) if short else max(self.at_once // 2, 1)
             elif self._stream is None and end < self.num_steps:
-                self.ahead = self._made(self._shuffled(rows, number + 1), end)
+                self.ahead = self._begun(rows, number + 1, end)
             yield  # after the last step without waiting: the figures of the epoch wait
-            if following == end:
+            if self.run.step == end:
                 return
 
-    def _shuffled(self, rows: Sequences, number: int) -> Shuffled:
-        began = time.perf_counter()
+    def _begun(self, rows: Sequences, number: int, step: int) -> tuple[Given, Iterator[Given]]:
+        given = self._given(rows, number, step)
+        return next(given), given
+
+    def _given(self, rows: Sequences, number: int, step: int) -> Iterator[Given]:
+        """The steps of an epoch from that one on, at its end none, the rows shared out; the rest is zeros."""
+        began, batch_size = time.perf_counter(), self.config.batch_size
         boundaries, longest = self.boundaries, int(rows.lengths.max())
         while boundaries[-1] < longest:  # of a stream: by doubling, so that few programs are compiled
             boundaries = (*boundaries[:-1], 2 * boundaries[-1])
         each_step = sum(math.prod(target.y.shape[2:]) for target in rows.targets.values() if target.per_step)
-        size = 4 * self.config.batch_size * boundaries[-1] * (rows.channels + each_step)
+        size = 4 * batch_size * boundaries[-1] * (rows.channels + each_step)
         most = max(1, min(EVERY, self.steps_per_epoch, LARGEST // size))
         weights = self.weights if rows is self.train else row_weights(rows, self.config)
         rng = np.random.default_rng((self.config.seed, number, 1))  # (seed, step) are those of `draw`
-        plan = plan_of(rows.lengths, self.config.batch_size, boundaries, rng)
-        self._data_seconds += time.perf_counter() - began
-        return Shuffled(rows, weights, boundaries, plan, (number - 1) * self.steps_per_epoch, most)
+        plan, begun = plan_of(rows.lengths, batch_size, boundaries, rng), (number - 1) * self.steps_per_epoch
+        while True:
+            first, left = step - begun, min(self.at_once, most, EVERY - step % EVERY)
+            bucket, taken = (a[first : first + left] for a in plan)
+            drawn = [draw(self.config, step + number) for number in range(max(len(taken), 1))]
+            share, seed = map(np.stack, zip(*drawn, strict=True))
+            batch = weighed(batch_of(rows, taken, boundaries[-1]), weights)
+            bucket, batch, share, seed = jax.tree.map(lambda a: padded(a, 0, most, 0), (bucket, batch, share, seed))
+            draws = Draws(self.devices.rows(share), self.devices.whole(seed))
+            steps = Steps(self.devices.whole(bucket), self.devices.rows(batch), draws)
+            self._data_seconds += time.perf_counter() - began
+            yield Given(boundaries, len(taken), steps)
+            began, step = time.perf_counter(), step + len(taken)
 
-    def _made(self, of: Shuffled, step: int) -> Made:
-        """What the next steps of an epoch take, at its end none, the rows shared out; the rest is zeros."""
-        began, first = time.perf_counter(), step - of.begun
-        left = min(self.at_once, of.most, EVERY - step % EVERY)
-        bucket, rows = (a[first : first + left] for a in of.plan)
-        drawn = [draw(self.config, step + number) for number in range(max(len(rows), 1))]
-        share, seed = map(np.stack, zip(*drawn, strict=True))
-        batch = weighed(batch_of(of.rows, rows, of.boundaries[-1]), of.weights)
-        bucket, batch, share, seed = jax.tree.map(lambda a: padded(a, 0, of.most, 0), (bucket, batch, share, seed))
-        draws = Draws(self.devices.rows(share), self.devices.whole(seed))
-        steps = Steps(self.devices.whole(bucket), self.devices.rows(batch), draws)
-        self._data_seconds += time.perf_counter() - began
-        return Made(of, step, len(rows), steps)
-
-    def _program(self, boundaries: tuple[int, ...], steps: Steps) -> Any:
-        """The steps of an epoch whose rows are padded to those boundaries."""
+    def _program(self, now: Given) -> Any:
+        """The compiled steps, one program for all of the same boundaries."""
+        boundaries = now.boundaries
         if boundaries not in self.programs:
             began = time.perf_counter()
             static = self.model, self.step_config, self.num_steps, boundaries
             with self.devices.context():
-                given = self.run.state, self.constants, np.int32(1), steps
-                self.programs[boundaries] = train_steps.lower(*static, *given, self.devices.axis).compile()
+                given = self.run.state, self.constants, np.int32(1), now.steps
+                self.programs[boundaries] = train_steps.lower(*static, *given).compile()
             shapes, seconds, padding = self.compiled
             shapes = tuple(dict.fromkeys((*shapes, *self._shapes(boundaries))))
             self.compiled = Compiled(shapes, (*seconds, time.perf_counter() - began), padding)

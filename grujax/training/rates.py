@@ -15,6 +15,7 @@ from grujax.errors import require
 from grujax.linen.model import GRUModel
 from grujax.training.choices import chosen
 from grujax.training.config import TrainConfig
+from grujax.training.devices import outside_of_meshes
 from grujax.training.rows import constants_of, model_for, row_weights, weighed
 from grujax.training.step import Draws, draw, gradient
 
@@ -29,12 +30,14 @@ class Rates(NamedTuple):
     suggestion: float  # a third of the rate of the least loss
 
 
+@outside_of_meshes
 def learning_rates(config: TrainConfig, train: Sequences, steps: int = 100, smoothing: float = 0.9) -> Rates:
     """Trains for `steps` steps at rates that grow from 1e-5 to 1, and suggests a peak for `TrainConfig.learning_rate`.
 
     The loss is that of training, with dropout and mixup, as an average over steps whose older ones count less. It ends
     where the average is four times its least. The suggestion is a third of the rate at the least loss after the first
-    tenth of the steps, in which the average is of few. `accumulate` and `members` are not read. Nothing is kept.
+    tenth of the steps, in which the average is of few. `accumulate`, `members` and a mesh of the caller are not read.
+    Nothing is kept.
 
     Args:
       config: how to train; `chosen` fills in what is None.

@@ -2,8 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from grujax.saving.checkpoints import Checkpoints
-from grujax.training.step import Ended, TrainState
+from grujax.training.step import TrainState
 
 
 class Epoch(NamedTuple):
@@ -33,32 +32,7 @@ class Run(NamedTuple):
     history: tuple[Epoch, ...]
 
     @property
-    def tree(self) -> dict[str, Any]:
-        """The arrays of a checkpoint."""
-        return {"state": self.state, "best": self.best}
-
-    def notes(self) -> dict[str, Any]:
-        """What else a checkpoint holds."""
-        return {"history": [list(epoch) for epoch in self.history]}
-
-    def restored(self, saved: Checkpoints) -> "Run":
-        """As the last checkpoint has it; as it is where there is none."""
-        found = saved.restore(self.tree)
-        if found is None:
-            return self
-        return Run(found.step, **found.tree, history=tuple(Epoch(*epoch) for epoch in found.notes["history"]))
-
-    def tired(self, patience: int | None) -> bool:
-        """Whether the last `patience` epochs all had a larger validation loss than one before them."""
-        return (
-            patience is not None and len(self.history) > patience and not any(e.best for e in self.history[-patience:])
-        )
-
-    def after(self, count: int, state: TrainState) -> "Run":
-        """So many steps later."""
-        return self._replace(step=self.step + count, state=state)
-
-    def ended(self, epoch: Epoch, found: Ended) -> "Run":
-        """After the epoch that is over."""
-        best = found.average if epoch.best else self.best
-        return self._replace(state=self.state._replace(loss=found.loss), best=best, history=(*self.history, epoch))
+    def checkpoint(self) -> tuple[int, dict[str, Any], dict[str, Any]]:
+        """What `Checkpoints` save: the step, the arrays, and the history as JSON can hold it."""
+        history = [list(epoch) for epoch in self.history]
+        return self.step, {"state": self.state, "best": self.best}, {"history": history}

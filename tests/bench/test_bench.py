@@ -434,10 +434,10 @@ def test_a_report_of_none_of_the_shapes_has_no_summary():
 
 def test_the_report_survives_the_file(tmp_path):
     made = report([Result("one", "grujax", FORWARD, "measured", 1.5, (1.0, 1.5, 2.0))])
-    path = reports.write_report(made, tmp_path / "results")
+    path = tmp_path / "report.json"
+    reports.write_report(made, path)
     assert reports.read_report(path) == made
     assert Case(**reports.read_report(path).cases["one"]) == replace(TINY, name="one")
-    assert [p.name for p in path.parent.iterdir()] == ["20261123T101112-abcdef0-dirty.json"]
 
 
 def test_run_names_everything(monkeypatch):
@@ -465,7 +465,7 @@ def test_ctrl_c_ends_with_the_cases_that_are_done(monkeypatch):
 
 
 @pytest.mark.parametrize(("peer", "code"), [("grujax-packed", 1), ("torch", 0)])
-def test_the_program_fails_where_a_gru_of_grujax_is_wrong(peer, code, monkeypatch):
+def test_the_program_saves_its_report_and_fails_where_a_gru_of_grujax_is_wrong(peer, code, tmp_path, monkeypatch):
     path = Path(__file__).parents[2] / "benchmarks/run.py"
     spec = importlib.util.spec_from_file_location("run", path)
     assert spec is not None and spec.loader is not None
@@ -473,7 +473,9 @@ def test_the_program_fails_where_a_gru_of_grujax_is_wrong(peer, code, monkeypatc
     spec.loader.exec_module(program)
     made = report([Result("one", peer, kind, "unequal: hs is 2 times the tolerance away") for kind in PASSES])
     monkeypatch.setattr(program, "run", lambda options, say: made)
-    assert program.main(Options()) == code
+    monkeypatch.setattr(program, "RESULTS", tmp_path / "results")
+    assert program.main(program.Program(save=True)) == code
+    assert [p.name for p in program.RESULTS.iterdir()] == ["20261123T101112-abcdef0-dirty.json"]
 
 
 @pytest.mark.parametrize(

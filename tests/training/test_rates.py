@@ -43,6 +43,19 @@ def test_the_first_steps_whose_average_is_of_few_do_not_decide(monkeypatch):
     assert found.losses.argmin() == 0 and found.suggestion == float(f"{found.rates[30] / 3:.1g}")
 
 
+def test_a_mesh_of_the_caller_is_not_read(monkeypatch):
+    meshes = []
+
+    def step(model, config, steps, state, *_):
+        meshes.append(jax.sharding.get_abstract_mesh())
+        return state, 1.0
+
+    monkeypatch.setattr(rates, "_step", step)
+    with jax.set_mesh(jax.make_mesh((1,), ("data",))):
+        learning_rates(PLAIN, DATA.train, steps=10)
+    assert len(meshes) == 10 and all(mesh.empty for mesh in meshes)
+
+
 def test_weights_of_rows_and_classes_count_as_in_fit():
     weights = np.where(np.arange(len(DATA.train)) % 2, 1.0, 1e-3).astype(np.float32)
     weighed = dataclasses.replace(DATA.train, weight=weights)

@@ -15,7 +15,7 @@ NO_RESETS = {"resets": "no resets"}
 
 PEERS: dict[str, Peer] = {
     "grujax": Peer(ours.layers),
-    "grujax-before": Peer(ours.reset_before, reset_after=False),
+    "grujax-before": Peer(partial(ours.layers, reset_after=False), reset_after=False),  # the GRU that Haiku computes
     "grujax-packed": Peer(ours.packed_rows, lacks={"dense": "not ragged"}),
     "torch": Peer(torch.layers, ("torch",), lacks=NO_RESETS),
     "flax": Peer(flax.rnn, ("flax",), lacks=NO_RESETS),

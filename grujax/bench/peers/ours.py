@@ -43,11 +43,6 @@ def implementation(name: str, a: Arrays, threads: int) -> Runs:
     return runs
 
 
-def reset_before(a: Arrays, threads: int) -> Runs:
-    """`grujax.GRU(reset_after=False)`, the GRU that Haiku computes."""
-    return layers(a, threads, reset_after=False)
-
-
 def packed_rows(a: Arrays, threads: int) -> Runs:
     """Sequences packed into rows of twice the longest length, before the clock starts, as a data loader does it."""
     assert a.lengths is not None

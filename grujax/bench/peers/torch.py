@@ -1,5 +1,6 @@
 """`torch.nn.GRU`."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -30,18 +31,22 @@ def torch_device() -> tuple[str, Thunk]:
     return "cuda", torch.cuda.synchronize
 
 
+def torch_tensors(a: Arrays, threads: int) -> tuple[Callable[[Any], Any], dict[str, Any], Thunk]:
+    """What makes a tensor of an array, the dtype and device that it has, and the call that waits for the device."""
+    import torch
+
+    torch.set_num_threads(threads)
+    device, synchronise = torch_device()
+    like = {"dtype": getattr(torch, a.x.dtype.name), "device": device}
+    return lambda v: torch.tensor(np.asarray(v, np.float32)).to(**like), like, synchronise
+
+
 def layers(a: Arrays, threads: int) -> Runs:
     """Ragged sequences are packed inside the call, as a user does it."""
     import torch
     from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-    torch.set_num_threads(threads)
-    device, synchronise = torch_device()
-    like = {"dtype": getattr(torch, a.x.dtype.name), "device": device}
-
-    def tensor(v: Any) -> Any:
-        return torch.tensor(np.asarray(v, np.float32)).to(**like)
-
+    tensor, like, synchronise = torch_tensors(a, threads)
     params, read_gradients = converted(lambda w: arranged(w, DIALECTS["torch"]), a)
     (n_rows, n_steps, n_features), L, D = a.x.shape, a.num_layers, a.num_directions
     module = torch.nn.GRU(n_features, a.hidden_size, L, batch_first=True, bidirectional=D == 2).to(**like)
