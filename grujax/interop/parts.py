@@ -147,7 +147,7 @@ def put_together(
     params: dict[tuple[str, ...], NDArray] = {}
     if head is not None:
         name, (kernel, head_bias) = head
-        require(kernel.ndim == 2, name, "a matrix", f"shape {kernel.shape}")
+        require(kernel.ndim == 2 and kernel.size > 0, name, "a matrix of weights", f"shape {kernel.shape}")
         require(kernel.shape[0] == features, name, f"{features} input features", kernel.shape[0])
         if head_bias is None:
             head_bias, what = np.zeros(kernel.shape[1:], dtype), "zeros are stored, which training would move"

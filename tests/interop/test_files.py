@@ -204,6 +204,20 @@ def test_statistics_that_weights_cannot_hold_are_refused():
     for model, part in ((GRUModel(4, 2, bias=False), "bias"), (GRUModel(4, 2, layer_norm=True), "layer_norm")):
         with refused(part):
             fold_statistics(model, with_statistics(model))
+    behind = MODEL.clone(output_activation="sigmoid")
+    with refused("output_activation", "expected None, found sigmoid"):
+        fold_statistics(behind, with_statistics(behind))
+    wrong = {
+        "statistics/input_std": {"input_mean": jnp.ones(3)},
+        "statistics/output_mean": {"output_mean": jnp.ones(1), "output_std": jnp.ones(2)},
+        "statistics/output_a_mean": {"output_a_mean": jnp.ones(2)},
+    }
+    for argument, statistics in wrong.items():
+        with refused(argument):
+            fold_statistics(MODEL, variables_of(MODEL) | {"statistics": statistics})
+    for given in ({}, variables_of(MODEL) | {"noise": {}}):
+        with refused("variables", '"params", and "statistics"'):
+            fold_statistics(MODEL, given)
     with refused("model", "GRUModel"):
         fold_statistics(GRU(4), variables_of(GRU(4)))
     plain = variables_of(MODEL)
