@@ -122,9 +122,11 @@ def from_layers(layers: list[Layer]) -> tuple[nn.Module, dict]:
         for key in ("activation", "recurrent_activation", "use_bias", "reset_after", "merge_mode"):
             found, expected = layer.config.get(key), first.config.get(key)
             require(found == expected, f"{layer.name}.{key}", f"{expected!r}, as {first.name}", repr(found), remedy)
-        for weights in layer.weights:
+        for way, weights in enumerate(layer.weights):
             name = next(iter(weights), layer.name).rsplit("/", 1)[0]
-            cells[name] = read(weights, dialect_of(first.config["reset_after"]))
+            cells[f"{name} of {layer.name}, {way}" if name in cells else name] = read(
+                weights, dialect_of(first.config["reset_after"])
+            )
     fields: dict[str, Any] = {"reset_after": first.config["reset_after"]}
     fields |= {"activation": ACTIVATIONS[first.config["activation"]]}
     fields |= {"gate_activation": ACTIVATIONS[first.config["recurrent_activation"]]}
