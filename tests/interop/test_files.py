@@ -83,6 +83,15 @@ def test_a_torch_file_becomes_each_other_format_and_comes_back_to_the_same_bits(
     assert all(torch.equal(again[key], tensor) for key, tensor in state.items())
 
 
+@pytest.mark.parametrize("field", ["activation", "gate_activation"])
+def test_a_tree_of_flax_that_would_be_read_as_another_function_is_not_written(field, tmp_path):
+    model = GRU(4, **{field: "relu"})
+    for verify in (True, False):
+        with pytest.warns(ConversionWarning), refused(field, "'relu'", "another format"):
+            save(tmp_path / "m.msgpack", model, variables_of(model), verify=verify)
+    assert not list(tmp_path.iterdir())
+
+
 def test_flax_keeps_the_outputs_and_says_that_it_loses_the_split_of_the_biases(tmp_path):
     model, x = GRU(4, bidirectional=True), jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 3)), jnp.float32)
     variables = variables_of(model)
