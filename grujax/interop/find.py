@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,14 @@ from grujax.interop import files, flax, keras_find, onnx_read, torch_files
 from grujax.interop.found import FoundGRU, Opened, grus_in
 from grujax.interop.parts import FREE, TRAINING
 from grujax.interop.torch import arrays, from_torch, tensors
-from grujax.interop.torch_keys import KEY, unwrapped
+from grujax.interop.torch_keys import has_gru, unwrapped
 from grujax.saving.atomic import replacing
 from grujax.saving.model_file import opened as opened_safetensors
 
 FINDERS: dict[str, Any] = {"keras": keras_find, "keras-weights": keras_find, "onnx": onnx_read}
 """What finds GRUs in files and objects that are not trees of arrays."""
+TORCH = (*torch_files.TORCH.endings, *torch_files.TORCH.reads)
+"""Endings of a state dict."""
 
 
 def find(source: Any, format: str | None = None) -> list[FoundGRU]:
@@ -71,6 +74,9 @@ def replace(
     if found.write is None:
         remedy = "take it out, and put the weights back with the library that wrote it."
         raise InputError("source", "a file or object that can be written again", type(source).__name__, remedy)
+    known = [ending for of in files.FORMATS.values() for ending in (*of.endings, *of.reads)]
+    kept = path.name.endswith(found.endings or path.name) or not path.name.endswith(tuple(known))
+    require(kept, "path", f"a name that ends in {found.endings}", repr(path.name), "The format stays as it is.")
     shard = torch_files.SHARD.fullmatch(path.name)
     require(shard is None, "path", "the name of a whole file", repr(path.name), "Shards are written as one.")
     for name, (model, variables) in tuned.items():
@@ -78,7 +84,7 @@ def replace(
         here, given = gru.take()[0], model
         computes = [field.name for field in own_fields(type(here)) if field.name not in (*FREE, *TRAINING)]
         same = type(here) is type(given) and all(getattr(here, key) == getattr(given, key) for key in computes)
-        require(same, name, f"a model like {_shown(here)}", _shown(given))
+        require(same, name or "tuned", f"a model like {_shown(here)}", _shown(given))
         gru.put(model, variables)
     if found.folder:
         require(not path.exists(), "path", "a folder that is not there yet", str(path))
@@ -99,21 +105,33 @@ def _named(found: Opened, name: str) -> FoundGRU:
 
 
 def opened(source: Any, format: str | None) -> Opened:
-    """What a source is, and the GRUs in it."""
+    """What a source is, and the GRUs in it, each by a name of its own: a second "gru" is "gru#1"."""
+    named = {}
     if isinstance(source, str | Path):
-        return _file(Path(source), format)
-    require(format is None, "format", "none, which files alone have", repr(format), "Leave it out.")
-    name = next((of.name for of in files.FORMATS.values() if of.recognises(source)), None)
-    if name is not None:
-        return _torch_module(source) if name == "torch" else FINDERS[name].in_object(source)
+        found = _file(Path(source), format)
+        found = found._replace(endings=(*found.endings, Path(source).suffix))
+    else:
+        require(format is None, "format", "none, which files alone have", repr(format), "Leave it out.")
+        found = _object(source)
+    for gru in found.grus:
+        numbered = (f"{gru.name}#{number}" if number else gru.name for number in count())
+        name = next(name for name in numbered if name not in named)
+        named[name] = dataclasses.replace(gru, name=name)
+    return found._replace(grus=[*named.values()])
+
+
+def _object(source: Any) -> Opened:
+    names = [of.name for of in files.FORMATS.values() if of.recognises(source)]
+    if names:  # with torch as its backend, a layer of Keras is a module of torch too
+        return FINDERS[names[-1]].in_object(source) if names[-1] in FINDERS else _torch_module(source)
     if isinstance(source, nnx.Module | nnx.State):
         source = nnx.to_pure_dict(nnx.state(source) if isinstance(source, nnx.Module) else source)
     served = "a path, a module, a mapping of arrays or a graph"
     require(isinstance(source, Mapping), "source", served, type(source).__name__)
     inner = unwrapped(source) if all(isinstance(key, str) for key in source) else source
-    if any(isinstance(key, str) and KEY.fullmatch(key) for key in inner):
+    if has_gru(inner):
         state = dict(inner)
-        return _mapping(state, lambda path: torch_files.write_torch(path, state))
+        return _mapping(state, lambda path: torch_files.write_torch(path, state))._replace(endings=TORCH)
     return _mapping(source, None)
 
 
@@ -128,14 +146,12 @@ def _file(path: Path, format: str | None) -> Opened:
         return FINDERS[name].in_file(path)
     if name in ("grujax", "stablehlo"):
         raise InputError("path", "a file with GRUs of another framework", f"one of {name}", "grujax.load reads it.")
-    whole = files.FORMATS[name].load(path)
-    if name == "flax":
-        return _mapping(whole[1], lambda path: flax.FRAMEWORK.write(path, whole))
-    if name != "safetensors":
-        return _mapping(whole, lambda path: files.FORMATS[name].write(path, whole))
-    with opened_safetensors(path) as file:
-        metadata = file.metadata() or {}
-    return _mapping(whole, lambda path: torch_files.write_safetensors(path, whole, metadata))
+    whole, write = framework.load(path), framework.write
+    if name == "safetensors":
+        with opened_safetensors(path) as file:
+            write = partial(torch_files.write_safetensors, metadata=file.metadata() or {})
+    found = _mapping(whole[1] if name == "flax" else whole, lambda path: write(path, whole))
+    return found._replace(endings=(*framework.endings, *framework.reads))
 
 
 def _torch_module(module: Any) -> Opened:
@@ -147,13 +163,13 @@ def _torch_module(module: Any) -> Opened:
         if isinstance(of, (torch.nn.GRU, torch.nn.GRUCell)):
             kind = "torch.nn.GRU" if isinstance(of, torch.nn.GRU) else "torch.nn.GRUCell"
             grus.append(dataclasses.replace(gru, where=kind, take=partial(from_torch, of)))
-    return found._replace(grus=grus)
+    return found._replace(grus=grus, endings=TORCH)
 
 
 def _mapping(tree: Any, write: Callable[[Path], object] | None) -> Opened:
     """Of nested mappings of arrays, or of a state dict, alone or in a checkpoint; what is put goes into them."""
     inner = unwrapped(tree) if all(isinstance(key, str) for key in tree) else tree
-    tree = inner if any(isinstance(key, str) and KEY.fullmatch(key) for key in inner) else tree
+    tree = inner if has_gru(inner) else tree
     leaves: dict[Any, Any] = flatten_dict(_plain(tree))
     paths = {"/".join(map(str, path)): path for path, a in leaves.items() if _is_floats(a)}
     given = {key: leaves[path] for key, path in paths.items()}

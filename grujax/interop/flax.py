@@ -131,6 +131,15 @@ def _load(path: Path) -> tuple[None, dict[str, Any]]:
     return None, tree
 
 
+def _store(path: Path, theirs: tuple[nn.Module | None, Mapping]) -> None:
+    """The tree alone, which does not tell the activations of its module."""
+    fields = {} if theirs[0] is None else trees.layout_of_module(theirs[0], nn).fields
+    for field, default in (("activation", "tanh"), ("gate_activation", "sigmoid")):
+        found, remedy = fields.get(field, default), "A file of Flax does not tell it: write another format."
+        require(found == default, field, repr(default), repr(found), remedy)
+    path.write_bytes(to_bytes(theirs[1]))
+
+
 def _load_folder(path: Path) -> tuple[None, Mapping[str, Any]]:
     """The parameters in a folder that orbax wrote; another folder is refused by what it is."""
     names = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
@@ -169,7 +178,7 @@ FRAMEWORK = Framework(
     "variables",
     live=lambda theirs: theirs[0] is not None,
     load=_load,
-    write=lambda path, theirs: path.write_bytes(to_bytes(theirs[1])),
+    write=_store,
     endings=(".msgpack",),
 )
 ORBAX = FRAMEWORK._replace(name="orbax", load=_load_folder, write=_store_folder, endings=())

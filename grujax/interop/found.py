@@ -44,12 +44,13 @@ class FoundGRU:
 class Opened(NamedTuple):
     """A source: the GRUs in it, and how it is written once something was put into it; None where that cannot be.
 
-    folder: what is written is a folder, by a library that writes it whole or not at all.
+    folder: what is written is a folder, by a library that writes it whole or not at all. endings: of a file's name.
     """
 
     grus: list[FoundGRU]
     write: Callable[[Path], object] | None
     folder: bool = False
+    endings: tuple[str, ...] = ()
 
 
 def record(name: str, where: str, model: Any, variables: Mapping, take: Callable, put: Callable) -> FoundGRU:
@@ -109,7 +110,7 @@ def grus_in(flat: dict[str, NDArray], back: Callable[[str, NDArray], None]) -> l
         model, variables = read()
         return record(base.rstrip("./"), where, model, variables, read, put)
 
-    grus, plain = [], effective(flat)
+    grus, plain = [], effective(flat, beside=True)
     for prefix in dict.fromkeys(m["prefix"] for key in plain if (m := KEY.fullmatch(key))):
         try:
             grus.append(gru(prefix, "state dict", partial(from_arrays, gru_at(plain, prefix)), to_arrays))

@@ -111,16 +111,22 @@ def from_layers(layers: list[Layer]) -> tuple[nn.Module, dict]:
     _check_order(layers)
     first, last, head = recurrent[0], recurrent[-1], layers[-1] if layers[-1].kind in HEADS else None
     cells: dict[str, Cell] = {}
+    for layer in layers:  # a Dropout gives on what it reads
+        found, expected = (of.compute or "that of its weights" for of in (layer, first))
+        remedy = "A model computes in one dtype: give all layers one policy."
+        same = layer.kind == "Dropout" or found == expected
+        require(same, f"{layer.name}.dtype", f"{expected}, as {first.name}", found, remedy)
     for layer in recurrent:
         remedy = "A GRU of several layers has this once: convert the layers one by one."
         require(layer.kind == first.kind, layer.name, f"{first.kind}, as {first.name}", layer.kind, remedy)
-        own, firsts = layer.config | {"dtype": layer.compute}, first.config | {"dtype": first.compute}
-        for key in ("activation", "recurrent_activation", "use_bias", "reset_after", "merge_mode", "dtype"):
-            found, expected = own.get(key), firsts.get(key)
+        for key in ("activation", "recurrent_activation", "use_bias", "reset_after", "merge_mode"):
+            found, expected = layer.config.get(key), first.config.get(key)
             require(found == expected, f"{layer.name}.{key}", f"{expected!r}, as {first.name}", repr(found), remedy)
-        for weights in layer.weights:
+        for way, weights in enumerate(layer.weights):
             name = next(iter(weights), layer.name).rsplit("/", 1)[0]
-            cells[name] = read(weights, dialect_of(first.config["reset_after"]))
+            cells[f"{name} of {layer.name}, {way}" if name in cells else name] = read(
+                weights, dialect_of(first.config["reset_after"])
+            )
     fields: dict[str, Any] = {"reset_after": first.config["reset_after"]}
     fields |= {"activation": ACTIVATIONS[first.config["activation"]]}
     fields |= {"gate_activation": ACTIVATIONS[first.config["recurrent_activation"]]}

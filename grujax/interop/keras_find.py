@@ -1,7 +1,6 @@
 """The GRU layers of a Keras model or file, each to be taken out and put back alone; nested models are gone through."""
 
 import io
-import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
+from numpy.typing import NDArray
 
 from grujax.errors import InputError, require, require_package
 from grujax.interop import keras_files, keras_live
@@ -19,8 +19,8 @@ from grujax.interop.keras_layers import RECURRENT, Layer, described
 
 
 def in_object(source: Any) -> Opened:
-    """Of a live layer or model; a model is saved, and its file changed."""
-    keras, grus, tuned = keras_live.package(), [], {}
+    """Of a live layer or model; a model is saved with other weights, and then has its own again."""
+    keras, grus, tuned = keras_live.package(), [], []
     served = (keras.layers.GRU, keras.layers.GRUCell, keras.layers.Bidirectional)
 
     def through(layer: Any) -> None:
@@ -29,26 +29,36 @@ def in_object(source: Any) -> Opened:
                 through(inner)
             return
         try:
-            given = from_keras(layer, verify=False)
+            given, (own,) = from_keras(layer, verify=False), keras_live.layers_of(layer)
         except InputError:  # an LSTM in a Bidirectional
             return
-        put = partial(tuned.__setitem__, layer.name)
-        kind, take = type(layer).__name__, partial(from_keras, layer)
-        grus.append(record(layer.name, kind, *given, take, lambda *new: put(new)))
+
+        def put(model: nn.Module, variables: Mapping) -> None:
+            tuned.append((layer, [a for _, a in _changed(own, model, variables)], own))
+
+        grus.append(record(layer.name, own.kind, *given, partial(from_keras, layer), put))
 
     def store(target: Path) -> None:
-        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-            path = Path(folder) / "model.keras"
-            FRAMEWORK.write(path, source)
-            there = in_file(path)
-            for gru in there.grus:
-                if gru.name in tuned:
-                    gru.put(*tuned[gru.name])
-            assert there.write is not None
-            there.write(target)
+        kept = [[a for cell in own.weights for a in cell.values()] for _, _, own in tuned]
+        with keras_live.numerics(tuned[0][2].dtype if tuned else "float32"):
+            try:
+                for layer, new, _ in tuned:
+                    layer.set_weights(new)
+                FRAMEWORK.write(target, source)
+            finally:
+                for (layer, *_), old in zip(tuned, kept, strict=True):
+                    layer.set_weights(old)
 
     through(source)
-    return Opened(grus, store if isinstance(source, keras.Model) else None)
+    return Opened(grus, store if isinstance(source, keras.Model) else None, endings=(".keras",))
+
+
+def _changed(own: Layer, model: nn.Module, variables: Mapping) -> Iterator[tuple[str, NDArray]]:
+    """The weights of a model by the names that a layer has for them; `InputError` unless they have its shapes."""
+    for old, new in zip(own.weights, to_layers(model, variables)[0].weights, strict=True):
+        for (key, a), b in zip(old.items(), new.values(), strict=True):
+            require_same(key, a, b)
+            yield key, b
 
 
 def in_file(path: Path) -> Opened:
@@ -76,10 +86,7 @@ def in_file(path: Path) -> Opened:
     for layer in layers:
 
         def put(model: nn.Module, variables: Mapping, layer: Layer = layer) -> None:
-            for old, new in zip(layer.weights, to_layers(model, variables)[0].weights, strict=True):
-                for key, a in zip(old, new.values(), strict=True):
-                    require_same(key, old[key], a)
-                    changed[key] = a
+            changed.update(_changed(layer, model, variables))
 
         kind, given = f"keras.layers.{layer.kind}", from_keras([layer])
         grus.append(record(layer.name, kind, *given, partial(from_keras, [layer]), put))

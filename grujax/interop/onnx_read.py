@@ -172,20 +172,17 @@ def _first(protos: Any) -> str:
 
 def in_object(proto: Model) -> Opened:
     """Every GRU node whose weights are constants."""
-    made, grus, names = copied(proto), [], set()
+    made, grus = copied(proto), []
     checked(made, nested=True)
     for constants, graph, node in _grus(made, made.graph, {}):
-        name = name_of(node)
-        number = sum(other == name or other.startswith(f"{name}#") for other in names)
-        names.add(name := f"{name}#{number}" if number else name)
         try:
             fields, cells = cells_of(node, constants.weights(node))
             given = put_together(cells, **fields)
         except InputError:  # weights from elsewhere, functions that grujax has not
             continue
         take, put = partial(_proved, made, node, constants), partial(_put, made, graph, node)
-        grus.append(record(name, "ONNX GRU node", *given, take, put))
-    return Opened(grus, lambda path: path.write_bytes(made.SerializeToString()))
+        grus.append(record(name_of(node), "ONNX GRU node", *given, take, put))
+    return Opened(grus, lambda path: path.write_bytes(made.SerializeToString()), endings=(".onnx",))
 
 
 def in_file(path: Path) -> Opened:

@@ -19,6 +19,7 @@ from grujax.errors import InputError, require, require_equal, require_one_of
 from grujax.interop.prove import log
 from grujax.linen import GRU, GRUCell, GRUModel
 from grujax.saving.model_file import declared
+from grujax.types import Affine, HardSigmoid
 
 SIZES = ("hidden_size", "output_size", "num_layers", "bidirectional", "bias", "param_dtype", "update", "blocks")
 FREE = ("parent", "name", "initializer", "update_bias", "implementation", "dtype", "precision", "time_major")
@@ -80,6 +81,10 @@ def take_apart(model: Any, variables: Mapping, place: Place, dialect: Dialect) -
       InputError: a model or variables of which something would be lost that its outputs depend on.
     """
     _check_model(model, variables, place)
+    gate, known = model.gate_activation, "sigmoid, hard_sigmoid, or HardSigmoid or Affine of beta 0.5"
+    mirrored = gate in ("sigmoid", "hard_sigmoid") or (isinstance(gate, HardSigmoid | Affine) and gate.beta == 0.5)
+    rule = f"update={model.update!r} needs a gate with 1 - f(a) = f(-a): {place.framework} has z weigh the other term"
+    require(mirrored or model.update == dialect.update, "gate_activation", known, repr(gate), rule=rule)
     params = {path: np.asarray(a) for path, a in flatten_dict(dict(variables["params"])).items()}
     paths = _cell_paths(model)
     first = (*paths[0], "w_ih")
@@ -147,7 +152,7 @@ def put_together(
     params: dict[tuple[str, ...], NDArray] = {}
     if head is not None:
         name, (kernel, head_bias) = head
-        require(kernel.ndim == 2, name, "a matrix", f"shape {kernel.shape}")
+        require(kernel.ndim == 2 and kernel.size > 0, name, "a matrix of weights", f"shape {kernel.shape}")
         require(kernel.shape[0] == features, name, f"{features} input features", kernel.shape[0])
         if head_bias is None:
             head_bias, what = np.zeros(kernel.shape[1:], dtype), "zeros are stored, which training would move"

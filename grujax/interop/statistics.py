@@ -9,7 +9,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from numpy.typing import NDArray
 
-from grujax.core.heads import STATISTICS, of_head
+from grujax.core.heads import of_head, output_of
 from grujax.errors import require, require_equal, require_one_of
 from grujax.linen.model import GRUModel
 
@@ -23,7 +23,8 @@ def fold_statistics(model: nn.Module, variables: Mapping) -> dict:
     In float64, then in the dtype of the parameters.
 
     Raises:
-      InputError: a model without biases, with layer normalisation or with frames, whose weights cannot hold them.
+      InputError: a model without biases, with layer normalisation or with frames, or with an output activation before
+        statistics of the targets, whose weights cannot hold them; statistics that are not the model's.
 
     >>> import jax, grujax
     >>> model = grujax.GRUModel(hidden_size=4, output_size=2)
@@ -38,8 +39,12 @@ def fold_statistics(model: nn.Module, variables: Mapping) -> dict:
     assert isinstance(model, GRUModel)
     remedy = "The zeros of a frame that is not full would be moved too."
     require_equal(model.steps_per_frame, 1, "steps_per_frame", remedy)
-    statistics = {key: np.asarray(a, np.float64) for key, a in variables.get("statistics", {}).items()}
+    known = {"params"} <= variables.keys() <= {"params", "statistics"}
+    require(known, "variables", '"params", and "statistics"', sorted(variables), "No others can be folded.")
     params = {path: np.asarray(a) for path, a in flatten_dict(dict(variables["params"])).items()}
+    input_size = params["encoder", "gru", model.cell_names[0][0], "w_ih"].shape[0]
+    given = checked_statistics(model, variables.get("statistics", {}), input_size)
+    statistics = {key: a.astype(np.float64) for key, a in given.items()}
 
     def put(path: tuple[str, ...], a: NDArray) -> None:
         params[path] = a.astype(params[path].dtype)
@@ -56,6 +61,8 @@ def fold_statistics(model: nn.Module, variables: Mapping) -> dict:
     for name, layers in model.heads.items():
         of, (head, _) = of_head(statistics, name), layers[-1]
         if of:
+            remedy = "The statistics stand behind it, the weights before it."
+            require_equal(model.output_activation, None, "output_activation", remedy)
             put((head, "kernel"), params[head, "kernel"] * of["output_std"])
             put((head, "bias"), params[head, "bias"] * of["output_std"] + of["output_mean"])
     return {"params": unflatten_dict({path: jnp.asarray(a) for path, a in params.items()})}
@@ -65,11 +72,13 @@ def checked_statistics(model: Any, given: Mapping, input_size: int) -> dict[str,
     remedy = "Only a GRUModel reads them."
     require(isinstance(model, GRUModel) or not given, "statistics", "none", sorted(given), remedy)
     statistics = {name: np.asarray(a) for name, a in given.items()}
+    sizes = {"input": input_size} | {
+        output_of(name): layers[-1][1] for name, layers in getattr(model, "heads", {}).items()
+    }
     for name, a in statistics.items():
-        require_one_of(name, STATISTICS, f"statistics/{name}")
-        which = name.split("_")[0]
-        size = input_size if which == "input" else model.output_size
-        require_equal(a.shape, (size,), f"statistics/{name}", "One a feature.")
+        require_one_of(name, [f"{which}_{s}" for which in sizes for s in ("mean", "std")], f"statistics/{name}")
+        which = name.rpartition("_")[0]
+        require_equal(a.shape, (sizes[which],), f"statistics/{name}", "One a feature.")
         for other in (f"{which}_mean", f"{which}_std"):
             require(other in statistics, f"statistics/{other}", f"one beside {name}", "none")
     return statistics

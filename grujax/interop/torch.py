@@ -118,7 +118,7 @@ def arrays(tensors: Mapping) -> dict[str, NDArray]:
         dtype = str(tensor.dtype).removeprefix("torch.")
         if not (strided and dtype == "int64" and not tensor.ndim):  # counters of normalisation
             require_floats(key, dtype if strided or dtype not in FLOATS else str(tensor.layout), FIND)
-        tensor = tensor.detach().cpu().contiguous()
+        tensor = tensor.detach().cpu().resolve_neg().contiguous()
         bfloat16 = tensor.dtype == torch.bfloat16
         found[key] = tensor.view(torch.int16).numpy().view(jnp.bfloat16) if bfloat16 else tensor.numpy()
     return found

@@ -5,7 +5,7 @@
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import EllipsisType
 from typing import Any, NamedTuple
 
@@ -39,26 +39,35 @@ class State(NamedTuple):
     single: bool
 
 
+def has_gru(state: Mapping) -> bool:
+    return any(isinstance(key, str) and KEY.fullmatch(key) for key in state)
+
+
 def unwrapped(state: Mapping, argument: str = "state dict") -> Mapping:
-    """The state dict in a checkpoint.
+    """The one state dict of a GRU in a checkpoint.
 
     >>> list(unwrapped({"epoch": 3, "model": {"gru.weight_hh_l0": 1}}))
     ['gru.weight_hh_l0']
     """
-    for _ in range(4):
-        if any(isinstance(key, str) and KEY.fullmatch(key) for key in state):
-            break
-        inner = next((key for key in WRAPPERS if isinstance(state.get(key), Mapping)), None)
-        if inner is None:
-            break
-        state = state[inner]
+    levels: list[dict[str, Mapping]] = [{"": state}]
+    while len(levels) < 5 and levels[-1] and not any(map(has_gru, levels[-1].values())):
+        inside = [(f"{at}{key}/", of.get(key)) for at, of in levels[-1].items() for key in WRAPPERS]
+        levels.append({at: of for at, of in inside if isinstance(of, Mapping)})
+    found = {at: of for at, of in levels[-1].items() if has_gru(of)}
+    require(
+        len(found) < 2, argument, "one state dict", f"{len(found)}, at {[*found]}", "Pass or save one of them alone."
+    )
+    state = next(iter((found or levels[-1] or levels[-2]).values()))
     for key in state:
         require(isinstance(key, str), argument, "keys that are text", repr(key))
     return state
 
 
-def effective(state: Mapping[str, NDArray]) -> dict[str, NDArray]:
-    """The weights that are computed: g v / |v| of weight_norm, w / (u w v) of spectral_norm, w mask of pruning."""
+def effective(state: Mapping[str, NDArray], beside: bool = False) -> dict[str, NDArray]:
+    """The weights that are computed: g v / |v| of weight_norm, w / (u w v) of spectral_norm, w mask of pruning.
+
+    beside: the weights of GRUs alone, all else left; what is no such thing is missing then, and no error.
+    """
     parts: dict[str, dict[str, NDArray]] = {}
     found = dict(state)
     for key, a in state.items():
@@ -68,20 +77,31 @@ def effective(state: Mapping[str, NDArray]) -> dict[str, NDArray]:
             parts.setdefault(name, {})[part] = a
             found.pop(key)
     for name, of in parts.items():
-        wide = {part: a.astype(np.float64) for part, a in of.items()}
-        if of.keys() == {"g", "v"}:
-            g, w = wide["g"], wide["v"]
-            axes = tuple(i for i in range(w.ndim) if not g.ndim or g.shape[i] == 1)
-            w = w * (g / np.sqrt((w**2).sum(axes, keepdims=True)))
-        elif of.keys() == {"orig", "mask"}:
-            w = wide["orig"] * wide["mask"]
-        elif of.keys() == {"orig", "u", "v"} and wide["orig"].ndim == 2:
-            w = wide["orig"] / (wide["u"] @ wide["orig"] @ wide["v"])
-        else:
+        if beside and KEY.fullmatch(name) is None:
+            continue
+        try:
+            w = COMPUTES[frozenset(of)](**{part: a.astype(np.float64) for part, a in of.items()})
+        except (KeyError, ValueError, IndexError) as error:  # other parts, and shapes that do not go together
+            if beside:
+                continue
+            shapes = {part: of[part].shape for part in sorted(of)}
             expected = "the parts of weight_norm, spectral_norm or pruning"
-            raise InputError(name, expected, sorted(of), "Pass the live module: its effective weights are taken.")
+            remedy = "Pass the live module: its effective weights are taken."
+            raise InputError(name, expected, shapes, remedy) from error
         found[name] = w.astype(next(iter(of.values())).dtype)
     return found
+
+
+def _normed(g: NDArray, v: NDArray) -> NDArray:
+    axes = tuple(i for i in range(v.ndim) if not g.ndim or g.shape[i] == 1)
+    return v * (g / np.sqrt((v**2).sum(axes, keepdims=True)))
+
+
+COMPUTES: dict[frozenset[str], Callable[..., NDArray]] = {
+    frozenset({"g", "v"}): _normed,
+    frozenset({"orig", "mask"}): lambda orig, mask: orig * mask,
+    frozenset({"orig", "u", "v"}): lambda orig, u, v: orig / (u @ orig @ v),
+}
 
 
 def gru_at(state: Mapping[str, NDArray], start: str) -> dict[str, NDArray]:
@@ -94,6 +114,11 @@ def gru_at(state: Mapping[str, NDArray], start: str) -> dict[str, NDArray]:
 def from_arrays(state: Mapping[str, NDArray], pooling: Pooling | EllipsisType = ...) -> tuple[nn.Module, dict]:
     """The model and variables of a state dict. pooling: what the Linear reads; by default the last state, announced."""
     found = read_state(effective(state))
+    if found.head is not None and pooling is ...:
+        name, (kernel, bias) = found.head
+        in_front = bias is None and kernel.shape[:1] == next(iter(found.cells.values())).w_ih.shape[:1]
+        remedy = "pooling= says that it is a Linear; prefix= takes the GRU alone."
+        require(not in_front, name, "a Linear with a bias", "a matrix that an nn.Embedding in front has too", remedy)
     fields = assumed_pooling(pooling, found.head is not None)
     return put_together(*found[:2], bidirectional=found.bidirectional, single=found.single, **fields)
 

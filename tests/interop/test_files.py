@@ -83,6 +83,15 @@ def test_a_torch_file_becomes_each_other_format_and_comes_back_to_the_same_bits(
     assert all(torch.equal(again[key], tensor) for key, tensor in state.items())
 
 
+@pytest.mark.parametrize("field", ["activation", "gate_activation"])
+def test_a_tree_of_flax_that_would_be_read_as_another_function_is_not_written(field, tmp_path):
+    model = GRU(4, **{field: "relu"})
+    for verify in (True, False):
+        with pytest.warns(ConversionWarning), refused(field, "'relu'", "another format"):
+            save(tmp_path / "m.msgpack", model, variables_of(model), verify=verify)
+    assert not list(tmp_path.iterdir())
+
+
 def test_flax_keeps_the_outputs_and_says_that_it_loses_the_split_of_the_biases(tmp_path):
     model, x = GRU(4, bidirectional=True), jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 3)), jnp.float32)
     variables = variables_of(model)
@@ -204,6 +213,20 @@ def test_statistics_that_weights_cannot_hold_are_refused():
     for model, part in ((GRUModel(4, 2, bias=False), "bias"), (GRUModel(4, 2, layer_norm=True), "layer_norm")):
         with refused(part):
             fold_statistics(model, with_statistics(model))
+    behind = MODEL.clone(output_activation="sigmoid")
+    with refused("output_activation", "expected None, found sigmoid"):
+        fold_statistics(behind, with_statistics(behind))
+    wrong = {
+        "statistics/input_std": {"input_mean": jnp.ones(3)},
+        "statistics/output_mean": {"output_mean": jnp.ones(1), "output_std": jnp.ones(2)},
+        "statistics/output_a_mean": {"output_a_mean": jnp.ones(2)},
+    }
+    for argument, statistics in wrong.items():
+        with refused(argument):
+            fold_statistics(MODEL, variables_of(MODEL) | {"statistics": statistics})
+    for given in ({}, variables_of(MODEL) | {"noise": {}}):
+        with refused("variables", '"params", and "statistics"'):
+            fold_statistics(MODEL, given)
     with refused("model", "GRUModel"):
         fold_statistics(GRU(4), variables_of(GRU(4)))
     plain = variables_of(MODEL)

@@ -255,9 +255,23 @@ def test_the_gru_nodes_of_a_graph_are_listed_proved_tuned_and_put_back(inside_if
     assert onnx.load(tmp_path / "same.onnx") == proto
 
 
+@pytest.mark.parametrize("name", ["out.onnx", "out.npz", "out.keras", "out.weights.h5"])
+def test_a_file_is_not_replaced_under_the_name_of_another_format(name, tmp_path):
+    path = torch_file("pt", Speech(), tmp_path)
+    for source in (path, Speech(), Speech().state_dict()):
+        with refused("path", "'.pt', '.pth'", name):
+            replace(source, {}, tmp_path / name)
+    replace(path, {}, tmp_path / "out.ckpt")
+    replace(path, {}, tmp_path / "out")
+    assert not (tmp_path / name).exists() and len(find(tmp_path / "out", "torch")) == 3
+
+
 def test_what_stands_beside_a_gru_is_not_judged():
     state = {f"rnn.{key}": a for key, a in torch.nn.GRU(I, H).state_dict().items()}
     state |= {"sparse": torch.ones(3, 3).to_sparse(), "meta": torch.ones(2, device="meta"), "n": torch.arange(3)}
+    conv = torch.nn.utils.parametrizations.spectral_norm(torch.nn.Conv1d(2, 2, 3))
+    state |= {f"conv.{key}": a for key, a in conv.state_dict().items()}
+    state |= {"attention.weight_v": torch.ones(2), "other.weight_hh_l0_orig": torch.ones(12, 4)}
     assert sizes(find(state)) == {"rnn": (I, H, 1, False)}
 
 

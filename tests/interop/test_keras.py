@@ -31,7 +31,7 @@ from keras_models import (
 from refusals import refused
 
 from grujax import GRU, GRUCell, GRUModel
-from grujax.interop.keras import FRAMEWORK, from_keras, to_keras
+from grujax.interop.keras import FRAMEWORK, from_keras, to_keras, to_layers
 from grujax.interop.keras_layers import ACTIVATIONS as ours_by_theirs
 from grujax.interop.parts import ConversionWarning
 from grujax.interop.prove import compare
@@ -62,6 +62,14 @@ def test_to_keras_gives_the_same_outputs_and_the_same_bits(name):
     assert_same_bits(jax.tree.leaves(back), jax.tree.leaves(variables))
     for a, b in zip(ours(model, variables, given), run(made, *given), strict=False):
         assert_close(a, b, name=name)
+
+
+def test_layers_as_plain_data_stay_apart_whatever_their_weights_are_called():
+    model = GRU(H, num_layers=2, bidirectional=True)
+    variables = random_variables(model)
+    found, same = from_keras(to_layers(model, variables))
+    assert found == model
+    jax.tree.map(np.testing.assert_array_equal, same, variables)
 
 
 @pytest.mark.parametrize("way", ["forward", "both"])

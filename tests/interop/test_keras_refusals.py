@@ -93,6 +93,14 @@ FROM = {
         ["merge_mode", "'sum'", "'mul'"],
     ),
     "resets that differ": (lambda: chain(Steps(), Gru(reset_after=False)), ["reset_after", "True", "False"]),
+    "dtypes that differ": (
+        lambda: chain(Gru(dtype="mixed_bfloat16"), L.Dense(2, dtype="float32")),
+        ["dense", "dtype", "expected bfloat16, as gru", "one policy"],
+    ),
+    "a pooling in another dtype": (
+        lambda: chain(Steps(), L.GlobalAveragePooling1D(dtype="mixed_bfloat16"), L.Dense(2)),
+        ["global_average_pooling1d", "dtype", "found bfloat16"],
+    ),
     "sizes that differ": (lambda: chain(Steps(), L.GRU(5, **ZEROS)), ["4 hidden units", "found 5"]),
     "directions that differ": (
         lambda: drawn(L.Bidirectional(Gru(), backward_layer=Gru(activation="relu", go_backwards=True))),

@@ -10,6 +10,8 @@ from refusals import refused
 
 from grujax import GRU, GRUCell, GRUEncoder, GRUModel
 from grujax.errors import InputError
+from grujax.interop.flax import to_flax
+from grujax.interop.keras import to_layers
 from grujax.interop.onnx import FRAMEWORK, from_onnx, to_onnx
 from grujax.interop.onnx_tensors import load
 from grujax.interop.parts import ConversionWarning
@@ -175,6 +177,21 @@ def test_activations_with_parameters_are_the_same_functions(of):
         back, again = from_onnx(proto)
         assert back == model
         same(again, variables)
+
+
+MIRRORED = ["sigmoid", "hard_sigmoid", HardSigmoid(0.3, 0.5), Affine(0.2, 0.5)]
+
+
+@pytest.mark.parametrize("gate", [*MIRRORED, "tanh", "relu", HardSigmoid(0.3, 0.4), Affine(0.2, 0.0)], ids=str)
+def test_z_weighs_the_other_term_of_gates_that_are_mirrored_alone(gate):
+    model = GRU(H, update="take", gate_activation=gate)
+    variables = drawn(model)
+    if gate in MIRRORED:
+        to_onnx(model, variables, verify=True)
+    else:
+        for to in (to_onnx, to_flax, to_layers):
+            with refused("update='take' needs a gate with 1 - f(a) = f(-a)", "gate_activation"):
+                to(model.clone(gate_activation="tanh") if to is not to_onnx else model, variables)
 
 
 def test_class_names_are_kept_and_must_be_as_many_as_outputs():

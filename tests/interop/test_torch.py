@@ -310,6 +310,19 @@ FROM = {
         ["weight_ih_l0", "besides"],
     ),
     "wrong shape": (lambda: changed(bias_ih_l0=torch.ones(11)), ["bias_ih_l0", "(12,)", "(11,)"]),
+    "no features": (lambda: changed(weight_ih_l0=torch.ones(12, 0)), ["weight_ih_l0", "one feature", "(12, 0)"]),
+    "no units": (
+        lambda: {"weight_ih_l0": torch.ones(0, 3), "weight_hh_l0": torch.ones(0, 0)},
+        ["weight_ih_l0", "one unit", "(0, 3)"],
+    ),
+    "no outputs": (
+        lambda: {f"gru.{key}": a for key, a in changed().items()} | {"fc.weight": torch.ones(0, 4)},
+        ["fc.weight", "a matrix of weights", "(4, 0)"],
+    ),
+    "a scalar for a head": (
+        lambda: {f"gru.{key}": a for key, a in changed().items()} | {"fc.weight": torch.ones(())},
+        ["fc.weight", "a matrix of weights", "()"],
+    ),
     "one axis": (lambda: changed(weight_ih_l0=torch.ones(12)), ["weight_ih_l0", "two axes", "(12,)"]),
     "transposed": (lambda: changed(weight_hh_l0=torch.ones(4, 12)), ["weight_hh_l0", "(36, 12)", "(4, 12)"]),
     "complex": (lambda: changed(weight_ih_l0=torch.ones(12, 3) * 1j), ["weight_ih_l0", "float32", "complex64"]),

@@ -11,7 +11,7 @@ import pytest
 from refusals import refused
 
 from grujax import GRU, GRUCell, GRUModel
-from grujax.interop import ConversionWarning, load
+from grujax.interop import ConversionWarning, find, load
 from grujax.interop.hypotheses import last_output
 from grujax.interop.torch import from_torch, to_torch
 from grujax.testing import assert_close
@@ -233,10 +233,16 @@ def test_effective_weights_are_taken(name):
         assert_close(a, b)
 
 
-def test_weights_that_something_else_computes_are_refused():
+@pytest.mark.parametrize(
+    "parts",
+    [{"g": (1,)}, {"g": (5,), "v": (15, 5)}, {"orig": (15, 5), "u": (4,), "v": (5,)}, {"orig": (15, 5)}],
+    ids=str,
+)
+def test_weights_that_something_else_computes_are_refused(parts):
     state = Module(None, **ONE).state_dict()
-    state["rnn.weight_hh_l0_orig"] = state.pop("rnn.weight_hh_l0")
-    with refused("rnn.weight_hh_l0", "Pass the live module"):
+    del state["rnn.weight_hh_l0"]
+    state |= {f"rnn.weight_hh_l0_{part}": torch.ones(shape) for part, shape in parts.items()}
+    with refused("rnn.weight_hh_l0", "Pass the live module", *parts):
         from_torch(state)
 
 
@@ -247,6 +253,26 @@ def test_a_head_without_bias_has_zeros_and_says_so():
         with pytest.warns(ConversionWarning, match="the head has no bias"):
             model, variables = from_torch(source)
         assert model == GRUModel(H, O) and not variables["params"]["head"]["bias"].any()
+
+
+def test_a_matrix_that_may_be_an_embedding_in_front_is_no_head_unless_it_is_called_one():
+    """The encoder of torch's tutorial of translation: I and H are one number."""
+    encoder = nn.ModuleDict({"embedding": nn.Embedding(7, H), "gru": nn.GRU(H, H)})
+    state = encoder.state_dict()
+    with refused("embedding.weight", "nn.Embedding in front", "pooling=", "prefix="):
+        from_torch(state)
+    assert from_torch(state, prefix="gru")[0] == GRU(H)
+    with pytest.warns(ConversionWarning, match="the head has no bias"):
+        assert from_torch(state, pooling="last")[0] == GRUModel(H, 7)
+    assert from_torch(state | {"embedding.bias": torch.ones(7)})[0] == GRUModel(H, 7)
+
+
+def test_a_view_that_torch_negates_only_when_it_is_read():
+    state = nn.GRU(I, H).state_dict()
+    weight = state["weight_ih_l0"]
+    state["weight_ih_l0"] = torch.complex(weight, -weight).conj().imag
+    assert state["weight_ih_l0"].is_neg()
+    np.testing.assert_array_equal(from_torch(state)[1]["params"]["l0"]["w_ih"], weight.numpy().T)
 
 
 def wrapped():
@@ -260,6 +286,7 @@ def wrapped():
         "model_state_dict": (module, trained | {"model_state_dict": compiled}),
         "model": (module, trained | {"model": module.state_dict()}),
         "params": (module, {"params": module.state_dict()}),
+        "the one of several": (module, {"model": {"units": 5}, "net": {"params": module.state_dict()}}),
         "a prefix without a head": (alone, {f"model.encoder.{key}": a for key, a in alone.state_dict().items()}),
         "NumPy": (module, {key: a.numpy() for key, a in module.state_dict().items()}),
     }
@@ -278,6 +305,16 @@ def test_wrappers_of_state_dicts_are_taken_off(name, tmp_path):
         torch.save(state, tmp_path / "m.ckpt")
     found = load(tmp_path / ("m.npz" if name == "NumPy" else "m.ckpt"), pooling="last" if "fc" in dir(module) else ...)
     jax.tree.map(np.testing.assert_array_equal, found[1], expected[1])
+
+
+@pytest.mark.parametrize("read", [from_torch, find])
+@pytest.mark.parametrize("inside", [False, True])
+def test_of_two_state_dicts_in_a_checkpoint_none_is_taken_in_silence(inside, read):
+    student, teacher = nn.GRU(I, H).state_dict(), nn.GRU(I, H).state_dict()
+    wrap = (lambda state: {"state_dict": state}) if inside else (lambda state: state)
+    with refused("one state dict", "found 2", "model/", "net/", "one of them alone"):
+        read({"model": wrap(student), "net": wrap(teacher)})
+    assert from_torch({"model": student, "ema": teacher})[0] == GRU(H)
 
 
 def test_modules_in_wrappers_are_run_without_them():

@@ -1,0 +1,98 @@
+"""GRUs of live models of Keras by names of their own, wherever they stand and whatever the backend."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from keras_models import H, I, L, Steps, drawn, keras, plain
+from refusals import refused
+
+from grujax.interop import find, load, replace
+
+X = keras.Input((None, I))
+
+
+def inside(layer):
+    return plain(keras.Sequential, [keras.Input((None, H)), layer])
+
+
+def shared():
+    gru, x = Steps(name="gru"), keras.Input((None, H))
+    return keras.Model(x, gru(gru(x)))
+
+
+MODELS = {
+    "two of a name": (
+        lambda: keras.Sequential([X, Steps(name="gru"), inside(Steps(name="gru"))]),
+        ["gru", "gru#1"],
+    ),
+    "a cell in an RNN": (lambda: keras.Sequential([X, L.RNN(L.GRUCell(H, name="cell"))]), ["cell"]),
+    "shared": (shared, ["gru"]),
+}
+
+
+@pytest.mark.parametrize("case", MODELS)
+def test_each_gru_of_a_live_model_is_put_back_where_it_stands(case, tmp_path):
+    make, names = MODELS[case]
+    model = drawn(plain(make))
+    before = [np.asarray(v.value) for v in model.weights]
+    grus = find(model)
+    assert [gru.name for gru in grus] == names
+    of, variables = grus[-1].take()
+    moved = jax.tree.map(lambda a: a + 1, variables)
+    replace(model, {names[-1]: (of, moved)}, tmp_path / "tuned.keras")
+    there = plain(keras.saving.load_model, tmp_path / "tuned.keras")
+    jax.tree.map(np.testing.assert_array_equal, find(there)[-1].take()[1], moved)
+    for one, other in zip(find(there)[:-1], grus[:-1], strict=True):
+        jax.tree.map(np.testing.assert_array_equal, one.take()[1], other.take()[1])
+    for v, old in zip(model.weights, before, strict=True):
+        np.testing.assert_array_equal(np.asarray(v.value), old)
+
+
+def test_two_grus_of_a_name_in_a_file_are_told_apart(tmp_path):
+    plain(drawn(plain(MODELS["two of a name"][0])).save, tmp_path / "net.keras")
+    first, second = (load(tmp_path / "net.keras", prefix=gru.name) for gru in find(tmp_path / "net.keras"))
+    assert (first[1]["params"]["l0"]["w_ih"].shape, second[1]["params"]["l0"]["w_ih"].shape) == ((I, 3 * H), (H, 3 * H))
+    moved = jax.tree.map(lambda a: a + 1, second[1])
+    replace(tmp_path / "net.keras", {"gru#1": (second[0], moved)}, tmp_path / "tuned.keras")
+    for name, expected in (("gru", first[1]), ("gru#1", moved)):
+        jax.tree.map(np.testing.assert_array_equal, load(tmp_path / "tuned.keras", prefix=name)[1], expected)
+
+
+def test_a_model_that_cannot_be_saved_has_its_own_weights_again(tmp_path, monkeypatch):
+    model = drawn(plain(keras.Sequential, [X, Steps(name="gru")]))
+    (gru,) = find(model)
+    of, variables = gru.take()
+    with refused("gru_cell/kernel", f"({I}, {3 * H})", f"({H}, {3 * H})"):
+        params = {"l0": variables["params"]["l0"] | {"w_ih": np.ones((H, 3 * H), "f")}}
+        replace(model, {"gru": (of, {"params": params})}, tmp_path / "tuned.keras")
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(keras.Model, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        replace(model, {"gru": (of, jax.tree.map(lambda a: a + 1, variables))}, tmp_path / "tuned.keras")
+    jax.tree.map(np.testing.assert_array_equal, find(model)[0].take()[1], variables)
+    assert not list(tmp_path.iterdir())
+
+
+PROGRAM = """
+import keras
+from grujax.interop import find, replace
+model = keras.Sequential([keras.Input((None, 3)), keras.layers.GRU(4, name="gru"), keras.layers.Dense(2)])
+(gru,) = find(model)
+replace(model, {"gru": gru.take()}, "same.keras")
+print(gru.name, gru.where, find("same.keras")[0].name)
+"""
+
+
+def test_a_model_of_keras_on_torch_is_one_of_keras(tmp_path):
+    pytest.importorskip("torch", reason="torch is not installed")
+    env, paths = os.environ | {"KERAS_BACKEND": "torch"}, [os.getcwd(), os.environ.get("PYTHONPATH", "")]
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.stdout.split() == ["gru", "GRU", "gru"], done.stderr
