@@ -1,5 +1,8 @@
 """The command line in tests: a data set that is learnt in seconds, and a command run as a user runs it."""
 
+import random
+import socket
+
 import numpy as np
 
 from grujax import cli
@@ -14,6 +17,25 @@ PROGRAM = (  # a job in the background ignores SIGINT, and so would what it star
 )
 PLAIN = "import sys; sys.modules['matplotlib'] = None; " + PROGRAM
 """The same without pictures, which take seconds: as where Matplotlib is not installed."""
+
+
+def of_open_mpi(count):
+    """Of each of `count` processes the variables that Open MPI would set: by them `jax.distributed` finds the first.
+
+    It listens at a port that JAX makes out of the number of the job, which Open MPI counts in steps of 4096. Two jobs
+    at one port disturb each other, those of another run of the tests too: so it is one where nobody listens.
+    """
+    ports = range(2**16 - 2**12, 2**16)
+    port = next(port for port in random.SystemRandom().sample(ports, len(ports)) if not listens(port))
+    of_job = {"OMPI_MCA_orte_hnp_uri": f"{(port - ports.start) * 2**12}.0;tcp://127.0.0.1:1"}
+    for rank in map(str, range(count)):
+        of_rank = {"OMPI_COMM_WORLD_RANK": rank, "OMPI_COMM_WORLD_LOCAL_RANK": rank}
+        yield of_job | of_rank | {"OMPI_COMM_WORLD_SIZE": str(count)}
+
+
+def listens(port):
+    with socket.socket() as one:
+        return one.connect_ex(("127.0.0.1", port)) == 0
 
 
 def toy(path, count=40, channels=2, labels=("up", "down"), steps=6, seed=0, **changes):

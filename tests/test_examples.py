@@ -14,6 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from commands import of_open_mpi
 from numerics import of_a_user
 from refusals import refused
 
@@ -40,12 +41,9 @@ def losses(process):
 
 
 def two_processes(folder, steps):
-    """As Open MPI would start them: `jax.distributed` finds the first by these variables."""
-    port = 50000 + os.getpid() % 4000  # JAX makes the port out of the number of the job
-    mpi = {"OMPI_MCA_orte_hnp_uri": f"{port}.0;tcp://127.0.0.1:1", "OMPI_COMM_WORLD_SIZE": "2"}
-    for rank in ("0", "1"):
-        of_rank = {"OMPI_COMM_WORLD_RANK": rank, "OMPI_COMM_WORLD_LOCAL_RANK": rank}
-        yield start(folder, steps, 4, "--distributed", **mpi, **of_rank)
+    """As Open MPI would start them."""
+    for env in of_open_mpi(2):
+        yield start(folder, steps, 4, "--distributed", **env)
 
 
 def test_eight_devices_train_as_one_and_two_processes_go_on(tmp_path):

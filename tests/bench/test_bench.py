@@ -4,6 +4,7 @@ import gc
 import importlib.util
 import os
 import subprocess
+import sys
 import weakref
 from dataclasses import asdict, replace
 from functools import partial
@@ -23,6 +24,7 @@ from grujax.bench import report as reports
 from grujax.bench.cases import CASES, FIVE, VOWELS, Case, make_arrays
 from grujax.bench.measure import Options
 from grujax.bench.peers import PEERS, implementations, in_onnx, ours
+from grujax.bench.peers.openvino import package
 from grujax.bench.peers.peer import Peer, Unavailable
 from grujax.bench.peers.torch import torch_device
 from grujax.bench.report import BACKWARD, FORWARD, LIMIT, PASSES, Report, Result
@@ -174,8 +176,9 @@ def test_openvino_reads_the_input_where_it_lies_and_writes_where_it_wrote(name, 
 
 @pytest.mark.parametrize(("name", "dtype"), [("single", "f32"), ("ragged", "f32"), ("single-bfloat16", "bf16")])
 def test_openvino_runs_its_own_gru_in_the_dtype_of_the_case_and_transposes_nothing(name, dtype, monkeypatch):
-    openvino = pytest.importorskip("openvino", reason="openvino is not installed")
-    pytest.importorskip("onnx", reason="onnx is not installed")
+    if missing := PEERS["openvino"].missing():
+        pytest.skip(f"openvino: {missing}")
+    openvino = package()
     compile_model, made = openvino.Core.compile_model, []
 
     def compiled(*arguments):
@@ -194,9 +197,18 @@ def test_openvino_runs_its_own_gru_in_the_dtype_of_the_case_and_transposes_nothi
     assert ran["RNNSeq"] == dtype and not {"Transpose", "TensorIterator"} & {*ran}
 
 
+def test_openvino_is_imported_without_its_telemetry():
+    """It would fork: with the threads of JAX there are, Python warns of a deadlock."""
+    if missing := PEERS["openvino"].missing():
+        pytest.skip(f"openvino: {missing}")
+    package()
+    assert sys.modules["openvino.tools.ovc.telemetry_utils"].tm.__name__ == "openvino.tools.ovc.telemetry_stub"
+
+
 def test_openvino_s_bfloat16_is_refused_where_the_processor_has_none(monkeypatch):
-    openvino = pytest.importorskip("openvino", reason="openvino is not installed")
-    monkeypatch.setattr(openvino.Core, "get_property", lambda *_: ["FP32"])
+    if missing := PEERS["openvino"].missing():
+        pytest.skip(f"openvino: {missing}")
+    monkeypatch.setattr(package().Core, "get_property", lambda *_: ["FP32"])
     for name, expected in (("single-bfloat16", "no bfloat16 on this processor"), ("single", None)):
         a = make_arrays(SHRUNK[name])
         found = measure.prepare(PEERS["openvino"], a, 1, *measure.oracle(a, True))

@@ -1,5 +1,8 @@
 """OpenVINO, forward only: the graph compiled for its sizes. It reads x where it lies, and its output is not copied."""
 
+import sys
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -9,9 +12,16 @@ from grujax.bench.peers.peer import Runs, Unavailable
 from grujax.errors import require_package
 
 
+def package() -> Any:
+    """OpenVINO. Its telemetry would fork this process, which has threads, and send a message at each import."""
+    modules: dict[str, Any] = sys.modules
+    modules.setdefault("openvino_telemetry", None)  # as if it were not installed
+    return require_package("openvino", "bench")
+
+
 def compiled(a: Arrays, threads: int) -> Runs:
     """Ragged rows are computed to their end: with lengths, OpenVINO takes a loop of single steps instead of its GRU."""
-    openvino = require_package("openvino", "bench")
+    openvino = package()
     core, dtype = openvino.Core(), a.x.dtype
     precision = {"float32": openvino.Type.f32, "bfloat16": openvino.Type.bf16}[dtype.name]
     if dtype != np.float32 and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
