@@ -94,7 +94,11 @@ def test_killed_twice_and_resumed(whole):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number, moments", [(signal.SIGKILL, 24), (signal.SIGTERM, 8), (signal.SIGINT, 8)])
+@pytest.mark.parametrize(
+    "number, moments",
+    [(signal.SIGKILL, 24), (signal.SIGTERM, 8), (signal.SIGINT, 8)],
+    ids=["SIGKILL", "SIGTERM", "SIGINT"],
+)
 def test_killed_at_many_moments_and_resumed(number, moments, whole):
     """SIGKILL can tear what is being written: it has most of the moments. The others end after a step."""
     assert_goes_on(killed_at_random_moments([number] * moments, seed=1), whole)
