@@ -83,6 +83,8 @@ CASES: dict[str, Case] = {
     # Weights that no call packs: fewer than 8 rows times steps, whole vectors.
     "few": Case(TORCH, (3, 2, 3, 16), ("valid", *BEGIN, "state_mask"), **BOTH, **SMALL, **GATES),
     "few, one row": Case(TORCH_TAKE, (5, 1, 2, 32), ("reset", "hold"), **PLAIN),
+    "few, seven rows": Case(TORCH, (1, 7, 9, 16), ALL, **BOTH, **SMALL),
+    "few, Cho": Case(CHO, (2, 3, 9, 17), ("valid", *BEGIN), **BACK, **SMALL),
     "few, threads": Case(TORCH, (2, 3, 17, 384), ("valid", *BEGIN), **SMALL),
     # One row: the input of 64 steps is projected at once.
     "one row": Case(CHO, (70, 1, 3, 17), ("valid", *BEGIN), **BACK, **GATES),

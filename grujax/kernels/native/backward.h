@@ -66,8 +66,10 @@ static void backward_tile(const Backward<E>& f, long s, int phase, const int* ro
   }
   V<R> sums[NV * TILE];
   if (!any) for (auto& sum : sums) sum = V<R>{};
-  else if (!f.packed)
-    multiply_transposed_unpacked<E, NV>(n_rows, a, f.w_hh, H, H, phase == 1 ? N_R_Z : R_Z_N, phase == 1 ? 1 : K / Hp, v0 * N, sums);
+  else if (!f.packed) {
+    const int* gates = phase == 1 ? N_R_Z : R_Z_N;
+    multiply_transposed_unpacked<E, NV>(n_rows, a, f.w_hh, H, H, gates, phase == 1 ? 1 : K / Hp, v0 * N, sums);
+  }
   else if (phase == 1) multiply_rows<R, NV>(n_rows, a, f.w_hn_t + v0 * N * Hp, Hp, sums);
   else multiply_rows<R, NV>(n_rows, a, f.w_hh_t + v0 * N * K, K, sums);
   const V<R> one = splat(R(1));

@@ -27,7 +27,7 @@ static inline bf16 narrow(float f) {  // to nearest, ties to even; NaN stays
   if (f != f) return {uint16_t(bits >> 16 | 0x40)};
   return {uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
 }
-constexpr long UNPACKED = 8;  // rows times steps below which packing the weights does not pay
+constexpr long UNPACKED_BELOW = 8;  // rows times steps below which packing the weights does not pay
 static inline long up(long a, long b) { return (a + b - 1) / b * b; }
 
 // Step s is the s-th in the order in which the direction reads; t is its place in time.
@@ -49,7 +49,7 @@ template <class E, class Op> struct Forward : Steps {
   const R* bias;              // [P][r, z, n, hn][L]
   const R* projected = nullptr;  // one row alone: the input's part of the gates from step `first` on, [steps][P][3][L]
   long first = 0;
-  R* products = nullptr;      // few rows, weights as they came: the products of a step (B, 2, 3H), of x and of the state
+  R* products = nullptr;      // few rows, weights as they came: the products of a step (B, 2, 3H), of x (in a forward pass) and of the state
   long x_step, x_row, hs_step, hs_row, h_row, read_row;
   R *state[2];                // (B, h_row) before even and before odd steps
   Op *read[2];                // what the products read of it: the same array, or masked or rounded

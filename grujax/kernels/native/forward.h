@@ -66,7 +66,7 @@ template <class E, class Op>
 static void multiply_at_once(const Forward<E, Op>& f, const int* rows, long n, const Op* const* a, const Op* w, long K, int part,
                              long p0, long p1) {
   if constexpr (sizeof(Op) == sizeof(Real<E>)) {
-    Op* sums[UNPACKED];
+    Op* sums[UNPACKED_BELOW];
     for (long i = 0; i < n; i++) sums[i] = f.products + (rows[i] * 2 + part) * 3 * f.H;
     const bool whole = p0 == 0 && p1 == f.P;  // then the gates of a row of the weights are one piece
     for (long g = 0, N = L<Op>; g < (whole ? 1 : 3); g++)
@@ -198,8 +198,8 @@ INLINE void step(const Call& f, long s, int phase, const int* rows, long n, long
 template <class E, class Op>
 void forward(const Forward<E, Op>& f, long s, int phase, const int* rows, long n, long p0, long p1) {
   if (f.products) {
-    const Op *x[UNPACKED], *read[UNPACKED];
-    const Real<E>* h[UNPACKED];
+    const Op *x[UNPACKED_BELOW], *read[UNPACKED_BELOW];
+    const Real<E>* h[UNPACKED_BELOW];
     find_states(f, s, rows, n, h, read);
     for (long i = 0; i < n; i++) x[i] = f.x + f.t(s) * f.x_step + rows[i] * f.x_row;
     multiply_at_once(f, rows, n, x, f.w_ih, f.I, 0, p0, p1);

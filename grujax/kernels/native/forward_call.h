@@ -98,7 +98,7 @@ template <class E, class Op, class Call = Forward<E, Op>> struct ForwardWork : W
     g.w_hh = arrays.in<E>(in + W_HH, {H, 3 * H});
     if constexpr (as_they_lie) f.w_hh = g.w_hh;
     if constexpr (as_they_lie)
-      if (f.reset_after && B * T < UNPACKED && H % k.lanes == 0) f.products = scratch.take<R>(B * 2 * 3 * H);
+      if (f.reset_after && B * T < UNPACKED_BELOW && H % k.lanes == 0) f.products = scratch.take<R>(B * 2 * 3 * H);
     if (!f.products) f.w_hh = g.w_hh_packed = scratch.take<Op>(Kp * (f.reset_after ? 3 : 2) * Hp);
     if (!f.reset_after) {
       f.w_hn = g.w_hn_packed = scratch.take<Op>(Kp * Hp);

@@ -71,7 +71,9 @@ static void multiply_rows(long rows, const Op* const* a, const Op* w, long K, V<
   }
 }
 
-// Few rows, with w (K, M) as it came: the columns [from, to) of sums (n rows, M). This reads w once, from one end to the other.
+// Few rows, with w (K, M) as it came: the columns [from, to) of sums (n rows, M). DEEP rows of w at a time, read from one
+// end to the other for every 4 rows.
+constexpr long DEEP = 8;
 template <int MR, class R>
 INLINE void add_products(const R* const* a, const R* w, long depth, long M, bool first, R* const* sums) {
   V<R> sum[MR] = {};
@@ -80,18 +82,18 @@ INLINE void add_products(const R* const* a, const R* w, long depth, long M, bool
 #pragma GCC unroll 4
     for (int i = 0; i < MR; i++) sum[i] += splat(a[i][k]) * v;
   };
-  if (depth == 8)
+  if (depth == DEEP)
 #pragma GCC unroll 8
-    for (long k = 0; k < 8; k++) add(k);
+    for (long k = 0; k < DEEP; k++) add(k);
   else
     for (long k = 0; k < depth; k++) add(k);
   for (int i = 0; i < MR; i++) store(sums[i], first ? sum[i] : load(sums[i]) + sum[i]);
 }
 template <class R>
 static void multiply_unpacked(long n, const R* const* a, const R* w, long K, long M, long from, long to, R* const* sums) {
-  for (long k = 0; k < K || k == 0; k += 8)
+  for (long k = 0; k < K; k += DEEP)
     for (long i = 0; i < n; i += 4) {
-      const long rows = n - i < 4 ? n - i : 4, depth = K - k < 8 ? K - k : 8;
+      const long rows = n - i < 4 ? n - i : 4, depth = K - k < DEEP ? K - k : DEEP;
       const R* factors[4];
       for (long j = 0; j < rows; j++) factors[j] = a[i + j] + k;
       for (long u = from; u < to; u += L<R>) {

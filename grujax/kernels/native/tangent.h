@@ -46,8 +46,8 @@ static void tangent_tile(const Tangent<E, Op>& f, long s, int phase, const int* 
 template <class E, class Op>
 void tangent(const Tangent<E, Op>& f, long s, int phase, const int* rows, long n, long p0, long p1) {
   if (f.products) {
-    const Op* read[UNPACKED];
-    const Real<E>* dh[UNPACKED];
+    const Op* read[UNPACKED_BELOW];
+    const Real<E>* dh[UNPACKED_BELOW];
     find_states(f, s, rows, n, dh, read);
     multiply_at_once(f, rows, n, read, f.w_hh, f.H, 1, p0, p1);
   }
