@@ -255,10 +255,8 @@ def stratified_split(data: Sequences, fraction: float, seed: int) -> tuple[Seque
         raise InputError("y", "two sequences or more of each class", f"one of {label!r}", "Give a test file.")
     held_size = max(1, round(fraction * len(data)))
     enough = len(data) - held_size >= len(present)
-    expected, found = (
-        f"{len(present)} sequences or more left to train on",
-        f"{len(data)} with {held_size} of them held out",
-    )
+    expected = f"{len(present)} sequences or more left to train on"
+    found = f"{len(data)} with {held_size} of them held out"
     require(enough, "data", expected, found, "Hold out less, or give a test file.")
     if classes is not None and held_size < len(present):
         order = np.random.default_rng(seed).permutation(len(data))

@@ -65,7 +65,7 @@ class Devices:
     """Puts arrays on the devices of a mesh, and lets the processes that they belong to decide alike."""
 
     def __init__(self, mesh: Mesh | None, batch_size: int, hidden_size: int = 1) -> None:
-        self.several_processes = False
+        self.several_processes, self.axis = False, None
         self._rows: NamedSharding | None = None
         if mesh is None:
             return
@@ -85,6 +85,7 @@ class Devices:
         require(of_all, "mesh", expected, f"axes {mesh.axis_names} over {len(processes)} processes")
         # XLA shares out what is not the model's, as where there are no rows to share out: see `step.by_rows`
         self._mesh = Mesh(mesh.devices.reshape(mesh.devices.shape[: len(names)]), names)
+        self.axis: str | None = names[0] if rows > 1 else None
         self._rows = NamedSharding(self._mesh, PartitionSpec(None, names[0]))
         self._whole = NamedSharding(self._mesh, PartitionSpec())
 

@@ -90,6 +90,7 @@ def fit(
             ending.callback(saved.close)
             ending.enter_context(terminable())
             saved.check()
+        ending.callback(training.forget)
         training.begin(saved)
         training.compile(on_compiled)
 

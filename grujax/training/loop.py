@@ -136,12 +136,17 @@ class Training:
         streamed = {} if self._stream is None else {"stream": True}
         return {**asdict(self.config), "data": fingerprint(self._sample, self._start), **streamed}
 
+    def forget(self) -> None:
+        """Lets go of the steps made ahead: they hold this object, which would outlive a run that ends early."""
+        self.ahead = None
+
     @property
     def over(self) -> bool:
         """Whether all epochs are, or the last `patience` all had a larger validation loss than one before them."""
         history, patience = self.run.history, self.config.patience
+        assert self.config.epochs is not None
         tired = patience is not None and len(history) > patience and not any(e.best for e in history[-patience:])
-        return tired or len(history) == self.config.epochs
+        return tired or len(history) >= self.config.epochs
 
     def begin(self, saved: Checkpoints | None) -> None:
         """At the first step, or where the last checkpoint stands."""
@@ -275,7 +280,8 @@ class Training:
         return next(given), given
 
     def _given(self, rows: Sequences, number: int, step: int) -> Iterator[Given]:
-        """The steps of an epoch from that one on, at its end none, the rows shared out; the rest is zeros."""
+        """The steps of an epoch from that one on, some at once, then 0 steps without end. The rows are shared out; what
+        is not used is zeros."""
         began, batch_size = time.perf_counter(), self.config.batch_size
         boundaries, longest = self.boundaries, int(rows.lengths.max())
         while boundaries[-1] < longest:  # of a stream: by doubling, so that few programs are compiled
@@ -307,7 +313,7 @@ class Training:
             static = self.model, self.step_config, self.num_steps, boundaries
             with self.devices.context():
                 given = self.run.state, self.constants, np.int32(1), now.steps
-                self.programs[boundaries] = train_steps.lower(*static, *given).compile()
+                self.programs[boundaries] = train_steps.lower(*static, *given, self.devices.axis).compile()
             shapes, seconds, padding = self.compiled
             shapes = tuple(dict.fromkeys((*shapes, *self._shapes(boundaries))))
             self.compiled = Compiled(shapes, (*seconds, time.perf_counter() - began), padding)

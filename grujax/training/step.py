@@ -185,10 +185,11 @@ def gradient(
     statistics: Mapping[str, Array],
     batch: Batch,
     draws: Draws,
+    axis: str | None = None,
 ) -> tuple[Any, Array]:
     """The gradient of the mean loss of a batch's rows, disturbed and mixed, each times its weight; and their sum.
 
-    Of several heads it is that of the sum of their losses."""
+    Of several heads it is that of the sum of their losses. axis: of the mesh, which the rows are split over."""
     disturb_key, dropout_key = jax.random.split(jax.random.key(draws.seed))
     x, lengths = jnp.asarray(batch.x), jnp.asarray(batch.lengths)
     y, weight = (jax.tree.map(jnp.asarray, named(a)) for a in (batch.y, batch.weight))
@@ -198,7 +199,7 @@ def gradient(
 
     def loss(params: Any) -> tuple[Array, Array]:
         variables = {"params": params, "statistics": statistics}
-        outputs = named(by_rows(model, variables, x, lengths, dropout_key))
+        outputs = named(by_rows(model, variables, x, lengths, dropout_key, axis))
         mean = total = jnp.zeros((), jnp.float32)
         for name, target in y.items():
             output, own = outputs[name].astype(jnp.float32), of_head(statistics, name)
@@ -209,24 +210,23 @@ def gradient(
     return jax.grad(loss, has_aux=True)(params)
 
 
-def by_rows(model: GRUModel, variables: Any, x: Array, lengths: Array, key: Array) -> Any:
-    """The model in training. Under a mesh each device runs its rows, split over the first axis, by itself: the axis is
-    Explicit meanwhile. Under an Auto axis XLA splits the program, and runs the plain loop, no kernel.
+def by_rows(model: GRUModel, variables: Any, x: Array, lengths: Array, key: Array, axis: str | None) -> Any:
+    """The model in training. Each device runs its rows by itself, along an axis of the mesh that is Explicit meanwhile.
+
+    Under an Auto axis XLA splits the program, and runs the plain loop, no kernel.
     """
 
     def apply(variables: Any, x: Array, lengths: Array, key: Array) -> Any:
         return model.apply(variables, x, lengths=lengths, deterministic=False, rngs={"dropout": key})
 
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.axis_sizes[0] == 1:
+    if axis is None:
         return apply(variables, x, lengths, key)
-    axis, whole = mesh.axis_names[0], jax.P()
-    rows = jax.P(axis)
+    whole, rows = jax.P(), jax.P(axis)
     on_each: Any = jax.sharding.explicit_axes(apply, axes=axis, in_sharding=(whole, rows, rows, whole))
     return on_each(variables, x, lengths, key)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(3,))
+@partial(jax.jit, static_argnums=(0, 1, 2, 7), donate_argnums=(3,))
 def train_step(
     model: GRUModel,
     config: TrainConfig,
@@ -235,14 +235,17 @@ def train_step(
     statistics: Mapping[str, Array],
     batch: Batch,
     draws: Draws,
+    axis: str | None = None,
 ) -> TrainState:
     """One step of all members at once; to the state's loss it adds those of the batch's rows, each times its weight.
+
+    axis: of the mesh that is set, which the rows are split over; None on one device.
 
     `model`, `config` and `num_steps` are compared by value: equal ones share one compilation.
     """
 
     def step(state: TrainState, draws: Draws) -> TrainState:
-        gradients, total = gradient(model, config, state.params, statistics, batch, draws)
+        gradients, total = gradient(model, config, state.params, statistics, batch, draws, axis)
         updates, optimizer_state = make_optimizer(config, num_steps).update(gradients, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         _, averaging = optax.ema(decay(config, num_steps)).update(params, state.averaging)
@@ -272,7 +275,7 @@ def ended(config: TrainConfig, num_steps: int, state: TrainState) -> Ended:
     return Ended(average, finite, jnp.zeros_like(state.loss))
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=(4,))
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 8), donate_argnums=(4,))
 def train_steps(
     model: GRUModel,
     config: TrainConfig,
@@ -282,6 +285,7 @@ def train_steps(
     statistics: Mapping[str, Array],
     count: Array | int,
     steps: Steps,
+    axis: str | None = None,
 ) -> tuple[TrainState, Ended]:
     """The first `count` of these steps, and the end of an epoch behind them, in one program: to start one takes a third
     of the time of a small step. Of 0 steps it is the end alone.
@@ -295,7 +299,7 @@ def train_steps(
         def padded_to(length: int, state: TrainState) -> TrainState:
             y = jax.tree.map(lambda a: a[:, :length], batch.y) if model.pooling is None else batch.y
             cut = batch._replace(x=batch.x[:, :length], y=y)
-            return train_step(model, config, num_steps, state, statistics, cut, draws)
+            return train_step(model, config, num_steps, state, statistics, cut, draws, axis)
 
         return jax.lax.switch(bucket, [partial(padded_to, length) for length in boundaries], state)
 

@@ -1,8 +1,11 @@
 """Training: the loss, what the statistics do, determinism, the choice of the best epoch, interrupts."""
 
+import contextlib
 import dataclasses
+import gc
 import json
 import os
+import weakref
 from pathlib import Path
 
 import jax
@@ -279,6 +282,29 @@ def test_a_batch_is_made_once_and_by_compilation_one(short, monkeypatch):
     fitted = fit(dataclasses.replace(SMALL, epochs=4, validation=0.0, batch_size=2), DATA)
     assert sum(made) == 1 + 4 * 40 and max(made) == (1 if short == 0 else 16)
     assert all(np.isfinite(epoch.loss) for epoch in fitted.history)
+
+
+@pytest.mark.parametrize("ends", ["of patience", "by an error"])
+def test_a_run_that_ends_early_keeps_no_arrays(ends, monkeypatch):
+    """Nothing waits for the collector of cycles, which does not see how much memory the devices hold."""
+    runs = []
+
+    def made(*args, begin=loop.Training.begin, **options):
+        runs.append(weakref.ref(args[0]))
+        return begin(*args, **options)
+
+    def stop(epoch):
+        if ends == "by an error":
+            raise ValueError("enough")
+
+    monkeypatch.setattr(loop.Training, "begin", made)
+    gc.disable()
+    try:
+        with contextlib.suppress(ValueError):
+            fit(dataclasses.replace(SMALL, epochs=40, learning_rate=0.2, patience=3), DATA, on_epoch=stop)
+        assert [run() for run in runs] == [None]
+    finally:
+        gc.enable()
 
 
 def test_rows_of_another_dtype_are_trained_on_as_float32():
