@@ -207,10 +207,11 @@ def read(named: Mapping[str, NDArray], dialect: Dialect, update: str = "keep") -
         require(a.ndim == 2, key, "two axes", f"shape {a.shape}")
     way = -1 if dialect.rows else 1
     (hidden_size, columns), n_inputs = w_hh.shape[::way], w_ih.shape[::way][0]
-    wide, remedy = 3 * hidden_size, REMEDIES.get(columns / hidden_size if hidden_size else 0, "")
+    wide, remedy = 3 * hidden_size, REMEDIES.get(columns / max(hidden_size, 1), "")
+    require(hidden_size > 0, hh, "one unit or more", w_hh.shape)
     require(columns == wide, hh, f"shape {(hidden_size, wide)[::way]}", w_hh.shape, remedy)
     require(w_ih.shape == (n_inputs, wide)[::way], ih, f"shape {(n_inputs, wide)[::way]}", w_ih.shape)
-    require(w_ih.size > 0, ih, "one feature and one unit or more", w_ih.shape)
+    require(n_inputs > 0, ih, "one feature or more", w_ih.shape)
     shapes = [(size * hidden_size,) for size in BIASES[dialect.biases].sizes]
     shapes = {"": shapes, "stack": [(2, wide)], "concatenate": [(2 * wide,)]}[dialect.joined]
     for (key, bias), shape in zip(biases, shapes, strict=bool(biases)):

@@ -123,7 +123,8 @@ def tensors(**changes):
 REFUSED = {
     "lstm": ({"hh": np.ones((4 * H, H), np.float32)}, ["hh", "(9, 3)", "(12, 3)", "LSTM"]),
     "plain rnn": ({"hh": np.ones((H, H), np.float32)}, ["hh", "(9, 3)", "(3, 3)", "plain RNN"]),
-    "no units": ({"hh": np.ones((0, 0), np.float32)}, ["hh"]),
+    "no units": ({"hh": np.ones((0, 0), np.float32)}, ["hh: expected one unit or more, found (0, 0)"]),
+    "no features": ({"ih": np.ones((9, 0), np.float32)}, ["ih: expected one feature or more, found (9, 0)"]),
     "of other units": ({"ih": np.ones((6, I), np.float32)}, ["ih", "(9, 2)", "(6, 2)"]),
     "one axis": ({"ih": np.ones(9, np.float32)}, ["ih", "two axes", "(9,)"]),
     "short bias": ({"b1": np.ones(3, np.float32)}, ["b1", "(9,)", "(3,)"]),

@@ -29,6 +29,9 @@ STILL = {"learning_rate": 1e-30, "weight_decay": 0.0}
 EXPECTED_FAILED = {
     "check_sample_weight_equivalence_on_dense_data": "a row of weight 2 and the same row twice fall into other batches",
 }
+SOMETIMES_FAILED = {
+    "check_methods_sample_order_invariance": "float32 moves by 3e-7 with the order, drawn anew; 1e-7 is allowed",
+}
 MANY_SIZES = {
     "check_classifiers_train",
     "check_dtype_object",
@@ -54,6 +57,8 @@ def checks(estimator):
         name, marks = check.func.__name__, []
         if name in EXPECTED_FAILED:
             marks.append(pytest.mark.xfail(reason=EXPECTED_FAILED[name], strict=True))
+        if name in SOMETIMES_FAILED:
+            marks.append(pytest.mark.xfail(reason=SOMETIMES_FAILED[name], strict=False))
         if isinstance(made, GRURegressor) or name in MANY_SIZES:
             marks.append(pytest.mark.slow)
         yield pytest.param(made, check, id=f"{type(made).__name__}-{name}-{number}", marks=marks)
@@ -65,6 +70,15 @@ CHECKS = [*checks(GRUClassifier(**TINY)), *checks(GRURegressor(**TINY | {"epochs
 @pytest.mark.parametrize("estimator, check", CHECKS)
 def test_scikit_learn_s_own_checks(estimator, check):
     check(estimator)
+
+
+def test_a_row_keeps_its_outputs_wherever_it_stands():
+    """To rounding: the head is a product of XLA's, which sums the rows at the end of a batch in another order."""
+    x = 3 * np.random.default_rng(0).uniform(size=(20, 3))
+    made = GRUClassifier(**TINY).fit(x, x[:, 0].astype(int))
+    outputs = made.predict_proba(x)
+    for order in (np.random.default_rng(seed).permutation(20) for seed in range(10)):
+        np.testing.assert_allclose(made.predict_proba(x[order]), outputs[order], rtol=1e-6)
 
 
 def ragged(count=32, seed=0):

@@ -195,7 +195,7 @@ TREES = {
         lambda: jax.tree.map(
             lambda a: a[..., :0] if a.shape[0] == I else a[(slice(0),) * a.ndim], drawn(nn.GRUCell(H))
         ),
-        ["ir/kernel", "one unit", "(3, 0)"],
+        ["hr/kernel", "one unit", "(0, 0)"],
     ),
     "dtype of one gate": (lambda: changed(cell_iz_bias=jnp.zeros(H, "float16")), ["cell/iz/bias", "float16"]),
     "integers": (lambda: changed(cell_iz_bias=jnp.zeros(H, int)), ["cell/iz/bias", "float32", "int64"]),

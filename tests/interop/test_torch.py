@@ -313,7 +313,7 @@ FROM = {
     "no features": (lambda: changed(weight_ih_l0=torch.ones(12, 0)), ["weight_ih_l0", "one feature", "(12, 0)"]),
     "no units": (
         lambda: {"weight_ih_l0": torch.ones(0, 3), "weight_hh_l0": torch.ones(0, 0)},
-        ["weight_ih_l0", "one unit", "(0, 3)"],
+        ["weight_hh_l0", "one unit", "(0, 0)"],
     ),
     "no outputs": (
         lambda: {f"gru.{key}": a for key, a in changed().items()} | {"fc.weight": torch.ones(0, 4)},
