@@ -1,7 +1,4 @@
-"""Attention over the valid steps of a source: two score functions, and the weighted mean.
-
-Both raise `InputError` for shapes that do not fit.
-"""
+"""Attention over the valid steps of a source: two score functions, and the weighted mean."""
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +26,9 @@ def dot_attention(
 
     Returns:
       c (..., T, F) and a (..., T, S).
+
+    Raises:
+      InputError: shapes that do not fit.
 
     >>> c, a = dot_attention(jnp.ones((2, 4, 3)), jnp.ones((2, 5, 3)), jnp.ones((2, 5, 6)))
     >>> c.shape, a.shape
@@ -69,6 +69,9 @@ def additive_attention(
 
     Returns:
       c (..., T, F) and a (..., T, S).
+
+    Raises:
+      InputError: shapes that do not fit.
 
     >>> c, a = additive_attention(jnp.ones((2, 4, 3)), jnp.ones((2, 5, 3)), jnp.ones((2, 5, 6)), jnp.ones(3))
     >>> c.shape, a.shape

@@ -1,8 +1,7 @@
 """Decoding in one compiled loop: greedy, sampling, beam search, over one step of any decoder.
 
 A step is `step(state, token) -> (state, logits)`: state is a tree of arrays (B, ...), token integers (B,), logits
-(B, V). All three loops work under `jit` and end as soon as every sequence has. They raise `InputError` for a shape,
-token or number that cannot be served.
+(B, V). All three loops work under `jit` and end as soon as every sequence has.
 """
 
 from collections.abc import Callable
@@ -47,6 +46,9 @@ def greedy(step: Step[State], state: State, start: ArrayLike, *, end: int, max_l
       end: the token that ends a sequence.
       max_length: N, where a sequence without `end` stops.
 
+    Raises:
+      InputError: a shape, token or number that cannot be served.
+
     >>> def count(state, token):  # after token i comes i + 1
     ...     return state, jax.nn.one_hot(token + 1, 5)
     >>> greedy(count, jnp.zeros((1, 1)), 0, end=4, max_length=6).tokens.tolist()
@@ -76,6 +78,9 @@ def sample(
 
     Returns:
       Scores are log p at temperature 1, with all tokens.
+
+    Raises:
+      InputError: a shape, token or number that cannot be served.
 
     >>> def uniform(state, token):
     ...     return state, jnp.zeros((len(token), 5))
@@ -127,6 +132,9 @@ def beam_search(
     Returns:
       tokens (B, K, N), lengths and scores (B, K), the best first. Where there are fewer than K sequences, the others
       have score −inf.
+
+    Raises:
+      InputError: a shape, token or number that cannot be served.
 
     >>> def count(state, token):
     ...     return state, 9 * jax.nn.one_hot(token + 1, 5)

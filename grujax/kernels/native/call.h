@@ -49,7 +49,8 @@ template <class E, class Op> struct Forward : Steps {
   const R* bias;              // [P][r, z, n, hn][L]
   const R* projected = nullptr;  // one row alone: the input's part of the gates from step `first` on, [steps][P][3][L]
   long first = 0;
-  R* products = nullptr;      // few rows, weights as they came: the products of a step (B, 2, 3H), of x (in a forward pass) and of the state
+  R* products = nullptr;      // few rows, weights as they came: the products of a step (B, 2, 3H), of x (in a forward pass)
+                              // and of the state
   long x_step, x_row, hs_step, hs_row, h_row, read_row;
   R *state[2];                // (B, h_row) before even and before odd steps
   Op *read[2];                // what the products read of it: the same array, or masked or rounded
