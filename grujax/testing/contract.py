@@ -86,6 +86,8 @@ CASES: dict[str, Case] = {
     "few, seven rows": Case(TORCH, (1, 7, 9, 16), ALL, **BOTH, **SMALL),
     "few, Cho": Case(CHO, (2, 3, 9, 17), ("valid", *BEGIN), **BACK, **SMALL),
     "few, threads": Case(TORCH, (2, 3, 17, 384), ("valid", *BEGIN), **SMALL),
+    "few, bfloat16": Case(TORCH, (3, 2, 5, 32), ("valid", *BEGIN, "state_mask"), **BOTH, **BATCH_MAJOR, **HALF),
+    "few, bfloat16, part": Case(TORCH_TAKE, (1, 7, 4, 17), ("reset", "hold"), **HALF, **GATES),
     # One row: the input of 64 steps is projected at once.
     "one row": Case(CHO, (70, 1, 3, 17), ("valid", *BEGIN), **BACK, **GATES),
     # Enough work for several threads: one row, by columns, by rows, by columns because the weights fill the cache. The

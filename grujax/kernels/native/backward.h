@@ -23,15 +23,14 @@ static void multiply_transposed_unpacked(long rows, const Real<E>* const* a, con
   using R = Real<E>;
   constexpr long L_ = L<R>;
   R lanes[NV * TILE][L_] = {};
-  if constexpr (sizeof(E) == sizeof(R))
-    for (long j = 0; j < NV * L_ && first + j < N; j++)
-      for (long i = 0; i < rows; i++) {
-        V<R> sum{};
-        for (long g = 0; g < n_gates; g++)
-          for (long u = 0; u < H; u += L_)
-            sum += load_part(w + (first + j) * 3 * H + gates[g] * H + u, H - u) * load(a[i] + g * up(H, L_) + u);
-        for (long u = 0; u < L_; u++) lanes[j / L_ * TILE + i][j % L_] += sum[u];
-      }
+  for (long j = 0; j < NV * L_ && first + j < N; j++)
+    for (long i = 0; i < rows; i++) {
+      V<R> sum{};
+      for (long g = 0; g < n_gates; g++)
+        for (long u = 0; u < H; u += L_)
+          sum += load_part(w + (first + j) * 3 * H + gates[g] * H + u, H - u) * load(a[i] + g * up(H, L_) + u);
+      for (long u = 0; u < L_; u++) lanes[j / L_ * TILE + i][j % L_] += sum[u];
+    }
   for (long v = 0; v < NV; v++)
     for (long i = 0; i < rows; i++) sums[v * TILE + i] = load(lanes[v * TILE + i]);
 }

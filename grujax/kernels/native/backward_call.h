@@ -64,7 +64,7 @@ template <class E, class Op> struct BackwardWork : Work {
     f.dreset = f.reset ? scratch.take<R>(B * Hp) : nullptr;
     if (f.dreset) memset(f.dreset, 0, B * Hp * sizeof(R));
     f.d_row = 4 * Hp + N;
-    f.packed = !std::is_same_v<E, R> || B * T >= UNPACKED_BELOW;
+    f.packed = B * T >= UNPACKED_BELOW;
     len = std::min(T, std::max(1L, CHUNK_ROWS / std::max(B, 1L))), chunks = len ? (T + len - 1) / len : 0;
     const long K = len * B;
     f.w_hh_t = g.w_hh_t = scratch.take<R>((o.reset_after ? 3 : 2) * Hp * Hp);

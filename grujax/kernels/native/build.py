@@ -12,7 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from ctypes import CDLL, c_char, c_int
 from pathlib import Path
@@ -31,6 +31,8 @@ INSTRUCTION_SETS = {
     "plain": ("__cplusplus", "-DBYTES=16 -DREGISTERS=16"),
 }
 """Of each the macro that a compiler which has it defines, and the options: BYTES of a vector, vector registers."""
+EMULATED = {"emulated": ("__cplusplus", "-DBYTES=64 -DREGISTERS=32 -DEMULATED -Wno-psabi")}
+"""For tests: the vectors and the products of pairs that avx512bf16 has, in code that runs on every processor."""
 
 
 def missing() -> str | None:
@@ -46,7 +48,7 @@ def missing() -> str | None:
     return why and f"no C++ compiler: {shlex.join(_compiler())} fails on an empty program: {why}"
 
 
-def build(target: Path = LIBRARY) -> list[str]:
+def build(target: Path = LIBRARY, sets: Mapping[str, tuple[str, str]] = INSTRUCTION_SETS) -> list[str]:
     """Compiles the sources beside this file into `target`, which appears whole or not at all.
 
     Returns:
@@ -58,16 +60,16 @@ def build(target: Path = LIBRARY) -> list[str]:
     if (why := missing()) is not None:
         raise RuntimeError(f"the native kernel cannot be built: {why}")
     known = "#ifndef {}\n#error\n#endif\n"
-    sets = {
+    chosen = {
         name: flags.split()
-        for name, (macro, flags) in INSTRUCTION_SETS.items()
+        for name, (macro, flags) in sets.items()
         if _refuses(known.format(macro), *flags.split()) is None
     }
     options = shlex.split(os.environ.get("CXXFLAGS", ""))
-    compiler = [*_compiler(), *options, "-std=c++17", "-O3", "-fPIC", "-ffp-contract=fast"]
+    compiler = [*_compiler(), "-std=c++17", "-O3", "-fPIC", "-ffp-contract=fast", *options]
     headers = ["-isystem", str(_headers())]
-    units = [[*flags, f"-DISA={name}", "-fvisibility=hidden", f"{HERE}/isa.cpp"] for name, flags in sets.items()]
-    units.append([*(f"-DHAVE_{name.upper()}" for name in sets), *headers, f"{HERE}/ffi.cpp"])
+    units = [[*flags, f"-DISA={name}", "-fvisibility=hidden", f"{HERE}/isa.cpp"] for name, flags in chosen.items()]
+    units.append([*(f"-DHAVE_{name.upper()}" for name in chosen), *headers, f"{HERE}/ffi.cpp"])
     # The C++ runtime goes in, hidden, since that of the process may be older; what is undefined fails here, not there.
     linux = "-static-libstdc++ -static-libgcc -Wl,--exclude-libs,ALL -Wl,-z,defs -pthread"
     runtime = linux if sys.platform == "linux" else ""
@@ -78,7 +80,7 @@ def build(target: Path = LIBRARY) -> list[str]:
         link = [*compiler, *headers, "-shared", *objects, *runtime.split(), "-o", made, "-x", "c++", "-"]
         _must_run(link, STAMP % fingerprint())
         os.replace(made, target)
-    return list(sets)
+    return list(chosen)
 
 
 STAMP = """#include "xla/ffi/api/c_api.h"

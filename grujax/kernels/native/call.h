@@ -49,8 +49,8 @@ template <class E, class Op> struct Forward : Steps {
   const R* bias;              // [P][r, z, n, hn][L]
   const R* projected = nullptr;  // one row alone: the input's part of the gates from step `first` on, [steps][P][3][L]
   long first = 0;
-  R* products = nullptr;      // few rows, weights as they came: the products of a step (B, 2, 3H), of x (in a forward pass)
-                              // and of the state
+  R* products = nullptr;      // few rows: the products of a step (B, 2, 3H), of x (in a forward pass) and of the state,
+  const E* unpacked[2];       // by w_ih and w_hh as they came
   long x_step, x_row, hs_step, hs_row, h_row, read_row;
   R *state[2];                // (B, h_row) before even and before odd steps
   Op *read[2];                // what the products read of it: the same array, or masked or rounded
@@ -124,4 +124,6 @@ KERNELS_OF(avx512)
 KERNELS_OF(avx2)
 KERNELS_OF(neon)
 KERNELS_OF(plain)
+KERNELS_OF(emulated)
 namespace avx512bf16 { extern const Kernels<bf16, bf16> bf16_pairs; }
+namespace emulated { extern const Kernels<bf16, bf16> bf16_pairs; }

@@ -34,7 +34,12 @@ static const std::vector<InstructionSet>& sets() {
 #if defined(HAVE_NEON)
       {"neon", true, SET(neon, nullptr)},
 #endif
+#if defined(HAVE_PLAIN)
       {"plain", true, SET(plain, nullptr)},
+#endif
+#if defined(HAVE_EMULATED)
+      {"emulated", true, SET(emulated, &emulated::bf16_pairs)},
+#endif
   };
   return all;
 }

@@ -63,15 +63,12 @@ INLINE void find_states(const Forward<E, Op>& f, long s, const int* rows, long n
 }
 // Few rows: the products of the panels [p0, p1) at once. `part` of f.products: 0 of the inputs, 1 of the states.
 template <class E, class Op>
-static void multiply_at_once(const Forward<E, Op>& f, const int* rows, long n, const Op* const* a, const Op* w, long K, int part,
-                             long p0, long p1) {
-  if constexpr (sizeof(Op) == sizeof(Real<E>)) {
-    Op* sums[UNPACKED_BELOW];
-    for (long i = 0; i < n; i++) sums[i] = f.products + (rows[i] * 2 + part) * 3 * f.H;
-    const bool whole = p0 == 0 && p1 == f.P;  // then the gates of a row of the weights are one piece
-    for (long g = 0, N = L<Op>; g < (whole ? 1 : 3); g++)
-      multiply_unpacked(n, a, w, K, 3 * f.H, g * f.H + p0 * N, whole ? 3 * f.H : g * f.H + p1 * N, sums);
-  }
+static void multiply_at_once(const Forward<E, Op>& f, const int* rows, long n, const Op* const* a, int part, long p0, long p1) {
+  Real<E>* sums[UNPACKED_BELOW];
+  for (long i = 0; i < n; i++) sums[i] = f.products + (rows[i] * 2 + part) * 3 * f.H;
+  const bool whole = p0 == 0 && p1 == f.P;  // then the gates of a row of the weights are one piece
+  for (long g = 0, N = L<Real<E>>, K = part ? f.H : f.I; g < (whole ? 1 : 3); g++)
+    multiply_unpacked(n, a, f.unpacked[part], K, 3 * f.H, g * f.H + p0 * N, whole ? 3 * f.H : g * f.H + p1 * N, sums);
 }
 template <class E, class Op>
 INLINE void load_products(const Forward<E, Op>& f, const int* rows, long n_rows, long p, int part, V<Real<E>>* sums) {
@@ -202,8 +199,8 @@ void forward(const Forward<E, Op>& f, long s, int phase, const int* rows, long n
     const Real<E>* h[UNPACKED_BELOW];
     find_states(f, s, rows, n, h, read);
     for (long i = 0; i < n; i++) x[i] = f.x + f.t(s) * f.x_step + rows[i] * f.x_row;
-    multiply_at_once(f, rows, n, x, f.w_ih, f.I, 0, p0, p1);
-    multiply_at_once(f, rows, n, read, f.w_hh, f.H, 1, p0, p1);
+    multiply_at_once(f, rows, n, x, 0, p0, p1);
+    multiply_at_once(f, rows, n, read, 1, p0, p1);
   }
   step(f, s, phase, rows, n, p0, p1, forward_tile<E, Op>);
 }

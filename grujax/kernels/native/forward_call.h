@@ -40,11 +40,12 @@ template <class E, class Op, class Call = Forward<E, Op>> struct ForwardWork : W
     add_state(f, g, arrays, in);
 
     const long width = up(I, PAIR<Op>);
-    if constexpr (std::is_same_v<E, Op>) f.x = g.x, f.w_ih = g.w_ih;
+    if constexpr (std::is_same_v<E, Op>) f.x = g.x;
     if (!std::is_same_v<E, Op> || width != I) {
       f.x = g.x_operands = scratch.take<Op>(T * B * width);
       f.x_step = f.x_step / I * width, f.x_row = f.x_row / I * width;
     }
+    f.unpacked[0] = g.w_ih;
     if (!f.products) f.w_ih = g.w_ih_packed = scratch.take<Op>(width * 3 * Hp);
     if (B == 1) g.projected = scratch.take<R>(PROJECTED * 3 * Hp);
     R* bias = scratch.take<R>(4 * Hp);
@@ -75,8 +76,7 @@ template <class E, class Op, class Call = Forward<E, Op>> struct ForwardWork : W
     };
     R* states[2] = {rows_of(B, h0), scratch.take<R>(B * f.h_row)};
     f.state[0] = states[0], f.state[1] = states[1], f.h_reset = rows_of(1, h_reset);
-    constexpr bool as_they_lie = std::is_same_v<E, Op>;
-    const bool apart = f.state_mask || !std::is_same_v<Op, R> || !as_they_lie;
+    const bool apart = f.state_mask || !std::is_same_v<E, R>;
     if constexpr (std::is_same_v<Op, R>)
       if (!apart) f.read[0] = states[0], f.read[1] = states[1], f.read_reset = f.h_reset, f.read_row = f.h_row;
     if (apart) {
@@ -96,10 +96,9 @@ template <class E, class Op, class Call = Forward<E, Op>> struct ForwardWork : W
       f.read[0] = read_of(states[0], f.h_row), f.read[1] = scratch.take<Op>(B * f.read_row), f.read_reset = read_of(f.h_reset, 0);
     }
     g.w_hh = arrays.in<E>(in + W_HH, {H, 3 * H});
-    if constexpr (as_they_lie) f.w_hh = g.w_hh;
-    if constexpr (as_they_lie)
-      if (f.reset_after && B * T < UNPACKED_BELOW && H % k.lanes == 0) f.products = scratch.take<R>(B * 2 * 3 * H);
-    if (!f.products) f.w_hh = g.w_hh_packed = scratch.take<Op>(Kp * (f.reset_after ? 3 : 2) * Hp);
+    f.unpacked[1] = g.w_hh;
+    if (f.reset_after && B * T < UNPACKED_BELOW && H % k.lanes == 0) f.products = scratch.take<R>(B * 2 * 3 * H);
+    else f.w_hh = g.w_hh_packed = scratch.take<Op>(Kp * (f.reset_after ? 3 : 2) * Hp);
     if (!f.reset_after) {
       f.w_hn = g.w_hn_packed = scratch.take<Op>(Kp * Hp);
       f.z = scratch.take<R>(B * f.h_row), f.x_n = scratch.take<R>(B * f.h_row);

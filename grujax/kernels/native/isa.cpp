@@ -15,9 +15,10 @@ constexpr Kernels<E, Op> KERNELS = {
     L<Real<E>>,     TILE,           pack<E, Op>,        operands<E, Op>, project<E, Op>,
     forward<E, Op>, tangent<E, Op>, pack_transposed<E>, backward<E>,     input_gradient<E>,
     pack_operands<E>, weight_gradient<E>, weight_gradient_by_features<E>};
-#if defined(__AVX512BF16__)
+#if defined(__AVX512BF16__) || defined(EMULATED)
 extern const Kernels<bf16, bf16> bf16_pairs = KERNELS<bf16, bf16>;
-#else
+#endif
+#if !defined(__AVX512BF16__)
 extern const Kernels<float, float> f32 = KERNELS<float, float>;
 extern const Kernels<double, double> f64 = KERNELS<double, double>;
 extern const Kernels<bf16, float> bf16_as_f32 = KERNELS<bf16, float>;

@@ -4,7 +4,11 @@ constexpr int TILE = REGISTERS == 32 ? 8 : 4;  // 8 rows x 3 vectors of sums and
 
 INLINE void multiply(V<float>& sum, const float* w, const float* a) { sum += load(w) * splat(*a); }
 INLINE void multiply(V<double>& sum, const double* w, const double* a) { sum += load(w) * splat(*a); }
-#if defined(__AVX512BF16__)
+#if defined(EMULATED)
+INLINE void multiply(V<float>& sum, const bf16* w, const bf16* a) {
+  for (long u = 0; u < L<float>; u++) sum[u] += widen(w[2 * u]) * widen(a[0]) + widen(w[2 * u + 1]) * widen(a[1]);
+}
+#elif defined(__AVX512BF16__)
 INLINE void multiply(V<float>& sum, const bf16* w, const bf16* a) {
   __m512i pairs;
   int pair;
@@ -74,13 +78,13 @@ static void multiply_rows(long rows, const Op* const* a, const Op* w, long K, V<
 // Few rows, with w (K, M) as it came: the columns [from, to) of sums (n rows, M). DEEP rows of w at a time, read from one
 // end to the other for every 4 rows.
 constexpr long DEEP = 8;
-template <int MR, class R>
-INLINE void add_products(const R* const* a, const R* w, long depth, long M, bool first, R* const* sums) {
-  V<R> sum[MR] = {};
+template <int MR, class E, class Op>
+INLINE void add_products(const Op* const* a, const E* w, long depth, long M, bool first, Real<E>* const* sums) {
+  V<Real<E>> sum[MR] = {};
   auto add = [&](long k) {
-    const V<R> v = load(w + k * M);
+    const V<Real<E>> v = load(w + k * M);
 #pragma GCC unroll 4
-    for (int i = 0; i < MR; i++) sum[i] += splat(a[i][k]) * v;
+    for (int i = 0; i < MR; i++) sum[i] += splat(to_real(a[i][k])) * v;
   };
   if (depth == DEEP)
 #pragma GCC unroll 8
@@ -89,17 +93,18 @@ INLINE void add_products(const R* const* a, const R* w, long depth, long M, bool
     for (long k = 0; k < depth; k++) add(k);
   for (int i = 0; i < MR; i++) store(sums[i], first ? sum[i] : load(sums[i]) + sum[i]);
 }
-template <class R>
-static void multiply_unpacked(long n, const R* const* a, const R* w, long K, long M, long from, long to, R* const* sums) {
+template <class E, class Op>
+static void multiply_unpacked(long n, const Op* const* a, const E* w, long K, long M, long from, long to, Real<E>* const* sums) {
+  using R = Real<E>;
   for (long k = 0; k < K; k += DEEP)
     for (long i = 0; i < n; i += 4) {
       const long rows = n - i < 4 ? n - i : 4, depth = K - k < DEEP ? K - k : DEEP;
-      const R* factors[4];
+      const Op* factors[4];
       for (long j = 0; j < rows; j++) factors[j] = a[i + j] + k;
       for (long u = from; u < to; u += L<R>) {
         R* at[4];
         for (long j = 0; j < rows; j++) at[j] = sums[i + j] + u;
-        const R* w_k = w + k * M + u;
+        const E* w_k = w + k * M + u;
         switch (rows) {
           case 1: add_products<1>(factors, w_k, depth, M, k == 0, at); break;
           case 2: add_products<2>(factors, w_k, depth, M, k == 0, at); break;

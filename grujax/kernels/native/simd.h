@@ -7,18 +7,26 @@ template <class T> using V = typename simd<T>::V;
 template <class T> constexpr long L = simd<T>::L;
 #define INLINE static inline __attribute__((always_inline))
 
-template <class T> INLINE V<T> load(const T* p) {
-  V<T> v;
-  __builtin_memcpy(&v, p, BYTES);
-  return v;
+template <class E> INLINE V<Real<E>> load(const E* p) {
+  if constexpr (sizeof(E) == 2) {  // bfloat16 is the upper half of a float
+    typedef uint16_t halves __attribute__((vector_size(BYTES / 2)));
+    typedef uint32_t words __attribute__((vector_size(BYTES)));
+    halves v;
+    __builtin_memcpy(&v, p, BYTES / 2);
+    return (V<float>)(__builtin_convertvector(v, words) << 16);
+  } else {
+    V<E> v;
+    __builtin_memcpy(&v, p, BYTES);
+    return v;
+  }
 }
 template <class T> INLINE void store(T* p, V<T> v) { __builtin_memcpy(p, &v, BYTES); }
 template <class T> INLINE V<T> splat(T a) { return a - V<T>{}; }
-template <class T> INLINE V<T> load_part(const T* p, long n) {  // the first n lanes, zeros behind them
-  if (n >= L<T>) return load(p);
-  V<T> v{};
-  if (n > 0) __builtin_memcpy(&v, p, n * sizeof(T));
-  return v;
+template <class E> INLINE V<Real<E>> load_part(const E* p, long n) {  // the first n lanes, zeros behind them
+  if (n >= L<Real<E>>) return load(p);
+  E lanes[L<Real<E>>] = {};
+  if (n > 0) __builtin_memcpy(lanes, p, n * sizeof(E));
+  return load(lanes);
 }
 template <class T> INLINE void store_part(T* p, V<T> v, long n) {
   if (n >= L<T>) return store(p, v);

@@ -49,7 +49,7 @@ void tangent(const Tangent<E, Op>& f, long s, int phase, const int* rows, long n
     const Op* read[UNPACKED_BELOW];
     const Real<E>* dh[UNPACKED_BELOW];
     find_states(f, s, rows, n, dh, read);
-    multiply_at_once(f, rows, n, read, f.w_hh, f.H, 1, p0, p1);
+    multiply_at_once(f, rows, n, read, 1, p0, p1);
   }
   step(f, s, phase, rows, n, p0, p1, tangent_tile<E, Op>);
 }
