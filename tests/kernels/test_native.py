@@ -23,6 +23,7 @@ from grujax import GRUSpec, GRUWeights, InputError, equations, kernels
 from grujax.interop.stablehlo import to_stablehlo
 from grujax.kernels import native
 from grujax.kernels.derivative import Chunks
+from grujax.kernels.native import build
 from grujax.kernels.table import KERNELS, Asked
 from grujax.linen import GRU
 from grujax.testing import CASES, assert_close, assert_serves, assert_trees_close
@@ -78,6 +79,22 @@ def test_each_instruction_set_passes_the_contract_and_is_exact(instructions, cas
         pytest.skip(f"this processor or this library has no {instructions}")
     found, *passed = program([__file__], str(numbers), *cases, GRUJAX_NATIVE_ISA=instructions)
     assert found == instructions and passed == ["activations", *(cases or FEW)]
+
+
+# Of AVX-512 the tiles and the products of pairs, whose operands are laid out otherwise.
+WIDE = ["few", "33 units, 65 rows", "few, bfloat16", "few, bfloat16, part", "bfloat16, odd", "bfloat16, Cho"]
+WIDE += ["bfloat16, one row", "bfloat16, threads"]
+
+
+@needs_library
+@pytest.mark.skipif(build.missing() is not None, reason=build.missing() or "there is a compiler")
+@pytest.mark.parametrize("cases", [WIDE, pytest.param(SERVED, marks=pytest.mark.slow)], ids=["some", "all"])
+def test_what_only_avx512_runs_is_right_in_plain_code(cases, tmp_path, monkeypatch):
+    library = tmp_path / "_gru.so"
+    monkeypatch.setenv("CXXFLAGS", "-O0")  # compiles in a third of the time
+    assert build.build(library, build.EMULATED) == ["emulated"]
+    found, *passed = program([__file__], "13", *cases, GRUJAX_NATIVE_LIBRARY=str(library))
+    assert found == "emulated" and passed == ["activations", *cases]
 
 
 def assert_forward_mode(case):

@@ -1,14 +1,13 @@
 // The forward pass: weights into panels, and one step of some rows and panels.
-INLINE void write(float* out, float a, float) { *out = a; }
-INLINE void write(double* out, double a, double) { *out = a; }
-INLINE void write(float* out, float a, bf16) { *out = widen(narrow(a)); }
-INLINE void write(bf16* out, float a, bf16) { *out = narrow(a); }
-// The first n lanes, zeros behind them: pairs read one lane past an odd H, and Inf times a weight of 0 is NaN there.
+// What the products read of a state: rounded where E is bfloat16.
 template <class E, class Op> INLINE void write_operand(Op* out, V<Real<E>> v, long n) {
-  Real<E> lanes[L<Real<E>>];
-  store(lanes, v);
-  for (long i = n; i < L<Real<E>>; i++) lanes[i] = 0;
-  for (long i = 0; i < L<Real<E>>; i++) write(out + i, lanes[i], E{});
+  if constexpr (sizeof(Op) == 2) {  // pairs read one lane past an odd H, and Inf times a weight of 0 is NaN there
+    Real<E> lanes[L<Real<E>>];
+    store(lanes, v);
+    for (long i = n; i < L<Real<E>>; i++) lanes[i] = 0;
+    for (long i = 0; i < L<Real<E>>; i++) out[i] = narrow(lanes[i]);
+  } else if constexpr (sizeof(E) == 2) store(out, rounded(v));
+  else store(out, v);
 }
 template <class Op> INLINE void write_exact(Op* out, Op a) { *out = a; }
 INLINE void write_exact(float* out, bf16 a) { *out = widen(a); }
