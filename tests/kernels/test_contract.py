@@ -24,7 +24,37 @@ REFUSED = [(kernel, case) for kernel, case in PAIRS if KERNELS[kernel].refuses(a
 SERVED = [(kernel, case) for kernel, case in PAIRS if kernel in HERE and (kernel, case) not in REFUSED]
 
 
-@pytest.mark.parametrize(("kernel", "case"), SERVED)
+def levels(case):
+    """What varies in a case, by name."""
+    spec = case.spec
+    steering = {name: name in case.given for name in ("valid", "reset", "h_reset", "state_mask", "hold")}
+    equations_of = {"reset_after": spec.reset_after, "update": spec.update, "layer_norm": spec.layer_norm}
+    others = {"told": spec.activation == "tanh", "reverse": case.reverse, "time_major": case.time_major}
+    return steering | equations_of | others | {"plain": case.plain, "dtype": case.dtype, "gates": case.with_gates}
+
+
+def every_pair(kernel):
+    """Of the cases that a kernel serves enough to have each pair of what varies that is in any, and each edge."""
+    served = {case: set(combinations(levels(CASES[case]).items(), 2)) for of, case in SERVED if of == kernel}
+    chosen, missing = ["no steps", "no rows", "few, one row"], set().union(*served.values())
+    while missing:
+        chosen.append(max(served, key=lambda case: len(served[case] & missing)))
+        missing -= served[chosen[-1]]
+    return chosen
+
+
+QUICK = {kernel: every_pair(kernel) for kernel in ("xla", "autodiff")}
+"""Most cases are there for the sizes at which the native kernel goes another way; the loop of XLA has one way for all
+but a single row."""
+
+
+@pytest.mark.parametrize(
+    ("kernel", "case"),
+    [
+        pytest.param(kernel, case, marks=[] if case in QUICK.get(kernel, CASES) else pytest.mark.slow)
+        for kernel, case in SERVED
+    ],
+)
 def test_values_and_gradients_are_those_of_the_oracle(kernel, case):
     assert_serves(partial(kernels.run, implementation=kernel), CASES[case])
 
@@ -33,15 +63,6 @@ def test_values_and_gradients_are_those_of_the_oracle(kernel, case):
 def test_what_a_kernel_cannot_serve_is_refused_by_name(kernel, case):
     with refused(f"implementation={kernel!r} cannot serve this call", "Pass None"):
         explain(implementation=kernel, **asked(CASES[case])._asdict())
-
-
-def levels(case):
-    """What varies in a case, by name."""
-    spec = case.spec
-    steering = {name: name in case.given for name in ("valid", "reset", "h_reset", "state_mask", "hold")}
-    equations_of = {"reset_after": spec.reset_after, "update": spec.update, "layer_norm": spec.layer_norm}
-    others = {"told": spec.activation == "tanh", "reverse": case.reverse, "time_major": case.time_major}
-    return steering | equations_of | others | {"plain": case.plain, "dtype": case.dtype, "gates": case.with_gates}
 
 
 def test_every_pair_of_what_varies_is_in_a_case():
