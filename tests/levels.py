@@ -29,7 +29,7 @@ def assert_fit_takes_the_steps_of_train_step(config, data):
     boundaries = tuple(shape[1] for shape in fitted.compiled.shapes)
     per_epoch = len(list(batches(data.train, config.batch_size, boundaries)))
     num_steps, constants = config.epochs * per_epoch, constants_of(data.train)
-    first = fitted.model.init(jax.random.key(config.seed), data.train.x[:1])["params"]
+    first = jax.jit(fitted.model.init)(jax.random.key(config.seed), data.train.x[:1])["params"]
     state = initial_state(first, make_optimizer(config, num_steps), config)
     for number in range(1, config.epochs + 1):
         rng = np.random.default_rng((config.seed, number, 1))

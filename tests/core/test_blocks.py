@@ -66,6 +66,8 @@ LAYERS = {
     "normalised, take": {**NORMALISED, "num_layers": 2},
     "before": {"reset_after": False, "num_layers": 2, "bidirectional": True, "bias": False},
 }
+QUICK = {"two layers, both ways": ["native"], "normalised, take": [None, "reference"], "before": ["xla", "reference"]}
+"""The dense matrix is made before a kernel runs: each kernel once, and both resets."""
 WAYS = [*(name for name in HERE if name != "autodiff"), "reference"]
 
 
@@ -85,7 +87,11 @@ def dense(case):
 
 @pytest.mark.parametrize(
     ("case", "implementation"),  # with normalisation there is one beside the reference
-    [(case, way) for case in LAYERS for way in (WAYS if "normalised" not in case else [None, "reference"])],
+    [
+        pytest.param(case, way, marks=[] if way in QUICK[case] else pytest.mark.slow)
+        for case in LAYERS
+        for way in (WAYS if "normalised" not in case else [None, "reference"])
+    ],
 )
 def test_values_and_gradients_are_those_of_the_dense_layer(case, implementation):
     layer = GRU(H, blocks=BLOCKS, implementation=implementation, **LAYERS[case], **F64)

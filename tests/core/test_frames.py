@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawn import drawn
 from flax import nnx
 
 import grujax
@@ -19,8 +20,7 @@ def problem(n_steps=7, statistics=STATISTICS, **fields):
     """A model with frames, its variables, x (4, T, 2) and lengths (4,)."""
     model = GRUModel(5, 3, **{"pooling": "max", "bidirectional": True, "steps_per_frame": SIZE} | fields)
     x = jax.random.normal(jax.random.key(0), (4, n_steps, 2), jnp.float32)
-    variables = model.init(jax.random.key(1), x) | {"statistics": statistics}
-    return model, jax.tree.map(lambda a: a + 0.1, variables), x, jnp.array([7, 4, 1, 3])
+    return model, drawn(model, x) | {"statistics": statistics}, x, jnp.array([7, 4, 1, 3])
 
 
 def by_hand(model, variables, x, valid):

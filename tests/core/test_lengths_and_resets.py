@@ -121,7 +121,7 @@ def check_layers(rng, params, x, h0, valid, resets, by, h0_given, **options):
     [
         (None, "lengths", False, True),
         (None, "mask", True, False),
-        ("autodiff", "lengths", True, False),
+        pytest.param("autodiff", "lengths", True, False, marks=pytest.mark.slow),  # above; a layer hands it on
         ("reference", "mask", False, True),
     ],
 )
@@ -136,7 +136,9 @@ def test_layers_equal_the_plain_runs_of_their_pieces(implementation, by, h0_give
     check_layers(rng, params, x, h0, valid, resets, by, h0_given, **options)
 
 
-@pytest.mark.parametrize("edge", EDGES)
+@pytest.mark.parametrize(  # test_pooling.py has all edges without gradients, kernels/test_contract.py those of a kernel
+    "edge", [pytest.param(edge, marks=[] if edge == "no steps" else pytest.mark.slow) for edge in EDGES]
+)
 def test_sizes_at_the_edge(edge):
     n_rows, n_steps, input_size, hidden_size = EDGES[edge]
     rng = np.random.default_rng(3)

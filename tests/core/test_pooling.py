@@ -1,6 +1,6 @@
 """Packed sequences and pooling, against plain runs of each sequence."""
 
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -182,9 +182,15 @@ def test_pooling_at_the_edge(edge, pooling):
     handed = {"params": as_jax(params)}, jnp.asarray(x[:-1])
     mask, resets = as_jax((flags[0, :-1], flags[1, :-1]))
     segments = jnp.asarray(np.repeat(np.arange(n_rows)[:, None], n_steps, 1))
-    assert_close(model.apply(*handed, mask=mask), dense(params["head"], expected[:-1]))
-    found = model.apply(*handed, mask=mask, resets=resets, segments=segments, num_segments=n_rows + 1)
-    assert_close(found, dense(params["head"], expected_segments))
+
+    @jax.jit
+    def both(variables, x, mask, resets, segments):
+        steering = {"resets": resets, "segments": segments, "num_segments": n_rows + 1}
+        return model.apply(variables, x, mask=mask), model.apply(variables, x, mask=mask, **steering)
+
+    found, of_segments = both(*handed, mask, resets, segments)
+    assert_close(found, dense(params["head"], expected[:-1]))
+    assert_close(of_segments, dense(params["head"], expected_segments))
 
 
 @pytest.mark.parametrize("edge", EDGES)
@@ -195,8 +201,7 @@ def test_an_output_a_step_at_the_edge(edge):
     params = random_params(model, rng, input_size)
     x, (mask, resets) = rng.normal(size=EDGES[edge][:3]), rng.random((2, n_rows, n_steps)) < 0.7
     output, expected_last, _ = layers(params["encoder"]["gru"], x, None, mask, resets)
-    y, h_last = model.apply(
-        {"params": as_jax(params)}, jnp.asarray(x), return_state=True, **as_jax({"mask": mask, "resets": resets})
-    )
+    run = jax.jit(partial(model.apply, return_state=True))
+    y, h_last = run({"params": as_jax(params)}, jnp.asarray(x), **as_jax({"mask": mask, "resets": resets}))
     assert_close(y, np.where(mask[..., None], dense(params["head"], output), 0))
     assert_close(h_last, expected_last)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from implementations import HERE
+from pairs import pairwise
 
 from grujax import GRU, GRUModel, GRUWeights, equations, gru
 from grujax.testing import assert_close
@@ -69,7 +70,7 @@ def test_the_state_is_carried_in_float32_at_least(dtype, state, implementation):
     layer = GRU(hidden, dtype=dtype, param_dtype=dtype, implementation=implementation)
     params = {"params": {"l0": {name: jnp.asarray(a, dtype) for name, a in weights.items()}}}
     x = np.zeros((2, steps, 1))
-    output, h_last = layer.apply(params, jnp.asarray(x, dtype), jnp.asarray(h0, state))
+    output, h_last = jax.jit(layer.apply)(params, jnp.asarray(x, dtype), jnp.asarray(h0, state))
     assert (output.dtype, h_last.dtype) == (dtype, state)
     expected = equations.sequence(x.swapaxes(0, 1), h0[0], *weights.values()).h_last
     assert np.abs(expected - h0[0]).max() > 0.5
@@ -151,9 +152,11 @@ def differentiate(given, weigh, implementation, reset_after):
     return jax.grad(loss, has_aux=True)(given)
 
 
+VARIED = {"implementation": HERE, "dtype": ("float64", "float32"), "reset_after": (True, False)}
+PAIRS = [tuple(case.values()) for case in pairwise(**VARIED)]
 EVERYWHERE = pytest.mark.parametrize(
-    ("implementation", "dtype", "reset_after"),
-    [(*of, reset_after) for of in product(HERE, ("float64", "float32")) for reset_after in (True, False)],
+    tuple(VARIED),
+    [pytest.param(*of, marks=[] if of in PAIRS else pytest.mark.slow) for of in product(*VARIED.values())],
 )
 
 

@@ -1,6 +1,7 @@
 """Regularisation: masks recovered and counted, the oracle under them, implementations alike, off where it is off."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -192,7 +193,10 @@ STEPS = {"recurrent_dropout": 1, "weight_dropout": 1}
 """For how long expectations pass through a linear layer: a mask that stays is multiplied with itself at step two."""
 
 
-@pytest.mark.parametrize("name", RATE)
+@pytest.mark.parametrize(  # it follows from how many are dropped and what survives, which are counted above
+    "name",
+    [pytest.param(name, marks=[] if name in ("input_dropout", "zoneout") else pytest.mark.slow) for name in RATE],
+)
 def test_the_expectation_of_a_linear_layer_is_its_evaluation(name):
     """r = 1, z = 1/2 and no tanh: within five standard errors of the mean over 4000 keys, at every element."""
     x, keys = X[:, : STEPS.get(name, T)], jax.random.split(KEY, 4000)
@@ -301,7 +305,10 @@ WITH_DROPOUT = {
 @pytest.mark.parametrize("which", WITH_DROPOUT)
 def test_a_model_that_is_given_no_key_says_what_to_write(which):
     linen, of_nnx, args = WITH_DROPOUT[which]
-    variables = linen.init({"params": KEY}, *args, deterministic=False)  # its key serves in the place of the other
+    shapes = jax.eval_shape(linen.init, {"params": KEY}, *args)
+    init = functools.partial(linen.init, deterministic=False)
+    assert jax.eval_shape(init, {"params": KEY}, *args) == shapes  # its key serves in the place of the other
+    variables = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
     with refused('rngs: expected a key "dropout", found none. Write model.apply(', 'rngs={"dropout": key}'):
         linen.apply(variables, *args, deterministic=False)
     fields = {f.name: getattr(linen, f.name) for f in own_fields(type(linen))}
@@ -334,16 +341,28 @@ JOINT = {
 }
 
 
-@pytest.mark.parametrize("case", [*[*JOINT][:2], pytest.param([*JOINT][2], marks=pytest.mark.slow)])
-def test_every_implementation_draws_the_same_masks_and_gives_the_same_gradients(case):
+@functools.cache
+def joint(case, implementation):
+    model = GRU(H, param_dtype=jnp.float64, implementation=implementation, **RATE | JOINT[case])
+    return value_and_gradients(model, drawn(model), resets=RESETS, **TRAINING)
+
+
+QUICK = {"xla": "before, take, both ways", "autodiff": "after, two layers", "reference": "before, take, both ways"}
+"""Masks are drawn before any kernel runs: each once beside the default."""
+
+
+@pytest.mark.parametrize(
+    ("case", "implementation"),
+    [
+        pytest.param(case, name, marks=[] if case == QUICK[name] else pytest.mark.slow)
+        for case, name in itertools.product(JOINT, QUICK)
+    ],
+)
+def test_every_implementation_draws_the_same_masks_and_gives_the_same_gradients(case, implementation):
     """All five at once, with padding that holds NaN and with resets."""
-    found = {}
-    for implementation in (None, "xla", "autodiff", "reference"):
-        model = GRU(H, param_dtype=jnp.float64, implementation=implementation, **RATE | JOINT[case])
-        found[implementation] = value_and_gradients(model, drawn(model), resets=RESETS, **TRAINING)
-    for name in ("xla", "autodiff", "reference"):
-        assert_trees_close(found[None][0], found[name][0])
-        assert_trees_close(found[None][1], found[name][1], "gradient")
+    (values, gradients), (expected, of_default) = joint(case, implementation), joint(case, None)
+    assert_trees_close(values, expected)
+    assert_trees_close(gradients, of_default, "gradient")
 
 
 @pytest.mark.parametrize("name", RATE)
@@ -377,7 +396,9 @@ def test_at_rate_one_nothing_passes(name):
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradients))
 
 
-@pytest.mark.parametrize("implementation", [None, "xla", "autodiff", "reference"])
+@pytest.mark.parametrize(  # the loop of "xla" is that of "autodiff"
+    "implementation", [None, pytest.param("xla", marks=pytest.mark.slow), "autodiff", "reference"]
+)
 def test_at_rate_one_zoneout_keeps_the_state_to_the_bit(implementation):
     model = layer("zoneout", 1.0, bidirectional=False, implementation=implementation)
     (output, h_last), (params, x, h0) = value_and_gradients(model, drawn(model), **TRAINING)

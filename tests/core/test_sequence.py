@@ -62,7 +62,7 @@ def test_values_and_gradients_equal_the_oracle(problem, case):
         weighed = (hs * jnp.asarray(dhs, dtype)).sum() + (h_last * jnp.asarray(dh_last, dtype)).sum()
         return weighed, (hs, h_last)
 
-    (_, (hs, h_last)), gradients = jax.value_and_grad(loss, has_aux=True)(as_jax(given, dtype))
+    (_, (hs, h_last)), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(as_jax(given, dtype))
     assert_close(hs, expected_hs)
     assert_close(h_last, expected_last)
     for name in NAMES:
@@ -76,8 +76,12 @@ def test_values_and_gradients_equal_the_oracle(problem, case):
 @pytest.mark.parametrize("sizes", [(0, 4, 3, 5), (6, 0, 3, 5), (1, 1, 1, 1), (1, 4, 3, 1), (5, 3, 7, 13)])
 def test_sizes_at_the_edge(problem, sizes):
     given = problem(*sizes)
-    gradients = jax.grad(lambda given: sum(a.sum() for a in run(given)))(as_jax(given))
-    hs, h_last = run(as_jax(given))
+
+    def loss(given):
+        results = run(given)
+        return sum(a.sum() for a in results), results
+
+    gradients, (hs, h_last) = jax.jit(jax.grad(loss, has_aux=True))(as_jax(given))
     n_steps, n_rows, _, hidden = sizes
     expected = oracle(given, np.ones((n_rows, n_steps, hidden)), np.ones((n_rows, hidden)))
     assert_close(hs, expected[0])
@@ -109,8 +113,8 @@ def test_half_precision_stays_near_float32(problem, dtype, implementation):
         hs, h_last = run(given, lengths=LENGTHS, implementation=implementation)
         return hs.sum() + h_last.astype(hs.dtype).sum(), (hs, h_last)
 
-    (_, wide), expected = jax.value_and_grad(loss, has_aux=True)(given)
-    (_, half), gradients = jax.value_and_grad(loss, has_aux=True)(as_jax(given, dtype))
+    both = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    ((_, wide), expected), ((_, half), gradients) = both(given), both(as_jax(given, dtype))
     assert [a.dtype for a in half] == [jnp.float32, jnp.dtype(dtype)]  # h_last has the dtype of h0
     for a, b in zip(half, wide, strict=True):
         assert_close(a, b, dtype=dtype)
@@ -146,10 +150,11 @@ def test_vmap_over_weights_equals_a_loop(problem, implementation):
     members = [as_jax(problem(seed=seed)) for seed in range(3)]
     stacked = jax.tree.map(lambda *a: jnp.stack(a), *members)
 
+    @jax.jit
     def gradients(given):
         return jax.grad(lambda given: sum(a.sum() for a in run(given, implementation=implementation)))(given)
 
-    together = jax.vmap(gradients)(stacked)
+    together = jax.jit(jax.vmap(gradients))(stacked)
     for i, member in enumerate(members):
         for name, expected in gradients(member).items():
             assert_close(together[name][i], expected, "gradient", name=name)

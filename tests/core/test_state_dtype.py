@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
+from pairs import by_turns
 
 import grujax
 from grujax import GRU, GRUCell, GRUModel, GRUWeights, gru
@@ -53,9 +54,13 @@ STEPS = {
 }
 
 
-@pytest.mark.parametrize("x_dtype, h_dtype", [("float64", "float32"), ("float32", "float64"), ("float32", "bfloat16")])
-@pytest.mark.parametrize("step", STEPS)
-def test_a_scan_carries_a_state_of_any_dtype(step, x_dtype, h_dtype):
+DTYPES = ["float64-float32", "float32-float64", "float32-bfloat16"]
+"""Of x and of the state."""
+
+
+@pytest.mark.parametrize(("step", "dtypes"), by_turns(STEPS, DTYPES, quick=2))
+def test_a_scan_carries_a_state_of_any_dtype(step, dtypes):
+    x_dtype, h_dtype = dtypes.split("-")
     scan = lambda h, x: (STEPS[step](h, x), None)  # noqa: E731
     h_last, _ = jax.lax.scan(scan, H0.astype(h_dtype), X.astype(x_dtype))
     assert h_last.dtype == h_dtype

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from compilations import compilations
 from jax import export
+from pairs import by_turns
 
 from grujax import GRU, GRUModel, GRUWeights, gru
 from grujax.testing import assert_close, assert_trees_close
@@ -79,7 +80,11 @@ def inner(a, b):
 
 POINTS = {name: (p, X) for name, p in PARAMS.items()}
 TANGENTS = {name: random(point) for name, point in POINTS.items()}
-JACOBIANS = [("gru", "xla"), ("GRUModel", "xla")]
+WAYS = {
+    "reverse over forward": lambda loss, tangent: jax.grad(lambda p: jax.jvp(loss, (p,), (tangent,))[1]),
+    "reverse over reverse": lambda loss, tangent: jax.grad(lambda p: inner(jax.grad(loss)(p), tangent)),
+}
+"""To the product of the Hessian with a tangent; forward over reverse is in `derivatives`."""
 
 
 @functools.cache
@@ -90,48 +95,46 @@ def derivatives(name, implementation):
     def f(point):
         return RUNS[name](*point, STEPS, implementation)
 
-    loss = loss_of(f)
-
     @jax.jit
     def compute(point):
-        found = {
-            "value": f(point),
-            "gradient": jax.grad(loss)(point),
-            "jvp": jax.jvp(f, (point,), (tangent,))[1],
-            "forward over reverse": jax.jvp(jax.grad(loss), (point,), (tangent,))[1],
-        }
-        if (name, implementation) in JACOBIANS:
-            found["jacrev"], found["jacfwd"] = jax.jacrev(f)(point), jax.jacfwd(f)(point)
-        if implementation == "xla":
-            found["reverse over forward"] = jax.grad(lambda p: jax.jvp(loss, (p,), (tangent,))[1])(point)
-            found["reverse over reverse"] = jax.grad(lambda p: inner(jax.grad(loss)(p), tangent))(point)
-        return found
+        value, jvp = jax.jvp(f, (point,), (tangent,))
+        gradient, product = jax.jvp(jax.grad(loss_of(f)), (point,), (tangent,))
+        return {"value": value, "gradient": gradient, "jvp": jvp, "product": product}
 
     return compute(point)
 
 
-@pytest.mark.parametrize(("name", "implementation"), JACOBIANS)
-def test_forward_mode_and_reverse_mode_agree(name, implementation):
-    found, tangent = derivatives(name, implementation), jax.tree.leaves(TANGENTS[name])
-    assert_trees_close(found["jacfwd"], found["jacrev"], "gradient")
-    for d, jacobian in zip(found["jvp"], found["jacrev"], strict=True):
+@pytest.mark.parametrize("name", ["gru", pytest.param("GRUModel", marks=pytest.mark.slow)])
+def test_both_jacobians_agree(name):
+    point, tangent = POINTS[name], jax.tree.leaves(TANGENTS[name])
+    both = jax.jit(lambda p: [of(lambda p: RUNS[name](*p, STEPS, "xla"))(p) for of in (jax.jacrev, jax.jacfwd)])
+    reverse, forward = both(point)
+    assert_trees_close(forward, reverse, "gradient")
+    for d, jacobian in zip(derivatives(name, "xla")["jvp"], reverse, strict=True):
         parts = zip(jax.tree.leaves(jacobian), tangent, strict=True)
         assert_close(d, sum(np.tensordot(j, t, t.ndim) for j, t in parts), "gradient")
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_forward_mode_and_reverse_mode_agree(name):
+    found = derivatives(name, "xla")
     assert_close(inner(found["gradient"], TANGENTS[name]), loss_of(lambda: found["jvp"])(), "gradient")
 
 
 @pytest.mark.parametrize(("name", "implementation"), [*((name, "xla") for name in RUNS), ("GRU", "reference")])
 def test_derivatives_are_those_of_scan(name, implementation):
     expected, found = derivatives(name, "autodiff"), derivatives(name, implementation)
-    product = expected["forward over reverse"]
-    zero = [jax.tree_util.keystr(path) for path, a in jax.tree.leaves_with_path(product) if not np.any(a)]
+    zero = [jax.tree_util.keystr(path) for path, a in jax.tree.leaves_with_path(expected["product"]) if not np.any(a)]
     assert all("['head']['bias']" in path for path in zero)  # in which the output is linear
-    for kind in ("value", "gradient", "jvp"):
+    for kind in expected:
         assert_trees_close(found[kind], expected[kind], "gradient")
-    ways = [way for way in found if " over " in way]
-    assert len(ways) == (3 if implementation == "xla" else 1)
-    for way in ways:
-        assert_trees_close(found[way], product, "gradient")
+
+
+@pytest.mark.parametrize(("name", "way"), by_turns(RUNS, [*WAYS], quick=1))
+def test_second_derivatives_are_those_of_scan(name, way):
+    loss, tangent = loss_of(lambda point: RUNS[name](*point, STEPS, "xla")), TANGENTS[name]
+    found = jax.jit(WAYS[way](loss, tangent))(POINTS[name])
+    assert_trees_close(found, derivatives(name, "autodiff")["product"], "gradient")
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -157,9 +160,14 @@ def test_checkpointed_gradients_are_the_same():
     assert_trees_close(gradient, derivatives("GRUModel", "xla")["gradient"], "gradient")
 
 
+@pytest.fixture(scope="module")
+def nothing_traced():
+    jax.clear_caches()  # what was traced before is not looked at
+
+
+@pytest.mark.usefixtures("nothing_traced")
 @pytest.mark.parametrize(("name", "implementation"), [("gru", "autodiff"), ("GRUModel", "xla"), ("GRU", "reference")])
 def test_no_tracer_leaks(name, implementation):
-    jax.clear_caches()  # what was traced before is not looked at
     with jax.checking_leaks():
         jax.jit(jax.grad(loss_of(RUNS[name])), static_argnums=3).lower(*POINTS[name], STEPS, implementation)
 
@@ -167,7 +175,9 @@ def test_no_tracer_leaks(name, implementation):
 # vmap
 
 
-@pytest.mark.parametrize("name", ["gru", "GRUModel"])
+@pytest.mark.parametrize(  # that of `gru`: test_sequence.py, kernels/test_native.py
+    "name", [pytest.param("gru", marks=pytest.mark.slow), "GRUModel"]
+)
 def test_vmap_equals_a_loop(name):
     """Over data and over weights, which is an ensemble; values and gradients."""
     members, batches = [PARAMS[name], random(PARAMS[name])], [(X, STEPS), batch()]
@@ -337,7 +347,7 @@ def test_an_exported_program_of_any_batch_and_length_equals_the_call(case):
     program = export.export(jax.jit(run), platforms=PLATFORMS)(variables, **symbolic)
     stored = export.deserialize(program.serialize())
     assert stored.platforms == PLATFORMS
-    for rows, steps in ((B, T), (2, 7)):
+    for rows, steps in ((B, T), (2, 7)) if case == "both directions, resets" else ((2, 7),):
         x, given = batch(rows, steps)
         found = jax.jit(stored.call)(variables, x=x, **given)
         assert_trees_close(found, jax.jit(run)(variables, x=x, **given), "gradient")

@@ -555,7 +555,16 @@ def broken(target):
             yield f"directions of other sizes: {sizes}", [*a, *b], [*of_a, *of_b], 2
 
 
+@pytest.fixture
+def whole_tracebacks():
+    """To shorten that of an error takes JAX longer than the call."""
+    jax.config.update("jax_traceback_filtering", "off")
+    yield
+    jax.config.update("jax_traceback_filtering", "auto")
+
+
 @needs_library
+@pytest.mark.usefixtures("whole_tracebacks")
 @pytest.mark.parametrize("target", native.TARGETS)
 def test_a_handler_checks_all_that_it_is_handed(target):
     handed(target, *arguments(target))

@@ -32,7 +32,11 @@ def layer(**options):
 
 @pytest.mark.parametrize(
     ("implementation", "reset_after"),
-    [*((name, True) for name in HERE), ("reference", False), (HERE[0], False), (HERE[-1], False)],
+    [
+        *((name, True) for name in HERE[:-1]),
+        pytest.param(HERE[-1], True, marks=pytest.mark.slow),
+        *((name, False) for name in ("reference", HERE[0], HERE[-1])),
+    ],
 )
 def test_values_and_gradients_equal_the_oracle(implementation, reset_after):
     """Every step is valid; `core/test_lengths_and_resets.py` has the others."""

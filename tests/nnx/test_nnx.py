@@ -29,12 +29,14 @@ KEY = jax.random.key(0)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quickly_compiled():
+def quickly_compiled(request):
     """Compiling would be most of the time here, and how fast it runs is no part of what is compared."""
-    jax.config.update("jax_disable_most_optimizations", True)
+    slow = request.config.getoption("--slow")  # without it everything is so compiled
+    jax.config.update("jax_disable_most_optimizations", slow)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
-    jax.clear_caches()
+    if slow:
+        jax.clear_caches()
 
 
 def norms_of_three(output, valid):

@@ -58,7 +58,7 @@ def problem(per_step):
     return model, params, jax.tree.map(lambda a: a.astype(jnp.float32), statistics), batch
 
 
-@pytest.mark.parametrize("per_step", [False, True])
+@pytest.mark.parametrize("per_step", [False, pytest.param(True, marks=pytest.mark.slow)])  # by hand below
 def test_loss_and_gradient_are_the_sums_of_those_of_two_models_that_share_the_encoder(per_step):
     model, params, statistics, batch = problem(per_step)
     config = dataclasses.replace(SMALL, label_smoothing=0.1, input_noise=0.1)

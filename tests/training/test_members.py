@@ -43,7 +43,7 @@ def test_a_step_moves_each_member_as_it_moves_alone():
     constants = constants_of(DATA.train)
     model = model_for(config, DATA.train, constants)
     given = jax.tree.map(jnp.asarray, constants)
-    params = GRUEnsemble(model, 3, True).init(jax.random.key(0), np.ones((1, 1, 2), np.float32))["params"]
+    params = jax.jit(GRUEnsemble(model, 3, True).init)(jax.random.key(0), np.ones((1, 1, 2), np.float32))["params"]
     states = {3: initial_state(params, make_optimizer(config, steps), config)}
     alone = dataclasses.replace(config, members=1)
     for n in range(3):
@@ -93,7 +93,7 @@ def test_an_ensemble_gives_zeros_at_steps_that_are_not_valid():
     ensemble = GRUEnsemble(grujax.GRUModel(4, 3, pooling=None), 2, True)
     x = jnp.ones((2, 5, 2), jnp.float32)
     variables = drawn(ensemble, x)
-    found = ensemble.apply(variables, x, lengths=jnp.array([5, 2]))
+    found = jax.jit(ensemble.apply)(variables, x, lengths=jnp.array([5, 2]))
     np.testing.assert_allclose(np.exp(found).sum(-1)[[0, 1], [4, 1]], 1, rtol=1e-5)
     assert not found[1, 2:].any() and found[1, :2].all()
 
@@ -159,7 +159,7 @@ def test_as_many_members_as_the_variables_have():
 def test_probabilities_sum_to_one_in_bfloat16():
     ensemble = GRUEnsemble(grujax.GRUModel(4, 5, dtype=jnp.bfloat16), 3, True)
     x = np.random.default_rng(0).normal(size=(20, 4, 3)).astype(np.float32)
-    found = ensemble.apply(drawn(ensemble, x), x)
+    found = jax.jit(ensemble.apply)(drawn(ensemble, x), x)
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(jnp.exp(found).sum(-1), 1, rtol=1e-6)
 

@@ -29,7 +29,10 @@ def assert_same(one, other):
     assert untimed[0] == untimed[1] and one.best.epoch == other.best.epoch
 
 
-@pytest.mark.parametrize("config, data", [(CONFIG, DATA), (dataclasses.replace(CONFIG, num_layers=2), TARGETS)])
+@pytest.mark.parametrize(
+    "config, data",  # of a regression: test_heads.py
+    [(CONFIG, DATA), pytest.param(dataclasses.replace(CONFIG, num_layers=2), TARGETS, marks=pytest.mark.slow)],
+)
 def test_resumed_equals_uninterrupted_bit_for_bit(config, data, tmp_path, ends_at):
     """Ended in the first epoch, with the last step of an epoch and within a later one; the steps taken one at a time,
     and several."""
