@@ -338,7 +338,11 @@ TORCH = {
 }
 
 
-@pytest.mark.parametrize("case", TORCH)
+OF_OTHERS = {"one layer", "the same, batch first", "fixed sizes, time first", "last step"}
+"""What each of these has, other cases have together: to these two and more of them goes what the slow ones find."""
+
+
+@pytest.mark.parametrize("case", [pytest.param(c, marks=[pytest.mark.slow] * (c in OF_OTHERS)) for c in TORCH])
 def test_a_graph_that_torch_exported_is_read(case):
     torch = pytest.importorskip("torch", reason="torch is not installed")
     options = TORCH[case]
