@@ -14,8 +14,10 @@ if jax.__version_info__ < (0, 11):  # XLA ends the process at a flag that it doe
 """With these XLA compiles in a quarter of the time. Most of a test is compiling; each program runs once or twice."""
 
 
-NEEDED = {"equinox": "grujax/equinox.py", "sktime": "grujax/estimators/sktime.py"}
-collect_ignore = [file for package, file in NEEDED.items() if not find_spec(package)]  # for their doctests
+collect_ignore = ["grujax/estimators/aeon.py", "grujax/estimators/sktime.py"]
+"""Their packages take seconds to import: tests/estimators runs the examples in them."""
+if not find_spec("equinox"):
+    collect_ignore.append("grujax/equinox.py")
 
 
 def pytest_addoption(parser):
@@ -23,6 +25,7 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # else torch's threads spin where other processes compute
     config.addinivalue_line("markers", "slow: a larger grid of what another test samples; runs with --slow alone")
     if not config.getoption("--slow"):
         os.environ["XLA_FLAGS"] = f"{QUICK} {os.environ.get('XLA_FLAGS', '')}"

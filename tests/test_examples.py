@@ -36,6 +36,10 @@ def losses(process):
     """By the number of the step."""
     out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
+    return losses_in(out)
+
+
+def losses_in(out):
     lines = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
     return {line["step"]: line["loss"] for line in lines}
 
@@ -46,9 +50,10 @@ def two_processes(folder, steps):
         yield start(folder, steps, 4, "--distributed", **env)
 
 
-def test_eight_devices_train_as_one_and_two_processes_go_on(tmp_path):
-    one, shared = str(tmp_path / "one"), str(tmp_path / "shared")
-    expected, found = (losses(process) for process in [start(one, 30, 1), start(shared, 10, 8)])
+def test_eight_devices_train_as_one_and_two_processes_go_on(tmp_path, monkeypatch, capsys):
+    eight = start(shared := str(tmp_path / "shared"), 10, 8)
+    of_command_line(monkeypatch, "accelerator/train", "--steps", 30, "--checkpoints", tmp_path / "one", *SIZES)
+    expected, found = losses_in(capsys.readouterr().out), losses(eight)
     goes_on, second = (losses(process) for process in [*two_processes(shared, 30)])  # on another number of processes
     assert sorted(expected) == [10, 20, 30] and sorted(found) == [10] and sorted(goes_on) == [20, 30] and second == {}
     found |= goes_on

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from numerics import of_a_user
 
 from grujax import cli
 from grujax.bench.report import PASSES, Report, Result, read_report
@@ -23,11 +24,22 @@ def blocks(language, page=README):
     return re.findall(rf"^```{language}\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
 
 
-def test_every_python_block_runs(tmp_path):
+def program():
     pytest.importorskip("torch", reason="a block needs torch, which is not installed")
-    program = "\n".join(blocks("python"))
-    assert program.count("import grujax") == 1
-    command = [sys.executable, "-W", "error", "-c", program]
+    return "\n".join(blocks("python"))
+
+
+def test_every_python_block_runs(tmp_path, monkeypatch, capsys):
+    assert program().count("import grujax") == 1
+    monkeypatch.chdir(tmp_path)
+    with of_a_user():
+        exec(compile(program(), "README.md", "exec"), {"__name__": "__main__"})
+        assert str(explain()) in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_every_python_block_runs_in_a_process_of_its_own(tmp_path):
+    command = [sys.executable, "-W", "error", "-c", program()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert str(explain()) in done.stdout

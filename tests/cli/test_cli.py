@@ -168,9 +168,9 @@ def test_a_baseline_that_wins_is_named_and_the_choices_are_printed(capsys):
     assert "chosen: 2 steps a frame: 30 frames, as 60 steps are more than 50\n" in out
     assert "chosen: all 24 rows trained on, the last weights kept: a tenth, 2, is too few to choose by\n" in out
     assert out.count("chosen: ") == 2
-    toy("toy.npz")
+    toy("toy.npz", count=240)
     code, out, _ = run(capsys, "train", "toy.npz", "--test", "toy.npz", "--hidden-size", "8", "--batch-size", "40")
-    assert code == 0 and "chosen: 1200 epochs: 100 would be 100 steps, fewer than 1200\n" in out
+    assert code == 0 and "chosen: 200 epochs: 100 would be 600 steps, fewer than 1200\n" in out
     assert "nearest neighbour │" in out and "is better" not in out
 
 
@@ -240,7 +240,7 @@ BAD = {
         ["--output: expected a folder that can"],
     ),
     "more memory than there is": (
-        lambda: ["train", toy("t.npz"), "--quiet", "--hidden-size", "5000000", "--checkpoint-period", "0"],
+        lambda: ["train", toy("t.npz"), "--quiet", "--hidden-size", "1000000", "--checkpoint-period", "0"],
         ["memory: expected enough for the model", "Lower --batch-size"],
     ),
     "weights that never move": (
@@ -328,6 +328,13 @@ def test_bad_input_gets_one_or_two_lines_and_exit_code_2(name, tmp_path, capsys)
 def test_a_test_file_that_is_trained_on_is_a_warning(capsys):
     code, _, err = run(capsys, "train", toy("toy.npz"), "--test", "./toy.npz", *QUICK, "--quiet", "--epochs", "1")
     assert code == 0 and err == "grujax: warning: the test file toy.npz is the one that is trained on\n"
+
+
+def test_each_word_of_jax_for_no_memory_is_understood(capsys, monkeypatch):
+    for said in ("INTERNAL: Error dispatching computation: Out of memory allocating 9 bytes.", "RESOURCE_EXHAUSTED: 9"):
+        monkeypatch.setattr("grujax.cli.commands.run", lambda *_, said=said: (_ for _ in ()).throw(RuntimeError(said)))
+        code, _, err = run(capsys, "doctor")
+        assert code == 2 and f"memory: expected enough for the model and a batch, found: {said}" in err
 
 
 def test_an_error_that_is_none_of_memory_is_not_called_one(monkeypatch):

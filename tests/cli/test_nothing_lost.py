@@ -8,13 +8,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import jax
 import numpy as np
 import pytest
 from commands import PLAIN, PROGRAM, QUICK, run, toy
 from drawn import drawn
+from numerics import of_a_user
 
 from grujax import GRUModel, InputError, cli, save
 from grujax.cli import evaluate, run_folder, signals, streams, train
@@ -291,51 +291,49 @@ def test_a_signal_while_jax_is_imported_ends_in_a_line():
     assert done.stderr == "grujax: ended by SIGTERM before the end. Nothing half-written was left behind\n"
 
 
-def start(folder, *options, program=PLAIN, **streams):
-    toy("toy.npz", labels=LABELS)
-    command = [sys.executable, "-c", program, "train", "toy.npz", "--output", folder, *QUICK, *options]
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "encoding": "utf-8"}
-    return subprocess.Popen(command, **options | streams)
-
-
-def test_a_locale_a_reader_that_has_gone_and_a_signal():
-    """A process each, at the same time."""
+def test_a_locale_without_letters_is_written_to_in_utf_8(capsys, monkeypatch):
+    """And costs no bit of the model."""
     ascii = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii", "MPLBACKEND": "not.there"}
-    read_end, write_end = os.pipe()
-    os.close(read_end)
-    processes = {
-        "locale": start("locale", program=PROGRAM, env=os.environ | ascii),
-        "head": start("head", stdout=write_end),
-        "signal": start("signal", "--epochs", "100000"),
-    }
-    os.close(write_end)
-    deadline = time.time() + 300  # a busy machine takes minutes to start three
-    while time.time() < deadline and not os.path.exists("signal/metrics.jsonl"):
-        time.sleep(0.05)
-    trained = os.path.exists("signal/metrics.jsonl")
-    processes["signal"].send_signal(signal.SIGTERM)
-    outs = {name: process.communicate(timeout=300) for name, process in processes.items()}
-    assert trained, outs
-    codes = {name: process.returncode for name, process in processes.items()}
-    assert codes == {"locale": 0, "head": 141, "signal": 143}, outs
-    for name in processes:
-        assert "Traceback" not in outs[name][1] and "Exception ignored" not in outs[name][1]
-        assert_whole(name)
-    assert "–" in outs["locale"][0] and "warning: no curves.png: " in outs["locale"][1]
-    assert "the model is saved in head/model.safetensors" in outs["head"][1]
-    assert "ended by SIGTERM: the best model so far (epoch " in outs["signal"][1]
-    with open("locale/model.safetensors", "rb") as one, open("head/model.safetensors", "rb") as other:
+    command = [sys.executable, "-c", PROGRAM, "train", toy("toy.npz", labels=LABELS), "--output", "locale", *QUICK]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", env=os.environ | ascii, timeout=300)
+    assert done.returncode == 0 and "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
+    assert "–" in done.stdout and "warning: no curves.png: " in done.stderr
+    assert_whole("locale")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with of_a_user():
+        assert train_it(capsys)[0] == 0
+    with open("locale/model.safetensors", "rb") as one, open("out/model.safetensors", "rb") as other:
         assert one.read() == other.read()
 
 
-def test_a_full_standard_output(capsys, monkeypatch, trains_at_once, fitted):
+def full():
+    return open("/dev/full", "w")
+
+
+def gone():
+    """Where nobody reads any more."""
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    return open(write_end, "w")
+
+
+@pytest.mark.parametrize("stream, expected, reason", [(full, 2, "No space left on device"), (gone, 141, "")])
+def test_a_standard_output_that_takes_nothing(stream, expected, reason, capsys, monkeypatch, trains_at_once, fitted):
     trains_at_once()
-    with open("/dev/full", "w") as full:
-        monkeypatch.setattr(sys, "stdout", full)
+    with stream() as output:
+        monkeypatch.setattr(sys, "stdout", output)
         code = cli.main(["train", toy("toy.npz", labels=LABELS), "--output", "out", *QUICK])
     err = capsys.readouterr().err
-    assert code == 2 and "No space left on device" in err and "the model is saved in out/model.safetensors" in err
+    assert code == expected and reason in err and "the model is saved in out/model.safetensors" in err
     assert_whole(fitted=fitted)
+
+
+def test_a_process_whose_reader_has_gone_ends_as_others_do():
+    """Python itself would tell of it at the end."""
+    with gone() as output:
+        command = [sys.executable, "-c", PLAIN, "--version"]
+        done = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, text=True, timeout=300)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 def test_csv_gives_labels_back_as_they_were(tmp_path, capsysbinary, monkeypatch):

@@ -1,33 +1,39 @@
 """aeon's own checks of a classifier and a regressor, and series as its data sets have them."""
 
+import doctest
 import importlib.util
 import sys
 
-import jax
 import pytest
+from numerics import of_a_user
 from refusals import refused
 
-aeon = pytest.importorskip("aeon.testing.estimator_checking", reason="aeon is not installed")
-
-from grujax.estimators.aeon import GRUClassifier, GRURegressor  # noqa: E402
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("aeon") is None, reason="aeon is not installed")
 
 
 @pytest.fixture(autouse=True)
-def standard_promotion():
-    """optax's schedules mix integer counts with floats: they do not run under strict promotion."""
-    with jax.numpy_dtype_promotion("standard"):
+def numerics_of_a_user():
+    with of_a_user():
         yield
 
 
-@aeon.parametrize_with_checks([GRUClassifier])
-def test_aeon_s_own_checks_of_a_classifier(check):
-    check()
+@pytest.fixture
+def ours():
+    """The module. It is imported late: aeon takes seconds."""
+    return importlib.import_module("grujax.estimators.aeon")
 
 
-@pytest.mark.slow
-@aeon.parametrize_with_checks([GRURegressor])
-def test_aeon_s_own_checks_of_a_regressor(check):
-    check()
+@pytest.mark.parametrize("name", ["GRUClassifier", pytest.param("GRURegressor", marks=pytest.mark.slow)])
+def test_aeon_s_own_checks(ours, name):
+    from aeon.testing.estimator_checking import check_estimator
+
+    found = check_estimator(getattr(ours, name), verbose=False)
+    assert len(found) > 20 and set(found.values()) == {"PASSED"}, found
+
+
+def test_the_examples_run(ours):
+    found = doctest.testmod(ours)
+    assert found.attempted >= 3 and not found.failed
 
 
 def test_a_missing_aeon_is_named(monkeypatch):
@@ -38,6 +44,6 @@ def test_a_missing_aeon_is_named(monkeypatch):
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
 
-def test_another_word_names_the_class():
+def test_another_word_names_the_class(ours):
     with pytest.raises(TypeError, match=r"^GRURegressor takes no hidden= here: write hidden_size=\.$"):
-        GRURegressor(hidden=3)
+        ours.GRURegressor(hidden=3)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from keras_models import (
     CASES,
+    PROVED,
     ZEROS,
     B,
     Both,
@@ -49,6 +50,13 @@ def test_from_keras_gives_the_same_outputs(name):
     for a, b in zip(found, theirs, strict=False):
         assert_close(a, b, name=name)
         assert np.abs(b).max() > 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(CASES.keys() - PROVED))
+def test_from_keras_proves_the_other_cases_too(name):
+    make, expected = CASES[name]
+    assert from_keras(make())[0] == expected
 
 
 @pytest.mark.parametrize("name", CASES)

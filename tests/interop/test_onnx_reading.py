@@ -2,6 +2,7 @@
 
 import io
 import warnings
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -338,7 +339,14 @@ TORCH = {
 }
 
 
-@pytest.mark.parametrize("case", TORCH)
+OF_OTHERS = {"one layer", "the same, batch first", "fixed sizes, time first", "last step"}
+"""What each of these has, other cases have together: to these two and more of them goes what the slow ones find."""
+
+
+SLOW = OF_OTHERS | {"the newer exporter, last states"}  # it takes seconds: what it wrote once is read below
+
+
+@pytest.mark.parametrize("case", [pytest.param(c, marks=[pytest.mark.slow] * (c in SLOW)) for c in TORCH])
 def test_a_graph_that_torch_exported_is_read(case):
     torch = pytest.importorskip("torch", reason="torch is not installed")
     options = TORCH[case]
@@ -360,6 +368,16 @@ def test_a_graph_that_torch_exported_is_read(case):
     else:
         assert_close(found[0], (expected[0].swapaxes(0, 1) if turned else expected[0]).numpy())
         assert_close(found[1], expected[1].numpy())
+
+
+def test_a_graph_of_torch_s_newer_exporter_is_read():
+    """That of "the newer exporter, last states" by torch 2.13, without its metadata."""
+    proto = onnx.load(Path(__file__).parents[1] / "golden/of_the_newer_exporter.onnx")
+    model, variables = from_onnx(proto)
+    assert model == GRUModel(H, O, **BOTH)
+    x = np.random.default_rng(0).normal(size=(3, 5, I)).astype("f")
+    (expected,) = session(proto).run(None, {proto.graph.input[0].name: x})
+    assert_close(ours(model, variables, x, None, None)[0], expected)
 
 
 @pytest.mark.parametrize("layout", [{}, BOTH], ids=["one layer", "two layers, both directions"])

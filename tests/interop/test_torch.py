@@ -109,8 +109,8 @@ def at_random(seed):
 
 
 GRID = pairwise(
-    hidden=[1, 3, 8, 17, 64],
-    features=[1, 2, 5, 16, 33],
+    hidden=[1, 3, 17, 64],
+    features=[1, 2, 16, 33],
     n_steps=[1, 2, 5, 12],
     n_rows=[1, 2, 3, 8],
     n_layers=[1, 2, 3],
