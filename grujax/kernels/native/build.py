@@ -48,8 +48,12 @@ def missing() -> str | None:
     return why and f"no C++ compiler: {shlex.join(_compiler())} fails on an empty program: {why}"
 
 
-def build(target: Path = LIBRARY, sets: Mapping[str, tuple[str, str]] = INSTRUCTION_SETS) -> list[str]:
-    """Compiles the sources beside this file into `target`, which appears whole or not at all.
+def build(
+    target: Path = LIBRARY, sets: Mapping[str, tuple[str, str]] = INSTRUCTION_SETS, optimization: str = "-O3"
+) -> list[str]:
+    """Compiles the sources beside this file into `target`, once for each of `sets` that the compiler knows.
+
+    `target` appears whole or not at all.
 
     Returns:
       The instruction sets in it.
@@ -66,7 +70,7 @@ def build(target: Path = LIBRARY, sets: Mapping[str, tuple[str, str]] = INSTRUCT
         if _refuses(known.format(macro), *flags.split()) is None
     }
     options = shlex.split(os.environ.get("CXXFLAGS", ""))
-    compiler = [*_compiler(), "-std=c++17", "-O3", "-fPIC", "-ffp-contract=fast", *options]
+    compiler = [*_compiler(), *options, "-std=c++17", optimization, "-fPIC", "-ffp-contract=fast"]
     headers = ["-isystem", str(_headers())]
     units = [[*flags, f"-DISA={name}", "-fvisibility=hidden", f"{HERE}/isa.cpp"] for name, flags in chosen.items()]
     units.append([*(f"-DHAVE_{name.upper()}" for name in chosen), *headers, f"{HERE}/ffi.cpp"])
