@@ -28,6 +28,7 @@ from grujax.training.step import (
     initial_state,
     make_optimizer,
     mix,
+    mixed_loss,
     row_losses,
     train_step,
 )
@@ -199,6 +200,18 @@ def test_training_drops_out():
     bias = grujax.GRUModel(4, 2).init(jax.random.key(0), some_batch().x)["params"]["head"]["bias"]
     expected = -jax.nn.log_softmax(bias)[some_batch().y].sum()  # the head sees nothing
     np.testing.assert_allclose(total, expected, rtol=1e-6)
+
+
+def test_the_loss_is_the_mean_over_the_rows_that_are_no_filler():
+    """Adam divides by the size of the gradient: a step does not show by how many rows it was divided."""
+    outputs = jnp.asarray(np.random.default_rng(0).normal(size=(4, 2)), jnp.float32)
+    y, weight = jnp.array([1, 0, 0, 0]), jnp.array([1, 0.5, 0, 0], jnp.float32)
+    share, partner = jnp.ones(4, jnp.float32), jnp.arange(4)
+    config = dataclasses.replace(SMALL, label_smoothing=0.0)
+    mean, total = mixed_loss(config, outputs, y, {}, jnp.full(4, 3), share, partner, weight)
+    losses = -jax.nn.log_softmax(outputs)[np.arange(2), y[:2]]
+    np.testing.assert_allclose(total, losses[0] + 0.5 * losses[1], rtol=1e-6)
+    np.testing.assert_allclose(mean, total / 2, rtol=1e-6)
 
 
 def test_filler_rows_change_nothing():
