@@ -59,7 +59,6 @@ MOVED = ["few", "33 units, 65 rows", "one row", "bfloat16, odd"]
 FEW = ["15 units", *MOVED, "threads, columns, Cho", "bfloat16, threads"]  # in forward mode MOVED alone
 MANY = [*FEW, "one unit", "16 units", "17 units", "few, one row", "few, seven rows", "threads, one row", "bfloat16"]
 """Both resets and updates, each way to share the work out and to take the rows, part of a vector and whole ones."""
-SETS = ["avx512bf16", "avx512", "avx2", "neon", "plain"]
 IN_USE, _ = native.status()
 CHOSEN = (
     "import ctypes, sys; f = ctypes.CDLL(sys.argv[1]).grujax_instruction_set; f.restype = ctypes.c_char_p; print(f())"
@@ -71,8 +70,11 @@ CHOSEN = (
 @pytest.mark.parametrize(
     ("instructions", "cases", "numbers"),
     # what the set in use does, test_contract.py and the tests below see in this process
-    [pytest.param(name, [], 17, marks=[pytest.mark.slow] * (name == IN_USE), id=f"{name}-few") for name in SETS]
-    + [pytest.param(name, SERVED, 21, marks=pytest.mark.slow, id=f"{name}-all") for name in SETS],
+    [
+        pytest.param(name, [], 17, marks=[pytest.mark.slow] * (name == IN_USE), id=f"{name}-few")
+        for name in build.INSTRUCTION_SETS
+    ]
+    + [pytest.param(name, SERVED, 21, marks=pytest.mark.slow, id=f"{name}-all") for name in build.INSTRUCTION_SETS],
 )
 def test_each_instruction_set_passes_the_contract_and_is_exact(instructions, cases, numbers):
     if program(["-c", CHOSEN, native.library()._name], GRUJAX_NATIVE_ISA=instructions) != [str(instructions.encode())]:
@@ -81,7 +83,7 @@ def test_each_instruction_set_passes_the_contract_and_is_exact(instructions, cas
     assert found == instructions and passed == ["activations", *(cases or FEW)]
 
 
-# Of AVX-512 the tiles and the products of pairs, whose operands are laid out otherwise.
+# Tiles of 8 rows, and products of pairs of bfloat16, whose operands are laid out in their own way.
 WIDE = ["few", "33 units, 65 rows", "few, bfloat16", "few, bfloat16, part", "bfloat16, odd", "bfloat16, Cho"]
 WIDE += ["bfloat16, one row", "bfloat16, threads"]
 
