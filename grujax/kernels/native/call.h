@@ -15,18 +15,22 @@ template <class E> using Real = typename RealOf<E>::type;
 template <class Op> constexpr long PAIR = 1;  // elements of Op that one multiplication takes
 template <> inline constexpr long PAIR<bf16> = 2;
 
-static inline float widen(bf16 a) {
+static inline float to_real(float a) { return a; }
+static inline double to_real(double a) { return a; }
+static inline float to_real(bf16 a) {
   const uint32_t bits = uint32_t(a.bits) << 16;
   float f;
   memcpy(&f, &bits, 4);
   return f;
 }
-static inline bf16 narrow(float f) {  // to nearest, ties to even; NaN stays
+static inline void from_real(float& out, float a) { out = a; }
+static inline void from_real(double& out, double a) { out = a; }
+static inline void from_real(bf16& out, float a) {  // to nearest, ties to even; NaN stays
   uint32_t bits;
-  memcpy(&bits, &f, 4);
-  if (f != f) return {uint16_t(bits >> 16 | 0x40)};
-  return {uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
+  memcpy(&bits, &a, 4);
+  out.bits = a != a ? bits >> 16 | 0x40 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
 }
+constexpr long BLOCK = 64;          // rows of a step, or steps of one row, whose numbers stay in the first-level cache
 constexpr long UNPACKED_BELOW = 8;  // rows times steps below which packing the weights does not pay
 static inline long up(long a, long b) { return (a + b - 1) / b * b; }
 
@@ -45,15 +49,17 @@ template <class E, class Op> struct Forward : Steps {
   using R = Real<E>;
   long I, H, P;
   bool reset_after, keep;     // keep: h' = (1 - z) n + z h; else h' = (1 - z) h + z n
-  const Op *x, *w_ih, *w_hh, *w_hn;  // panels of r | z | n; with reset_after=false w_hh has r | z, and w_hn n
+  const E* x;
+  Op* x_read;                 // of a thread: BLOCK rows of x as the products read them, x_width apart, where E is not Op
+  const Op *w_ih, *w_hh, *w_hn;  // panels of r | z | n; with reset_after=false w_hh has r | z, and w_hn n
   const R* bias;              // [P][r, z, n, hn][L]
   const R* projected = nullptr;  // one row alone: the input's part of the gates from step `first` on, [steps][P][3][L]
   long first = 0;
   R* products = nullptr;      // few rows: the products of a step (B, 2, 3H), of x (in a forward pass) and of the state,
   const E* unpacked[2];       // by w_ih and w_hh as they came
-  long x_step, x_row, hs_step, hs_row, h_row, read_row;
+  long x_step, x_row, x_width, hs_step, hs_row, h_row, read_row;
   R *state[2];                // (B, h_row) before even and before odd steps
-  Op *read[2];                // what the products read of it: the same array, or masked or rounded
+  Op *read[2];                // what the products read of it: the same array, or masked, or pairs of bfloat16
   const R* h_reset;           // (h_row)
   const Op* read_reset;       // (read_row), with a state mask (B, read_row)
   const R *state_mask = nullptr, *hold = nullptr;  // (B, H), (T, B, H)
@@ -98,7 +104,6 @@ template <class E, class Op> struct Kernels {
   using R = Real<E>;
   long lanes, tile;  // L; the rows of a tile
   void (*pack)(const E* w, long K, long H, long gate, long gates, Op* out, long panel);
-  void (*operands)(const E* x, Op* out, long n, long I, long width);
   void (*project)(const Forward<E, Op>&, R* projected, long s, long n, long p0, long p1);
   void (*forward)(const Forward<E, Op>&, long s, int phase, const int* rows, long n, long p0, long p1);
   void (*tangent)(const Tangent<E, Op>&, long s, int phase, const int* rows, long n, long p0, long p1);

@@ -1,16 +1,11 @@
 // The forward pass: weights into panels, and one step of some rows and panels.
-// What the products read of a state: rounded where E is bfloat16.
-template <class E, class Op> INLINE void write_operand(Op* out, V<Real<E>> v, long n) {
-  if constexpr (sizeof(Op) == 2) {  // pairs read one lane past an odd H, and Inf times a weight of 0 is NaN there
-    Real<E> lanes[L<Real<E>>];
-    store(lanes, v);
-    for (long i = n; i < L<Real<E>>; i++) lanes[i] = 0;
-    for (long i = 0; i < L<Real<E>>; i++) out[i] = narrow(lanes[i]);
-  } else if constexpr (sizeof(E) == 2) store(out, rounded(v));
-  else store(out, v);
+// What the products read of a state: rounded where they take pairs of bfloat16.
+template <class T> INLINE void write_operand(T* out, V<T> v, long) { store(out, v); }
+INLINE void write_operand(bf16* out, V<float> v, long n) {  // pairs read one lane past an odd H: Inf times 0 is NaN there
+  float lanes[L<float>];
+  store(lanes, v);
+  for (long i = 0; i < L<float>; i++) from_real(out[i], i < n ? lanes[i] : 0);
 }
-template <class Op> INLINE void write_exact(Op* out, Op a) { *out = a; }
-INLINE void write_exact(float* out, bf16 a) { *out = widen(a); }
 
 // w (K, 3H), some gates of it -> one panel [k / PAIR][gate][unit][PAIR], zeros past K and H.
 template <class E, class Op>
@@ -22,15 +17,22 @@ void pack(const E* w, long K, long H, long gate, long gates, Op* out, long panel
     for (long g = 0; g < gates; g++) {
       const E* from = w + k * 3 * H + (gate + g) * H + unit;
       Op* to = out + (k / pair * gates + g) * N * pair + k % pair;
-      for (long u = 0; u < units; u++) write_exact(to + u * pair, from[u]);
+      if constexpr (pair == 1) store(to, load_part(from, units));
+      else for (long u = 0; u < units; u++) to[u * pair] = from[u];
     }
 }
-// n rows of x as the products read them: `width` apart, zeros at the end.
-template <class E, class Op> void operands(const E* x, Op* out, long n, long I, long width) {
-  for (long i = 0; i < n; i++) {
-    for (long k = 0; k < I; k++) write_exact(out + i * width + k, x[i * I + k]);
-    for (long k = I; k < width; k++) out[i * width + k] = Op{};
-  }
+// A row of x as the products read it: where it lies, or the i-th row of x_read, zeros at its end.
+template <class R> INLINE const R* read_x(const Forward<R, R>&, const R* x, long) { return x; }
+INLINE const float* read_x(const Forward<bf16, float>& f, const bf16* x, long i) {
+  float* to = f.x_read + i * f.x_width;
+  for (long k = 0; k < f.I; k += L<float>) store(to + k, load_part(x + k, f.I - k));
+  return to;
+}
+INLINE const bf16* read_x(const Forward<bf16, bf16>& f, const bf16* x, long i) {
+  if (f.I % 2 == 0) return x;
+  bf16* to = f.x_read + i * f.x_width;
+  __builtin_memcpy(to, x, f.I * sizeof(bf16)), to[f.I] = bf16{};
+  return to;
 }
 
 // One row alone: the input's part of the gates of n steps from step s on, where the steps take the place of the rows.
@@ -38,13 +40,13 @@ template <class E, class Op>
 void project(const Forward<E, Op>& f, Real<E>* projected, long s, long n, long p0, long p1) {
   constexpr long N = L<Real<E>>;
   const long K = up(f.I, PAIR<Op>);
+  const Op* x[BLOCK];
+  for (long i = 0; i < n; i++) x[i] = read_x(f, f.x + f.t(s + i) * f.x_step, i);
   for (long p = p0; p < p1; p++)
     for (long i = 0; i < n; i += TILE) {
       const long rows = n - i < TILE ? n - i : TILE;
-      const Op* x[TILE];
       V<Real<E>> sums[3 * TILE];
-      for (long j = 0; j < rows; j++) x[j] = f.x + f.t(s + i + j) * f.x_step;
-      multiply_rows<Op, 3>(rows, x, f.w_ih + p * K * 3 * N, K / PAIR<Op>, sums);
+      multiply_rows<Op, 3>(rows, x + i, f.w_ih + p * K * 3 * N, K / PAIR<Op>, sums);
       for (long g = 0; g < 3; g++)
         for (long j = 0; j < rows; j++) store(projected + (((i + j) * f.P + p) * 3 + g) * N, sums[g * TILE + j]);
     }
@@ -61,8 +63,8 @@ INLINE void find_states(const Forward<E, Op>& f, long s, const int* rows, long n
   }
 }
 // Few rows: the products of the panels [p0, p1) at once. `part` of f.products: 0 of the inputs, 1 of the states.
-template <class E, class Op>
-static void multiply_at_once(const Forward<E, Op>& f, const int* rows, long n, const Op* const* a, int part, long p0, long p1) {
+template <class E, class Op, class A>
+static void multiply_at_once(const Forward<E, Op>& f, const int* rows, long n, const A* const* a, int part, long p0, long p1) {
   Real<E>* sums[UNPACKED_BELOW];
   for (long i = 0; i < n; i++) sums[i] = f.products + (rows[i] * 2 + part) * 3 * f.H;
   const bool whole = p0 == 0 && p1 == f.P;  // then the gates of a row of the weights are one piece
@@ -92,20 +94,19 @@ template <class E, class Op> INLINE void put_state(const Forward<E, Op>& f, long
   store(f.state[~s & 1] + b * f.h_row + unit, h);
   if ((const void*)f.read[0] != f.state[0]) {
     const V<Real<E>> mask = f.state_mask ? load_part(f.state_mask + b * f.H + unit, left) : splat(Real<E>(1));
-    write_operand<E>(f.read[~s & 1] + b * f.read_row + unit, mask * h, left);
+    write_operand(f.read[~s & 1] + b * f.read_row + unit, mask * h, left);
   }
   store_part(f.hs + f.t(s) * f.hs_step + b * f.hs_row + unit, h, left);
 }
 
 template <class E, class Op>
-static void forward_tile(const Forward<E, Op>& f, long s, int phase, const int* rows, long n_rows, long p) {
+static void forward_tile(const Forward<E, Op>& f, long s, int phase, const int* rows, const Op* const* x, long n_rows, long p) {
   using R = Real<E>;
   constexpr long N = L<R>, pair = PAIR<Op>;
   const long t = f.t(s), unit = p * N, left = f.H - unit, I = up(f.I, pair);
-  const Op *x[TILE], *read[TILE];
+  const Op* read[TILE];
   const R* h[TILE];
   find_states(f, s, rows, n_rows, h, read);
-  for (long i = 0; i < n_rows; i++) x[i] = f.x + t * f.x_step + rows[i] * f.x_row;
   // The input's and the state's products are summed apart: their sum is then as exact as either.
   V<R> of_x[3 * TILE], sums[3 * TILE];
   V<R> *r = sums, *z = sums + TILE, *n = sums + 2 * TILE, *x_n = of_x + 2 * TILE;
@@ -123,15 +124,7 @@ static void forward_tile(const Forward<E, Op>& f, long s, int phase, const int* 
     if (!f.reset_after) {
       for (long i = 0; i < n_rows; i++) {
         const long at = rows[i] * f.h_row + unit;
-        R lanes[N], of_r[N];
-        store(of_r, r[i]);
-        for (long u = 0; u < N; u++) {
-          R a;
-          if constexpr (sizeof(Op) == 2) a = widen(read[i][unit + u]);
-          else a = read[i][unit + u];
-          lanes[u] = of_r[u] * a;
-        }
-        write_operand<E>(f.r_read + rows[i] * f.read_row + unit, load(lanes), left);
+        write_operand(f.r_read + rows[i] * f.read_row + unit, r[i] * load(read[i] + unit), left);
         store(f.z + at, z[i]), store(f.x_n + at, x_n[i] + load(bias + 3 * N));
         if (f.saved) store_part(f.saved + (t * f.B + rows[i]) * 4 * f.H + unit, r[i], left);
       }
@@ -174,12 +167,12 @@ template <class E, class Op> static void stay(const Forward<E, Op>& f, long s, l
     for (long g = 0; g < 4; g++)
       __builtin_memset(f.saved + ((t * f.B + b) * 4 + g) * f.H + unit, 0, left * sizeof(Real<E>));
 }
-constexpr long BLOCK = 64;  // rows whose states stay in the first-level cache while the panels pass
 
 // Step s of n rows and the panels [p0, p1), tile by tile. With reset_after=false phase 0 makes r, z and r h of all
-// panels, phase 1 the rest: the product of n reads all of r h.
-template <class Call, class Tile>
-INLINE void step(const Call& f, long s, int phase, const int* rows, long n, long p0, long p1, Tile tile) {
+// panels, phase 1 the rest: the product of n reads all of r h. begin(rows, n) sees the valid rows of a block, tile(i, rows,
+// n, p) those from the i-th on.
+template <class Call, class Begin, class Tile>
+INLINE void step(const Call& f, long s, int phase, const int* rows, long n, long p0, long p1, Begin begin, Tile tile) {
   const int last = f.reset_after ? 0 : 1;
   for (; n > 0; rows += BLOCK, n -= BLOCK) {
     int valid[BLOCK];
@@ -187,19 +180,29 @@ INLINE void step(const Call& f, long s, int phase, const int* rows, long n, long
     for (long i = 0; i < n && i < BLOCK; i++)
       if (f.is_valid(s, rows[i])) valid[count++] = rows[i];
       else if (phase == last) stay(f, s, rows[i], p0, p1);
+    begin(valid, count);
     for (long p = p0; p < p1; p++)
-      for_tiles(count, [&](long i, long of_tile) { tile(f, s, phase, valid + i, of_tile, p); });
+      for_tiles(count, [&](long i, long of_tile) { tile(i, valid + i, of_tile, p); });
   }
 }
 template <class E, class Op>
 void forward(const Forward<E, Op>& f, long s, int phase, const int* rows, long n, long p0, long p1) {
+  const E* x = f.x + f.t(s) * f.x_step;
   if (f.products) {
-    const Op *x[UNPACKED_BELOW], *read[UNPACKED_BELOW];
+    const E* lies[UNPACKED_BELOW];
+    const Op* read[UNPACKED_BELOW];
     const Real<E>* h[UNPACKED_BELOW];
     find_states(f, s, rows, n, h, read);
-    for (long i = 0; i < n; i++) x[i] = f.x + f.t(s) * f.x_step + rows[i] * f.x_row;
-    multiply_at_once(f, rows, n, x, 0, p0, p1);
+    for (long i = 0; i < n; i++) lies[i] = x + rows[i] * f.x_row;
+    multiply_at_once(f, rows, n, lies, 0, p0, p1);
     multiply_at_once(f, rows, n, read, 1, p0, p1);
   }
-  step(f, s, phase, rows, n, p0, p1, forward_tile<E, Op>);
+  const bool reads_x = phase == 0 && !f.products && !f.projected;
+  const Op* x_read[BLOCK] = {};
+  auto begin = [&](const int* valid, long count) {
+    for (long i = 0; reads_x && i < count; i++) x_read[i] = read_x(f, x + valid[i] * f.x_row, i);
+  };
+  step(f, s, phase, rows, n, p0, p1, begin, [&](long i, const int* valid, long of_tile, long p) {
+    forward_tile(f, s, phase, valid, x_read + i, of_tile, p);
+  });
 }

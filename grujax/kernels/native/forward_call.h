@@ -4,35 +4,33 @@
 #include "scratch.h"
 #include "share.h"
 
-constexpr long PROJECTED = 64;       // steps of one row whose input is projected at once
-
 template <class E, class Op, class Call = Forward<E, Op>> struct ForwardWork : Work {
   using R = Real<E>;
-  struct Given { const E *x, *w_ih, *w_hh; R* projected; Op *x_operands, *w_ih_packed, *w_hh_packed, *w_hn_packed; };
+  struct Given { const E *w_ih, *w_hh; R* projected; Op *w_ih_packed, *w_hh_packed, *w_hn_packed; };
   const Kernels<E, Op>& k;
   std::vector<Call> calls;
   std::vector<Given> given;
   Scratch scratch;
   std::unique_ptr<Share> share;
-  long outputs, D, T, B, P, phases, chunk = 0, ranges, parts = 0;  // chunk: steps projected at once, 0 for none
+  long outputs, D, T, B, P, phases, chunk = 0, ranges;  // chunk: steps projected at once, 0 for none
 
   ForwardWork(const Kernels<E, Op>& kernels, const Arrays& arrays, const Options& o, const ffi::ThreadPool& pool)
       : ForwardWork(kernels, OUT_SAVED + (o.with_saved ? 1 : 0)) {
     arrays.expect(o.directions * FORWARD_INPUTS, o.directions * outputs);
-    for (long d = 0; d < o.directions; d++) add(arrays, o, d);
+    const long threads = std::max<long>(1, pool.num_threads());
+    for (long d = 0; d < o.directions; d++) add(arrays, o, d, threads);
     const auto& c = calls[0];
-    if (c.B == 1 && !c.products) chunk = std::max(1L, std::min(PROJECTED, c.T));
-    if (given[0].x_operands) parts = std::min(c.T, 16L);
+    if (c.B == 1 && !c.products) chunk = std::max(1L, std::min(BLOCK, c.T));
     share_out(pool, c.I + c.H);
   }
 
-  void add(const Arrays& arrays, const Options& o, long d) {
+  void add(const Arrays& arrays, const Options& o, long d, long threads) {
     Forward<E, Op> f;
     Given g{};
     const long in = d * FORWARD_INPUTS, out = d * outputs, N = k.lanes;
     read_sizes<Forward<E, Op>, E>(f, arrays, in, o, d, N);
     const long T = f.T, B = f.B, H = f.H, I = f.I, Hp = f.P * N, x0 = o.time_major ? T : B, x1 = o.time_major ? B : T;
-    g.x = arrays.in<E>(in + X, {x0, x1, I}), g.w_ih = arrays.in<E>(in + W_IH, {I, 3 * H});
+    f.x = arrays.in<E>(in + X, {x0, x1, I}), g.w_ih = arrays.in<E>(in + W_IH, {I, 3 * H});
     const R *b_ih = arrays.optional<R>(in + B_IH, {3 * H}), *b_hh = arrays.optional<R>(in + B_HH, {3 * H});
     f.hs = arrays.out<R>(out + OUT_HS, {x0, x1, H});
     f.saved = o.with_saved ? arrays.out<R>(out + OUT_SAVED, {T, B, 4 * H}) : nullptr;
@@ -40,14 +38,10 @@ template <class E, class Op, class Call = Forward<E, Op>> struct ForwardWork : W
     add_state(f, g, arrays, in);
 
     const long width = up(I, PAIR<Op>);
-    if constexpr (std::is_same_v<E, Op>) f.x = g.x;
-    if (!std::is_same_v<E, Op> || width != I) {
-      f.x = g.x_operands = scratch.take<Op>(T * B * width);
-      f.x_step = f.x_step / I * width, f.x_row = f.x_row / I * width;
-    }
+    if (sizeof(E) == 2) f.x_width = up(I, N), f.x_read = scratch.take<Op>(threads * BLOCK * f.x_width);
     f.unpacked[0] = g.w_ih;
     if (!f.products) f.w_ih = g.w_ih_packed = scratch.take<Op>(width * 3 * Hp);
-    if (B == 1) g.projected = scratch.take<R>(PROJECTED * 3 * Hp);
+    if (B == 1) g.projected = scratch.take<R>(BLOCK * 3 * Hp);
     R* bias = scratch.take<R>(4 * Hp);
     for (long u = 0; u < Hp; u++)
       for (long g = 0; g < 4; g++) {
@@ -76,7 +70,7 @@ template <class E, class Op, class Call = Forward<E, Op>> struct ForwardWork : W
     };
     R* states[2] = {rows_of(B, h0), scratch.take<R>(B * f.h_row)};
     f.state[0] = states[0], f.state[1] = states[1], f.h_reset = rows_of(1, h_reset);
-    const bool apart = f.state_mask || !std::is_same_v<E, R>;
+    const bool apart = f.state_mask || !std::is_same_v<Op, R>;
     if constexpr (std::is_same_v<Op, R>)
       if (!apart) f.read[0] = states[0], f.read[1] = states[1], f.read_reset = f.h_reset, f.read_row = f.h_row;
     if (apart) {
@@ -87,9 +81,7 @@ template <class E, class Op, class Call = Forward<E, Op>> struct ForwardWork : W
         for (long b = 0; b < B; b++)
           for (long u = 0; u < H; u++) {
             const R a = rows[b * row + u] * (f.state_mask ? f.state_mask[b * H + u] : R(1));
-            if constexpr (sizeof(Op) == 2) read[b * f.read_row + u] = narrow(a);
-            else if constexpr (sizeof(E) == 2) read[b * f.read_row + u] = widen(narrow(a));
-            else read[b * f.read_row + u] = a;
+            from_real(read[b * f.read_row + u], a);
           }
         return read;
       };
@@ -118,7 +110,7 @@ template <class E, class Op, class Call = Forward<E, Op>> struct ForwardWork : W
 
  public:
   long items(long epoch) const override {
-    if (epoch == 0) return D * ((calls[0].products ? 0 : P) + parts);
+    if (epoch == 0) return calls[0].products ? 0 : D * P;
     if (share->by_rows) return D * share->blocks;
     return place(epoch - 1).s < T ? D * ranges : 0;
   }
@@ -129,10 +121,11 @@ template <class E, class Op, class Call = Forward<E, Op>> struct ForwardWork : W
     const long j = i - (chunk ? 1 : 0);
     return {first + j / phases, int(j % phases), false};
   }
-  void run(long epoch, long item, long) override {
+  void run(long epoch, long item, long worker) override {
     if (epoch == 0) return prepare(item % D, item / D);
     const long d = item % D, i = item / D;
     Call f = calls[d];
+    if (sizeof(E) == 2) f.x_read += worker * BLOCK * f.x_width;
     if (share->by_rows) return of_rows(f, d, share->rows[d][i]);
     const long p0 = i * P / ranges, p1 = (i + 1) * P / ranges;
     const Place at = place(epoch - 1);
@@ -153,14 +146,10 @@ template <class E, class Op, class Call = Forward<E, Op>> struct ForwardWork : W
     if constexpr (std::is_same_v<Call, Forward<E, Op>>) k.forward(f, s, phase, rows.data(), rows.size(), p0, p1);
     else k.tangent(f, s, phase, rows.data(), rows.size(), p0, p1);
   }
-  void prepare(long d, long i) {
+  void prepare(long d, long p) {
     const auto& f = calls[d];
     const auto& g = given[d];
-    if (i < parts) {
-      const long n = T * B, from = i * n / parts, to = (i + 1) * n / parts, width = up(f.I, PAIR<Op>);
-      return k.operands(g.x + from * f.I, g.x_operands + from * width, to - from, f.I, width);
-    }
-    const long p = i - parts, N = k.lanes, Kp = up(f.H, PAIR<Op>), gates = f.reset_after ? 3 : 2;
+    const long N = k.lanes, Kp = up(f.H, PAIR<Op>), gates = f.reset_after ? 3 : 2;
     if (g.w_ih_packed) k.pack(g.w_ih, f.I, f.H, 0, 3, g.w_ih_packed + p * up(f.I, PAIR<Op>) * 3 * N, p);
     k.pack(g.w_hh, f.H, f.H, 0, gates, g.w_hh_packed + p * Kp * gates * N, p);
     if (!f.reset_after) k.pack(g.w_hh, f.H, f.H, 2, 1, g.w_hn_packed + p * Kp * N, p);

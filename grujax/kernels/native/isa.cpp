@@ -12,9 +12,8 @@ namespace ISA {
 #include "backward.h"
 template <class E, class Op>
 constexpr Kernels<E, Op> KERNELS = {
-    L<Real<E>>,     TILE,           pack<E, Op>,        operands<E, Op>, project<E, Op>,
-    forward<E, Op>, tangent<E, Op>, pack_transposed<E>, backward<E>,     input_gradient<E>,
-    pack_operands<E>, weight_gradient<E>, weight_gradient_by_features<E>};
+    L<Real<E>>,         TILE,        pack<E, Op>,       project<E, Op>,   forward<E, Op>,      tangent<E, Op>,
+    pack_transposed<E>, backward<E>, input_gradient<E>, pack_operands<E>, weight_gradient<E>, weight_gradient_by_features<E>};
 #if defined(__AVX512BF16__) || defined(EMULATED)
 extern const Kernels<bf16, bf16> bf16_pairs = KERNELS<bf16, bf16>;
 #endif

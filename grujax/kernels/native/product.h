@@ -6,7 +6,7 @@ INLINE void multiply(V<float>& sum, const float* w, const float* a) { sum += loa
 INLINE void multiply(V<double>& sum, const double* w, const double* a) { sum += load(w) * splat(*a); }
 #if defined(EMULATED)
 INLINE void multiply(V<float>& sum, const bf16* w, const bf16* a) {
-  for (long u = 0; u < L<float>; u++) sum[u] += widen(w[2 * u]) * widen(a[0]) + widen(w[2 * u + 1]) * widen(a[1]);
+  for (long u = 0; u < L<float>; u++) sum[u] += to_real(w[2 * u]) * to_real(a[0]) + to_real(w[2 * u + 1]) * to_real(a[1]);
 }
 #elif defined(__AVX512BF16__)
 INLINE void multiply(V<float>& sum, const bf16* w, const bf16* a) {

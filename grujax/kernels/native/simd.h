@@ -33,17 +33,6 @@ template <class T> INLINE void store_part(T* p, V<T> v, long n) {
   if (n > 0) __builtin_memcpy(p, &v, n * sizeof(T));
 }
 
-INLINE V<float> rounded(V<float> v) {  // `narrow` and back
-  typedef uint32_t words __attribute__((vector_size(BYTES)));
-  const words bits = (words)v, nearest = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000, nan = (bits | 0x400000) & 0xffff0000;
-  return v == v ? (V<float>)nearest : (V<float>)nan;
-}
-INLINE float to_real(float a) { return a; }
-INLINE double to_real(double a) { return a; }
-INLINE float to_real(bf16 a) { return widen(a); }
-INLINE void from_real(float& out, float a) { out = a; }
-INLINE void from_real(double& out, double a) { out = a; }
-INLINE void from_real(bf16& out, float a) { out = narrow(a); }
 
 // e^y = 2^k (1 + q), k = round(y / ln 2), q a polynomial of the rest. Largest errors, in units in the last place:
 // sigmoid 2.4, tanh 2.5 of float (tests/kernels/test_native.py).

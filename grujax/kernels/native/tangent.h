@@ -38,7 +38,7 @@ static void tangent_tile(const Tangent<E, Op>& f, long s, int phase, const int* 
     const V<R> s_n = f.source_n ? load_part(f.source_n + at * f.H + unit, left) : zero;
     if (f.reset_after) put_state(f, s, b, p, k * of_h + a_z * product(1) + a_n * (a_r * product(0) + r * product(2) + s_n));
     else if (phase == 0) {
-      write_operand<E>(f.r_read + b * f.read_row + unit, a_r * product(0) + r * (mask * of_h), left);
+      write_operand(f.r_read + b * f.read_row + unit, a_r * product(0) + r * (mask * of_h), left);
       store(f.z + carried, k * of_h + a_z * product(1));
     } else put_state(f, s, b, p, load(f.z + carried) + a_n * product(2));
   }
@@ -51,5 +51,7 @@ void tangent(const Tangent<E, Op>& f, long s, int phase, const int* rows, long n
     find_states(f, s, rows, n, dh, read);
     multiply_at_once(f, rows, n, read, 1, p0, p1);
   }
-  step(f, s, phase, rows, n, p0, p1, tangent_tile<E, Op>);
+  step(f, s, phase, rows, n, p0, p1, [](const int*, long) {}, [&](long, const int* valid, long of_tile, long p) {
+    tangent_tile(f, s, phase, valid, of_tile, p);
+  });
 }
