@@ -52,24 +52,30 @@ void project(const Forward<E, Op>& f, Real<E>* projected, long s, long n, long p
     }
 }
 
-// The rows of a tile at step s: the state that enters, and what the products read of it.
-template <class E, class Op>
-INLINE void find_states(const Forward<E, Op>& f, long s, const int* rows, long n_rows, const Real<E>** h, const Op** read) {
-  for (long i = 0; i < n_rows; i++) {
-    const long b = rows[i];
+// Rows b of the batch at a step: the states that enter, what the products read of them (in phase 1 of r h), and of x.
+template <class E, class Op> struct Rows {
+  long n = 0;
+  int b[BLOCK];
+  const Real<E>* h[BLOCK];
+  const Op *read[BLOCK], *x[BLOCK];
+};
+template <class E, class Op> INLINE void find_states(const Forward<E, Op>& f, long s, int phase, Rows<E, Op>& rows) {
+  for (long i = 0; i < rows.n; i++) {
+    const long b = rows.b[i];
     const bool reset = f.is_reset(s, b);
-    h[i] = reset ? f.h_reset : f.state[s & 1] + b * f.h_row;
-    read[i] = reset ? f.read_reset + (f.state_mask ? b * f.read_row : 0) : f.read[s & 1] + b * f.read_row;
+    rows.h[i] = reset ? f.h_reset : f.state[s & 1] + b * f.h_row;
+    if (phase == 1) rows.read[i] = f.r_read + b * f.read_row;
+    else rows.read[i] = reset ? f.read_reset + (f.state_mask ? b * f.read_row : 0) : f.read[s & 1] + b * f.read_row;
   }
 }
 // Few rows: the products of the panels [p0, p1) at once. `part` of f.products: 0 of the inputs, 1 of the states.
 template <class E, class Op, class A>
-static void multiply_at_once(const Forward<E, Op>& f, const int* rows, long n, const A* const* a, int part, long p0, long p1) {
+static void multiply_at_once(const Forward<E, Op>& f, const Rows<E, Op>& rows, const A* const* a, int part, long p0, long p1) {
   Real<E>* sums[UNPACKED_BELOW];
-  for (long i = 0; i < n; i++) sums[i] = f.products + (rows[i] * 2 + part) * 3 * f.H;
+  for (long i = 0; i < rows.n; i++) sums[i] = f.products + (rows.b[i] * 2 + part) * 3 * f.H;
   const bool whole = p0 == 0 && p1 == f.P;  // then the gates of a row of the weights are one piece
   for (long g = 0, N = L<Real<E>>, K = part ? f.H : f.I; g < (whole ? 1 : 3); g++)
-    multiply_unpacked(n, a, f.unpacked[part], K, 3 * f.H, g * f.H + p0 * N, whole ? 3 * f.H : g * f.H + p1 * N, sums);
+    multiply_unpacked(rows.n, a, f.unpacked[part], K, 3 * f.H, g * f.H + p0 * N, whole ? 3 * f.H : g * f.H + p1 * N, sums);
 }
 template <class E, class Op>
 INLINE void load_products(const Forward<E, Op>& f, const int* rows, long n_rows, long p, int part, V<Real<E>>* sums) {
@@ -100,13 +106,13 @@ template <class E, class Op> INLINE void put_state(const Forward<E, Op>& f, long
 }
 
 template <class E, class Op>
-static void forward_tile(const Forward<E, Op>& f, long s, int phase, const int* rows, const Op* const* x, long n_rows, long p) {
+static void forward_tile(const Forward<E, Op>& f, long s, int phase, const Rows<E, Op>& all, long first, long n_rows, long p) {
   using R = Real<E>;
   constexpr long N = L<R>, pair = PAIR<Op>;
   const long t = f.t(s), unit = p * N, left = f.H - unit, I = up(f.I, pair);
-  const Op* read[TILE];
-  const R* h[TILE];
-  find_states(f, s, rows, n_rows, h, read);
+  const int* rows = all.b + first;
+  const Op *const *x = all.x + first, *const *read = all.read + first;
+  const R* const* h = all.h + first;
   // The input's and the state's products are summed apart: their sum is then as exact as either.
   V<R> of_x[3 * TILE], sums[3 * TILE];
   V<R> *r = sums, *z = sums + TILE, *n = sums + 2 * TILE, *x_n = of_x + 2 * TILE;
@@ -134,7 +140,7 @@ static void forward_tile(const Forward<E, Op>& f, long s, int phase, const int* 
   } else {
     for (long i = 0; i < n_rows; i++) {
       const long at = rows[i] * f.h_row + unit;
-      read[i] = f.r_read + rows[i] * f.read_row, z[i] = load(f.z + at), x_n[i] = load(f.x_n + at);
+      z[i] = load(f.z + at), x_n[i] = load(f.x_n + at);
     }
     multiply_states(f, phase, rows, n_rows, read, p, sums);
     for (long i = 0; i < n_rows; i++) x_n[i] = tanh<R>(x_n[i] + n[i]);
@@ -169,40 +175,30 @@ template <class E, class Op> static void stay(const Forward<E, Op>& f, long s, l
 }
 
 // Step s of n rows and the panels [p0, p1), tile by tile. With reset_after=false phase 0 makes r, z and r h of all
-// panels, phase 1 the rest: the product of n reads all of r h. begin(rows, n) sees the valid rows of a block, tile(i, rows,
-// n, p) those from the i-th on.
-template <class Call, class Begin, class Tile>
+// panels, phase 1 the rest: the product of n reads all of r h. `begin` is called for each block of valid rows.
+template <class E, class Op, class Call, class Begin, class Tile>
 INLINE void step(const Call& f, long s, int phase, const int* rows, long n, long p0, long p1, Begin begin, Tile tile) {
   const int last = f.reset_after ? 0 : 1;
   for (; n > 0; rows += BLOCK, n -= BLOCK) {
-    int valid[BLOCK];
-    long count = 0;
+    Rows<E, Op> valid;
     for (long i = 0; i < n && i < BLOCK; i++)
-      if (f.is_valid(s, rows[i])) valid[count++] = rows[i];
+      if (f.is_valid(s, rows[i])) valid.b[valid.n++] = rows[i];
       else if (phase == last) stay(f, s, rows[i], p0, p1);
-    begin(valid, count);
+    find_states(f, s, phase, valid);
+    begin(valid);
     for (long p = p0; p < p1; p++)
-      for_tiles(count, [&](long i, long of_tile) { tile(i, valid + i, of_tile, p); });
+      for_tiles(valid.n, [&](long i, long of_tile) { tile(f, s, phase, valid, i, of_tile, p); });
   }
 }
 template <class E, class Op>
 void forward(const Forward<E, Op>& f, long s, int phase, const int* rows, long n, long p0, long p1) {
-  const E* x = f.x + f.t(s) * f.x_step;
-  if (f.products) {
-    const E* lies[UNPACKED_BELOW];
-    const Op* read[UNPACKED_BELOW];
-    const Real<E>* h[UNPACKED_BELOW];
-    find_states(f, s, rows, n, h, read);
-    for (long i = 0; i < n; i++) lies[i] = x + rows[i] * f.x_row;
-    multiply_at_once(f, rows, n, lies, 0, p0, p1);
-    multiply_at_once(f, rows, n, read, 1, p0, p1);
-  }
-  const bool reads_x = phase == 0 && !f.products && !f.projected;
-  const Op* x_read[BLOCK] = {};
-  auto begin = [&](const int* valid, long count) {
-    for (long i = 0; reads_x && i < count; i++) x_read[i] = read_x(f, x + valid[i] * f.x_row, i);
-  };
-  step(f, s, phase, rows, n, p0, p1, begin, [&](long i, const int* valid, long of_tile, long p) {
-    forward_tile(f, s, phase, valid, x_read + i, of_tile, p);
-  });
+  step<E, Op>(f, s, phase, rows, n, p0, p1, [&](Rows<E, Op>& valid) {
+    if (phase == 1 || f.projected) return;
+    const E* x[BLOCK];
+    for (long i = 0; i < valid.n; i++) x[i] = f.x + f.t(s) * f.x_step + valid.b[i] * f.x_row;
+    if (f.products) {
+      multiply_at_once(f, valid, x, 0, p0, p1);
+      multiply_at_once(f, valid, valid.read, 1, p0, p1);
+    } else for (long i = 0; i < valid.n; i++) valid.x[i] = read_x(f, x[i], i);
+  }, forward_tile<E, Op>);
 }

@@ -4,23 +4,21 @@
 // and with reset_after=false  d = k dh + a_z d_z + a_n ((a_r d_r + r dh) W_hn + s_m).
 // The coefficients are those of `kernels/derivative.py`.
 template <class E, class Op>
-static void tangent_tile(const Tangent<E, Op>& f, long s, int phase, const int* rows, long n_rows, long p) {
+static void tangent_tile(const Tangent<E, Op>& f, long s, int phase, const Rows<E, Op>& all, long first, long n_rows, long p) {
   using R = Real<E>;
   constexpr long N = L<R>;
   const long unit = p * N, left = f.H - unit;
-  const Op* read[TILE];
-  const R* dh[TILE];
-  find_states(f, s, rows, n_rows, dh, read);
+  const int* rows = all.b + first;
+  const R* const* dh = all.h + first;
   for (long i = 0; i < n_rows; i++) {
     const long at = s * f.B + rows[i];
-    if (phase == 1) read[i] = f.r_read + rows[i] * f.read_row;
     // What the end of the tile reads comes from memory while the product runs.
     __builtin_prefetch(f.entering + at * f.H + unit);
     for (int g = 0; g < 4; g++) __builtin_prefetch(f.gates + (at * 4 + g) * f.H + unit);
     for (int g = 0; g < 3 && f.source; g++) __builtin_prefetch(f.source + (at * 3 + g) * f.H + unit);
   }
   V<R> sums[3 * TILE];
-  multiply_states(f, phase, rows, n_rows, read, p, sums);
+  multiply_states(f, phase, rows, n_rows, all.read + first, p, sums);
   const V<R> one = splat(R(1)), zero{};
   for (long i = 0; i < n_rows; i++) {
     const long b = rows[i], at = s * f.B + b, carried = b * f.h_row + unit;
@@ -45,13 +43,7 @@ static void tangent_tile(const Tangent<E, Op>& f, long s, int phase, const int* 
 }
 template <class E, class Op>
 void tangent(const Tangent<E, Op>& f, long s, int phase, const int* rows, long n, long p0, long p1) {
-  if (f.products) {
-    const Op* read[UNPACKED_BELOW];
-    const Real<E>* dh[UNPACKED_BELOW];
-    find_states(f, s, rows, n, dh, read);
-    multiply_at_once(f, rows, n, read, 1, p0, p1);
-  }
-  step(f, s, phase, rows, n, p0, p1, [](const int*, long) {}, [&](long, const int* valid, long of_tile, long p) {
-    tangent_tile(f, s, phase, valid, of_tile, p);
-  });
+  step<E, Op>(f, s, phase, rows, n, p0, p1, [&](Rows<E, Op>& valid) {
+    if (f.products) multiply_at_once(f, valid, valid.read, 1, p0, p1);
+  }, tangent_tile<E, Op>);
 }
