@@ -28,7 +28,7 @@ template <class E, class Op> struct BackwardWork : Work {
     D = calls.size(), T = c.T, B = c.B, P = c.P, I_vectors = c.dx ? (c.I + k.lanes - 1) / k.lanes : 0;
     phases = o.reset_after ? 1 : 2, columns = o.reset_after ? 4 : 3;
     const long workers = workers_for(pool, 6.0 * D * B * T * c.H * (c.I + c.H));
-    share.reset(new Share(calls, workers, k.tile, 3 * c.H * P * k.lanes * sizeof(R)));
+    share.reset(new Share(calls, workers, 3 * c.H * P * k.lanes * sizeof(R)));
     steps = share->by_rows ? 1 : len * phases + 1;  // one more for the gradient of h0
     parts = std::min(4 * workers, std::max(1L, len * B / k.tile));
     of_weights = c.packed ? columns * twos(P) + 1 : workers;

@@ -102,7 +102,7 @@ template <class E, class Op, class Call = Forward<E, Op>> struct ForwardWork : W
     const auto& c = calls[0];
     D = calls.size(), T = c.T, B = c.B, P = c.P, phases = c.reset_after ? 1 : 2;
     const long workers = workers_for(pool, 3.0 * D * B * T * c.H * depth);
-    share.reset(new Share(calls, workers, k.tile, depth * 3 * c.H * sizeof(Op)));
+    share.reset(new Share(calls, workers, depth * 3 * c.H * sizeof(Op)));
     ranges = share->by_rows ? 0 : std::min(P, B == 1 ? workers : 4 * workers);
     const long steps = chunk ? (T + chunk - 1) / chunk * (1 + chunk * phases) : T * phases;
     epochs = B * T ? 1 + (share->by_rows ? 1 : steps) : 0;

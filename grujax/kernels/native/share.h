@@ -18,15 +18,13 @@ struct Share {
   long workers, blocks = 1;  // items of a direction, where by rows
   std::vector<std::vector<std::vector<int>>> rows;  // by direction and item
 
-  template <class Call> Share(const std::vector<Call>& calls, long workers, long tile, long weight_bytes) : workers(workers) {
+  template <class Call> Share(const std::vector<Call>& calls, long workers, long weight_bytes) : workers(workers) {
     const Call& c = calls[0];
     const long D = calls.size();
     by_rows = workers == 1 || D % workers == 0 || (D * c.B >= FEW_ROWS * workers && weight_bytes <= CACHE);
-    if (by_rows) {
+    if (by_rows && c.B) {
       const long share = std::min(c.B, (c.B * D + workers - 1) / workers);
-      long of_item = std::min(up(share, tile), c.valid ? 2 * tile : BLOCK_ROWS);
-      if (of_item * workers > up(c.B * D, tile) * 1.3) of_item = share;  // whole tiles, unless one gets far more
-      blocks = c.B ? (c.B + of_item - 1) / of_item : 0;
+      blocks = (c.B + share - 1) / share * ((share + BLOCK_ROWS - 1) / BLOCK_ROWS);  // as many for each worker
     }
     for (const Call& call : calls) rows.push_back(rows_of(call));
   }
@@ -42,7 +40,10 @@ struct Share {
       std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return steps[a] > steps[b]; });
     }
     std::vector<std::vector<int>> of_items(blocks);
-    for (long i = 0; i < c.B; i++) of_items[c.valid ? i % blocks : i * blocks / c.B].push_back(order[i]);
+    for (long i = 0; i < c.B; i++) {
+      const long turn = i / blocks % 2 ? blocks - 1 - i % blocks : i % blocks;
+      of_items[c.valid ? turn : i * blocks / c.B].push_back(order[i]);
+    }
     return of_items;
   }
 };
