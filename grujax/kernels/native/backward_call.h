@@ -1,5 +1,5 @@
-// The backward call. The steps go in chunks of about CHUNK_ROWS rows of d, which stay in the cache until they have become
-// dx and weight gradients. Epochs of a chunk: its steps (one epoch where by rows), dx and packing, weight gradients.
+// The backward call. The steps go in chunks of at most CHUNK_ROWS rows of d or one step, which stay in the cache until they
+// have become dx and weight gradients. Epochs of a chunk: its steps (one epoch where by rows), dx and packing, weight gradients.
 #pragma once
 #include "arguments.h"
 #include "scratch.h"
@@ -11,11 +11,13 @@ template <class E, class Op> struct BackwardWork : Work {
   using R = Real<E>;
   const Kernels<E, Op>& k;
   struct Given { R *w_ih_t, *w_hh_t, *w_hn_t, *dh_reset; std::vector<R*> buffers; std::vector<long> rows; };
+  struct Chunk { long lo, hi, first; };  // its steps and, of them, the first epoch
   std::vector<Backward<E>> calls;
   std::vector<Given> given;
+  std::vector<Chunk> chunks;  // from the last step to the first
   Scratch scratch;
   std::unique_ptr<Share> share;
-  long D, T, B, P, I_vectors, phases, len, chunks, steps, parts, columns;
+  long D, T, B, P, I_vectors, phases, most = 0, parts, columns;  // most: rows of d of a chunk at most
   long of_weights;  // items of their gradients
 
   static long twos(long vectors) { return (vectors + 1) / 2; }
@@ -23,19 +25,39 @@ template <class E, class Op> struct BackwardWork : Work {
   BackwardWork(const Kernels<E, Op>& kernels, const Arrays& arrays, const Options& o, const ffi::ThreadPool& pool) : k(kernels) {
     arrays.expect(o.directions * BACKWARD_INPUTS, o.directions * BACKWARD_OUTPUTS);
     const long threads = std::max<long>(1, pool.num_threads());
-    for (long d = 0; d < o.directions; d++) add(arrays, o, d, threads);
+    for (long d = 0; d < o.directions; d++) add(arrays, o, d);
     const auto& c = calls[0];
-    D = calls.size(), T = c.T, B = c.B, P = c.P, I_vectors = c.dx ? (c.I + k.lanes - 1) / k.lanes : 0;
+    D = calls.size(), T = c.T, B = c.B, P = c.P;
+    cut();
+    for (long d = 0; d < D; d++) work_in(d, threads);
+    I_vectors = c.dx ? (c.I + k.lanes - 1) / k.lanes : 0;
     phases = o.reset_after ? 1 : 2, columns = o.reset_after ? 4 : 3;
     const long workers = workers_for(pool, 6.0 * D * B * T * c.H * (c.I + c.H));
     share.reset(new Share(calls, workers, 3 * c.H * P * k.lanes * sizeof(R)));
-    steps = share->by_rows ? 1 : len * phases + 1;  // one more for the gradient of h0
-    parts = std::min(4 * workers, std::max(1L, len * B / k.tile));
+    parts = std::min(4 * workers, std::max(1L, most / k.tile));
     of_weights = c.packed ? columns * twos(P) + 1 : workers;
-    epochs = B * T ? 1 + chunks * (steps + 2) : 0;
+    epochs = B * T ? 1 : 0;
+    for (Chunk& chunk : chunks) chunk.first = epochs, epochs += B ? steps(chunk) + 2 : 0;
+  }
+  long steps(const Chunk& c) const { return share->by_rows ? 1 : (c.hi - c.lo + 1) * phases + 1; }  // one more for dh0
+  const Chunk& at(long epoch) const {
+    return *--std::upper_bound(chunks.begin(), chunks.end(), epoch, [](long e, const Chunk& c) { return e < c.first; });
+  }
+  void cut() {
+    long rows = 0;
+    for (long s = T - 1; s >= 0; s--) {
+      long valid = 0;  // of the direction that has most
+      for (const auto& f : calls) {
+        long n = f.valid ? 0 : B;
+        for (long b = 0; f.valid && b < B; b++) n += f.is_valid(s, b);
+        valid = std::max(valid, n);
+      }
+      if (chunks.empty() || (rows && rows + valid > CHUNK_ROWS)) chunks.push_back({s, s, 0}), rows = 0;
+      chunks.back().lo = s, rows += valid, most = std::max(most, rows);
+    }
   }
 
-  void add(const Arrays& arrays, const Options& o, long d, long threads) {
+  void add(const Arrays& arrays, const Options& o, long d) {
     Backward<E> f;
     Given g;
     const long in = d * BACKWARD_INPUTS, out = d * BACKWARD_OUTPUTS, N = k.lanes;
@@ -65,23 +87,24 @@ template <class E, class Op> struct BackwardWork : Work {
     if (f.dreset) memset(f.dreset, 0, B * Hp * sizeof(R));
     f.d_row = 4 * Hp + N;
     f.packed = B * T >= UNPACKED_BELOW;
-    len = std::min(T, std::max(1L, CHUNK_ROWS / std::max(B, 1L))), chunks = len ? (T + len - 1) / len : 0;
-    const long K = len * B;
-    f.w_hh_t = g.w_hh_t = scratch.take<R>((o.reset_after ? 3 : 2) * Hp * Hp);
-    f.w_hn_t = g.w_hn_t = o.reset_after ? nullptr : scratch.take<R>(Hp * Hp);
+    f.slots = f.before = f.after = nullptr;
+    calls.push_back(f), given.push_back(g);
+  }
+  void work_in(long d, long threads) {  // the memory
+    Backward<E>& f = calls[d];
+    Given& g = given[d];
+    const long N = k.lanes, H = f.H, I = f.I, Hp = f.P * N, K = most;
+    f.w_hh_t = g.w_hh_t = scratch.take<R>((f.reset_after ? 3 : 2) * Hp * Hp);
+    f.w_hn_t = g.w_hn_t = f.reset_after ? nullptr : scratch.take<R>(Hp * Hp);
     f.w_ih_t = g.w_ih_t = scratch.take<R>(3 * Hp * up(I, N));
     f.carry = scratch.take<R>(B * Hp), f.d = scratch.take<R>(K * f.d_row), f.last = scratch.take<R>(B * f.d_row);
     f.x_packed = scratch.take<R>(K * up(I, 8)), f.h_packed = scratch.take<R>(K * up(H, 8));
-    f.rh_packed = o.reset_after ? nullptr : scratch.take<R>(K * up(H, 8));
+    f.rh_packed = f.reset_after ? nullptr : scratch.take<R>(K * up(H, 8));
     for (long w = 0; w < threads; w++) g.buffers.push_back(scratch.take<R>(K * 2 * N));
-    g.rows.assign(chunks, 0);
-    f.slots = f.before = f.after = nullptr;
     if (f.valid) plan(f, g);
-    for (long c = 0; c < chunks && !f.valid; c++) g.rows[c] = B * (T - c * len < len ? T - c * len : len);
-    calls.push_back(f), given.push_back(g);
+    else for (const Chunk& c : chunks) g.rows.push_back(B * (c.hi - c.lo + 1));
   }
   void plan(Backward<E>& f, Given& g) {  // where the valid steps of each row stand
-    const long T = f.T, B = f.B;
     int *slots = scratch.take<int>(T * B), *before = scratch.take<int>(T * B), *after = scratch.take<int>((T + 1) * B);
     std::vector<int> seen(B, -1);
     for (long s = 0; s < T; s++)
@@ -95,37 +118,39 @@ template <class E, class Op> struct BackwardWork : Work {
         after[s * B + b] = seen[b];
         if (s > 0 && f.is_valid(s - 1, b)) seen[b] = s - 1;
       }
-    for (long c = 0; c < chunks; c++)
-      for (long s = low(f.T, c), hi = f.T - 1 - c * len; s <= hi; s++)
+    for (const Chunk& c : chunks) {
+      g.rows.push_back(0);
+      for (long s = c.lo; s <= c.hi; s++)
         for (long b = 0; b < B; b++)
-          if (f.is_valid(s, b)) slots[s * B + b] = g.rows[c]++;
+          if (f.is_valid(s, b)) slots[s * B + b] = g.rows.back()++;
+    }
     f.slots = slots, f.before = before, f.after = after;
   }
-  long low(long T, long chunk) const { return std::max(0L, T - (chunk + 1) * len); }
 
   long items(long epoch) const override {
     if (epoch == 0) return calls[0].packed ? D * (twos(P) + twos(I_vectors)) : 0;
-    const long chunk = (epoch - 1) / (steps + 2), i = (epoch - 1) % (steps + 2);
-    if (i == steps) return D * parts;
-    if (i == steps + 1) return D * of_weights;
+    const Chunk& chunk = at(epoch);
+    const long i = epoch - chunk.first, n = steps(chunk);
+    if (i == n) return D * parts;
+    if (i == n + 1) return D * of_weights;
     if (share->by_rows) return D * share->blocks;
-    const long s = T - 1 - chunk * len - i / phases;
-    return s >= low(T, chunk) || (s == -1 && i % phases == 0) ? D * twos(P) : 0;
+    return i + 1 < n || chunk.lo == 0 ? D * twos(P) : 0;
   }
   void run(long epoch, long item, long worker) override {
     const long d = item % D, j = item / D;
     if (epoch == 0) return pack(d, j);
-    const long chunk = (epoch - 1) / (steps + 2), i = (epoch - 1) % (steps + 2);
+    const Chunk& chunk = at(epoch);
+    const long i = epoch - chunk.first, n = steps(chunk);
     Backward<E> f = calls[d];
-    f.hi = T - 1 - chunk * len, f.lo = low(T, chunk), f.rows = given[d].rows[chunk];
-    if (i == steps) {
+    f.hi = chunk.hi, f.lo = chunk.lo, f.rows = given[d].rows[&chunk - &chunks[0]];
+    if (i == n) {
       const long places = (f.hi - f.lo + 1) * B, q0 = j * places / parts, q1 = (j + 1) * places / parts;
       if (f.dx) k.input_gradient(f, q0, q1);
       return k.pack_operands(f, q0, q1);
     }
-    if (i == steps + 1) {
-      const long n = f.I + f.H;
-      if (!f.packed) return k.weight_gradient_by_features(f, j * n / of_weights, (j + 1) * n / of_weights);
+    if (i == n + 1) {
+      const long features = f.I + f.H;
+      if (!f.packed) return k.weight_gradient_by_features(f, j * features / of_weights, (j + 1) * features / of_weights);
       if (j == columns * twos(P)) return keep_last(f);
       const long v0 = j / columns * 2;
       return k.weight_gradient(f, j % columns, v0, std::min(2L, P - v0), given[d].buffers[worker]);
