@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.nn.initializers import Initializer, constant, glorot_uniform, lecun_normal, orthogonal, zeros
 from jax.typing import DTypeLike
 
+from grujax.arrays import drawn
 from grujax.errors import require_one_of
 from grujax.types import Array, state_dtype
 
@@ -26,7 +27,7 @@ def uniform_within(bound: float) -> Initializer:
     """U(−bound, bound)."""
 
     def init(key: Array, shape, dtype=jnp.float32, out_sharding=None) -> Array:
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
+        return drawn(lambda flat: jax.random.uniform(key, flat, dtype, -bound, bound), shape)
 
     return init
 

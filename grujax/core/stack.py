@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
+from grujax.arrays import drawn
 from grujax.core.config import MERGES, LayerConfig
 from grujax.core.inputs import Steps, check_state, from_rows, to_rows, with_states_axis
 from grujax.kernels import run
@@ -137,7 +138,7 @@ def dropped(x: Array, rate: float, noise: Noise | None, locked_axes: tuple[int, 
     if noise is None or not rate:
         return x
     shape = [1 if axis in locked_axes else size for axis, size in enumerate(x.shape)]
-    return x * noise.dropout(jnp.ones(shape, x.dtype), rate)
+    return x * drawn(lambda flat: noise.dropout(jnp.ones(flat, x.dtype), rate), shape)
 
 
 def _masks(
@@ -149,9 +150,9 @@ def _masks(
     if layer.recurrent_dropout and noise is not None:
         state_mask = dropped(jnp.ones((n_rows, layer.hidden_size), wide), layer.recurrent_dropout, noise)
     if layer.zoneout:
-        hold = jnp.full((n_steps, n_rows, layer.hidden_size), layer.zoneout, wide)
+        hold = rates = jnp.full((n_steps, n_rows, layer.hidden_size), layer.zoneout, wide)
         if noise is not None:
-            hold = jax.random.bernoulli(noise.key(), hold).astype(wide)
+            hold = drawn(lambda flat: jax.random.bernoulli(noise.key(), rates.reshape(flat)), rates.shape).astype(wide)
     return state_mask, hold
 
 

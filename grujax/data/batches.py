@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from grujax.data.sequences import Sequences
+from grujax.data.sequences import Sequences, require_sequences
 from grujax.data.targets import Target, padded, unnamed
 from grujax.errors import require
 
@@ -89,6 +89,7 @@ def batches(
     >>> [(batch.x.shape, batch.rows.tolist()) for batch in batches(data, 2, (1, 2))]
     [((2, 1, 1), [0, 2]), ((2, 2, 1), [1, -1])]
     """
+    require_sequences(data, "data")
     edges, plan = _covering(boundaries, data.lengths), plan_of(data.lengths, batch_size, boundaries, rng)
     return (batch_of(data, rows, edges[bucket]) for bucket, rows in zip(*plan, strict=True))
 

@@ -96,10 +96,19 @@ class Dataset:
 
     def __post_init__(self) -> None:
         train, test = self.train, self.test
+        require_sequences(train, "train")
         _check_weight(train)
         require(bool(train.targets), "y", "labels or targets in the training split", "none")
         if test is not None:
+            require_sequences(test, "test")
             require_alike(train, test, "the test split")
+
+
+def require_sequences(value: object, argument: str) -> None:
+    """Raises InputError for anything but `Sequences`."""
+    of_dataset, of_arrays = "Pass its `train` or its `test`.", "grujax.data.sequences(x, y) makes them."
+    remedy = of_dataset if isinstance(value, Dataset) else of_arrays
+    require(isinstance(value, Sequences), argument, "`Sequences`", type(value).__name__, remedy)
 
 
 def _check_weight(data: Sequences) -> None:
@@ -244,6 +253,7 @@ def stratified_split(data: Sequences, fraction: float, seed: int) -> tuple[Seque
     >>> [len(part) for part in stratified_split(data, 0.1, seed=0)]
     [18, 2]
     """
+    require_sequences(data, "data")
     train_test_split = require_package("sklearn.model_selection", "data").train_test_split
     require(0 < fraction < 1, "fraction", "a number between 0 and 1", fraction)
     require(0 <= seed < 2**32, "seed", "an integer from 0 to 2**32 - 1", seed)
@@ -281,6 +291,7 @@ def statistics(data: Sequences) -> tuple[np.ndarray, np.ndarray]:
     >>> mean.tolist(), std.tolist()
     ([2.0, 7.0], [1.0, 1.0])
     """
+    require_sequences(data, "data")
     steps = data.x[np.arange(data.x.shape[1]) < data.lengths[:, None]]
     mean, std = steps.mean(0, dtype=np.float64), steps.std(0, dtype=np.float64).astype(np.float32)
     # float64 sums float32 constants exactly, so their std is 0 and no rounding error

@@ -6,6 +6,7 @@ from typing import Any
 
 from grujax.core.config import POOLINGS
 from grujax.data import Sequences
+from grujax.data.sequences import require_sequences
 from grujax.errors import require
 from grujax.training.config import TrainConfig
 
@@ -24,6 +25,8 @@ def chosen(config: TrainConfig, train: Sequences) -> tuple[TrainConfig, dict[str
     >>> print(why["epochs"])
     400 epochs: 100 would be 300 steps, fewer than 1200
     """
+    require(isinstance(config, TrainConfig), "config", "a `TrainConfig`", type(config).__name__)
+    require_sequences(train, "train")
     found: dict[str, Any] = {}
     why: dict[str, str] = {}
     if config.pooling is None:

@@ -9,6 +9,7 @@ import numpy as np
 from grujax.core.heads import of_head
 from grujax.data import Sequences, batches, bucket_boundaries, statistics
 from grujax.data.checks import in_words
+from grujax.data.sequences import require_sequences
 from grujax.data.targets import named, padded, unnamed
 from grujax.errors import require
 from grujax.linen import GRUEnsemble, GRUModel
@@ -118,6 +119,9 @@ def outputs_of(
     >>> outputs_of(model, model.init(jax.random.key(0), data.x), data).shape
     (2, 5)
     """
+    known = isinstance(model, GRUModel | GRUEnsemble)
+    require(known, "model", "a `GRUModel` or `GRUEnsemble`", type(model).__name__)
+    require_sequences(data, "data")
     boundaries = bucket_boundaries(data.lengths) if boundaries is None else boundaries
     of = model.model if isinstance(model, GRUEnsemble) else model
     each_step = () if of.pooling is not None else data.x.shape[1:2]
@@ -159,6 +163,7 @@ def score(
 
     Source: Wilson 1927, Journal of the American Statistical Association 22, for the interval.
     """
+    require_sequences(data, "data")
     given, statistics, each = named(outputs), variables["statistics"], {}
     fits = given.keys() == data.targets.keys()
     require(fits, "y", f"{in_words(given)}, as the model has", in_words(data.targets))
@@ -221,6 +226,8 @@ def baselines(train: Sequences, test: Sequences) -> dict[str, float]:
     >>> {name: round(accuracy, 3) for name, accuracy in baselines(data, data).items()}
     {'majority class': 0.667, 'nearest neighbour': 1.0}
     """
+    require_sequences(train, "train")
+    require_sequences(test, "test")
     from sklearn.dummy import DummyClassifier, DummyRegressor
     from sklearn.metrics import accuracy_score, root_mean_squared_error
     from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor

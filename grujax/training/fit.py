@@ -9,7 +9,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from grujax.data import Dataset, Sequences
-from grujax.errors import require_package
+from grujax.errors import require, require_package
 from grujax.saving.checkpoints import Checkpoints
 from grujax.signals import terminable, uninterrupted
 from grujax.training.config import TrainConfig
@@ -80,6 +80,8 @@ def fit(
     >>> fitted.test.accuracy
     1.0
     """
+    remedy = 'Dataset("name", train, test) makes one of `Sequences`.'
+    require(isinstance(data, Dataset), "data", "a `Dataset`", type(data).__name__, remedy)
     training = Training(config, data, stream, mesh, variables)
     if data.test is not None and evaluate_test:
         require_package("sklearn.metrics", "data")  # for its scores

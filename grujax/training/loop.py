@@ -25,7 +25,7 @@ from grujax.training.devices import EVERY, Devices
 from grujax.training.evaluate import Scores, outputs_of, score
 from grujax.training.rows import constants_of, ensemble_of, fingerprint, model_for, row_weights, weighed
 from grujax.training.run import Epoch, Run
-from grujax.training.step import Draws, Ended, Steps, draw, initial_state, make_optimizer, train_steps
+from grujax.training.step import Draws, Ended, Steps, draw, initial_state, make_optimizer, new_parameters, train_steps
 
 LARGEST = 2**24
 """Bytes that the steps which are given at once take; a single one may take more."""
@@ -151,7 +151,7 @@ class Training:
     def begin(self, saved: Checkpoints | None) -> None:
         """At the first step, or where the last checkpoint stands."""
         if self._start is None:
-            params = self.whole.init(jax.random.key(self.config.seed), self._one_step)["params"]
+            params = new_parameters(self.whole, self.train.channels, jax.random.key(self.config.seed))
         else:  # over the host, as they may be on another mesh; and copies: a step takes the buffers of its state
             params = jax.tree.map(lambda a: jnp.array(np.asarray(a)), self._start["params"])
         self.constants = self.devices.whole(jax.tree.map(lambda a: jnp.asarray(np.asarray(a)), self.constants))
@@ -319,14 +319,10 @@ class Training:
             self.compiled = Compiled(shapes, (*seconds, time.perf_counter() - began), padding)
         return self.programs[boundaries]
 
-    @property
-    def _one_step(self) -> np.ndarray:
-        return np.zeros((1, 1, self.train.channels), np.float32)
-
     def _check(self, variables: Mapping[str, Any]) -> None:
         """Raises InputError for those of another model."""
-        shapes = jax.eval_shape(lambda: self.whole.init(jax.random.key(0), self._one_step))
-        new, given = (_shapes(tree) for tree in ({**shapes, "statistics": self.constants}, variables))
+        params = jax.eval_shape(lambda: new_parameters(self.whole, self.train.channels, jax.random.key(0)))
+        new, given = (_shapes(tree) for tree in ({"params": params, "statistics": self.constants}, variables))
         odd = [name for name in sorted({*new, *given}) if new.get(name) != given.get(name)]
         require(not odd, "variables", f"those of {self.whole}", f"other shapes of {', '.join(odd)}")
 

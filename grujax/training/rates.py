@@ -17,7 +17,7 @@ from grujax.training.choices import chosen
 from grujax.training.config import TrainConfig
 from grujax.training.devices import outside_of_meshes
 from grujax.training.rows import constants_of, model_for, row_weights, weighed
-from grujax.training.step import Draws, draw, gradient
+from grujax.training.step import Draws, draw, gradient, new_parameters
 
 LOWEST, HIGHEST = 1e-5, 1.0
 
@@ -59,7 +59,7 @@ def learning_rates(config: TrainConfig, train: Sequences, steps: int = 100, smoo
     constants = constants_of(train, config.quantiles)
     weights = row_weights(train, config)
     model, boundaries = model_for(config, train, constants), bucket_boundaries(train.lengths, config.buckets)
-    params = model.init(jax.random.key(config.seed), np.zeros((1, 1, train.channels), np.float32))["params"]
+    params = new_parameters(model, train.channels, jax.random.key(config.seed))
     state, step_config = (params, _optimizer(config, steps).init(params)), replace(config, seed=0)
     rng = np.random.default_rng(config.seed)
     epochs = (batches(train, config.batch_size, boundaries, rng) for _ in itertools.count())

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from grujax.arrays import drawn
 from grujax.core.heads import of_head
 from grujax.data import Batch
 from grujax.data.targets import named
@@ -61,6 +62,12 @@ def make_optimizer(config: TrainConfig, num_steps: int) -> optax.GradientTransfo
 def each_member(config: TrainConfig, function: Callable[..., Any], *axes: Any) -> Callable[..., Any]:
     """The function over all members of an ensemble at once, along those axes of its arguments; of one model itself."""
     return function if config.members == 1 else jax.vmap(function, in_axes=axes)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def new_parameters(model: Any, channels: int, key: Array) -> Any:
+    """Those with which training begins, in one program: each initialiser would compile its own."""
+    return model.init(key, jnp.zeros((1, 1, channels), jnp.float32))["params"]
 
 
 def initial_state(params: Any, optimizer: optax.GradientTransformation, config: TrainConfig) -> TrainState:
@@ -142,8 +149,9 @@ def disturb(key: Array, x: Array, std: Array, config: TrainConfig) -> Array:
     """x (B, T, I) with normal noise of `input_noise` standard deviations `std` (I,) at every step, and of
     `input_offset` that is the same at every step of a sequence, as another microphone would add."""
     each_step, each_row = jax.random.split(key)
-    noise = config.input_noise * jax.random.normal(each_step, x.shape, x.dtype)
-    offset = config.input_offset * jax.random.normal(each_row, (x.shape[0], 1, x.shape[2]), x.dtype)
+    noise = config.input_noise * drawn(lambda flat: jax.random.normal(each_step, flat, x.dtype), x.shape)
+    rows = x.shape[0], 1, x.shape[2]
+    offset = config.input_offset * drawn(lambda flat: jax.random.normal(each_row, flat, x.dtype), rows)
     return x + (noise + offset) * std[None, None]
 
 
@@ -244,14 +252,37 @@ def train_step(
     `model`, `config` and `num_steps` are compared by value: equal ones share one compilation.
     """
 
-    def step(state: TrainState, draws: Draws) -> TrainState:
-        gradients, total = gradient(model, config, state.params, statistics, batch, draws, axis)
+    return apply_gradients(config, num_steps, state, *gradients(model, config, state, statistics, batch, draws, axis))
+
+
+def gradients(
+    model: GRUModel,
+    config: TrainConfig,
+    state: TrainState,
+    statistics: Mapping[str, Array],
+    batch: Batch,
+    draws: Draws,
+    axis: str | None,
+) -> tuple[Any, Array]:
+    """`gradient` of all members at once."""
+
+    def of_one(params: Any, draws: Draws) -> tuple[Any, Array]:
+        return gradient(model, config, params, statistics, batch, draws, axis)
+
+    mapped = each_member(config, of_one, 0, Draws(-1, 0))  # pyright: ignore[reportArgumentType]: their axes
+    return mapped(state.params, draws)
+
+
+def apply_gradients(config: TrainConfig, num_steps: int, state: TrainState, gradients: Any, loss: Array) -> TrainState:
+    """The state after a step of the optimizer, of all members at once."""
+
+    def step(state: TrainState, gradients: Any, loss: Array) -> TrainState:
         updates, optimizer_state = make_optimizer(config, num_steps).update(gradients, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         _, averaging = optax.ema(decay(config, num_steps)).update(params, state.averaging)
-        return TrainState(params, optimizer_state, averaging, state.loss + total)
+        return TrainState(params, optimizer_state, averaging, state.loss + loss)
 
-    return each_member(config, step, 0, Draws(-1, 0))(state, draws)  # pyright: ignore[reportArgumentType]: their axes
+    return each_member(config, step, 0, 0, 0)(state, gradients, loss)
 
 
 def decay(config: TrainConfig, num_steps: int) -> float:
@@ -290,18 +321,19 @@ def train_steps(
     """The first `count` of these steps, and the end of an epoch behind them, in one program: to start one takes a third
     of the time of a small step. Of 0 steps it is the end alone.
 
-    It holds `train_step` once for each of the boundaries, which it cuts the rows of a step to.
+    It is `train_step` in a loop, with a gradient for each of the boundaries, which it cuts the rows of a step to.
     """
 
     def step(number: Array, state: TrainState) -> TrainState:
         bucket, batch, draws = jax.tree.map(lambda a: a[number], steps)
 
-        def padded_to(length: int, state: TrainState) -> TrainState:
+        def padded_to(length: int) -> tuple[Any, Array]:
             y = jax.tree.map(lambda a: a[:, :length], batch.y) if model.pooling is None else batch.y
             cut = batch._replace(x=batch.x[:, :length], y=y)
-            return train_step(model, config, num_steps, state, statistics, cut, draws, axis)
+            return gradients(model, config, state, statistics, cut, draws, axis)
 
-        return jax.lax.switch(bucket, [partial(padded_to, length) for length in boundaries], state)
+        found = jax.lax.switch(bucket, [partial(padded_to, length) for length in boundaries])
+        return apply_gradients(config, num_steps, state, *found)
 
     state = jax.lax.fori_loop(0, count, step, state)
     return state, ended(config, num_steps, state)

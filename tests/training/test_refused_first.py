@@ -10,8 +10,10 @@ from compilations import compilations
 from levels import DATA, SMALL, TARGETS
 from refusals import refused
 
+from grujax import GRUModel
+from grujax.data import Dataset, batches, statistics, stratified_split
 from grujax.saving.checkpoints import Checkpoints
-from grujax.training import fit
+from grujax.training import baselines, chosen, fit, outputs_of, score
 from grujax.training.rates import learning_rates
 
 MESH = jax.sharding.Mesh(jax.devices()[:1], ("data",))
@@ -45,6 +47,7 @@ LATE = {
     "weights of classes": ({"class_weights": "balanced"}, TARGETS, lambda _: {}, "class_weights='balanced' needs"),
     "quantiles of classes": ({"quantiles": (0.5,)}, DATA, lambda _: {}, "quantiles needs a regression"),
     "patience": ({"patience": 2, "validation": 0.0}, DATA, lambda _: {}, "patience needs validation"),
+    "a training split": ({}, DATA.train, lambda _: {}, "data: expected a `Dataset`, found Sequences. Dataset("),
     "a mesh": ({}, DATA, lambda _: {"mesh": jax.sharding.Mesh(MESH.devices.reshape(1, 1, 1), (*"abc",))}, "mesh: exp"),
 }  # fmt: skip
 
@@ -73,3 +76,30 @@ def test_a_package_that_the_test_split_needs_is_asked_for_first(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.metrics", None)
     config = dataclasses.replace(SMALL, hidden_size=7, validation=0.0)
     assert compilations(lambda: attempted(lambda: fit(config, DATA), "sklearn is required: pip install")) == 0
+
+
+SPLIT, WHOLE = (
+    "found Dataset. Pass its `train` or its `test`.",
+    "found ndarray. grujax.data.sequences(x, y) makes them.",
+)
+KINDS = {
+    "fit": (lambda: fit({"hidden_size": 4}, DATA), "config: expected a `TrainConfig`, found dict."),
+    "learning_rates": (lambda: learning_rates(SMALL, DATA), f"train: expected `Sequences`, {SPLIT}"),
+    "chosen": (lambda: chosen(SMALL, DATA), f"train: expected `Sequences`, {SPLIT}"),
+    "baselines": (lambda: baselines(DATA.train, DATA), f"test: expected `Sequences`, {SPLIT}"),
+    "outputs_of": (lambda: outputs_of(GRUModel(4, 2), {}, DATA.train.x), f"data: expected `Sequences`, {WHOLE}"),
+    "outputs_of, swapped": (lambda: outputs_of({}, GRUModel(4, 2), DATA.train), "model: expected a `GRUModel` or"),
+    "score": (lambda: score(DATA.train.x, DATA, {}), f"data: expected `Sequences`, {SPLIT}"),
+    "Dataset": (lambda: Dataset("task", DATA.train.x), f"train: expected `Sequences`, {WHOLE}"),
+    "Dataset, test": (lambda: Dataset("task", DATA.train, DATA), f"test: expected `Sequences`, {SPLIT}"),
+    "stratified_split": (lambda: stratified_split(DATA, 0.2, 0), f"data: expected `Sequences`, {SPLIT}"),
+    "statistics": (lambda: statistics(DATA.train.x), f"data: expected `Sequences`, {WHOLE}"),
+    "batches": (lambda: batches(DATA, 4, (7,)), f"data: expected `Sequences`, {SPLIT}"),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_another_kind_of_argument_is_refused_with_what_to_pass(name):
+    call, message = KINDS[name]
+    with refused(message):
+        call()
