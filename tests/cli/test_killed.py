@@ -103,9 +103,14 @@ def assert_ended_as(whole, folder, code, out, err):
     assert left == []
 
 
-def test_killed_twice_and_resumed(whole, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    "numbers",  # what a signal that can be caught leaves, test_nothing_lost.py sees in one process
+    [[signal.SIGKILL], pytest.param([signal.SIGKILL, signal.SIGTERM], marks=pytest.mark.slow)],
+    ids=["once", "twice"],
+)
+def test_killed_and_resumed(numbers, whole, capsys, monkeypatch):
     """SIGINT ends it as SIGTERM does."""
-    folder = killed_at_random_moments([signal.SIGKILL, signal.SIGTERM], seed=0)
+    folder = killed_at_random_moments(numbers, seed=0)
     assert_ended_as(whole, folder, *goes_on_here(folder, capsys, monkeypatch))
 
 

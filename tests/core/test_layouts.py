@@ -72,7 +72,7 @@ def batch_major(name):
     module, steering, *_ = MODULES[name]
     params = as_jax(random_params(module, np.random.default_rng(5)))
     run = partial(gru_as_layer, params) if name == "gru" else partial(applied, module, params)
-    run = partial(run, num_segments=2 * B) if "segments" in steering else run
+    run = jax.jit(partial(run, num_segments=2 * B) if "segments" in steering else run, static_argnames="time_major")
     arguments = as_jax({key: STEERING[key][1] for key in steering})
     return run, jax.tree.map(np.asarray, run(*as_jax((X, H0[: module.num_directions])), time_major=False, **arguments))
 

@@ -44,7 +44,9 @@ WAYS = (
 
 
 HELD = {("data and model", "gru"), ("data and model", "GRU"), ("explicit model", "GRU"), ("data", "GRUModel")}
-"""What another case holds: GRUModel a GRU, which is `gru` twice, and "dropout" two of them; "data and model" "data"."""
+HELD |= {("shard_map", "GRUModel"), ("explicit", "gru")}
+"""What another case holds: GRUModel a GRU, which is `gru` twice, and "dropout" two of them; "data and model" "data".
+In shard_map a device sees its own rows alone, whatever stands behind the layer."""
 
 
 def cases(every):

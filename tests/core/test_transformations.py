@@ -104,7 +104,8 @@ def derivatives(name, implementation):
     return compute(point)
 
 
-@pytest.mark.parametrize("name", ["gru", pytest.param("GRUModel", marks=pytest.mark.slow)])
+@pytest.mark.slow  # kernels/test_derivative.py has both of each rule, and the two modes agree below
+@pytest.mark.parametrize("name", ["gru", "GRUModel"])
 def test_both_jacobians_agree(name):
     point, tangent = POINTS[name], jax.tree.leaves(TANGENTS[name])
     both = jax.jit(lambda p: [of(lambda p: RUNS[name](*p, STEPS, "xla"))(p) for of in (jax.jacrev, jax.jacfwd)])

@@ -179,7 +179,10 @@ def test_series_of_one_channel_need_no_axis_of_it():
     np.testing.assert_array_equal(again.predict(rows), made.predict(X[:, :, 0], lengths))
 
 
-@pytest.mark.parametrize("kind, y", [(GRUClassifier, SIGN), (GRURegressor, LEVEL)])
+@pytest.mark.parametrize(
+    "kind, y",  # that of values is in test_forecaster.py
+    [(GRUClassifier, SIGN), pytest.param(GRURegressor, LEVEL, marks=pytest.mark.slow)],
+)
 def test_a_second_fit_of_the_same_sizes_compiles_nothing(kind, y):
     fields = TINY | {"hidden_size": 7}  # of no other test
     first, other = kind(**fields), kind(**fields, random_state=5)

@@ -51,7 +51,18 @@ FILES = {
 }
 
 
-@pytest.mark.parametrize(("name", "kind"), [(name, kind) for name, kinds in FILES.items() for kind in kinds])
+OTHERS = {("max", "keras"), ("mean", "keras-weights"), ("every step", "keras")}
+"""What a file has of them it has of "mean" or of "last" too; test_keras.py converts each of them."""
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        pytest.param(name, kind, marks=[pytest.mark.slow] * ((name, kind) in OTHERS))
+        for name, kinds in FILES.items()
+        for kind in kinds
+    ],
+)
 @pytest.mark.filterwarnings("ignore::grujax.interop.parts.ConversionWarning")  # dropout, in files of weights
 def test_files_hold_the_same_bits(name, kind, tmp_path):
     """Files of Keras read here, files of grujax read here and by Keras."""

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from onnx_graphs import BOTH, FLOAT, INT32, H, I, O, drawn, onnx, ours, same, session
+from pairs import by_turns
 from refusals import refused
 
 from grujax import GRU, GRUCell, GRUEncoder, GRUModel
@@ -56,12 +57,16 @@ def fed(model, n_rows, n_steps, seed=1):
     return {"x": x.astype(np.float32), "h0": h0.astype(np.float32), "lengths": lengths}
 
 
-@pytest.mark.parametrize("case", MODELS)
-def test_the_runtime_computes_what_the_model_computes(case):
+INPUTS = {"both or none": ((True, True), (False, False)), "one of them": ((True, False), (False, True))}
+"""Whether a graph takes lengths and a state."""
+
+
+@pytest.mark.parametrize(("case", "inputs"), by_turns(MODELS, [*INPUTS], quick=1))
+def test_the_runtime_computes_what_the_model_computes(case, inputs):
     """With and without lengths and state; and the graph is read again, bit for bit."""
     model, statistics = MODELS[case]
     variables = drawn(model, statistics=statistics)
-    for lengths, state in ((True, True), (True, False), (False, True), (False, False)):
+    for lengths, state in INPUTS[inputs]:
         proto = to_onnx(model, variables, lengths=lengths, state=state)
         feed = fed(model, 5, 6)
         if not lengths:

@@ -108,19 +108,29 @@ def at_random(seed):
     }
 
 
-GRID = pairwise(
+ALIKE = {
+    "bidirectional": [False, True],
+    "bias": [True, False],
+    "has_h0": [True, False],
+    "has_lengths": [False, True],
+    "dtype": ["float64", "float32"],
+}
+GRID = pairwise(hidden=[1, 3, 17], features=[1, 2, 33], n_steps=[1, 2, 12], n_rows=[1, 3], n_layers=[1, 2, 3], **ALIKE)
+"""At the edges of vectors and tiles are those of kernels/test_contract.py."""
+MORE = pairwise(
     hidden=[1, 3, 17, 64],
     features=[1, 2, 16, 33],
     n_steps=[1, 2, 5, 12],
     n_rows=[1, 2, 3, 8],
     n_layers=[1, 2, 3],
-    bidirectional=[False, True],
-    bias=[True, False],
-    has_h0=[True, False],
-    has_lengths=[False, True],
-    dtype=["float64", "float32"],
+    **ALIKE,
 )
 CONFIGURATIONS = [pytest.param(case, id="-".join(map(str, case.values()))) for case in GRID]
+CONFIGURATIONS += [
+    pytest.param(case, id="-".join(map(str, case.values())), marks=pytest.mark.slow)
+    for case in MORE
+    if case not in GRID
+]
 CONFIGURATIONS += [pytest.param(at_random(seed), id=str(seed), marks=pytest.mark.slow) for seed in range(200)]
 
 

@@ -33,9 +33,9 @@ def levels(case):
     return steering | equations_of | others | {"plain": case.plain, "dtype": case.dtype, "gates": case.with_gates}
 
 
-def every_pair(kernel):
-    """Of the cases that a kernel serves enough to have each pair of what varies that is in any, and each edge."""
-    served = {case: set(combinations(levels(CASES[case]).items(), 2)) for of, case in SERVED if of == kernel}
+def every(kernel, of):
+    """Of the cases that a kernel serves enough to have all that `of` finds in any of their levels, and each edge."""
+    served = {case: set(of(levels(CASES[case]).items())) for by, case in SERVED if by == kernel}
     chosen, missing = ["no steps", "no rows", "few, one row"], set().union(*served.values())
     while missing:
         chosen.append(max(served, key=lambda case: len(served[case] & missing)))
@@ -43,9 +43,14 @@ def every_pair(kernel):
     return chosen
 
 
-QUICK = {kernel: every_pair(kernel) for kernel in ("xla", "autodiff")}
+def alone_or_normalised(items):
+    """Each level, and each beside layer normalisation."""
+    return [*items, *(pair for pair in combinations(items, 2) if ("layer_norm", True) in pair)]
+
+
+QUICK = {"xla": every("xla", partial(combinations, r=2)), "autodiff": every("autodiff", alone_or_normalised)}
 """Most cases are there for the sizes at which the native kernel goes another way; the loop of XLA has one way for all
-but a single row."""
+but a single row. autodiff takes the same steps: its own are normalisation and a derivative that JAX derives."""
 
 
 @pytest.mark.parametrize(

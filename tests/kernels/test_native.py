@@ -277,6 +277,15 @@ EQUALS = {
     "remat": "grad",
 }
 """What is the same number another way."""
+INSIDE = {
+    "jit": "test_contract.py",
+    "grad": "test_contract.py",
+    "grad of weights alone": "vmap of gradients over weights",
+    "linearize": "jvp of what is linear",
+    "vmap of gradients": "gradients of each row",
+    "reverse over forward": "reverse over reverse",
+}
+"""What another one goes through too."""
 
 
 def of_a_loop(name, implementation):
@@ -289,7 +298,9 @@ of_the_plain_loop = cache(partial(of_a_loop, implementation="xla"))
 
 
 @needs_library
-@pytest.mark.parametrize("name", TRANSFORMATIONS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in INSIDE)) for name in TRANSFORMATIONS]
+)
 def test_a_transformation_gives_what_it_gives_of_the_plain_loop(name):
     found, expected = of_a_loop(name, "native"), of_the_plain_loop(EQUALS.get(name, name))
     assert all(np.any(a) for a in jax.tree.leaves(expected)), "zero proves nothing"
@@ -315,7 +326,11 @@ def test_chunks_pass_the_contract(case):
 
 @needs_library
 @pytest.mark.parametrize(
-    "name", ["grad", "jvp", "vmap over steps", "vmap of gradients over weights", "forward over reverse", "scan"]
+    "name",
+    [
+        pytest.param("grad", marks=pytest.mark.slow),  # test_chunks_pass_the_contract
+        *("jvp", "vmap over steps", "vmap of gradients over weights", "forward over reverse", "scan"),
+    ],
 )
 def test_a_transformation_of_chunks_gives_what_it_gives_of_the_plain_loop(name):
     of_chunks, plain = (partial(f, reset=None) for f in (outputs("native", run_in_chunks), outputs("xla")))

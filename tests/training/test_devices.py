@@ -46,7 +46,8 @@ def main(folder):
         return programs[-1]
 
     with mock.patch.object(loop, "train_steps", SimpleNamespace(lower=noting)):
-        eight = fit(config, DATA, mesh=jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,)))
+        explicit = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
+        eight = fit(config, DATA, mesh=explicit)
     for text in (program.as_text() for program in programs):
         calls = ["@grujax_forward" in text, "@grujax_backward" in text]
         assert calls == [native.status()[0] is not None] * 2, "each device runs the kernel that one would run"
@@ -56,7 +57,7 @@ def main(folder):
             raise KeyboardInterrupt
 
     mesh = Mesh(np.array(jax.devices()), ("rows",))
-    fit(config, DATA, mesh=mesh, checkpoints=folder, on_epoch=stop)
+    fit(config, DATA, mesh=explicit, checkpoints=folder, on_epoch=stop)  # which is compiled
     flat = Mesh(np.array(jax.devices()).reshape(8, 1), ("data", "model"))
     with jax.set_mesh(jax.make_mesh((8,), ("mine",))):  # a user's own, which `fit` was not given
         assert fit(dataclasses.replace(config, batch_size=12, epochs=1), DATA).history

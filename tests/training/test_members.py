@@ -68,7 +68,10 @@ def test_a_step_moves_each_member_as_it_moves_alone():
         np.testing.assert_allclose(states[3].loss[n], states[n].loss, rtol=1e-5)
 
 
-@pytest.mark.parametrize("data, changes", [(DATA, {}), (TARGETS, {"quantiles": (0.2, 0.8)})])
+@pytest.mark.parametrize(
+    "data, changes",  # of values: estimators/test_forecaster.py averages members too
+    [(DATA, {}), pytest.param(TARGETS, {"quantiles": (0.2, 0.8)}, marks=pytest.mark.slow)],
+)
 def test_what_is_kept_predicts_the_mean_of_its_members(data, changes, tmp_path):
     """The mean of probabilities, or of each quantile; so do its file and its scores."""
     fitted = fit(dataclasses.replace(CONFIG, **changes), data)
