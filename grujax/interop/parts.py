@@ -16,7 +16,7 @@ from grujax.core.cell import weights_of
 from grujax.core.config import Pooling, input_size_of, own_fields
 from grujax.core.dialects import Cell, Dialect, lost, require_floats, write
 from grujax.errors import InputError, require, require_equal, require_one_of
-from grujax.interop.prove import log
+from grujax.interop.prove import FIND, log
 from grujax.linen import GRU, GRUCell, GRUModel
 from grujax.saving.model_file import declared
 from grujax.types import Affine, HardSigmoid
@@ -141,8 +141,8 @@ def put_together(
     features = hidden_size * (directions if fields.get("merge", "concat") == "concat" else 1)
     for index, (name, one) in enumerate(cells.items()):
         reads = features if index >= directions else cell.w_ih.shape[0]
-        require(one.hidden_size == hidden_size, name, f"{hidden_size} hidden units, as {first}", one.hidden_size)
-        require(one.w_ih.shape[0] == reads, name, f"{reads} input features", one.w_ih.shape[0])
+        require(one.hidden_size == hidden_size, name, f"{hidden_size} hidden units, as {first}", one.hidden_size, FIND)
+        require(one.w_ih.shape[0] == reads, name, f"{reads} input features", one.w_ih.shape[0], FIND)
         require((one.b_ih is not None) == bias, name, "biases in all layers or none", f"otherwise than {first}")
         require(one.w_hh.dtype == dtype, name, f"dtype {dtype}, that of {first}", f"dtype {one.w_hh.dtype}")
     sizes: dict[str, Any] = {"hidden_size": hidden_size, "bias": bias, "param_dtype": getattr(jnp, dtype.name)}
@@ -153,7 +153,7 @@ def put_together(
     if head is not None:
         name, (kernel, head_bias) = head
         require(kernel.ndim == 2 and kernel.size > 0, name, "a matrix of weights", f"shape {kernel.shape}")
-        require(kernel.shape[0] == features, name, f"{features} input features", kernel.shape[0])
+        require(kernel.shape[0] == features, name, f"{features} input features", kernel.shape[0], FIND)
         if head_bias is None:
             head_bias, what = np.zeros(kernel.shape[1:], dtype), "zeros are stored, which training would move"
             warnings.warn(f"{name}: the head has no bias; {what}", ConversionWarning, stacklevel=3)
@@ -226,6 +226,7 @@ def _check_model(model: nn.Module, variables: Mapping, place: Place) -> None:
         several = isinstance(model.output_size, Mapping)
         remedy = f"{place.framework} has one. StableHLO has several."
         require(not several, "output_size", "one head", repr(model.output_size), remedy)
+    require(isinstance(variables, Mapping), "variables", 'a mapping with "params"', type(variables).__name__)
     for collection in variables:
         what = "grujax.interop.fold_statistics puts what standardises the inputs into the weights."
         remedy = f"It would be lost. {what if collection == 'statistics' else ''}".strip()
