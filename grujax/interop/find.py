@@ -134,7 +134,7 @@ def _object(source: Any) -> Opened:
     inner = unwrapped(source) if all(isinstance(key, str) for key in source) else source
     if has_gru(inner):
         of_numpy = any(isinstance(a, np.ndarray) for a in inner.values())
-        whole, framework = _plain(source), torch_files.NUMPY if of_numpy else torch_files.TORCH
+        whole, framework = _copied(source), torch_files.NUMPY if of_numpy else torch_files.TORCH
         found = _mapping(whole, lambda path: framework.write(path, whole))
         return found._replace(endings=(*framework.endings, *framework.reads))
     return _mapping(source, None)
@@ -213,5 +213,13 @@ def _is_floats(a: Any) -> bool:
 
 
 def _plain(tree: Any) -> Any:
-    """Mappings as dicts, whatever class they have."""
-    return {key: _plain(a) for key, a in tree.items()} if isinstance(tree, Mapping) else tree
+    """Mappings as dicts, whatever class they have, and lists too, by numbers."""
+    pairs = tree.items() if isinstance(tree, Mapping) else enumerate(tree) if isinstance(tree, list) else None
+    return tree if pairs is None else {key: _plain(a) for key, a in pairs}
+
+
+def _copied(tree: Any) -> Any:
+    """Mappings and lists anew, what is in them as it is."""
+    if isinstance(tree, Mapping):
+        return {key: _copied(a) for key, a in tree.items()}
+    return [_copied(a) for a in tree] if isinstance(tree, list) else tree

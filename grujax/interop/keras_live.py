@@ -128,7 +128,9 @@ def build(keras: Any, layer: Layer, dtype: str, return_state: bool = False) -> A
 def require_same(source: Any, model: Any, variables: Any) -> None:
     """Raises `InputError` unless every array that a layer or model gives, run as it is, is an output of `model`."""
     keras, all_seen = package(), []
-    for size in proof_sizes(model, variables):
+    shape = None if isinstance(source, keras.Sequential) else getattr(source, "input_shape", None)
+    rows, steps = shape[:2] if isinstance(shape, tuple) and len(shape) == 3 else (None, None)  # what a model fixes
+    for size in dict.fromkeys((rows or b, steps or t) for b, t in proof_sizes(model, variables)):
         x, h0, _ = given = data(model, variables, size, h0=isinstance(model, GRUCell), grows=True)
         try:
             with numerics("float32"):

@@ -571,6 +571,17 @@ def test_live_modules_are_listed_whatever_computes_their_weights(tmp_path):
         find(program)
 
 
+def test_lists_in_a_checkpoint_are_gone_through_and_stay_lists(tmp_path):
+    states = [torch.nn.GRU(I, H).state_dict(), torch.nn.GRU(I, H).state_dict()]
+    torch.save({"members": states, "rates": [0.1, 0.2]}, tmp_path / "m.pt")
+    assert [gru.name for gru in find(tmp_path / "m.pt")] == ["members/0", "members/1"]
+    model, variables = load(tmp_path / "m.pt", prefix="members/1")
+    replace(tmp_path / "m.pt", {"members/1": (model, moved(variables))}, tmp_path / "tuned.pt")
+    found = torch.load(tmp_path / "tuned.pt", weights_only=True)
+    assert found["rates"] == [0.1, 0.2] and torch.equal(found["members"][0]["bias_hh_l0"], states[0]["bias_hh_l0"])
+    jax.tree.map(np.testing.assert_array_equal, load(tmp_path / "tuned.pt", prefix="members/1")[1], moved(variables))
+
+
 @pytest.mark.parametrize(
     "tuned", [[1], {"net": 3}, {"net": (GRU(H), None)}], ids=["a list", "a number", "no variables"]
 )
