@@ -141,8 +141,8 @@ def put_together(
     features = hidden_size * (directions if fields.get("merge", "concat") == "concat" else 1)
     for index, (name, one) in enumerate(cells.items()):
         reads = features if index >= directions else cell.w_ih.shape[0]
-        require(one.hidden_size == hidden_size, name, f"{hidden_size} hidden units, as {first}", one.hidden_size, FIND)
-        require(one.w_ih.shape[0] == reads, name, f"{reads} input features", one.w_ih.shape[0], FIND)
+        require(one.hidden_size == hidden_size, name, f"{hidden_size} hidden units, as {first}", one.hidden_size)
+        require(one.w_ih.shape[0] == reads, name, f"{reads} input features", one.w_ih.shape[0])
         require((one.b_ih is not None) == bias, name, "biases in all layers or none", f"otherwise than {first}")
         require(one.w_hh.dtype == dtype, name, f"dtype {dtype}, that of {first}", f"dtype {one.w_hh.dtype}")
     sizes: dict[str, Any] = {"hidden_size": hidden_size, "bias": bias, "param_dtype": getattr(jnp, dtype.name)}

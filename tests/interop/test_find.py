@@ -390,6 +390,10 @@ def test_a_folder_of_orbax_is_read(tmp_path):
         model, found = load(tmp_path / "both")
     jax.tree.map(np.testing.assert_array_equal, found, from_flax(variables["params"]["both"])[1])
     assert model == GRU(5, bidirectional=True)
+    for step in ("9", "10"):  # as a CheckpointManager leaves them
+        (tmp_path / "run" / step).mkdir(parents=True)
+    with refused("path", f"Name a step of it, {tmp_path / 'run' / '10'}"):
+        find(tmp_path / "run")
 
 
 def test_a_folder_of_orbax_is_put_back(tmp_path):

@@ -103,7 +103,7 @@ REFUSED = {
         ),
         ["m:", "Magic of 'mine'"],
     ),
-    "side by side": (lambda: two_layers("x"), ["W1", "4 input features"]),
+    "side by side": (lambda: two_layers("x"), ["W1", "4 input features", "interop.find"]),
     "reset modes": (
         lambda: two_layers(linear_before_reset=0),
         ["gru_Y1", "reset_after=True, as the GRU"],
