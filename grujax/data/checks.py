@@ -39,8 +39,8 @@ def unmasked(value: Any) -> Any:
     """A masked array of NumPy as one that misses what is masked, as NaN or None; all else as it is."""
     if not isinstance(value, np.ma.MaskedArray) or not np.ma.is_masked(value):
         return value
-    numbers = value.dtype.kind in "biuf"
-    return value.astype(np.result_type(value, np.float32) if numbers else object).filled(np.nan if numbers else None)
+    dtype, fill = (np.result_type(value, np.float32), np.nan) if value.dtype.kind in "biuf" else (object, None)
+    return np.ma.filled(value.astype(dtype), fill)
 
 
 def array_of(value: ArrayLike | Sequence[ArrayLike], argument: str, source: str) -> np.ndarray:

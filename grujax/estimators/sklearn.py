@@ -98,13 +98,13 @@ class _GRU(BaseEstimator, Settable, _Parameters):
         require(not odd, ", ".join(odd), expected, found, "Set warm_start=False for another.", rule=rule)
         return replace(config, **{name: before[name] for name in OF_MODEL})
 
-    def _checked_y(self, y: ArrayLike | None, dtype: Any) -> np.ndarray:
+    def _checked_y(self, y: Any, dtype: Any) -> np.ndarray:
         rule = f"{type(self).__name__} requires y to be passed, but the target y is None"
         require(y is not None, "y", "a label or target for each row", None, rule=rule)
         remedy = "grujax.training.fit takes several."
         require(not isinstance(y, Mapping), "y", "the labels or targets of a single head", "a dict", remedy)
         y = unmasked(y)
-        dates = dtype is not None and getattr(y, "dtype", np.dtype(dtype)).kind in "mM"
+        dates = dtype == np.float32 and getattr(y, "dtype", np.dtype(np.float32)).kind in "mM"
         require(not dates, "y", "numbers", "dates or times", "Subtract one of them, and divide by a unit of time.")
         return check_array(y, ensure_2d=False, dtype=dtype, input_name="y")
 

@@ -108,7 +108,7 @@ def arrays(tensors: Mapping) -> dict[str, NDArray]:
             found[key] = tensor
             continue
         torch = _torch()
-        remedy = "Pass the state dict itself." if isinstance(tensor, Mapping) else ""
+        remedy = "Pass the state dict itself." if hasattr(tensor, "keys") else ""
         require(isinstance(tensor, torch.Tensor), key, "a torch.Tensor", type(tensor).__name__, remedy)
         lazy = hasattr(tensor, "materialize")
         require(not lazy, key, "values", f"an {type(tensor).__name__}", "Run the lazy module once.")
