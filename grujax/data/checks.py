@@ -35,16 +35,24 @@ def shown(names: Iterable[str] | None) -> str:
     return (", ".join(map(repr, names[:10])) + more) or "none"
 
 
-def _array(value: ArrayLike | Sequence[ArrayLike], argument: str, source: str) -> np.ndarray:
+def unmasked(value: Any) -> Any:
+    """A masked array of NumPy as one that misses what is masked, as NaN or None; all else as it is."""
+    if not isinstance(value, np.ma.MaskedArray) or not np.ma.is_masked(value):
+        return value
+    dtype, fill = (np.result_type(value, np.float32), np.nan) if value.dtype.kind in "biuf" else (object, None)
+    return np.ma.filled(value.astype(dtype), fill)
+
+
+def array_of(value: ArrayLike | Sequence[ArrayLike], argument: str, source: str) -> np.ndarray:
     try:
-        return np.asarray(value)
+        return np.asarray(unmasked(value))
     except ValueError as error:
         raise InputError(argument, "an array", f"rows of unequal sizes in {source}") from error
 
 
 def real(value: ArrayLike, axes: str, argument: str, source: str) -> np.ndarray:
     """`value` as an array of real numbers with as many axes as `axes` names, its dtype kept."""
-    array = _array(value, argument, source)
+    array = array_of(value, argument, source)
     fits = array.ndim == axes.count(",") + 1 and array.dtype.kind in "biuf"
     require(fits, argument, f"real numbers {axes}", f"{array.dtype} of shape {array.shape} in {source}")
     return array
@@ -54,7 +62,7 @@ def checked_lengths(lengths: ArrayLike | None, shape: tuple[int, ...], source: s
     """`lengths` as (N,) int32 for x of `shape` (N, T, C); None is T everywhere."""
     if lengths is None:
         return np.full(shape[0], shape[1], np.int32)
-    steps = _array(lengths, "lengths", source)
+    steps = array_of(lengths, "lengths", source)
     fits = steps.shape == shape[:1] and steps.dtype.kind in "iuf"
     require(fits, "lengths", f"{shape[0]} integers", f"{steps.dtype} of shape {steps.shape} in {source}")
     wrong = np.flatnonzero(~((steps >= 1) & (steps <= shape[1]) & (steps % 1 == 0)))
@@ -114,7 +122,7 @@ def checked_y(
     y: ArrayLike | Sequence[ArrayLike], count: int, labels: Iterable[str] | None, source: str
 ) -> tuple[np.ndarray, tuple[str, ...] | None]:
     """y as (N,) int32 indices into the class names, and these; or as (N,) or (N, K) float32 targets, and None."""
-    values = _array(y, "y", source)
+    values = array_of(y, "y", source)
     several = values.ndim == 2 and values.dtype.kind == "f" and labels is None and values.shape[1] > 0
     fits = values.shape[:1] == (count,) and (values.ndim == 1 or several)
     expected = f"one value, or several floats, for each of {count} sequences"
@@ -147,7 +155,7 @@ def checked_steps_y(
 ) -> tuple[np.ndarray, tuple[str, ...] | None]:
     """y, N rows, as (N, T) int32 indices into the class names, -1 where there is none, and these; or as (N, T, K)
     float32 targets, NaN where there are none, and None. `width` is T."""
-    rows = [_array(row, f"y[{index}]", source) for index, row in enumerate(y)]
+    rows = [array_of(row, f"y[{index}]", source) for index, row in enumerate(y)]
     require(len(rows) == len(lengths), "y", f"a row for each of {len(lengths)} sequences", len(rows))
     axes = rows[0].shape[1:]
     for index, (row, length) in enumerate(zip(rows, lengths.tolist(), strict=True)):

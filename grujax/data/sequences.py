@@ -158,8 +158,9 @@ def sequences(
       For a model with several heads a mapping from their names to any of these, one a step for all of them or for none.
     lengths: (N,) integers, 1..T; None is T everywhere. A list has its own.
     labels: the class names that a model knows, in its order; None takes those in y, sorted, '2' before '10'.
-    missing: "mask" takes NaN in x for a missing value. x then has 3C channels: the last observed value, a mask, which
-      is 1 where a value was observed, and the time since the observation before (Che et al. 2018, arXiv 1606.01865).
+    missing: "mask" takes NaN in x, and what NumPy masks, for a missing value. x then has 3C channels: the last observed
+      value, a mask, which is 1 where a value was observed, and the time since the observation before (Che et al. 2018,
+      arXiv 1606.01865).
     times: real (N, T), or a list of (T_i,): when each step was, for that time; None is 0, 1, ... With "mask" alone.
     fill: (C,), what stands before a channel's first observation: `fill` of the training split. None: the means of x.
     source: the name of the data in errors.

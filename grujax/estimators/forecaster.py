@@ -130,6 +130,9 @@ class GRUForecaster(BaseEstimator):
         self._require_lags(bool(self.calendar))
         expected, remedy = "a TrainConfig", "Write dataclasses.replace(GRUForecaster.training, epochs=50)."
         require(isinstance(self.training, TrainConfig), "training", expected, repr(self.training), remedy)
+        for name, plain in {"members": 1, "quantiles": ()}.items():
+            own, found, remedy = getattr(self, name), getattr(self.training, name), f"Pass {name}= to the forecaster."
+            require(found in (plain, own), f"training.{name}", repr(plain), repr(found), remedy)
         replace(self.training, quantiles=self.quantiles, members=self.members)  # which checks them
 
     @property

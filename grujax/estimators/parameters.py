@@ -9,6 +9,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 
 from grujax.core.keywords import explained
+from grujax.errors import require
 from grujax.training import TrainConfig
 from grujax.training.config import HeadWeights
 
@@ -31,7 +32,9 @@ class Parameters(TrainConfig):
         if seed is None or isinstance(seed, np.random.RandomState):
             seed = check_random_state(seed).randint(2**31)
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(TrainConfig)}
-        values["seed"] = int(seed) if isinstance(seed, Integral) else seed
+        fits = isinstance(seed, Integral) and 0 <= seed < 2**32
+        require(fits, "random_state", "an integer from 0 to 2**32 - 1, a RandomState or None", repr(seed))
+        values["seed"] = int(seed)
         return TrainConfig(**values)
 
 

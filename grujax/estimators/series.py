@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from grujax.data import AxesWarning, Sequences, sequences
+from grujax.data.checks import array_of
 from grujax.errors import require, require_one_of
 
 Channels = Literal["last", "first"]
@@ -36,14 +37,14 @@ def as_sequences(
     require_one_of(channels, ("last", "first", None), "channels")
     remedy = "channels='first' reads (N, C, T), channels='last' (N, T, C)."
     if not isinstance(X, (list, tuple)):
-        X = np.asarray(X)
+        X = array_of(X, "X", "X")
         X = list(X) if X.dtype == object and X.ndim == 1 else X
     if isinstance(X, (list, tuple)):
-        X = [_channels_last(np.asarray(row), 2, channels) for row in X]
+        X = [_channels_last(array_of(row, f"x[{index}]", "X"), 2, channels) for index, row in enumerate(X)]
     else:
         remedy = "An array (N, T) is N series of one channel; one series (T, C) is X[None]." if X.ndim == 2 else remedy
         X = _channels_last(X, 3, channels)
-    if known is not None and len(X):
+    if known is not None and np.size(X[0] if isinstance(X, list) and X else X):
         found = (X[0] if isinstance(X, list) else X).shape[-1:] or (known,)  # what has no axis is refused below
         require(found == (known,), "X", f"{known} channels, as in fit", found[0], remedy)
     with warnings.catch_warnings():

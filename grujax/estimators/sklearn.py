@@ -16,6 +16,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from grujax.core.keywords import explained
 from grujax.data import AxesWarning, Dataset, Sequences
+from grujax.data.checks import unmasked
 from grujax.errors import InputError, require
 from grujax.estimators.parameters import Parameters, Settable
 from grujax.estimators.series import Channels, as_sequences, is_table
@@ -59,12 +60,16 @@ class _GRU(BaseEstimator, Settable, _Parameters):
         """Of a classifier y is (N,) int32, places in `classes`."""
         labels = None if classes is None else tuple(map(str, classes.tolist()))
         config, before = self.config(), None
+        require(self.warm_start in (True, False), "warm_start", "True or False", repr(self.warm_start))
         if self.warm_start and hasattr(self, "fitted_"):
             config, before = self._continued(config), self.fitted_.variables
         self._of_table = is_table(X)
         data = self._sequences(X, lengths, reset=True)
         check_consistent_length(data.x, y)
         data = replace(data, y=y, labels=labels)
+        if before is not None and classes is None:
+            known, found = before["statistics"]["output_mean"].size, y[:1].size
+            require(found == known, "y", f"{known} targets a row, as in the first fit", found, "Set warm_start=False.")
         weight = np.ones(len(data), np.float32)
         if sample_weight is not None:  # rows of weight 0 would count in the input statistics
             weight = _weights(sample_weight, len(data))
@@ -93,11 +98,14 @@ class _GRU(BaseEstimator, Settable, _Parameters):
         require(not odd, ", ".join(odd), expected, found, "Set warm_start=False for another.", rule=rule)
         return replace(config, **{name: before[name] for name in OF_MODEL})
 
-    def _checked_y(self, y: ArrayLike | None, dtype: Any) -> np.ndarray:
+    def _checked_y(self, y: Any, dtype: Any) -> np.ndarray:
         rule = f"{type(self).__name__} requires y to be passed, but the target y is None"
         require(y is not None, "y", "a label or target for each row", None, rule=rule)
         remedy = "grujax.training.fit takes several."
         require(not isinstance(y, Mapping), "y", "the labels or targets of a single head", "a dict", remedy)
+        y = unmasked(y)
+        dates = dtype == np.float32 and getattr(y, "dtype", np.dtype(np.float32)).kind in "mM"
+        require(not dates, "y", "numbers", "dates or times", "Subtract one of them, and divide by a unit of time.")
         return check_array(y, ensure_2d=False, dtype=dtype, input_name="y")
 
     def _sequences(self, X: Any, lengths: ArrayLike | None, reset: bool = False) -> Sequences:
@@ -107,7 +115,7 @@ class _GRU(BaseEstimator, Settable, _Parameters):
             missing, share = ("refuse", 1) if fill is None else ("mask", 3)  # a mask and a gap for each channel
             known = self.fitted_.variables["statistics"]["input_mean"].size // share
         if is_table(X):
-            finite = lengths is None and missing == "refuse"
+            X, finite = unmasked(X), lengths is None and missing == "refuse"
             options = {"ensure_all_finite": finite, "ensure_min_samples": 2 if reset else 1}
             X = validate_data(self, X, reset=reset, **options) if self._of_table else check_array(X, **options)
         data = as_sequences(X, lengths, self.channels, known, missing=missing, fill=fill)
@@ -134,10 +142,15 @@ class _GRU(BaseEstimator, Settable, _Parameters):
 
 def _weights(sample_weight: ArrayLike, count: int) -> np.ndarray:
     """(N,) float32, the largest 1: `fit` makes their mean 1."""
-    weight = np.asarray(sample_weight, np.float64)
+    expected = f"{count} finite numbers, zero or positive, not all of them zero"
+    try:
+        weight = np.asarray(unmasked(sample_weight), np.float64)
+    except (TypeError, ValueError) as error:
+        remedy = "class_weights='balanced' is a parameter."
+        raise InputError("sample_weight", expected, f"{type(error).__name__}: {error}", remedy) from error
     fits = weight.shape == (count,) and bool((weight >= 0).all()) and 0 < weight.sum() < np.inf
     found = f"shape {weight.shape}, {weight.min(initial=np.inf)} to {weight.max(initial=-np.inf)}"
-    require(fits, "sample_weight", f"{count} finite numbers, zero or positive, not all of them zero", found)
+    require(fits, "sample_weight", expected, found)
     return (weight / weight.max()).astype(np.float32)
 
 
@@ -179,8 +192,11 @@ class GRUClassifier(ClassifierMixin, _GRU):
           KeyboardInterrupt: by Ctrl-C; after the first epoch the estimator holds what was reached.
         """
         y = column_or_1d(self._checked_y(y, None), warn=True)
-        check_classification_targets(y)
-        classes = np.unique(y)
+        try:
+            check_classification_targets(y)
+            classes = np.unique(y)
+        except TypeError as error:  # what NumPy cannot sort, None among names for instance
+            raise InputError("y", "labels of one type, none of them missing", error) from error
         if self.warm_start and hasattr(self, "classes_"):
             unseen = np.setdiff1d(classes, self.classes_)
             rule = "warm_start=True goes on with the classes of the first fit"

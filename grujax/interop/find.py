@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -18,7 +19,7 @@ from grujax.core.config import own_fields
 from grujax.core.dialects import FLOATS
 from grujax.errors import InputError, require, require_one_of, require_package
 from grujax.interop import files, flax, keras_find, onnx_read, torch_files
-from grujax.interop.found import FoundGRU, Opened, grus_in
+from grujax.interop.found import FoundGRU, Opened, grus_in, record
 from grujax.interop.parts import FREE, TRAINING
 from grujax.interop.torch import arrays, from_torch, tensors
 from grujax.interop.torch_keys import has_gru, unwrapped
@@ -79,6 +80,8 @@ def replace(
     require(kept, "path", f"a name that ends in {found.endings}", repr(path.name), "The format stays as it is.")
     shard = torch_files.SHARD.fullmatch(path.name)
     require(shard is None, "path", "the name of a whole file", repr(path.name), "Shards are written as one.")
+    pairs = isinstance(tuned, Mapping) and all(isinstance(of, tuple) and len(of) == 2 for of in tuned.values())
+    require(pairs, "tuned", "(model, variables) by the name of each GRU", tuned)
     for name, (model, variables) in tuned.items():
         gru = _named(found, name)
         here, given = gru.take()[0], model
@@ -130,8 +133,10 @@ def _object(source: Any) -> Opened:
     require(isinstance(source, Mapping), "source", served, type(source).__name__)
     inner = unwrapped(source) if all(isinstance(key, str) for key in source) else source
     if has_gru(inner):
-        state = dict(inner)
-        return _mapping(state, lambda path: torch_files.write_torch(path, state))._replace(endings=TORCH)
+        of_numpy = any(isinstance(a, np.ndarray) for a in inner.values())
+        whole, framework = _copied(source), torch_files.NUMPY if of_numpy else torch_files.TORCH
+        found = _mapping(whole, lambda path: framework.write(path, whole))
+        return found._replace(endings=(*framework.endings, *framework.reads))
     return _mapping(source, None)
 
 
@@ -155,15 +160,29 @@ def _file(path: Path, format: str | None) -> Opened:
 
 
 def _torch_module(module: Any) -> Opened:
-    """Of a live module: those of its state dict, each taken as the live layer that it is."""
-    torch, state, grus = require_package("torch", "torch"), module.state_dict(), []
+    """Of a live module: each taken as the live layer that it is, and put into the state dict."""
+    torch, grus = require_package("torch", "torch"), []
+    program = isinstance(module, torch.jit.ScriptModule)
+    require(not program, "source", "a module", "a TorchScript program", "Pass its state_dict().")
+    state = module.state_dict()
     found = _mapping(state, lambda path: torch_files.write_torch(path, state))
-    for gru in found.grus:
-        of = module.get_submodule(gru.name)
-        if isinstance(of, (torch.nn.GRU, torch.nn.GRUCell)):
-            kind = "torch.nn.GRU" if isinstance(of, torch.nn.GRU) else "torch.nn.GRUCell"
-            grus.append(dataclasses.replace(gru, where=kind, take=partial(from_torch, of)))
+    named = {gru.name: gru for gru in found.grus}
+    for name, of in module.named_modules(remove_duplicate=False):
+        if not isinstance(of, (torch.nn.GRU, torch.nn.GRUCell)):
+            continue
+        where = "torch.nn.GRU" if isinstance(of, torch.nn.GRU) else "torch.nn.GRUCell"
+        take = partial(from_torch, of)
+        if name in named:
+            grus.append(dataclasses.replace(named[name], where=where, take=take))
+            continue
+        with suppress(InputError):  # one without values; of others the module computes weights as it runs
+            put = partial(_nowhere, name)
+            grus.append(record(name, where, *from_torch(of, verify=False), take, put))
     return found._replace(grus=grus, endings=TORCH)
+
+
+def _nowhere(name: str, *_: Any) -> None:
+    raise InputError(name, "weights in the state dict", "a module that computes them", "Save the module by torch.")
 
 
 def _mapping(tree: Any, write: Callable[[Path], object] | None) -> Opened:
@@ -189,9 +208,18 @@ def _is_floats(a: Any) -> bool:
     array = isinstance(a, np.ndarray | jax.Array) or type(a).__module__.split(".")[0] == "torch"
     dtype = str(getattr(a, "dtype", "")).removeprefix("torch.")
     whole = str(getattr(a, "layout", "torch.strided")) == "torch.strided" and not getattr(a, "is_meta", False)
+    whole = whole and not hasattr(a, "materialize")  # of a lazy module that has not run
     return array and dtype in FLOATS and whole
 
 
 def _plain(tree: Any) -> Any:
-    """Mappings as dicts, whatever class they have."""
-    return {key: _plain(a) for key, a in tree.items()} if isinstance(tree, Mapping) else tree
+    """Mappings as dicts, whatever class they have, and lists too, by numbers."""
+    pairs = tree.items() if isinstance(tree, Mapping) else enumerate(tree) if isinstance(tree, list) else None
+    return tree if pairs is None else {key: _plain(a) for key, a in pairs}
+
+
+def _copied(tree: Any) -> Any:
+    """Mappings and lists anew, what is in them as it is."""
+    if isinstance(tree, Mapping):
+        return {key: _copied(a) for key, a in tree.items()}
+    return [_copied(a) for a in tree] if isinstance(tree, list) else tree

@@ -147,7 +147,9 @@ def _load_folder(path: Path) -> tuple[None, Mapping[str, Any]]:
     require("saved_model.pb" not in names, "path", "a model file", f"a SavedModel of TensorFlow at {path}", remedy)
     inside = [path / name for name in ("default", "params", "state") if (path / name).is_dir()]
     of_orbax = bool(names & {"_METADATA", "manifest.ocdbt", "_CHECKPOINT_METADATA"})
-    require(of_orbax, "path", "a file", f"none at {path}", "A folder is read where orbax wrote it.")
+    steps = [name for name in names if name.isdigit()]
+    remedy = f"Name a step of it, {path / max(steps, key=int)}." if steps else "A folder is read where orbax wrote it."
+    require(of_orbax, "path", "a file", f"none at {path}", remedy)
     import orbax.checkpoint as ocp  # Flax brings it
 
     for folder in (path, *inside):

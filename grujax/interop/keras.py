@@ -250,7 +250,7 @@ FRAMEWORK = Framework(
     keras_live.runner,
     classes="keras",
     load=keras_files.load,
-    write=lambda path, made: keras_live.store(made, path, ".keras", lambda model: model.save),
+    write=lambda path, made: keras_live.store(made, path),
     endings=(".keras",),
     reads=(".h5",),
 )
@@ -259,7 +259,7 @@ WEIGHTS = FRAMEWORK._replace(
     read=_read_weights,
     run=_run_weights,
     build=_build_weights,
-    write=lambda path, made: keras_live.store(made, path, ".weights.h5", lambda model: model.save_weights),
+    write=lambda path, made: keras_live.store(made, path, "model.weights.h5"),
     endings=(".weights.h5",),
     reads=(),
     assumes=True,

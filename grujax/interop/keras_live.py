@@ -2,7 +2,8 @@
 
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+import zipfile
+from collections.abc import Iterator
 from contextlib import contextmanager
 from operator import attrgetter
 from pathlib import Path
@@ -127,7 +128,9 @@ def build(keras: Any, layer: Layer, dtype: str, return_state: bool = False) -> A
 def require_same(source: Any, model: Any, variables: Any) -> None:
     """Raises `InputError` unless every array that a layer or model gives, run as it is, is an output of `model`."""
     keras, all_seen = package(), []
-    for size in proof_sizes(model, variables):
+    shape = None if isinstance(source, keras.Sequential) else getattr(source, "input_shape", None)
+    rows, steps = shape[:2] if isinstance(shape, tuple) and len(shape) == 3 else (None, None)  # what a model fixes
+    for size in dict.fromkeys((rows or b, steps or t) for b, t in proof_sizes(model, variables)):
         x, h0, _ = given = data(model, variables, size, h0=isinstance(model, GRUCell), grows=True)
         try:
             with numerics("float32"):
@@ -184,12 +187,16 @@ def runner(source: Any, model: nn.Module) -> Runner:
     return Runner(call, takes_lengths=masks)
 
 
-def store(made: Any, path: Path, ending: str, save: Callable[[Any], Callable[[Path], None]]) -> None:
-    """save: of a model, Keras' own method. It goes by the ending: the file gets the right one first."""
+def store(made: Any, path: Path, member: str | None = None) -> None:
+    """Keras goes by the ending: the file gets the right one first. member: what of the archive is the file instead."""
     models = isinstance(made, package().Model)
     remedy = "Keras has files of models alone: take a grujax.GRU of one layer."
     require(models, "model", "a GRU or GRUModel", type(made).__name__, remedy)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder, numerics("float32"):
-        file = Path(folder) / f"model{ending}"
-        save(made)(file)
-        file.replace(path)
+        file = Path(folder) / "model.keras"
+        made.save(file)
+        if member is None:
+            file.replace(path)
+        else:  # not by Keras itself: where the disk is full, HDF5 ends the process
+            with zipfile.ZipFile(file) as archive:
+                path.write_bytes(archive.read(member))

@@ -66,7 +66,10 @@ def read_graph(proto: Model) -> tuple[nn.Module, dict]:
         _check(node, constants)
     fields, cells = _cells(grus, constants)
     head = _head(left, constants)
-    model, variables = put_together(cells, head, **fields, h0=_initial(proto, grus, constants, cells))
+    try:
+        model, variables = put_together(cells, head, **fields, h0=_initial(proto, grus, constants, cells))
+    except InputError as error:  # GRUs that are no layers of one
+        raise InputError(error.argument, error.expected, error.found, error.remedy or FIND) from error
     inputs = inputs_of(proto, grus, model.num_states)
     kinds = {"h0": inputs.h0 is not None, "lengths": inputs.lengths is not None}
     sizes = [*proof_sizes(model, variables), *_beyond(left, constants)]

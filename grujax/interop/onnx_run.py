@@ -120,7 +120,7 @@ def inputs_of(proto: Model, grus: list[Any], n_states: int) -> Inputs:
         if name:
             tensor = given[name].type.tensor_type
             dims[name] = [d.dim_value for d in tensor.shape.dim] if tensor.HasField("shape") else [0] * n_axes
-            require(len(dims[name]) == n_axes, name, f"{n_axes} axes", len(dims[name]))
+            require(len(dims[name]) == n_axes, name, f"{n_axes} axes", len(dims[name]), FIND)
             require(min(dims[name]) >= 0, name, "sizes, not negative", dims[name])
             bound(name, math.prod(n or 64 for n in dims[name]))  # 64: more than an axis of free size gets in the proof
     first, second, _ = dims.get(h0 or "", (0, 0, 0))

@@ -16,7 +16,7 @@ from grujax.core.cell import weights_of
 from grujax.core.config import Pooling, input_size_of, own_fields
 from grujax.core.dialects import Cell, Dialect, lost, require_floats, write
 from grujax.errors import InputError, require, require_equal, require_one_of
-from grujax.interop.prove import log
+from grujax.interop.prove import FIND, log
 from grujax.linen import GRU, GRUCell, GRUModel
 from grujax.saving.model_file import declared
 from grujax.types import Affine, HardSigmoid
@@ -153,7 +153,7 @@ def put_together(
     if head is not None:
         name, (kernel, head_bias) = head
         require(kernel.ndim == 2 and kernel.size > 0, name, "a matrix of weights", f"shape {kernel.shape}")
-        require(kernel.shape[0] == features, name, f"{features} input features", kernel.shape[0])
+        require(kernel.shape[0] == features, name, f"{features} input features", kernel.shape[0], FIND)
         if head_bias is None:
             head_bias, what = np.zeros(kernel.shape[1:], dtype), "zeros are stored, which training would move"
             warnings.warn(f"{name}: the head has no bias; {what}", ConversionWarning, stacklevel=3)
@@ -226,6 +226,7 @@ def _check_model(model: nn.Module, variables: Mapping, place: Place) -> None:
         several = isinstance(model.output_size, Mapping)
         remedy = f"{place.framework} has one. StableHLO has several."
         require(not several, "output_size", "one head", repr(model.output_size), remedy)
+    require(isinstance(variables, Mapping), "variables", 'a mapping with "params"', type(variables).__name__)
     for collection in variables:
         what = "grujax.interop.fold_statistics puts what standardises the inputs into the weights."
         remedy = f"It would be lost. {what if collection == 'statistics' else ''}".strip()

@@ -108,7 +108,10 @@ def arrays(tensors: Mapping) -> dict[str, NDArray]:
             found[key] = tensor
             continue
         torch = _torch()
-        require(isinstance(tensor, torch.Tensor), key, "a torch.Tensor", type(tensor).__name__)
+        remedy = "Pass the state dict itself." if hasattr(tensor, "keys") else ""
+        require(isinstance(tensor, torch.Tensor), key, "a torch.Tensor", type(tensor).__name__, remedy)
+        lazy = hasattr(tensor, "materialize")
+        require(not lazy, key, "values", f"an {type(tensor).__name__}", "Run the lazy module once.")
         require(not tensor.is_meta, key, "values", "a tensor on the meta device")
         strided = tensor.layout is torch.strided
         if strided and not tensor.is_quantized:  # a view may claim more than its memory holds

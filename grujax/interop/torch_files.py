@@ -4,6 +4,7 @@ Torch's are read with `weights_only=True`: no pickle in them is run. Safetensors
 `format: pt`; grujax's own model files are safetensors too, which their metadata key `grujax` tells.
 """
 
+import io
 import json
 import pickle
 import re
@@ -74,7 +75,7 @@ def read_numpy(path: Path) -> dict[str, NDArray]:
     except InputError:
         raise
     except Exception as error:  # zipfile's, NumPy's
-        raise InputError("path", "a whole .npz file of arrays", type(error).__name__) from error
+        raise InputError("path", "a whole .npz file of arrays", f"{type(error).__name__}: {error}") from error
 
 
 def joined(path: Path, read: Callable[[Path], Mapping]) -> Mapping:
@@ -103,7 +104,9 @@ def joined(path: Path, read: Callable[[Path], Mapping]) -> Mapping:
 
 
 def write_torch(path: Path, state: Mapping) -> None:
-    require_package("torch", "torch").save(dict(state), path)
+    file = io.BytesIO()  # of a full disk torch's own writing says no more than "iostream error"
+    require_package("torch", "torch").save(dict(state), file)
+    path.write_bytes(file.getbuffer())
 
 
 def write_safetensors(path: Path, arrays: Mapping, metadata: Mapping[str, str] | None = None) -> None:
@@ -117,7 +120,8 @@ def write_safetensors(path: Path, arrays: Mapping, metadata: Mapping[str, str] |
 
 def write_numpy(path: Path, arrays: Mapping) -> None:
     for key, a in arrays.items():
-        require(a.dtype.kind in "fiub", key, "a dtype of NumPy's own", str(a.dtype), "Write safetensors.")
+        own = isinstance(a, np.ndarray) and a.dtype.kind in "fiubcUSmM"
+        require(own, key, "an array, its dtype NumPy's own", getattr(a, "dtype", type(a)), "Write safetensors.")
     with path.open("wb") as file:
         np.savez(file, **arrays)
 

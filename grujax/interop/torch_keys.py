@@ -20,7 +20,9 @@ from grujax.interop.parts import Dense, Place, assumed_pooling, put_together, ta
 from grujax.interop.prove import FIND
 from grujax.linen import GRUCell, GRUModel
 
-KEY = re.compile(r"(?P<prefix>(?:.*\.)?)(?P<what>weight|bias)_(?P<of>ih|hh)(?:_l(?P<layer>\d+)(?P<reverse>_reverse)?)?")
+KEY = re.compile(
+    r"(?P<prefix>(?:.*[./])?)(?P<what>weight|bias)_(?P<of>ih|hh)(?:_l(?P<layer>\d+)(?P<reverse>_reverse)?)?"
+)
 PLACE = Place("torch.nn.GRU", {"dropout": None, "pooling": (None,)})
 KINDS = DIALECTS["torch"].tensors
 WRAPPERS = ("state_dict", "model_state_dict", "model", "params", "module", "net", "network")

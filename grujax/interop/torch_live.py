@@ -38,8 +38,21 @@ def from_module(
         else:
             model, variables = from_arrays(state, pooling)
             if verify:
-                require_agreement(model, variables, gru_runner(_wide(module)), ARGUMENT)
+                _require_same(module, model, variables)
     return model.clone(**_dropout(module)), variables
+
+
+def _require_same(module: Any, model: nn.Module, variables: Mapping) -> None:
+    """Raises `InputError` unless an `nn.GRU` or `nn.GRUCell`, as it is called, computes the same."""
+    try:
+        require_agreement(model, variables, gru_runner(_wide(module)), ARGUMENT)
+    except InputError:
+        raise
+    except Exception as error:  # whatever a hook or a subclass of the user's makes of it
+        found = f"{type(error).__name__}: {error}"
+        raise InputError(
+            ARGUMENT, "an nn.GRU that runs as torch's", found, "verify=False takes the weights."
+        ) from error
 
 
 def _plain(module: Any) -> Any:
@@ -85,6 +98,8 @@ def _state(module: Any) -> dict[str, NDArray]:
             found |= {f"{start}{key}": a for key, a in own.items()}
             continue
         inside += (start,)
+        lazy = getattr(of, "has_uninitialized_params", bool)()
+        require(not lazy, name or ARGUMENT, "weights", f"nn.{type(of).__name__} without any", "Run the module once.")
         if of._forward_pre_hooks:  # weight_norm and its like compute the weights as the module is called
             with torch.no_grad():
                 of(next(of.parameters()).new_zeros(1, of.in_features if linear else of.input_size))

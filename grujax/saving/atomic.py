@@ -1,5 +1,6 @@
 """Files written whole or not at all, even where two runs write at once or one is killed."""
 
+import errno
 import os
 import re
 import secrets
@@ -16,11 +17,15 @@ _open: set[str] = set()
 def replacing(path: str | Path) -> Iterator[Path]:
     """A temporary path beside `path`: renamed to `path` when the block ends well, removed when it raises.
 
-    Files that a killed process left in that folder are removed first (`remove_left_over`).
+    Files that a killed process left in that folder are removed first (`remove_left_over`). A folder at `path` is an
+    `OSError` before anything is written.
     """
     path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     remove_left_over(path.parent)
-    name = f".{path.name}.{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}.tmp{''.join(path.suffixes)}"
+    number = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+    name = f".{path.name[:32]}.{number}.tmp{''.join(path.suffixes[-2:])}"  # short: a system limits the length
     temporary = path.with_name(name)
     _open.add(name)
     try:

@@ -18,7 +18,7 @@ from sklearn.exceptions import NotFittedError
 from grujax.estimators import GRUForecaster, forecaster
 from grujax.estimators.backtest import exponential_smoothing, figures, seasonal_naive
 from grujax.estimators.windows import Windows, calendar, following, table
-from grujax.training import fit
+from grujax.training import TrainConfig, fit
 
 pd = pytest.importorskip("pandas", reason="pandas is not installed")
 
@@ -388,6 +388,8 @@ def test_files_that_cannot_be_read(text, parts, tmp_path):
         ({"recursive": True, "quantiles": (0.1,)}, ("recursive=True needs quantiles=()",)),
         ({"calendar": ("month",), "lags": 3}, ("lags >= horizon=4",)),
         ({"calendar": ("month",), "mirrored": True}, ("mirrored=True needs calendar=()",)),
+        ({"training": TrainConfig(members=3)}, ("training.members: expected 1, found 3. Pass members= to",)),
+        ({"training": TrainConfig(quantiles=(0.5,))}, ("training.quantiles: expected (), found (0.5,)",)),
         ({"calendar": ("moon",)}, ("calendar: expected parts among ['month'", "'moon'")),
     ],
 )  # fmt: skip

@@ -381,10 +381,55 @@ BAD = {
     "a share in words": ({"dropout": None}, ["dropout: expected a number, found None"]),
     "a width of yes": ({"hidden_size": True}, ["hidden_size: expected an integer, found True"]),
     "half an epoch": ({"epochs": 0.5}, ["epochs: expected an integer or None, found 0.5"]),
-    "a seed in words": ({"random_state": "7"}, ["seed: expected an integer, found '7'"]),
+    "a seed in words": ({"random_state": "7"}, ["random_state: expected an integer", "found '7'"]),
     "no such way": ({"missing": "drop"}, ["missing: expected one of ['refuse', 'mask'], found 'drop'"]),
     "no such axis": ({"channels": "middle"}, ["channels: expected one of", "'middle'"]),
+    "no such seed": ({"random_state": -1}, ["random_state: expected an integer from 0", "found -1"]),
+    "a start in words": ({"warm_start": "no"}, ["warm_start: expected True or False, found 'no'"]),
+    "a label that is missing": ({"y": ["up", None] * 16}, ["y: expected labels of one type, none of them missing"]),
+    "weights in words": (
+        {"sample_weight": "balanced"},
+        ["sample_weight: expected 32 finite", "class_weights='balanced'"],
+    ),
+    "weights of no number": ({"sample_weight": {}}, ["sample_weight: expected 32 finite", "TypeError"]),
+    "rows within rows": ({"X": [[[1.0, 2.0], [3.0]]] * 32}, ["x[0]: expected an array", "unequal sizes"]),
+    "masked values": ({"X": np.ma.masked_greater(np.ones((32, 3, 2)), 0)}, ["nan at row 0", "missing='mask'"]),
+    "masked weights": ({"sample_weight": np.ma.masked_equal(np.ones(32), 1)}, ["sample_weight: expected 32 finite"]),
 }
+
+
+def test_a_masked_value_is_a_missing_one():
+    """NumPy's masked arrays have a value behind every mask: it is nobody's."""
+    x = np.random.default_rng(0).normal(size=(8, 5, 2)).astype("f")
+    holes = np.ma.masked_greater(x, 1)
+    expected = sequences(np.where(x > 1, np.nan, x), missing="mask").x
+    np.testing.assert_array_equal(sequences(holes, missing="mask").x, expected)
+    np.testing.assert_array_equal(sequences(list(holes), missing="mask").x, expected)
+    with refused("y", "nan in row 4"):
+        sequences(x, np.ma.masked_greater(np.arange(8.0), 3))
+    with refused("lengths", "found nan in row 4"):
+        sequences(x, lengths=np.ma.masked_greater([1, 2, 3, 4, 5, 5, 5, 5], 4))
+    for X, y in ((holes[:, :, 0], np.arange(8.0)), (x, np.ma.masked_greater(np.arange(8.0), 3))):
+        with pytest.raises(ValueError, match="NaN"):
+            GRURegressor(**TINY).fit(X, y)
+
+
+@pytest.mark.parametrize("X", [None, {}, 3.0], ids=str)
+def test_what_is_no_array_is_refused_by_predict_too(X):
+    regressor = GRURegressor(**TINY | {"epochs": 1}).fit(ROWS, np.arange(32.0))
+    with pytest.raises(ValueError, match=r"real numbers|2D array"):
+        regressor.predict(X)
+
+
+def test_dates_are_no_targets():
+    with refused("y: expected numbers, found dates or times", "Subtract"):
+        GRURegressor(**TINY).fit(ROWS, np.arange(32).astype("M8[D]"))
+
+
+def test_a_warm_start_goes_on_with_as_many_targets():
+    regressor = GRURegressor(**TINY | {"epochs": 1, "warm_start": True}).fit(ROWS, np.arange(32.0))
+    with refused("y: expected 1 targets a row, as in the first fit, found 2", "warm_start=False"):
+        regressor.fit(ROWS, np.ones((32, 2)))
 
 
 @pytest.mark.parametrize("name", BAD)

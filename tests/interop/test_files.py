@@ -510,6 +510,23 @@ def test_a_full_disk_leaves_the_earlier_file_whole(name, tmp_path, monkeypatch):
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("name", [of for of in FORMATS if of != "flax"])
+def test_a_disk_that_fills_up_as_it_is_written_is_an_error_of_the_system(name, tmp_path):
+    """Whatever library writes: not an error of its own, and not the end of the process."""
+    resource = pytest.importorskip("resource", reason="the system has no limits on the size of files")
+    path, (_, most) = tmp_path / "m", resource.getrlimit(resource.RLIMIT_FSIZE)
+    save(path, MODEL, variables_of(MODEL), name)
+    before = path.read_bytes()
+    for size in (0, len(before) // 2):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, most))
+        try:
+            with pytest.raises(OSError, match="File too large"):
+                save(path, MODEL, variables_of(MODEL, 1), name)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+        assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
 def test_a_conversion_that_computes_otherwise_is_not_written(tmp_path, monkeypatch):
     from grujax.interop import torch_keys
 

@@ -390,6 +390,10 @@ def test_a_folder_of_orbax_is_read(tmp_path):
         model, found = load(tmp_path / "both")
     jax.tree.map(np.testing.assert_array_equal, found, from_flax(variables["params"]["both"])[1])
     assert model == GRU(5, bidirectional=True)
+    for step in ("9", "10"):  # as a CheckpointManager leaves them
+        (tmp_path / "run" / step).mkdir(parents=True)
+    with refused("path", f"Name a step of it, {tmp_path / 'run' / '10'}"):
+        find(tmp_path / "run")
 
 
 def test_a_folder_of_orbax_is_put_back(tmp_path):
@@ -507,3 +511,85 @@ def test_folders_and_sources_that_are_something_else(tmp_path):
         save(tmp_path / "m.safetensors", model, drawn(model, np.ones((1, 2, I), np.float32)))
         find(tmp_path / "m.safetensors")
     assert find({"a": np.ones(3)}) == [] and find(torch.nn.LSTM(3, 4)) == []
+
+
+# -- what is not as it is expected ------------------------------------------------------------------------------------
+
+
+def checkpoint():
+    state = {f"net.{key}": a for key, a in torch.nn.GRU(I, H).state_dict().items()}
+    return {"state_dict": state, "epoch": 3, "optimizer": {"lr": [1, 2]}}
+
+
+def test_a_checkpoint_in_memory_is_written_whole_and_stays_as_it_is(tmp_path):
+    source = checkpoint()
+    (gru,) = find(source)
+    model, variables = gru.take()
+    replace(source, {"net": (model, moved(variables))}, tmp_path / "tuned.pt")
+    found = torch.load(tmp_path / "tuned.pt", weights_only=True)
+    assert (found["epoch"], found["optimizer"]) == (3, {"lr": [1, 2]})
+    jax.tree.map(np.testing.assert_array_equal, load(tmp_path / "tuned.pt")[1], moved(variables))
+    jax.tree.map(np.testing.assert_array_equal, find(source)[0].take()[1], variables)
+
+
+def test_arrays_of_numpy_are_written_as_numpy_s_file(tmp_path):
+    source = {key: a.numpy() for key, a in torch.nn.GRU(I, H).state_dict().items()} | {"note": np.array("kept")}
+    model, variables = find(source)[0].take()
+    with refused("path", ".npz"):
+        replace(source, {}, tmp_path / "tuned.pt")
+    replace(source, {"": (model, moved(variables))}, tmp_path / "tuned.npz")
+    with np.load(tmp_path / "tuned.npz") as file:
+        assert str(file["note"]) == "kept"
+    jax.tree.map(np.testing.assert_array_equal, find(tmp_path / "tuned.npz")[0].take()[1], moved(variables))
+    with refused("state_dict", "an array"):
+        replace({"state_dict": source, "model": 3}, {}, tmp_path / "whole.npz")
+    with refused("bias_hh_l0", "bfloat16"):
+        replace(source | {"bias_hh_l0": np.ones(3 * H, jnp.bfloat16)}, {}, tmp_path / "whole.npz")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tuned.npz"]
+
+
+def test_several_state_dicts_under_names_of_their_own_are_gone_through(tmp_path):
+    torch.save(
+        {"generator": torch.nn.GRU(I, H).state_dict(), "critic": torch.nn.GRU(2, 5).state_dict()}, tmp_path / "m.pt"
+    )
+    assert sizes(find(tmp_path / "m.pt")) == {"generator": (I, H, 1, False), "critic": (2, 5, 1, False)}
+    assert load(tmp_path / "m.pt", prefix="critic")[0] == GRU(5)
+    with refused("generator", "found OrderedDict", "Pass the state dict itself"):
+        load(tmp_path / "m.pt")
+
+
+def test_live_modules_are_listed_whatever_computes_their_weights(tmp_path):
+    module = torch.nn.ModuleDict({"gru": torch.nn.GRU(I, H), "head": torch.nn.LazyLinear(2)})
+    torch.nn.utils.parametrizations.orthogonal(module["gru"], "weight_hh_l0")
+    (gru,) = find(module)
+    model, variables = gru.take()
+    np.testing.assert_array_equal(variables["params"]["l0"]["w_hh"], module["gru"].weight_hh_l0.detach().numpy().T)
+    with refused("gru", "a module that computes them"):
+        replace(module, {"gru": (model, variables)}, tmp_path / "m.pt")
+    with torch.device("meta"):
+        assert not find(torch.nn.GRU(I, H))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit goes
+        program = torch.jit.script(torch.nn.Sequential(torch.nn.GRU(I, H)))
+    with refused("source", "a TorchScript program", "state_dict()"):
+        find(program)
+
+
+def test_lists_in_a_checkpoint_are_gone_through_and_stay_lists(tmp_path):
+    states = [torch.nn.GRU(I, H).state_dict(), torch.nn.GRU(I, H).state_dict()]
+    torch.save({"members": states, "rates": [0.1, 0.2]}, tmp_path / "m.pt")
+    assert [gru.name for gru in find(tmp_path / "m.pt")] == ["members/0", "members/1"]
+    model, variables = load(tmp_path / "m.pt", prefix="members/1")
+    replace(tmp_path / "m.pt", {"members/1": (model, moved(variables))}, tmp_path / "tuned.pt")
+    found = torch.load(tmp_path / "tuned.pt", weights_only=True)
+    assert found["rates"] == [0.1, 0.2] and torch.equal(found["members"][0]["bias_hh_l0"], states[0]["bias_hh_l0"])
+    jax.tree.map(np.testing.assert_array_equal, load(tmp_path / "tuned.pt", prefix="members/1")[1], moved(variables))
+
+
+@pytest.mark.parametrize(
+    "tuned", [[1], {"net": 3}, {"net": (GRU(H), None)}], ids=["a list", "a number", "no variables"]
+)
+def test_what_is_no_model_with_variables_is_not_put_back(tuned, tmp_path):
+    with refused("expected", "(model, variables)" if tuned != {"net": (GRU(H), None)} else "variables"):
+        replace(checkpoint(), tuned, tmp_path / "m.pt")
+    assert not list(tmp_path.iterdir())

@@ -214,3 +214,12 @@ def test_a_model_of_keras_starts_anew_as_keras_does():
     gru, dense = made.layers
     found = [gru.kernel_initializer, gru.recurrent_initializer, dense.kernel_initializer]
     assert [type(i).__name__ for i in found] == ["GlorotUniform", "Orthogonal", "GlorotUniform"]
+
+
+@pytest.mark.parametrize("shape", [(None, 6, 3), (2, None, 3), (2, 6, 3)], ids=str)
+def test_a_model_of_fixed_sizes_is_run_at_these(shape):
+    given = keras.Input(batch_shape=shape)
+    theirs = plain(lambda: keras.Model(given, L.GRU(4)(L.GRU(4, return_sequences=True)(given))))
+    model, variables = from_keras(theirs)
+    x = np.random.default_rng(0).normal(size=(2, 6, 3)).astype("f")
+    assert_close(model.apply(variables, jnp.asarray(x))[1][-1], run(theirs, x)[0])

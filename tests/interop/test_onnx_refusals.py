@@ -104,7 +104,7 @@ REFUSED = {
         ),
         ["m:", "Magic of 'mine'"],
     ),
-    "side by side": (lambda: two_layers("x"), ["W1", "4 input features"]),
+    "side by side": (lambda: two_layers("x"), ["W1", "4 input features", "interop.find"]),
     "reset modes": (
         lambda: two_layers(linear_before_reset=0),
         ["gru_Y1", "reset_after=True, as the GRU"],
@@ -164,6 +164,12 @@ REFUSED = {
     "attribute": (attributes_of(output_sequence=1), ["output_sequence"]),
     "clip of 0": (attributes_of(clip=0.0), ["the_gru", "a clip above 0"]),
     "layout": (attributes_of(layout=2), ["the_gru", "layout 0 or 1", "2"]),
+    "x of one sequence": (
+        lambda: graph(
+            [node("Unsqueeze", "x one", "rows"), gru("rows W R B")], {"x": ["t", I]}, PLAIN, weights() | {"one": [1]}
+        ),
+        ["x", "3 axes, found 2", "interop.find"],
+    ),
     "a size below 0": (lambda: graph([gru()], {"x": [-1, 5, I]}, PLAIN, weights()), ["x", "not negative", "-1"]),
     "more rows than memory": (lambda: graph([gru()], {"x": [2 * 10**4] * 2 + [I]}, PLAIN, weights()), ["x", "values"]),
     "hidden_size": (attributes_of(hidden_size=7), ["the_gru", "hidden_size 4", "7"]),

@@ -387,3 +387,31 @@ def test_shards_are_joined_through_their_index_or_refused(kind, tmp_path):
         index.write_text(json.dumps(changed))
         with refused(part):
             load(tmp_path / names[0])
+
+
+def test_a_lazy_module_has_no_weights_yet():
+    module = nn.ModuleDict({"rnn": nn.GRU(I, H), "fc": nn.LazyLinear(O)})
+    for source, name in ((module, "fc"), (module.state_dict(), "fc.weight")):
+        with refused(name, "Run the", "once"):
+            from_torch(source)
+    assert from_torch(module, prefix="rnn")[0] == GRU(H)
+
+
+def test_a_gru_that_a_hook_or_a_subclass_makes_another_is_refused():
+    class Doubled(nn.GRU):
+        def forward(self, x, h=None):
+            return super().forward(2 * x, h)
+
+    hooked = nn.GRU(I, H)
+    hooked.register_forward_hook(lambda module, given, found: tuple(2 * a for a in found))
+    for module in (hooked, Doubled(I, H)):
+        with refused("module_or_state_dict", "an nn.GRU that runs as torch's", "verify=False"):
+            from_torch(module)
+        assert from_torch(module, verify=False)[0] == GRU(H)
+
+
+def test_a_head_of_another_size_says_what_to_do():
+    module = Module(lambda m, o, h: m.fc(h[-1]))
+    module.fc = nn.Linear(H, O)
+    with refused("fc.weight", f"{2 * H} input features, found {H}", "interop.find"):
+        from_torch(module)

@@ -63,3 +63,18 @@ def test_an_error_in_the_block_leaves_the_earlier_file_alone(tmp_path):
         temporary.write_text("half")
         raise KeyboardInterrupt
     assert os.listdir(tmp_path) == ["a"] and (tmp_path / "a").read_text() == "earlier"
+
+
+def test_a_folder_is_refused_by_its_name_before_anything_is_written(tmp_path):
+    (tmp_path / "a").mkdir()
+    with pytest.raises(IsADirectoryError, match=rf"{tmp_path / 'a'}'$"), replacing(tmp_path / "a"):
+        pytest.fail("the block ran")
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_a_name_may_be_as_long_as_the_system_allows(tmp_path):
+    path = tmp_path / f"epoch=3.{'loss=0.25.' * 20}pt"
+    with replacing(path) as temporary:
+        assert temporary.suffix == ".pt"
+        temporary.write_text("whole")
+    assert os.listdir(tmp_path) == [path.name]

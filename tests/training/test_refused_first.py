@@ -45,6 +45,7 @@ LATE = {
     "a period": ({}, DATA, lambda to: {"checkpoints": to, "checkpoint_period": -1.0}, "checkpoint_period: expected 0"),
     "weights of another model": ({}, DATA, lambda _: {"variables": {"params": {}, "statistics": {}}}, "variables: exp"),
     "weights of classes": ({"class_weights": "balanced"}, TARGETS, lambda _: {}, "class_weights='balanced' needs"),
+    "smoothing of no labels": ({"label_smoothing": 0.1}, TARGETS, lambda _: {}, "label_smoothing needs classes"),
     "quantiles of classes": ({"quantiles": (0.5,)}, DATA, lambda _: {}, "quantiles needs a regression"),
     "patience": ({"patience": 2, "validation": 0.0}, DATA, lambda _: {}, "patience needs validation"),
     "a training split": ({}, DATA.train, lambda _: {}, "data: expected a `Dataset`, found Sequences. Dataset("),
