@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from grujax import GRU, GRUCell, GRUModel
-from grujax.interop.keras import FRAMEWORK, WEIGHTS, from_keras
+from grujax.interop.keras import FRAMEWORK, from_keras
+from grujax.interop.keras_weights import WEIGHTS
 from grujax.types import LeakyRelu, Softplus
 
 os.environ.setdefault("KERAS_BACKEND", "jax")

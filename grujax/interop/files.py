@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict
 from grujax import saving
 from grujax.core.config import Pooling
 from grujax.errors import InputError, MissingPackage, require, require_one_of
-from grujax.interop import flax, keras, onnx, stablehlo, torch_files
+from grujax.interop import flax, keras, keras_weights, onnx, stablehlo, torch_files
 from grujax.interop.framework import Framework
 from grujax.interop.parts import ConversionWarning, require_alone
 from grujax.interop.prove import Difference, Runner, compare, outputs, require_agreement
@@ -43,7 +43,7 @@ OWN = Framework(
     endings=(".safetensors",),
     keeps_statistics=True,
 )  # before torch's dialect, whose ending is the same
-ALL = (OWN, torch_files.TORCH, torch_files.SAFETENSORS, torch_files.NUMPY, keras.FRAMEWORK, keras.WEIGHTS)
+ALL = (OWN, torch_files.TORCH, torch_files.SAFETENSORS, torch_files.NUMPY, keras.FRAMEWORK, keras_weights.WEIGHTS)
 FORMATS = {of.name: of for of in (*ALL, onnx.FRAMEWORK, flax.FRAMEWORK, stablehlo.FRAMEWORK)}
 """The formats that `load`, `save` and `convert` know, by name."""
 

@@ -6,20 +6,18 @@ it has their sum alone. Any backend of Keras serves; it is imported where Keras 
 
 import warnings
 from collections.abc import Mapping, Sequence
-from types import EllipsisType
 from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 
-from grujax.core.config import Pooling
 from grujax.core.dialects import Cell, read
-from grujax.errors import require, require_one_of
+from grujax.errors import require
 from grujax.interop import keras_files, keras_layers, keras_live
 from grujax.interop.framework import Framework
 from grujax.interop.keras_layers import ACTIVATIONS, HEADS, MERGES, OUTPUTS, POOLINGS, RECURRENT, Layer, dialect_of
-from grujax.interop.parts import ConversionWarning, Dense, Place, assumed_pooling, put_together, take_apart
-from grujax.interop.prove import Runner, coarser
+from grujax.interop.parts import ConversionWarning, Dense, Place, put_together, take_apart
+from grujax.interop.prove import coarser
 from grujax.linen import require_own
 from grujax.linen.cell import GRUCell
 
@@ -33,9 +31,6 @@ FIELDS = {"reset_after": (False,), "pooling": [*POOLINGS.values(), None], "dropo
 FIELDS |= {key: [*ACTIVATIONS_THERE] for key in ("activation", "gate_activation")}
 FIELDS |= {"merge": [*MERGES_THERE], "output_activation": [*OUTPUTS.values()]}
 """What Keras has a place for, besides the defaults."""
-DEFAULTS = {"bias": True, "activation": "tanh", "gate_activation": "sigmoid", "merge": "concat"}
-DEFAULTS |= {"output_activation": None}
-"""What a file of weights does not tell."""
 
 
 def from_keras(source: "keras.Layer | Sequence[Layer]", *, verify: bool | None = None) -> tuple[nn.Module, dict]:
@@ -83,7 +78,7 @@ def to_keras(
     return FRAMEWORK.theirs(model, variables, verify)
 
 
-def _build(model: nn.Module, variables: Mapping) -> Any:
+def build(model: nn.Module, variables: Mapping) -> Any:
     keras, layers = keras_live.package(), to_layers(model, variables)
     policy = f"mixed_{layers[0].compute}" if layers[0].compute else layers[0].dtype
     with keras_live.numerics(layers[0].dtype):
@@ -91,17 +86,6 @@ def _build(model: nn.Module, variables: Mapping) -> Any:
         if isinstance(model, GRUCell):
             return built[0]
         return keras.Sequential([keras.Input((None, layers[0].input_size), dtype=layers[0].dtype), *built])
-
-
-def _build_weights(model: Any, variables: Mapping) -> Any:
-    """Of a model that its weights alone tell: what else it is would be lost in a `.weights.h5` file."""
-    for field, default in DEFAULTS.items():
-        found = getattr(model, field, default)
-        require(found == default, field, repr(default), repr(found), "Weights do not tell it: write a .keras file.")
-    for field in ("dropout", "input_dropout"):
-        if getattr(model, field, 0):
-            warnings.warn(f"Keras' weights: {field} is not told, {TRAINING}", ConversionWarning, stacklevel=2)
-    return _build(model, variables)
 
 
 def from_layers(layers: list[Layer]) -> tuple[nn.Module, dict]:
@@ -145,32 +129,6 @@ def from_layers(layers: list[Layer]) -> tuple[nn.Module, dict]:
     for sentence in dict.fromkeys([*(sentence for layer in layers for sentence in layer.left), *left]):
         warnings.warn(f"grujax: {sentence}", ConversionWarning, stacklevel=2)
     return found
-
-
-def _read_weights(layers: list[Layer], pooling: Pooling | EllipsisType = ...) -> tuple[nn.Module, dict]:
-    """Of a file of weights, which do not tell what a Dense behind a GRU reads."""
-    told = _tells_pooling(layers)
-    require(
-        not told or pooling is ..., "pooling", "none", repr(pooling), f"A {told} in the file tells it: leave it out."
-    )
-    model, variables = from_layers(layers)
-    assumed = {} if told else assumed_pooling(pooling, layers[-1].kind in HEADS)
-    return model.clone(**assumed), variables
-
-
-def _run_weights(layers: list[Layer], model: Any) -> Runner:
-    if layers[-1].kind in HEADS and not _tells_pooling(layers):
-        require_one_of(model.pooling, ("last", *POOLINGS.values(), None), "pooling", "Others are not run.")
-        *grus, last, head = layers
-        last = last._replace(config=last.config | {"return_sequences": model.pooling != "last"})
-        pooling = [Layer(kind, kind, {}) for kind, ours in POOLINGS.items() if ours == model.pooling]
-        layers = [*grus, last, *pooling, head]
-    return keras_live.runner(layers, model)
-
-
-def _tells_pooling(layers: list[Layer]) -> str:
-    """The kind of the layer that tells what the head reads."""
-    return next((layer.kind for layer in layers if layer.kind in (*POOLINGS, "TimeDistributed")), "")
 
 
 def _check_order(layers: list[Layer]) -> None:
@@ -246,21 +204,11 @@ def to_layers(model: Any, variables: Mapping) -> list[Layer]:
 FRAMEWORK = Framework(
     "keras",
     lambda source: from_layers(keras_live.layers_of(source)),
-    _build,
+    build,
     keras_live.runner,
     classes="keras",
     load=keras_files.load,
     write=lambda path, made: keras_live.store(made, path),
     endings=(".keras",),
     reads=(".h5",),
-)
-WEIGHTS = FRAMEWORK._replace(
-    name="keras-weights",
-    read=_read_weights,
-    run=_run_weights,
-    build=_build_weights,
-    write=lambda path, made: keras_live.store(made, path, "model.weights.h5"),
-    endings=(".weights.h5",),
-    reads=(),
-    assumes=True,
 )

@@ -13,7 +13,8 @@ from refusals import refused
 from grujax import GRU, GRUEncoder, GRUModel, save
 from grujax.errors import MissingPackage
 from grujax.interop import keras_live
-from grujax.interop.keras import WEIGHTS, from_keras, to_keras
+from grujax.interop.keras import from_keras, to_keras
+from grujax.interop.keras_weights import WEIGHTS
 from grujax.types import HardSigmoid
 
 
