@@ -211,12 +211,16 @@ template <class E> void weight_gradient(const Backward<E>& f, long column, long 
   using R = Real<E>;
   constexpr long N = L<R>;
   const R* d = f.d + column * f.P * N + v0 * N;
-  V<R> sum[2] = {V<R>{}, V<R>{}};
-  for (long k = 0; k < f.rows; k++)
-    for (long v = 0; v < nv; v++) {
-      const V<R> d_k = load(d + k * f.d_row + v * N);
-      store(buffer + (k * nv + v) * N, d_k), sum[v] += d_k;
-    }
+  V<R> sum[2] = {};
+  for (long first = 0; first < f.rows; first += BLOCK) {  // sums of sums: more exact
+    V<R> part[2] = {};
+    for (long k = first; k < f.rows && k < first + BLOCK; k++)
+      for (long v = 0; v < nv; v++) {
+        const V<R> d_k = load(d + k * f.d_row + v * N);
+        store(buffer + (k * nv + v) * N, d_k), part[v] += d_k;
+      }
+    for (long v = 0; v < nv; v++) sum[v] += part[v];
+  }
   auto into = [&](const R* a, long M, R* dw, R* db, long gate) {
     const long at = gate * f.H + v0 * N, left = f.H - v0 * N;
     for (long v = 0; v < nv; v++) put(db + at + v * N, sum[v], left - v * N, f.first());

@@ -1,6 +1,6 @@
 // Compiled once for each instruction set: -DISA=avx512 -DBYTES=64 -DREGISTERS=32 with its flags, and so on (build.py).
 #include "call.h"
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
