@@ -1,7 +1,5 @@
 """Checks of the arrays that a caller passes, by the name of the argument, before JAX sees them."""
 
-import math
-from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -68,14 +66,6 @@ def whole(a: Any) -> Any:
     sharding = jax.typeof(a).sharding
     split = any(name is not None for name in sharding.spec)
     return jax.reshard(a, NamedSharding(sharding.mesh, PartitionSpec())) if split else a
-
-
-def drawn(draw: Callable[[tuple[int]], Any], shape: Sequence[int]) -> Any:
-    """The numbers of `draw(shape)`, drawn along one axis.
-
-    XLA unrolls the nested loops of several short axes on CPU, and compiles each draw for a second.
-    """
-    return draw((math.prod(shape),)).reshape(shape)
 
 
 def numpy_of(a: Any) -> Any:

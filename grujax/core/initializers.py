@@ -1,6 +1,7 @@
 """Named presets of initialisation: a table, one row a preset."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -8,7 +9,6 @@ import jax.numpy as jnp
 from jax.nn.initializers import Initializer, constant, glorot_uniform, lecun_normal, orthogonal, zeros
 from jax.typing import DTypeLike
 
-from grujax.arrays import drawn
 from grujax.errors import require_one_of
 from grujax.types import Array, state_dtype
 
@@ -21,6 +21,14 @@ class Preset(NamedTuple):
     bias: Initializer
     head_kernel: Initializer
     head_bias: Initializer
+
+
+def drawn(draw: Callable[[tuple[int]], Array], shape: Sequence[int]) -> Array:
+    """The random numbers of `draw(shape)`, drawn along one axis.
+
+    On CPU XLA unrolls nested loops over short axes, and takes seconds to compile each draw.
+    """
+    return draw((math.prod(shape),)).reshape(shape)
 
 
 def uniform_within(bound: float) -> Initializer:

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
-from grujax.arrays import drawn
 from grujax.core.config import MERGES, LayerConfig
+from grujax.core.initializers import drawn
 from grujax.core.inputs import Steps, check_state, from_rows, to_rows, with_states_axis
 from grujax.kernels import run
 from grujax.kernels.order import resets_read

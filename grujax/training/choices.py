@@ -25,8 +25,13 @@ def chosen(config: TrainConfig, train: Sequences) -> tuple[TrainConfig, dict[str
     >>> print(why["epochs"])
     400 epochs: 100 would be 300 steps, fewer than 1200
     """
-    require(isinstance(config, TrainConfig), "config", "a `TrainConfig`", type(config).__name__)
+    require(
+        isinstance(config, TrainConfig), "config", "a `TrainConfig`", type(config).__name__, "Write TrainConfig(...)."
+    )
     require_sequences(train, "train")
+    classes = not train.targets or any(target.labels is not None for target in train.targets.values())
+    rule, remedy = "label_smoothing needs classes", "Leave it at 0: these are targets of a regression."
+    require(classes or not config.label_smoothing, "label_smoothing", 0.0, config.label_smoothing, remedy, rule=rule)
     found: dict[str, Any] = {}
     why: dict[str, str] = {}
     if config.pooling is None:

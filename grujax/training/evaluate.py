@@ -120,7 +120,8 @@ def outputs_of(
     (2, 5)
     """
     known = isinstance(model, GRUModel | GRUEnsemble)
-    require(known, "model", "a `GRUModel` or `GRUEnsemble`", type(model).__name__)
+    order = "The order is model, variables, data."
+    require(known, "model", "a `GRUModel` or `GRUEnsemble`", type(model).__name__, order)
     require_sequences(data, "data")
     boundaries = bucket_boundaries(data.lengths) if boundaries is None else boundaries
     of = model.model if isinstance(model, GRUEnsemble) else model

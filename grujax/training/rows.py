@@ -73,9 +73,6 @@ def weights_of_heads(given: HeadWeights, names: Collection[str]) -> dict[str, fl
 
 def class_weights(train: Sequences, config: TrainConfig) -> dict[str, np.ndarray]:
     """(K,) float32 of each head with classes: what a row of each class counts; none where all count 1."""
-    labelled = any(target.labels is not None for target in train.targets.values())
-    rule, remedy = "label_smoothing needs classes", "These are targets of a regression."
-    require(labelled or not config.label_smoothing, "label_smoothing", 0.0, config.label_smoothing, remedy, rule=rule)
     if config.class_weights == "none":
         return {}
     targets = {name: target for name, target in train.targets.items() if target.labels is not None}

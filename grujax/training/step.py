@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from grujax.arrays import drawn
 from grujax.core.heads import of_head
+from grujax.core.initializers import drawn
 from grujax.data import Batch
 from grujax.data.targets import named
 from grujax.linen import GRUEnsemble, GRUModel
@@ -251,11 +251,12 @@ def train_step(
 
     `model`, `config` and `num_steps` are compared by value: equal ones share one compilation.
     """
+    return apply_gradients(
+        config, num_steps, state, *member_gradients(model, config, state, statistics, batch, draws, axis)
+    )
 
-    return apply_gradients(config, num_steps, state, *gradients(model, config, state, statistics, batch, draws, axis))
 
-
-def gradients(
+def member_gradients(
     model: GRUModel,
     config: TrainConfig,
     state: TrainState,
@@ -330,7 +331,7 @@ def train_steps(
         def padded_to(length: int) -> tuple[Any, Array]:
             y = jax.tree.map(lambda a: a[:, :length], batch.y) if model.pooling is None else batch.y
             cut = batch._replace(x=batch.x[:, :length], y=y)
-            return gradients(model, config, state, statistics, cut, draws, axis)
+            return member_gradients(model, config, state, statistics, cut, draws, axis)
 
         found = jax.lax.switch(bucket, [partial(padded_to, length) for length in boundaries])
         return apply_gradients(config, num_steps, state, *found)

@@ -29,7 +29,7 @@ template <class E, class Op> struct BackwardWork : Work {
     const auto& c = calls[0];
     D = calls.size(), T = c.T, B = c.B, P = c.P;
     cut();
-    for (long d = 0; d < D; d++) work_in(d, threads);
+    for (long d = 0; d < D; d++) take_memory(d, threads);
     I_vectors = c.dx ? (c.I + k.lanes - 1) / k.lanes : 0;
     phases = o.reset_after ? 1 : 2, columns = o.reset_after ? 4 : 3;
     const long workers = workers_for(pool, 6.0 * D * B * T * c.H * (c.I + c.H));
@@ -90,7 +90,7 @@ template <class E, class Op> struct BackwardWork : Work {
     f.slots = f.before = f.after = nullptr;
     calls.push_back(f), given.push_back(g);
   }
-  void work_in(long d, long threads) {  // the memory
+  void take_memory(long d, long threads) {
     Backward<E>& f = calls[d];
     Given& g = given[d];
     const long N = k.lanes, H = f.H, I = f.I, Hp = f.P * N, K = most;

@@ -1,11 +1,11 @@
 // How a call is shared out among threads. All numbers were measured on two cores (docs/decisions/native-kernel.md).
 #pragma once
+#include "call.h"
 #include "threads.h"
 
 constexpr double ALONE_BELOW = 2e6;  // multiplications under which waking a helper costs more than it brings
 constexpr long CACHE = 1 << 20;      // bytes of weights that stay in a core's own cache beside its rows
 constexpr long FEW_ROWS = 8;         // of a worker, from which on it takes rows for all steps
-constexpr long BLOCK_ROWS = 64;      // of an item at most
 
 inline long workers_for(const xla::ffi::ThreadPool& pool, double multiplications) {
   return multiplications < ALONE_BELOW ? 1 : std::max<long>(1, pool.num_threads());
@@ -24,13 +24,13 @@ struct Share {
     by_rows = workers == 1 || D % workers == 0 || (D * c.B >= FEW_ROWS * workers && weight_bytes <= CACHE);
     if (by_rows && c.B) {
       const long share = std::min(c.B, (c.B * D + workers - 1) / workers);
-      blocks = (c.B + share - 1) / share * ((share + BLOCK_ROWS - 1) / BLOCK_ROWS);  // as many for each worker
+      blocks = (c.B + share - 1) / share * ((share + BLOCK - 1) / BLOCK);  // as many for each worker
     }
     for (const Call& call : calls) rows.push_back(rows_of(call));
   }
 
  private:
-  // In turns, those with the most valid steps first, so that the items have about the same work.
+  // There and back, those with the most valid steps first, so that the items have about the same work.
   template <class Call> std::vector<std::vector<int>> rows_of(const Call& c) const {
     std::vector<int> order(c.B), steps(c.B);
     for (long b = 0; b < c.B; b++) order[b] = b;
