@@ -147,7 +147,7 @@ def _load_folder(path: Path) -> tuple[None, Mapping[str, Any]]:
     require("saved_model.pb" not in names, "path", "a model file", f"a SavedModel of TensorFlow at {path}", remedy)
     inside = [path / name for name in ("default", "params", "state") if (path / name).is_dir()]
     of_orbax = bool(names & {"_METADATA", "manifest.ocdbt", "_CHECKPOINT_METADATA"})
-    steps = [name for name in names if name.isdigit()]
+    steps = [name for name in names if name.isdecimal()]
     remedy = f"Name a step of it, {path / max(steps, key=int)}." if steps else "A folder is read where orbax wrote it."
     require(of_orbax, "path", "a file", f"none at {path}", remedy)
     import orbax.checkpoint as ocp  # Flax brings it
