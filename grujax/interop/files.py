@@ -17,7 +17,7 @@ from grujax.errors import InputError, MissingPackage, require, require_one_of
 from grujax.interop import flax, keras, keras_weights, onnx, stablehlo, torch_files
 from grujax.interop.framework import Framework
 from grujax.interop.parts import ConversionWarning, require_alone
-from grujax.interop.prove import Difference, Runner, compare, outputs, require_agreement
+from grujax.interop.prove import Difference, Runner, compare, computed, require_agreement
 from grujax.interop.statistics import fold_statistics
 from grujax.linen import GRUModel, require_own
 from grujax.saving.atomic import replacing
@@ -37,7 +37,7 @@ OWN = Framework(
     "grujax",
     lambda own: own,
     lambda *own: own,
-    lambda own, model: Runner(lambda *given: outputs(*own, *given), takes_lengths=True),
+    lambda own, model: Runner(lambda *given: computed(*own, *given), takes_lengths=True),
     load=_own,
     write=lambda path, own: saving.save(path, *own),
     endings=(".safetensors",),

@@ -93,7 +93,7 @@ def _run(theirs: tuple[nn.Module | None, Mapping], model: nn.Module) -> Runner:
     inside = [tree[f"layers_{k}"] for k in range(len(layers))] if stacked else [tree]
     two = isinstance(layers[0], nn.Bidirectional)
     calls = [partial(layer.apply, {"params": of}) for layer, of in zip(layers, inside, strict=True)]
-    return trees.jax_runner(model, lambda x, h: calls[0](h, x)[0], [trees.recurrent(call, two) for call in calls], two)
+    return trees.jax_runner(model, lambda x, h: calls[0](h, x)[0], [trees.recurrent(call, two) for call in calls])
 
 
 def _tensors(given: Mapping) -> dict:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from grujax.core.config import MERGES, OUTPUT_ACTIVATIONS
 from grujax.errors import InputError
-from grujax.interop.prove import FIND, agreed, difference, log, outputs
+from grujax.interop.prove import FIND, agreed, computed, difference, log
 from grujax.linen import GRU, GRUCell, GRUModel
 from grujax.types import Array
 
@@ -69,11 +69,11 @@ def readings(model: Any, variables: Mapping, given: tuple) -> Iterator[Reading]:
         variables, x = jax.tree.map(lambda a: a.astype(jnp.float32), (variables, given[0]))
         given = (x, *given[1:])
     if not isinstance(model, GRUModel):
-        yield Reading("the output of every step", {}, forms(model, outputs(model, variables, *given)))
+        yield Reading("the output of every step", {}, forms(model, computed(model, variables, *given)))
         return
     gru = GRU(**model.fields_of(GRU))
     head = {key: np.asarray(a, np.float64) for key, a in variables["params"]["head"].items()}
-    of_gru = forms(gru, outputs(gru, {"params": variables["params"]["encoder"]["gru"]}, *given))
+    of_gru = forms(gru, computed(gru, {"params": variables["params"]["encoder"]["gru"]}, *given))
     (output, *_), (h_last, *_), lengths = of_gru["output"], of_gru["h_last"], given[2]
     steps = np.full((len(output), 1), output.shape[1]) if lengths is None else np.asarray(lengths)[:, None]
     valid = (np.arange(output.shape[1]) < steps)[..., None]
@@ -85,12 +85,18 @@ def readings(model: Any, variables: Mapping, given: tuple) -> Iterator[Reading]:
         last_output: ("the last step's output", output[np.arange(len(output)), steps[:, 0] - 1]),
     }
     for pooling, (words, features) in poolings.items():
-        for activation, f in {None: lambda y: y, **OUTPUT_ACTIVATIONS}.items():
-            y = np.asarray(f(features @ head["kernel"] + head["bias"])) * (valid if pooling is None else 1)
+        plain = features @ head["kernel"] + head["bias"]
+        for activation, of in {None: plain, **jax.device_get(_activated(plain))}.items():
+            y = of * (valid if pooling is None else 1)
             behind = f", {activation} behind it" if activation else ""
             fields = {"pooling": pooling, "output_activation": activation}
             shown = {"y": [y, y.swapaxes(0, 1)] if pooling is None else [y], "h_last": of_gru["h_last"]}
             yield Reading(f"Linear on {words}{behind}", fields, shown)
+
+
+@jax.jit
+def _activated(y: Array) -> dict[str, Array]:
+    return {name: activation(y) for name, activation in OUTPUT_ACTIVATIONS.items()}
 
 
 def read_by_running(

@@ -5,7 +5,7 @@ lacks b_hn, the bias that r multiplies (google/flax#5594). A Flax whose cell has
 (google/flax#5595), is served as well.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from typing import Any
 
@@ -70,8 +70,15 @@ def _run(source: Any, model: nn.Module) -> Runner:
         cells = [{key: a for key, a in flat.items() if key.startswith(prefix)} for prefix in layout.cells]
         source = _module(model, layout, cells)
     layers = source.layers if isinstance(source, nnx.Sequential) else [source]
+    calls: list[Any] = [_pure(layer) for layer in layers]
     two = isinstance(layers[0], nnx.Bidirectional)
-    return trees.jax_runner(model, lambda x, h: source(h, x)[0], [trees.recurrent(layer, two) for layer in layers], two)
+    return trees.jax_runner(model, lambda x, h: calls[0](h, x)[0], [trees.recurrent(call, two) for call in calls])
+
+
+def _pure(module: Any) -> Callable[..., Any]:
+    """A call of the module that a program may hold: NNX refuses modules from outside of it."""
+    definition, state = nnx.split(module)
+    return lambda *args, **kwargs: nnx.merge(definition, state, copy=True)(*args, **kwargs)
 
 
 def _tensors(source: nnx.Module | nnx.State) -> dict[str, NDArray]:

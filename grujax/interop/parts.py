@@ -195,7 +195,7 @@ def to_jax(a: NDArray, name: str) -> jax.Array:
     kept = jax.dtypes.canonicalize_dtype(a.dtype) == a.dtype
     remedy = 'Run jax.config.update("jax_enable_x64", True) first, or cast the weights to float32.'
     require(kept, name, "a dtype that JAX keeps as it is", f"{a.dtype} while 64-bit values are off", remedy)
-    return jnp.array(a)
+    return jax.device_put(a, may_alias=False)
 
 
 def _cell_paths(model: nn.Module) -> list[tuple[str, ...]]:

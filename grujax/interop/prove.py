@@ -82,6 +82,10 @@ def outputs(model: Any, variables: Mapping, x: ArrayLike, h0: ArrayLike | None, 
     return dict(zip(("y", "h_last"), found, strict=True))
 
 
+computed = jax.jit(outputs, static_argnums=0)
+"""`outputs` as one program; outside jit each of its operations would be compiled apart."""
+
+
 def data(
     model: Any,
     variables: Mapping,
@@ -114,8 +118,8 @@ def proof_sizes(model: Any, variables: Mapping) -> list[tuple[int, int]]:
     with jax.enable_x64(True):
         found = []
         for dtype in (jnp.float32, jnp.float64):
-            of, x, h0 = jax.tree.map(lambda a: jnp.asarray(np.asarray(a), dtype), (variables, *given[:2]))  # noqa: B023
-            h_last = outputs(model.clone(dtype=dtype, param_dtype=dtype), of, x, h0, None)["h_last"]
+            of, x, h0 = jax.tree.map(lambda a: np.asarray(a, dtype), (variables, *given[:2]))  # noqa: B023
+            h_last = computed(model.clone(dtype=dtype, param_dtype=dtype), of, x, h0, None)["h_last"]
             found.append(np.asarray(h_last, np.float64))
     finite = all(np.isfinite(a).all() for a in found)
     steady = finite and bool(np.abs(found[0] - found[1]).max() < STEADY * max(1.0, np.abs(found[1]).max()))
@@ -148,14 +152,13 @@ def difference(
     Where weights are so large that rounding alone passes the table, the limit is `OWN_ERRORS` times grujax's own
     distance from its outputs in float64.
     """
-    dtype, ours = coarser(model).name, shown(outputs(model, variables, *given))
+    dtype, ours = coarser(model).name, shown(computed(model, variables, *given))
     found = _difference(theirs, ours, dtype)
     if found.tolerances <= 1:
         return found
     with jax.enable_x64(True):
-        wide, widened = jnp.float64, jax.tree.map(lambda a: np.asarray(a, np.float64), (variables, *given[:2]))
-        weights, x, h0 = jax.tree.map(jnp.asarray, widened)
-        exact = shown(outputs(model.clone(dtype=wide, param_dtype=wide), weights, x, h0, given[2]))
+        weights, x, h0 = jax.tree.map(lambda a: np.asarray(a, np.float64), (variables, *given[:2]))
+        exact = shown(computed(model.clone(dtype=jnp.float64, param_dtype=jnp.float64), weights, x, h0, given[2]))
     mine, other = (_difference({name: a[name] for name in theirs}, exact, dtype) for a in (ours, theirs))
     return found._replace(tolerances=other.tolerances / max(1.0, OWN_ERRORS * mine.tolerances))
 

@@ -189,21 +189,23 @@ def recurrent(call: Callable[..., Any], bidirectional: bool) -> Layer:
     return layer
 
 
-def jax_runner(
-    model: nn.Module, cell: Callable[..., Any], layers: Sequence[Layer], bidirectional: bool = False
-) -> Runner:
+def jax_runner(model: nn.Module, cell: Callable[..., Any], layers: Sequence[Layer]) -> Runner:
     """A cell alone, x (B, I) and h (B, H) to the new state; of any other model the layers one after another."""
+
+    @jax.jit
+    def run(x: jax.Array, h0: jax.Array) -> dict[str, jax.Array]:
+        if isinstance(model, GRUCell):
+            return {"h_last": cell(x, h0)}
+        output, h_last = x, []
+        for layer, start in zip(layers, jnp.split(h0, len(layers)), strict=True):
+            output, last = layer(output, start)
+            h_last.append(last)
+        return {"output": output, "h_last": jnp.concatenate(h_last)}
 
     def call(x: NDArray, h0: NDArray | None, lengths: NDArray | None) -> dict[str, NDArray]:
         assert h0 is not None and lengths is None
-        output, h_last, directions = jnp.asarray(x), [], 1 + bidirectional
         with jax.numpy_dtype_promotion("standard"):  # as these frameworks are run: a state beside narrower weights
-            if isinstance(model, GRUCell):
-                return {"h_last": np.asarray(cell(output, jnp.asarray(h0)))}
-            for k, layer in enumerate(layers):
-                output, last = layer(output, jnp.asarray(h0[k * directions : (k + 1) * directions]))
-                h_last.append(np.asarray(last))
-        return {"output": np.asarray(output), "h_last": np.concatenate(h_last)}
+            return jax.device_get(run(x, h0))
 
     return Runner(call)
 

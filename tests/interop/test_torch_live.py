@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compilations import compiled
 from refusals import refused
 
 from grujax import GRU, GRUCell, GRUModel
@@ -92,6 +93,12 @@ def test_what_a_module_computes_is_found_by_running_it(name):
     theirs = theirs[0] if isinstance(theirs, tuple) else theirs
     found = jax.tree.leaves(model.apply(variables, jnp.asarray(x)))[0]
     assert_close(found, theirs.numpy())
+
+
+def test_a_proof_compiles_whole_programs():
+    """Operation by operation, JAX would compile dozens: seconds, for a user who converts once."""
+    programs = compiled(lambda: from_torch(Module(lambda m, o, h: m.fc(o.mean(1)), num_layers=2))[1])
+    assert set(programs) <= {"jit(outputs)", "jit(_activated)"} and len(programs) <= 13
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
