@@ -32,6 +32,7 @@ NAMES = {
     "grujax-packed": "grujax, packed rows",
 }
 """What the page calls a peer, where not by its own name."""
+UNEQUAL = re.compile(r"unequal: \S+ is (\S+) times the tolerance away")
 
 
 def block(report: Report, path: str) -> str:
@@ -70,7 +71,10 @@ def table(report: Report, kind: str) -> str:
             bold = "**" if median == least[case] and peer in racing else ""
             cells.append("–" if median is None else f"{bold}{_ms(median)}{bold}")
             if median is None:
-                reasons.setdefault((peer, statuses.get((case, peer), "not measured")), []).append(case)
+                why = statuses.get((case, peer), "not measured")
+                away = UNEQUAL.fullmatch(why)
+                key = peer, "not equal" if away else why
+                reasons.setdefault(key, []).append((case, float(away[1]) if away else 0))
         rows.append([NAMES.get(peer, peer), *cells])
     for mine, others, words in (
         ("grujax", rivals(report), "fastest other"),
@@ -81,10 +85,13 @@ def table(report: Report, kind: str) -> str:
         if any(found):
             rows.append([f"{NAMES.get(mine, mine)} / {words}", *("" if r is None else f"{r:.2f}" for r in found)])
     notes = []
-    for (peer, why), cases in reasons.items():
-        where = "" if len(cases) == len(report.cases) else f" ({', '.join(cases)})"
-        notes.append(f"{NAMES.get(peer, peer)}{where}: {why}")
-    return markdown([[f"{kind}, ms", *report.cases], *rows]) + (f"\n\n–: {'; '.join(notes)}." if notes else "")
+    for (peer, why), found in reasons.items():
+        where = "" if len(found) == len(report.cases) else f" ({', '.join(case for case, _ in found)})"
+        most = max(away for _, away in found)
+        words = f"{why}, up to {most:.3g} times the tolerance away" if most else why
+        notes.append(_filled(f"- {NAMES.get(peer, peer)}{where}: {words}."))
+    told = "\n".join(["\n\nWhy a time is missing (–):\n", *notes]) if notes else ""
+    return markdown([[f"{kind}, ms", *report.cases], *rows]) + told
 
 
 def measured_on(report: Report, path: str) -> str:
@@ -102,7 +109,7 @@ def measured_on(report: Report, path: str) -> str:
     sizes = "; ".join(f"{case} ({_size(size)})" for case, size in report.cases.items())
     dirty = " with changes" if report.dirty else ""
     return "\n".join(
-        fill(line, 125, break_on_hyphens=False, break_long_words=False)
+        _filled(line)
         for line in (
             f"Medians of {count} interleaved rounds on {report.threads} cores ({', '.join(machine)}), on "
             f"{report.date[:10]} at commit {report.commit[:7]}{dirty} (`{path}`). "
@@ -111,6 +118,11 @@ def measured_on(report: Report, path: str) -> str:
             f"Cases: {sizes}.",
         )
     )
+
+
+def _filled(line: str) -> str:
+    indent = "  " if line.startswith("- ") else ""
+    return fill(line, 125, subsequent_indent=indent, break_on_hyphens=False, break_long_words=False)
 
 
 def _size(size: Any) -> str:
