@@ -186,11 +186,14 @@ def _nowhere(name: str, *_: Any) -> None:
 
 
 def _mapping(tree: Any, write: Callable[[Path], object] | None) -> Opened:
-    """Of nested mappings of arrays, or of a state dict, alone or in a checkpoint; what is put goes into them."""
+    """Of nested mappings of arrays, or of a state dict, alone or in a checkpoint; what is put goes into them.
+
+    The moments of a `TrainState`'s optimizer have the shapes of weights, and are none.
+    """
     inner = unwrapped(tree) if all(isinstance(key, str) for key in tree) else tree
     tree = inner if has_gru(inner) else tree
     leaves: dict[Any, Any] = flatten_dict(_plain(tree))
-    paths = {"/".join(map(str, path)): path for path, a in leaves.items() if _is_floats(a)}
+    paths = {"/".join(map(str, path)): path for path, a in leaves.items() if "opt_state" not in path and _is_floats(a)}
     given = {key: leaves[path] for key, path in paths.items()}
     given = {key: np.asarray(a) if isinstance(a, jax.Array) else a for key, a in given.items()}
 

@@ -17,6 +17,12 @@ from grujax.interop.found import Opened, record, require_same
 from grujax.interop.keras import FRAMEWORK, from_keras, to_layers
 from grujax.interop.keras_layers import RECURRENT, Layer, described
 
+LISTS = {"Sequential": "layers", "Functional": "layers", "Model": "layers", "StackedRNNCells": "cells"}
+"""Where a config lists what it holds, under the same name as the file does."""
+WRAPPED = {"TimeDistributed": [("layer", "layer")], "RNN": [("cell", "cell")]}
+WRAPPED["Bidirectional"] = [("layer", "forward_layer"), ("backward_layer", "backward_layer")]
+"""(Key of a config, group of the file) of what a wrapper holds; without "backward_layer" both directions are alike."""
+
 
 def in_object(source: Any) -> Opened:
     """Of a live layer or model; a model is saved with other weights, and then has its own again."""
@@ -24,16 +30,17 @@ def in_object(source: Any) -> Opened:
     served = (keras.layers.GRU, keras.layers.GRUCell, keras.layers.Bidirectional)
 
     def through(layer: Any) -> None:
-        if not isinstance(layer, served):
-            for inner in layer._flatten_layers(recursive=False, include_self=False):
+        given = own = None
+        if isinstance(layer, served):
+            with suppress(InputError):  # one that grujax has not, or a Bidirectional of another layer
+                given, (own,) = from_keras(layer, verify=False), keras_live.layers_of(layer)
+        if given is None or own is None:
+            held = () if isinstance(layer, served[:2]) else layer._flatten_layers(recursive=False, include_self=False)
+            for inner in held:
                 through(inner)
             return
-        try:
-            given, (own,) = from_keras(layer, verify=False), keras_live.layers_of(layer)
-        except InputError:  # an LSTM in a Bidirectional
-            return
 
-        def put(model: nn.Module, variables: Mapping) -> None:
+        def put(model: nn.Module, variables: Mapping, own: Layer = own) -> None:
             tuned.append((layer, [a for _, a in _changed(own, model, variables)], own))
 
         grus.append(record(layer.name, own.kind, *given, partial(from_keras, layer), put))
@@ -67,7 +74,7 @@ def in_file(path: Path) -> Opened:
     with keras_files.opened(path) as (members, config, version, tree):
         remedy = "Weights alone do not say what computes; find needs the .keras or .h5 file."
         require(config is not None, "path", "a file with a config", "weights alone", remedy)
-        named = list(_through(config, "" if members else None, version))
+        named = list(_through(config, "", version) if members else _of_older(config, version))
         layers = [keras_files.with_arrays(layer, tree.weights(at, layer, not members)) for layer, at in named]
     content, changed, grus = members.get("model.weights.h5") or path.read_bytes(), {}, []
 
@@ -93,18 +100,31 @@ def in_file(path: Path) -> Opened:
     return Opened(grus, store)
 
 
-def _through(saved: Any, at: str | None, version: int) -> Iterator[tuple[Layer, str]]:
-    """Each GRU with its group in HDF5, model by model. at: the group of this one; None in the older files."""
-    config = saved.get("config") if isinstance(saved, Mapping) else None
-    layers: Any = config if isinstance(config, list) else config.get("layers") if isinstance(config, Mapping) else None
-    if not isinstance(layers, list) or saved.get("class_name") not in ("Sequential", "Functional", "Model"):
-        return
-    layers = [one for one in layers if isinstance(one, Mapping)]
-    kinds = [one.get("class_name") for one in layers]
-    for one, kind, group in zip(layers, kinds, keras_files.groups_of(kinds), strict=True):
-        if kind in RECURRENT:
-            with suppress(InputError):  # one that grujax has not
-                (layer,) = described(one, version)
-                yield layer, f"model_weights/{layer.name}" if at is None else f"{at}layers/{group}"
-        elif at is not None:
-            yield from _through(one, f"{at}layers/{group}/", version)
+def _through(saved: Any, at: str, version: int) -> Iterator[tuple[Layer, str]]:
+    """Each GRU in what a config describes, with its group in HDF5, below `at`."""
+    kind, config = (saved.get("class_name"), saved.get("config")) if isinstance(saved, Mapping) else (None, None)
+    if kind in RECURRENT:
+        with suppress(InputError):  # one that grujax has not, or a Bidirectional of another layer
+            (layer,) = described(saved, version)
+            yield layer, at
+            return
+    for inner, group in _inside(kind, config):
+        yield from _through(inner, f"{at}/{group}".removeprefix("/"), version)
+
+
+def _inside(kind: Any, config: Any) -> list[tuple[Any, str]]:
+    """What a model or a wrapper holds, each with its group below that of the holder."""
+    config = {"layers": config} if isinstance(config, list) else config if isinstance(config, Mapping) else {}
+    if kind not in LISTS:
+        return [(config.get(key, config.get("layer")), group) for key, group in WRAPPED.get(kind, ())]
+    found = config.get(LISTS[kind])
+    found = [one for one in found if isinstance(one, Mapping)] if isinstance(found, list) else []
+    groups = keras_files.groups_of([one.get("class_name") for one in found])
+    return [(one, f"{LISTS[kind]}/{group}") for one, group in zip(found, groups, strict=True)]
+
+
+def _of_older(config: Any, version: int) -> Iterator[tuple[Layer, str]]:
+    """The same of an `.h5` file with a config: its layers have groups by their names, those of models within none."""
+    for inner, _ in _inside(*(config.get(key) for key in ("class_name", "config"))):
+        if inner.get("class_name") in RECURRENT:
+            yield from ((layer, f"model_weights/{layer.name}") for layer, _ in _through(inner, "", version))

@@ -330,7 +330,8 @@ def tree_of_net():
 @pytest.mark.parametrize("kind", ["tree", "msgpack"])
 def test_the_grus_of_a_tree_of_flax(kind, tmp_path):
     variables = tree_of_net()
-    whole = {"step": 3, "params": variables["params"], "opt_state": {"count": np.int32(3)}}
+    moments = {"count": np.int32(3), "mu": variables["params"]}  # of Adam: no GRU
+    whole = {"step": 3, "params": variables["params"], "opt_state": {"0": moments}}
     path = tmp_path / "net.msgpack"
     path.write_bytes(to_bytes(whole))
     grus = find(whole if kind == "tree" else path)

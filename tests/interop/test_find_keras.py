@@ -32,6 +32,16 @@ MODELS = {
     "a cell in an RNN": (lambda: keras.Sequential([X, L.RNN(L.GRUCell(H, name="cell"))]), ["cell"]),
     "shared": (shared, ["gru"]),
 }
+WRAPPED = {
+    "TimeDistributed": (lambda: L.TimeDistributed(L.GRU(H, name="gru")), ["gru"]),
+    "cells": (lambda: L.RNN([L.GRUCell(H, name="one"), L.GRUCell(2, name="two")]), ["one", "two"]),
+    "both": (lambda: L.Bidirectional(L.RNN(L.GRUCell(H, name="cell"))), ["cell", "cell#1"]),
+    "both of a kind": (
+        lambda: L.Bidirectional(L.GRU(H, name="gru"), backward_layer=L.GRU(H, activation="relu", go_backwards=True)),
+        ["forward_gru"],  # the other direction reads backwards alone, which grujax has not
+    ),
+    "another": (lambda: L.Bidirectional(L.LSTM(H)), []),
+}
 
 
 @pytest.mark.parametrize("case", MODELS)
@@ -50,6 +60,24 @@ def test_each_gru_of_a_live_model_is_put_back_where_it_stands(case, tmp_path):
         jax.tree.map(np.testing.assert_array_equal, one.take()[1], other.take()[1])
     for v, old in zip(model.weights, before, strict=True):
         np.testing.assert_array_equal(np.asarray(v.value), old)
+
+
+@pytest.mark.parametrize("case", WRAPPED)
+def test_each_gru_in_a_wrapper_is_found_in_a_model_and_in_its_file(case, tmp_path):
+    make, names = WRAPPED[case]
+    x = keras.Input((4, 5, I)) if case == "TimeDistributed" else keras.Input((5, I))
+    model = drawn(plain(lambda: keras.Sequential([x, make()])))
+    plain(model.save, tmp_path / "net.keras")
+    live, there = find(model), find(tmp_path / "net.keras")
+    assert [gru.name for gru in live] == [gru.name for gru in there] == names
+    for one, other in zip(live, there, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, one.take()[1], other.take()[1])
+    for name, gru in zip(names[-1:], there[-1:], strict=True):
+        of, variables = gru.take()
+        moved = jax.tree.map(lambda a: a + 1, variables)
+        replace(tmp_path / "net.keras", {name: (of, moved)}, tmp_path / "tuned.keras")
+        jax.tree.map(np.testing.assert_array_equal, load(tmp_path / "tuned.keras", prefix=name)[1], moved)
+        assert find(plain(keras.saving.load_model, tmp_path / "tuned.keras"))[-1].name == name
 
 
 def test_two_grus_of_a_name_in_a_file_are_told_apart(tmp_path):
