@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from grujax.cli.show import say
 from grujax.cli.streams import check_free
@@ -66,7 +66,8 @@ class Find:
 
     def run(self, console: Console) -> int:
         grus = find(model_file(self.source), self.source_format)
-        table = Table("name", "inputs", "units", "layers", "directions", "reset", "where")
+        name, where = (Column(of, overflow="fold") for of in ("name", "where"))  # whole, as `convert --prefix` needs it
+        table = Table(name, "inputs", "units", "layers", "directions", "reset", where)
         for gru in grus:
             numbers = (gru.input_size, gru.hidden_size, gru.num_layers, 1 + gru.bidirectional)
             table.add_row(gru.name or '""', *map(str, numbers), "after" if gru.reset_after else "before", gru.where)

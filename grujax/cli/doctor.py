@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import jax
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from grujax.kernels import explain
 from grujax.kernels.native import status
@@ -20,7 +20,7 @@ class Doctor:
     """Print versions, devices, the kernel that would run, whether the native one is built, and caches."""
 
     def run(self, console: Console) -> int:
-        table = Table("what", "found", title="grujax doctor")
+        table = Table("what", Column("found", overflow="fold"), title="grujax doctor")
         for name in ("grujax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "safetensors"):
             table.add_row(name, version(name))
         for extra, name in (("data", "aeon"), ("data", "scikit-learn"), ("plot", "matplotlib"), ("torch", "torch")):

@@ -50,7 +50,7 @@ def read_torch(path: Path) -> Mapping:
     except InputError:
         raise
     except pickle.UnpicklingError as error:
-        raise InputError("path", "tensors alone", "other pickled objects", remedy) from error
+        raise InputError("path", "tensors alone", "other pickled objects, or another kind of file", remedy) from error
     except Exception as error:  # torch has no class of errors for what is no file of its own
         raise InputError("path", "a file that torch.save wrote", type(error).__name__) from error
     require(isinstance(state, Mapping), "path", "a state dict", type(state).__name__, remedy)

@@ -74,6 +74,15 @@ def test_convert_says_what_is_left_behind(capsys):
     assert code == 0 and "left behind: " in out and "b_ih and b_hh are stored as their sum" in out
 
 
+def test_find_cuts_no_name(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    name = "generator." * 12 + "gru"
+    torch.save({f"{name}.{key}": a for key, a in torch.nn.GRU(3, 4).state_dict().items()}, "net.pt")
+    _, out, _ = run(capsys, "find", "net.pt")
+    lines = [line.split("│")[1].strip() for line in out.splitlines() if "│" in line]
+    assert len(lines) > 1 and "".join(lines) == name
+
+
 def test_find_lists_the_grus_and_convert_takes_one_out(capsys):
     module = torch.nn.ModuleDict({"front": torch.nn.Linear(3, 3), "rnn": torch.nn.GRU(3, 4, 2, bidirectional=True)})
     module["last"] = torch.nn.GRUCell(8, 5)

@@ -282,6 +282,7 @@ PT = {
     "text": (lambda p: p.write_text("weights"), ["path"]),
     "a pickle that runs": (lambda p: p.write_bytes(pickle.dumps({"weight_ih_l0": Evil()})), ["path"]),
     "torch's pickle that runs": (lambda p: torch.save({"weight_ih_l0": Evil()}, p), ["tensors alone"]),
+    "a pickle of another kind": (lambda p: p.write_bytes(pickle.dumps([1])), ["tensors alone", "another kind of file"]),
     "a whole module": (
         lambda p: torch.save(torch.nn.GRU(3, 4), p),
         ["tensors alone", "found other pickled objects", "state_dict"],
