@@ -70,8 +70,8 @@ def test_minima_that_are_no_fixed_points_are_left_out_unless_slow_ones_are_asked
     weights = variables["params"]["l0"]
     weights["w_ih"][0, 4:] = 1.0
     options = {"x": [0.55], "starts": np.full((1, 2), -0.7)}  # just past where two of the three points meet and vanish
-    assert fixed_points(model, variables, **options).points.shape == (0, 2)
-    assert fixed_points(model, variables, **options).stable.shape == (0,)
+    none = fixed_points(model, variables, **options)
+    assert (none.points.shape, none.stable.shape) == ((0, 2), (0,))
     slow = fixed_points(model, variables, **options, max_speed=1e-3)
     assert 1e-8 < slow.speeds[0] < 1e-3
     np.testing.assert_allclose(np.linalg.eigvals(slow.jacobians[0]), 1, atol=1e-3)
