@@ -1,7 +1,6 @@
 """Weights at random, where it does not matter how a model would draw its own."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 
@@ -9,4 +8,4 @@ def drawn(model, *args, seed=0):
     """Variables of the shapes that `model.init` gives, none of them zero. No program is compiled for it."""
     rng = np.random.default_rng(seed)
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), *args))
-    return jax.tree.map(lambda a: jnp.asarray(rng.uniform(-0.6, 0.6, a.shape), a.dtype), shapes)
+    return jax.tree.map(lambda a: jax.device_put(rng.uniform(-0.6, 0.6, a.shape).astype(a.dtype)), shapes)

@@ -169,8 +169,9 @@ def assert_serves(run: Run, case: Case) -> None:
     rng = np.random.default_rng(sum(case.sizes) + len(case.given))
     drawn = [draw(case, rng) for _ in case.reverse]
 
-    def as_jax(a: Any) -> Any:
-        return jax.tree.map(lambda a: jnp.asarray(a, a.dtype if a.dtype == bool else case.dtype), a)
+    def as_jax(a: Any) -> Any:  # converted by NumPy: JAX compiles a program for each shape
+        dtype = jnp.dtype(case.dtype)
+        return jax.tree.map(lambda a: jax.device_put(a.astype(a.dtype if a.dtype == bool else dtype)), a)
 
     def in_layout(a: Any) -> Any:
         return a if case.time_major else a.swapaxes(0, 1)
@@ -220,7 +221,7 @@ def _assert_one(case: Case, drawn: Drawn, reverse: bool, found: dict, result: Re
     def close(a: Any, b: Any, name: str, kind: Any = "forward") -> None:
         assert_close(a, b, kind, case.dtype, name)
 
-    hs, dx = np.asarray(in_layout(result.hs)), np.asarray(in_layout(found["x"]))
+    hs, dx = in_layout(np.asarray(result.hs)), in_layout(np.asarray(found["x"]))
     close(hs, expected.hs, "hs")
     close(result.h_last, expected.h_last, "h_last")
     assert not hs[~valid].any(), "hs: not 0 at a step that is not valid"

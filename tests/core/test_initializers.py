@@ -16,7 +16,7 @@ HIDDEN = 64
 
 def params(initializer, dtype=jnp.float32, **sizes):
     model = GRUModel(HIDDEN, 9, initializer=initializer, param_dtype=dtype, **sizes)
-    return model.init(KEY, jnp.zeros((1, 2, 48), dtype))["params"]
+    return jax.device_get(jax.jit(model.init)(KEY, np.zeros((1, 2, 48), dtype)))["params"]
 
 
 def weights(initializer, dtype=jnp.float32, **fields):

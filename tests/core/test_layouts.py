@@ -90,11 +90,11 @@ def test_axes_are_a_matter_of_layout(name, layout):
 
     arguments = {key: laid(*STEERING[key]) for key in steering}
     x, h0, arguments = as_jax((laid("steps", X), laid("states", H0[: module.num_directions]), arguments))
-    found, found_last = run(x, h0, time_major=time_major, **arguments)
+    found, found_last = jax.device_get(run(x, h0, time_major=time_major, **arguments))
     if module.merge is None:
         found, output = [*found], [*output]
     if kind == "segments":
-        found = laid(kind, np.asarray(found))
+        found = laid(kind, found)
     assert_trees_close(found, jax.tree.map(partial(laid, kind), output))
     assert_close(found_last, laid("states", h_last))
 

@@ -48,11 +48,11 @@ def layer(name, rate, bidirectional=True, hidden_size=H, **options):
 
 def drawn(model, x=X):
     shapes, rng = jax.eval_shape(model.init, KEY, jnp.asarray(x)), np.random.default_rng(1)
-    return jax.tree.map(lambda a: jnp.asarray(rng.uniform(-0.4, 0.4, a.shape)), shapes)
+    return jax.tree.map(lambda a: jax.device_put(rng.uniform(-0.4, 0.4, a.shape)), shapes)
 
 
 def start(model):
-    return jnp.asarray(H0[: model.num_layers * model.num_directions, :, : model.hidden_size])
+    return jax.device_put(H0[: model.num_layers * model.num_directions, :, : model.hidden_size])
 
 
 def training(model, variables, x=X, key=KEY, h0=None, **options):
@@ -67,7 +67,8 @@ def put(cells, **parts):
             weight, gate = part.split("_of_")
             size = cell[weight].shape[-1] // 3
             first = size * "rzn".index(gate)
-            cell[weight] = cell[weight].at[..., first : first + size].set(value)
+            cell[weight] = np.array(cell[weight])
+            cell[weight][..., first : first + size] = value
 
 
 def entering(hs, h0, reverse):
@@ -87,25 +88,25 @@ def masks(name):
     model = layer(name, RATE[name], bidirectional=name != "dropout", **options)
     x, h0 = np.ones((B, T, I)) * np.arange(1.0, T + 1)[:, None], np.ones((2, B, H))
     shapes = jax.eval_shape(model.init, KEY, jnp.asarray(x))
-    cells = jax.tree.map(lambda a: jnp.zeros(a.shape), shapes)["params"]
+    cells = jax.tree.map(lambda a: np.zeros(a.shape), shapes)["params"]
     every = list(cells.values())
     # r = 1 and z = 0, so that the new state is W_in x + b_in + W_hn h
     put(every, b_ih_of_r=OPEN, b_ih_of_z=-OPEN)
     match name:
         case "dropout":  # the first layer gives ones, the second what it is given
             put(every[:1], b_ih_of_n=1.0)
-            put(every[1:], w_ih_of_n=jnp.eye(H))
+            put(every[1:], w_ih_of_n=np.eye(H))
         case "input_dropout":
-            put(every, w_ih_of_n=jnp.eye(I, H))
+            put(every, w_ih_of_n=np.eye(I, H))
         case "recurrent_dropout":  # h' = 1 + mask ⊙ h
-            put(every, w_hh_of_n=jnp.eye(H), b_ih_of_n=1.0)
+            put(every, w_hh_of_n=np.eye(H), b_ih_of_n=1.0)
         case (
             "weight_dropout"
         ):  # a unit vector h picks a row: r = 1 + that of W_hr, z = that of W_hz, n = r ⊙ that of W_hn
             put(every, b_ih_of_r=1.0, b_ih_of_z=0.0, w_hh_of_r=1.0, w_hh_of_z=1.0, w_hh_of_n=1.0)
             x, h0 = np.ones((H, 1, I)), np.stack([np.eye(H)] * 2)
         case "zoneout":  # the number of the step, which no state was before
-            put(every, w_ih_of_n=jnp.eye(1, I).T)
+            put(every, w_ih_of_n=np.eye(1, I).T)
             h0 = 0 * h0
 
     def run(key):
@@ -209,7 +210,7 @@ def test_the_expectation_of_a_linear_layer_is_its_evaluation(name):
         put(variables["params"].values(), **{f"{weight}_of_r": 0.0, f"{weight}_of_z": 0.0})
     put(variables["params"].values(), b_ih_of_r=OPEN)
     outputs = np.asarray(jax.jit(jax.vmap(lambda key: training(model, variables, x, key)[0]))(keys))
-    expected, _ = model.apply(variables, jnp.asarray(x), start(model))
+    expected, _ = jax.jit(model.apply)(variables, x, start(model))
     error = outputs.std(0) / np.sqrt(len(keys))
     assert (error > 1e-5).all() and (np.abs(outputs.mean(0) - expected) < 5 * error).all()
 
@@ -289,12 +290,14 @@ def test_dropout_between_layers_masks_the_output_of_the_first_and_not_of_the_las
 def test_it_is_off_in_evaluation_and_at_rate_zero(name):
     """To the bit, and without a stream of random numbers."""
     model, plain = (layer(name, rate, bidirectional=False) for rate in (0.5, 0.0))
-    variables, given = drawn(model), (jnp.asarray(X), start(model))
-    expected = plain.apply(variables, *given, lengths=LENGTHS)
-    for one, options in ((model, {}), (model, {"deterministic": True}), (plain, {"deterministic": False})):
-        found = one.apply(variables, *given, lengths=LENGTHS, **options)
+    variables, given = drawn(model), (jax.device_put(X), start(model))
+    off = ((plain, {}), (model, {}), (model, {"deterministic": True}), (plain, {"deterministic": False}))
+    results = [jax.jit(functools.partial(m.apply, lengths=LENGTHS, **of))(variables, *given) for m, of in off]
+    expected, *others = jax.device_get(results)
+    for found in others:
         jax.tree.map(np.testing.assert_array_equal, found, expected)
-    assert (expected[0] != training(model, variables, lengths=LENGTHS)[0]).any()
+    drops = jax.jit(lambda v: training(model, v, lengths=LENGTHS)[0])(variables)
+    assert (expected[0] != np.asarray(drops)).any()
 
 
 FRAMES, TOKENS = jnp.ones((2, 3, 5), jnp.float32), jnp.ones((2, 3), jnp.int32)
@@ -330,11 +333,13 @@ def test_the_stream_dropout_decides_every_bit(name):
     variables, x = drawn(model), jnp.asarray(X)
     with refused('rngs: expected a key "dropout", found none. Write model.apply(', 'rngs={"dropout": key}'):
         model.apply(variables, x, deterministic=False)
-    one, again, other = (training(model, variables, key=key)[0] for key in (KEY, KEY, OTHER))
+    drop = jax.jit(lambda key: training(model, variables, key=key)[0])
+    one, again, other = (np.asarray(drop(key)) for key in (KEY, KEY, OTHER))
     np.testing.assert_array_equal(one, again)
     assert (one != other).any((1, 2)).all()  # in every sequence
     streams = {"dropout": KEY, "params": OTHER, "noise": OTHER}
-    np.testing.assert_array_equal(one, model.apply(variables, x, start(model), deterministic=False, rngs=streams)[0])
+    with_others = jax.jit(lambda rngs: model.apply(variables, x, start(model), deterministic=False, rngs=rngs)[0])
+    np.testing.assert_array_equal(one, with_others(streams))
 
 
 def test_random_numbers_are_drawn_along_one_axis():
@@ -365,8 +370,8 @@ def joint(case, implementation):
     return value_and_gradients(model, drawn(model), resets=RESETS, **TRAINING)
 
 
-QUICK = {"xla": "before, take, both ways", "autodiff": "after, two layers", "reference": "before, take, both ways"}
-"""Masks are drawn before any kernel runs: each once beside the default."""
+QUICK = dict.fromkeys(("xla", "autodiff", "reference"), "after, two layers")
+"""Masks are drawn before any kernel runs: each once, where all five act."""
 
 
 @pytest.mark.parametrize(
@@ -407,11 +412,13 @@ def test_at_rate_one_nothing_passes(name):
     model, plain = (layer(name, rate, bidirectional=False) for rate in (1.0, 0.0))
     variables, (cell, weight) = drawn(model), CUT[name]
     values, gradients = value_and_gradients(model, variables, **TRAINING)
-    blank = jnp.zeros_like(variables["params"][cell][weight])
+    blank = np.zeros_like(variables["params"][cell][weight])
     cut = variables["params"] | {cell: variables["params"][cell] | {weight: blank}}
-    assert_trees_close(values, plain.apply({"params": cut}, jnp.asarray(X), start(model), lengths=LENGTHS))
-    assert not gradients[0][cell][weight].any()
-    assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradients))
+    assert_trees_close(
+        values, jax.jit(functools.partial(plain.apply, lengths=LENGTHS))({"params": cut}, X, start(model))
+    )
+    assert not np.asarray(gradients[0][cell][weight]).any()
+    assert all(np.isfinite(np.asarray(g)).all() for g in jax.tree.leaves(gradients))
 
 
 @pytest.mark.parametrize(  # the loop of "xla" is that of "autodiff"

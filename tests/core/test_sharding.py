@@ -44,8 +44,9 @@ WAYS = (
 
 
 HELD = {("data and model", "gru"), ("data and model", "GRU"), ("explicit model", "GRU"), ("data", "GRUModel")}
-HELD |= {("shard_map", "GRUModel"), ("explicit", "gru")}
-"""What another case holds: GRUModel a GRU, which is `gru` twice, and "dropout" two of them; "data and model" "data".
+HELD |= {("shard_map", "GRUModel"), ("explicit", "gru"), ("data and model", "GRUModel")}
+"""What another case holds: GRUModel a GRU, which is `gru` twice, and "dropout" two of them; "data and model" "data",
+and where the rows are explicit it is a mesh of both too.
 In shard_map a device sees its own rows alone, whatever stands behind the layer."""
 
 

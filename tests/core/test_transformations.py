@@ -20,7 +20,7 @@ RNG = np.random.default_rng(0)
 
 
 def normal(*shape):
-    return jnp.asarray(RNG.normal(size=shape))
+    return jax.device_put(RNG.normal(size=shape))  # which compiles nothing
 
 
 def random(tree):
@@ -85,6 +85,7 @@ WAYS = {
     "reverse over reverse": lambda loss, tangent: jax.grad(lambda p: inner(jax.grad(loss)(p), tangent)),
 }
 """To the product of the Hessian with a tangent; forward over reverse is in `derivatives`."""
+OF_GRU = [pytest.param("gru", way, marks=pytest.mark.slow) for way in WAYS]
 
 
 @functools.cache
@@ -116,32 +117,56 @@ def test_both_jacobians_agree(name):
         assert_close(d, sum(np.tensordot(j, t, t.ndim) for j, t in parts), "gradient")
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_forward_mode_and_reverse_mode_agree(name):
-    found = derivatives(name, "xla")
-    assert_close(inner(found["gradient"], TANGENTS[name]), loss_of(lambda: found["jvp"])(), "gradient")
+OF_A_RULE = pytest.param("gru", "xla", marks=pytest.mark.slow)
+"""kernels/test_derivative.py has all derivatives of the function, with resets to a state of one's own."""
 
 
-@pytest.mark.parametrize(("name", "implementation"), [*((name, "xla") for name in RUNS), ("GRU", "reference")])
+@pytest.mark.parametrize(("name", "implementation"), [OF_A_RULE, ("GRU", "xla"), ("GRUModel", "xla")])
+def test_forward_mode_and_reverse_mode_agree(name, implementation):
+    found = jax.device_get(derivatives(name, implementation))
+    forward = jax.jit(lambda jvp: loss_of(lambda: jvp)())(found["jvp"])
+    reverse = sum(
+        np.vdot(x, y) for x, y in zip(*map(jax.tree.leaves, (found["gradient"], TANGENTS[name])), strict=True)
+    )
+    assert_close(reverse, forward, "gradient")
+
+
+@pytest.mark.parametrize(
+    ("name", "implementation"), [OF_A_RULE, ("GRU", "xla"), ("GRUModel", "xla"), ("GRU", "reference")]
+)
 def test_derivatives_are_those_of_scan(name, implementation):
     expected, found = derivatives(name, "autodiff"), derivatives(name, implementation)
-    zero = [jax.tree_util.keystr(path) for path, a in jax.tree.leaves_with_path(expected["product"]) if not np.any(a)]
+    zero = [
+        jax.tree_util.keystr(path)
+        for path, a in jax.tree.leaves_with_path(expected["product"])
+        if not np.asarray(a).any()
+    ]
     assert all("['head']['bias']" in path for path in zero)  # in which the output is linear
     for kind in expected:
         assert_trees_close(found[kind], expected[kind], "gradient")
 
 
-@pytest.mark.parametrize(("name", "way"), by_turns(RUNS, [*WAYS], quick=1))
+@pytest.mark.parametrize(("name", "way"), by_turns(("GRU", "GRUModel"), [*WAYS], quick=1) + OF_GRU)
 def test_second_derivatives_are_those_of_scan(name, way):
     loss, tangent = loss_of(lambda point: RUNS[name](*point, STEPS, "xla")), TANGENTS[name]
     found = jax.jit(WAYS[way](loss, tangent))(POINTS[name])
     assert_trees_close(found, derivatives(name, "autodiff")["product"], "gradient")
 
 
+@functools.cache
+def value_and_gradient_of_gru():
+    def loss(point):
+        found = run_gru(*point, STEPS, "xla")
+        return loss_of(lambda: found)(), found
+
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))(POINTS["gru"])
+
+
 @pytest.mark.parametrize("name", RUNS)
 def test_eager_equals_jit(name):
     eager = RUNS[name](*POINTS[name], STEPS, "xla")
-    assert_trees_close(eager, derivatives(name, "xla")["value"])
+    jitted = value_and_gradient_of_gru()[0][1] if name == "gru" else derivatives(name, "xla")["value"]
+    assert_trees_close(eager, jitted)
     told = jax.eval_shape(RUNS[name], *POINTS[name], STEPS)
     assert jax.tree.map(lambda a: (a.shape, a.dtype), told) == jax.tree.map(lambda a: (a.shape, a.dtype), eager)
 
@@ -149,8 +174,9 @@ def test_eager_equals_jit(name):
 def test_eager_value_and_grad_equals_jit():
     loss = loss_of(lambda point: run_gru(*point, STEPS))
     value, gradient = jax.value_and_grad(loss)(POINTS["gru"])
-    assert_close(value, loss_of(lambda: derivatives("gru", "xla")["value"])())
-    assert_trees_close(gradient, derivatives("gru", "xla")["gradient"], "gradient")
+    (expected, _), of_jit = value_and_gradient_of_gru()
+    assert_close(value, expected)
+    assert_trees_close(gradient, of_jit, "gradient")
 
 
 def test_checkpointed_gradients_are_the_same():
@@ -161,16 +187,11 @@ def test_checkpointed_gradients_are_the_same():
     assert_trees_close(gradient, derivatives("GRUModel", "xla")["gradient"], "gradient")
 
 
-@pytest.fixture(scope="module")
-def nothing_traced():
-    jax.clear_caches()  # what was traced before is not looked at
-
-
-@pytest.mark.usefixtures("nothing_traced")
 @pytest.mark.parametrize(("name", "implementation"), [("gru", "autodiff"), ("GRUModel", "xla"), ("GRU", "reference")])
 def test_no_tracer_leaks(name, implementation):
+    x, steps = batch(steps=T + 4)  # of sizes that nothing was traced of: what was is not looked at
     with jax.checking_leaks():
-        jax.jit(jax.grad(loss_of(RUNS[name])), static_argnums=3).lower(*POINTS[name], STEPS, implementation)
+        jax.jit(jax.grad(loss_of(RUNS[name])), static_argnums=3).lower(PARAMS[name], x, steps, implementation)
 
 
 # vmap
@@ -195,9 +216,10 @@ def test_vmap_equals_a_loop(name):
         over_weights = jax.vmap(both, (0, None, None))(stack(*members), *batches[0])
         return over_data, over_weights
 
-    one = jax.jit(both)
+    one = lambda *args: jax.device_get(jitted(*args))  # noqa: E731
+    jitted, of_numpy = jax.jit(both), lambda *trees: jax.tree.map(lambda *a: np.stack(a), *trees)
     first = one(members[0], *batches[0])
-    expected = stack(first, one(members[0], *batches[1])), stack(first, one(members[1], *batches[0]))
+    expected = of_numpy(first, one(members[0], *batches[1])), of_numpy(first, one(members[1], *batches[0]))
     assert_trees_close(together(members, batches), expected, "gradient")
 
 
@@ -212,7 +234,7 @@ def test_linen_vmap_over_members_equals_each_alone():
             layer = GRU(H, param_dtype=jnp.float64, name="layer")
             return nn.vmap(run, in_axes=None, axis_size=3, **lifted)(layer, x, lengths, resets)
 
-    variables = jax.jit(Members().init)(jax.random.key(0), X, **STEPS)
+    variables = jax.device_get(jax.jit(Members().init)(jax.random.key(0), X, **STEPS))
     assert not np.array_equal(*variables["params"]["layer"]["l0"]["w_hh"][:2])
 
     def of(module):
@@ -223,7 +245,8 @@ def test_linen_vmap_over_members_equals_each_alone():
         return jax.jit(jax.grad(loss, has_aux=True))
 
     weigh = normal(3, B, T, H)
-    gradients, outputs = of(Members())(variables, weigh)
+    gradients, outputs = jax.device_get(of(Members())(variables, weigh))
+    weigh = np.asarray(weigh)
     alone = of(GRU(H, param_dtype=jnp.float64))
     for i in range(3):
         gradient, output = jax.tree.map(lambda a: a[i], (gradients["params"]["layer"], outputs))  # noqa: B023
@@ -258,7 +281,7 @@ def test_a_model_inside_an_outer_scan_equals_one_run():
     """A stream in chunks of three steps, the state handed on by the outer loop; and the gradient through it all."""
     model = GRUModel(H, 2, pooling=None, num_layers=2, param_dtype=jnp.float64)
     x, chunks = normal(B, 6, I), 2
-    resets = jnp.asarray(RNG.uniform(size=(B, 6)) < 0.3)
+    resets = jax.device_put(RNG.uniform(size=(B, 6)) < 0.3)
     variables, h0 = random(jax.eval_shape(model.init, jax.random.key(0), x)), normal(2, B, H)
 
     def whole(variables, x, h0):
@@ -357,17 +380,20 @@ def test_an_exported_program_of_any_batch_and_length_equals_the_call(case):
 # Programs that run many times
 
 
-LENGTHS, SEGMENTS = jnp.asarray(STEPS["lengths"]), jnp.arange(B * T).reshape(B, T)
-CONSTANTS = {
-    "lengths": lambda x: LAYER.apply(PARAMS["GRU"], x, lengths=LENGTHS),
-    "a list of lengths": lambda x: LAYER.apply(PARAMS["GRU"], x, lengths=STEPS["lengths"].tolist()),
-    "segments": lambda x: MODEL.apply(PARAMS["GRUModel"], x, segments=SEGMENTS, num_segments=B * T),
+LENGTHS, SEGMENTS = jax.device_put((STEPS["lengths"], np.arange(B * T).reshape(B, T)))
+OF_LENGTHS = (lambda x, lengths: LAYER.apply(PARAMS["GRU"], x, lengths=lengths)), LENGTHS
+OF_SEGMENTS = (lambda x, segments: MODEL.apply(PARAMS["GRUModel"], x, segments=segments, num_segments=B * T)), SEGMENTS
+CONSTANTS = {  # a function of x and what steers, an argument of that, and the constant
+    "lengths": (*OF_LENGTHS, LENGTHS),
+    "a list of lengths": (*OF_LENGTHS, STEPS["lengths"].tolist()),
+    "segments": (*OF_SEGMENTS, SEGMENTS),
 }
 
 
 @pytest.mark.parametrize("what", CONSTANTS)
 def test_what_steers_may_be_a_constant_of_a_compiled_program(what):
-    assert_trees_close(jax.jit(CONSTANTS[what])(X), CONSTANTS[what](X))
+    run, argument, constant = CONSTANTS[what]
+    assert_trees_close(jax.jit(lambda x: run(x, constant))(X), jax.jit(run)(X, argument))
 
 
 def test_a_donated_state_is_used_up_and_changes_nothing():
@@ -383,7 +409,7 @@ def test_a_donated_state_is_used_up_and_changes_nothing():
         return jax.tree.map(lambda p, g: p - 0.1 * g, variables, gradients), h_last
 
     expected = jax.jit(update)(variables, h0)
-    given = jax.tree.map(jnp.copy, (variables, h0))
+    given = jax.device_put(jax.tree.map(np.array, (variables, h0)))
     with warnings.catch_warnings(action="error"):  # "Some donated buffers were not usable"
         found = jax.jit(update, donate_argnums=(0, 1))(*given)
     assert_trees_close(found, expected)

@@ -63,6 +63,8 @@ WAYS = [("xla", "float64"), ("xla", "float32"), ("autodiff", "float64"), ("refer
 """By turns; `kernels/test_contract.py` has each kernel in all pairs of what varies."""
 TORCHED = ("layer norm", "layer norm, before")
 """What is compared with functions of PyTorch below, values and gradients."""
+AGAIN = ("relu, hard_sigmoid, no bias", "softsign, hard_tanh", "elu, sigmoid", "identity, tanh", "take", "clip, before")
+"""Of whose fields each is in another case too; the cell, forwards, has every name in both places."""
 CELLS = ("l0", "l0_reverse", "l1", "l1_reverse")
 
 
@@ -117,7 +119,7 @@ def values_and_gradients(run, given, dhs, dh_last):
         hs, h_last = run(given)
         return (hs * dhs).sum() + (h_last * dh_last).sum(), (hs, h_last)
 
-    dhs, dh_last = (jnp.asarray(a, given["x"].dtype) for a in (dhs, dh_last))
+    dhs, dh_last = (a.astype(given["x"].dtype) for a in (dhs, dh_last))
     (_, values), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(given)
     return values, gradients
 
@@ -128,7 +130,7 @@ def cotangents():
 
 
 def as_jax(given, dtype="float64"):
-    return {name: jnp.asarray(a, dtype) for name, a in given.items()}
+    return {name: jax.device_put(a.astype(dtype)) for name, a in given.items()}
 
 
 # -- against the oracle ------------------------------------------------------------------------------------------------
@@ -137,7 +139,7 @@ def as_jax(given, dtype="float64"):
 @pytest.mark.parametrize(
     ("case", "run_by"),
     [
-        pytest.param(*of.values, marks=pytest.mark.slow if of.values[0] in TORCHED else of.marks)
+        pytest.param(*of.values, marks=pytest.mark.slow if of.values[0] in (*TORCHED, *AGAIN) else of.marks)
         for of in by_turns(VARIANTS, WAYS, quick=1)
     ],
 )
@@ -248,7 +250,12 @@ ELSEWHERE = {"after": {}, "before": {"reset_after": False}} | {
 """What Keras and ONNX Runtime have too: both resets, and the activations of `VARIANTS`."""
 
 
-@pytest.mark.parametrize("case", ELSEWHERE)
+def once(cases):
+    """Each name of an activation in one place at least; the others are marked slow."""
+    return [pytest.param(case, marks=[pytest.mark.slow] * (case in AGAIN)) for case in cases]
+
+
+@pytest.mark.parametrize("case", once(ELSEWHERE))
 def test_keras_computes_the_same(drawn, keras, case):
     options = ELSEWHERE[case]
     given, reset_after = as_jax(drawn(options), "float32"), options.get("reset_after", True)
@@ -263,12 +270,13 @@ def test_keras_computes_the_same(drawn, keras, case):
 @pytest.mark.parametrize(("merge", "theirs"), [("concat", "concat"), ("sum", "sum"), ("mul", "mul"), ("mean", "ave")])
 def test_keras_merges_both_directions_alike(drawn, keras, merge, theirs):
     given = as_jax(drawn({}), "float32")
-    other = {name: jnp.flip(a, 0) for name, a in given.items()}
+    other = {name: np.flip(a, 0) for name, a in given.items()}
     layer = keras.layers.Bidirectional(keras.layers.GRU(H, return_sequences=True), merge_mode=theirs)
     weights, states = [*keras_weights(given), *keras_weights(other)], [given["h0"], other["h0"]]
     expected = run_keras(layer, weights, given["x"], states)
     params = {"l0": weights_of(given), "l0_reverse": weights_of(other)}
-    output, _ = GRU(H, bidirectional=True, merge=merge).apply({"params": params}, given["x"], jnp.stack(states))
+    layer = GRU(H, bidirectional=True, merge=merge)
+    output, _ = jax.jit(layer.apply)({"params": params}, given["x"], np.stack(states))
     assert_close(output, expected)
 
 
@@ -336,11 +344,11 @@ ONNX_CASES = {
 }
 
 
-@pytest.mark.parametrize("case", ONNX_CASES)
+@pytest.mark.parametrize("case", once(ONNX_CASES))
 def test_onnx_runtime_computes_the_same(drawn, case):
     options, direction = ONNX_CASES[case]
     given = [as_jax(drawn(options), "float32")]
-    given += [{name: jnp.flip(a, 0) for name, a in given[0].items()}][: len(DIRECTIONS[direction]) - 1]
+    given += [{name: np.flip(a, 0) for name, a in given[0].items()}][: len(DIRECTIONS[direction]) - 1]
     lengths = np.array([5, 1, 2, 4])  # of a row of no steps the runtime gives 0 as its last state, and not initial_h
     hs, h_last = onnx_gru([jax.tree.map(np.asarray, g) for g in given], lengths, options, direction)
     for i, reverse in enumerate(DIRECTIONS[direction]):
@@ -396,7 +404,7 @@ MERGED = {
 def random_params(model, x):
     """Random values in place of the initial ones, of which some are zero."""
     rng, shapes = np.random.default_rng(3), jax.eval_shape(model.init, KEY, x)["params"]
-    return jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape) * 0.5, a.dtype), shapes)
+    return jax.tree.map(lambda a: jax.device_put((rng.normal(size=a.shape) * 0.5).astype(a.dtype)), shapes)
 
 
 def both_directions(params, layer, x, h0):
@@ -425,7 +433,7 @@ def test_both_directions_are_merged(rows, merge):
     x, h0 = rows()
     layer = GRU(H, bidirectional=True, merge=merge, param_dtype=jnp.float64)
     params = random_params(layer, x)
-    output, h_last = layer.apply({"params": params}, x, jnp.asarray(h0), lengths=LENGTHS)
+    output, h_last = jax.jit(partial(layer.apply, lengths=LENGTHS))({"params": params}, x, h0)
     hs, last = both_directions(params, 0, x, h0)
     assert_close(h_last, np.stack(last))
     if merge is None:
@@ -433,7 +441,7 @@ def test_both_directions_are_merged(rows, merge):
     else:
         assert_close(output, MERGED[merge](*hs))
         encoder = GRUEncoder(**layer.fields_of(GRUEncoder))
-        pooled = encoder.apply({"params": {"gru": params}}, x, jnp.asarray(h0), lengths=LENGTHS)
+        pooled = jax.jit(partial(encoder.apply, lengths=LENGTHS))({"params": {"gru": params}}, x, h0)
         assert_close(pooled, MERGED[merge](*last))
 
 
@@ -446,7 +454,7 @@ def test_connections_join_the_input_of_a_layer_to_its_output(rows, connection, m
     fields = {"num_layers": 3, "bidirectional": True, "merge": merge, "param_dtype": jnp.float64}
     layer, h0 = GRU(H, connection=connection, **fields), np.concatenate([h0, h0 + 1, h0 - 1])
     params = random_params(layer, x)
-    output, h_last = layer.apply({"params": params}, x, jnp.asarray(h0), lengths=LENGTHS)
+    output, h_last = jax.jit(partial(layer.apply, lengths=LENGTHS))({"params": params}, x, h0)
     expected, last = x, []
     for k in range(3):
         hs, states = both_directions(params, k, expected, h0[2 * k : 2 * k + 2])
@@ -508,7 +516,7 @@ def test_every_field_is_saved_away_from_its_default():
 @pytest.mark.parametrize("case", SAVED)
 def test_a_saved_variant_is_the_same_again(tmp_path, case):
     model = GRUModel(**{"hidden_size": H, "output_size": 2} | SAVED[case])
-    x = jnp.asarray(np.random.default_rng(5).normal(size=(B, T, I)), model.param_dtype)
+    x = np.random.default_rng(5).normal(size=(B, T, I)).astype(model.param_dtype)
     variables = {"params": random_params(model, x)}
     grujax.save(tmp_path / "m.safetensors", model, variables)
     loaded, again = grujax.load(tmp_path / "m.safetensors")
@@ -530,7 +538,7 @@ def test_a_saved_variant_is_the_same_again(tmp_path, case):
     ],
 )
 def test_numbers_of_numpy_and_pairs_are_saved(tmp_path, field, value):
-    model, x = GRUModel(**{"hidden_size": H, "output_size": 2, field: value}), jnp.ones((B, T, I), jnp.float32)
+    model, x = GRUModel(**{"hidden_size": H, "output_size": 2, field: value}), np.ones((B, T, I), np.float32)
     variables = {"params": random_params(model, x)}
     grujax.save(tmp_path / "m.safetensors", model, variables)
     loaded, again = grujax.load(tmp_path / "m.safetensors")
@@ -549,7 +557,7 @@ def test_a_function_is_not_saved(tmp_path, field):
 
     model = GRUModel(H, 2, head_hidden=(3,), **{field: function})
     with refused(f"{field}: expected a name, which a file can hold", "the function", "Save by hand"):
-        grujax.save(tmp_path / "m", model, {"params": random_params(model, jnp.ones((B, T, I), jnp.float32))})
+        grujax.save(tmp_path / "m", model, {"params": random_params(model, np.ones((B, T, I), np.float32))})
     assert not list(tmp_path.iterdir())
 
 
@@ -580,7 +588,7 @@ def test_what_acts_in_training_alone_is_left_behind_and_said():
     pytest.importorskip("torch", reason="torch is not installed")
     for field in TRAINING:
         model = GRU(H, **{field: 0.25})
-        variables = {"params": random_params(model, jnp.ones((B, T, I), jnp.float32))}
+        variables = {"params": random_params(model, np.ones((B, T, I), np.float32))}
         if field == "dropout":  # torch has it, and no warning comes
             to_torch(model, variables)
         else:
@@ -592,7 +600,7 @@ def test_an_update_gate_that_takes_the_candidate_is_mirrored_for_torch():
     pytest.importorskip("torch", reason="torch is not installed")
     model, x = (
         GRU(H, bidirectional=True, update="take"),
-        jnp.asarray(np.random.default_rng(0).normal(size=(B, T, I)), jnp.float32),
+        np.random.default_rng(0).normal(size=(B, T, I)).astype(np.float32),
     )
     variables = {"params": random_params(model, x)}
     kept, mirrored = from_torch(to_torch(model, variables, verify=True))
@@ -604,4 +612,4 @@ def test_several_heads_are_refused_by_torch():
     pytest.importorskip("torch", reason="torch is not installed")
     model = GRUModel(H, {"y": 2, "a": 3})
     with refused("output_size: expected one head", "torch.nn.GRU has one"):
-        to_torch(model, {"params": random_params(model, jnp.ones((B, T, I), jnp.float32))})
+        to_torch(model, {"params": random_params(model, np.ones((B, T, I), np.float32))})

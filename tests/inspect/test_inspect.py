@@ -51,7 +51,7 @@ def gru(layers=1, bidirectional=True, **options):
 def drawn(model, x=X):
     """Variables none of which is a constant, the scales of layer normalisation included."""
     shapes, rng = jax.eval_shape(model.init, KEY, jnp.asarray(x)), np.random.default_rng(1)
-    return jax.tree.map(lambda a: jnp.asarray(rng.uniform(-0.7, 0.7, a.shape), a.dtype), shapes)
+    return jax.tree.map(lambda a: jax.device_put(rng.uniform(-0.7, 0.7, a.shape).astype(a.dtype)), shapes)
 
 
 def oracle(params, x, h0, valid, resets, variant):
@@ -321,15 +321,15 @@ def test_gradient_norm_of_a_layer_equals_the_oracle():
 def test_gradient_norm_equals_finite_differences(time_major):
     model = GRUModel(H, {"a": 2, "b": 1}, pooling="mean", time_major=time_major, param_dtype=jnp.float64)
     axes = (1, 0, 2) if time_major else (0, 1, 2)
-    x = jnp.asarray(X).transpose(axes)
-    scaled = {"input_mean": jnp.asarray([1.0, -2.0, 3.0]), "input_std": jnp.asarray([0.5, 2.0, 4.0])}
+    x = X.transpose(axes)
+    scaled = {"input_mean": np.array([1.0, -2.0, 3.0]), "input_std": np.array([0.5, 2.0, 4.0])}
     variables = drawn(model, x) | {"statistics": scaled}
     found = gradient_norm(model, variables, x, lengths=LENGTHS)
     given = lambda y: (jnp.square(y["a"]).sum() + jnp.square(y["b"]).sum()) / 2  # noqa: E731
     np.testing.assert_array_equal(found, gradient_norm(model, variables, x, given, lengths=LENGTHS))
 
     eps = 1e-5
-    moves = eps * jnp.eye(X.size).reshape(X.size, *X.shape)
+    moves = eps * np.eye(X.size).reshape(X.size, *X.shape)
     loss = jax.vmap(lambda d: given(model.apply(variables, x + d.transpose(axes), lengths=LENGTHS)))
     slopes = np.asarray(jax.jit(lambda d: (loss(d) - loss(-d)) / (2 * eps))(moves)).reshape(X.shape)
     np.testing.assert_allclose(found, np.linalg.norm(slopes, axis=-1), rtol=1e-7, atol=1e-9)

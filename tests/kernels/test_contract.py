@@ -33,24 +33,37 @@ def levels(case):
     return steering | equations_of | others | {"plain": case.plain, "dtype": case.dtype, "gates": case.with_gates}
 
 
-def every(kernel, of):
-    """Of the cases that a kernel serves enough to have all that `of` finds in any of their levels, and each edge."""
+def every(kernel, of, edges=()):
+    """Of the cases that a kernel serves enough to have all that `of` finds in any of their levels, and these edges."""
     served = {case: set(of(levels(CASES[case]).items())) for by, case in SERVED if by == kernel}
-    chosen, missing = ["no steps", "no rows", "few, one row"], set().union(*served.values())
+    chosen, missing = [*edges], set().union(*served.values())
     while missing:
         chosen.append(max(served, key=lambda case: len(served[case] & missing)))
         missing -= served[chosen[-1]]
     return chosen
 
 
+IN_A_STEP = {"valid", "reset", "h_reset", "state_mask", "hold", "reset_after", "update"}
+
+
+def alone_or_in_a_step(items):
+    """Each level, and each pair of what acts in the equations of a step."""
+    return [*items, *(pair for pair in combinations(items, 2) if dict(pair).keys() <= IN_A_STEP)]
+
+
 def alone_or_normalised(items):
-    """Each level, and each beside layer normalisation."""
-    return [*items, *(pair for pair in combinations(items, 2) if ("layer_norm", True) in pair)]
+    """Each level, and each beside layer normalisation where both act in a step."""
+    beside = [item for item in items if item[0] in IN_A_STEP]
+    return [*items, *((("layer_norm", True), item) for item in beside if ("layer_norm", True) in items)]
 
 
-QUICK = {"xla": every("xla", partial(combinations, r=2)), "autodiff": every("autodiff", alone_or_normalised)}
+QUICK = {
+    "xla": every("xla", alone_or_in_a_step, ["no steps", "no rows", "few, one row"]),
+    "autodiff": every("autodiff", alone_or_normalised),
+}
 """Most cases are there for the sizes at which the native kernel goes another way; the loop of XLA has one way for all
-but a single row. autodiff takes the same steps: its own are normalisation and a derivative that JAX derives."""
+but a single row, and order.py turns what lies in another order (core/test_lengths_and_resets.py, test_layouts.py).
+autodiff takes the same steps: its own are normalisation and a derivative that JAX derives."""
 
 
 @pytest.mark.parametrize(

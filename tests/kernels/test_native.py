@@ -5,6 +5,7 @@ a few.
 """
 
 import ctypes
+import hashlib
 import multiprocessing
 import os
 import re
@@ -12,12 +13,14 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numerics  # noqa: F401
 import numpy as np
 import pytest
+from drawn import drawn
 
 from grujax import GRUSpec, GRUWeights, InputError, equations, kernels
 from grujax.interop.stablehlo import to_stablehlo
@@ -36,7 +39,7 @@ RNG = np.random.default_rng(0)
 
 
 def normal(*shape, dtype="float64"):
-    return jnp.asarray(RNG.normal(size=shape), dtype)
+    return RNG.normal(size=shape).astype(jnp.dtype(dtype))  # of NumPy, which compiles nothing
 
 
 def program(code, *arguments, **env):
@@ -56,8 +59,8 @@ SERVED = [
     if KERNELS["native"].refuses(Asked(case.spec, case.dtype, (1, 1, 1), frozenset())) is None
 ]
 MOVED = ["few", "33 units, 65 rows", "one row", "bfloat16, odd"]
-FEW = ["15 units", *MOVED, "threads, columns, Cho", "bfloat16, threads"]  # in forward mode MOVED alone
-MANY = [*FEW, "one unit", "16 units", "17 units", "few, one row", "few, seven rows", "threads, one row", "bfloat16"]
+FEW = ["few", "33 units, 65 rows", "bfloat16, odd"]  # the source is the same for all sets: a tile, a part of one, pairs
+MANY = ["15 units", *MOVED, "threads, columns, Cho", "bfloat16, threads", "16 units", "17 units"]
 """Both resets and updates, each way to share the work out and to take the rows, part of a vector and whole ones."""
 IN_USE, _ = native.status()
 CHOSEN = (
@@ -83,6 +86,16 @@ def test_each_instruction_set_passes_the_contract_and_is_exact(instructions, cas
     assert found == instructions and passed == ["activations", *(cases or FEW)]
 
 
+def emulated():
+    """A library of `build.EMULATED`. Compiling it takes longer than the test: it stays in build/, by what it is of."""
+    made_of = f"{build.fingerprint()} {build.EMULATED} {jax.__version__}".encode()
+    library = Path(__file__).parents[2] / "build" / f"emulated-{hashlib.sha256(made_of).hexdigest()[:16]}.so"
+    if not library.exists():
+        library.parent.mkdir(exist_ok=True)
+        assert build.build(library, build.EMULATED, "-O0") == ["emulated"]  # in a third of the time
+    return library
+
+
 # Tiles of 8 rows, and products of pairs of bfloat16, whose operands are laid out in their own way.
 WIDE = ["few", "33 units, 65 rows", "few, bfloat16", "few, bfloat16, part", "bfloat16, odd", "bfloat16, Cho"]
 WIDE += ["bfloat16, one row", "bfloat16, threads"]
@@ -90,10 +103,16 @@ WIDE += ["bfloat16, one row", "bfloat16, threads"]
 
 @needs_library
 @pytest.mark.skipif(build.missing() is not None, reason=build.missing() or "there is a compiler")
-@pytest.mark.parametrize("cases", [WIDE, pytest.param(SERVED, marks=pytest.mark.slow)], ids=["some", "all"])
-def test_what_only_avx512_runs_is_right_in_plain_code(cases, tmp_path):
-    library = tmp_path / "_gru.so"
-    assert build.build(library, build.EMULATED, "-O0") == ["emulated"]  # compiled in a third of the time
+@pytest.mark.parametrize(
+    "cases",  # where the processor has these instructions, test_contract.py runs them
+    [
+        pytest.param(WIDE, marks=[pytest.mark.slow] * (IN_USE == "avx512bf16")),
+        pytest.param(SERVED, marks=pytest.mark.slow),
+    ],
+    ids=["some", "all"],
+)
+def test_what_only_avx512_runs_is_right_in_plain_code(cases):
+    library = emulated()
     found, *passed = program([__file__], "13", *cases, GRUJAX_NATIVE_LIBRARY=str(library))
     assert found == "emulated" and passed == ["activations", *cases]
 
@@ -116,7 +135,7 @@ def assert_forward_mode(case):
                 )
                 for arrays, of in zip(moving, drawn, strict=True)
             ]
-            recurrences = jax.tree.map(lambda a: jnp.asarray(a, a.dtype if a.dtype == bool else dtype), recurrences)
+            recurrences = jax.tree.map(lambda a: a if a.dtype == bool else jnp.asarray(a, dtype), recurrences)
             spec, way = case.spec._replace(precision="highest"), case.reverse
             results = kernels.run(recurrences, spec, implementation, reverse=way, time_major=case.time_major)
             return [a for result in results for a in (result.hs, result.h_last)]
@@ -141,7 +160,7 @@ def main(numbers="17", *cases):
         print("activations")
         for case in cases or FEW:
             assert_serves(run, CASES[case])
-            if cases or case in MOVED:
+            if case in MOVED or len(cases) == len(SERVED):
                 assert_forward_mode(case)
             print(case, flush=True)
 
@@ -194,8 +213,8 @@ T, B, I, H = 5, 4, 3, 6
 SHAPES = {"h0": (B, H), "w_ih": (I, 3 * H), "w_hh": (H, 3 * H), "b_ih": (3 * H,), "b_hh": (3 * H,), "h_reset": (H,)}
 POINT = {"x": normal(T, B, I)} | {name: normal(2, *shape) for name, shape in SHAPES.items()}
 TANGENT = {name: normal(*a.shape) for name, a in POINT.items()}
-VALID = jnp.arange(T)[:, None] < jnp.array([5, 3, 0, 2])[None]
-RESET = jnp.asarray(RNG.random((T, B)) < 0.4)
+VALID = jax.device_put(np.arange(T)[:, None] < np.array([5, 3, 0, 2]))
+RESET = jax.device_put(RNG.random((T, B)) < 0.4)
 WEIGH = normal(T, B, H)
 
 
@@ -282,8 +301,12 @@ INSIDE = {
     "grad": "test_contract.py",
     "grad of weights alone": "vmap of gradients over weights",
     "linearize": "jvp of what is linear",
+    "vmap over inputs": "gradients of each row",
+    "vmap over weights": "vmap of gradients over weights",
     "vmap of gradients": "gradients of each row",
     "reverse over forward": "reverse over reverse",
+    "hessian": "jacrev, and forward over reverse",
+    "scan": "scan, of chunks",
 }
 """What another one goes through too."""
 
@@ -303,7 +326,7 @@ of_the_plain_loop = cache(partial(of_a_loop, implementation="xla"))
 )
 def test_a_transformation_gives_what_it_gives_of_the_plain_loop(name):
     found, expected = of_a_loop(name, "native"), of_the_plain_loop(EQUALS.get(name, name))
-    assert all(np.any(a) for a in jax.tree.leaves(expected)), "zero proves nothing"
+    assert all(np.asarray(a).any() for a in jax.tree.leaves(expected)), "zero proves nothing"
     assert_trees_close(found, expected, "gradient")
 
 
@@ -329,7 +352,8 @@ def test_chunks_pass_the_contract(case):
     "name",
     [
         pytest.param("grad", marks=pytest.mark.slow),  # test_chunks_pass_the_contract
-        *("jvp", "vmap over steps", "vmap of gradients over weights", "forward over reverse", "scan"),
+        pytest.param("forward over reverse", marks=pytest.mark.slow),  # above, and of chunks in test_derivative.py
+        *("jvp", "vmap over steps", "vmap of gradients over weights", "scan"),
     ],
 )
 def test_a_transformation_of_chunks_gives_what_it_gives_of_the_plain_loop(name):
@@ -413,7 +437,7 @@ def test_an_exported_program_holds_the_plain_loop():
         text = jax.export.export(jax.jit(jax.grad(loss(outputs("native")))))(*of_sizes).mlir_module()
         assert "@grujax" not in text and "stablehlo.while" in text
     layer = GRU(H, bidirectional=True)
-    variables = layer.init(jax.random.key(0), jnp.ones((B, T, I), jnp.float32))
+    variables = drawn(layer, np.ones((B, T, I), "f"))
     text = jax.export.deserialize(bytearray(to_stablehlo(layer, variables))).mlir_module()
     assert "grujax_" not in text and "stablehlo.while" in text
 
@@ -539,8 +563,12 @@ def handed(target, arrays, results, directions=1, **options):
     return jax.block_until_ready(jax.ffi.ffi_call(target, results)(*arrays, directions=np.int64(directions), **options))
 
 
-def broken(target):
-    """What no handler may take, by what is wrong with it: arrays, results, directions."""
+def broken(target, every):
+    """What no handler may take, by what is wrong with it: arrays, results, directions.
+
+    One function checks the shape and the type of all: unless `every`, each array has each axis longer, and one of the
+    other faults by turns.
+    """
     arrays, results = arguments(target)
     unread = (4, 5) if target == "grujax_backward" else ()  # the biases
     for i, a in enumerate(arrays):
@@ -550,11 +578,13 @@ def broken(target):
             f"axis {axis} longer": np.ones(np.add(a.shape, np.eye(a.ndim, dtype=int)[axis]), a.dtype)
             for axis in range(a.ndim)
         }
-        changed |= {"one axis more": a[None], "a scalar": a.ravel()[0], "int32": a.astype(np.int32)}
+        others = {"one axis more": a[None], "a scalar": a.ravel()[0], "int32": a.astype(np.int32)}
+        changed |= others if every else dict([[*others.items()][i % 3]])
         for what, other in changed.items():
             yield f"argument {i}: {what}", [*arrays[:i], other, *arrays[i + 1 :]], results, 1
     for i, a in enumerate(results):
-        for other in (a.update(shape=(*a.shape[:-1], a.shape[-1] - 1)), a.update(dtype=jnp.dtype("float64"))):
+        others = a.update(shape=(*a.shape[:-1], a.shape[-1] - 1)), a.update(dtype=jnp.dtype("float64"))
+        for other in others if every or i == 0 else others[:1]:
             yield f"result {i}: {other}", arrays, [*results[:i], other, *results[i + 1 :]], 1
     yield "an array less", arrays[:-1], results, 1
     yield "an array more", [*arrays, arrays[0]], results, 1
@@ -581,11 +611,12 @@ def whole_tracebacks():
 
 @needs_library
 @pytest.mark.usefixtures("whole_tracebacks")
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["by turns", "every"])
 @pytest.mark.parametrize("target", native.TARGETS)
-def test_a_handler_checks_all_that_it_is_handed(target):
+def test_a_handler_checks_all_that_it_is_handed(target, every):
     handed(target, *arguments(target))
     handed(target, *arguments(target, directions=2), directions=2)
-    for what, arrays, results, directions in broken(target):
+    for what, arrays, results, directions in broken(target, every):
         with pytest.raises(jax.errors.JaxRuntimeError, match="grujax: "):
             print(what, handed(target, arrays, results, directions))
 

@@ -5,29 +5,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawn import drawn
 
 from grujax import GRU, GRUCell, InputError, equations
 from grujax.testing import assert_close
 
 RNG = np.random.default_rng(0)
-X, H0 = jnp.asarray(RNG.normal(size=(4, 6, 3))), jnp.asarray(RNG.normal(size=(1, 4, 5)))
-LENGTHS = jnp.asarray([6, 1, 3, 5])
+X, H0 = jax.device_put((RNG.normal(size=(4, 6, 3)), RNG.normal(size=(1, 4, 5))))
+LENGTHS = np.array([6, 1, 3, 5])
 
 
 @pytest.fixture(scope="module")
 def variables():
-    return GRU(5, bidirectional=True, param_dtype=jnp.float64).init(jax.random.key(0), X)
+    return drawn(GRU(5, bidirectional=True, param_dtype=jnp.float64), X)
 
 
 @pytest.mark.parametrize("reset_after", [True, False])
 def test_one_step_equals_the_oracle(variables, reset_after):
     params = variables["params"]["l0"]
     cell = GRUCell(5, reset_after=reset_after, param_dtype=jnp.float64)
-    carry, y = cell.apply({"params": params}, H0[0], X[:, 0])
+    x, h = np.asarray(X)[:, 0], np.asarray(H0)[0]
+    carry, y = jax.jit(cell.apply)({"params": params}, h, x)
     weights = [np.asarray(params[name]) for name in ("w_ih", "w_hh", "b_ih", "b_hh")]
-    expected = equations.step(
-        np.asarray(X[:, 0]), np.asarray(H0[0]), *weights, variant=equations.Variant(reset_after)
-    ).h
+    expected = equations.step(x, h, *weights, variant=equations.Variant(reset_after)).h
     assert_close(carry, expected)
     assert_close(y, expected)
 
@@ -37,9 +37,10 @@ def test_rnn_and_bidirectional_equal_the_layer(variables):
     flax = nn.Bidirectional(nn.RNN(cells[0]), nn.RNN(cells[1]))
     l0, l0_reverse = (variables["params"][name] for name in ("l0", "l0_reverse"))
     params = {"forward_rnn": {"cell": l0}, "backward_rnn": {"cell": l0_reverse}}
-    output = flax.apply({"params": params}, X, seq_lengths=LENGTHS)
-    expected, _ = GRU(5, bidirectional=True, param_dtype=jnp.float64).apply(variables, X, lengths=LENGTHS)
-    valid = (np.arange(6) < np.asarray(LENGTHS)[:, None])[..., None]
+    output = jax.jit(flax.apply)({"params": params}, X, seq_lengths=LENGTHS)
+    layer = GRU(5, bidirectional=True, param_dtype=jnp.float64)
+    expected, _ = jax.jit(layer.apply)(variables, X, lengths=LENGTHS)
+    valid = (np.arange(6) < LENGTHS[:, None])[..., None]
     assert_close(np.where(valid, output, 0.0), expected)
 
 

@@ -38,7 +38,6 @@ def main(folder):
 
     jax.config.update("jax_numpy_dtype_promotion", "standard")
     config = dataclasses.replace(SMALL, epochs=4, dropout=0.5)
-    one = fit(config, DATA)
     programs, lower = [], loop.train_steps.lower
 
     def noting(*arguments):
@@ -46,9 +45,13 @@ def main(folder):
         return programs[-1]
 
     with mock.patch.object(loop, "train_steps", SimpleNamespace(lower=noting)):
+        with jax.set_mesh(jax.make_mesh((8,), ("mine",))):  # a user's own, which `fit` was not given
+            one = fit(config, DATA)
         explicit = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
         eight = fit(config, DATA, mesh=explicit)
-    for text in (program.as_text() for program in programs):
+    texts = [program.as_text() for program in programs]
+    assert ["num_partitions = 8" in text for text in texts] == [False, True]
+    for text in texts:
         calls = ["@grujax_forward" in text, "@grujax_backward" in text]
         assert calls == [native.status()[0] is not None] * 2, "each device runs the kernel that one would run"
 
@@ -59,11 +62,9 @@ def main(folder):
     mesh = Mesh(np.array(jax.devices()), ("rows",))
     fit(config, DATA, mesh=explicit, checkpoints=folder, on_epoch=stop)  # which is compiled
     flat = Mesh(np.array(jax.devices()).reshape(8, 1), ("data", "model"))
-    with jax.set_mesh(jax.make_mesh((8,), ("mine",))):  # a user's own, which `fit` was not given
-        assert fit(dataclasses.replace(config, batch_size=12, epochs=1), DATA).history
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # where XLA split the rows itself, the plain loop would run, and say so
-            flat = fit(config, DATA, mesh=flat)
+    with jax.set_mesh(jax.make_mesh((8,), ("mine",))), warnings.catch_warnings():
+        warnings.simplefilter("error")  # where XLA split the rows itself, the plain loop would run, and say so
+        flat = fit(config, DATA, mesh=flat)
     for leaf in jax.tree.leaves((eight.variables, flat.variables)):
         assert len(leaf.sharding.device_set) == 1, "the device that evaluates runs a kernel of its own too"
     resumed = fit(config, DATA, checkpoints=folder)

@@ -1,11 +1,13 @@
 """Several heads trained at once: the sum of their losses, what each learns, and what does not fit them."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawn import drawn
 from levels import SMALL
 from refusals import refused
 
@@ -52,10 +54,12 @@ def problem(per_step):
     weight = {"way": real * np.float32([0.5, 2, 1, 1]), "height": real * np.float32([3, 1, 0.25, 1])}
     batch = Batch(x, lengths, {"way": classes, "height": values}, weight, np.array([0, 1, 2, -1]))
     model = grujax.GRUModel(4, {"way": 3, "height": 2}, pooling=None if per_step else "max")
-    params = model.init(jax.random.key(0), x)["params"]
-    statistics = {"input_mean": jnp.zeros(2), "input_std": jnp.ones(2)}
-    statistics |= {"output_height_mean": jnp.array([1.0, -2.0]), "output_height_std": jnp.array([2.0, 0.5])}
-    return model, params, jax.tree.map(lambda a: a.astype(jnp.float32), statistics), batch
+    statistics = {"input_mean": np.zeros(2, np.float32), "input_std": np.ones(2, np.float32)}
+    statistics |= {"output_height_mean": np.float32([1, -2]), "output_height_std": np.float32([2, 0.5])}
+    return model, drawn(model, x)["params"], statistics, batch
+
+
+compiled = partial(jax.jit, static_argnums=(0, 1))(gradient)
 
 
 @pytest.mark.parametrize("per_step", [False, pytest.param(True, marks=pytest.mark.slow)])  # by hand below
@@ -63,16 +67,16 @@ def test_loss_and_gradient_are_the_sums_of_those_of_two_models_that_share_the_en
     model, params, statistics, batch = problem(per_step)
     config = dataclasses.replace(SMALL, label_smoothing=0.1, input_noise=0.1)
     draws = Draws(np.float32([0.75, 0.9, 1.0, 1.0]), np.uint32(7))
-    found, total = gradient(model, config, params, statistics, batch, draws)
-    sums, encoder = 0.0, jax.tree.map(jnp.zeros_like, params["encoder"])
+    found, total = compiled(model, config, params, statistics, batch, draws)
+    sums, encoder = 0.0, jax.tree.map(np.zeros_like, params["encoder"])
     for name, size in model.output_size.items():
         own = {"encoder": params["encoder"], "head": params[f"head_{name}"]}
         moments = {f"output_{s}": a for s in ("mean", "std") if (a := statistics.get(f"output_{name}_{s}")) is not None}
         alone = batch._replace(y=batch.y[name], weight=batch.weight[name])
         given = own, statistics | moments, alone, draws
-        gradients, each = gradient(model.clone(output_size=size), config, *given)
+        gradients, each = compiled(model.clone(output_size=size), config, *given)
         assert each > 0
-        sums, encoder = sums + each, jax.tree.map(jnp.add, encoder, gradients["encoder"])
+        sums, encoder = sums + each, jax.tree.map(np.add, encoder, jax.device_get(gradients["encoder"]))
         jax.tree.map(np.testing.assert_array_equal, found[f"head_{name}"], gradients["head"])
     np.testing.assert_allclose(total, sums, rtol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-7), found["encoder"], encoder)
@@ -102,8 +106,8 @@ def test_the_loss_by_hand(per_step):
     """Of plain rows: no noise, no mixing. Each head's mean goes over its own rows, or over the steps it has."""
     model, params, statistics, batch = problem(per_step)
     config = dataclasses.replace(SMALL, input_offset=0.0, label_smoothing=0.0)
-    _, total = gradient(model, config, params, statistics, batch, Draws(np.ones(4, np.float32), np.uint32(7)))
-    outputs = model.apply({"params": params, "statistics": statistics}, batch.x, lengths=batch.lengths)
+    _, total = compiled(model, config, params, statistics, batch, Draws(np.ones(4, np.float32), np.uint32(7)))
+    outputs = jax.jit(model.apply)({"params": params, "statistics": statistics}, batch.x, lengths=batch.lengths)
     expected = 0.0
     for name, std in {"way": None, "height": np.array([2.0, 0.5])}.items():
         y, losses = (

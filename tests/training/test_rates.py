@@ -24,13 +24,14 @@ def standard_promotion():
         yield
 
 
-def test_rates_grow_evenly_the_loss_falls_and_the_suggestion_trains_better_than_a_tenth_and_a_hundredth_of_it():
+@pytest.mark.parametrize("shares", [(1, 0.1), pytest.param((1, 0.1, 0.01), marks=pytest.mark.slow)])
+def test_rates_grow_evenly_the_loss_falls_and_the_suggestion_trains_better_than_a_tenth_of_it(shares):
     found = learning_rates(PLAIN, DATA.train, steps=60)
     assert found.rates[0] == pytest.approx(1e-5) and len(found.rates) == len(found.losses)
     np.testing.assert_allclose(np.diff(np.log(found.rates)), np.log(1e5) / 59)
     assert found.losses[0] == pytest.approx(np.log(2), rel=0.3) and found.losses.min() < 0.8 * found.losses[0]
     assert found.suggestion == float(f"{found.rates[found.losses.argmin()] / 3:.1g}")
-    peaks = [found.suggestion * share for share in (1, 0.1, 0.01)]
+    peaks = [found.suggestion * share for share in shares]
     runs = [fit(dataclasses.replace(PLAIN, epochs=3, learning_rate=peak), DATA) for peak in peaks]
     losses = [run.history[-1].loss for run in runs]
     assert losses == sorted(losses)

@@ -102,20 +102,19 @@ def test_a_death_without_a_word_goes_on_from_the_last_period(tmp_path, monkeypat
 
 
 def test_another_configuration_or_other_data_are_refused_by_name(tmp_path):
-    fit(dataclasses.replace(SMALL, epochs=1), DATA, checkpoints=tmp_path)
-    for change, says in (({"mixup": 0.5}, "mixup: expected 0.3, as in"), ({"epochs": 2}, "epochs: expected 1, as in")):
+    fit(CONFIG, DATA, checkpoints=tmp_path)
+    for change, says in (({"mixup": 0.5}, "mixup: expected 0.3, as in"), ({"epochs": 7}, "epochs: expected 6, as in")):
         with pytest.raises(InputError, match=f"^{says}"):
-            fit(dataclasses.replace(SMALL, **{"epochs": 1, **change}), DATA, checkpoints=tmp_path)
+            fit(dataclasses.replace(CONFIG, **change), DATA, checkpoints=tmp_path)
     with pytest.raises(InputError, match=r"^data: expected .*, as in the checkpoint"):
-        fit(dataclasses.replace(SMALL, epochs=1), Dataset("other", DATA.test, DATA.test), checkpoints=tmp_path)
+        fit(CONFIG, Dataset("other", DATA.test, DATA.test), checkpoints=tmp_path)
 
 
 def test_a_run_that_began_with_other_weights_is_another_run(tmp_path):
-    config = dataclasses.replace(CONFIG, epochs=1)
-    fitted = fit(config, DATA)
-    fit(config, DATA, variables=fitted.variables, checkpoints=tmp_path)
+    fitted = fit(CONFIG, DATA)
+    fit(CONFIG, DATA, variables=fitted.variables, checkpoints=tmp_path)
     with pytest.raises(InputError, match=r"^data: expected"):
-        fit(config, DATA, checkpoints=tmp_path)
+        fit(CONFIG, DATA, checkpoints=tmp_path)
 
 
 @pytest.mark.parametrize("period", [-1.0, float("nan")])

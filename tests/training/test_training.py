@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import gc
 import json
 import os
@@ -15,6 +16,7 @@ import optax
 import pytest
 from compilations import compilations
 from levels import DATA, SMALL, TARGETS, assert_fit_takes_the_steps_of_train_step
+from scipy.special import log_softmax
 
 import grujax
 from grujax.data import Batch, Dataset, load, sequences, statistics, stratified_split
@@ -29,6 +31,7 @@ from grujax.training.step import (
     make_optimizer,
     mix,
     mixed_loss,
+    new_parameters,
     row_losses,
     train_step,
 )
@@ -105,14 +108,14 @@ def test_noise_is_new_at_every_step_and_the_offset_one_a_sequence(noise, offset)
 
 def test_the_optimizer_clips_decays_rises_and_falls():
     config = TrainConfig(learning_rate=0.1, weight_decay=0.5, clip_norm=2.0, warmup=0.25)
-    optimizer, w = make_optimizer(config, 8), jnp.array([1.0, -2.0], jnp.float32)
-    state = optimizer.init(w)
-    _, clipped = optimizer.update(jnp.array([30.0, 40.0], jnp.float32), state, w)
+    optimizer, w = make_optimizer(config, 8), np.array([1.0, -2.0], np.float32)
+    state, step = optimizer.init(w), jax.jit(optimizer.update)
+    _, clipped = step(np.array([30.0, 40.0], np.float32), state, w)
     moment = optax.tree_utils.tree_get(clipped, "mu")  # a tenth of the gradient, cut to a norm of 2
     np.testing.assert_allclose(moment, [0.12, 0.16], rtol=1e-5)
     rates = []
     for _ in range(9):  # without a gradient the decay alone moves the weights
-        update, state = optimizer.update(jnp.zeros(2, jnp.float32), state, w)
+        update, state = jax.device_get(step(np.zeros(2, np.float32), state, w))
         np.testing.assert_allclose(update[1], -2 * update[0], rtol=1e-5)
         rates.append(-float(update[0]) / 0.5)
     falling = 0.05 * (1 + np.cos(np.pi * np.arange(7) / 6))
@@ -145,14 +148,14 @@ def test_the_draws_of_a_step_follow_from_the_seed_and_its_number_and_the_share_i
 
 def test_fit_takes_the_steps_of_train_step_with_rows_of_two_padded_lengths():
     config = dataclasses.replace(SMALL, epochs=4, validation=0.0, buckets=2, dropout=0.5, mixup=0.3)
+    config = dataclasses.replace(config, bidirectional=True)
     assert_fit_takes_the_steps_of_train_step(config, DATA)
 
 
 def steps_of(batch, config=SMALL, count=2, share=1.0, dropout=0.0):  # the first step of the warm-up has rate zero
     model = grujax.GRUModel(4, 2, dropout=dropout)
-    params = model.init(jax.random.key(0), batch.x)["params"]
-    state = initial_state(params, make_optimizer(config, 10), config)
-    constants = {"input_mean": jnp.zeros(2, jnp.float32), "input_std": jnp.ones(2, jnp.float32)}
+    state = initial_state(new_parameters(model, 2, jax.random.key(0)), make_optimizer(config, 10), config)
+    constants = {"input_mean": np.zeros(2, np.float32), "input_std": np.ones(2, np.float32)}
     share, before = np.full(len(batch.y), share, np.float32), 0.0
     for number in range(count):
         state = train_step(model, config, 10, state, constants, batch, Draws(share, np.uint32(number)))
@@ -188,28 +191,28 @@ def test_the_loss_of_mixed_rows_is_mixed_alike():
     config = dataclasses.replace(SMALL, input_noise=0.0, input_offset=0.0, label_smoothing=0.0)
     (_, total), *_ = steps_of(batch, config, count=1, share=0.75)
     model, previous = grujax.GRUModel(4, 2), [2, 0, 1]
-    variables = model.init(jax.random.key(0), batch.x)
+    variables = {"params": new_parameters(model, 2, jax.random.key(0))}
     x = np.float32(0.75) * batch.x + np.float32(0.25) * batch.x[previous]
-    outputs = model.apply(variables, x, lengths=np.minimum(batch.lengths, batch.lengths[previous]))
-    log_p = jax.nn.log_softmax(outputs)[np.arange(3)[:, None], np.stack([batch.y, batch.y[previous]], 1)]
-    np.testing.assert_allclose(total, -(log_p @ jnp.array([0.75, 0.25], jnp.float32)).sum(), rtol=1e-5)
+    outputs = jax.jit(model.apply)(variables, x, lengths=np.minimum(batch.lengths, batch.lengths[previous]))
+    log_p = log_softmax(outputs, -1)[np.arange(3)[:, None], np.stack([batch.y, batch.y[previous]], 1)]
+    np.testing.assert_allclose(total, -(log_p @ np.float32([0.75, 0.25])).sum(), rtol=1e-5)
 
 
 def test_training_drops_out():
     (_, total), *_ = steps_of(some_batch(), count=1, dropout=1.0)
-    bias = grujax.GRUModel(4, 2).init(jax.random.key(0), some_batch().x)["params"]["head"]["bias"]
-    expected = -jax.nn.log_softmax(bias)[some_batch().y].sum()  # the head sees nothing
+    bias = new_parameters(grujax.GRUModel(4, 2, dropout=1.0), 2, jax.random.key(0))["head"]["bias"]
+    expected = -log_softmax(bias)[some_batch().y].sum()  # the head sees nothing
     np.testing.assert_allclose(total, expected, rtol=1e-6)
 
 
 def test_the_loss_is_the_mean_over_the_rows_that_are_no_filler():
     """Adam divides by the size of the gradient: a step does not show by how many rows it was divided."""
-    outputs = jnp.asarray(np.random.default_rng(0).normal(size=(4, 2)), jnp.float32)
-    y, weight = jnp.array([1, 0, 0, 0]), jnp.array([1, 0.5, 0, 0], jnp.float32)
-    share, partner = jnp.ones(4, jnp.float32), jnp.arange(4)
-    config = dataclasses.replace(SMALL, label_smoothing=0.0)
-    mean, total = mixed_loss(config, outputs, y, {}, jnp.full(4, 3), share, partner, weight)
-    losses = -jax.nn.log_softmax(outputs)[np.arange(2), y[:2]]
+    outputs = np.random.default_rng(0).normal(size=(4, 2)).astype(np.float32)
+    y, weight = np.array([1, 0, 0, 0]), np.array([1, 0.5, 0, 0], np.float32)
+    share, partner = np.ones(4, np.float32), np.arange(4)
+    loss = jax.jit(functools.partial(mixed_loss, dataclasses.replace(SMALL, label_smoothing=0.0)))
+    mean, total = loss(outputs, y, {}, np.full(4, 3), share, partner, weight)
+    losses = -log_softmax(outputs, -1)[np.arange(2), y[:2]]
     np.testing.assert_allclose(total, losses[0] + 0.5 * losses[1], rtol=1e-6)
     np.testing.assert_allclose(mean, total / 2, rtol=1e-6)
 
@@ -235,9 +238,9 @@ def test_filler_rows_leave_the_outputs_of_others_alone():
     rng = np.random.default_rng(0)
     data = sequences([rng.normal(size=(steps, 2)) for steps in (6, 5, 5, 2)])
     model = grujax.GRUModel(4, 2)
-    variables = model.init(jax.random.key(0), jnp.asarray(data.x))
+    variables = {"params": new_parameters(model, 2, jax.random.key(0))}
     found = outputs_of(model, variables, data, batch_size=2, boundaries=(3, 6))
-    expected = model.apply(variables, jnp.asarray(data.x), lengths=data.lengths)
+    expected = jax.jit(model.apply)(variables, data.x, lengths=data.lengths)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -391,6 +394,7 @@ def test_squared_error_of_several_targets_is_their_mean():
     np.testing.assert_allclose(losses, [0.5, 5.0], rtol=1e-6)
 
 
+@pytest.mark.slow  # several targets are learnt above, one of a head in test_heads.py
 def test_fit_learns_targets_in_their_own_units():
     data = Dataset("moved", *(dataclasses.replace(s, y=s.y * 50 + 1000) for s in (TARGETS.train, TARGETS.test)))
     fitted = fit(dataclasses.replace(SMALL, epochs=25), data)
@@ -479,8 +483,20 @@ def test_many_classes_have_figures_but_no_confusion_matrix():
         assert (scores.confusion is not None) == ("confusion" in found) == (count == 100)
         assert found["rows"] == count and scores.accuracy == 0 and json.loads(json.dumps(found)) is not None
         assert len(json.dumps(found)) < 40_000
-    x = np.ones((200, 2, 1))  # a tenth of two rows a class, not one row a class
-    split = sequences(x, np.arange(200) // 2)
+
+
+def two_rows_a_class():
+    return sequences(np.ones((200, 2, 1)), np.arange(200) // 2)
+
+
+def test_a_tenth_is_held_out_where_it_is_not_one_row_a_class():
+    rest, held = stratified_split(two_rows_a_class(), 0.1, 0)
+    assert (len(rest), len(held)) == (180, 20)
+
+
+@pytest.mark.slow  # its parts are above: the split, and the figures of many classes
+def test_many_classes_are_trained():
+    split = two_rows_a_class()
     fitted = fit(TrainConfig(hidden_size=2, epochs=1, batch_size=100, validation=0.1), Dataset("many", split, split))
     assert fitted.test is not None and fitted.test.rows == 200 and len(fitted.history) == 1
 
@@ -521,12 +537,12 @@ def test_the_mean_gradient_of_several_steps_moves_the_weights_once():
     halves = [Batch(*(a[part] for a in batch)) for part in (slice(0, 3), slice(3, 6))]
     plain = dataclasses.replace(SMALL, input_offset=0.0, input_noise=0.0, mixup=0.0, warmup=0.0)
     model = grujax.GRUModel(4, 2)
-    params = model.init(jax.random.key(0), batch.x)["params"]
-    constants = {"input_mean": jnp.zeros(2, jnp.float32), "input_std": jnp.ones(2, jnp.float32)}
+    params = jax.device_get(new_parameters(model, 2, jax.random.key(0)))
+    constants = {"input_mean": np.zeros(2, np.float32), "input_std": np.ones(2, np.float32)}
     found = {}
     for count, parts in ((1, [batch, batch]), (2, [*halves, *halves])):
         config, moved = dataclasses.replace(plain, accumulate=count), []
-        state = initial_state(jax.tree.map(jnp.copy, params), make_optimizer(config, 4 * count), config)
+        state = initial_state(jax.device_put(params), make_optimizer(config, 4 * count), config)
         for part in parts:
             draws = Draws(np.ones(len(part.y), np.float32), np.uint32(0))
             state = train_step(model, config, 4 * count, state, constants, part, draws)
