@@ -5,7 +5,6 @@ a few.
 """
 
 import ctypes
-import hashlib
 import multiprocessing
 import os
 import re
@@ -13,7 +12,6 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -86,16 +84,6 @@ def test_each_instruction_set_passes_the_contract_and_is_exact(instructions, cas
     assert found == instructions and passed == ["activations", *(cases or FEW)]
 
 
-def emulated():
-    """A library of `build.EMULATED`. Compiling it takes longer than the test: it stays in build/, by what it is of."""
-    made_of = f"{build.fingerprint()} {build.EMULATED} {jax.__version__}".encode()
-    library = Path(__file__).parents[2] / "build" / f"emulated-{hashlib.sha256(made_of).hexdigest()[:16]}.so"
-    if not library.exists():
-        library.parent.mkdir(exist_ok=True)
-        assert build.build(library, build.EMULATED, "-O0") == ["emulated"]  # in a third of the time
-    return library
-
-
 # Tiles of 8 rows, and products of pairs of bfloat16, whose operands are laid out in their own way.
 WIDE = ["few", "33 units, 65 rows", "few, bfloat16", "few, bfloat16, part", "bfloat16, odd", "bfloat16, Cho"]
 WIDE += ["bfloat16, one row", "bfloat16, threads"]
@@ -111,8 +99,9 @@ WIDE += ["bfloat16, one row", "bfloat16, threads"]
     ],
     ids=["some", "all"],
 )
-def test_what_only_avx512_runs_is_right_in_plain_code(cases):
-    library = emulated()
+def test_what_only_avx512_runs_is_right_in_plain_code(cases, tmp_path):
+    library = tmp_path / "_gru.so"
+    assert build.build(library, build.EMULATED, "-O0") == ["emulated"]  # compiled in a third of the time
     found, *passed = program([__file__], "13", *cases, GRUJAX_NATIVE_LIBRARY=str(library))
     assert found == "emulated" and passed == ["activations", *cases]
 
