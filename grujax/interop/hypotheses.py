@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
+from scipy import special
 
 from grujax.core.config import MERGES, OUTPUT_ACTIVATIONS
 from grujax.errors import InputError
@@ -17,6 +18,10 @@ from grujax.types import Array
 
 NEAR = 1e-3
 """What a hypothesis may be apart, in units of the outputs' rms, and still be tried; the tolerance table decides."""
+
+IN_NUMPY = {None: lambda y: y, "sigmoid": special.expit, "softmax": partial(special.softmax, axis=-1)}
+"""Output activations in float64 and without a program of JAX for each shape."""
+assert IN_NUMPY.keys() == {None, *OUTPUT_ACTIVATIONS}
 
 Forms = dict[str, list[NDArray]]
 Places = list[tuple[str, int]]
@@ -85,8 +90,8 @@ def readings(model: Any, variables: Mapping, given: tuple) -> Iterator[Reading]:
         last_output: ("the last step's output", output[np.arange(len(output)), steps[:, 0] - 1]),
     }
     for pooling, (words, features) in poolings.items():
-        for activation, f in {None: lambda y: y, **OUTPUT_ACTIVATIONS}.items():
-            y = np.asarray(f(features @ head["kernel"] + head["bias"])) * (valid if pooling is None else 1)
+        for activation, f in IN_NUMPY.items():
+            y = f(features @ head["kernel"] + head["bias"]) * (valid if pooling is None else 1)
             behind = f", {activation} behind it" if activation else ""
             fields = {"pooling": pooling, "output_activation": activation}
             shown = {"y": [y, y.swapaxes(0, 1)] if pooling is None else [y], "h_last": of_gru["h_last"]}

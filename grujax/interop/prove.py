@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -72,6 +73,13 @@ def sizes(model: Any, variables: Mapping) -> Sizes:
 def outputs(model: Any, variables: Mapping, x: ArrayLike, h0: ArrayLike | None, lengths: ArrayLike | None) -> dict:
     """All that the model gives, by the names of `Runner` and, as its arrays are, batch-major."""
     model = model.clone(time_major=False) if getattr(model, "time_major", False) else model
+    found = _outputs(model, variables, x, h0, lengths)
+    return {name: found[name] for name in ("output", "y", "h_last") if name in found}  # jit sorts the names
+
+
+@partial(jax.jit, static_argnums=0, inline=True)
+def _outputs(model: Any, variables: Mapping, x: ArrayLike, h0: ArrayLike | None, lengths: ArrayLike | None) -> dict:
+    """One program for each model and each size."""
     x, h0 = jnp.asarray(x), None if h0 is None else jnp.asarray(h0)
     if isinstance(model, GRUCell):
         carry = model.initialize_carry(jax.random.key(0), x.shape) if h0 is None else h0
