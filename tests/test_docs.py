@@ -32,7 +32,7 @@ NEEDS = {
     "estimators.md": ["sklearn", "aeon"],
 }
 SHORT = {"guide.md", "interop.md", "take-a-gru-out.md"}
-"""What the others show is trained and compared in tests of its own: tests/training, estimators, seq2seq, test_equinox.py."""
+"""What the others show is trained and compared in tests/training, estimators, seq2seq and test_equinox.py."""
 PRINTED = {"guide.md": 3, "estimators.md": 4}
 
 
