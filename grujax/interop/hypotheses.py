@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
 
+from grujax import equations
 from grujax.core.config import MERGES, OUTPUT_ACTIVATIONS
 from grujax.errors import InputError
 from grujax.interop.prove import FIND, agreed, difference, log, outputs
@@ -19,8 +19,14 @@ from grujax.types import Array
 NEAR = 1e-3
 """What a hypothesis may be apart, in units of the outputs' rms, and still be tried; the tolerance table decides."""
 
-IN_NUMPY = {None: lambda y: y, "sigmoid": special.expit, "softmax": partial(special.softmax, axis=-1)}
-"""Output activations in float64 and without a program of JAX for each shape."""
+
+def softmax(y: NDArray) -> NDArray:
+    raised = np.exp(y - y.max(-1, keepdims=True))
+    return raised / raised.sum(-1, keepdims=True)
+
+
+IN_NUMPY = {None: lambda y: y, "sigmoid": equations.sigmoid, "softmax": softmax}
+"""Output activations in float64, without a program of JAX for each shape."""
 assert IN_NUMPY.keys() == {None, *OUTPUT_ACTIVATIONS}
 
 Forms = dict[str, list[NDArray]]
