@@ -5,6 +5,7 @@ import json
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from applied import applied
 from onnx_graphs import BOTH, FLOAT, INT32, H, I, O, drawn, onnx, ours, same, session
 from pairs import by_turns
 from refusals import refused
@@ -150,7 +151,7 @@ def test_a_cell_is_one_step(model, state):
         feed = {"x": rng.normal(size=(n_rows, I)).astype(np.float32)}
         h0 = rng.normal(size=(n_rows, H)).astype(np.float32)
         (h,) = run.run(None, feed | ({"h0": h0} if state else {}))
-        assert_close(h, model.apply(variables, jnp.asarray(h0 if state else 0 * h0), feed["x"])[0])
+        assert_close(h, applied(model, variables, h0 if state else 0 * h0, feed["x"])[0])
     back, again = from_onnx(proto, verify=True)
     assert back == model
     same(again, variables)

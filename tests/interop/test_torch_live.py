@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from applied import applied
 from refusals import refused
 
 from grujax import GRU, GRUCell, GRUModel
@@ -90,7 +91,7 @@ def test_what_a_module_computes_is_found_by_running_it(name):
         theirs = module.eval()(torch.tensor(x))
     theirs = next(iter(theirs.values())) if isinstance(theirs, dict) else theirs
     theirs = theirs[0] if isinstance(theirs, tuple) else theirs
-    found = jax.tree.leaves(model.apply(variables, jnp.asarray(x)))[0]
+    found = jax.tree.leaves(applied(model, variables, x))[0]
     assert_close(found, theirs.numpy())
 
 
@@ -173,7 +174,7 @@ def test_cells_in_a_loop_are_layers_where_they_compute_that():
     model, variables = from_torch(module)
     assert model == GRUModel(H, O, num_layers=2)
     x = np.random.default_rng(0).normal(size=(4, 6, I)).astype("f")
-    assert_close(model.apply(variables, jnp.asarray(x)), module(torch.tensor(x)).detach().numpy())
+    assert_close(applied(model, variables, x), module(torch.tensor(x)).detach().numpy())
     assert from_torch(module, prefix="cells.1")[0] == GRUCell(H)
     with refused("an nn.GRU, or an nn.GRUCell alone", "interop.find"):
         from_torch({k: v for k, v in module.state_dict().items() if "cells.0" in k or "fc" in k})
@@ -192,7 +193,7 @@ def test_what_a_state_dict_does_not_tell_is_an_argument_and_its_default_is_annou
     assert not caplog.text
     module.then = lambda m, o, h: m.fc(o)
     x = torch.randn(2, 4, I)
-    assert_close(model.apply(variables, jnp.asarray(x.numpy())), module(x).detach().numpy())
+    assert_close(applied(model, variables, x.numpy()), module(x).detach().numpy())
     back = to_torch(model, variables, "rnn", "fc", verify=True)
     assert all(torch.equal(back[key], a) for key, a in state.items())
 
@@ -226,7 +227,7 @@ def test_effective_weights_are_taken(name):
             parameter.add_(0.1)
     model, variables = from_torch(module)
     x = torch.randn(2, 4, I)
-    assert_close(model.apply(variables, jnp.asarray(x.numpy())), module.eval()(x).detach().numpy())
+    assert_close(applied(model, variables, x.numpy()), module.eval()(x).detach().numpy())
     for a, b in zip(
         jax.tree.leaves(from_torch(module.state_dict(), verify=True)[1]), jax.tree.leaves(variables), strict=True
     ):
