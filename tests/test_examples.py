@@ -230,6 +230,7 @@ def test_a_denoiser_gains_and_streams_the_same_in_onnx_runtime(tmp_path, capsys)
     assert said.startswith(f"wrote {tmp_path / 'denoiser.onnx'}\n") and len(gains) == 2 and float(gains[0]) > 2
 
 
+@pytest.mark.slow
 def test_a_tagger_in_torch_and_here_has_one_loss_curve(tmp_path):
     for package in ("torch", "onnxruntime"):
         pytest.importorskip(package, reason=f"the example needs {package}, which is not installed")

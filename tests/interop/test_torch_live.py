@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from applied import applied
+from pairs import by_turns
 from refusals import refused
 
 from grujax import GRU, GRUCell, GRUModel
@@ -95,11 +96,18 @@ def test_what_a_module_computes_is_found_by_running_it(name):
     assert_close(found, theirs.numpy())
 
 
+MAKE = {"model": lambda: Module(lambda m, o, h: m.fc(o.mean(1))), "layers": lambda: nn.GRU(I, H, 2)}
+MAKE["cell"] = lambda: nn.GRUCell(I, H)
+
+
+@pytest.mark.parametrize(("dtype", "kind"), by_turns(["float16", "bfloat16", "float64"], [*MAKE], quick=2))
+def test_modules_of_every_dtype_are_proved(dtype, kind):
+    model, _ = from_torch(MAKE[kind]().to(getattr(torch, dtype)))
+    assert model.param_dtype == getattr(jnp, dtype) and getattr(model, "pooling", "mean") == "mean"
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
-def test_modules_of_every_dtype_are_proved(dtype):
-    for module in (Module(lambda m, o, h: m.fc(o.mean(1))), nn.GRU(I, H, 2), nn.GRUCell(I, H)):
-        model, _ = from_torch(module.to(getattr(torch, dtype)))
-        assert model.param_dtype == getattr(jnp, dtype) and getattr(model, "pooling", "mean") == "mean"
+def test_another_function_of_any_dtype_is_refused(dtype):
     with refused("another function"):
         from_torch(Module(lambda m, o, h: m.fc(o[:, 0])).to(getattr(torch, dtype)))
 
