@@ -1,4 +1,7 @@
-"""The Python blocks of the documents run, each document as one program; what the tables name exists."""
+"""The Python blocks of the documents run, each document as one program; what the tables name exists.
+
+In the short suite two documents run; of the others every function and argument is looked up.
+"""
 
 import importlib.util
 import re
@@ -9,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from numerics import of_a_user
+from shown import calls_that_bind
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -27,6 +31,8 @@ NEEDS = {
     "equinox.md": ["equinox"],
     "estimators.md": ["sklearn", "aeon"],
 }
+SHORT = {"guide.md", "take-a-gru-out.md"}
+"""What the others show is compared in tests/training, estimators, seq2seq, interop and test_equinox.py."""
 PRINTED = {"guide.md": 3, "estimators.md": 4}
 
 
@@ -36,7 +42,7 @@ def program_of(file):
     return "\n".join(re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / file).read_text(), re.DOTALL | re.MULTILINE))
 
 
-@pytest.mark.parametrize("file", NEEDS)
+@pytest.mark.parametrize("file", [pytest.param(f, marks=[pytest.mark.slow] * (f not in SHORT)) for f in NEEDS])
 def test_every_block_runs(file, tmp_path, monkeypatch, capsys):
     program = program_of(file)
     monkeypatch.chdir(tmp_path)
@@ -54,6 +60,11 @@ def test_every_document_is_a_program_of_its_own(file, tmp_path):
     command = [sys.executable, "-W", "error", "-c", program_of(file)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("file", NEEDS)
+def test_every_function_of_grujax_is_there_and_takes_the_arguments_that_are_shown(file):
+    assert calls_that_bind(program_of(file)) >= 2
 
 
 def test_extras_are_installed_by_one_sentence_and_exist():

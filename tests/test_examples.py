@@ -17,6 +17,7 @@ import pytest
 from commands import of_open_mpi
 from numerics import of_a_user
 from refusals import refused
+from shown import calls_that_bind
 
 from grujax.errors import MissingPackage
 
@@ -50,12 +51,14 @@ def two_processes(folder, steps):
         yield start(folder, steps, 4, "--distributed", **env)
 
 
-def test_eight_devices_train_as_one_and_two_processes_go_on(tmp_path, monkeypatch, capsys):
+def test_eight_devices_train_as_one_and_one_goes_on(tmp_path, monkeypatch, capsys):
+    """Two processes train as one in tests/cli/test_distributed.py; this script with two is a slow test."""
     eight = start(shared := str(tmp_path / "shared"), 10, 8)
     of_command_line(monkeypatch, "accelerator/train", "--steps", 30, "--checkpoints", tmp_path / "one", *SIZES)
     expected, found = losses_in(capsys.readouterr().out), losses(eight)
-    goes_on, second = (losses(process) for process in [*two_processes(shared, 30)])  # on another number of processes
-    assert sorted(expected) == [10, 20, 30] and sorted(found) == [10] and sorted(goes_on) == [20, 30] and second == {}
+    of_command_line(monkeypatch, "accelerator/train", "--steps", 30, "--checkpoints", shared, *SIZES)
+    goes_on = losses_in(capsys.readouterr().out)
+    assert sorted(expected) == [10, 20, 30] and sorted(found) == [10] and sorted(goes_on) == [20, 30]
     found |= goes_on
     np.testing.assert_allclose([found[step] for step in expected], [*expected.values()], rtol=1e-4)
     assert expected[30] < 0.7 * expected[10]
@@ -91,9 +94,10 @@ def run(name, *arguments):
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
-def test_an_example_is_short_and_in_the_list(path):
+def test_an_example_is_short_and_in_the_list_and_calls_what_there_is(path):
     assert len(path.read_text().splitlines()) < 120
     assert f"`examples/{path.name}`" in (EXAMPLES.parent / "docs/examples.md").read_text()
+    assert calls_that_bind(path.read_text()) >= 1
 
 
 def of_command_line(monkeypatch, name, *arguments):
@@ -184,13 +188,18 @@ def test_the_script_for_accelerators_refuses_a_file_and_says_where_it_is_done(mo
 PRINTED = r"^return, .*: -0\.\d\d .*\n{}: return [+-]\d\.\d\d, [\d,]+ frames a second$"
 
 
-@pytest.mark.parametrize("rnn, updates", [("grujax", 20), pytest.param("flax", 30, marks=pytest.mark.slow)])
+# -- Whole runs. What each does is tested where its functions are; that it calls what there is, above.
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rnn, updates", [("grujax", 20), ("flax", 30)])
 def test_recurrent_ppo_learns(rnn, updates, capsys):
     returns = run("ppo_memory", "--hidden-size", 16, "--envs", 64, "--updates", updates, "--rnn", rnn)
     assert returns[:3].mean() < -0.4 and returns[-3:].mean() > -0.3
     assert re.search(PRINTED.format(rnn), capsys.readouterr().out, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_a_flip_flop_of_three_bits_has_a_stable_point_for_each_combination(tmp_path, capsys):
     sizes = {"steps": 300, "rows": 32, "length": 32, "hidden-size": 12, "starts": 60}
     pytest.importorskip("matplotlib", reason="the pictures need matplotlib, which is not installed")
@@ -203,6 +212,7 @@ def test_a_flip_flop_of_three_bits_has_a_stable_point_for_each_combination(tmp_p
     assert all(name in said for name in made) and said.endswith(f" in {tmp_path / 'made'}")
 
 
+@pytest.mark.slow
 def test_a_denoiser_gains_and_streams_the_same_in_onnx_runtime(tmp_path, capsys):
     pytest.importorskip("onnxruntime", reason="the export needs onnxruntime, which is not installed")
     sizes = ["--hidden-size", 32, "--steps", 40, "--rows", 4, "--seconds", 0.5]
@@ -220,6 +230,7 @@ def test_a_denoiser_gains_and_streams_the_same_in_onnx_runtime(tmp_path, capsys)
     assert said.startswith(f"wrote {tmp_path / 'denoiser.onnx'}\n") and len(gains) == 2 and float(gains[0]) > 2
 
 
+@pytest.mark.slow
 def test_a_tagger_in_torch_and_here_has_one_loss_curve(tmp_path):
     for package in ("torch", "onnxruntime"):
         pytest.importorskip(package, reason=f"the example needs {package}, which is not installed")

@@ -108,6 +108,7 @@ def test_the_right_column_runs(title, as_a_user):
     assert "GRU" in space
 
 
+@pytest.mark.slow  # nothing of grujax is in it
 @pytest.mark.parametrize("title", LEFT)
 def test_the_left_column_runs_where_its_library_is_installed(title, as_a_user):
     package, imports = LEFT[title]

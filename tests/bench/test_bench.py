@@ -121,7 +121,7 @@ def test_the_oracle_runs_sequences_that_resets_part_as_if_they_stood_apart():
         assert_close(whole, parts[0] + parts[1], "gradient")
 
 
-@pytest.mark.parametrize(("implementation", "case"), by_turns(HERE, [*KINDS_OF_CASE.values()], quick=2))
+@pytest.mark.parametrize(("implementation", "case"), by_turns(HERE, [*KINDS_OF_CASE.values()], quick=1))
 def test_every_implementation_equals_the_oracle_on_every_kind_of_case(implementation, case):
     """What None takes at the sizes that are timed is one of them, and not the one that it takes at these."""
     a, peer = make_arrays(SHRUNK[case]), Peer(partial(ours.implementation, implementation))
@@ -129,7 +129,7 @@ def test_every_implementation_equals_the_oracle_on_every_kind_of_case(implementa
     assert all(map(callable, prepared.values())), prepared
 
 
-@pytest.mark.parametrize(("name", "case"), by_turns(PEERS, [*KINDS_OF_CASE.values()], quick=2))
+@pytest.mark.parametrize(("name", "case"), by_turns(PEERS, [*KINDS_OF_CASE.values()], quick=1))
 def test_peer_equals_the_oracle(name, case):
     peer, a = PEERS[name], make_arrays(SHRUNK[case])
     if missing := peer.missing():

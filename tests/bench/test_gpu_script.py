@@ -41,7 +41,7 @@ def test_the_machine_is_named_and_its_rates_are_measured(run):
 
 def test_values_are_within_the_tolerance_and_the_same_twice(run):
     values = run[0]["values"]
-    pairs = [(kind, row) for k, kind in enumerate(KINDS) for r, row in enumerate(ROWS) if (k + r) % 2 == 0]
+    pairs = [(kind, row) for k, kind in enumerate(KINDS) for r, row in enumerate(ROWS) if (k + r) % 3 == 0]
     names = [(name, *pair) for name in ("resident", "xla") for pair in pairs]
     assert set(values) == {f"{name} | H 6 | {kind} | {row}" for name, kind, row in names}
     for key, found in values.items():
@@ -58,7 +58,7 @@ def test_values_are_within_the_tolerance_and_the_same_twice(run):
 
 def test_every_contender_has_a_time_or_a_reason(run):
     times = run[0]["times"]
-    expected = {f"{DENSE} | {row} | {kind}" for row in ROWS for kind in PASSES}
+    expected = {f"{DENSE} | {row} | {kind}" for row in ROWS[::2] for kind in PASSES}
     assert set(times) == expected | {f"{RESETS} | {row} | {kind}" for row in ROWS[:1] for kind in PASSES}
     torch = find_spec("torch") is not None
     for key, found in times.items():
@@ -75,7 +75,7 @@ def test_every_contender_has_a_time_or_a_reason(run):
 
 def test_the_table_is_printed_last_and_shows_what_the_file_holds(run):
     found, printed = run
-    lines = printed.splitlines()[-9:]
+    lines = printed.splitlines()[-7:]
     for name in ("resident", "xla", "lax.scan", "cuDNN", "cuDNN packed", "torchrl", "floor", "/scan", "/best"):
         assert name in lines[0]
     for line, (key, times) in zip(lines[1:], found["times"].items(), strict=True):

@@ -15,8 +15,9 @@ import jax
 import numpy as np
 import pytest
 from commands import QUICK, run, toy
+from drawn import drawn
 
-from grujax import cli
+from grujax import GRUModel, cli
 from grujax.bench import chart, measure
 from grujax.bench import report as reports
 from grujax.bench.cases import Case
@@ -24,6 +25,7 @@ from grujax.bench.peers import peer as peer_module
 from grujax.cli import doctor
 from grujax.cli.run_folder import finished
 from grujax.kernels import explain
+from grujax.saving import save
 from grujax.training import Epoch
 
 LEARNING = [*QUICK, "--epochs", "20", "--learning-rate", "0.02"]
@@ -82,10 +84,16 @@ def test_regression(tmp_path, capsys):
     values = [float(line.split(",")[1]) for line in out.splitlines()[1:]]
     assert np.corrcoef(values, y)[0, 1] > 0.9
     np.savez("two.npz", X=y[:, None, None] + rng.normal(size=(80, 5, 1)), y=np.stack([y, -y], 1))
-    assert run(capsys, "train", "two.npz", "--output", "two", *QUICK)[0] == 0
-    code, out, _ = run(capsys, "predict", "two", "two.npz")
+    model, statistics = (
+        GRUModel(4, 2),
+        {"input_mean": [0], "input_std": [1], "output_mean": [0, 0], "output_std": [1, 1]},
+    )
+    variables = drawn(model, np.ones((1, 1, 1), np.float32))
+    variables |= {"statistics": {key: np.float32(a) for key, a in statistics.items()}}
+    save("two.safetensors", model, variables, {"labels": None, "channels": 1})
+    code, out, _ = run(capsys, "predict", "two.safetensors", "two.npz")
     assert code == 0 and out.splitlines()[0] == "row,value 0,value 1" and len(out.splitlines()[1].split(",")) == 3
-    code, _, err = run(capsys, "evaluate", "two", "r.npz")
+    code, _, err = run(capsys, "evaluate", "two.safetensors", "r.npz")
     assert code == 2 and "y: expected 2 targets for each row, as the model has" in err
 
 

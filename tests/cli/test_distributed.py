@@ -72,14 +72,14 @@ def await_checkpoint(folder, process):
 
 def test_two_processes_train_as_one(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    options = ["toy.npz", *QUICK, "--epochs", "12"]
+    options = ["toy.npz", *QUICK, "--epochs", "4"]
     two = list(started(2, *options, "--output", "2"))
     with of_a_user():
         assert run(capsys, "train", "--quiet", *options, "--output", "1")[0] == 0
     found = ended(two)
     assert [code for code, *_ in found] == [0, 0], found
     assert "test accuracy" in found[0][1] and "test accuracy" not in found[1][1]  # the first shows
-    assert_trained_alike("2", "1", 12)
+    assert_trained_alike("2", "1", 4)
 
 
 @pytest.mark.slow

@@ -6,7 +6,9 @@ import json
 import numpy as np
 import pytest
 from commands import QUICK, run
+from drawn import drawn
 
+from grujax import GRUModel
 from grujax.saving import read, save
 
 pytestmark = pytest.mark.usefixtures("own_folder")
@@ -108,7 +110,6 @@ def test_names_that_something_else_has_are_refused_before_a_folder_is_made(name,
     assert code == 2 and says in err and not (tmp_path / "out").exists()
 
 
-@pytest.mark.usefixtures("no_pictures")
 def test_columns_have_names_of_their_own(capsys):
     """Also where a head is named as a column of another would be."""
     np.savez("d.npz", X=np.random.default_rng(0).normal(size=(20, 6, 3)), y_way=["a", "b"] * 10)
@@ -116,7 +117,16 @@ def test_columns_have_names_of_their_own(capsys):
         arrays = dict(of)
     arrays |= {"y_way probability": np.arange(20.0), "y_at": np.arange(40.0).reshape(20, 2), "y_at 0": np.arange(20.0)}
     np.savez("d.npz", **arrays)
-    assert run(capsys, "train", "d.npz", "--output", "out", *QUICK, "--epochs", "1")[0] == 0
-    _, out, _ = run(capsys, "predict", "out", "d.npz")
+    sizes = {"way": 2, "way probability": 1, "at": 2, "at 0": 1}
+    model = GRUModel(4, sizes)
+    statistics = {"input_mean": np.zeros(3), "input_std": np.ones(3)}
+    for name in ("way probability", "at", "at 0"):
+        statistics |= {f"output_{name}_mean": np.zeros(sizes[name]), f"output_{name}_std": np.ones(sizes[name])}
+    variables = drawn(model, np.ones((1, 1, 3), np.float32))
+    variables |= {"statistics": {key: a.astype(np.float32) for key, a in statistics.items()}}
+    labels = dict.fromkeys(sizes) | {"way": ["a", "b"]}
+    save("m.safetensors", model, variables, {"labels": labels, "channels": 3})
+    code, out, err = run(capsys, "predict", "m.safetensors", "d.npz")
+    assert code == 0, err
     columns = out.splitlines()[0].split(",")
     assert columns == ["row", "way", "way/probability", "way probability", "at/0", "at/1", "at 0"]

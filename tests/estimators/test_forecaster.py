@@ -215,7 +215,7 @@ def test_a_second_fit_of_the_same_sizes_compiles_nothing():
 
 
 def test_it_is_an_estimator_whose_settings_are_those_of_its_fit():
-    y = pd.Series(np.exp(waves(50)[:, 0]), months(50))
+    y = pd.Series(np.exp(waves(40)[:, 0]), months(40))
     made = small(log=True, training=replace(QUICK, epochs=1))
     assert clone(made).get_params() == made.get_params() and set(made.get_params()) == {f.name for f in fields(made)}
     assert repr(made).startswith("GRUForecaster(horizon=4, lags=8, log=True, members=1, quantiles=()")
@@ -464,6 +464,7 @@ def test_the_figures_of_the_difference_and_the_level_are_those_of_the_page(seaso
     assert f"{expected}" in page
 
 
+@pytest.mark.slow
 def test_the_example_prints_its_table(monkeypatch, capsys):
     pytest.importorskip("aeon", reason="aeon, which has the series, is not installed")
     monkeypatch.setattr(sys, "argv", ["airline.py", "--seeds", "1", "--members", "1", "--windows", "1"])

@@ -18,8 +18,8 @@ FIELDS = {
     **{"season": 4, "lags": 8, "members": 1, "quantiles": ()},
     "training": replace(GRUForecaster.training, hidden_size=4, epochs=3),
 }
-QUICK = ["test_constructor", "test_doctest_examples", "test_clone", "test_predict_time_index_with_X"]
-QUICK += ["test_fh_attribute", "test_update_predict_single", "test_update_with_exogenous_variables"]
+QUICK = ["test_constructor", "test_doctest_examples", "test_clone", "test_fh_attribute"]
+QUICK += ["test_update_predict_single", "test_update_with_exogenous_variables"]
 
 
 @pytest.fixture(autouse=True)

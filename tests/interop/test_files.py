@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from applied import applied
 from refusals import refused
 
 import grujax
@@ -100,7 +101,7 @@ def test_flax_keeps_the_outputs_and_says_that_it_loses_the_split_of_the_biases(t
     assert len(there.left_behind) == 1 and "b_ih and b_hh are stored as their sum" in there.left_behind[0]
     loaded, again = load(tmp_path / "m.msgpack", verify=True)
     assert loaded == model
-    assert_close(loaded.apply(again, x)[0], model.apply(variables, x)[0])
+    assert_close(applied(loaded, again, x)[0], applied(model, variables, x)[0])
     with pytest.warns(ConversionWarning, match="sum"):
         save(tmp_path / "m.msgpack", model, variables)
 
@@ -201,7 +202,7 @@ def test_statistics_are_refused_or_folded_into_the_weights(tmp_path):
     assert model == MODEL and set(folded) == {"params"}
     x = jnp.asarray(np.random.default_rng(1).normal(size=(4, 6, 3)), jnp.float32) * 2 + 1
     lengths = jnp.array([6, 3, 1, 0])
-    assert_close(model.apply(folded, x, lengths=lengths), MODEL.apply(variables, x, lengths=lengths), "gradient")
+    assert_close(applied(model, folded, x, lengths=lengths), applied(MODEL, variables, x, lengths=lengths), "gradient")
     for kept in ("m.onnx", "m.stablehlo"):
         found = convert(tmp_path / "m.safetensors", tmp_path / kept, fold=True)
         assert found.folded is None and found.difference < 2e-5

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from applied import applied
 from drawn import drawn
 from flax.serialization import msgpack_restore, to_bytes
 from refusals import refused
@@ -93,7 +94,7 @@ def test_the_grus_of_a_file_of_torch_are_listed_taken_tuned_and_put_back(kind, t
     assert taken["model.decoder"][0] == GRU(6, bias=False) and taken["model.cell"][0] == GRUCell(7)
     x = torch.randn(2, 5, H)
     model, variables = taken["model.encoder.rnn"]
-    assert_close(model.apply(variables, jnp.asarray(x.numpy()))[0], module.encoder["rnn"](x)[0].detach().numpy())
+    assert_close(applied(model, variables, x.numpy())[0], module.encoder["rnn"](x)[0].detach().numpy())
     tuned = {name: (model, moved(variables)) for name, (model, variables) in taken.items() if name != "model.decoder"}
     replace(path, tuned, tmp_path / f"tuned.{kind}")
     for name, (_, variables) in taken.items():
@@ -237,10 +238,10 @@ def test_the_gru_nodes_of_a_graph_are_listed_proved_tuned_and_put_back(inside_if
     )
 
     def by_hand(taken):
-        a = jnp.asarray(front.swapaxes(1, 2).numpy())
-        hs, _ = taken["/first/GRU"][0].apply(taken["/first/GRU"][1], a)
-        y, h = taken[second[0]][0].apply(taken[second[0]][1], hs)
-        return np.asarray(y + a), np.asarray(h)
+        a = front.swapaxes(1, 2).numpy()
+        hs, _ = applied(*taken["/first/GRU"], a)
+        y, h = applied(*taken[second[0]], hs)
+        return np.asarray(y) + a, np.asarray(h)
 
     for found, expected in zip(by_hand(taken), run(proto, x), strict=True):
         assert_close(found, expected)
@@ -464,7 +465,7 @@ def test_the_grus_of_a_file_of_keras(ending, tmp_path):
     assert taken["both"][0] == GRU(H, bidirectional=True, gate_activation="hard_sigmoid")
     a = np.random.default_rng(0).normal(size=(B, 4, 5)).astype("f")
     layer = model.get_layer("both")
-    assert_close(taken["both"][0].apply(taken["both"][1], jnp.asarray(a))[0], run(layer, a)[0])
+    assert_close(applied(*taken["both"], a)[0], run(layer, a)[0])
     tuned = {name: (of, moved(variables)) for name, (of, variables) in taken.items()}
     untuned = {name: variables for name, (_, variables) in taken.items()}
     replace(path, tuned, tmp_path / f"tuned{ending}")
@@ -472,7 +473,7 @@ def test_the_grus_of_a_file_of_keras(ending, tmp_path):
         warnings.simplefilter("ignore")
         there = plain(keras.saving.load_model, tmp_path / f"tuned{ending}")
     found = run(there.get_layer("both"), a)[0]
-    assert_close(tuned["both"][0].apply(tuned["both"][1], jnp.asarray(a))[0], found)
+    assert_close(applied(*tuned["both"], a)[0], found)
     for one, other in zip(there.layers, model.layers, strict=True):
         if one.name not in ("both", "inner"):
             for v, w in zip(one.weights, other.weights, strict=True):

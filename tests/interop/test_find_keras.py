@@ -11,6 +11,7 @@ from keras_models import H, I, L, Steps, drawn, keras, plain
 from refusals import refused
 
 from grujax.interop import find, load, replace
+from grujax.interop.torch_files import TORCH
 
 X = keras.Input((None, I))
 
@@ -108,6 +109,16 @@ def test_a_model_that_cannot_be_saved_has_its_own_weights_again(tmp_path, monkey
     assert not list(tmp_path.iterdir())
 
 
+def test_a_model_of_keras_that_is_a_module_of_torch_too_is_one_of_keras():
+    """As with torch as its backend."""
+    class_of_torch = type("Module", (), {"__module__": "torch.nn.modules.module"})
+    model = drawn(plain(keras.Sequential, [X, Steps(name="gru")]))
+    model.__class__ = type("Sequential", (keras.Sequential, class_of_torch), {"__module__": "keras"})
+    assert TORCH.recognises(model)
+    (gru,) = find(model)
+    assert (gru.name, gru.where) == ("gru", "GRU") and gru.take()[1]["params"]["l0"]["w_ih"].shape == (I, 3 * H)
+
+
 PROGRAM = """
 import keras
 from grujax.interop import find, replace
@@ -118,6 +129,7 @@ print(gru.name, gru.where, find("same.keras")[0].name)
 """
 
 
+@pytest.mark.slow
 def test_a_model_of_keras_on_torch_is_one_of_keras(tmp_path):
     pytest.importorskip("torch", reason="torch is not installed")
     env, paths = os.environ | {"KERAS_BACKEND": "torch"}, [os.getcwd(), os.environ.get("PYTHONPATH", "")]

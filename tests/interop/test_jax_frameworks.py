@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from applied import applied
 from flax import nnx
 from flax.traverse_util import flatten_dict
 from refusals import refused
@@ -219,7 +220,7 @@ def test_a_foreign_model_gives_the_same_outputs(name, kind):
         x = jnp.asarray(np.random.default_rng(2).normal(size=(3, 7, I)))
         with jax.numpy_dtype_promotion("standard"):
             expected = framework.run(foreign, x)
-        assert_close(model.apply(variables, x)[0], np.asarray(expected))
+        assert_close(applied(model, variables, x)[0], np.asarray(expected))
 
 
 @pytest.mark.parametrize("kind", ["smallest, its update", "largest, the other update"])

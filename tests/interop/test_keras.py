@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from applied import applied
 from keras_models import (
     CASES,
     PROVED,
@@ -90,7 +91,7 @@ def test_states_and_masks_mean_the_same(way):
     h0 = rng.normal(size=(model.num_directions, B, H)).astype("float32")
     valid = np.arange(T) < lengths[:, None]
     output, *last = run(lambda x, *h: source(x, initial_state=list(h), mask=jnp.asarray(valid)), x, *h0)
-    found, h_last = model.apply(variables, jnp.asarray(x), jnp.asarray(h0), lengths=lengths)
+    found, h_last = applied(model, variables, x, h0, lengths=lengths)
     assert_close(found, output * valid[..., None])
     assert_close(h_last, np.stack(last))
 
@@ -222,4 +223,4 @@ def test_a_model_of_fixed_sizes_is_run_at_these(shape):
     theirs = plain(lambda: keras.Model(given, L.GRU(4)(L.GRU(4, return_sequences=True)(given))))
     model, variables = from_keras(theirs)
     x = np.random.default_rng(0).normal(size=(2, 6, 3)).astype("f")
-    assert_close(model.apply(variables, jnp.asarray(x))[1][-1], run(theirs, x)[0])
+    assert_close(applied(model, variables, x)[1][-1], run(theirs, x)[0])

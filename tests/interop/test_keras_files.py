@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from applied import applied
 from keras_models import (
     FRAMEWORKS,
     Both,
@@ -211,8 +212,8 @@ def test_hard_sigmoid_of_keras_2_is_its_own_function(units, tmp_path):
     assert model == GRU(units, reset_after=False, gate_activation=HardSigmoid(0.2, 0.5))
     x = np.random.default_rng(1).normal(size=(3, 6, I)).astype("f") * 3
     expected = by_hand(x.astype("d"), *(a.astype("d") for a in weights.values()))
-    assert_close(model.apply(variables, jnp.asarray(x))[0], expected)
-    three = model.clone(gate_activation="hard_sigmoid").apply(variables, jnp.asarray(x))[0]
+    assert_close(applied(model, variables, x)[0], expected)
+    three = applied(model.clone(gate_activation="hard_sigmoid"), variables, x)[0]
     assert np.abs(np.asarray(three) - expected).max() > 0.05  # what Keras 3 makes of that word
 
 

@@ -138,7 +138,7 @@ def test_the_size_is_checked_before_the_file_is_read(tmp_path):
 @pytest.mark.parametrize(
     "make", [lambda: graph([gru(), *GEMM], X, {"y": 2}, weights() | HEAD), lambda: to_onnx(GRU(H), drawn(GRU(H)))]
 )
-def test_no_flipped_bit_and_no_cut_lets_another_error_out(make, tmp_path):
+def test_no_flipped_bit_and_no_cut_lets_another_error_out(make, tmp_path, apart):
     data, draw = make().SerializeToString(), np.random.default_rng(0)
     path = tmp_path / "m.onnx"
     for cut in range(1, len(data), len(data) // 12):

@@ -426,7 +426,7 @@ def test_the_last_step_of_both_directions_is_not_their_last_state():
     assert_close(ours(model, variables, given[0].numpy(), None, None)[0], module(*given).detach().numpy())
 
 
-def test_a_graph_that_ends_the_process_of_the_runtime_does_not_end_ours(monkeypatch):
+def test_a_graph_that_ends_the_process_of_the_runtime_does_not_end_ours(monkeypatch, apart):
     """Nor one that takes its time."""
     from grujax.interop import onnx_run
 
@@ -437,7 +437,7 @@ def test_a_graph_that_ends_the_process_of_the_runtime_does_not_end_ours(monkeypa
             from_onnx(graph([gru()], X, PLAIN, weights()))
 
 
-def test_half_precision_with_a_head_is_read_and_does_not_end_the_process():
+def test_half_precision_with_a_head_is_read_and_does_not_end_the_process(apart):
     """As converters to float16 leave it: at its default optimisation ONNX Runtime 1.32 ends the process on it."""
     proto = graph(
         [gru(), *CONCAT, node("MatMul", "all K", "p"), node("Add", "p b", "y")], X, {"y": 3}, weights() | JOINED | HEAD

@@ -75,6 +75,8 @@ def sized(**shapes):
 
 
 A_BYTE = onnx.numpy_helper.from_array(np.zeros(1, bool))  # as many values as of float32, in a quarter of the memory
+pytestmark = pytest.mark.usefixtures("apart")
+
 REFUSED = {
     "lstm": (
         lambda: graph([gru(op="LSTM", linear_before_reset=None)], X, PLAIN, weights(gates=4)),

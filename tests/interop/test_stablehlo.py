@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from applied import applied
 
 from grujax import GRU, GRUCell, GRUEncoder, GRUModel
 from grujax.errors import MissingPackage
@@ -46,9 +47,8 @@ np.savez("found.npz", y=y, h_last=h_last)
 """
     subprocess.run([sys.executable, "-c", alone], check=True, cwd=tmp_path, timeout=120)
     with np.load(tmp_path / "found.npz") as found:
-        y, h_last = model.apply(
-            variables, jnp.asarray(arrays["x"]), arrays["h0"], lengths=arrays["lengths"], return_state=True
-        )
+        given = arrays["x"], arrays["h0"]
+        y, h_last = applied(model, variables, *given, lengths=arrays["lengths"], return_state=True)
         assert_trees_close((found["y"], found["h_last"]), (y, h_last))
         assert np.isfinite(found["y"]).all() and np.ptp(found["y"]) > 0.1
 
@@ -77,7 +77,7 @@ def test_any_batch_and_length_with_and_without_arguments(name):
         of_rows = np.array([steps, 0, 1][:rows], np.int32) if lengths else None
         found = program.call(*(a for a in (x, h0, of_rows) if a is not None))
         options = {} if isinstance(model, GRU) else {"return_state": state}
-        expected = model.apply(variables, jnp.asarray(x), h0, lengths=of_rows, **options)
+        expected = applied(model, variables, x, h0, lengths=of_rows, **options)
         assert_trees_close(found, expected if state or not isinstance(model, GRU) else expected[0])
 
 
@@ -86,7 +86,7 @@ def test_a_cell():
     variables = variables_of(cell, normal(1, 4), normal(1, 3))
     program = jax.export.deserialize(bytearray(to_stablehlo(cell, variables)))
     x, h = normal(5, 3), normal(5, 4)
-    assert_trees_close(program.call(x, h), cell.apply(variables, jnp.asarray(h), jnp.asarray(x))[0])
+    assert_trees_close(program.call(x, h), applied(cell, variables, h, x)[0])
 
 
 def test_without_flatbuffers_the_message_says_what_to_install(monkeypatch):

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from applied import applied
 from drawn import drawn
 from pairs import pairwise
 from refusals import refused
@@ -53,7 +54,7 @@ def test_the_reference_class_gives_the_same_predictions(dtype):
     x = torch.randn(3, 7, 10, dtype=getattr(torch, dtype))
     model, variables = from_torch(module)
     assert model == GRUModel(hidden_size=20, output_size=5, param_dtype=getattr(jnp, dtype))
-    y = model.apply(variables, jnp.asarray(x.numpy()))
+    y = applied(model, variables, x.numpy())
     assert (y.shape, y.dtype) == ((3, 5), dtype)
     assert_close(y, numpy(module(x)))
 
@@ -74,7 +75,7 @@ def test_a_state_dict_is_proven_with_the_pooling_that_is_named(pooling):
     x = torch.randn(3, 7, 10)
     output, h_last = module.gru(x)
     read = {"last": torch.cat([*h_last], -1), "mean": output.mean(1), "max": output.amax(1), None: output}
-    assert_close(model.apply(variables, x.numpy()), numpy(module.output_layer(read[pooling])))
+    assert_close(applied(model, variables, x.numpy()), numpy(module.output_layer(read[pooling])))
     with refused("pooling", "'attention'"):  # which needs weights of its own
         from_torch(module.state_dict(), pooling="attention")
     with refused("pooling", "leave verify out"):
@@ -85,7 +86,7 @@ def test_a_cell_gives_the_same_step():
     cell = seeded(torch.nn.GRUCell, 3, 4, dtype=torch.float64)
     x, h = torch.randn(5, 3, dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64)
     model, variables = from_torch(cell)
-    carry, y = model.apply(variables, jnp.asarray(h.numpy()), jnp.asarray(x.numpy()))
+    carry, y = applied(model, variables, h.numpy(), x.numpy())
     assert_close(carry, numpy(cell(x, h)))
     assert_close(y, numpy(cell(x, h)))
 

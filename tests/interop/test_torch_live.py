@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from applied import applied
 from compilations import compiled
+from pairs import by_turns
 from refusals import refused
 
 from grujax import GRU, GRUCell, GRUModel
@@ -91,7 +93,7 @@ def test_what_a_module_computes_is_found_by_running_it(name):
         theirs = module.eval()(torch.tensor(x))
     theirs = next(iter(theirs.values())) if isinstance(theirs, dict) else theirs
     theirs = theirs[0] if isinstance(theirs, tuple) else theirs
-    found = jax.tree.leaves(model.apply(variables, jnp.asarray(x)))[0]
+    found = jax.tree.leaves(applied(model, variables, x))[0]
     assert_close(found, theirs.numpy())
 
 
@@ -101,11 +103,18 @@ def test_a_proof_compiles_whole_programs():
     assert set(programs) <= {"jit(outputs)", "jit(_activated)"} and len(programs) <= 13
 
 
+MAKE = {"model": lambda: Module(lambda m, o, h: m.fc(o.mean(1))), "layers": lambda: nn.GRU(I, H, 2)}
+MAKE["cell"] = lambda: nn.GRUCell(I, H)
+
+
+@pytest.mark.parametrize(("dtype", "kind"), by_turns(["float16", "bfloat16", "float64"], [*MAKE], quick=2))
+def test_modules_of_every_dtype_are_proved(dtype, kind):
+    model, _ = from_torch(MAKE[kind]().to(getattr(torch, dtype)))
+    assert model.param_dtype == getattr(jnp, dtype) and getattr(model, "pooling", "mean") == "mean"
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
-def test_modules_of_every_dtype_are_proved(dtype):
-    for module in (Module(lambda m, o, h: m.fc(o.mean(1))), nn.GRU(I, H, 2), nn.GRUCell(I, H)):
-        model, _ = from_torch(module.to(getattr(torch, dtype)))
-        assert model.param_dtype == getattr(jnp, dtype) and getattr(model, "pooling", "mean") == "mean"
+def test_another_function_of_any_dtype_is_refused(dtype):
     with refused("another function"):
         from_torch(Module(lambda m, o, h: m.fc(o[:, 0])).to(getattr(torch, dtype)))
 
@@ -180,7 +189,7 @@ def test_cells_in_a_loop_are_layers_where_they_compute_that():
     model, variables = from_torch(module)
     assert model == GRUModel(H, O, num_layers=2)
     x = np.random.default_rng(0).normal(size=(4, 6, I)).astype("f")
-    assert_close(model.apply(variables, jnp.asarray(x)), module(torch.tensor(x)).detach().numpy())
+    assert_close(applied(model, variables, x), module(torch.tensor(x)).detach().numpy())
     assert from_torch(module, prefix="cells.1")[0] == GRUCell(H)
     with refused("an nn.GRU, or an nn.GRUCell alone", "interop.find"):
         from_torch({k: v for k, v in module.state_dict().items() if "cells.0" in k or "fc" in k})
@@ -199,7 +208,7 @@ def test_what_a_state_dict_does_not_tell_is_an_argument_and_its_default_is_annou
     assert not caplog.text
     module.then = lambda m, o, h: m.fc(o)
     x = torch.randn(2, 4, I)
-    assert_close(model.apply(variables, jnp.asarray(x.numpy())), module(x).detach().numpy())
+    assert_close(applied(model, variables, x.numpy()), module(x).detach().numpy())
     back = to_torch(model, variables, "rnn", "fc", verify=True)
     assert all(torch.equal(back[key], a) for key, a in state.items())
 
@@ -233,7 +242,7 @@ def test_effective_weights_are_taken(name):
             parameter.add_(0.1)
     model, variables = from_torch(module)
     x = torch.randn(2, 4, I)
-    assert_close(model.apply(variables, jnp.asarray(x.numpy())), module.eval()(x).detach().numpy())
+    assert_close(applied(model, variables, x.numpy()), module.eval()(x).detach().numpy())
     for a, b in zip(
         jax.tree.leaves(from_torch(module.state_dict(), verify=True)[1]), jax.tree.leaves(variables), strict=True
     ):
