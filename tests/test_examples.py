@@ -51,6 +51,7 @@ def two_processes(folder, steps):
         yield start(folder, steps, 4, "--distributed", **env)
 
 
+@pytest.mark.slow  # the script runs small below, and the package on eight devices in training/test_devices.py
 def test_eight_devices_train_as_one_and_one_goes_on(tmp_path, monkeypatch, capsys):
     """Two processes train as one in tests/cli/test_distributed.py; this script with two is a slow test."""
     eight = start(shared := str(tmp_path / "shared"), 10, 8)

@@ -184,14 +184,14 @@ def test_what_was_not_measured_says_why():
     assert "- grujax (b): none.\n- torch.nn.GRU: forward only.\n- Keras 3 on JAX: not measured.\n" in notes
 
 
+AWAY = {"a": "w_ih_l0 is 4.18", "b": "w_hh_l0 is 2.14"}
+
+
 def test_what_was_not_equal_is_one_line_a_library_with_the_worst():
     made = invented()
     away = [Result(case, "flax", PASSES[1], f"unequal: {w} times the tolerance away") for case, w in AWAY.items()]
     notes = generator().table(replace(made, results=(*made.results, *away)), PASSES[1])
     assert "- Flax nn.RNN(GRUCell): not equal, up to 4.18 times the tolerance away." in notes.splitlines()
-
-
-AWAY = {"a": "w_ih_l0 is 4.18", "b": "w_hh_l0 is 2.14"}
 
 
 def test_the_block_says_on_what_it_was_measured():

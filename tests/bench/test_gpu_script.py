@@ -1,4 +1,7 @@
-"""benchmarks/gpu.py from end to end, tiny, on the CPU: every part is there, and the file says what the table says."""
+"""benchmarks/gpu.py from end to end, tiny, on the CPU: every part is there, and the file says what the table says.
+
+Slow: the script is no part of the package, and runs by hand, first with `--dry-run`.
+"""
 
 import json
 import math
@@ -26,12 +29,14 @@ def run(tmp_path_factory):
     return json.loads((folder / "gpu.json").read_text()), done.stdout
 
 
+@pytest.mark.slow
 def test_nothing_failed_and_nothing_was_left_out(run):
     found, printed = run
     assert set(found) == {"machine", "values", "times"}
     assert "failed" not in json.dumps(found) and "failed" not in printed
 
 
+@pytest.mark.slow
 def test_the_machine_is_named_and_its_rates_are_measured(run):
     machine = run[0]["machine"]
     assert machine["device"] == "cpu" and machine["versions"]["jax"] and machine["seed"] >= 0
@@ -39,6 +44,7 @@ def test_the_machine_is_named_and_its_rates_are_measured(run):
     assert all(0 < rate < math.inf for rate in rates)
 
 
+@pytest.mark.slow
 def test_values_are_within_the_tolerance_and_the_same_twice(run):
     values = run[0]["values"]
     pairs = [(kind, row) for k, kind in enumerate(KINDS) for r, row in enumerate(ROWS) if (k + r) % 3 == 0]
@@ -56,6 +62,7 @@ def test_values_are_within_the_tolerance_and_the_same_twice(run):
         assert all(least < error < most for error in found["relative error"].values())
 
 
+@pytest.mark.slow
 def test_every_contender_has_a_time_or_a_reason(run):
     times = run[0]["times"]
     expected = {f"{DENSE} | {row} | {kind}" for row in ROWS[::2] for kind in PASSES}
@@ -73,6 +80,7 @@ def test_every_contender_has_a_time_or_a_reason(run):
         assert all(0 < found["from xla"][name] < most for name in measured - {"xla"})
 
 
+@pytest.mark.slow
 def test_the_table_is_printed_last_and_shows_what_the_file_holds(run):
     found, printed = run
     lines = printed.splitlines()[-7:]
