@@ -32,7 +32,7 @@ def drawn(model, *args):
     return jax.tree.map(lambda a: jnp.asarray(RNG.uniform(-0.6, 0.6, a.shape), a.dtype), shapes)
 
 
-@pytest.mark.parametrize("implementation", [None, "reference"])
+@pytest.mark.parametrize("implementation", [None, pytest.param("reference", marks=pytest.mark.slow)])
 def test_without_compilation_the_values_and_gradients_are_the_same(implementation):
     layer = grujax.GRU(H, reverse=True, implementation=implementation, **WIDE)
     variables, x = drawn(layer, X), X[:, :2]

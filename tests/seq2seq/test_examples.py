@@ -15,6 +15,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 WORDS = ["activationist", "gated", "recurrent", "unit", "grujax", "a", "pneumonoultramicroscopic"]
 
 
+@pytest.mark.slow  # as the whole runs of the other examples
 def test_dates_run_small(monkeypatch, capsys):
     options = ["--steps", "2", "--rows", "4", "--hidden-size", "8", "--test-rows", "5"]
     monkeypatch.setattr(sys, "argv", ["dates.py", *options])
