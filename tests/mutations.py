@@ -32,6 +32,8 @@ MUTATIONS = [Mutation(**row) for row in tomllib.loads(Path(__file__).with_suffix
 
 
 LIBRARY = "grujax/kernels/native/_gru.so"
+LONGEST = 900
+"""Seconds; the tests of a mutation take two minutes at most where all is well."""
 BUILD = [sys.executable, "-m", "grujax.kernels.native.build"]
 
 
@@ -44,12 +46,15 @@ def copy_of_the_tree(folder: Path) -> None:
             shutil.copy2(ROOT / name, folder / name)
 
 
-def failure(tests: set[str], folder: Path) -> str:
+def failure(tests: set[str], folder: Path, seconds: float | None = None) -> str:
     """What pytest says of the tests in that copy where one fails or crashes, "" where all pass; else it is an error."""
     files = [f"tests/{name}" for name in sorted(tests)]
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *files]
     env = os.environ | {"PYTHONPATH": str(folder)}
-    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+    try:
+        done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=seconds)
+    except subprocess.TimeoutExpired:  # a fault may make a loop endless
+        return f"pytest had not ended after {seconds} seconds"
     if done.returncode > 1:
         raise RuntimeError(f"pytest ended with {done.returncode}:\n{done.stdout}{done.stderr}")
     return f"{done.stdout}\npytest ended with {done.returncode}" if done.returncode else ""
@@ -88,7 +93,7 @@ def main() -> int:
             path.write_text(text)
             if library:
                 subprocess.run(BUILD, cwd=folder, check=True)
-            caught = bool(failure(set(m.tests.split()), folder))
+            caught = bool(failure(set(m.tests.split()), folder, LONGEST))
             path.write_text(sound)
             if library:
                 (folder / LIBRARY).write_bytes(library)
