@@ -102,6 +102,8 @@ def in_file(path: Path) -> Opened:
 
 def _through(saved: Any, at: str, version: int) -> Iterator[tuple[Layer, str]]:
     """Each GRU in what a config describes, with its group in HDF5, below `at`."""
+    if sum(group.endswith("ward_layer") for group in at.split("/")) > 1:
+        return  # Keras has no Bidirectional in a Bidirectional; a hostile config of n of them would be read 2^n times
     kind, config = (saved.get("class_name"), saved.get("config")) if isinstance(saved, Mapping) else (None, None)
     if kind in RECURRENT:
         with suppress(InputError):  # one that grujax has not, or a Bidirectional of another layer

@@ -1,8 +1,10 @@
 """GRUs of live models of Keras by names of their own, wherever they stand and whatever the backend."""
 
+import json
 import os
 import subprocess
 import sys
+import zipfile
 
 import jax
 import numpy as np
@@ -79,6 +81,21 @@ def test_each_gru_in_a_wrapper_is_found_in_a_model_and_in_its_file(case, tmp_pat
         replace(tmp_path / "net.keras", {name: (of, moved)}, tmp_path / "tuned.keras")
         jax.tree.map(np.testing.assert_array_equal, load(tmp_path / "tuned.keras", prefix=name)[1], moved)
         assert find(plain(keras.saving.load_model, tmp_path / "tuned.keras"))[-1].name == name
+
+
+def test_directions_in_directions_are_not_gone_through(tmp_path):
+    """Each level would double the work: sixty of them would not end."""
+    plain(drawn(plain(lambda: keras.Sequential([keras.Input((5, I)), L.GRU(H)]))).save, tmp_path / "net.keras")
+    with zipfile.ZipFile(tmp_path / "net.keras") as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    inner = {"class_name": "Nothing", "config": {}}
+    for _ in range(60):
+        inner = {"class_name": "Bidirectional", "config": {"layer": inner}}
+    config = {"class_name": "Sequential", "config": {"layers": [inner]}}
+    with zipfile.ZipFile(tmp_path / "hostile.keras", "w") as archive:
+        for name, data in (members | {"config.json": json.dumps(config)}).items():
+            archive.writestr(name, data)
+    assert find(tmp_path / "hostile.keras") == []
 
 
 def test_two_grus_of_a_name_in_a_file_are_told_apart(tmp_path):
