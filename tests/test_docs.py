@@ -1,6 +1,6 @@
 """The Python blocks of the documents run, each document as one program; what the tables name exists.
 
-In the short suite two documents run; of the others every function and argument is looked up.
+In the short suite one document runs; of the others every function and argument is looked up.
 """
 
 import importlib.util
@@ -31,8 +31,8 @@ NEEDS = {
     "equinox.md": ["equinox"],
     "estimators.md": ["sklearn", "aeon"],
 }
-SHORT = {"guide.md", "take-a-gru-out.md"}
-"""What the others show is compared in tests/training, estimators, seq2seq, interop and test_equinox.py."""
+SHORT = {"take-a-gru-out.md"}
+"""What the others show is compared in tests/core, training, estimators, seq2seq, interop and test_equinox.py."""
 PRINTED = {"guide.md": 3, "estimators.md": 4}
 
 
