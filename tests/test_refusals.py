@@ -16,14 +16,22 @@ from grujax.testing import assert_close
 from grujax.types import Control, Recurrence
 
 B, T, I, H = 4, 6, 3, 5
-X, H0, KEY, RNGS = jnp.ones((B, T, I)), jnp.ones((B, H)), jax.random.key(0), nnx.Rngs(0)
+PLAIN = np.ones((B, T, I))
+
+
+def ones(*of):
+    """An array of JAX, without a program that makes it."""
+    return jax.device_put(np.ones(*of))
+
+
+X, H0, KEY, RNGS = jax.device_put(PLAIN), ones((B, H)), jax.random.key(0), nnx.Rngs(0)
 MADE = {}
 FLAGS = np.ones((B, T), bool)
 
 
 def weights(**new):
     shapes = {"w_ih": (I, 3 * H), "w_hh": (H, 3 * H), "b_ih": (3 * H,), "b_hh": (3 * H,)}
-    return GRUWeights(**{name: jnp.ones(shape) for name, shape in shapes.items()} | new)
+    return GRUWeights(**{name: ones(shape) for name, shape in shapes.items()} | new)
 
 
 def function(x=X, w=None, *args, **options):
@@ -39,7 +47,7 @@ def modules(name, good, given, call, fields):
     def linen():
         module = getattr(grujax, name)(**fields)
         shapes = jax.eval_shape(module.init, KEY, *good)
-        return module, jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+        return module, jax.tree.map(lambda a: jax.device_put(np.zeros(a.shape, a.dtype)), shapes)
 
     def nnx():
         return getattr(grujax.nnx, name)(input_size=I, rngs=RNGS, **fields)
@@ -61,7 +69,7 @@ def layer(x=X, h0=None, call=None, **fields):
     return modules("GRU", (X,), (x, h0), call, fields)
 
 
-def cell(x=X[:, 0], carry=H0, **fields):
+def cell(x=jax.device_put(PLAIN[:, 0]), carry=H0, **fields):
     return modules("GRUCell", (H0, X[:, 0]), (carry, x), None, fields)
 
 
@@ -73,12 +81,12 @@ def model(call=None, x=X, **fields):
     return modules("GRUModel", (X,), (x,), call, fields)
 
 
-NARROW = {"b_ih": jnp.ones(6), "b_hh": jnp.ones(6), "h0": jnp.ones((B, 2))}
+NARROW = {"b_ih": ones(6), "b_hh": ones(6), "h0": ones((B, 2))}
 
 
 def entry(spec=GRUSpec(), implementation=None, beside=(), **new):
     """A call of `grujax.kernels.run`."""
-    of = {"x": X.swapaxes(0, 1), "h0": jnp.ones((B, H)), **weights()._asdict()} | new
+    of = {"x": jax.device_put(PLAIN.swapaxes(0, 1)), "h0": ones((B, H)), **weights()._asdict()} | new
     w, control = (kind(**{name: of.pop(name) for name in kind._fields if name in of}) for kind in (GRUWeights, Control))
     return {"run": lambda: run([*beside, Recurrence(**of, weights=w, control=control)], spec, implementation)}
 
@@ -94,10 +102,10 @@ def saved(variables, model=None):
 
 NAMES = "one of ['elu', 'hard_sigmoid', 'hard_tanh', 'identity', 'relu', 'sigmoid', 'softsign', 'tanh']"
 NOT_X = {
-    "of rank 0": (jnp.asarray(1.0), ["x: expected (", "shape ()"]),
-    "of other features": (X[..., :2], ["x: expected 3 input features on the last axis", "2)"]),
-    "without features": (X[..., :0], ["x: expected 3 input features on the last axis", "0)"]),
-    "integers": (X.astype(int), ["x: expected a floating dtype", "int64", "x.astype(jnp.float32)"]),
+    "of rank 0": (jax.device_put(1.0), ["x: expected (", "shape ()"]),
+    "of other features": (jax.device_put(PLAIN[..., :2]), ["x: expected 3 input features on the last axis", "2)"]),
+    "without features": (jax.device_put(PLAIN[..., :0]), ["x: expected 3 input features on the last axis", "0)"]),
+    "integers": (jax.device_put(PLAIN.astype(int)), ["x: expected a floating dtype", "int64", "x.astype(jnp.float32)"]),
     "objects": (np.full((B, T, I), None), ["x: expected an array of numbers", "dtype object"]),
     "strings": (np.full((B, T, I), "1"), ["x: expected an array of numbers", "dtype <U1"]),
     "rows of other lengths": ([[1.0], [1.0, 2.0]], ["x: expected an array of numbers", "found a list"]),
@@ -118,24 +126,24 @@ BAD = {
         for kind, (x, parts) in NOT_X.items()
     },
     # the arrays of gru
-    "x of one axis": (function(jnp.ones(3)), ["x: expected (..., T, I)", "(3,)"]),
+    "x of one axis": (function(ones(3)), ["x: expected (..., T, I)", "(3,)"]),
     "x in another order": (function(X, time_major=True, lengths=[1] * B), ["lengths: expected shape (6,)", "(4,)"]),
-    "x complex": (function(X.astype(complex)), ["x: expected a floating", "complex"]),
-    "h0 shape": (function(X, None, jnp.ones((B, 4))), ["h0: expected shape (4, 5)", "(4, 4)"]),
-    "h0 dtype": (function(X, None, jnp.ones((B, H), int)), ["h0: expected a floating"]),
-    "h_reset shape": (function(resets=FLAGS, h_reset=jnp.ones((B, H))), ["h_reset: expected shape (5,)", "(4, 5)"]),
-    "h_reset alone": (function(h_reset=jnp.ones(H)), ["h_reset needs resets (h_reset: expected None", "h0"]),
-    "w_hh transposed": (function(X, weights(w_hh=jnp.ones((15, 5)))), ["weights.w_hh: expected (H, 3H)", "from_torch"]),
-    "w_hh axes": (function(X, weights(w_hh=jnp.ones(15))), ["weights.w_hh: expected (H, 3H)", "(15,)"]),
-    "w_ih": (function(X, weights(w_ih=jnp.ones((3, 14)))), ["weights.w_ih: expected (I, 3H)", "(3, 14)"]),
-    "b_hh": (function(X, weights(b_hh=jnp.ones(14))), ["b_hh: expected shape (15,)", "(14,)"]),
-    "b_ih integers": (function(X, weights(b_ih=jnp.ones(15, int))), ["weights.b_ih: expected a floating", "int"]),
+    "x complex": (function(jax.device_put(PLAIN.astype(complex))), ["x: expected a floating", "complex"]),
+    "h0 shape": (function(X, None, ones((B, 4))), ["h0: expected shape (4, 5)", "(4, 4)"]),
+    "h0 dtype": (function(X, None, ones((B, H), int)), ["h0: expected a floating"]),
+    "h_reset shape": (function(resets=FLAGS, h_reset=ones((B, H))), ["h_reset: expected shape (5,)", "(4, 5)"]),
+    "h_reset alone": (function(h_reset=ones(H)), ["h_reset needs resets (h_reset: expected None", "h0"]),
+    "w_hh transposed": (function(X, weights(w_hh=ones((15, 5)))), ["weights.w_hh: expected (H, 3H)", "from_torch"]),
+    "w_hh axes": (function(X, weights(w_hh=ones(15))), ["weights.w_hh: expected (H, 3H)", "(15,)"]),
+    "w_ih": (function(X, weights(w_ih=ones((3, 14)))), ["weights.w_ih: expected (I, 3H)", "(3, 14)"]),
+    "b_hh": (function(X, weights(b_hh=ones(14))), ["b_hh: expected shape (15,)", "(14,)"]),
+    "b_ih integers": (function(X, weights(b_ih=ones(15, int))), ["weights.b_ih: expected a floating", "int"]),
     "one scale": (
-        function(X, weights(scale_hh=jnp.ones(15))),
+        function(X, weights(scale_hh=ones(15))),
         ["layer_norm=True needs scale_ih", "scale_ih: expected an array"],
     ),
     "scale shape": (
-        function(X, weights(scale_ih=jnp.ones(15), scale_hh=jnp.ones(5))),
+        function(X, weights(scale_ih=ones(15), scale_hh=ones(5))),
         ["scale_hh: expected shape (15,)", "(5,)"],
     ),
     # which steps are valid, where sequences begin
@@ -175,10 +183,10 @@ BAD = {
     "no layers": (layer(num_layers=0), ["num_layers: expected a positive integer, found 0"]),
     "half a layer": (layer(num_layers=1.5), ["num_layers: expected a positive integer, found 1.5"]),
     "layer h0": (
-        layer(X, jnp.ones((2, B, H)), num_layers=2, bidirectional=True),
+        layer(X, ones((2, B, H)), num_layers=2, bidirectional=True),
         ["h0: expected shape (4, 4, 5)", "layers * directions"],
     ),
-    "layer h0 dtype": (layer(X, jnp.ones((1, B, H), int)), ["h0: expected a floating dtype"]),
+    "layer h0 dtype": (layer(X, ones((1, B, H), int)), ["h0: expected a floating dtype"]),
     "layer lengths": (layer(call={"lengths": [1, 2, 3]}), ["lengths: expected shape (4,)"]),
     "reference lengths": (
         layer(call={"lengths": [1, 2, 3, 7]}, implementation="reference"),
@@ -215,9 +223,9 @@ BAD = {
         for value in (1.5, -0.1, float("nan"))
     },
     # the cell
-    "carry": (cell(carry=jnp.ones((B, 4))), ["carry: expected shape (4, 5)", "(4, 4)"]),
-    "carry dtype": (cell(carry=jnp.ones((B, H), int)), ["carry: expected a floating dtype"]),
-    "no units": (cell(carry=jnp.ones((B, 0)), hidden_size=0), ["hidden_size: expected a positive integer, found 0"]),
+    "carry": (cell(carry=ones((B, 4))), ["carry: expected shape (4, 5)", "(4, 4)"]),
+    "carry dtype": (cell(carry=ones((B, H), int)), ["carry: expected a floating dtype"]),
+    "no units": (cell(carry=ones((B, 0)), hidden_size=0), ["hidden_size: expected a positive integer, found 0"]),
     "cell update": (cell(update="both"), ["update: expected one of", "'both'"]),
     # the models
     "pooling": (
@@ -288,11 +296,11 @@ BAD = {
     "hidden layer of no units": (model(head_hidden=(4, 0)), ["head_hidden[1]: expected a positive integer, found 0"]),
     "head activation": (model(head_activation="gelu"), [f"head_activation: expected {NAMES}", "'gelu'"]),
     "statistics": (
-        statistics(input_mean=jnp.ones(2), input_std=jnp.ones(2)),
+        statistics(input_mean=ones(2), input_std=ones(2)),
         ["statistics/input_mean: expected shape (3,)", "(2,)"],
     ),
     "statistics of several heads": (
-        statistics({"a": 1}, output_mean=jnp.ones(1)),
+        statistics({"a": 1}, output_mean=ones(1)),
         ["output_mean and output_std need a single head (statistics/output_mean", "output_NAME_mean"],
     ),
     # other arguments that are no arrays of numbers
@@ -306,7 +314,7 @@ BAD = {
         ["weights.w_hh", "weights.w_hh.detach().numpy()"],
     ),
     "no features": (
-        function(X[..., :0], weights(w_ih=jnp.ones((0, 15)))),
+        function(jax.device_put(PLAIN[..., :0]), weights(w_ih=ones((0, 15)))),
         ["weights.w_ih: expected (I, 3H), none of them 0"],
     ),
     "h0 a tensor": (function(X, None, torch.ones(B, H)), ["h0: expected an array of JAX", "h0.detach().numpy()"]),
@@ -340,34 +348,39 @@ BAD = {
     "entry in a list": (entry(x=[[[0.0] * I] * B] * T), ["x: expected an array", "a list"]),
     "entry a tensor": (entry(h0=torch.ones(B, H)), ["h0: expected an array of JAX", "h0.detach().numpy()"]),
     "entry without w_hh": (entry(w_hh=None), ["w_hh: expected an array", "NoneType"]),
-    "entry of rank 0": (entry(w_hh=jnp.asarray(1.0)), ["w_hh: expected (H, 3H)", "shape ()"]),
-    "entry without units": (entry(w_hh=jnp.ones((0, 0))), ["w_hh: expected (H, 3H)", "shape (0, 0)"]),
-    "entry axes": (entry(x=jnp.ones((T, I))), ["x: expected (T, B, I)"]),
-    "entry features": (entry(x=jnp.ones((T, B, 2))), ["w_ih: expected shape (2, 15)", "(3, 15)"]),
+    "entry of rank 0": (entry(w_hh=jax.device_put(1.0)), ["w_hh: expected (H, 3H)", "shape ()"]),
+    "entry without units": (entry(w_hh=ones((0, 0))), ["w_hh: expected (H, 3H)", "shape (0, 0)"]),
+    "entry axes": (entry(x=ones((T, I))), ["x: expected (T, B, I)"]),
+    "entry features": (entry(x=ones((T, B, 2))), ["w_ih: expected shape (2, 15)", "(3, 15)"]),
     "entry of two sizes": (
         entry(beside=[Recurrence(X, weights())]),
         ["x: expected shape (4, 6, 3)", "(6, 4, 3)", "one shape"],
     ),
     "entry of two widths": (
-        entry(beside=[Recurrence(X.swapaxes(0, 1), weights())], w_hh=jnp.ones((2, 6)), w_ih=jnp.ones((3, 6)), **NARROW),
+        entry(
+            beside=[Recurrence(jax.device_put(PLAIN.swapaxes(0, 1)), weights())],
+            w_hh=ones((2, 6)),
+            w_ih=ones((3, 6)),
+            **NARROW,
+        ),
         ["w_hh: expected shape (5, 15)", "(2, 6)"],
     ),
-    "entry h0": (entry(h0=jnp.ones((H, B))), ["h0: expected shape (4, 5)", "(5, 4)", "(T, B, features)"]),
-    "entry w_hh": (entry(w_hh=jnp.ones((H, 14))), ["w_hh: expected shape (5, 15)"]),
-    "entry b_hh": (entry(b_hh=jnp.ones(H)), ["b_hh: expected shape (15,)", "(5,)"]),
-    "entry valid": (entry(valid=jnp.ones((B, T), bool)), ["valid: expected shape (6, 4)", "(4, 6)"]),
-    "entry valid dtype": (entry(valid=jnp.ones((T, B))), ["valid: expected bool", "float"]),
-    "entry reset dtype": (entry(reset=jnp.ones((T, B), int)), ["reset: expected bool", "int"]),
-    "entry h_reset": (entry(h_reset=jnp.ones((B, H))), ["h_reset: expected shape (5,)"]),
-    "entry state_mask": (entry(state_mask=jnp.ones(H)), ["state_mask: expected shape (4, 5)", "(5,)"]),
-    "entry hold": (entry(hold=jnp.ones((B, H))), ["hold: expected shape (6, 4, 5)", "(4, 5)"]),
-    "entry scale alone": (entry(scale_hh=jnp.ones(15)), ["scale_hh needs layer_norm=True"]),
+    "entry h0": (entry(h0=ones((H, B))), ["h0: expected shape (4, 5)", "(5, 4)", "(T, B, features)"]),
+    "entry w_hh": (entry(w_hh=ones((H, 14))), ["w_hh: expected shape (5, 15)"]),
+    "entry b_hh": (entry(b_hh=ones(H)), ["b_hh: expected shape (15,)", "(5,)"]),
+    "entry valid": (entry(valid=ones((B, T), bool)), ["valid: expected shape (6, 4)", "(4, 6)"]),
+    "entry valid dtype": (entry(valid=ones((T, B))), ["valid: expected bool", "float"]),
+    "entry reset dtype": (entry(reset=ones((T, B), int)), ["reset: expected bool", "int"]),
+    "entry h_reset": (entry(h_reset=ones((B, H))), ["h_reset: expected shape (5,)"]),
+    "entry state_mask": (entry(state_mask=ones(H)), ["state_mask: expected shape (4, 5)", "(5,)"]),
+    "entry hold": (entry(hold=ones((B, H))), ["hold: expected shape (6, 4, 5)", "(4, 5)"]),
+    "entry scale alone": (entry(scale_hh=ones(15)), ["scale_hh needs layer_norm=True"]),
     "entry scale missing": (
         entry(GRUSpec(layer_norm=True)),
         ["layer_norm=True needs scale_ih (scale_ih: expected an array, found None)"],
     ),
-    "entry x integers": (entry(x=jnp.ones((T, B, I), int)), ["x: expected a floating dtype", "int"]),
-    "entry h0 integers": (entry(h0=jnp.ones((B, H), int)), ["h0: expected a floating dtype", "int"]),
+    "entry x integers": (entry(x=ones((T, B, I), int)), ["x: expected a floating dtype", "int"]),
+    "entry h0 integers": (entry(h0=ones((B, H), int)), ["h0: expected a floating dtype", "int"]),
     "entry implementation": (
         entry(implementation="cudnn"),
         [f"implementation: expected one of {[*sorted(KERNELS), None]}"],
