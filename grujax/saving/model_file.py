@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -222,8 +223,13 @@ def declared(model: nn.Module, input_size: int) -> dict[tuple[str, ...], jax.Sha
     own = require_own(model)
     sizes = (own.hidden_size, input_size) if isinstance(own, GRUCell) else (input_size,)
     given = (jax.ShapeDtypeStruct((1, 1, size), own.param_dtype) for size in sizes)
-    flat: dict[tuple[str, ...], Any] = flatten_dict(jax.eval_shape(own.init, jax.random.key(0), *given))
+    flat: dict[tuple[str, ...], Any] = flatten_dict(_initial.eval_shape(own, *given))
     return flat
+
+
+@partial(jax.jit, static_argnums=0)  # which remembers the models that it has traced
+def _initial(model: nn.Module, *given: Any) -> Any:
+    return model.init(jax.random.key(0), *given)
 
 
 def _check_each(of: nn.Module | GRUEnsemble, model: Savable, tensors: Mapping[str, np.ndarray]) -> int | None:
