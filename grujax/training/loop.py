@@ -160,7 +160,8 @@ class Training:
         run = Run(0, state, self.devices.weights(jax.tree.map(jnp.zeros_like, params)), ())
         found = None if saved is None else saved.restore(run.checkpoint[1])
         if found is not None:
-            run = Run(found.step, **found.tree, history=tuple(Epoch(*epoch) for epoch in found.notes["history"]))
+            tree = self.devices.restored(found.tree)
+            run = Run(found.step, **tree, history=tuple(Epoch(*epoch) for epoch in found.notes["history"]))
         self.run = run
         for _ in self.run.history:
             self.next_rows()

@@ -7,6 +7,7 @@ import signal
 import jax
 import numpy as np
 import pytest
+from compilations import compiled
 from levels import DATA, SMALL, TARGETS
 
 from grujax import InputError
@@ -40,13 +41,14 @@ def test_resumed_equals_uninterrupted_bit_for_bit(config, data, tmp_path, ends_a
     ends_at(None)
     whole = fit(config, data)
     assert_same(whole, several)
-    steps = (3, 2 * 5, 4 * 5 + 2)
+    runs, steps = [], (3, 2 * 5, 4 * 5 + 2)
     ends_at(steps[0])
     with pytest.raises(KeyboardInterrupt):
         fit(config, data, checkpoints=tmp_path)
     for step in steps[1:]:
         ends_at(step)
-        assert fit(config, data, checkpoints=tmp_path).interrupted
+        assert compiled(lambda: runs.append(fit(config, data, checkpoints=tmp_path))) == []
+        assert runs.pop().interrupted
     ends_at(None)
     epochs, best = [], []
     resumed = fit(config, data, checkpoints=tmp_path, on_epoch=epochs.append, on_best=best.append)
