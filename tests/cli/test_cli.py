@@ -173,8 +173,8 @@ def test_a_baseline_that_wins_is_named_and_the_choices_are_printed(capsys):
     np.savez("same.npz", X=x, y=np.arange(24) % 3)  # only who has seen a row can know its label
     code, out, _ = run(capsys, "train", "same.npz", "--test", "same.npz", "--hidden-size", "2", "--epochs", "1")
     assert code == 0 and "the nearest neighbour, which needs no training, is better on this split." in out
-    assert "chosen: 2 steps a frame: 30 frames, as 60 steps are more than 50\n" in out
-    assert "chosen: all 24 rows trained on, the last weights kept: a tenth, 2, is too few to choose by\n" in out
+    assert "chosen: 2 steps per frame: 30 frames, because 60 steps are more than 50\n" in out
+    assert "chosen: all 24 rows are trained on and the last weights kept: a tenth, 2 rows, is too few" in out
     assert out.count("chosen: ") == 2
     toy("toy.npz", count=240)
     code, out, _ = run(capsys, "train", "toy.npz", "--test", "toy.npz", "--hidden-size", "8", "--batch-size", "40")

@@ -271,7 +271,7 @@ REFUSED = {
         lambda: fit(dataclasses.replace(SMALL, head_weights={"way": 2.0}), dataset(WAYS)),
         "head_weights: expected heads of the data: none, found 'way'",
     ),
-    "no weight": (lambda: TrainConfig(head_weights={"way": 0}), "head_weights: expected a positive number by the name"),
+    "no weight": (lambda: TrainConfig(head_weights={"way": 0}), "head_weights: expected a positive number for each"),
     "a weight as a word": (lambda: TrainConfig(head_weights={"way": "2"}), "head_weights: expected a positive number"),
     "a weight past all floats": (lambda: TrainConfig(head_weights={"way": 10**400}), "head_weights: expected a positi"),
     "a name twice": (lambda: TrainConfig(head_weights=(("a", 1), ("a", 2))), "head_weights: expected a positive"),
