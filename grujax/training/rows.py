@@ -78,7 +78,7 @@ def weights_of_heads(head_weights: HeadWeights, names: Collection[str]) -> dict[
 
 
 def class_weights(train: Sequences, config: TrainConfig) -> dict[str, np.ndarray]:
-    """Returns the weight of a row by its class, (K,) float32 for each head with classes; {} unless "balanced" is set."""
+    """Returns the weight of a row by its class, (K,) float32 for each head with classes; {} without weights."""
     if config.class_weights == "none":
         return {}
     targets = {name: target for name, target in train.targets.items() if target.labels is not None}

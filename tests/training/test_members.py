@@ -112,7 +112,7 @@ def test_an_ensemble_goes_on_where_it_was_ended(tmp_path):
     assert [e.loss for e in resumed.history] == [e.loss for e in whole.history]
     with refused("members: expected 3, as in the checkpoint"):
         fit(dataclasses.replace(CONFIG, members=1), DATA, checkpoints=tmp_path)
-    with refused("variables: expected those of GRUModel", "other shapes of params/"):
+    with refused("variables: expected variables of GRUModel", "other shapes for params/"):
         fit(dataclasses.replace(CONFIG, members=1), DATA, variables=whole.variables)
     again = fit(CONFIG, DATA, variables=whole.variables)
     assert again.history[0].loss < whole.history[0].loss
