@@ -121,7 +121,7 @@ def test_targets_a_step():
 
 def test_a_step_and_a_sequence_do_not_go_together():
     steps, rows = sequences(X, [[1, 2, 1, 2]] * 3), sequences(X, [1, 2, 1])
-    with pytest.raises(InputError, match=r"^y: expected targets \(\) a step as in training, found \(\) a row"):
+    with pytest.raises(InputError, match=r"^y: expected targets \(\) per step as in training, found \(\) per row"):
         Dataset("both", steps, rows)
     assert Dataset("longer", steps, sequences([*X, *X[:1].repeat(2, 1)], [[1, 2, 1, 2]] * 3 + [[1] * 8])).test
 

@@ -252,7 +252,7 @@ REFUSED = {
     "a name that is empty": (lambda: sequences(X, {"": WAYS}), "y: expected heads named by strings"),
     "a head of another size": (lambda: sequences(X, {**TWO, "k": [1, 2]}), "y['k']: expected one value, or several"),
     "a missing value": (lambda: sequences(X, {"a": [1.0, np.nan, 1, 1]}), "y['a']: expected finite", "row 1 of data"),
-    "a row": (lambda: sequences(X, {"a": [["b"] * 3] * 3 + [["b"]]}), "y['a'][3]: expected one for each of 3 steps"),
+    "a row": (lambda: sequences(X, {"a": [["b"] * 3] * 3 + [["b"]]}), "y['a'][3]: expected one label, or one list"),
     "steps beside rows": (lambda: sequences(X, {"a": WAYS, "b": [WAYS[:3]] * 4}), "for all heads or for none", "'b'"),
     "labels of another head": (lambda: sequences(X, TWO, labels={"way": WAYS}), "labels: expected class names, or No"),
     "labels of no head": (lambda: sequences(X, TWO, labels=WAYS), "labels: expected class names, or None, for each"),
@@ -261,7 +261,7 @@ REFUSED = {
     "other heads in the test split": (lambda: dataset(TWO, {"way": WAYS}), "y: expected the heads 'way', 'height'"),
     "a head of another width": (
         lambda: dataset(TWO, {"way": WAYS, "height": np.ones((4, 2))}),
-        "y['height']: expected targets () a row as in training, found (2,) a row",
+        "y['height']: expected targets () per row as in training, found (2,) per row",
     ),
     "other classes": (lambda: dataset(TWO, {**TWO, "way": ["a", "c"] * 2}), "labels['way']: expected 'a', 'b' as in"),
     "quantiles": (training(quantiles=(0.5,)), "quantiles needs a regression with a single head", "by of_head"),
