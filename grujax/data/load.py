@@ -62,7 +62,7 @@ def load(
     train = sequences(raw.x, raw.y, raw.lengths, missing=missing, times=times, source=path.name)
     for head, (y, labels) in train.targets.items():
         found = f"only {shown(labels)} in {path.name}"
-        require(labels is None or len(labels) > 1, argument("y", head), "two classes or more", found)
+        require(labels is None or len(labels) > 1, argument("y", head), "at least two classes", found)
         known = y[np.isfinite(y)]
         found = f"{known.flat[0]} alone in {path.name}"
         require(known.min() < known.max(), argument("y", head), "targets that differ", found)

@@ -238,5 +238,5 @@ def test_an_estimator_of_several_members():
     each = of_each(one.fitted_.model, one.fitted_.variables, grujax.data.sequences(x))
     np.testing.assert_allclose(one.predict_proba(x), np.exp(log_softmax(each, -1)).mean(0), rtol=1e-4)
     one.set_params(members=1)
-    with refused("warm_start=True goes on with the model of the fit before (members: expected 2, found 1)"):
+    with refused("warm_start=True continues with the model of the previous fit (members: expected 2, found 1)"):
         one.fit(x, y)
