@@ -25,7 +25,7 @@ def read(path: Path, max_bytes: int = MAX_BYTES) -> Raw:
     try:
         require(path.suffix.lower() in _READERS, str(path), ENDINGS, path.suffix or "no ending")
         require(not path.is_dir(), str(path), "a file", "a folder")
-        require(path.is_file(), str(path), "a file", "no file of this name")
+        require(path.is_file(), str(path), "a file", "none at this path")
         return _READERS[path.suffix.lower()](path, max_bytes)
     except InputError:
         raise

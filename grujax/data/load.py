@@ -55,7 +55,7 @@ def load(
     >>> load("BasicMotions").train.labels
     ('badminton', 'running', 'standing', 'walking')
     """
-    path, beside = _files(source)
+    path, test_path = _files(source)
     raw = read(path, max_bytes)
     require(raw.y is not None, "y", "labels or targets", f"none in {path.name}", "Add them as an array or column y.")
     times = raw.times if missing == "mask" else None
@@ -67,11 +67,11 @@ def load(
         found = f"{known.flat[0]} alone in {path.name}"
         require(known.min() < known.max(), argument("y", head), "targets that differ", found)
     name = path.stem.removesuffix("_TRAIN")
-    if test is None and not beside.is_file():
+    if test is None and not test_path.is_file():
         return Dataset(name, *stratified_split(train, fraction, seed))
     if test is not None and os.path.exists(test) and os.path.exists(path) and os.path.samefile(test, path):
         warnings.warn(f"the test file {path.name} is the one that is trained on", DataWarning, stacklevel=2)
-    path = beside if test is None else Path(test)
+    path = test_path if test is None else Path(test)
     return Dataset(name, train, load_sequences(path, labels=train.labels, fill=train.fill, max_bytes=max_bytes))
 
 
@@ -108,8 +108,8 @@ def load_sequences(
     >>> len(load_sequences("BasicMotions", channels=6, need_labels=False))
     40
     """
-    path, beside = _files(source)
-    path = path if _is_path(source) else beside
+    path, test_path = _files(source)
+    path = path if _is_path(source) else test_path
     raw = read(path, max_bytes)
     options: dict[str, Any] = {} if fill is None else {"missing": "mask", "times": raw.times, "fill": fill}
     y = None

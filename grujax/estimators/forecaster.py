@@ -167,19 +167,19 @@ class GRUForecaster(BaseEstimator):
         remedy = "Lower lags, seasons or horizon."
         require(len(frame) >= cut.shortest, "y", f"at least {cut.shortest} steps", len(frame), remedy)
         self._require_lags(exogenous is not None)
-        beside = None if exogenous is None else covering(table(exogenous, "exogenous"), frame.index)
+        covariates = None if exogenous is None else covering(table(exogenous, "exogenous"), frame.index)
         values = self._scale(frame)
         d = cut.difference(values)
         mean, std = d.mean(-1, keepdims=True), d.std(-1, keepdims=True)
         std = np.where(std > 1e-9 * np.abs(values).max(-1, keepdims=True), std, 1.0)  # a smaller std is rounding error
-        x, targets = cut.cut((d - mean) / std, self._known(frame.index, beside))
+        x, targets = cut.cut((d - mean) / std, self._known(frame.index, covariates))
         if self.mirrored:
             x, targets = np.concatenate([x, -x]), np.concatenate([targets, -targets])
         data = Dataset("forecast", sequences(x, targets))
         fitted = fit(replace(self.training, quantiles=self.levels, members=self.members), data)
         if fitted.interrupted:
             raise KeyboardInterrupt
-        self.trained_ = Trained(replace(self), frame, beside, mean, std, fitted.model, fitted.variables)
+        self.trained_ = Trained(replace(self), frame, covariates, mean, std, fitted.model, fitted.variables)
         return self
 
     def predict(self, horizon: int | None = None, *, exogenous: Any = None) -> Any:
@@ -210,15 +210,15 @@ class GRUForecaster(BaseEstimator):
         require(self.recursive or horizon <= self.horizon, "horizon", f"at most {self.horizon}", horizon, remedy)
         cut = self.windows
         future = following(trained.y.index, max(horizon, cut.block))
-        beside = trained.exogenous
-        expected, found = ("none" if values is None else "values" for values in (beside, exogenous))
+        covariates = trained.exogenous
+        expected, found = ("none" if values is None else "values" for values in (covariates, exogenous))
         require(found == expected, "exogenous", f"{expected}, as in fit", found)
-        if exogenous is not None and beside is not None:
+        if exogenous is not None and covariates is not None:
             ahead = covering(table(exogenous, "exogenous"), future)
-            names, found = list(beside.columns), list(ahead.columns)
+            names, found = list(covariates.columns), list(ahead.columns)
             require(found == names, "exogenous", f"columns {names}, as in fit", found)
-            beside = pandas.concat([beside, ahead])
-        known = self._known(trained.y.index.append(future), beside)
+            covariates = pandas.concat([covariates, ahead])
+        known = self._known(trained.y.index.append(future), covariates)
         y, blocks = self._scale(trained.y), []
         for start in range(0, horizon, cut.block):
             d = ((cut.difference(y) - trained.mean) / trained.std)[:, -cut.lags :]
@@ -267,11 +267,11 @@ class GRUForecaster(BaseEstimator):
           InputError: more windows than fit into y, and as `fit` and `predict` do.
         """
         frame = table(y, "y")
-        beside = None if exogenous is None else table(exogenous, "exogenous")
+        covariates = None if exogenous is None else table(exogenous, "exogenous")
         each = replace(self, horizon=self.horizon if horizon is None else horizon)
 
         def forecast(past: Any) -> Any:
-            return each.fit(past, beside).predict(exogenous=beside)
+            return each.fit(past, covariates).predict(exogenous=covariates)
 
         season, shortest = self.season or 1, each.windows.shortest
         return figures(frame, forecast, windows, each.horizon, step, season, shortest, self.quantiles)

@@ -184,8 +184,8 @@ class Windows(NamedTuple):
         whole = np.lib.stride_tricks.sliding_window_view(d, self.lags + self.block, -1)  # (S, N, lags + block)
         past, future = np.split(whole, [self.lags], -1)
         level = self.levels(past)
-        beside = np.lib.stride_tricks.sliding_window_view(known[self.block :], self.lags, 0)  # (N, C, lags)
-        x = self.joined(past - level, beside[: whole.shape[1]].swapaxes(1, 2))
+        known_later = np.lib.stride_tricks.sliding_window_view(known[self.block :], self.lags, 0)  # (N, C, lags)
+        x = self.joined(past - level, known_later[: whole.shape[1]].swapaxes(1, 2))
         return x.reshape(-1, *x.shape[2:]), (future - level).reshape(-1, self.block)
 
     def joined(self, d: np.ndarray, known: np.ndarray) -> np.ndarray:

@@ -24,9 +24,9 @@ MAX_CONFUSION = 100
 class Scores(NamedTuple):
     """The figures of one split, as `score` returns them.
 
-    A classifier has `accuracy`, `interval` and `confusion`, a regression has `rmse` and `r2`; the others are None. With
-    a label or target for each step, the figures are over all steps that have one. With several heads, `loss` is the sum
-    of their losses, each times its weight, and the other figures are in `heads`.
+    A classifier has `accuracy`, `interval` and `confusion`, a regression `rmse` and `r2`; those of the other kind are
+    None. With a label or target for each step, the figures are over all steps that have one. With several heads, `loss`
+    is the sum of their losses, each times its weight, and the other figures are in `heads`.
     """
 
     loss: float

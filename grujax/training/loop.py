@@ -56,7 +56,7 @@ class Fitted:
     compiled: Compiled
     test: Scores | None = None  # None if training was interrupted, without a test split, or with evaluate_test=False
     interrupted: bool = False
-    quantiles: tuple[float, ...] = ()  # the levels of a regression; the outputs hold each target's quantiles in a row
+    quantiles: tuple[float, ...] = ()  # the levels; the outputs have each target's quantiles side by side
     head_weights: HeadWeights = ()  # with several heads, the factors of their losses
 
     def outputs(self, data: Sequences) -> Any:
@@ -297,7 +297,7 @@ class Training:
     def _launches(self, rows: Sequences, number: int, step: int) -> Iterator[Launch]:
         """Yields the launches of epoch `number` from `step` on, then launches of 0 steps without end.
 
-        The rows are split over the devices. All launches have arrays of one size; unused entries are zeros.
+        The rows are split over the devices. The arrays of all launches have one size; unused entries are zeros.
         """
         began, batch_size = time.perf_counter(), self.config.batch_size
         boundaries, longest = self.boundaries, int(rows.lengths.max())

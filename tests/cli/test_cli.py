@@ -256,7 +256,10 @@ BAD = {
         ["accumulate: expected at most 6, found 7", "the run has 6 steps"],
     ),
     "period": (lambda: ["train", toy("t.npz"), "--checkpoint-period", "-1"], ["checkpoint_period: expected 0 or more"]),
-    "all held out": (lambda: ["train", toy("t.npz"), "--validation", "0.99"], ["data: expected 2", "Hold out less"]),
+    "all held out": (
+        lambda: ["train", toy("t.npz"), "--validation", "0.99"],
+        ["data: expected at least 2 sequences", "Hold out less"],
+    ),
     "targets that are one": (
         lambda: ["train", toy("t.npz", y=np.full(40, 2.5))],
         ["y: expected targets that differ, found 2.5 alone in t.npz"],

@@ -168,7 +168,7 @@ REFUSED = {
     "half a target": (dict(x=X, y=[[[1.0, 2.0]] * 4, [[1, 2], [np.nan, 2]] * 2, [[1, 2]] * 4]), "y", "row 1, step 1"),
     "infinite targets": (dict(x=X, y=[[[np.inf]] * 4] * 3), "y", "row 0, step 0"),
     "too large targets": (dict(x=X, y=[[[1e39]] * 4] * 3), "y", "row 0, step 0"),
-    "targets a step for classes": (dict(x=X, y=np.ones((3, 4, 1)), labels=("1",)), "y", "targets (1,) a step"),
+    "targets a step for classes": (dict(x=X, y=np.ones((3, 4, 1)), labels=("1",)), "y", "targets (1,) for each step"),
     "nan in y": (dict(x=X, y=[1.0, np.nan, 2.0]), "y", "nan in row 1 of here"),
     "infinite y": (dict(x=X, y=[1.0, 2.0, np.inf]), "y", "inf in row 2"),
     "too large y": (dict(x=X, y=[1e39, 2.0, 3.0]), "y", "1e+39 in row 0"),

@@ -264,7 +264,7 @@ REFUSED = {
         "y['height']: expected targets () per row as in training, found (2,) per row",
     ),
     "other classes": (lambda: dataset(TWO, {**TWO, "way": ["a", "c"] * 2}), "labels['way']: expected 'a', 'b' as in"),
-    "quantiles": (training(quantiles=(0.5,)), "quantiles needs a regression with a single head", "by of_head"),
+    "quantiles": (training(quantiles=(0.5,)), "quantiles needs a regression with a single head", "of_head(name)"),
     "members": (training(members=2), "members=2 needs a single head"),
     "weight of no head": (training(head_weights={"level": 1.0}), "head_weights: expected heads of the data: 'way', 'h"),
     "a weight of one head": (
