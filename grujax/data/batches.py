@@ -47,7 +47,7 @@ def bucket_boundaries(lengths: ArrayLike, count: int = 4, multiple: int = 4) -> 
     require(multiple >= 1, "multiple", "at least 1", multiple)
     edges, counts = np.unique(-(-lengths // multiple) * multiple, return_counts=True)
     before = np.concatenate([[0], np.cumsum(counts)])  # before[j] sequences are shorter than edges[j]
-    least = np.full(len(edges) + 1, np.inf)  # least[j]: the fewest padded steps for the first j edges
+    least = np.full(len(edges) + 1, np.inf)  # least[j]: the fewest steps, with padding, for the first j edges
     least[0] = 0
     starts = []  # for each number of buckets: the start of the last bucket, indexed by its end
     for _ in range(min(count, len(edges))):
