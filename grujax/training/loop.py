@@ -162,10 +162,9 @@ class Training:
         optimizer = make_optimizer(self.config, self.num_steps)
         state = self.devices.weights(initial_state(params, optimizer, self.config))
         run = Run(0, state, self.devices.weights(jax.tree.map(jnp.zeros_like, params)), ())
-        checkpoint = None if saved is None else saved.restore(run.checkpoint[1])
-        if checkpoint is not None:
-            history = tuple(Epoch(*epoch) for epoch in checkpoint.notes["history"])
-            run = Run(checkpoint.step, **checkpoint.tree, history=history)
+        found = None if saved is None else saved.restore(run.checkpoint[1])
+        if found is not None:
+            run = Run(found.step, **found.tree, history=tuple(Epoch(*epoch) for epoch in found.notes["history"]))
         self.run = run
         for _ in self.run.history:
             self.next_rows()
