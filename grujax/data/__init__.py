@@ -1,4 +1,4 @@
-"""Sequences from disk or memory: load, check, standardise, bucket, batch, pack. NumPy only; no JAX."""
+"""Loads, checks, splits, batches and packs sequences from disk or memory. Uses NumPy alone, not JAX."""
 
 from grujax.data.batches import Batch, batches, bucket_boundaries, padding_share
 from grujax.data.checks import AxesWarning, DataWarning, UnitWarning

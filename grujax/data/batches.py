@@ -1,4 +1,4 @@
-"""Batches of few shapes: sequences of similar length together, for little padding and few compilations."""
+"""Makes batches of few shapes: sequences of similar length share a batch, for little padding and few compilations."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -14,28 +14,30 @@ from grujax.errors import require
 class Plan(NamedTuple):
     """The rows of each of S batches."""
 
-    bucket: np.ndarray  # (S,) int32: which of the boundaries it is padded to
+    bucket: np.ndarray  # (S,) int32, the index of the boundary that the batch is padded to
     rows: np.ndarray  # (S, B) int32, -1 for filler
 
 
 class Batch(NamedTuple):
     """B rows of one bucket. Filler rows have length 0, weight 0, row -1 and zeros for x and y.
 
-    With a label or target a step y is (B, T) int32 or (B, T, K) float32, and -1 or NaN where there is none: in padding
-    and filler too. Of several heads y is a dict of such arrays, and weight, in `fit`, one of (B,).
+    With a label or target for each step, y is (B, T) int32 or (B, T, K) float32, and -1 or NaN at steps without one,
+    which includes padding and filler. With several heads y is a dict of such arrays, and in `fit` weight may be a dict
+    of arrays (B,).
     """
 
     x: np.ndarray  # (B, T, C) float32
     lengths: np.ndarray  # (B,) int32
-    y: Any  # (B,) int32 classes, (B,) or (B, K) float32 targets; (B,) float32 zeros where y is unknown
-    weight: Any  # (B,) float32, 1 or 0
+    y: Any  # (B,) int32 classes, (B,) or (B, K) float32 targets; (B,) float32 zeros if y is unknown
+    weight: Any  # (B,) float32, 1 for a row, 0 for filler
     rows: np.ndarray  # (B,) int32: the index of each row in the data
 
 
 def bucket_boundaries(lengths: ArrayLike, count: int = 4, multiple: int = 4) -> tuple[int, ...]:
-    """The padded lengths, at most `count` and each a multiple of `multiple`, that pad `lengths` (N,) the least in all.
+    """Returns the padded lengths that give the least total padding for sequences of `lengths` (N,).
 
-    Increasing; the last holds the longest sequence. Raises InputError for lengths, count or multiple below 1.
+    They are at most `count` multiples of `multiple`, in increasing order; the last one holds the longest sequence.
+    Raises InputError for lengths, count or multiple below 1.
 
     >>> bucket_boundaries([3, 4, 4, 15, 30], count=2, multiple=1)
     (4, 30)
@@ -45,9 +47,9 @@ def bucket_boundaries(lengths: ArrayLike, count: int = 4, multiple: int = 4) -> 
     require(multiple >= 1, "multiple", "at least 1", multiple)
     edges, counts = np.unique(-(-lengths // multiple) * multiple, return_counts=True)
     before = np.concatenate([[0], np.cumsum(counts)])  # before[j] sequences are shorter than edges[j]
-    least = np.full(len(edges) + 1, np.inf)  # least[j]: the fewest steps that hold the first j edges
+    least = np.full(len(edges) + 1, np.inf)  # least[j]: the fewest steps, with padding, for the first j edges
     least[0] = 0
-    starts = []  # for each number of buckets: where the last of them begins, by where it ends
+    starts = []  # for each number of buckets: the start of the last bucket, indexed by its end
     for _ in range(min(count, len(edges))):
         start, steps = np.zeros(len(least), np.int64), np.full(len(least), np.inf)
         for end in range(1, len(least)):
@@ -64,7 +66,7 @@ def bucket_boundaries(lengths: ArrayLike, count: int = 4, multiple: int = 4) -> 
 
 
 def padding_share(lengths: ArrayLike, boundaries: tuple[int, ...]) -> float:
-    """The share of padded steps when each of `lengths` (N,) is padded as in `batches`; filler rows are not counted.
+    """Returns the share of padded steps if `lengths` (N,) are padded as in `batches`. Filler rows are not counted.
 
     >>> padding_share([1, 2, 4], (2, 4))
     0.125
@@ -77,12 +79,12 @@ def padding_share(lengths: ArrayLike, boundaries: tuple[int, ...]) -> float:
 def batches(
     data: Sequences, batch_size: int, boundaries: tuple[int, ...], rng: np.random.Generator | None = None
 ) -> Iterator[Batch]:
-    """Every row once, in batches of exactly `batch_size` rows padded to one of `boundaries`.
+    """Yields every row once, in batches of exactly `batch_size` rows padded to one of `boundaries`.
 
-    A sequence is padded to the smallest boundary that is long enough, one longer than all of them to the longest
-    length. The last batch of a bucket is filled up with rows of weight 0. `rng` shuffles the rows of each bucket and
-    then the batches; without it they are ordered by bucket, then by row. Raises InputError for a batch_size or a
-    boundary below 1 and for boundaries that do not increase.
+    A sequence is padded to the smallest boundary that is long enough; if it is longer than all of them, to the longest
+    length of the data. The last batch of a bucket is filled up with rows of weight 0. `rng` shuffles the rows of each
+    bucket and then the batches; without it they are ordered by bucket, then by row. Raises InputError for a batch_size
+    or a boundary below 1 and for boundaries that do not increase.
 
     >>> from grujax.data import sequences
     >>> data = sequences([[[1.0]], [[2.0], [3.0]], [[4.0]]])
@@ -97,7 +99,7 @@ def batches(
 def plan_of(
     lengths: np.ndarray, batch_size: int, boundaries: tuple[int, ...], rng: np.random.Generator | None = None
 ) -> Plan:
-    """The batches that `batches` makes of sequences of those lengths (N,)."""
+    """Returns the rows of the batches that `batches` yields for sequences of `lengths` (N,)."""
     require(batch_size >= 1, "batch_size", "at least 1", batch_size)
     bucket_of_row = np.searchsorted(_covering(boundaries, lengths), lengths)
     bucket, rows = [], []
@@ -113,7 +115,7 @@ def plan_of(
 
 
 def batch_of(data: Sequences, rows: np.ndarray, steps: int) -> Batch:
-    """The rows (..., B) of the data, -1 for filler, padded to so many steps: each array of a batch has those axes."""
+    """Returns the batch of `rows` (..., B), -1 for filler, padded to `steps`; its arrays have these leading axes."""
     filler = rows < 0
     targets = data.targets or {"": Target(np.zeros(len(data), np.float32), None)}
     x = padded(data.x[rows, :steps], rows.ndim, steps, 0).astype(np.float32, copy=False)
@@ -124,15 +126,16 @@ def batch_of(data: Sequences, rows: np.ndarray, steps: int) -> Batch:
 
 
 def _positive(lengths: ArrayLike) -> np.ndarray:
+    """Returns `lengths` as (N,) int64. Raises InputError unless they are one or more positive integers."""
     array = np.asarray(lengths)
     fits = array.ndim == 1 and array.size > 0 and array.dtype.kind in "iu"
-    require(fits, "lengths", "one integer or more", f"{array.dtype} of shape {array.shape}")
+    require(fits, "lengths", "one or more integers", f"{array.dtype} of shape {array.shape}")
     require(array.min() >= 1, "lengths", "at least 1 step", array.min())
     return array.astype(np.int64)
 
 
 def _covering(boundaries: tuple[int, ...], lengths: np.ndarray) -> tuple[int, ...]:
-    """The boundaries, and one more where the longest length lies beyond them."""
+    """Returns the boundaries, and the longest length after them if it exceeds them all."""
     rising = all(low < high for low, high in zip((0, *boundaries), boundaries, strict=False))
     require(rising, "boundaries", "increasing lengths of at least 1", boundaries)
     longest = int(lengths.max())

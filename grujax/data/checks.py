@@ -1,4 +1,4 @@
-"""The checks behind `sequences`. Each raises InputError with the first row that is wrong."""
+"""The checks of `sequences`. Each raises InputError that names the first wrong row."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,31 +12,31 @@ from grujax.errors import InputError, require
 
 
 class DataWarning(UserWarning):
-    """Data are read as they are, and look as if something else had been meant."""
+    """The data are used as given, but look like a mistake."""
 
 
 class AxesWarning(DataWarning):
-    """x looks like an array of other axes than (N, T, C)."""
+    """The axes of x do not seem to be (N, T, C)."""
 
 
 class UnitWarning(DataWarning):
-    """Times look like those of another unit than the training's."""
+    """The times seem to have another unit than those of the training split."""
 
 
 FIELDS = ("hidden", "activation")
-"""No names of heads: the layers `head_hidden` and `head_activation` would be named as fields of a model."""
-SWAPPED = "x is (N, T, C): of an array (N, C, T), as aeon has it, pass x.swapaxes(1, 2)."
+"""Names that no head may have: `head_hidden` and `head_activation` are fields of a model."""
+SWAPPED = "x has the axes (N, T, C). For an array (N, C, T), as in aeon, pass x.swapaxes(1, 2)."
 
 
 def shown(names: Iterable[str] | None) -> str:
-    """Class names as an error prints them: the first ten."""
+    """Returns names as an error prints them: the first ten, and how many there are if they are more."""
     names = list(names or ())
     more = f", ... ({len(names)} in all)" if len(names) > 10 else ""
     return (", ".join(map(repr, names[:10])) + more) or "none"
 
 
 def unmasked(value: Any) -> Any:
-    """A masked array of NumPy as one that misses what is masked, as NaN or None; all else as it is."""
+    """Returns a masked array of NumPy with NaN, or None, in its masked entries; any other value unchanged."""
     if not isinstance(value, np.ma.MaskedArray) or not np.ma.is_masked(value):
         return value
     dtype, fill = (np.result_type(value, np.float32), np.nan) if value.dtype.kind in "biuf" else (object, None)
@@ -44,6 +44,7 @@ def unmasked(value: Any) -> Any:
 
 
 def array_of(value: ArrayLike | Sequence[ArrayLike], argument: str, source: str) -> np.ndarray:
+    """Returns `value` as an array, with NaN or None where NumPy masks it."""
     try:
         return np.asarray(unmasked(value))
     except ValueError as error:
@@ -51,7 +52,7 @@ def array_of(value: ArrayLike | Sequence[ArrayLike], argument: str, source: str)
 
 
 def real(value: ArrayLike, axes: str, argument: str, source: str) -> np.ndarray:
-    """`value` as an array of real numbers with as many axes as `axes` names, its dtype kept."""
+    """Returns `value` as an array of real numbers, of its own dtype, with as many axes as `axes` names."""
     array = array_of(value, argument, source)
     fits = array.ndim == axes.count(",") + 1 and array.dtype.kind in "biuf"
     require(fits, argument, f"real numbers {axes}", f"{array.dtype} of shape {array.shape} in {source}")
@@ -59,7 +60,7 @@ def real(value: ArrayLike, axes: str, argument: str, source: str) -> np.ndarray:
 
 
 def checked_lengths(lengths: ArrayLike | None, shape: tuple[int, ...], source: str) -> np.ndarray:
-    """`lengths` as (N,) int32 for x of `shape` (N, T, C); None is T everywhere."""
+    """Returns `lengths` as (N,) int32 for x of `shape` (N, T, C); None means that all are T."""
     if lengths is None:
         return np.full(shape[0], shape[1], np.int32)
     steps = array_of(lengths, "lengths", source)
@@ -74,17 +75,17 @@ def checked_lengths(lengths: ArrayLike | None, shape: tuple[int, ...], source: s
     return steps.astype(np.int32)
 
 
-def argument(of: str, name: str) -> str:
-    """What an error calls the y or the labels of a head.
+def argument(parameter: str, head: str) -> str:
+    """Returns the name by which an error calls the y or the labels of a head.
 
     >>> argument("y", "label"), argument("y", "")
     ("y['label']", 'y')
     """
-    return f"{of}[{name!r}]" if name else of
+    return f"{parameter}[{head!r}]" if head else parameter
 
 
 def in_words(heads: Iterable[str]) -> str:
-    """Names of heads as an error prints them.
+    """Returns the names of heads as an error prints them.
 
     >>> in_words(["label", "value"]), in_words([""])
     ("the heads 'label', 'value'", 'a single head')
@@ -93,7 +94,7 @@ def in_words(heads: Iterable[str]) -> str:
 
 
 def check_names(y: Any, labels: Any) -> None:
-    """Of the heads in y, where there are several, and that `labels`, where given, has the same."""
+    """Checks the names of the heads in y, if there are several, and that `labels`, if given, has the same heads."""
     plain = not isinstance(y, Mapping) or all(isinstance(name, str) and name and "/" not in name for name in y)
     found = shown(named(y))
     require(plain and len(named(y)) > 0, "y", "heads named by strings, not empty and without a slash", found)
@@ -106,7 +107,7 @@ def check_names(y: Any, labels: Any) -> None:
 def checked_target(
     y: Any, name: str, lengths: np.ndarray, width: int, labels: Iterable[str] | None, source: str
 ) -> Target:
-    """y of a head, one a step or one a sequence. `width` is T."""
+    """Checks the y of a head, one value per step or one per sequence, and returns it as a `Target`. `width` is T."""
     try:
         if is_per_step(y):
             return Target(*checked_steps_y(y, lengths, width, labels, source))
@@ -114,20 +115,20 @@ def checked_target(
     except InputError as error:
         if not name:
             raise
-        of = argument("y", name) + error.argument.removeprefix("y")
-        raise InputError(of, error.expected, error.found, error.remedy, error.rule) from error
+        of_head = argument("y", name) + error.argument.removeprefix("y")
+        raise InputError(of_head, error.expected, error.found, error.remedy, error.rule) from error
 
 
 def checked_y(
     y: ArrayLike | Sequence[ArrayLike], count: int, labels: Iterable[str] | None, source: str
 ) -> tuple[np.ndarray, tuple[str, ...] | None]:
-    """y as (N,) int32 indices into the class names, and these; or as (N,) or (N, K) float32 targets, and None."""
+    """Returns y as (N,) int32 class indices, and the class names; or as (N,) or (N, K) float32 targets, and None."""
     values = array_of(y, "y", source)
     several = values.ndim == 2 and values.dtype.kind == "f" and labels is None and values.shape[1] > 0
     fits = values.shape[:1] == (count,) and (values.ndim == 1 or several)
-    expected = f"one value, or several floats, for each of {count} sequences"
+    expected = f"one value, or several floats, for each of the {count} sequences"
     require(fits, "y", expected, f"{values.dtype} of shape {values.shape} in {source}")
-    if values.dtype == object and all(isinstance(value, str) for value in values):  # as pandas holds strings
+    if values.dtype == object and all(isinstance(value, str) for value in values):  # strings of pandas
         values = values.astype(str)
     if values.dtype.kind == "f" and labels is None:
         with np.errstate(over="ignore"):
@@ -153,50 +154,52 @@ def is_per_step(y: ArrayLike | Sequence[ArrayLike]) -> bool:
 def checked_steps_y(
     y: Any, lengths: np.ndarray, width: int, labels: Iterable[str] | None, source: str
 ) -> tuple[np.ndarray, tuple[str, ...] | None]:
-    """y, N rows, as (N, T) int32 indices into the class names, -1 where there is none, and these; or as (N, T, K)
-    float32 targets, NaN where there are none, and None. `width` is T."""
+    """Returns the N rows of y as (N, T) int32 class indices, -1 at steps without a label, and the class names; or as
+    (N, T, K) float32 targets, NaN at steps without targets, and None. `width` is T."""
     rows = [array_of(row, f"y[{index}]", source) for index, row in enumerate(y)]
     require(len(rows) == len(lengths), "y", f"a row for each of {len(lengths)} sequences", len(rows))
     axes = rows[0].shape[1:]
     for index, (row, length) in enumerate(zip(rows, lengths.tolist(), strict=True)):
         fits = row.ndim in (1, 2) and len(row) in (length, width) and row.shape[1:] == axes
-        require(fits, f"y[{index}]", f"one for each of {length} steps", f"shape {row.shape} in {source}")
+        expected = f"one label, or one list of targets, for each of {length} steps"
+        require(fits, f"y[{index}]", expected, f"shape {row.shape} in {source}")
     values = np.concatenate([row[:length] for row, length in zip(rows, lengths, strict=True)])
-    there = np.arange(width) < lengths[:, None]  # (N, T); the values are these, in order
+    valid = np.arange(width) < lengths[:, None]  # (N, T): `values` belong to these steps, in order
 
     def place(index: int) -> str:
-        row, step = np.argwhere(there)[index].tolist()
+        row, step = np.argwhere(valid)[index].tolist()
         return f"row {row}, step {step}"
 
     if axes:
-        require(labels is None, "y", "a class label (string or integer) a step", f"targets {axes} a step in {source}")
+        expected = "a class label (string or integer) for each step"
+        require(labels is None, "y", expected, f"targets {axes} for each step in {source}")
         with np.errstate(over="ignore"):
             targets = real(values, "(step, K)", "y", source).astype(np.float32)
         missing = np.isnan(targets).all(1)
         wrong = np.flatnonzero(~(np.isfinite(targets).all(1) | missing))
         if len(wrong):
-            expected = "finite float32 targets, or NaN for all of a step"
+            expected = "finite float32 targets, or NaN for all targets of a step"
             raise InputError("y", expected, f"{values[wrong[0]]} at {place(wrong[0])} of {source}")
         names, flat, filler = None, targets, np.float32(np.nan)
     else:
-        remedy = "A target a step is (T_i, 1); a step without a label has None, '' or -1."
-        none = [value is None or value != value or value in (-1, "") for value in values.tolist()]
-        missing = np.array(none, bool)
+        remedy = "Single targets of the steps are (T_i, 1). A step without a label has None, '' or -1."
+        unlabelled = [value is None or value != value or value in (-1, "") for value in values.tolist()]
+        missing = np.array(unlabelled, bool)
         known = np.array(values[~missing].tolist())
         require(known.dtype.kind in "Ubiu" or not len(known), "y", "labels (T_i,)", f"{known.dtype}", remedy)
         where = np.flatnonzero(~missing)
         filler, flat = np.int32(-1), np.full(len(values), -1, np.int32)
         flat[where], names = _classes(known, labels, source, lambda index: place(where[index]))
-    require(not missing.all(), "y", "a label or target for one step at least", f"none in {source}")
-    padded = np.full((*there.shape, *axes), filler)
-    padded[there] = flat
+    require(not missing.all(), "y", "a label or target for at least one step", f"none in {source}")
+    padded = np.full((*valid.shape, *axes), filler)
+    padded[valid] = flat
     return padded, names
 
 
 def _classes(
     values: np.ndarray, labels: Iterable[str] | None, source: str, place: Callable[[int], str]
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """values (N,) as int32 indices into the class names, and these. `place` names the place of a value."""
+    """Returns values (N,) as int32 class indices, and the class names. `place` names the place of a value in errors."""
     distinct, first, number = np.unique(values, return_index=True, return_inverse=True)
     names = [str(name) for name in distinct.tolist()]
     known = tuple(sorted(names, key=_order) if labels is None else labels)
@@ -209,7 +212,7 @@ def _classes(
 
 
 def _order(label: str) -> tuple[float, str]:
-    """Sorts numbers by value, before every other name."""
+    """A key that sorts numbers by value, before all other names."""
     try:
         number = float(label)
     except ValueError:

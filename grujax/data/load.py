@@ -1,4 +1,4 @@
-"""Data sets from disk: those that come with aeon, and files. Nothing is ever downloaded."""
+"""Loads data sets from disk: the sets that aeon contains, and files. Nothing is ever downloaded."""
 
 import difflib
 import os
@@ -27,44 +27,51 @@ def load(
     missing: str = "refuse",
     max_bytes: int = MAX_BYTES,
 ) -> Dataset:
-    """A training and a test split.
+    """Loads a data set as a training and a test split.
 
-    source: the name of a set in aeon's own data folder, or a file: `.ts`; `.npz` with X (N, T, C), y (N,) and
-    optionally lengths (N,), in the place of y for several heads a y_NAME of each; `.csv` or `.parquet` with a line a
-    step and columns `sequence`, `y`, optionally `time`, and the channels, or with a line a sequence, `y`, and a column
-    a step: `0`, `1`, ..., or `a_0`, ... of a channel a.
-    A `.csv` whose first line is numbers alone is refused, as it seems to have no names of columns.
-    With a label or target a step y is (N, T) or (N, T, K), or the column `y_step`: see `sequences`.
-    (`load_sequences` takes `.npy` too, X alone.)
-    test: the test file. None takes the file beside `source` that ends in `_TEST`, or else holds out `fraction` of the
-    training rows, chosen by `seed`, the classes in proportion (`stratified_split`).
-    missing: "mask" takes missing values; see `sequences`. The test split is filled as the training split; rows that are
-    held out of `source` are filled by the mean of all of its rows.
-    max_bytes: what each file may hold; see `load_sequences`.
+    Args:
+      source: the name of a set in aeon's data folder, or the path of a file: `.ts`; `.npz` with X (N, T, C), y (N,) and
+        optionally lengths (N,), or with an array y_NAME for each of several heads in place of y; `.csv` or `.parquet`,
+        either with a line per step and the columns `sequence`, `y`, optionally `time`, and the channels, or with a line
+        per sequence, the column `y`, and a column per step: `0`, `1`, ..., or `a_0`, `a_1`, ... for a channel a. With a
+        label or target for each step, y is (N, T) or (N, T, K), or the column is `y_step`: see `sequences`. A `.csv`
+        whose first line has only numbers is refused, as the names of its columns seem to be missing. (`load_sequences`
+        also reads `.npy` files, which hold X alone.)
+      test: the test file. None: the file beside `source` whose name ends in `_TEST`; without one, a stratified
+        `fraction` of the training rows is held out (`stratified_split`).
+      seed: seed of that split.
+      fraction: share of the rows to hold out if there is no test file.
+      missing: "mask" accepts missing values; see `sequences`. The test split is filled with the means of the training
+        split; rows held out of `source` are filled with the means of all of its rows.
+      max_bytes: the limit for each file; see `load_sequences`.
 
-    Raises InputError for a name or file that is not there, a damaged file, values that `sequences` refuses, a single
-    class or target, and test labels that are unknown in training. A test file that is trained on is a `DataWarning`.
+    Raises:
+      InputError: a name or file that does not exist, a damaged file, values that `sequences` refuses, data with a
+        single class or target value, or test labels that the training split does not have.
+
+    Warns:
+      DataWarning: the test file is the training file.
 
     >>> load("BasicMotions").train.labels
     ('badminton', 'running', 'standing', 'walking')
     """
-    path, beside = _files(source)
+    path, test_path = _files(source)
     raw = read(path, max_bytes)
     require(raw.y is not None, "y", "labels or targets", f"none in {path.name}", "Add them as an array or column y.")
     times = raw.times if missing == "mask" else None
     train = sequences(raw.x, raw.y, raw.lengths, missing=missing, times=times, source=path.name)
     for head, (y, labels) in train.targets.items():
         found = f"only {shown(labels)} in {path.name}"
-        require(labels is None or len(labels) > 1, argument("y", head), "two classes or more", found)
+        require(labels is None or len(labels) > 1, argument("y", head), "at least two classes", found)
         known = y[np.isfinite(y)]
         found = f"{known.flat[0]} alone in {path.name}"
         require(known.min() < known.max(), argument("y", head), "targets that differ", found)
     name = path.stem.removesuffix("_TRAIN")
-    if test is None and not beside.is_file():
+    if test is None and not test_path.is_file():
         return Dataset(name, *stratified_split(train, fraction, seed))
     if test is not None and os.path.exists(test) and os.path.exists(path) and os.path.samefile(test, path):
         warnings.warn(f"the test file {path.name} is the one that is trained on", DataWarning, stacklevel=2)
-    path = beside if test is None else Path(test)
+    path = test_path if test is None else Path(test)
     return Dataset(name, train, load_sequences(path, labels=train.labels, fill=train.fill, max_bytes=max_bytes))
 
 
@@ -78,21 +85,31 @@ def load_sequences(
     need_labels: bool = True,
     max_bytes: int = MAX_BYTES,
 ) -> Sequences:
-    """Sequences for a trained model: the test split of a named set, or a single file.
+    """Loads sequences for a trained model: the test split of a named set, or a single file.
 
-    labels: the model's class names; None for regression; of several heads a dict by name. channels: the model's C.
-    need_labels: False ignores y.
-    fill, gap: those of the training split of a model trained with `missing="mask"`, which is then how x is read; see
-    `sequences`. A median gap five times as long as `gap`, or as short, is a `UnitWarning`.
-    max_bytes: a file that declares more, each value counted as 4 bytes at least, is refused before it is read: a small
-    `.npz` can unpack to any amount. Loading takes about twice as much memory: the file's values and those in float32.
-    Raises InputError as `load` does, and where the labels or channels are not the model's.
+    Args:
+      source: the name of a set in aeon's data folder, or the path of a file, as in `load`; also a `.npy` file of X.
+      labels: the model's class names; None for a regression; with several heads a dict by name.
+      channels: the model's number of channels C; None accepts any.
+      fill: `fill` of the training split, for a model that was trained with missing="mask"; x is then read in the same
+        way. See `sequences`.
+      gap: `gap` of that training split.
+      need_labels: False ignores y.
+      max_bytes: a file that declares more bytes than this is refused before it is read, as a small `.npz` can unpack to
+        any amount. Each value counts as at least 4 bytes. Loading takes about twice as much memory, for the values of
+        the file and for their float32 copies.
+
+    Raises:
+      InputError: as `load` does, and for labels or channels that the model does not have.
+
+    Warns:
+      UnitWarning: the median gap between steps is at least five times `gap`, or at most a fifth of it.
 
     >>> len(load_sequences("BasicMotions", channels=6, need_labels=False))
     40
     """
-    path, beside = _files(source)
-    path = path if _is_path(source) else beside
+    path, test_path = _files(source)
+    path = path if _is_path(source) else test_path
     raw = read(path, max_bytes)
     options: dict[str, Any] = {} if fill is None else {"missing": "mask", "times": raw.times, "fill": fill}
     y = None
@@ -101,9 +118,10 @@ def load_sequences(
         y, known = named(raw.y), named(labels)
         expected, found = f"{in_words(known)}, as in training", f"{in_words(y)} in {path.name}"
         require(y.keys() == known.keys(), "y", expected, found)
-        for name, of in y.items():
-            if known[name] is None:  # integers are targets here, not classes
-                y[name] = [_targets(row, path) for row in of] if isinstance(of, list) else _targets(of, path)
+        for name, values in y.items():
+            if known[name] is None:  # a regression head: integers are targets, not classes
+                steps = isinstance(values, list)
+                y[name] = [_targets(row, path) for row in values] if steps else _targets(values, path)
         y, options["labels"] = unnamed({name: y[name] for name in known}), labels
     data = sequences(raw.x, y, raw.lengths, source=path.name, **options)
     compare_gaps(data.gap, gap, path.name)
@@ -113,10 +131,10 @@ def load_sequences(
 
 
 def _targets(y: np.ndarray, path: Path) -> np.ndarray:
-    """y as numbers; of a table's steps (T, 1)."""
-    none = y.dtype == object and all(value is None or isinstance(value, (int, float)) for value in y)
-    require(none or y.dtype.kind in "iuf", "y", "real targets, as in training", f"{y.dtype} in {path.name}")
-    return y.astype(np.float64).reshape(-1, 1) if none else y.astype(np.float64)
+    """Returns y as float64 targets; the y of a table's steps, an array of objects with None, as (T, 1)."""
+    of_steps = y.dtype == object and all(value is None or isinstance(value, (int, float)) for value in y)
+    require(of_steps or y.dtype.kind in "iuf", "y", "real targets, as in training", f"{y.dtype} in {path.name}")
+    return y.astype(np.float64).reshape(-1, 1) if of_steps else y.astype(np.float64)
 
 
 def _is_path(source: str | Path) -> bool:
@@ -124,7 +142,7 @@ def _is_path(source: str | Path) -> bool:
 
 
 def _files(source: str | Path) -> tuple[Path, Path]:
-    """The file that `source` means, and where its test file would be."""
+    """Returns the path of the file that `source` names, and the path that its test file would have."""
     if _is_path(source):
         path = Path(source)
         return path, path.parent / f"{path.stem.removesuffix('_TRAIN')}_TEST{path.suffix}"

@@ -1,4 +1,4 @@
-"""Missing values as channels: the last observed value, whether there is one, and how long ago it was."""
+"""Represents missing values by channels: the last observed value, a mask, and the time since the last observation."""
 
 import warnings
 from typing import Any
@@ -10,27 +10,27 @@ from grujax.data.checks import UnitWarning, real
 from grujax.errors import require
 
 FACTOR, GAPS = 5, 20
-"""Median gaps, of so many at least, that differ by this factor may have another unit of time."""
+"""Median gaps, of at least GAPS gaps, that differ by this factor may have different units of time."""
 
 
 def masked(
     x: np.ndarray, lengths: np.ndarray, times: np.ndarray, fill: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """x (N, T, C) float32, NaN where missing -> (N, T, 3C) float32 and fill (C,) float32.
+    """Returns (N, T, 3C) float32 and fill (C,) float32 for x (N, T, C) float32, which is NaN where a value is missing.
 
-    The channels are C values, the last observed ones and `fill` before the first; C of the mask m, 1 where a value was
-    observed and else 0; and C gaps: the time since the observation before this step, or since the first step where
-    there is none, in units of `times` (N, T):
+    The channels are: C values, the last observed ones, and `fill` before the first observation; C channels of the mask
+    m, 1 where a value was observed and 0 elsewhere; and C gaps, the time since the previous observation, or since the
+    first step if there is none, in the units of `times` s (N, T):
 
         gap_0 = 0        gap_t = s_t - s_{t-1} + (0 if m_{t-1} else gap_{t-1})
 
-    `fill` is the mean of what was observed, 0 of a channel without an observation; that of a trained model where given.
+    fill: (C,), as a trained model has it. None: the mean of each channel's observations, 0 if it has none.
 
     Source: Che et al. 2018, arXiv 1606.01865, equations of the mask and the time interval.
     """
     valid = (np.arange(x.shape[1]) < lengths[:, None])[..., None]
     observed = valid & ~np.isnan(x)
-    with np.errstate(invalid="ignore"):  # what is infinite is refused later, by its row
+    with np.errstate(invalid="ignore"):  # infinite values are refused later, with their row
         sums, counts = np.where(observed, x, 0).sum((0, 1), dtype=np.float64), observed.sum((0, 1))
     before_first = (sums / np.maximum(counts, 1)).astype(np.float32) if fill is None else fill
     step = np.arange(x.shape[1])[:, None]
@@ -42,20 +42,20 @@ def masked(
 
 
 def median_gap(times: np.ndarray, lengths: np.ndarray) -> float | None:
-    """The median time from a step to the next, of `times` (N, T); None of too few to tell, or 0."""
-    there = np.arange(1, times.shape[1]) < lengths[:, None]
-    return (float(np.median(np.diff(times)[there])) or None) if there.sum() >= GAPS else None
+    """The median time from one step to the next in `times` (N, T); None if it is 0 or there are fewer than GAPS."""
+    valid = np.arange(1, times.shape[1]) < lengths[:, None]
+    return (float(np.median(np.diff(times)[valid])) or None) if valid.sum() >= GAPS else None
 
 
 def compare_gaps(found: float | None, known: float | None, source: str) -> None:
-    """Warns where median gaps differ so much that their times may have another unit, which no file tells."""
+    """Warns if two median gaps differ so much that their units of time may differ: files do not store the unit."""
     if found and known and not 1 / FACTOR < found / known < FACTOR:
-        told = f"time: a median gap of {found:g} in {source}, and of {known:g} in training. Have they the same unit?"
-        warnings.warn(told, UnitWarning, stacklevel=3)
+        gaps = f"a median gap of {found:g} in {source}, and of {known:g} in training"
+        warnings.warn(f"time: {gaps}. Do both have the same unit?", UnitWarning, stacklevel=3)
 
 
 def checked_fill(fill: ArrayLike, channels: int, source: str) -> np.ndarray:
-    """`fill` as (C,) float32."""
+    """Returns `fill` as (C,) float32. Raises InputError unless it has a finite number for each channel."""
     array = real(fill, "(C)", "fill", source).astype(np.float32)
     require(len(array) == channels, "fill", f"{channels} values, one for each channel of {source}", len(array))
     require(bool(np.isfinite(array).all()), "fill", "finite numbers", array.tolist())
@@ -63,7 +63,10 @@ def checked_fill(fill: ArrayLike, channels: int, source: str) -> np.ndarray:
 
 
 def checked_times(times: Any, lengths: np.ndarray, width: int, source: str) -> np.ndarray:
-    """`times`, N rows of a time for each step, as (N, T) float64, not falling; None is 0, 1, ... `width` is T."""
+    """Returns `times`, N rows of a time for each step, as (N, T) float64; None means 0, 1, ... `width` is T.
+
+    Raises InputError for times that decrease or are not finite, and for rows of another length.
+    """
     padded = np.zeros((len(lengths), width)) + np.arange(width)
     if times is None:
         return padded
@@ -71,10 +74,10 @@ def checked_times(times: Any, lengths: np.ndarray, width: int, source: str) -> n
     require(len(rows) == len(lengths), "times", f"a row for each of {len(lengths)} sequences", len(rows))
     for index, (row, length) in enumerate(zip(rows, lengths.tolist(), strict=True)):
         array = real(row, "(T)", f"times[{index}]", source)
-        require(len(array) in (length, width), f"times[{index}]", f"one for each of {length} steps", len(array))
+        require(len(array) in (length, width), f"times[{index}]", f"one time for each of {length} steps", len(array))
         kept = array[:length].astype(np.float64)
-        span = np.finfo(np.float32).max  # else a gap would be infinite
-        rises = bool(np.isfinite(kept).all() and (np.diff(kept) >= 0).all() and kept[-1] - kept[0] <= span)
-        require(rises, f"times[{index}]", "finite numbers that do not fall", f"others in {source}")
+        span = np.finfo(np.float32).max  # a longer gap would be infinite in float32
+        fits = bool(np.isfinite(kept).all() and (np.diff(kept) >= 0).all() and kept[-1] - kept[0] <= span)
+        require(fits, f"times[{index}]", "finite numbers that do not decrease", f"others in {source}")
         padded[index, :length] = kept
     return padded

@@ -1,4 +1,4 @@
-"""Many short sequences end to end in few rows, for a layer that starts a new sequence where `resets` is True."""
+"""Packs short sequences end to end into few rows, for a layer that starts a new sequence where `resets` is True."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,18 +12,18 @@ from grujax.errors import InputError, require
 
 @dataclass(frozen=True, eq=False)
 class Packed:
-    """N sequences in R rows of T steps. Made by `pack_sequences`; `unpack_sequences` takes them apart again.
+    """N sequences in R rows of T steps. `pack_sequences` makes it; `unpack_sequences` restores the sequences.
 
-    A sequence of no steps takes no place: it has no reset, and another one may begin at its start.
+    A sequence without steps takes no space: it has no reset, and another one may begin at its start.
     """
 
     x: np.ndarray  # (R, T, C), zero in padding
-    lengths: np.ndarray  # (R,) int32, filled steps of each row; there are no holes
+    lengths: np.ndarray  # (R,) int32, the filled steps of each row, which are its first ones
     resets: np.ndarray  # (R, T) bool, True at the first step of each sequence
-    segments: np.ndarray  # (R, T) int32, which sequence a step belongs to, -1 in padding
+    segments: np.ndarray  # (R, T) int32, the index of the sequence that a step belongs to, -1 in padding
     rows: np.ndarray  # (N,) int32, the row of each sequence
     starts: np.ndarray  # (N,) int32, its first step in that row, 0..T
-    sizes: np.ndarray  # (N,) int32, its steps, 0..T
+    sizes: np.ndarray  # (N,) int32, its number of steps, 0..T
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -35,7 +35,7 @@ class Packed:
 
     @property
     def padding_before(self) -> float:
-        """The share of padding with a row for each sequence, as long as the longest of them."""
+        """The share of padding without packing: a row for each sequence, as long as the longest one."""
         return float(1 - self.sizes.sum() / (len(self) * _longest(self.sizes)))
 
     def __str__(self) -> str:
@@ -47,14 +47,16 @@ class Packed:
 
 
 def pack_sequences(sequences: Sequence[ArrayLike], *, length: int | None = None, num_rows: int | None = None) -> Packed:
-    """Puts each sequence, in the given order, behind those of the first row that has room for it.
+    """Appends each sequence, in the given order, to the first row that has room for it.
 
-    sequences: a list of (T_i, C), all of one floating dtype, which x keeps. T_i may be 0.
-    length: T, the steps of a row; None is the longest T_i, at least 1.
-    num_rows: R; what is not needed stays empty. None is as many as are needed. Give both `length` and `num_rows` for
-        one shape whatever the sequences, so that a jitted function compiles once.
+    Args:
+      sequences: a list of arrays (T_i, C) of one floating dtype, which x keeps. T_i may be 0.
+      length: T, the number of steps of a row. None: the longest T_i, at least 1.
+      num_rows: R, the number of rows; surplus rows stay empty. None: as many as the sequences need. Pass both `length`
+        and `num_rows` to get the same shape for any sequences, so that a jitted function compiles once.
 
-    Raises InputError for no sequences, other shapes or dtypes, one longer than `length`, too few rows.
+    Raises:
+      InputError: no sequences, arrays of other shapes or dtypes, a sequence longer than `length`, or too few rows.
 
     >>> packed = pack_sequences([np.ones((3, 1)), np.ones((2, 1)), np.ones((1, 1))], length=4)
     >>> packed.segments.tolist(), packed.lengths.tolist()
@@ -91,11 +93,11 @@ def pack_sequences(sequences: Sequence[ArrayLike], *, length: int | None = None,
 
 
 def unpack_sequences(packed: Packed, output: ArrayLike) -> list[Any]:
-    """The part of `output` (R, T, ...) that belongs to each sequence: N arrays (T_i, ...), in the order packed.
+    """Returns the part of `output` (R, T, ...) that belongs to each sequence: N arrays (T_i, ...), in packing order.
 
-    The parts of a JAX array, traced or not, are JAX arrays; those of a NumPy array are views of it. Outside jit, JAX
-    compiles a slice for each place: for thousands of sequences unpack `np.asarray(output)`. Raises InputError where R
-    or T differ.
+    For a JAX array, traced or not, these are JAX arrays; for a NumPy array they are views of it. Outside jit, JAX
+    compiles one slice for each position: for thousands of sequences unpack `np.asarray(output)`. Raises InputError if R
+    or T differ from those of `packed`.
 
     >>> packed = pack_sequences([np.ones((3, 1)), np.ones((2, 1)), np.ones((1, 1))], length=4)
     >>> [part.tolist() for part in unpack_sequences(packed, [[1, 2, 3, 4], [5, 6, 7, 8]])]
@@ -104,16 +106,16 @@ def unpack_sequences(packed: Packed, output: ArrayLike) -> list[Any]:
     values: Any = output if hasattr(output, "shape") else np.asarray(output)
     rows, steps = packed.segments.shape
     fits = tuple(values.shape[:2]) == (rows, steps)
-    remedy = "Hand over what the layer made of packed.x, batch first."
+    remedy = "Pass the output of the layer for packed.x, batch first."
     require(fits, "output", f"shape ({rows}, {steps}, ...) as packed", f"shape {tuple(values.shape)}", remedy)
     places = zip(packed.rows.tolist(), packed.starts.tolist(), packed.sizes.tolist(), strict=True)
     return [values[row, start : start + size] for row, start, size in places]
 
 
 def _checked(sequences: Sequence[ArrayLike]) -> list[np.ndarray]:
-    """The sequences as arrays (T_i, C) of one C and one floating dtype."""
+    """Returns the sequences as arrays (T_i, C), after checking that all have the same C and floating dtype."""
     require(isinstance(sequences, (list, tuple)), "sequences", "a list of arrays (T, C)", type(sequences).__name__)
-    require(len(sequences) > 0, "sequences", "one array (T, C) or more", "none")
+    require(len(sequences) > 0, "sequences", "at least one array (T, C)", "none")
     arrays: list[np.ndarray] = []
     for index, sequence in enumerate(sequences):
         argument = f"sequences[{index}]"
@@ -122,7 +124,7 @@ def _checked(sequences: Sequence[ArrayLike]) -> list[np.ndarray]:
         except ValueError as error:
             raise InputError(argument, "an array (T, C)", "rows of unequal sizes") from error
         require(array.ndim == 2, argument, "an array (T, C)", f"shape {array.shape}")
-        floating = "float" in array.dtype.name  # bfloat16 too, which is no np.floating
+        floating = "float" in array.dtype.name  # includes bfloat16, which is not an np.floating
         require(floating, argument, "a floating dtype", array.dtype, "Cast with astype(np.float32).")
         first = arrays[0] if arrays else array
         same = array.shape[1] == first.shape[1]
@@ -134,12 +136,12 @@ def _checked(sequences: Sequence[ArrayLike]) -> list[np.ndarray]:
 
 
 def _first_fit(sizes: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """rows (N,) int32, starts (N,) int32, and how many rows of `length` steps are needed, at least one."""
+    """Returns rows (N,) int32, starts (N,) int32, and the number of rows of `length` steps needed, at least one."""
     room = np.full(len(sizes), length)
     rows, starts = np.zeros_like(sizes), np.zeros_like(sizes)
     needed = 0
     for index, size in enumerate(sizes.tolist()):
-        row = int((room[: needed + 1] >= size).argmax())  # the one row more is empty, so there is always one
+        row = int((room[: needed + 1] >= size).argmax())  # the last of these rows is empty, so one always fits
         rows[index], starts[index] = row, length - room[row]
         room[row] -= size
         needed = max(needed, row + 1)
@@ -147,5 +149,5 @@ def _first_fit(sizes: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray, 
 
 
 def _longest(sizes: np.ndarray) -> int:
-    """The length of a row that holds each of `sizes` (N,): at least 1."""
+    """The largest of `sizes` (N,), at least 1: the length of a row that can hold any of these sequences."""
     return max(int(sizes.max()), 1)

@@ -1,4 +1,4 @@
-"""Sequences in memory: checked, padded with zeros, cast to float32."""
+"""`Sequences`, checked and padded data in memory, the function `sequences` that makes them, and splits of them."""
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,53 +26,57 @@ from grujax.errors import InputError, require, require_one_of, require_package
 
 @dataclass(frozen=True, eq=False)
 class Sequences:
-    """N sequences, padded at the end to T steps of C channels. Made by `sequences`, which checks them."""
+    """N sequences, padded at the end to T steps of C channels. `sequences` makes and checks them."""
 
     x: np.ndarray  # (N, T, C) float32, exactly zero past each length
     lengths: np.ndarray  # (N,) int32, 1..T
     y: Any
-    """(N,) int32 class indices where there are labels, else (N,) or (N, K) float32 targets. With one a step (N, T)
-    int32, -1 where a step has none, or (N, T, K) float32, NaN where it has none. None: unknown. Of several heads a dict
-    of such arrays by name."""
+    """With labels (N,) int32 class indices, otherwise (N,) or (N, K) float32 targets. With a label or target for each
+    step (N, T) int32, -1 at steps without one, or (N, T, K) float32, NaN at steps without one. None: unknown. With
+    several heads a dict of such arrays by name."""
     labels: Any
-    """Class names, a tuple; None for regression or where y is unknown. Of several heads a dict by name, as y."""
-    weight: np.ndarray | None = None  # (N,) float32: what each row counts in the loss; None: all alike
+    """Class names, a tuple; None for a regression or if y is unknown. With several heads a dict by name, as y."""
+    weight: np.ndarray | None = None  # (N,) float32: the weight of each row in the loss; None: all 1
     fill: np.ndarray | None = None
-    """(C/3,) float32: of `missing="mask"`, what stands before the first observation of a channel. None: no mask."""
+    """With missing="mask", the value of each channel before its first observation, (C/3,) float32; otherwise None."""
     gap: float | None = None
-    """Of `missing="mask"`: the median time from a step to the next, which tells another unit. None: too few steps."""
+    """With missing="mask", the median time from one step to the next, by which another unit of time is noticed. None:
+    too few steps, or a median of 0."""
 
     def __len__(self) -> int:
         return len(self.x)
 
     @property
     def channels(self) -> int:
-        """C, the number of values a step holds."""
+        """C, the number of values of a step."""
         return self.x.shape[2]
 
     @property
     def targets(self) -> dict[str, Target]:
-        """y and labels of each head by its name, of a single one under ""; empty where y is unknown."""
+        """y and labels of each head by name; a single head has the name "". Empty if y is unknown."""
         labels = named(self.labels)
         return {} if self.y is None else {name: Target(y, labels.get(name)) for name, y in named(self.y).items()}
 
     @property
     def per_step(self) -> bool:
-        """Whether y has a label or target for each step, and not for each sequence; alike for all heads."""
+        """Whether y has a label or target for each step, rather than for each sequence. All heads are alike in this."""
         return any(target.per_step for target in self.targets.values())
 
     @property
     def labelled(self) -> Any:
-        """(N, T) bool: the steps that have a label or target of their own. Of data with one a step. By name, as y."""
+        """The steps that have a label or target, (N, T) bool; with several heads by name. Needs `per_step`."""
         return unnamed({name: target.labelled for name, target in self.targets.items()})
 
     def of_head(self, name: str) -> "Sequences":
-        """The same sequences with the y of that head alone."""
+        """Returns the same sequences with the y of that head alone. Raises InputError if there is no such head."""
         require_one_of(name, self.targets, "name")
         return replace(self, **self.targets[name]._asdict())
 
     def take(self, indices: ArrayLike) -> "Sequences":
-        """The rows `indices` (M,) in that order, T trimmed to the longest. Raises InputError for no such row."""
+        """Returns the rows `indices` (M,) in that order, with T reduced to the longest of them.
+
+        Raises InputError unless `indices` are one or more numbers of rows.
+        """
         rows = np.asarray(indices)
         valid = rows.ndim == 1 and rows.size > 0 and rows.dtype.kind in "iu"
         require(valid, "indices", "one row number or more", f"{rows.dtype} of shape {rows.shape}")
@@ -87,8 +91,10 @@ class Sequences:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A training split of a task and, unless None, a test split of the same. Raises InputError where the two do not
-    belong together."""
+    """The training split of a task and, unless None, its test split.
+
+    Raises InputError if the training split has no labels or targets, or if the test split does not match it.
+    """
 
     name: str
     train: Sequences
@@ -105,22 +111,26 @@ class Dataset:
 
 
 def require_sequences(value: object, argument: str) -> None:
-    """Raises InputError for anything but `Sequences`."""
-    of_dataset, of_arrays = "Pass its `train` or its `test`.", "grujax.data.sequences(x, y) makes them."
-    remedy = of_dataset if isinstance(value, Dataset) else of_arrays
+    """Raises InputError unless `value` is `Sequences`."""
+    for_dataset, for_arrays = "Pass its `train` or its `test`.", "grujax.data.sequences(x, y) makes them."
+    remedy = for_dataset if isinstance(value, Dataset) else for_arrays
     require(isinstance(value, Sequences), argument, "`Sequences`", type(value).__name__, remedy)
 
 
 def _check_weight(data: Sequences) -> None:
+    """Raises InputError unless the weights of the rows are positive numbers."""
     weight = data.weight
     if weight is not None:
         fits = weight.shape == (len(data),) and bool(((weight > 0) & (weight < np.inf)).all())
-        found, remedy = f"{weight.shape}, {weight}", "Leave out rows of weight 0, with take."
+        found, remedy = f"shape {weight.shape}, {weight}", "Leave out rows of weight 0, with `take`."
         require(fits, "weight", f"{len(data)} positive numbers", found, remedy)
 
 
 def require_alike(train: Sequences, other: Sequences, where: str) -> None:
-    """Raises InputError where `other` does not belong to the task of the training split."""
+    """Raises InputError if `other` does not match the training split: channels, heads, targets, labels and `fill`.
+
+    Warns (`UnitWarning`) if the median gaps of both differ much. where: the name of `other` in messages.
+    """
     _check_weight(other)
     require(bool(other.targets), "y", f"labels or targets in {where}", "none")
     same = train.channels == other.channels
@@ -128,13 +138,13 @@ def require_alike(train: Sequences, other: Sequences, where: str) -> None:
     heads, found = (in_words(s.targets) for s in (train, other))
     require(train.targets.keys() == other.targets.keys(), "y", f"{heads}, as in training", f"{found} in {where}")
     for name, target in train.targets.items():
-        of = other.targets[name]
-        expected, found = f"targets {target.each} as in training", f"{of.each} in {where}"
-        require(target.each == of.each, argument("y", name), expected, found)
-        expected, found = f"{shown(target.labels)} as in training", f"{shown(of.labels)} in {where}"
-        require(target.labels == of.labels, argument("labels", name), expected, found)
+        others = other.targets[name]
+        expected, found = f"targets {target.each} as in training", f"{others.each} in {where}"
+        require(target.each == others.each, argument("y", name), expected, found)
+        expected, found = f"{shown(target.labels)} as in training", f"{shown(others.labels)} in {where}"
+        require(target.labels == others.labels, argument("labels", name), expected, found)
     same = np.array_equal(train.fill if train.fill is not None else [], other.fill if other.fill is not None else [])
-    require(same, "fill", "that of the training split", f"another in {where}", "Pass fill=train.fill.")
+    require(same, "fill", "the values of the training split", f"others in {where}", "Pass fill=train.fill.")
     compare_gaps(other.gap, train.gap, where)
 
 
@@ -149,35 +159,41 @@ def sequences(
     fill: ArrayLike | None = None,
     source: str = "data",
 ) -> Sequences:
-    """Checks, casts and pads.
+    """Makes `Sequences` from arrays or lists: checks them, casts them to float32 and pads them with zeros.
 
-    x: real (N, T, C), or a list of (T_i, C). Padding may hold anything, NaN too; it becomes zero.
-    y: (N,) strings, integers or booleans are classes, floats are regression targets, (N, K) where there are several.
-      One a step: labels (N, T), or targets (N, T, K) with K = 1 for one, or a list of such rows (T_i,) or (T_i, K).
-      A step that has none, and is left out of loss and figures, has the label None, "" or -1, or targets NaN.
-      For a model with several heads a mapping from their names to any of these, one a step for all of them or for none.
-    lengths: (N,) integers, 1..T; None is T everywhere. A list has its own.
-    labels: the class names that a model knows, in its order; None takes those in y, sorted, '2' before '10'.
-    missing: "mask" takes NaN in x, and what NumPy masks, for a missing value. x then has 3C channels: the last observed
-      value, a mask, which is 1 where a value was observed, and the time since the observation before (Che et al. 2018,
-      arXiv 1606.01865).
-    times: real (N, T), or a list of (T_i,): when each step was, for that time; None is 0, 1, ... With "mask" alone.
-    fill: (C,), what stands before a channel's first observation: `fill` of the training split. None: the means of x.
-    source: the name of the data in errors.
+    Args:
+      x: real (N, T, C), or a list of (T_i, C). Padding becomes zero; it may have any values, even NaN.
+      y: one per sequence: (N,) strings, integers or booleans are class labels, (N,) floats regression targets, and
+        (N, K) floats K targets. One per step: labels (N, T) or targets (N, T, K), with K = 1 for a single target, or a
+        list of rows (T_i,) or (T_i, K). A step without one has the label None, "" or -1, or targets NaN, and is left
+        out of the loss and the figures. For a model with several heads: a mapping from their names to any of these,
+        one per step for all heads or for none.
+      lengths: (N,) integers from 1 to T; None: all are T. A list x has its own lengths.
+      labels: the class names of a trained model, in its order. None: the labels in y, sorted, '2' before '10'.
+      missing: "mask" reads NaN in x, and entries that NumPy masks, as missing values. x then has 3C channels: the last
+        observed value, a mask that is 1 where a value was observed, and the time since the previous observation (Che
+        et al. 2018, arXiv 1606.01865).
+      times: real (N, T), or a list of (T_i,): the time of each step, only with missing="mask". None: 0, 1, ...
+      fill: (C,), the value of each channel before its first observation: `fill` of the training split, only with
+        missing="mask". None: the means of x.
+      source: the name of the data in messages.
 
-    Warns (`AxesWarning`) of an array with ten channels or more for each step, which may be one (N, C, T). Raises
-    InputError for anything else, naming the row: missing, infinite or too large values, wrong sizes, types or
-    lengths, labels outside `labels`.
+    Raises:
+      InputError: missing, infinite or too large values, wrong sizes, types or lengths, or labels that are not in
+        `labels`. The message names the row.
+
+    Warns:
+      AxesWarning: an array has at least ten times as many channels as steps, and may have the axes (N, C, T).
 
     >>> data = sequences([[[1.0], [2.0]], [[3.0]]], ["walk", "run"])
     >>> data.x[:, :, 0].tolist(), data.lengths.tolist(), data.y.tolist(), data.labels
     ([[1.0, 2.0], [3.0, 0.0]], [2, 1], [1, 0], ('run', 'walk'))
-    >>> sequences([[[1.0], [2.0]], [[3.0]]], [["walk", None], ["run"]]).y.tolist()  # a label a step
+    >>> sequences([[[1.0], [2.0]], [[3.0]]], [["walk", None], ["run"]]).y.tolist()  # a label for each step
     [[1, -1], [0, -1]]
     >>> sequences([[[1.0]], [[2.0]]], {"gait": ["walk", "run"], "speed": [1.5, 3.0]}).labels  # two heads
     {'gait': ('run', 'walk'), 'speed': None}
     """
-    with np.errstate(over="ignore"):  # what overflows float32 is found below, by its row
+    with np.errstate(over="ignore"):  # values too large for float32 become infinite and are refused below
         if isinstance(x, (list, tuple)):
             rule = "lengths cannot be given with a list, whose arrays have their own"
             require(lengths is None, "lengths", None, "some", rule=rule)
@@ -185,8 +201,8 @@ def sequences(
             channels = [row.shape[1] for row in rows]
             odd = next((index for index, count in enumerate(channels) if count != channels[0]), None)
             if odd is not None:
-                turned = len({len(row) for row in rows}) == 1
-                remedy = "A row is (T, C): of rows (C, T), as aeon has them, pass row.T." if turned else ""
+                swapped = len({len(row) for row in rows}) == 1
+                remedy = "A row has the axes (T, C). For rows (C, T), as in aeon, pass row.T." if swapped else ""
                 found = f"{channels[odd]} in row {odd} of {source}"
                 raise InputError("x", f"{channels[0]} channels as in row 0", found, remedy)
             lengths = [len(row) for row in rows]
@@ -202,7 +218,7 @@ def sequences(
     require(values.size > 0, "x", "at least one sequence, step and channel", f"shape {values.shape} in {source}")
 
     steps = checked_lengths(lengths, values.shape, source)
-    for row, length in zip(values, steps.tolist(), strict=True):  # in place: a mask would be as large as x of bools
+    for row, length in zip(values, steps.tolist(), strict=True):  # row by row: a boolean mask would take much memory
         row[length:] = 0
     require_one_of(missing, ("refuse", "mask"), "missing")
     least, most, fits = np.minimum, np.maximum, np.isfinite
@@ -211,13 +227,13 @@ def sequences(
     if not fits([least.reduce(values, axis=None), most.reduce(values, axis=None)]).all():
         row, step, channel = np.argwhere(~fits(values))[0].tolist()
         found = f"{rows[row][step, channel]} at row {row}, step {step}, channel {channel} of {source}"
-        remedy = "Fill in or drop what is missing or too large, or take missing='mask'; padding needs lengths (N,)."
+        remedy = "Replace or drop missing or too large values, or pass missing='mask'. Padding needs lengths (N,)."
         raise InputError("x", "finite float32 values", found, remedy)
     if missing == "mask":
-        given = None if fill is None else checked_fill(fill, values.shape[2], source)
-        at = checked_times(times, steps, values.shape[1], source)
-        gap = median_gap(at, steps)
-        values, fill = masked(values, steps, at, given)
+        before_first = None if fill is None else checked_fill(fill, values.shape[2], source)
+        step_times = checked_times(times, steps, values.shape[1], source)
+        gap = median_gap(step_times, steps)
+        values, fill = masked(values, steps, step_times, before_first)
     else:
         for name, value in {"times": times, "fill": fill}.items():
             require(value is None, name, None, "some", rule=f"{name} needs missing='mask'")
@@ -227,24 +243,26 @@ def sequences(
     check_names(y, labels)
     known = named(labels)
     targets = {
-        name: checked_target(of, name, steps, values.shape[1], known.get(name), source) for name, of in named(y).items()
+        name: checked_target(head, name, steps, values.shape[1], known.get(name), source)
+        for name, head in named(y).items()
     }
-    a_step = [name for name, target in targets.items() if target.per_step]
-    found = f"a step for {shown(a_step)} alone"
-    require(len(a_step) in (0, len(targets)), "y", "a label or target a step for all heads or for none", found)
-    y, labels = (unnamed({name: getattr(t, of) for name, t in targets.items()}) for of in ("y", "labels"))
+    per_step = [name for name, target in targets.items() if target.per_step]
+    found = f"one for each step of {shown(per_step)} alone"
+    require(len(per_step) in (0, len(targets)), "y", "a label or target per step for all heads or for none", found)
+    y, labels = (unnamed({name: getattr(t, field) for name, t in targets.items()}) for field in ("y", "labels"))
     return Sequences(values, steps, y, labels, fill=fill, gap=gap)
 
 
 def stratified_split(data: Sequences, fraction: float, seed: int) -> tuple[Sequences, Sequences]:
-    """Splits the rows into (rest, held out), the classes in proportion, at random without classes or with one a step.
+    """Splits the rows into (rest, held out) with the classes in proportion.
 
-    Of several heads the classes are those of the first that has classes.
+    A regression, and data with a label or target for each step, are split at random. With several heads the classes are
+    those of the first head that has classes.
 
     Args:
-      data: N rows; of each class two or more.
-      fraction: share of the rows to hold out, rounded to at least one row. It is never exceeded: where the held-out
-        rows are fewer than the classes, each has another class. Every class keeps a row in the rest.
+      data: N rows, at least two of each class.
+      fraction: share of the rows to hold out, rounded, at least one row. It is never exceeded: if there are fewer
+        held-out rows than classes, each is of a different class. Every class keeps a row in the rest.
       seed: from 0 to 2**32 - 1; the same seed gives the same split.
 
     Raises:
@@ -263,15 +281,15 @@ def stratified_split(data: Sequences, fraction: float, seed: int) -> tuple[Seque
     present, counts = np.unique([0] if classes is None else classes, return_counts=True)
     if labels is not None and counts.min() < 2:
         label = labels[present[counts.argmin()]]
-        raise InputError("y", "two sequences or more of each class", f"one of {label!r}", "Give a test file.")
+        raise InputError("y", "at least two sequences of each class", f"one of {label!r}", "Give a test file.")
     held_size = max(1, round(fraction * len(data)))
     enough = len(data) - held_size >= len(present)
-    expected = f"{len(present)} sequences or more left to train on"
+    expected = f"at least {len(present)} sequences left to train on"
     found = f"{len(data)} with {held_size} of them held out"
     require(enough, "data", expected, found, "Hold out less, or give a test file.")
     if classes is not None and held_size < len(present):
         order = np.random.default_rng(seed).permutation(len(data))
-        firsts = np.unique(classes[order], return_index=True)[1]  # of each class, its first row in that order
+        firsts = np.unique(classes[order], return_index=True)[1]  # the first row of each class in that order
         held = np.sort(order[np.sort(firsts)[:held_size]])
         rest = np.setdiff1d(order, held)
     else:
@@ -280,13 +298,13 @@ def stratified_split(data: Sequences, fraction: float, seed: int) -> tuple[Seque
         raise InputError("fraction", "a share that leaves every class in training", fraction, "Hold out less.")
     parts = data.take(rest), data.take(held)
     known = not data.per_step or all(t.labelled.any() for part in parts for t in part.targets.values())
-    expected = "steps with a label or target among the rows held out and the rest"
-    require(known, "y", expected, "none in one", "Give a test file; in fit, validation=0.")
+    expected = "steps with a label or target among the rows held out and among the rest"
+    require(known, "y", expected, "none in one of the two", "Give a test file; for `fit`, set validation=0.")
     return parts
 
 
 def statistics(data: Sequences) -> tuple[np.ndarray, np.ndarray]:
-    """mean (C,) and std (C,) float32 over the valid steps, computed in float64. A constant channel has std 1.
+    """Returns mean (C,) and std (C,), float32, over the valid steps, computed in float64. A constant channel has std 1.
 
     >>> mean, std = statistics(sequences([[[1.0, 7.0], [3.0, 7.0]]]))
     >>> mean.tolist(), std.tolist()
@@ -295,5 +313,5 @@ def statistics(data: Sequences) -> tuple[np.ndarray, np.ndarray]:
     require_sequences(data, "data")
     steps = data.x[np.arange(data.x.shape[1]) < data.lengths[:, None]]
     mean, std = steps.mean(0, dtype=np.float64), steps.std(0, dtype=np.float64).astype(np.float32)
-    # float64 sums float32 constants exactly, so their std is 0 and no rounding error
+    # float64 sums a constant float32 channel exactly, so its std is 0 rather than a rounding error
     return mean.astype(np.float32), np.where(std == 0, np.float32(1), std)

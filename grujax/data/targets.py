@@ -1,4 +1,4 @@
-"""What a model's heads learn, by their names; a single head, the plain case, is the one under the name ""."""
+"""Labels or targets by the name of the head. A single head, the plain case, has the name ""."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -9,55 +9,58 @@ import numpy as np
 class Target(NamedTuple):
     """The labels or targets of N sequences for one head."""
 
-    y: np.ndarray  # as `Sequences.y` of a single head
+    y: np.ndarray  # like `Sequences.y` with a single head
     labels: tuple[str, ...] | None  # class names; None for regression
 
     @property
     def per_step(self) -> bool:
-        """Whether y has a label or target for each step, and not for each sequence."""
+        """Whether y has a label or target for each step, rather than for each sequence."""
         return self.y.ndim == (3 if self.labels is None else 2)
 
     @property
     def labelled(self) -> np.ndarray:
-        """(N, T) bool: the steps that have a label or target of their own. Of a target with one a step."""
+        """The steps that have a label or target, (N, T) bool. Needs `per_step`."""
         assert self.per_step
         return self.y >= 0 if self.labels is not None else np.isfinite(self.y[..., 0])
 
     @property
     def each(self) -> str:
-        """How many values there are, in words: "(2,) a row"."""
-        return f"{self.y.shape[1 + self.per_step :]} a {'step' if self.per_step else 'row'}"
+        """The shape of y for one row or step, in words, such as "(2,) per row"."""
+        return f"{self.y.shape[1 + self.per_step :]} per {'step' if self.per_step else 'row'}"
 
     def of_rows(self, rows: np.ndarray, steps: int) -> np.ndarray:
-        """y of the rows (...,), where -1 is filler: 0, or no label; with one a step padded to so many steps."""
+        """Returns the y of `rows` (...,), where -1 is filler.
+
+        With a value for each step it is padded to `steps`, and filler and padding are -1 or NaN; else filler is 0.
+        """
         if not self.per_step:
-            found, none = self.y[rows], 0
+            y, filler = self.y[rows], 0
         else:
-            none = -1 if self.labels is not None else np.nan
-            found = padded(self.y[rows, :steps], rows.ndim, steps, none)
-        found[rows < 0] = none
-        return found
+            filler = -1 if self.labels is not None else np.nan
+            y = padded(self.y[rows, :steps], rows.ndim, steps, filler)
+        y[rows < 0] = filler
+        return y
 
 
 def padded(array: np.ndarray, axis: int, length: int, value: float) -> np.ndarray:
-    """The array with that value up to so many entries along an axis."""
+    """Returns the array, filled up with `value` to `length` entries along `axis`."""
     missing = (*array.shape[:axis], length - array.shape[axis], *array.shape[axis + 1 :])
     return np.concatenate([array, np.full(missing, value, array.dtype)], axis) if missing[axis] else array
 
 
-def named(of: Any) -> dict[str, Any]:
-    """What several heads have, by their names; of a single one under the name "".
+def named(value: Any) -> dict[str, Any]:
+    """Returns the values of the heads by name: a mapping as a dict, any other value under the name "".
 
     >>> named({"label": 3, "value": 1}), named(3)
     ({'label': 3, 'value': 1}, {'': 3})
     """
-    return dict(of) if isinstance(of, Mapping) else {"": of}
+    return dict(value) if isinstance(value, Mapping) else {"": value}
 
 
-def unnamed(of: Mapping[str, Any]) -> Any:
-    """The reverse of `named`.
+def unnamed(by_head: Mapping[str, Any]) -> Any:
+    """The inverse of `named`: the value of a single head named "" by itself, any other mapping as a dict.
 
     >>> unnamed({"label": 3, "value": 1}), unnamed({"": 3})
     ({'label': 3, 'value': 1}, 3)
     """
-    return of[""] if set(of) == {""} else dict(of)
+    return by_head[""] if set(by_head) == {""} else dict(by_head)

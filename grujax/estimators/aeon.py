@@ -1,4 +1,4 @@
-"""The estimators of `grujax.estimators` as classifier and regressor of aeon, which hands over X (N, C, T) or lists."""
+"""The estimators of `grujax.estimators` as classifier and regressor of aeon, which pass X as (N, C, T) or as lists."""
 
 from typing import Any, ClassVar
 
@@ -9,14 +9,14 @@ from grujax.estimators import sklearn
 from grujax.estimators.parameters import Parameters, Settable
 from grujax.training import TrainConfig
 
-require_package("aeon", "data")  # says what to install
+require_package("aeon", "data")  # its error says what to install
 
 from aeon.classification import BaseClassifier  # noqa: E402
 from aeon.regression import BaseRegressor  # noqa: E402
 
 
 class _Series(Settable, Parameters):
-    """What the classifier and the regressor share: an estimator of `grujax.estimators` behind the methods of aeon."""
+    """The base of the classifier and the regressor: an estimator of `grujax.estimators` behind aeon's methods."""
 
     _tags: ClassVar[dict[str, Any]] = {
         "X_inner_type": ["np-list", "numpy3D"],
@@ -27,7 +27,7 @@ class _Series(Settable, Parameters):
     _behind: ClassVar[type]
 
     def __post_init__(self) -> None:
-        super(TrainConfig, self).__init__()  # that of aeon's base, which comes after the parameters
+        super(TrainConfig, self).__init__()  # aeon's base class, which is after the parameters in the MRO
 
     def _fit(self: Any, X: Any, y: np.ndarray) -> None:
         self.estimator_ = self._behind(**self.get_params(), channels="first").fit(X, y)
@@ -37,15 +37,15 @@ class _Series(Settable, Parameters):
 
     @classmethod
     def _get_test_params(cls, parameter_set: str = "default") -> dict[str, Any]:
-        """Parameters with which aeon's checks are quick."""
+        """Returns parameters with which aeon's checks are quick."""
         return {"hidden_size": 4, "bidirectional": False, "epochs": 2, "buckets": 1}
 
 
 class GRUClassifier(_Series, BaseClassifier):
-    """`grujax.estimators.GRUClassifier` for series as aeon has them, of any number of channels and of unequal lengths.
+    """`grujax.estimators.GRUClassifier` as a classifier of aeon, for any number of channels and unequal lengths.
 
-    Parameters are the fields of `grujax.training.TrainConfig` but `quantiles` and `head_weights`, with its `seed` as
-    `random_state`.
+    X is (N, C, T) or a list of (C, T_i), as in aeon. The parameters are the fields of `grujax.training.TrainConfig`
+    except `quantiles` and `head_weights`; `seed` is called `random_state`.
 
     Attributes:
       classes_: (K,) the labels, in the order of `np.unique`.
@@ -64,6 +64,6 @@ class GRUClassifier(_Series, BaseClassifier):
 
 
 class GRURegressor(_Series, BaseRegressor):
-    """`grujax.estimators.GRURegressor` for series as aeon has them; see `GRUClassifier`."""
+    """`grujax.estimators.GRURegressor` as a regressor of aeon. X and the parameters are those of `GRUClassifier`."""
 
     _behind = sklearn.GRURegressor

@@ -1,4 +1,4 @@
-"""Forecasts of the past, beside methods without a GRU, and their figures."""
+"""Backtests: forecasts of past steps by the GRU and by methods without one, and their errors."""
 
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -10,14 +10,16 @@ from grujax.errors import require, require_count
 
 
 class Forecast(NamedTuple):
-    """Of one series: point (H,), and the quantiles asked for, (H, Q)."""
+    """The forecast of one series."""
 
-    point: np.ndarray
-    quantiles: np.ndarray
+    point: np.ndarray  # (H,)
+    quantiles: np.ndarray  # (H, Q)
 
 
 def seasonal_naive(y: np.ndarray, horizon: int, season: int, levels: tuple[float, ...]) -> Forecast:
-    """The last season again; σ is that of seasonal differences, times √k in the k-th season ahead.
+    """Repeats the last season. The quantiles are those of a normal distribution.
+
+    Its σ is the root mean square of the seasonal differences, times √k in the k-th season ahead.
 
     >>> seasonal_naive(np.array([1.0, 2.0, 3.0, 4.0]), 3, 2, ()).point
     array([3., 4., 3.])
@@ -33,15 +35,18 @@ def seasonal_naive(y: np.ndarray, horizon: int, season: int, levels: tuple[float
 
 
 def exponential_smoothing(y: np.ndarray, horizon: int, season: int, levels: tuple[float, ...]) -> Forecast:
-    """statsmodels' `ExponentialSmoothing` with an additive trend and, of positive series, a multiplicative season
-    (Holt-Winters); quantiles of 1,000 paths with errors drawn from its own."""
+    """Forecasts by statsmodels' `ExponentialSmoothing` with an additive trend and, if `season` is not 1, a seasonal
+    component: multiplicative for a positive series (Holt-Winters), otherwise additive.
+
+    The quantiles are those of 1,000 simulated paths, whose errors are drawn from the residuals.
+    """
     import warnings
 
     from statsmodels.tsa.holtwinters import ExponentialSmoothing
 
     kind = None if season == 1 else "mul" if y.min() > 0 else "add"
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # its optimizer reports what it stops at
+        warnings.simplefilter("ignore")  # its optimizer warns when it does not converge
         model = ExponentialSmoothing(y, trend="add", seasonal=kind, seasonal_periods=season if kind else None).fit()
         drawn = np.random.default_rng(0).choice(model.resid, (horizon, 1000))
         paths = model.simulate(horizon, repetitions=1000, random_errors=drawn) if levels else np.zeros((horizon, 1))
@@ -58,8 +63,10 @@ def figures(
     shortest: int,
     levels: tuple[float, ...],
 ) -> Any:
-    """`GRUForecaster.backtest`'s table; `forecast` makes of a table of the past, which has `shortest` steps or more,
-    what `predict` returns."""
+    """Returns the table of `GRUForecaster.backtest`.
+
+    forecast: a function from a table of past values, with at least `shortest` steps, to the result of `predict`.
+    """
     import pandas
     from sklearn.metrics import mean_absolute_error, mean_absolute_percentage_error
 
@@ -67,8 +74,8 @@ def figures(
         require_count(value, name)
     shortest = max(shortest, 2 * season + 1)
     most = (len(frame) - horizon - shortest) // step + 1
-    require(most > 0, "y", f"{shortest + horizon} steps or more", len(frame), "Lower lags, seasons or horizon.")
-    remedy = f"Of the {len(frame)} steps, {shortest} or more stand before the first window."
+    require(most > 0, "y", f"at least {shortest + horizon} steps", len(frame), "Lower lags, seasons or horizon.")
+    remedy = f"At least {shortest} of the {len(frame)} steps must be before the first window."
     require(windows <= most, "windows", f"at most {most} windows", windows, remedy)
     first = len(frame) - horizon - (windows - 1) * step
     methods = {"seasonal naive": seasonal_naive}
@@ -79,12 +86,12 @@ def figures(
         past, future = frame.iloc[:origin], frame.iloc[origin : origin + horizon]
         forecasts = forecast(past)
         for column in frame.columns:
-            ours = forecasts if len(frame.columns) == 1 else forecasts[column]
+            gru = forecasts if len(frame.columns) == 1 else forecasts[column]
             y, actual = past[column].to_numpy(), future[column].to_numpy()
-            found = {"GRU": Forecast(ours["forecast"].to_numpy(), ours.to_numpy()[:, 1:])}
-            found |= {name: method(y, horizon, season, levels) for name, method in methods.items()}
+            by_method = {"GRU": Forecast(gru["forecast"].to_numpy(), gru.to_numpy()[:, 1:])}
+            by_method |= {name: method(y, horizon, season, levels) for name, method in methods.items()}
             naive = mean_absolute_error(y[season:], y[:-season])
-            for name, (point, quantiles) in found.items():
+            for name, (point, quantiles) in by_method.items():
                 mape = 100 * mean_absolute_percentage_error(actual, point) if actual.all() else np.nan
                 interval = (quantiles.min(1) <= actual) & (actual <= quantiles.max(1)) if len(levels) > 1 else [np.nan]
                 error = mean_absolute_error(actual, point)

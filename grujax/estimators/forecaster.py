@@ -1,4 +1,4 @@
-"""Forecasts time series by an ensemble of GRUs."""
+"""`GRUForecaster`, which forecasts time series by an ensemble of GRUs."""
 
 from dataclasses import dataclass, replace
 from numbers import Integral
@@ -29,17 +29,17 @@ TRAINING = TrainConfig(
     input_noise=0.1,
     validation=0.0,
 )
-"""What a forecaster trains with by default."""
+"""The default training settings of a forecaster."""
 
 
 class Trained(NamedTuple):
-    """What `fit` leaves for `predict`."""
+    """The result of `fit`, from which `predict` forecasts."""
 
-    settings: "GRUForecaster"  # those of the fit, whatever is set afterwards
+    settings: "GRUForecaster"  # a copy of the forecaster as it was in `fit`
     y: Any  # the table that was fitted
-    exogenous: Any  # of the same times, or None
-    mean: np.ndarray  # (S, 1) of the differences
-    std: np.ndarray  # (S, 1)
+    exogenous: Any  # the exogenous values at the same times, or None
+    mean: np.ndarray  # (S, 1), of the differences
+    std: np.ndarray  # (S, 1), of the differences
     model: GRUModel | GRUEnsemble
     variables: dict[str, Any]
 
@@ -47,33 +47,34 @@ class Trained(NamedTuple):
 @explained
 @dataclass(eq=False, repr=False)
 class GRUForecaster(BaseEstimator):
-    """Forecasts one series or several by the mean of several GRUs, which read windows of seasonal differences.
+    """Forecasts one or more series by the mean of several GRUs, which read windows of seasonal differences.
 
         d[t] = y[t] - mean of y at the same step of the `seasons` last seasons    (of log y with log=True)
         d[t + 1 ... t + horizon] = level[t] + GRU(d[t - lags + 1 ... t] - level[t], known[t - lags + 1 + horizon ...])
 
-    where level[t] is the mean of the window's differences with the weights of exponential smoothing, and known are the
-    exogenous values, differenced alike, and the calendar, both of the times that are forecast. d is standardised series
-    by series; one GRU serves all.
+    level[t] is the exponentially weighted mean of the window's differences. known holds the exogenous values,
+    differenced like y, and the calendar, both at the times that are forecast. Each series of d is standardised
+    separately; one GRU serves all series.
 
     Attributes:
-      horizon: steps that are forecast.
-      season: steps of a season, 12 for months. None: nothing is differenced.
-      seasons: how many past seasons are averaged in the difference; 1 is the usual seasonal difference.
-      lags: steps that are read. None: two seasons, or two horizons.
-      level: the span of the level, in steps: each step back counts (level - 1) / (level + 1) times as much. 1: the last
-        difference alone; 0: no level.
-      log: forecast log y; for positive series whose swings grow with their level.
-      quantiles: ascending levels between 0 and 1 that are forecast beside the median, by the pinball loss. (): the mean
-        alone, by squared error, of log y with log=True.
-      recursive: forecast one step, and go on from it, to any horizon; it needs quantiles=(). False: all steps at once.
-      calendar: parts of the date that are read as sine and cosine: "month", "dayofweek", "hour" and further names in
-        `grujax.estimators.windows.CALENDAR`.
-      mirrored: train on every window with its sign reversed too: the GRU learns no drift of its own, and a short
-        series gives twice the rows. Not with a calendar, which has no sign.
-      members: GRUs whose forecasts are averaged; they are trained beside each other.
-      training: how each is trained.
-      trained_: what `fit` made: `model` and `variables`, as `grujax.save` takes them, and what `predict` needs besides.
+      horizon: number of steps to forecast.
+      season: number of steps in a season, such as 12 for months. None: no differencing.
+      seasons: number of past seasons that are averaged in the difference; 1 is the usual seasonal difference.
+      lags: number of steps in a window. None: two seasons, or two horizons without a season.
+      level: the span of the level in steps: each step back has (level - 1) / (level + 1) times the weight of the next.
+        1: the last difference alone; 0: no level.
+      log: forecast log y, for positive series whose fluctuations grow with their level.
+      quantiles: ascending levels between 0 and 1 to forecast besides the median, trained with the pinball loss. ():
+        only the mean (of log y with log=True), trained with the squared error.
+      recursive: forecast one step at a time, each from the forecasts before it, to any horizon; needs quantiles=().
+        False: all steps at once.
+      calendar: parts of the date that the GRU reads as sine and cosine: "month", "dayofweek", "hour" and further names
+        in `grujax.estimators.windows.CALENDAR`.
+      mirrored: train on each window also with its sign reversed, so that the GRU learns no drift of its own and a short
+        series gives twice as many rows. Cannot be combined with a calendar, which has no sign.
+      members: number of GRUs whose forecasts are averaged; they are trained together.
+      training: the training settings of each GRU.
+      trained_: the result of `fit`: `model` and `variables`, which `grujax.save` takes, and what else `predict` needs.
 
     >>> import numpy as np, pandas as pd
     >>> index = pd.date_range("2000-01-01", periods=72, freq="MS")
@@ -85,8 +86,8 @@ class GRUForecaster(BaseEstimator):
     2006-02-01      10.5
     2006-03-01      10.9
 
-    Source: the level that is taken off each window is that of NLinear (Zeng et al. 2023, arXiv 2205.13504); quantiles
-    as in Wen et al. 2017, arXiv 1711.11053.
+    Sources: Zeng et al. 2023, arXiv 2205.13504 (NLinear), for the level that is subtracted from each window; Wen et al.
+    2017, arXiv 1711.11053, for the quantiles.
     """
 
     horizon: int = 12
@@ -106,7 +107,7 @@ class GRUForecaster(BaseEstimator):
         self.check()
 
     def check(self) -> None:
-        """Raises `InputError` for a field that cannot be served: when it is made, and again in `fit`."""
+        """Raises `InputError` for an invalid field. Called by the constructor and again by `fit`."""
         for name in ("recursive", "log", "mirrored"):
             value = getattr(self, name)
             require(isinstance(value, bool), name, "True or False", repr(value))
@@ -119,9 +120,9 @@ class GRUForecaster(BaseEstimator):
             require_count(self.level, "level")
         lags = self.windows.lags
         require(self.level <= lags, "level", f"at most {lags}, the steps of a window", self.level)
-        rule, remedy = "mirrored=True needs calendar=()", "A date cannot be reversed in sign."
+        rule, remedy = "mirrored=True needs calendar=()", "The sign of a date cannot be reversed."
         require(not (self.mirrored and self.calendar), "calendar", (), self.calendar, remedy, rule=rule)
-        rule, remedy = "recursive=True needs quantiles=()", "What is fed back is one value a step."
+        rule, remedy = "recursive=True needs quantiles=()", "Only one value per step can be fed back."
         require(not (self.recursive and self.quantiles), "quantiles", (), self.quantiles, remedy, rule=rule)
         remedy = f"Write ({self.calendar!r},)."
         require(isinstance(self.calendar, (tuple, list)), "calendar", "a tuple", repr(self.calendar), remedy)
@@ -131,28 +132,28 @@ class GRUForecaster(BaseEstimator):
         expected, remedy = "a TrainConfig", "Write dataclasses.replace(GRUForecaster.training, epochs=50)."
         require(isinstance(self.training, TrainConfig), "training", expected, repr(self.training), remedy)
         for name, plain in {"members": 1, "quantiles": ()}.items():
-            own, found, remedy = getattr(self, name), getattr(self.training, name), f"Pass {name}= to the forecaster."
-            require(found in (plain, own), f"training.{name}", repr(plain), repr(found), remedy)
-        replace(self.training, quantiles=self.quantiles, members=self.members)  # which checks them
+            value, found, remedy = getattr(self, name), getattr(self.training, name), f"Pass {name}= to the forecaster."
+            require(found in (plain, value), f"training.{name}", repr(plain), repr(found), remedy)
+        replace(self.training, quantiles=self.quantiles, members=self.members)  # checks both
 
     @property
     def windows(self) -> Windows:
-        """How the series are cut."""
+        """The sizes of the windows that the series are cut into."""
         lags = self.lags or 2 * (self.season or self.horizon)
         return Windows(lags, 1 if self.recursive else self.horizon, self.season, self.seasons, self.level)
 
     @property
     def levels(self) -> tuple[float, ...]:
-        """The quantiles with the median; none where the mean is forecast."""
+        """The levels of `quantiles` and the median; empty if the mean is forecast."""
         return tuple(sorted({*self.quantiles, 0.5})) if self.quantiles else ()
 
     def fit(self, y: Any, exogenous: Any = None) -> Self:
-        """Trains on the whole of y, and returns itself.
+        """Trains on the whole of y, and returns the forecaster.
 
         Args:
-          y: a Series, a DataFrame with a column a series, an array (T,) or (T, S), or the path of a CSV whose first
+          y: a Series, a DataFrame with a column per series, an array (T,) or (T, S), or the path of a CSV whose first
             column is the time. Its index has one frequency.
-          exogenous: likewise, a column a variable, for the times of y at least; those of other times are not read.
+          exogenous: a table of the same kinds with a column per variable, for all times of y; other times are ignored.
 
         Raises:
           InputError: gaps, missing values, values of 0 or less with log=True, a series shorter than one window, no
@@ -164,33 +165,33 @@ class GRUForecaster(BaseEstimator):
         require(not self.log or lowest > 0, "y", "positive values", lowest, rule="log=True needs a positive series")
         cut = self.windows
         remedy = "Lower lags, seasons or horizon."
-        require(len(frame) >= cut.shortest, "y", f"{cut.shortest} steps or more", len(frame), remedy)
+        require(len(frame) >= cut.shortest, "y", f"at least {cut.shortest} steps", len(frame), remedy)
         self._require_lags(exogenous is not None)
-        beside = None if exogenous is None else covering(table(exogenous, "exogenous"), frame.index)
+        covariates = None if exogenous is None else covering(table(exogenous, "exogenous"), frame.index)
         values = self._scale(frame)
         d = cut.difference(values)
         mean, std = d.mean(-1, keepdims=True), d.std(-1, keepdims=True)
-        std = np.where(std > 1e-9 * np.abs(values).max(-1, keepdims=True), std, 1.0)  # else it is rounding
-        x, targets = cut.cut((d - mean) / std, self._known(frame.index, beside))
+        std = np.where(std > 1e-9 * np.abs(values).max(-1, keepdims=True), std, 1.0)  # a smaller std is rounding error
+        x, targets = cut.cut((d - mean) / std, self._known(frame.index, covariates))
         if self.mirrored:
             x, targets = np.concatenate([x, -x]), np.concatenate([targets, -targets])
         data = Dataset("forecast", sequences(x, targets))
-        found = fit(replace(self.training, quantiles=self.levels, members=self.members), data)
-        if found.interrupted:
+        fitted = fit(replace(self.training, quantiles=self.levels, members=self.members), data)
+        if fitted.interrupted:
             raise KeyboardInterrupt
-        self.trained_ = Trained(replace(self), frame, beside, mean, std, found.model, found.variables)
+        self.trained_ = Trained(replace(self), frame, covariates, mean, std, fitted.model, fitted.variables)
         return self
 
     def predict(self, horizon: int | None = None, *, exogenous: Any = None) -> Any:
-        """The forecasts of the steps after the end of y.
+        """Forecasts the steps after the end of y.
 
         Args:
-          horizon: steps; at most that of the forecaster, unless it is recursive. None: that of the forecaster.
-          exogenous: as in `fit`, for the steps that are forecast; with recursive=False, for all the forecaster's.
+          horizon: number of steps, at most the forecaster's horizon unless it is recursive. None: the forecaster's.
+          exogenous: as in `fit`, for the steps to forecast; with recursive=False, for the forecaster's whole horizon.
 
         Returns:
-          A DataFrame with the future index and the columns "forecast" and each quantile, as "0.1"; of several series
-          under the name of each.
+          A DataFrame with the future times as index, and the columns "forecast" and one per quantile, such as "0.1".
+          With several series the columns are pairs of a series and one of these names.
 
         Raises:
           InputError: a horizon that was not trained, or exogenous values that do not cover it.
@@ -209,15 +210,15 @@ class GRUForecaster(BaseEstimator):
         require(self.recursive or horizon <= self.horizon, "horizon", f"at most {self.horizon}", horizon, remedy)
         cut = self.windows
         future = following(trained.y.index, max(horizon, cut.block))
-        beside = trained.exogenous
-        wanted, given = ("none" if values is None else "values" for values in (beside, exogenous))
-        require(given == wanted, "exogenous", f"{wanted}, as in fit", given)
-        if exogenous is not None and beside is not None:
+        covariates = trained.exogenous
+        expected, found = ("none" if values is None else "values" for values in (covariates, exogenous))
+        require(found == expected, "exogenous", f"{expected}, as in fit", found)
+        if exogenous is not None and covariates is not None:
             ahead = covering(table(exogenous, "exogenous"), future)
-            names, found = list(beside.columns), list(ahead.columns)
+            names, found = list(covariates.columns), list(ahead.columns)
             require(found == names, "exogenous", f"columns {names}, as in fit", found)
-            beside = pandas.concat([beside, ahead])
-        known = self._known(trained.y.index.append(future), beside)
+            covariates = pandas.concat([covariates, ahead])
+        known = self._known(trained.y.index.append(future), covariates)
         y, blocks = self._scale(trained.y), []
         for start in range(0, horizon, cut.block):
             d = ((cut.difference(y) - trained.mean) / trained.std)[:, -cut.lags :]
@@ -227,9 +228,9 @@ class GRUForecaster(BaseEstimator):
             outputs = outputs_of(trained.model, trained.variables, x).astype(np.float64)
             outputs = outputs.reshape(len(x), cut.block, -1)  # (S, block, quantiles or 1)
             ahead = trained.mean + trained.std * level + cut.before(y, cut.block)[:, -cut.block :]
-            outputs = ahead[..., None] + trained.std[..., None] * np.sort(outputs, -1)  # quantiles do not cross
+            outputs = ahead[..., None] + trained.std[..., None] * np.sort(outputs, -1)  # so that no quantiles cross
             blocks.append(outputs)
-            y = np.concatenate([y, outputs[..., 0]], -1)  # to go on from, where the forecast is recursive
+            y = np.concatenate([y, outputs[..., 0]], -1)  # a recursive forecast continues from these values
         values = np.concatenate(blocks, 1)[:, :horizon]
         values = np.exp(values) if self.log else values
         named = {"forecast": self.levels.index(0.5) if self.levels else 0}
@@ -243,43 +244,54 @@ class GRUForecaster(BaseEstimator):
     def backtest(
         self, y: Any, exogenous: Any = None, *, windows: int = 5, horizon: int | None = None, step: int = 1
     ) -> Any:
-        """Forecasts the last steps of y from what is before them, `windows` times, each trained anew.
+        """Forecasts past steps of y from the values before them, and compares the errors with methods without a GRU.
 
-        The last window ends with y, and each one before it `step` steps earlier. Beside stand the seasonal naive
-        method and, where statsmodels is installed, exponential smoothing (Holt-Winters' with a season).
+        The last of `windows` windows ends with y, and each of the others ends `step` steps earlier than the next. A new
+        model is trained for each window. The other methods are the seasonal naive one and, if statsmodels is installed,
+        exponential smoothing (Holt-Winters with a season).
+
+        Args:
+          y: as in `fit`.
+          exogenous: as in `fit`.
+          windows: number of windows.
+          horizon: number of steps in a window. None: the forecaster's horizon.
+          step: number of steps between two windows.
 
         Returns:
-          A DataFrame, a row a method, of means over all windows, steps and series. MAPE: mean of 100 |error / y|.
-          MASE: mean of |error|, divided by that of the seasonal naive method over the steps before the window
-          (Hyndman and Koehler 2006). coverage: the share of y between the lowest and the highest quantile, NaN
-          with fewer than two.
+          A DataFrame with a row per method, of means over all windows, steps and series. MAPE: mean of 100 |error / y|.
+          MASE: mean of |error|, divided by the mean of |error| of the seasonal naive method over the steps before the
+          window (Hyndman and Koehler 2006). coverage: the share of y between the lowest and the highest quantile; NaN
+          with fewer than two quantiles.
 
         Raises:
-          InputError: more windows than y has, and as `fit` and `predict` do.
+          InputError: more windows than fit into y, and as `fit` and `predict` do.
         """
         frame = table(y, "y")
-        beside = None if exogenous is None else table(exogenous, "exogenous")
+        covariates = None if exogenous is None else table(exogenous, "exogenous")
         each = replace(self, horizon=self.horizon if horizon is None else horizon)
 
         def forecast(past: Any) -> Any:
-            return each.fit(past, beside).predict(exogenous=beside)
+            return each.fit(past, covariates).predict(exogenous=covariates)
 
         season, shortest = self.season or 1, each.windows.shortest
         return figures(frame, forecast, windows, each.horizon, step, season, shortest, self.quantiles)
 
     def _require_lags(self, known: bool) -> None:
-        """Windows hold what is known of each step and of the block after it, for the whole block."""
+        """Raises `InputError` if windows with known values are shorter than the block.
+
+        The steps of a window hold what is known of the steps one block later, which must include the whole block.
+        """
         block, lags = self.windows.block, self.windows.lags
         rule = f"calendar and exogenous values need lags >= horizon={block}"
         require(not known or lags >= block, "lags", f"at least {block}", lags, rule=rule)
 
     def _scale(self, frame: Any) -> np.ndarray:
-        """(S, T)."""
+        """Returns the values of the table, or with log=True their logarithms, as (S, T)."""
         values = frame.to_numpy().T
         return np.log(values) if self.log else values
 
     def _known(self, index: Any, exogenous: Any) -> np.ndarray:
-        """(T - lost, C): the exogenous values, differenced as y is, and the calendar."""
+        """Returns the exogenous values, differenced like y, and the calendar, (T - lost, C)."""
         cut, parts = self.windows, calendar(index, self.calendar)
         if exogenous is None:
             return parts[cut.lost :]
@@ -287,7 +299,7 @@ class GRUForecaster(BaseEstimator):
 
 
 def covering(frame: Any, index: Any) -> Any:
-    """The rows of `frame` at the times of `index`."""
+    """Returns the rows of `frame` at the times of `index`. Raises `InputError` if one is missing."""
     missing = index.difference(frame.index)
     found = f"none at {missing[0]}" if len(missing) else ""
     require(not found, "exogenous", f"values from {index[0]} to {index[-1]}", found)

@@ -1,4 +1,4 @@
-"""The parameters of an estimator: the fields of `TrainConfig`, as scikit-learn wants them."""
+"""The parameters of an estimator: the fields of `TrainConfig`, by the conventions of scikit-learn."""
 
 from dataclasses import dataclass, field, fields
 from numbers import Integral
@@ -17,17 +17,18 @@ from grujax.training.config import HeadWeights
 @explained
 @dataclass(frozen=True, kw_only=True)
 class Parameters(TrainConfig):
-    """Every field of `TrainConfig` is a parameter but `quantiles` and `head_weights`, which scikit-learn's scores do
-    not know; `seed` has scikit-learn's name for it, random_state."""
+    """The fields of `TrainConfig` as parameters, except `quantiles` and `head_weights`, which scikit-learn's scores
+    do not support. `seed` has scikit-learn's name, `random_state`."""
 
     quantiles: tuple[float, ...] = field(default=(), init=False)
     head_weights: HeadWeights = field(default=(), init=False)
     seed: int = field(default=0, init=False)
     random_state: int | np.random.RandomState | None = 0
-    """Seed of the split, the initial weights, the order of batches and the dropout; see scikit-learn's glossary."""
+    """Seed of the validation split, the initial weights, the order of batches, and the noise, mixup and dropout; see
+    scikit-learn's glossary."""
 
     def config(self) -> TrainConfig:
-        """The parameters as a `TrainConfig`; `InputError` for a value out of range."""
+        """Returns the parameters as a `TrainConfig`. Raises `InputError` for a value out of range."""
         seed = self.random_state
         if seed is None or isinstance(seed, np.random.RandomState):
             seed = check_random_state(seed).randint(2**31)
@@ -39,8 +40,8 @@ class Parameters(TrainConfig):
 
 
 class Settable:
-    """Before `Parameters` among the bases: what a frozen dataclass does otherwise than an estimator of scikit-learn,
-    whose parameters are set at any time and checked in `fit`."""
+    """Makes a frozen dataclass behave like an estimator of scikit-learn, whose parameters can be set at any time and
+    are checked in `fit`. Must precede `Parameters` among the base classes."""
 
     __setattr__ = object.__setattr__
     __delattr__ = object.__delattr__

@@ -1,4 +1,4 @@
-"""What users have as X, as `Sequences`."""
+"""Converts the X of an estimator to `Sequences`."""
 
 import warnings
 from typing import Any, Literal
@@ -14,7 +14,7 @@ Channels = Literal["last", "first"]
 
 
 def is_table(X: Any) -> bool:
-    """Whether X is (N, T), or lists of numbers of one length. Other lists, and arrays of dtype object, hold series."""
+    """Whether X is (N, T), or lists of numbers of one length. Other lists, and object arrays, contain series."""
     if isinstance(X, (list, tuple)):
         numbers = all(isinstance(row, (list, tuple)) and np.ndim(row[:1]) == 1 for row in X)
         return numbers and len({len(row) for row in X}) == 1
@@ -25,13 +25,13 @@ def is_table(X: Any) -> bool:
 def as_sequences(
     X: Any, lengths: ArrayLike | None, channels: Channels | None, known: int | None = None, **missing: Any
 ) -> Sequences:
-    """X as `Sequences`, checked, with y unknown.
+    """Returns X as checked `Sequences` without y.
 
     Args:
       X: (N, T, C); (N, T), one channel; or a list (or an array of dtype object) of (T_i, C) or (T_i,).
       lengths: (N,) integers, for padded arrays.
-      channels: "first" where X is (N, C, T), or a list of (C, T_i); "last" or None else.
-      known: how many channels there were in `fit`; None: any number will do.
+      channels: "first" if X is (N, C, T) or a list of (C, T_i); otherwise "last" or None.
+      known: the number of channels in `fit`; None accepts any number.
       missing: `missing` and `fill` of `grujax.data.sequences`.
     """
     require_one_of(channels, ("last", "first", None), "channels")
@@ -45,15 +45,15 @@ def as_sequences(
         remedy = "An array (N, T) is N series of one channel; one series (T, C) is X[None]." if X.ndim == 2 else remedy
         X = _channels_last(X, 3, channels)
     if known is not None and np.size(X[0] if isinstance(X, list) and X else X):
-        found = (X[0] if isinstance(X, list) else X).shape[-1:] or (known,)  # what has no axis is refused below
+        found = (X[0] if isinstance(X, list) else X).shape[-1:] or (known,)  # a scalar is refused below
         require(found == (known,), "X", f"{known} channels, as in fit", found[0], remedy)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", AxesWarning)  # an estimator warns by itself, unless it was told
+        warnings.simplefilter("ignore", AxesWarning)  # an estimator has a warning of its own, unless `channels` is set
         return sequences(X, None, lengths, source="X", **missing)
 
 
 def _channels_last(array: np.ndarray, ndim: int, channels: Channels | None) -> np.ndarray:
-    """With `ndim` axes, the last one that of the channels; an array of one axis less has one channel."""
+    """Returns the array with `ndim` axes, the channels last; an array with one axis less has one channel."""
     if array.ndim == ndim - 1:
         return array[..., None]
     return array.swapaxes(-1, -2) if channels == "first" and array.ndim == ndim else array

@@ -1,4 +1,4 @@
-"""`grujax.estimators.GRUForecaster` as a forecaster of sktime, which says in `fit` which steps are wanted."""
+"""`grujax.estimators.GRUForecaster` as a forecaster of sktime, where `fit` gets the steps to forecast."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
@@ -14,17 +14,17 @@ BaseForecaster: Any = require_package("sktime.forecasting.base", "sktime").BaseF
 
 @dataclass(eq=False, repr=False)
 class Parameters(forecaster.GRUForecaster):
-    """Every field of the forecaster but its horizon, which follows from the steps that are wanted."""
+    """Every field of the forecaster except its horizon, which follows from the steps to forecast."""
 
     horizon: int = field(default=1, init=False)
 
 
 class GRUForecaster(BaseForecaster):
-    """`grujax.estimators.GRUForecaster` for sktime: one series or several, with exogenous values, without intervals.
+    """`grujax.estimators.GRUForecaster` for sktime: one or more series, with exogenous values, without intervals.
 
-    Parameters are its fields but `horizon`, which is the last step of `fh`, in `fit`. The forecast is the mean, or the
-    median where `quantiles` are trained. `update(y, update_params=False)` keeps the weights and goes on from the end
-    of y; with update_params=True all is trained anew.
+    The parameters are the fields of that forecaster except `horizon`, which is the last step of `fh` in `fit`. The
+    forecast is the median, or the mean with quantiles=(). `update(y, update_params=False)` keeps the weights and
+    forecasts from the end of y; with update_params=True the forecaster is trained again on all values.
 
     Attributes:
       forecaster_: the fitted forecaster of `grujax.estimators`.
@@ -46,8 +46,8 @@ class GRUForecaster(BaseForecaster):
         "capability:categorical_in_X": False,
         "y_inner_mtype": "pd.DataFrame",
     }
-    _config: ClassVar[dict[str, Any]] = {"remember_data": False}  # `forecaster_` holds them
-    _y = _X = None  # which sktime leaves out then
+    _config: ClassVar[dict[str, Any]] = {"remember_data": False}  # `forecaster_` holds the data
+    _y = _X = None  # sktime does not set these without remember_data
 
     def __init__(self, **fields: Any) -> None:
         for f in own_fields(Parameters):
@@ -56,7 +56,7 @@ class GRUForecaster(BaseForecaster):
         super().__init__()
 
     def _fit(self, y: Any, X: Any, fh: Any) -> Self:
-        steps = fh.to_indexer(self.cutoff)  # from 0
+        steps = fh.to_indexer(self.cutoff)  # counted from 0
         self.forecaster_ = forecaster.GRUForecaster(int(steps.max()) + 1, **self.get_params(deep=False)).fit(y, X)
         return self
 
@@ -73,27 +73,30 @@ class GRUForecaster(BaseForecaster):
 
     def _predict(self, fh: Any, X: Any) -> Any:
         trained = self.forecaster_.trained_
-        remedy = "Update with values that begin where those before end."
+        remedy = "Update with values that begin right after the end of the earlier ones."
         require(
             trained.y.index[-1] == self.cutoff[0], "y", f"values up to {self.cutoff[0]}", trained.y.index[-1], remedy
         )
-        found = self.forecaster_.predict(exogenous=joined("X", X, trained.exogenous))
+        forecast = self.forecaster_.predict(exogenous=joined("X", X, trained.exogenous))
         columns = trained.y.columns
-        each = [found["forecast"]] if len(columns) == 1 else [found[name, "forecast"] for name in columns]
-        ahead = type(found)(dict(enumerate(each))).set_axis(columns, axis=1)
+        each = [forecast["forecast"]] if len(columns) == 1 else [forecast[name, "forecast"] for name in columns]
+        ahead = type(forecast)(dict(enumerate(each))).set_axis(columns, axis=1)
         return ahead.iloc[fh.to_indexer(self.cutoff)]
 
     @classmethod
     def get_test_params(cls, parameter_set: str = "default") -> list[dict[str, Any]]:
-        """Parameters with which sktime's checks are quick."""
+        """Returns parameters with which sktime's checks are quick."""
         quick = {"lags": 6, "members": 1, "training": replace(forecaster.TRAINING, epochs=1, hidden_size=4)}
         return [quick, quick | {"recursive": True, "quantiles": ()}]
 
 
 def joined(name: str, new: Any, old: Any) -> Any:
-    """The rows of both tables, the new one's where both have them; None where there are none."""
-    given, wanted = ("none" if of is None else f"columns {list(of.columns)}" for of in (new, old))
-    require(given == wanted, name, f"{wanted}, as in fit", given)
+    """Returns the rows of both tables, those of `new` where both have a row; None if both are None.
+
+    Raises InputError if their columns differ, or only one of them is None.
+    """
+    found, expected = ("none" if frame is None else f"columns {list(frame.columns)}" for frame in (new, old))
+    require(found == expected, name, f"{expected}, as in fit", found)
     return None if new is None else new.combine_first(old)[old.columns]
 
 

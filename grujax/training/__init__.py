@@ -1,4 +1,4 @@
-"""From a data set to a trained model."""
+"""Trains and evaluates models on data sets: `fit`, its settings `TrainConfig`, `score` and `baselines`."""
 
 from grujax.training.choices import chosen
 from grujax.training.config import TrainConfig

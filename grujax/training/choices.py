@@ -1,4 +1,4 @@
-"""Settings that choose themselves by the size of the training set."""
+"""`chosen`, which derives the settings that are None from the training rows."""
 
 import math
 from dataclasses import replace
@@ -11,12 +11,16 @@ from grujax.errors import require
 from grujax.training.config import TrainConfig
 
 HELD = 30
-"""Fewer validation rows than this choose the best epoch by luck."""
+"""The fewest validation rows. With fewer, the best epoch would be chosen by luck."""
 EPOCHS, STEPS, FRAMES = 100, 1200, 50
+"""The fewest epochs and steps of a run, and the most frames of a sequence."""
 
 
 def chosen(config: TrainConfig, train: Sequences) -> tuple[TrainConfig, dict[str, str]]:
-    """The config with a value for each setting that is None; and by its name, what was chosen and why.
+    """Returns the config with a value for each setting that is None, and the reason for each choice by setting.
+
+    Sets `pooling`, `steps_per_frame`, `validation` and `epochs`; the other settings stay as they are. Raises
+    `InputError` for settings that do not fit the labels or targets of `train`.
 
     >>> from grujax.data import sequences
     >>> config, why = chosen(TrainConfig(), sequences([[[1.0]]] * 40))
@@ -30,41 +34,43 @@ def chosen(config: TrainConfig, train: Sequences) -> tuple[TrainConfig, dict[str
     )
     require_sequences(train, "train")
     classes = not train.targets or any(target.labels is not None for target in train.targets.values())
-    rule, remedy = "label_smoothing needs classes", "Leave it at 0: these are targets of a regression."
+    rule, remedy = "label_smoothing needs classes", "Leave it at 0: the data have the targets of a regression."
     require(classes or not config.label_smoothing, "label_smoothing", 0.0, config.label_smoothing, remedy, rule=rule)
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     why: dict[str, str] = {}
     if config.pooling is None:
-        found["pooling"] = "none" if train.per_step else "max"
+        values["pooling"] = "none" if train.per_step else "max"
         if train.per_step:
             why["pooling"] = "an output for each step, as each has a label or target"
-    pooled = found.get("pooling", config.pooling) != "none"
+    pooled = values.get("pooling", config.pooling) != "none"
     each = "step" if train.per_step else "sequence"
-    rule = f"a label or target a {each} needs pooling{' none' if train.per_step else ''}"
+    rule = f"a label or target for each {each} needs pooling{' none' if train.per_step else ''}"
     fits = not train.targets or pooled != train.per_step
     expected = "'none'" if train.per_step else f"one of {list(POOLINGS)}"
-    require(fits, "pooling", expected, repr(config.pooling), "Leave it to follow from the data.", rule=rule)
+    require(fits, "pooling", expected, repr(config.pooling), "Leave it at None: it follows from the data.", rule=rule)
     if config.steps_per_frame is None and not pooled:
-        found["steps_per_frame"] = 1
+        values["steps_per_frame"] = 1
     elif config.steps_per_frame is None:
         longest = int(train.lengths.max())
-        found["steps_per_frame"] = size = math.ceil(longest / FRAMES)
+        values["steps_per_frame"] = size = math.ceil(longest / FRAMES)
         if size > 1:
             frames = math.ceil(longest / size)
-            why["steps_per_frame"] = f"{size} steps a frame: {frames} frames, as {longest} steps are more than {FRAMES}"
+            more = f"{longest} steps are more than {FRAMES}"
+            why["steps_per_frame"] = f"{size} steps per frame: {frames} frames, because {more}"
     if config.validation is None:
         held = round(0.1 * len(train))
-        found["validation"] = 0.1 if held >= HELD else 0.0
+        values["validation"] = 0.1 if held >= HELD else 0.0
         why["validation"] = (
-            f"{held} rows held out, which choose the best epoch"
-            if found["validation"]
-            else f"all {len(train)} rows trained on, the last weights kept: a tenth, {held}, is too few to choose by"
+            f"{held} rows held out, to choose the best epoch"
+            if values["validation"]
+            else f"all {len(train)} rows are trained on and the last weights kept: "
+            f"a tenth, {held} rows, is too few to choose the best epoch"
         )
-    share = found.get("validation", config.validation) or 0.0
+    share = values.get("validation", config.validation) or 0.0
     per_epoch = max(1, math.ceil((len(train) - round(share * len(train))) / config.batch_size))
     if config.epochs is None:
         epochs = max(EPOCHS, math.ceil(STEPS / per_epoch))
-        found["epochs"] = epochs
+        values["epochs"] = epochs
         fewer = f"{EPOCHS} would be {EPOCHS * per_epoch} steps, fewer than {STEPS}"
         why["epochs"] = f"{epochs} epochs: {fewer if epochs > EPOCHS else f'{epochs * per_epoch} steps or more'}"
-    return replace(config, **found), why
+    return replace(config, **values), why

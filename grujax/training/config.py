@@ -1,4 +1,4 @@
-"""Every setting of a training run: API, command line and saved configuration at once."""
+"""`TrainConfig`, the settings of a training run. The Python API, the command line and saved runs share it."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
@@ -12,7 +12,7 @@ from grujax.core.config import POOLINGS
 from grujax.errors import require, require_one_of
 
 TYPES = {int: (Integral, "an integer"), float: (Real, "a number"), bool: ((bool, np.bool_), "True or False")}
-"""What a field of each type takes, and in words. NumPy's scalars are numbers too."""
+"""The values that a field of each type accepts, and their description. NumPy's scalars are accepted as numbers."""
 
 
 HeadWeights: TypeAlias = Mapping[str, float] | tuple[tuple[str, float], ...]
@@ -20,75 +20,77 @@ HeadWeights: TypeAlias = Mapping[str, float] | tuple[tuple[str, float], ...]
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How `fit` trains. The defaults come from cross-validation (`docs/decisions/training-defaults.md`).
+    """The settings of `fit`. The defaults come from cross-validation (`docs/decisions/training-defaults.md`).
 
-    `grujax.training.chosen` fills in what is None by the training rows. Raises `InputError` for a value out of range.
+    `grujax.training.chosen` derives each setting that is None from the training rows. Raises `InputError` for a value
+    of a wrong type or out of range.
 
     >>> TrainConfig(hidden_size=32).batch_size
     16
     """
 
     hidden_size: int = 64
-    """Hidden units of each layer and direction."""
+    """Hidden units per layer and direction."""
     num_layers: int = 1
-    """Layers of the GRU."""
+    """Number of GRU layers."""
     bidirectional: bool = True
     """Read each sequence in both directions."""
     steps_per_frame: int | None = None
-    """Steps that the GRU reads as one (`GRUModel`). None: as many as make 50 frames at most of the longest sequence."""
+    """Steps that the GRU reads as one frame (`GRUModel`). None: so many that the longest sequence has at most 50
+    frames; 1 where each step has an output."""
     pooling: Literal["last", "mean", "max", "attention", "none"] | None = None
-    """How the outputs of all steps become one vector; none: each step has an output. None: max; none, where the data
-    have a label or target a step."""
+    """How the outputs of all steps are reduced to one vector; "none" keeps an output for each step. None: "max", or
+    "none" if the data have a label or target for each step."""
     dropout: float = 0.5
-    """Between the layers and before the head."""
+    """Dropout rate between the layers and before the head."""
     reset_after: bool = True
-    """True: torch.nn.GRU's equations; False: those of Cho et al. 2014."""
+    """True: the equations of torch.nn.GRU. False: the equations of Cho et al. 2014."""
     epochs: int | None = None
-    """Passes over the rows that are trained on. None: 100, and as many more as 1200 steps take."""
+    """Passes over the training rows. None: 100, or more if 100 make fewer than 1200 steps."""
     patience: int | None = None
-    """Epochs without a smaller validation loss after which training ends. None: it does not end before `epochs`."""
+    """Training ends after this many epochs without a smaller validation loss. None: only after `epochs`."""
     batch_size: int = 16
-    """Sequences a step."""
+    """Sequences per step."""
     accumulate: int = 1
-    """Steps whose mean gradient moves the weights at once: batches larger than memory holds."""
+    """Number of steps whose mean gradient makes one update of the weights: for batches that do not fit into memory."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the products and the outputs of layers; weights, states and the loss stay in float32."""
+    """Dtype of the products and the layer outputs. Weights, states and the loss stay in float32."""
     class_weights: Literal["none", "balanced"] = "none"
-    """"balanced": in the training loss a row of class k counts N / (K N_k), so that all classes count alike."""
+    """"balanced": a row of class k weighs N / (K N_k) in the training loss, so that all classes count equally."""
     learning_rate: float = 1e-2
-    """The peak, after warm-up; a cosine leads down to zero."""
+    """Peak learning rate, reached after the warm-up; it then falls to zero along a cosine."""
     weight_decay: float = 1e-2
-    """AdamW's."""
+    """Weight decay of AdamW."""
     clip_norm: float = 1.0
-    """Largest global norm of a gradient."""
+    """Largest global norm of the gradient; a larger gradient is scaled down to it."""
     warmup: float = 0.1
-    """Share of all steps in which the learning rate rises."""
+    """Share of all steps during which the learning rate rises."""
     input_noise: float = 0.0
     """Standard deviation of the noise added to every step of the standardised inputs in training."""
     input_offset: float = 0.4
-    """Standard deviation of the constant added to each channel of a sequence in training, standardised too."""
+    """Standard deviation of the constant added to each standardised channel of a sequence in training."""
     mixup: float = 0.3
-    """Alpha of mixup's Beta(alpha, alpha): in training each sequence is mixed with another of its batch. 0: none."""
+    """Alpha of mixup's Beta(alpha, alpha): in training each sequence is mixed with another of its batch. 0: off."""
     quantiles: tuple[float, ...] = ()
-    """Levels, ascending, of a regression: for each target the model gives so many quantiles, by the pinball loss
-    (Koenker and Bassett 1978), in place of the mean by squared error."""
+    """Ascending quantile levels for a regression. The model then predicts these quantiles of each target, trained with
+    the pinball loss (Koenker and Bassett 1978), instead of the mean, trained with the squared error."""
     head_weights: HeadWeights = ()
-    """What the loss of one of several heads counts in their sum, by its name; 1 where it is not named."""
+    """With several heads, the factor of each head's loss in their sum, by the name of the head; 1 for other heads."""
     label_smoothing: float = 0.0
     """Share of each label spread over all classes."""
     averaging: float = 0.1
-    """Share of all steps that the moving average of the weights spans; the average is what is validated and kept."""
+    """Span of the moving average of the weights, as a share of all steps. The average is what is validated and kept."""
     validation: float | None = None
     """Share of the training set held out to choose the best epoch. It is never exceeded: with very many classes, some
-    have no held-out row. 0: all rows are trained on, and the last average is kept. None: 0.1 where that is 30 rows or
+    have no held-out row. 0: trains on all rows and keeps the last averaged weights. None: 0.1 if that is 30 rows or
     more, else 0."""
     buckets: int = 4
-    """At most so many padded lengths, for each of which the training step is compiled."""
+    """Largest number of padded lengths; the training step is compiled for each of them."""
     members: int = 1
-    """Models that are trained beside each other, each with weights and draws of its own; the mean of their predictions
-    is what is validated, kept and saved (`GRUEnsemble`)."""
+    """Number of models that are trained together, each with its own weights and random draws. They are validated, kept
+    and saved as one `GRUEnsemble`, whose prediction is the mean of theirs."""
     seed: int = 0
-    """Of the split, the initial weights, the order of batches and the dropout."""
+    """Seed of the split, the initial weights, the order of batches, and the noise, mixup and dropout."""
 
     def __post_init__(self) -> None:
         for f in fields(TrainConfig):
@@ -97,18 +99,18 @@ class TrainConfig:
                 value, (allowed, expected) = getattr(self, f.name), TYPES[kind]
                 fits = isinstance(value, allowed) and (kind is bool or not isinstance(value, bool))
                 require(fits, f.name, expected + (" or None" if none else ""), repr(value))
-        given = self.head_weights
+        heads = self.head_weights
         pairs: list[Any] = (
-            list(given.items() if isinstance(given, Mapping) else given) if isinstance(given, Iterable) else [None]
+            list(heads.items() if isinstance(heads, Mapping) else heads) if isinstance(heads, Iterable) else [None]
         )
-        fits = all(isinstance(of, (tuple, list)) and len(of) == 2 and _weighs(*of) for of in pairs)
+        fits = all(isinstance(pair, (tuple, list)) and len(pair) == 2 and _weighs(*pair) for pair in pairs)
         fits = fits and len(dict(pairs)) == len(pairs)
-        require(fits, "head_weights", "a positive number by the name of each head", repr(given))
-        object.__setattr__(self, "head_weights", tuple((name, float(count)) for name, count in pairs))  # can be hashed
+        require(fits, "head_weights", "a positive number for each head, by name", repr(heads))
+        object.__setattr__(self, "head_weights", tuple((name, float(count)) for name, count in pairs))  # hashable
         levels, expected = self.quantiles, "ascending levels between 0 and 1"
         numbers = isinstance(levels, (tuple, list)) and all(isinstance(level, Real) for level in levels)
         require(numbers, "quantiles", expected, repr(levels), "Write (0.1, 0.9).")
-        object.__setattr__(self, "quantiles", tuple(levels))  # JSON has lists
+        object.__setattr__(self, "quantiles", tuple(levels))  # JSON has no tuples
         rising = list(levels) == sorted(set(levels)) and all(0 < level < 1 for level in levels)
         require(rising, "quantiles", expected, levels)
         counts = ("hidden_size", "num_layers", "epochs", "patience", "batch_size", "buckets", "steps_per_frame")
@@ -130,6 +132,7 @@ class TrainConfig:
 
 
 def _weighs(name: Any, count: Any) -> bool:
+    """Whether `name` can name a head and `count` be the factor of its loss."""
     number, _ = TYPES[float]
     fits = isinstance(name, str) and name != "" and isinstance(count, number) and not isinstance(count, bool)
-    return fits and bool(1e-30 < count < 1e30)  # also in float32
+    return fits and bool(1e-30 < count < 1e30)  # positive and finite in float32 too

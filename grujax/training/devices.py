@@ -1,4 +1,4 @@
-"""The devices that a run is shared out over, in one process or in several."""
+"""Distributes a run over several devices, in one process or in several."""
 
 import contextlib
 import functools
@@ -17,41 +17,41 @@ from grujax.types import GRUWeights
 P = ParamSpec("P")
 T = TypeVar("T")
 EVERY = 16
-"""The most steps that the devices are given at once; after so many, several processes agree whether to save and whether
-to end: an exchange of two bytes each."""
+"""The most steps in one call of the compiled program. After so many steps, several processes agree whether to save and
+whether to end: each sends two bytes."""
 
 
 HEARTBEAT = 30
-"""Seconds without a sign of life after which a process counts as dead, and JAX ends the others."""
+"""Seconds without a heartbeat after which a process counts as dead, and JAX ends the others."""
 
 
 def first_devices(count: int) -> Mesh:
-    """A mesh of the first `count` devices of this process, for `fit(mesh=)`."""
-    there = len(jax.devices())
-    require(1 <= count <= there, "--devices", f"1 to {there}, which JAX sees here", count)
+    """Returns a mesh of the first `count` devices, for `fit(mesh=)`. Raises InputError if JAX has fewer."""
+    available = len(jax.devices())
+    require(1 <= count <= available, "--devices", f"1 to {available}, the number of devices that JAX has", count)
     return Mesh(np.array(jax.devices()[:count]), ("data",))
 
 
 def joined(count: int) -> Mesh:
-    """Joins the other processes of the launcher; a mesh of the devices of all.
+    """Joins the other processes of the launcher and returns a mesh of the devices of all processes.
 
-    Raises InputError where JAX finds no launcher, or its processes are not `count`. Must come before any computation.
+    Raises InputError if JAX finds no launcher, or if the launcher started another number of processes than `count`.
+    Must be called before any computation.
     """
-    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM from the handler of the command
+    jax.config.update("jax_enable_preemption_service", False)  # it would replace the command's handler of SIGTERM
     try:
         jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT)
     except (RuntimeError, ValueError) as error:
-        expected = "to be started by SLURM, Open MPI, Kubernetes or on a TPU pod"
-        raise InputError(
-            "--distributed", expected, str(error).rstrip("."), "Start it there, or leave --distributed out."
-        ) from error
-    found, remedy = f"{jax.process_count()} of the launcher", "Give the number of processes that the launcher starts."
+        expected = "a process started by SLURM, Open MPI, Kubernetes or on a TPU pod"
+        remedy = "Start the command by one of these, or leave --distributed out."
+        raise InputError("--distributed", expected, str(error).rstrip("."), remedy) from error
+    found, remedy = f"{jax.process_count()} by the launcher", "Give the number of processes that the launcher starts."
     require(jax.process_count() == count, "--distributed", f"{count} processes", found, remedy)
     return Mesh(np.array(jax.devices()), ("data",))
 
 
 def outside_of_meshes(function: Callable[P, T]) -> Callable[P, T]:
-    """The function, which places its arrays itself, outside of a mesh that its caller has set."""
+    """Returns `function` so that it runs without the mesh that its caller has set: it places its arrays itself."""
 
     @functools.wraps(function)
     def run(*arguments: P.args, **options: P.kwargs) -> T:
@@ -62,47 +62,50 @@ def outside_of_meshes(function: Callable[P, T]) -> Callable[P, T]:
 
 
 class Devices:
-    """Puts arrays on the devices of a mesh, and lets the processes that they belong to decide alike."""
+    """Places arrays on the devices of a mesh, and makes the processes of these devices decide alike.
+
+    mesh: None is the default device; otherwise a mesh with one axis, over the rows of a batch, or two, the second over
+      the hidden units.
+    Raises InputError for another number of axes, and for a number of devices that does not divide the size of its axis.
+    """
 
     def __init__(self, mesh: Mesh | None, batch_size: int, hidden_size: int = 1) -> None:
         self.several_processes, self.axis = False, None
         self._rows: NamedSharding | None = None
         if mesh is None:
             return
-        expected = "one axis, over the rows, or two, the second over the hidden units"
+        expected = "one axis, over the rows, or a second one over the hidden units"
         require(len(mesh.axis_names) in (1, 2), "mesh", expected, f"axes {mesh.axis_names}")
         rows, hidden = (*mesh.devices.shape, 1)[:2]
         for name, whole, parts in (("batch_size", batch_size, rows), ("3 * hidden_size", 3 * hidden_size, hidden)):
-            rule = f"{name}={whole} needs devices that divide it"
-            require(
-                whole % parts == 0, "mesh", f"a divisor of {whole}", f"{parts} devices", "Change either.", rule=rule
-            )
+            rule, expected = f"{name}={whole} needs a number of devices that divides it", f"a divisor of {whole}"
+            require(whole % parts == 0, "mesh", expected, f"{parts} devices", "Change one of the two.", rule=rule)
         processes = {device.process_index for device in mesh.devices.flat}
         self.several_processes = processes != {jax.process_index()}
         names = mesh.axis_names[: 1 if hidden == 1 else 2]  # a second axis of one device splits nothing
         of_all = not self.several_processes or (len(processes) == jax.process_count() and len(names) == 1)
-        expected = f"devices of this process, or along one axis those of all {jax.process_count()}"
+        expected = f"devices of this process alone, or of all {jax.process_count()} processes along one axis"
         require(of_all, "mesh", expected, f"axes {mesh.axis_names} over {len(processes)} processes")
-        # XLA shares out what is not the model's, as where there are no rows to share out: see `step.by_rows`
+        # `step.by_rows` splits the model by rows; XLA partitions all else, and everything where rows are not split
         self._mesh = Mesh(mesh.devices.reshape(mesh.devices.shape[: len(names)]), names)
         self.axis: str | None = names[0] if rows > 1 else None
         self._rows = NamedSharding(self._mesh, PartitionSpec(None, names[0]))
         self._whole = NamedSharding(self._mesh, PartitionSpec())
 
     def context(self) -> contextlib.AbstractContextManager[object]:
-        """The mesh under which the step is compiled."""
+        """A context manager that sets the mesh under which the step is compiled."""
         return contextlib.nullcontext() if self._rows is None else jax.set_mesh(self._mesh)
 
     def rows(self, tree: Any) -> Any:
-        """The rows of each array (S, B, ...) shared out; of several processes each places its own."""
+        """Splits each array (S, B, ...) by rows over the devices; each process places the rows of its own devices."""
         return tree if self._rows is None else self._placed(tree, self._rows)
 
     def whole(self, tree: Any) -> Any:
-        """Each array whole on every device."""
+        """Places each array whole on every device."""
         return tree if self._rows is None else self._placed(tree, self._whole)
 
     def weights(self, tree: Any) -> Any:
-        """Weights of GRUs and their moments with the columns shared out along the second axis; others whole."""
+        """Splits the columns of GRU weights and of their moments along the second axis; places other arrays whole."""
         if self._rows is None or len(self._mesh.axis_names) == 1:
             return self.whole(tree)
 
@@ -119,33 +122,37 @@ class Devices:
         return jax.tree.map(lambda a: jax.device_put(np.asarray(a)), tree) if self._rows is None else tree
 
     def here(self, tree: Any) -> Any:
-        """The arrays on one device of this process, which then runs its own kernel; all devices hold them whole.
+        """Returns the copies on one device of this process, which then runs its own kernel.
 
-        Of a mesh with two axes, over which they are split, they stay where they are.
+        Under a mesh with two axes, which splits the arrays, they stay where they are.
         """
         one_axis = self._rows is not None and len(self._mesh.axis_names) == 1
         return jax.tree.map(lambda a: a.addressable_data(0), tree) if one_axis else tree
 
     def memory(self) -> int | None:
-        """The most bytes that a device of this process has had in use; None where it does not tell."""
-        found = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in jax.local_devices()]
-        return max((bytes_ for bytes_ in found if bytes_ is not None), default=None)
+        """The peak memory use of a device of this process, in bytes; None if no device reports it."""
+        peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in jax.local_devices()]
+        return max((peak for peak in peaks if peak is not None), default=None)
 
     def agreed(self, step: int, stop: bool, save: bool) -> tuple[bool, bool]:
-        """Whether to stop, which any process may ask for, and to save, as the first decides: alike on all."""
+        """Whether to stop and whether to save, the same on all processes.
+
+        All stop if any process wants to; all save if the first one wants to. Several processes agree on it every
+        `EVERY` steps only.
+        """
         if not self.several_processes:
             return stop, save
         if step % EVERY:
             return False, False
-        found = multihost_utils.process_allgather(np.array([stop, save]))
-        return bool(found[:, 0].any()), bool(found[0, 1])
+        wishes = multihost_utils.process_allgather(np.array([stop, save]))
+        return bool(wishes[:, 0].any()), bool(wishes[0, 1])
 
     def check_same(self, argument: str, *values: object) -> None:
-        """Raises InputError on all processes where their values differ."""
+        """Raises InputError on all processes if their values differ."""
         digest = np.frombuffer(hashlib.sha256(repr(values).encode()).digest(), np.uint8)
-        found = multihost_utils.process_allgather(digest)
-        others = np.flatnonzero((found != found[0]).any(1)).tolist()
-        require(not others, argument, "the same on all processes", f"another on {others} than on 0")
+        digests = multihost_utils.process_allgather(digest)
+        others = np.flatnonzero((digests != digests[0]).any(1)).tolist()
+        require(not others, argument, "the same on all processes", f"others on processes {others} than on 0")
 
     def _placed(self, tree: Any, sharding: NamedSharding) -> Any:
         if not self.several_processes:

@@ -1,4 +1,4 @@
-"""Evaluates a trained model: its outputs, its figures, and baselines to compare them with."""
+"""Evaluates a trained model: its outputs, its scores, and baselines to compare with."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple, overload
@@ -18,57 +18,58 @@ from grujax.training.rows import weights_of_heads
 from grujax.training.step import forward, row_losses
 
 MAX_CONFUSION = 100
-"""With more classes there is no confusion matrix: that of 5,000 classes would take 200 MB."""
+"""The most classes for which a confusion matrix is made: with 5,000 classes it would take 200 MB."""
 
 
 class Scores(NamedTuple):
-    """Figures of one split, as `score` returns them. A classifier has accuracy, a regression rmse; the rest is None.
+    """The figures of one split, as `score` returns them.
 
-    With a label or target a step they are those of all steps that have one. Of several heads the loss is the sum of
-    theirs, each times its weight, and all else is in `heads`.
+    A classifier has `accuracy`, `interval` and `confusion`, a regression `rmse` and `r2`; those of the other kind are
+    None. With a label or target for each step, the figures are over all steps that have one. With several heads, `loss`
+    is the sum of their losses, each times its weight, and the other figures are in `heads`.
     """
 
     loss: float
-    """Mean over rows, by their weights, or steps: cross-entropy, or squared error divided by the variance of the
-    training targets."""
+    """Weighted mean over rows, or mean over steps: cross-entropy; for a regression the squared error divided by the
+    variance of the training targets, or with quantiles the pinball loss divided by their standard deviation."""
     rows: int  # N
     accuracy: float | None = None  # from 0 to 1
     interval: tuple[float, float] | None = None
     """95% Wilson interval of the accuracy; None for steps, which are not independent."""
-    confusion: np.ndarray | None = None  # (K, K) counts, [true, predicted]; None for more than 100 classes too
-    rmse: float | None = None  # in the units of the targets; of several, the mean
-    r2: float | None = None  # None for a single row too; of several targets, the mean
-    steps: int | None = None  # how many steps have a label or target of their own
-    heads: "dict[str, Scores] | None" = None  # those of each of several heads, by name
+    confusion: np.ndarray | None = None  # (K, K) counts, [true, predicted]; None with more than 100 classes
+    rmse: float | None = None  # in the units of the targets; the mean over several targets
+    r2: float | None = None  # the mean over several targets; None with a single row or step
+    steps: int | None = None  # the number of steps that have a label or target
+    heads: "dict[str, Scores] | None" = None  # with several heads, the figures of each by name
 
     def as_json(self) -> dict[str, Any]:
-        """The figures that are not None, by name, as `json.dumps` takes them.
+        """Returns the figures that are not None, by name, in types that `json.dumps` accepts.
 
         >>> Scores(0.5, 2, accuracy=1.0, confusion=np.eye(2, dtype=int)).as_json()
         {'loss': 0.5, 'rows': 2, 'accuracy': 1.0, 'confusion': [[1, 0], [0, 1]]}
         """
         kept = {name: value for name, value in self._asdict().items() if value is not None}
         kept |= {"confusion": self.confusion.tolist()} if self.confusion is not None else {}
-        return kept | ({"heads": {name: of.as_json() for name, of in self.heads.items()}} if self.heads else {})
+        return kept | ({"heads": {name: head.as_json() for name, head in self.heads.items()}} if self.heads else {})
 
     @property
     def each(self) -> "dict[str, Scores]":
-        """The figures of each head by its name; of a single one under ""."""
+        """The figures of each head by name; a single head has the name ""."""
         return self.heads or {"": self}
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The figure to show of each head: "accuracy" or "rmse"; of several heads "NAME accuracy" or "NAME rmse".
+        """The main figure of each head, "accuracy" or "rmse"; with several heads "NAME accuracy" or "NAME rmse".
 
         >>> Scores(1.5, 2, heads={"label": Scores(0.5, 2, accuracy=1.0), "value": Scores(1.0, 2, rmse=3.0)}).metrics
         {'label accuracy': 1.0, 'value rmse': 3.0}
         """
-        figures = {name: "rmse" if of.accuracy is None else "accuracy" for name, of in self.each.items()}
-        return {f"{name} {of}" if name else of: getattr(self.each[name], of) for name, of in figures.items()}
+        figures = {name: "rmse" if head.accuracy is None else "accuracy" for name, head in self.each.items()}
+        return {f"{head} {name}" if head else name: getattr(self.each[head], name) for head, name in figures.items()}
 
     @property
     def metric(self) -> tuple[str, float]:
-        """The figure to show, of several heads that of the first: its name and value."""
+        """The name and value of the main figure; with several heads, of the first one."""
         return next(iter(self.metrics.items()))
 
 
@@ -100,18 +101,21 @@ def outputs_of(
     batch_size: int = 64,
     boundaries: tuple[int, ...] | None = None,
 ) -> np.ndarray | dict[str, np.ndarray]:
-    """The model's outputs (N, output_size), float32, for every row in order, without dropout; those of a model without
-    pooling are (N, T, output_size), 0 in the padding. Of a model with several heads a dict of such arrays by name.
+    """Returns the model's outputs for every row of the data, in order and without dropout.
 
     Args:
-      model: with one or several heads.
-      variables: "params" and, of a trained model, "statistics".
+      model: a model with one or several heads, or an ensemble.
+      variables: "params" and, for a trained model, "statistics".
       data: N sequences with the channels that the model was trained on.
-      batch_size: rows at once.
-      boundaries: the padded lengths, one compilation each; those of `grujax.data.bucket_boundaries` where None.
+      batch_size: the number of rows per call of the model.
+      boundaries: the padded lengths, each compiled once. None: `grujax.data.bucket_boundaries` of the data.
+
+    Returns:
+      A float32 array (N, output_size); without pooling (N, T, output_size), with 0 in the padding. With several heads a
+      dict of such arrays by name.
 
     Raises:
-      InputError: the data have another number of channels.
+      InputError: another type of `model` or `data`, or another number of channels than in training.
 
     >>> from grujax.data import sequences
     >>> data = sequences([[[1.0], [2.0]], [[3.0]]])
@@ -124,16 +128,16 @@ def outputs_of(
     require(known, "model", "a `GRUModel` or `GRUEnsemble`", type(model).__name__, order)
     require_sequences(data, "data")
     boundaries = bucket_boundaries(data.lengths) if boundaries is None else boundaries
-    of = model.model if isinstance(model, GRUEnsemble) else model
-    each_step = () if of.pooling is not None else data.x.shape[1:2]
+    member = model.model if isinstance(model, GRUEnsemble) else model
+    each_step = () if member.pooling is not None else data.x.shape[1:2]
     outputs = {
-        name: np.zeros((len(data), *each_step, width), np.float32) for name, width in named(of.output_size).items()
+        name: np.zeros((len(data), *each_step, width), np.float32) for name, width in named(member.output_size).items()
     }
     for batch in batches(data, batch_size, boundaries):
         kept = batch.weight > 0
-        for name, found in named(forward(model, variables, batch.x, batch.lengths)).items():
-            found = np.asarray(found)[kept, : outputs[name].shape[1]]  # a batch may be longer than the data, or shorter
-            outputs[name][batch.rows[kept], : found.shape[1]] = found
+        for name, output in named(forward(model, variables, batch.x, batch.lengths)).items():
+            rows = np.asarray(output)[kept, : outputs[name].shape[1]]  # a batch may be longer or shorter than the data
+            outputs[name][batch.rows[kept], : rows.shape[1]] = rows
     return unnamed(outputs)
 
 
@@ -145,33 +149,36 @@ def score(
     quantiles: tuple[float, ...] = (),
     head_weights: HeadWeights = (),
 ) -> Scores:
-    """The figures of a model's outputs; `Scores` says which.
+    """Returns the figures of a model's outputs as `Scores`.
 
     Args:
-      outputs: (N, K) logits of K classes, or K targets, with Q quantiles (N, K*Q); with labels or targets a step
-        (N, T, ...). Of several heads a dict of such arrays by name.
+      outputs: (N, K) logits of K classes, or K targets, or (N, K*Q) with Q quantiles; with labels or targets for each
+        step (N, T, ...). With several heads a dict of such arrays by name.
       data: N rows with a known y.
-      variables: of the model; a regression needs `output_std` of its "statistics".
+      variables: those of the model; a regression needs `output_std` in "statistics".
       label_smoothing: share of each label that the loss spreads over all classes.
-      quantiles: those that the model gives; its rmse and r2 are those of the middle one.
-      head_weights: what the loss of a head counts, as in `TrainConfig`.
+      quantiles: the levels that the model predicts. rmse and r2 are computed for the middle one.
+      head_weights: the factor of each head's loss, as in `TrainConfig`.
+
+    Raises:
+      InputError: heads, labels or targets of `data` that do not match `outputs`, or an unknown head in `head_weights`.
 
     >>> from grujax.data import sequences
     >>> data = sequences([[[1.0]], [[2.0]]], ["a", "b"])
-    >>> found = score(np.array([[2.0, -2.0], [1.0, -1.0]]), data, {"statistics": {}})
-    >>> found.accuracy, found.confusion.tolist()
+    >>> scores = score(np.array([[2.0, -2.0], [1.0, -1.0]]), data, {"statistics": {}})
+    >>> scores.accuracy, scores.confusion.tolist()
     (0.5, [[1, 0], [1, 0]])
 
     Source: Wilson 1927, Journal of the American Statistical Association 22, for the interval.
     """
     require_sequences(data, "data")
-    given, statistics, each = named(outputs), variables["statistics"], {}
-    fits = given.keys() == data.targets.keys()
-    require(fits, "y", f"{in_words(given)}, as the model has", in_words(data.targets))
-    of_heads = weights_of_heads(head_weights, data.targets)
+    by_head, statistics, each = named(outputs), variables["statistics"], {}
+    fits = by_head.keys() == data.targets.keys()
+    require(fits, "y", f"{in_words(by_head)}, as the model has", in_words(data.targets))
+    weights = weights_of_heads(head_weights, data.targets)
     for name in data.targets:
-        each[name] = _score(given[name], data.of_head(name), of_head(statistics, name), label_smoothing, quantiles)
-    loss = sum(of_heads[name] * of.loss for name, of in each.items())
+        each[name] = _score(by_head[name], data.of_head(name), of_head(statistics, name), label_smoothing, quantiles)
+    loss = sum(weights[name] * scores.loss for name, scores in each.items())
     return each[""]._replace(loss=loss) if "" in each else Scores(loss, len(data), heads=each)
 
 
@@ -182,20 +189,20 @@ def _score(
     label_smoothing: float,
     quantiles: tuple[float, ...],
 ) -> Scores:
-    """`score` of a single head."""
+    """`score` for a single head."""
     from scipy.stats import binomtest
     from sklearn.metrics import confusion_matrix, r2_score, root_mean_squared_error
 
     y, weight, steps = data.y, data.weight, None
-    of, each = "step" if outputs.ndim == 3 else "row", len(quantiles) or 1
-    fits = data.per_step == (of == "step")
-    require(fits, "y", f"a label or target for each {of}, as the model has", f"shape {y.shape}")
+    unit, each = "step" if outputs.ndim == 3 else "row", len(quantiles) or 1
+    fits = data.per_step == (unit == "step")
+    require(fits, "y", f"a label or target for each {unit}, as the model has", f"shape {y.shape}")
     if data.per_step:
         outputs, y = outputs[data.labelled], y[data.labelled]
         weight = None if weight is None else weight.repeat(data.labelled.sum(1))
         steps = len(y)
     if data.labels is None:
-        expected = f"{outputs.shape[1] // each} targets for each {of}, as the model has"
+        expected = f"{outputs.shape[1] // each} targets for each {unit}, as the model has"
         require(y.size * each == outputs.size, "y", expected, f"shape {y.shape}")
     arrays = jax.numpy.asarray(outputs), jax.numpy.asarray(y)
     losses = np.asarray(row_losses(*arrays, statistics, label_smoothing, quantiles))
@@ -216,11 +223,13 @@ def _score(
 
 
 def baselines(train: Sequences, test: Sequences) -> dict[str, float]:
-    """Two methods without a GRU on the same split: accuracy, or root mean squared error in regression.
+    """Returns the accuracy, or for a regression the root mean squared error, of two methods without a GRU, by name.
 
-    The majority class (or the mean target), and the nearest neighbour in Euclidean distance on the standardised series,
-    padded with zeros to one length. With a label or target a step, the majority or mean of the steps alone. Of several
-    heads, give one of each split: `train.of_head(name)`, `test.of_head(name)`.
+    They are the majority class (or mean target), and the nearest neighbour in Euclidean distance on the standardised
+    series, padded with zeros to one length. With a label or target for each step, only the majority class (or mean
+    target) of the steps is computed. With several heads, pass one of them: `train.of_head(name)`, `test.of_head(name)`.
+
+    Raises InputError for data with several heads.
 
     >>> from grujax.data import sequences
     >>> data = sequences([[[1.0]], [[2.0]], [[3.0]]], ["a", "b", "b"])
@@ -239,8 +248,8 @@ def baselines(train: Sequences, test: Sequences) -> dict[str, float]:
     figure = root_mean_squared_error if train.labels is None else accuracy_score
     if train.per_step:
         y_train, y_test = train.y[train.labelled], test.y[test.labelled]
-        found = np.asarray(dummy.fit(np.zeros((len(y_train), 1)), y_train).predict(np.zeros((len(y_test), 1))))
-        return {name: float(figure(y_test, found.reshape(y_test.shape)))}
+        predicted = np.asarray(dummy.fit(np.zeros((len(y_train), 1)), y_train).predict(np.zeros((len(y_test), 1))))
+        return {name: float(figure(y_test, predicted.reshape(y_test.shape)))}
 
     mean, std = statistics(train)
     n_steps = max(train.x.shape[1], test.x.shape[1])

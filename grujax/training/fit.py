@@ -1,4 +1,4 @@
-"""Trains a `GRUModel` on a data set: what `grujax train` calls."""
+"""`fit`, which trains a `GRUModel` on a data set. `grujax train` calls it."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Mapping
@@ -33,45 +33,47 @@ def fit(
     mesh: Mesh | None = None,
     variables: Mapping[str, Any] | None = None,
 ) -> Fitted:
-    """Trains a `GRUModel` on `data.train` and evaluates it on `data.test`, where there is one, once, at the end.
+    """Trains a `GRUModel` on `data.train`. If there is a test split, the model is evaluated on it once, at the end.
 
-    Of a large training split a stratified share is held out for validation; inputs (and targets of a regression) are
-    standardised by the rest. The averaged weights are evaluated after each epoch, and those of the smallest validation
-    loss are kept. A small one is trained on whole, and the last averaged weights are kept. The same config and data
-    give the same numbers on the same machine. A `KeyboardInterrupt` (Ctrl-C) after the first epoch ends training with
-    the best so far.
+    From a large training split a stratified share is held out for validation; inputs (and the targets of a regression)
+    are standardised with the statistics of the other rows. After each epoch the averaged weights are evaluated, and the
+    ones with the smallest validation loss are kept. A small training split is used whole, and the last averaged weights
+    are kept. The same config and data give the same numbers on the same machine. A `KeyboardInterrupt` (Ctrl-C) after
+    the first epoch ends training and returns the best model so far.
 
     Args:
-      config: how to train; `chosen` fills in what is None.
-      data: from `grujax.data.load`, or a `Dataset` of one or two `grujax.data.sequences`. The model has the heads that
-        its y has; the loss of several is the sum of theirs.
-      on_compiled: called before the training step is compiled for the shapes of `data.train`, and after it.
+      config: the training settings; `chosen` fills in each None.
+      data: from `grujax.data.load`, or a `Dataset` of one or two `grujax.data.sequences`. The model has one head for
+        each head of y; with several heads the loss is the sum of their losses.
+      on_compiled: called before and after the training step is compiled for the shapes of `data.train`.
       on_epoch: called after each epoch.
-      on_best: called before `on_epoch`, where the epoch is the best so far, with what `fit` would return.
-      stream: the rows of each epoch in turn, each `Sequences` of as many rows as `data.train`: an iterator that need
-        not end. Statistics, classes and the rows held out then come from `data.train`, which is not trained on;
-        balanced class weights are those of each epoch. All rows are padded to one length, which doubles where a
-        row is longer; `buckets` is not read. A run that goes on from a checkpoint skips the epochs before it: give
-        the stream from its beginning. Where it ends too early or fails, a checkpoint is saved first, but not of several
-        processes. Those must all be given the same rows, which is checked.
-      evaluate_test: False leaves `data.test` out: `Fitted.scores` evaluates it later.
-      checkpoints: a folder. Every `checkpoint_period` seconds, at the end, and where Ctrl-C, SIGTERM or SIGHUP ends
-        training, the run is saved there; from the last checkpoint in it training goes on, and on the same machine ends
-        with the same bits as without a break. `on_epoch` is called for the epochs before it too. A checkpoint that
-        cannot be written is a `CheckpointWarning`.
-      checkpoint_period: seconds between two checkpoints, which are written beside the training.
-      mesh: the devices to train on: `jax.make_mesh((8,), ("data",))`. Each takes its share of the rows of a batch, and
-        all hold the weights; their number divides `batch_size`. A second axis shares out the columns of the GRUs'
-        weights. None: the default device. A mesh that the caller has set is not read, callbacks included. A run may go
-        on with another mesh; its figures are then equal to rounding. Along one axis the devices may be those of all
-        processes that `jax.distributed.initialize` joined: then all call `fit` alike, with `checkpoints` where all can
-        read and write. A signal to one ends all, 16 steps later at most. Each process validates for itself.
-      variables: of a model of the same fields that `fit` trained: training begins with its weights, and keeps its
-        statistics. None: random weights, by the seed.
+      on_best: called before `on_epoch` if the epoch is the best so far, with the result up to this epoch.
+      stream: an iterable, possibly infinite, of the rows of each epoch: `Sequences` with as many rows as `data.train`.
+        Statistics, classes and the held-out rows then come from `data.train`, which is not trained on; balanced class
+        weights are computed for each epoch. All rows are padded to one length, which doubles when a row is longer;
+        `buckets` is ignored. A run that resumes from a checkpoint skips the epochs before it: pass the stream from its
+        beginning. If the stream ends too early or fails, a checkpoint is saved first, except with several processes.
+        All processes must be given the same rows, which is checked.
+      evaluate_test: False skips the evaluation on `data.test`; `Fitted.scores` can do it later.
+      checkpoints: a folder. The run is saved there every `checkpoint_period` seconds, at the end, and when Ctrl-C,
+        SIGTERM or SIGHUP ends training. If the folder has a checkpoint, training resumes from the last one, and on the
+        same machine ends with the same bits as an uninterrupted run. `on_epoch` is called for the epochs before the
+        checkpoint too. A checkpoint that cannot be written causes a `CheckpointWarning`.
+      checkpoint_period: seconds between two checkpoints, which are written in the background.
+      mesh: the devices to train on, such as `jax.make_mesh((8,), ("data",))`. The rows of each batch are split over
+        them, so their number must divide `batch_size`; each device holds all weights. A second axis splits the columns
+        of the GRUs' weights. None: the default device. A mesh that the caller has set has no effect, not even in
+        callbacks. A run may resume with another mesh; its figures are then equal up to rounding. A mesh with one axis
+        may hold the devices of all processes that `jax.distributed.initialize` joined. Every process then calls `fit`
+        with the same arguments and with `checkpoints` in a folder that all can read and write. A signal to one process
+        ends all of them, at most 16 steps later. Each process computes the validation itself.
+      variables: those of a model with the same fields that `fit` trained. Training starts from its weights and keeps
+        its statistics. None: random weights from the seed.
 
     Raises:
-      InputError: too few rows to hold some out, a stream that ends or has other rows, a loss that is not finite,
-        variables of another model, or a checkpoint of other settings, other data or another format.
+      InputError: too few rows to hold some out, a stream that ends too early or whose rows do not match `data.train`, a
+        loss that is not finite, variables of another model, or a checkpoint with other settings, other data or another
+        format.
 
     >>> from grujax.data import Dataset, sequences
     >>> x = [[[float(i % 2)]] * 5 for i in range(40)]
@@ -100,7 +102,7 @@ def fit(
             if saved is not None:
                 saved.save(*training.run.checkpoint)
 
-        several = training.devices.several_processes  # a signal to one must not part it from the others
+        several = training.devices.several_processes  # a signal to one process must not separate it from the others
         interrupted = None
         try:
             with uninterrupted() if several else contextlib.nullcontext([]) as held_back:
@@ -112,11 +114,11 @@ def fit(
                     try:
                         rows = training.next_rows()
                     except Exception:
-                        if not several:  # others may not have come to an end
+                        if not several:  # saving needs all processes, and the stream may have failed in this one alone
                             save()
                         raise
                     while (epoch := training.epoch(rows, saved, held_back)) is None:
-                        pass  # the handler of a signal lets the run go on
+                        pass  # a signal arrived, and its handler lets the run go on
                     if epoch.best:
                         on_best(training.fitted())
                     on_epoch(epoch)

@@ -1,4 +1,4 @@
-"""The pictures of a run. matplotlib comes with the extra `plot`."""
+"""Plots the curves and the confusion matrix of a run. The extra `plot` installs matplotlib."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def plot_curves(path: str | Path, history: Sequence[Epoch], best: Epoch) -> "Figure":
-    """Loss and, where rows were held out, validation figure over the epochs; the kept epoch is marked. A PNG."""
+    """Writes a PNG of the loss and, if rows were held out, the validation figure by epoch; marks the kept epoch."""
     figure = new_figure(8, 3.6)
     held = best.validation_loss is not None
     panels = np.atleast_1d(figure.subplots(1, 1 + held))
@@ -29,13 +29,13 @@ def plot_curves(path: str | Path, history: Sequence[Epoch], best: Epoch) -> "Fig
     for axes in panels:
         axes.axvline(best.epoch, color="0.5", linestyle=":", label=f"kept: epoch {best.epoch}")
         axes.grid(alpha=0.3)
-    # below both panels: within them the line would cross it
+    # below both panels: inside a panel the curve would cross it
     figure.legend(*losses.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     return written(figure, path)
 
 
 def plot_confusion(path: str | Path, confusion: np.ndarray, labels: Sequence[str]) -> "Figure":
-    """The confusion matrix (true, predicted) as counts and, by colour, as shares of each true class, a PNG."""
+    """Writes a PNG of the confusion matrix (true, predicted): counts, and colours for shares of each true class."""
     size = max(4.0, 0.5 * len(labels) + 1.5)
     figure = new_figure(size, size)
     axes = figure.subplots()
@@ -46,7 +46,7 @@ def plot_confusion(path: str | Path, confusion: np.ndarray, labels: Sequence[str
             colour = "white" if shares[row, column] > 0.5 else "black"
             axes.text(column, row, str(count), ha="center", va="center", color=colour)
     ticks = np.arange(len(labels))
-    as_text = {"parse_math": False}  # "$" in a label is a character
+    as_text = {"parse_math": False}  # a "$" in a label does not begin a formula
     axes.set_xticks(ticks, labels, rotation=45 if max(map(len, labels)) > 3 else 0, **as_text)
     axes.set_yticks(ticks, labels, **as_text)
     axes.set(xlabel="predicted", ylabel="true", title="Test set, counts")

@@ -1,4 +1,4 @@
-"""The progress of a run: a bar in a terminal, plain lines elsewhere, nothing when quiet."""
+"""Shows the progress of a run: a bar in a terminal, plain lines elsewhere, nothing when quiet."""
 
 from types import TracebackType
 
@@ -11,7 +11,7 @@ from grujax.training.run import Epoch
 
 
 class Screen:
-    """A context manager whose `on_compiled` and `on_epoch` are handed to `fit`."""
+    """A context manager whose methods `on_compiled` and `on_epoch` are the callbacks of `fit`."""
 
     def __init__(self, console: Console, epochs: int, quiet: bool) -> None:
         self.console, self.epochs, self.quiet = console, epochs, quiet
@@ -42,7 +42,7 @@ class Screen:
             self._print(f"compiling {shapes}")
             return
         self._print(f"compiled {shapes} in {sum(compiled.seconds):.1f} s")
-        self.progress.start()  # only now: a bar that waits for the compiler would show a wrong time left
+        self.progress.start()  # after compilation, whose time would make the estimate of the time left wrong
 
     def on_epoch(self, epoch: Epoch) -> None:
         name, value = epoch.metric, epoch.validation_metric

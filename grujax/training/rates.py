@@ -1,4 +1,4 @@
-"""The range test for the learning rate: the loss while the rate grows with every step."""
+"""A range test for the learning rate: it records the loss while the rate grows with every step."""
 
 import itertools
 from dataclasses import replace
@@ -23,34 +23,37 @@ LOWEST, HIGHEST = 1e-5, 1.0
 
 
 class Rates(NamedTuple):
-    """What `learning_rates` returns."""
+    """The result of `learning_rates`."""
 
     rates: np.ndarray  # (n_steps,), each a constant times the one before
-    losses: np.ndarray  # (n_steps,), smoothed; shorter where the loss grew to four times its least
-    suggestion: float  # a third of the rate of the least loss
+    losses: np.ndarray  # (n_steps,), smoothed; n_steps is less than `steps` if the test ended early
+    suggestion: float  # a third of the rate with the lowest loss
 
 
 @outside_of_meshes
 def learning_rates(config: TrainConfig, train: Sequences, steps: int = 100, smoothing: float = 0.9) -> Rates:
     """Trains for `steps` steps at rates that grow from 1e-5 to 1, and suggests a peak for `TrainConfig.learning_rate`.
 
-    The loss is that of training, with dropout and mixup, as an average over steps whose older ones count less. It ends
-    where the average is four times its least. The suggestion is a third of the rate at the least loss after the first
-    tenth of the steps, in which the average is of few. `accumulate`, `members` and a mesh of the caller are not read.
-    Nothing is kept.
+    The losses are training losses, with dropout and mixup, smoothed by an exponential moving average. The test ends
+    early when the average reaches four times its minimum. The suggestion is a third of the rate with the lowest loss,
+    without the first tenth of the steps, where the average covers few of them. `accumulate`, `members` and the caller's
+    mesh are ignored. The trained weights are discarded.
 
     Args:
-      config: how to train; `chosen` fills in what is None.
+      config: the training settings; `chosen` fills in each None.
       train: the rows to train on.
-      steps: 10 or more.
-      smoothing: from 0 to below 1: what the average before counts at each step.
+      steps: the number of steps, at least 10.
+      smoothing: the weight of the previous average at each step, from 0 to below 1.
 
-    Source: Smith 2017, arXiv 1506.01186, section 3.3; the suggestion is this function's own.
+    Raises:
+      InputError: `steps` or `smoothing` out of range, or settings that do not fit the data.
+
+    Source: Smith 2017, arXiv 1506.01186, section 3.3. The rule for the suggestion is not from there.
 
     >>> from grujax.data import sequences
     >>> train = sequences([[[float(i % 2)]] * 5 for i in range(40)], ["even", "odd"] * 20)
-    >>> found = learning_rates(TrainConfig(hidden_size=8), train)
-    >>> 1e-3 < found.suggestion < 1
+    >>> result = learning_rates(TrainConfig(hidden_size=8), train)
+    >>> 1e-3 < result.suggestion < 1
     True
     """
     require(steps >= 10, "steps", "10 or more", steps)

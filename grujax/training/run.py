@@ -1,4 +1,4 @@
-"""Where a run stands, and how a checkpoint holds it."""
+"""The state of a run, the figures of its epochs, and how a checkpoint stores them."""
 
 from typing import Any, NamedTuple
 
@@ -6,33 +6,33 @@ from grujax.training.step import TrainState
 
 
 class Epoch(NamedTuple):
-    """The figures of one epoch: what `fit` hands to `on_epoch`, and one line of `metrics.jsonl`."""
+    """The figures of one epoch: the argument of `on_epoch`, and one line of `metrics.jsonl`."""
 
     epoch: int  # from 1
     loss: float  # mean over the training rows, with dropout and noise
-    validation_loss: float | None  # the same loss of the held-out rows, without dropout and noise; None: none are held
-    metric: str  # the name of the next figure: "accuracy" or "rmse", of several heads the first's; "": none held out
+    validation_loss: float | None  # mean over the held-out rows, without dropout and noise; None: no rows held out
+    metric: str  # name of the next figure, "accuracy" or "rmse", of the first head; "": no rows held out
     validation_metric: float | None
     sequences_per_second: float
     seconds: float  # of training and waiting for rows, without validation and the compilation before the first epoch
-    best: bool  # the smallest validation loss so far; always where no rows are held out
-    steps_per_second: float = 0.0  # time steps of the sequences; padding is not counted
-    data_seconds: float = 0.0  # in which batches were made, while the device computes: the first of the next epoch too
-    validation_seconds: float = 0.0  # besides `seconds`; the first time with compilation
-    memory: int | None = None  # bytes, the most that a device had in use so far; None where it does not tell (a CPU)
-    validation_metrics: dict[str, float] | None = None  # of several heads the figure of each, as `Scores.metrics`
+    best: bool  # whether the validation loss is the smallest so far; always True if no rows are held out
+    steps_per_second: float = 0.0  # time steps of the sequences, without padding
+    data_seconds: float = 0.0  # of making batches, also the first of the next epoch, while the device computes
+    validation_seconds: float = 0.0  # not part of `seconds`; with compilation in the first epoch
+    memory: int | None = None  # bytes, the peak use of a device so far; None if the device does not report it (a CPU)
+    validation_metrics: dict[str, float] | None = None  # with several heads, the figure of each: `Scores.metrics`
 
 
 class Run(NamedTuple):
-    """Where a run stands: all that is needed to go on from there. What is drawn at random follows from `step`."""
+    """The state of a run: everything that resuming needs. Random draws depend only on the seed and `step`."""
 
     step: int
     state: TrainState
-    best: Any  # parameters
+    best: Any  # the parameters of the best epoch
     history: tuple[Epoch, ...]
 
     @property
     def checkpoint(self) -> tuple[int, dict[str, Any], dict[str, Any]]:
-        """What `Checkpoints` save: the step, the arrays, and the history as JSON can hold it."""
+        """The arguments of `Checkpoints.save`: the step, the arrays, and the history in types of JSON."""
         history = [list(epoch) for epoch in self.history]
         return self.step, {"state": self.state, "best": self.best}, {"history": history}

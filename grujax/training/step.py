@@ -1,4 +1,4 @@
-"""Loss, optimizer and one training step."""
+"""The loss, the optimizer and the training step, as functions that JAX compiles."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -19,33 +19,33 @@ from grujax.types import Array
 
 
 class TrainState(NamedTuple):
-    """What one training step hands to the next."""
+    """The state that one training step passes to the next."""
 
     params: Any
     optimizer: optax.OptState
     averaging: Any  # optax.EmaState
-    loss: Array  # the sum over the rows since the epoch began
+    loss: Array  # the sum over the rows since the start of the epoch
 
 
 class Draws(NamedTuple):
-    """What a step draws at random on the host, by the seed and the number of the step: nothing of it is a state."""
+    """The random draws of a step on the host. They depend only on the seed and the number of the step."""
 
-    share: np.ndarray  # (B,) float32, of several members (B, N): how much of each row `mix` keeps
-    seed: np.ndarray  # () uint32, of several members (N,): of what is drawn on the device
+    share: np.ndarray  # (B,) float32, or (B, N) for N members: how much of each row `mix` keeps
+    seed: np.ndarray  # () uint32, or (N,) for N members: seeds the draws on the device
 
 
 class Steps(NamedTuple):
-    """What several steps take, one after the other: each array has an axis of so many in front."""
+    """The inputs of S consecutive steps: each array has a leading axis of size S."""
 
-    bucket: np.ndarray  # (S,) int32: to which of the boundaries the rows of a step are padded
+    bucket: np.ndarray  # (S,) int32: the index of the boundary that the rows of a step are padded to
     batch: Batch  # padded to the last of the boundaries
     draws: Draws
 
 
 def make_optimizer(config: TrainConfig, num_steps: int) -> optax.GradientTransformation:
-    """AdamW behind a clip of the global norm; the learning rate rises linearly, then falls as a cosine to zero.
+    """Returns AdamW with clipping by global norm; the learning rate rises linearly, then falls to zero along a cosine.
 
-    With `accumulate` it takes the mean gradient of so many steps, and does nothing in the others.
+    With `accumulate=N` it updates the weights at every Nth step, by the mean gradient of N steps.
     """
     moves = num_steps // config.accumulate
     schedule = optax.warmup_cosine_decay_schedule(
@@ -60,13 +60,13 @@ def make_optimizer(config: TrainConfig, num_steps: int) -> optax.GradientTransfo
 
 
 def each_member(config: TrainConfig, function: Callable[..., Any], *axes: Any) -> Callable[..., Any]:
-    """The function over all members of an ensemble at once, along those axes of its arguments; of one model itself."""
+    """Maps `function` over the members of an ensemble, along `axes` of its arguments; for one model it is unchanged."""
     return function if config.members == 1 else jax.vmap(function, in_axes=axes)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def new_parameters(model: Any, channels: int, key: Array) -> Any:
-    """Those with which training begins, in one program: each initialiser would compile its own."""
+    """Returns the initial parameters. Compiled as one program, where each initialiser would compile its own."""
     return model.init(key, jnp.zeros((1, 1, channels), jnp.float32))["params"]
 
 
@@ -86,12 +86,12 @@ def row_losses(
     label_smoothing: float = 0.0,
     quantiles: tuple[float, ...] = (),
 ) -> Array:
-    """(B,): cross-entropy of logits (B, K) and classes y (B,) integers; mean squared error, in units of the training
-    targets' variance, of outputs (B, K) and targets y (B, K) or, for K = 1, (B,), floats. With outputs and y a step
-    (B, T), and whatever where a step has no label or target.
+    """Returns the loss of each row, (B,): cross-entropy of logits (B, K) and integer classes y (B,), or mean squared
+    error of outputs (B, K) and float targets y (B, K) or, for K = 1, (B,), divided by the variance of the training
+    targets. With outputs and y for each step the loss is (B, T), arbitrary at steps without a label or target.
 
-    With Q `quantiles` the outputs are (..., K*Q), and of each the pinball loss, in units of the standard deviation,
-    max(q e, (q - 1) e) with e = y - output, is averaged."""
+    With Q `quantiles` the outputs are (..., K*Q), and the loss is the mean over them of the pinball loss
+    max(q e, (q - 1) e) with e = y - output, divided by the standard deviation."""
     if jnp.issubdtype(y.dtype, jnp.integer):
         targets = optax.smooth_labels(jax.nn.one_hot(y, outputs.shape[-1], dtype=outputs.dtype), label_smoothing)
         return optax.softmax_cross_entropy(outputs, targets)
@@ -106,7 +106,7 @@ def row_losses(
 
 
 def labelled(y: Array, lengths: Array) -> Array:
-    """(B, T) bool: the steps of each row that have a label (B, T), 0 or more, or a target (B, T, K), not NaN."""
+    """Returns (B, T) booleans: the steps within `lengths` with a label of 0 or more, or a target that is not NaN."""
     known = y >= 0 if jnp.issubdtype(y.dtype, jnp.integer) else ~jnp.isnan(y[..., 0])
     return known & (jnp.arange(y.shape[1])[None] < lengths[:, None])
 
@@ -121,24 +121,25 @@ def mixed_loss(
     partner: Array,
     weight: Array,
 ) -> tuple[Array, Array]:
-    """Mean loss of a batch whose rows `mix` mixed, and the same times the number of rows.
+    """Returns the mean loss of a batch whose rows `mix` mixed, and the mean times the number of rows.
 
-    The mean goes over the rows, or, with a label or target a step, over the steps that have one and are not padding.
-    Each counts as its row's weight, and for the rest of its share as that of the partner. Weights are 1 in the mean
-    over all rows, not over a batch: the divisor does not hold them.
+    The mean is over the rows or, with a label or target for each step, over the steps within `lengths` that have one.
+    A row's loss against its own y has the weight `share` times the row's weight, its loss against the partner's y the
+    weight 1 - `share` times the partner's weight. Their sum is divided by the number of rows or steps, not by the sum
+    of their weights: these have the mean 1 over all rows, not over a batch.
     """
     losses = partial(
         row_losses, statistics=statistics, label_smoothing=config.label_smoothing, quantiles=config.quantiles
     )
     rows = jnp.sum(weight > 0)
     if outputs.ndim == 2:
-        own, other = losses(outputs, y), losses(outputs, y[partner])
-        total = jnp.sum(_between(share, own * weight, other * weight[partner]))
+        of_row, of_partner = losses(outputs, y), losses(outputs, y[partner])
+        total = jnp.sum(_between(share, of_row * weight, of_partner * weight[partner]))
         return total / rows, total
     total = count = jnp.zeros((), outputs.dtype)
     for target, part, counts in ((y, share, weight), (y[partner], 1 - share, weight[partner])):
         known = labelled(target, lengths)
-        filled = jnp.where(known if target.ndim == 2 else known[..., None], target, 0)  # NaN times 0 would be NaN
+        filled = jnp.where(known if target.ndim == 2 else known[..., None], target, 0)  # NaN times 0 is NaN
         total += jnp.sum(losses(outputs, filled) * jnp.where(known, (part * counts)[:, None], 0))
         count += jnp.sum(jnp.where(known, (part * (counts > 0))[:, None], 0))
     mean = total / jnp.where(count > 0, count, 1)
@@ -146,8 +147,8 @@ def mixed_loss(
 
 
 def disturb(key: Array, x: Array, std: Array, config: TrainConfig) -> Array:
-    """x (B, T, I) with normal noise of `input_noise` standard deviations `std` (I,) at every step, and of
-    `input_offset` that is the same at every step of a sequence, as another microphone would add."""
+    """Returns x (B, T, I) with normal noise added: `input_noise` standard deviations `std` (I,) at every step, and
+    `input_offset` standard deviations that are the same at all steps of a sequence, as another microphone would add."""
     each_step, each_row = jax.random.split(key)
     noise = config.input_noise * drawn(lambda flat: jax.random.normal(each_step, flat, x.dtype), x.shape)
     rows = x.shape[0], 1, x.shape[2]
@@ -156,9 +157,9 @@ def disturb(key: Array, x: Array, std: Array, config: TrainConfig) -> Array:
 
 
 def draw(config: TrainConfig, step: int) -> Draws:
-    """The draws of a step: its seed, and for each row max(s, 1 − s) of a draw s from Beta(mixup, mixup).
+    """Returns the draws of a step: its seed, and for each row max(s, 1 − s) with s drawn from Beta(mixup, mixup).
 
-    Drawn by NumPy: XLA takes nearly half as long to compile that sampler as all the rest of the step.
+    NumPy draws them, because XLA takes nearly half as long to compile that sampler as to compile the rest of the step.
     """
     rng, members = np.random.default_rng((config.seed, step)), () if config.members == 1 else (config.members,)
     shape = (config.batch_size, *members)
@@ -169,12 +170,12 @@ def draw(config: TrainConfig, step: int) -> Draws:
 
 
 def mix(share: Array, x: Array, lengths: Array, weight: Array) -> tuple[Array, Array, Array, Array]:
-    """mixup (Zhang et al. 2018, arXiv 1710.09412) of each row with the row before it, both cut to the shorter.
+    """Mixes each row with the row before it, both cut to the shorter one: mixup (Zhang et al. 2018, arXiv 1710.09412).
 
         x = share x + (1 - share) x[partner]
 
-    share (B,), x (B, T, I), lengths (B,), weight (B,), 0 of filler -> share, which is now 1 where a row or its partner
-    is filler, x, lengths, partner (B,).
+    Takes share (B,), x (B, T, I), lengths (B,) and weight (B,), which is 0 for filler. Returns share, set to 1 where a
+    row or its partner is filler, x, lengths and partner (B,).
     """
     partner = jnp.roll(jnp.arange(len(lengths)), 1)
     share = jnp.where((weight > 0) & (weight[partner] > 0), share, 1)
@@ -195,9 +196,10 @@ def gradient(
     draws: Draws,
     axis: str | None = None,
 ) -> tuple[Any, Array]:
-    """The gradient of the mean loss of a batch's rows, disturbed and mixed, each times its weight; and their sum.
+    """Returns the gradient of the weighted mean loss of a batch with disturbed and mixed rows, and the summed loss.
 
-    Of several heads it is that of the sum of their losses. axis: of the mesh, which the rows are split over."""
+    With several heads it is the gradient of their summed losses. axis: the axis of the mesh that the rows are split
+    over."""
     disturb_key, dropout_key = jax.random.split(jax.random.key(draws.seed))
     x, lengths = jnp.asarray(batch.x), jnp.asarray(batch.lengths)
     y, weight = (jax.tree.map(jnp.asarray, named(a)) for a in (batch.y, batch.weight))
@@ -210,18 +212,18 @@ def gradient(
         outputs = named(by_rows(model, variables, x, lengths, dropout_key, axis))
         mean = total = jnp.zeros((), jnp.float32)
         for name, target in y.items():
-            output, own = outputs[name].astype(jnp.float32), of_head(statistics, name)
-            found = mixed_loss(config, output, target, own, lengths, share, partner, weight[name])
-            mean, total = mean + found[0], total + found[1]
+            output, of_targets = outputs[name].astype(jnp.float32), of_head(statistics, name)
+            losses = mixed_loss(config, output, target, of_targets, lengths, share, partner, weight[name])
+            mean, total = mean + losses[0], total + losses[1]
         return mean, total
 
     return jax.grad(loss, has_aux=True)(params)
 
 
 def by_rows(model: GRUModel, variables: Any, x: Array, lengths: Array, key: Array, axis: str | None) -> Any:
-    """The model in training. Each device runs its rows by itself, along an axis of the mesh that is Explicit meanwhile.
+    """Calls the model in training mode. Each device runs its own rows: the mesh axis is Explicit during the call.
 
-    Under an Auto axis XLA splits the program, and runs the plain loop, no kernel.
+    Under an Auto axis XLA would split the program and run the plain loop instead of a kernel.
     """
 
     def apply(variables: Any, x: Array, lengths: Array, key: Array) -> Any:
@@ -245,9 +247,9 @@ def train_step(
     draws: Draws,
     axis: str | None = None,
 ) -> TrainState:
-    """One step of all members at once; to the state's loss it adds those of the batch's rows, each times its weight.
+    """Takes one step of all members, and adds the weighted losses of the batch's rows to the loss of the state.
 
-    axis: of the mesh that is set, which the rows are split over; None on one device.
+    axis: the axis of the current mesh that the rows are split over; None on one device.
 
     `model`, `config` and `num_steps` are compared by value: equal ones share one compilation.
     """
@@ -265,17 +267,17 @@ def member_gradients(
     draws: Draws,
     axis: str | None,
 ) -> tuple[Any, Array]:
-    """`gradient` of all members at once."""
+    """Returns what `gradient` returns, for all members."""
 
-    def of_one(params: Any, draws: Draws) -> tuple[Any, Array]:
+    def of_member(params: Any, draws: Draws) -> tuple[Any, Array]:
         return gradient(model, config, params, statistics, batch, draws, axis)
 
-    mapped = each_member(config, of_one, 0, Draws(-1, 0))  # pyright: ignore[reportArgumentType]: their axes
+    mapped = each_member(config, of_member, 0, Draws(-1, 0))  # pyright: ignore[reportArgumentType]: their axes
     return mapped(state.params, draws)
 
 
 def apply_gradients(config: TrainConfig, num_steps: int, state: TrainState, gradients: Any, loss: Array) -> TrainState:
-    """The state after a step of the optimizer, of all members at once."""
+    """Returns the state after a step of the optimizer, for all members."""
 
     def step(state: TrainState, gradients: Any, loss: Array) -> TrainState:
         updates, optimizer_state = make_optimizer(config, num_steps).update(gradients, state.optimizer, state.params)
@@ -287,20 +289,20 @@ def apply_gradients(config: TrainConfig, num_steps: int, state: TrainState, grad
 
 
 def decay(config: TrainConfig, num_steps: int) -> float:
-    """Of the average of the weights at each step, so that it spans the share `averaging` of all steps."""
+    """The decay of the moving average of the weights, chosen so that it spans the share `averaging` of all steps."""
     return 1 - 1 / max(1.0, config.averaging * num_steps)
 
 
 class Ended(NamedTuple):
-    """What the end of an epoch needs of the state."""
+    """The summary of a state at the end of an epoch."""
 
-    average: Any  # of the weights over the steps so far, each older one counting less: what is evaluated and kept
-    finite: Array  # () bool: whether the loss and all of the average are
-    loss: Array  # () 0, that of the next epoch before its first step
+    average: Any  # the moving average of the weights, which is evaluated and kept
+    finite: Array  # () bool: whether the loss and the average are finite
+    loss: Array  # () 0: the loss at the start of the next epoch
 
 
 def ended(config: TrainConfig, num_steps: int, state: TrainState) -> Ended:
-    """An epoch that ends with this state."""
+    """Summarises the end of an epoch: the averaged weights, whether they and the loss are finite, and a loss of 0."""
     correct = partial(optax.tree.bias_correction, decay=decay(config, num_steps))
     average = each_member(config, lambda averaging: correct(averaging.ema, count=averaging.count), 0)(state.averaging)
     finite = jnp.stack([jnp.isfinite(a).all() for a in jax.tree.leaves((state.loss, average))]).all()
@@ -319,10 +321,10 @@ def train_steps(
     steps: Steps,
     axis: str | None = None,
 ) -> tuple[TrainState, Ended]:
-    """The first `count` of these steps, and the end of an epoch behind them, in one program: to start one takes a third
-    of the time of a small step. Of 0 steps it is the end alone.
+    """Takes the first `count` steps of `steps`, and summarises the end of an epoch after them; `count` may be 0.
 
-    It is `train_step` in a loop, with a gradient for each of the boundaries, which it cuts the rows of a step to.
+    All is one program, because a launch takes a third of the time of a small step. It is `train_step` in a loop, with a
+    branch for each boundary, which cuts the rows of a step to that length.
     """
 
     def step(number: Array, state: TrainState) -> TrainState:
@@ -333,8 +335,8 @@ def train_steps(
             cut = batch._replace(x=batch.x[:, :length], y=y)
             return member_gradients(model, config, state, statistics, cut, draws, axis)
 
-        found = jax.lax.switch(bucket, [partial(padded_to, length) for length in boundaries])
-        return apply_gradients(config, num_steps, state, *found)
+        result = jax.lax.switch(bucket, [partial(padded_to, length) for length in boundaries])
+        return apply_gradients(config, num_steps, state, *result)
 
     state = jax.lax.fori_loop(0, count, step, state)
     return state, ended(config, num_steps, state)
@@ -342,7 +344,7 @@ def train_steps(
 
 @partial(jax.jit, static_argnums=0)
 def forward(model: GRUModel | GRUEnsemble, variables: Mapping[str, Any], x: Array, lengths: Array) -> Any:
-    """The model without dropout: x (B, T, I), lengths (B,) -> (B, output_size), without pooling (B, T, output_size); of
-    several heads a dict of such."""
+    """Calls the model without dropout: x (B, T, I), lengths (B,) -> (B, output_size), without pooling
+    (B, T, output_size); with several heads a dict of such outputs."""
     outputs: Any = model.apply(variables, x, lengths=lengths)
     return outputs

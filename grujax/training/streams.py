@@ -1,4 +1,4 @@
-"""Truncated backpropagation through time: a stream longer than memory, a window at a time."""
+"""Truncated backpropagation through time: trains on streams longer than memory, one window at a time."""
 
 from collections.abc import Callable
 from functools import partial
@@ -13,7 +13,7 @@ from grujax.types import Array
 
 
 class StreamState(NamedTuple):
-    """What one window hands to the next."""
+    """The state that one window passes to the next."""
 
     params: Any
     optimizer: optax.OptState
@@ -30,18 +30,19 @@ def stream_step(
     y: Array,
     resets: ArrayLike | None = None,
 ) -> tuple[StreamState, Array]:
-    """One step of the optimizer on a window of B streams. The state is carried on; no gradient leaves the window.
+    """Takes one optimizer step on a window of B streams. The GRU's state is carried on; no gradient leaves the window.
 
-    With a window as long as the stream it is full backpropagation (Williams and Peng 1990, Neural Computation 2).
+    With a window as long as the stream this is full backpropagation (Williams and Peng 1990, Neural Computation 2).
 
     Args:
-      model: in one direction, `pooling=None`, without dropout.
-      loss: of outputs (B, T, output_size) and y, a scalar.
-      optimizer: of optax.
-      state: of the window before; its buffers are taken. Of the first, `model.initialize_carry` makes h.
+      model: a model that reads in one direction, with `pooling=None` and without dropout.
+      loss: a function of the outputs (B, T, output_size) and y that returns a scalar.
+      optimizer: an optax optimizer.
+      state: the state after the previous window; its buffers are donated. For the first window,
+        `model.initialize_carry` makes h.
       x: (B, T, I), the next T steps of each stream.
-      y: what `loss` takes.
-      resets: booleans (B, T), where another sequence begins.
+      y: the second argument of `loss`.
+      resets: booleans (B, T), True where a new sequence begins.
 
     Returns:
       The next state, and the loss () before the step.
@@ -57,11 +58,11 @@ def stream_step(
     ((1, 2, 4), True)
     """
 
-    def of(params: Any) -> tuple[Array, Array]:
-        found: Any = model.apply({"params": params}, x, state.h, resets=resets, return_state=True)
-        outputs, h = found
+    def loss_of(params: Any) -> tuple[Array, Array]:
+        result: Any = model.apply({"params": params}, x, state.h, resets=resets, return_state=True)
+        outputs, h = result
         return loss(outputs, y), h
 
-    (value, h), gradient = jax.value_and_grad(of, has_aux=True)(state.params)
+    (value, h), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.params)
     updates, moments = optimizer.update(gradient, state.optimizer, state.params)
     return StreamState(optax.apply_updates(state.params, updates), moments, h), value

@@ -173,8 +173,8 @@ def test_a_baseline_that_wins_is_named_and_the_choices_are_printed(capsys):
     np.savez("same.npz", X=x, y=np.arange(24) % 3)  # only who has seen a row can know its label
     code, out, _ = run(capsys, "train", "same.npz", "--test", "same.npz", "--hidden-size", "2", "--epochs", "1")
     assert code == 0 and "the nearest neighbour, which needs no training, is better on this split." in out
-    assert "chosen: 2 steps a frame: 30 frames, as 60 steps are more than 50\n" in out
-    assert "chosen: all 24 rows trained on, the last weights kept: a tenth, 2, is too few to choose by\n" in out
+    assert "chosen: 2 steps per frame: 30 frames, because 60 steps are more than 50\n" in out
+    assert "chosen: all 24 rows are trained on and the last weights kept: a tenth, 2 rows, is too few" in out
     assert out.count("chosen: ") == 2
     options = "--hidden-size 8 --batch-size 48 --buckets 1 --patience 1 --learning-rate 0.2".split()
     code, out, _ = run(capsys, "train", toy("toy.npz", count=320), "--test", "toy.npz", *options)
@@ -256,7 +256,10 @@ BAD = {
         ["accumulate: expected at most 6, found 7", "the run has 6 steps"],
     ),
     "period": (lambda: ["train", toy("t.npz"), "--checkpoint-period", "-1"], ["checkpoint_period: expected 0 or more"]),
-    "all held out": (lambda: ["train", toy("t.npz"), "--validation", "0.99"], ["data: expected 2", "Hold out less"]),
+    "all held out": (
+        lambda: ["train", toy("t.npz"), "--validation", "0.99"],
+        ["data: expected at least 2 sequences", "Hold out less"],
+    ),
     "targets that are one": (
         lambda: ["train", toy("t.npz", y=np.full(40, 2.5))],
         ["y: expected targets that differ, found 2.5 alone in t.npz"],

@@ -125,7 +125,7 @@ def test_another_number_of_processes_and_no_launcher_are_refused_by_name(capsys,
     monkeypatch.setattr(jax.config, "update", lambda *_: None)
     monkeypatch.setattr(jax.distributed, "initialize", lambda **_: None)
     for options, message in (
-        (["--output", "out", "--distributed", "3"], "--distributed: expected 3 processes, found 1 of the launcher."),
+        (["--output", "out", "--distributed", "3"], "--distributed: expected 3 processes, found 1 by the launcher."),
         (["--distributed", "2"], "--distributed needs --output or --resume"),
         (
             ["--output", "out", "--distributed", "2", "--devices", "2"],
@@ -140,7 +140,7 @@ def test_another_number_of_processes_and_no_launcher_are_refused_by_name(capsys,
 
     monkeypatch.setattr(jax.distributed, "initialize", no_launcher)
     code, _, err = run(capsys, "train", "toy.npz", "--output", "out", "--distributed", "2")
-    assert code == 2 and "expected to be started by SLURM, Open MPI, Kubernetes or on a TPU pod" in err
+    assert code == 2 and "expected a process started by SLURM, Open MPI, Kubernetes or on a TPU pod" in err
     assert not os.path.exists("out")
 
 

@@ -91,10 +91,10 @@ def test_from_arrays_to_columns_of_each_head(tmp_path, capsys):
 def test_arrays_that_say_two_things_are_refused(capsys):
     np.savez("d.npz", X=np.ones((4, 6, 3)), y=["a", "b"] * 2, y_way=["a", "b"] * 2)
     code, _, err = run(capsys, "train", "d.npz")
-    assert code == 2 and "expected either y, or y_NAME of several heads" in err
+    assert code == 2 and "expected either y, or y_NAME for several heads" in err
     np.savez("d.npz", X=np.ones((4, 6, 3)), y_way=["a"] * 4, y_at=np.ones(4))
     code, _, err = run(capsys, "train", "d.npz")
-    assert code == 2 and "y['way']: expected two classes or more, found only 'a' in d.npz" in err
+    assert code == 2 and "y['way']: expected at least two classes, found only 'a' in d.npz" in err
 
 
 @pytest.mark.parametrize(

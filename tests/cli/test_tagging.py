@@ -75,9 +75,9 @@ def test_targets_a_step_and_arrays(tmp_path, capsys):
 @pytest.mark.parametrize(
     "table, message",
     [
-        ("sequence,y,y_step,x\n1,a,b,2\n", "expected one of y and y_step, found both"),
-        ("sequence,y,x\n1,a,2\n1,b,2\n", "Name it y_step where each has its own."),
-        ("sequence,y_step,x\n1,,2\n1,NA,2\n", "y: expected a label or target for one step at least, found none"),
+        ("sequence,y,y_step,x\n1,a,b,2\n", "expected only one of y and y_step, found both"),
+        ("sequence,y,x\n1,a,2\n1,b,2\n", "Name the column y_step if each step has its own value."),
+        ("sequence,y_step,x\n1,,2\n1,NA,2\n", "y: expected a label or target for at least one step, found none"),
     ],
 )
 def test_a_table_that_says_neither_is_refused(table, message, tmp_path, capsys):

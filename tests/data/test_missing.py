@@ -58,7 +58,7 @@ def test_new_data_are_filled_as_the_training_split_and_padding_may_hold_anything
     np.testing.assert_array_equal(Dataset("d", train, test).test.take([2]).fill, train.fill)
     alone = sequences(x, [*"ababa"], missing="mask")
     for other in (alone, sequences(np.ones((2, 3, 6)), [*"ab"])):
-        with pytest.raises(InputError, match=r"^fill: expected that of the training split"):
+        with pytest.raises(InputError, match=r"^fill: expected the values of the training split"):
             Dataset("d", train, other)
     never = sequences([[[1.0, np.nan]]], missing="mask")
     assert never.fill.tolist() == [1, 0] and never.x.tolist() == [[[1, 0, 1, 0, 0, 0]]]
@@ -119,8 +119,11 @@ X = np.ones((2, 3, 1))
         ({"missing": "mask", "fill": [np.inf]}, r"fill: expected finite"),
         ({"missing": "mask", "fill": ["1"]}, r"fill: expected real"),
         ({"missing": "mask", "times": np.ones((1, 3))}, r"times: expected a row for each of 2"),
-        ({"missing": "mask", "times": np.ones((2, 2))}, r"times\[0\]: expected one for each of 3 steps"),
-        ({"missing": "mask", "times": [[1, 2, 3], [2, 1, 3]]}, r"times\[1\]: expected finite numbers that do not fall"),
+        ({"missing": "mask", "times": np.ones((2, 2))}, r"times\[0\]: expected one time for each of 3 steps"),
+        (
+            {"missing": "mask", "times": [[1, 2, 3], [2, 1, 3]]},
+            r"times\[1\]: expected finite numbers that do not decrease",
+        ),
         ({"missing": "mask", "times": [[1, 2, np.nan], [2, 1, 3]]}, r"times\[0\]: expected finite"),
         ({"missing": "mask", "times": [[1, 2, 5e39], [2, 3, 4]]}, r"times\[0\]: expected finite"),
     ],

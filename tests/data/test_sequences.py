@@ -121,7 +121,7 @@ def test_targets_a_step():
 
 def test_a_step_and_a_sequence_do_not_go_together():
     steps, rows = sequences(X, [[1, 2, 1, 2]] * 3), sequences(X, [1, 2, 1])
-    with pytest.raises(InputError, match=r"^y: expected targets \(\) a step as in training, found \(\) a row"):
+    with pytest.raises(InputError, match=r"^y: expected targets \(\) per step as in training, found \(\) per row"):
         Dataset("both", steps, rows)
     assert Dataset("longer", steps, sequences([*X, *X[:1].repeat(2, 1)], [[1, 2, 1, 2]] * 3 + [[1] * 8])).test
 
@@ -168,7 +168,7 @@ REFUSED = {
     "half a target": (dict(x=X, y=[[[1.0, 2.0]] * 4, [[1, 2], [np.nan, 2]] * 2, [[1, 2]] * 4]), "y", "row 1, step 1"),
     "infinite targets": (dict(x=X, y=[[[np.inf]] * 4] * 3), "y", "row 0, step 0"),
     "too large targets": (dict(x=X, y=[[[1e39]] * 4] * 3), "y", "row 0, step 0"),
-    "targets a step for classes": (dict(x=X, y=np.ones((3, 4, 1)), labels=("1",)), "y", "targets (1,) a step"),
+    "targets a step for classes": (dict(x=X, y=np.ones((3, 4, 1)), labels=("1",)), "y", "targets (1,) for each step"),
     "nan in y": (dict(x=X, y=[1.0, np.nan, 2.0]), "y", "nan in row 1 of here"),
     "infinite y": (dict(x=X, y=[1.0, 2.0, np.inf]), "y", "inf in row 2"),
     "too large y": (dict(x=X, y=[1e39, 2.0, 3.0]), "y", "1e+39 in row 0"),

@@ -327,14 +327,14 @@ def at_random():
         (a_gap, ("y: expected a row every MS, found none at 2001-03-01", "asfreq")),
         (a_nan, ("y: expected finite numbers, found nan at 2000-08-01", "'sales'", "interpolate")),
         (at_random, ("y: expected an index with one frequency", "asfreq")),
-        (lambda: a_nan().fillna(1.0)[::-1], ("y: expected times that rise", "sort_index")),
-        (lambda: pd.Series(waves(15)[:, 0], months(15)), ("y: expected 17 steps or more, found 15", "lags")),
+        (lambda: a_nan().fillna(1.0)[::-1], ("y: expected times that increase", "sort_index")),
+        (lambda: pd.Series(waves(15)[:, 0], months(15)), ("y: expected at least 17 steps, found 15", "lags")),
         (lambda: pd.Series(waves(60)[:, 0], [f"m{i}" for i in range(60)]), ("dates, periods or steps", "to_datetime")),
         (lambda: pd.DataFrame({"a": ["x"] * 60}, months(60)), ("y: expected columns of numbers", "'a'", "pivot")),
         (lambda: pd.DataFrame({"ds": months(60), "y": 1.0}), ("y: expected columns of numbers", "'ds'", "set_index")),
         (lambda: pd.Series(np.ones(3), [1, 2, 4]), ("y: expected a row every 1 steps, found none at 3",)),
         (lambda: pd.DataFrame(index=months(60)), ("at least one series",)),
-        (lambda: pd.DataFrame(np.ones((60, 2)), months(60), columns=["a", "a"]), ("names of their own",)),
+        (lambda: pd.DataFrame(np.ones((60, 2)), months(60), columns=["a", "a"]), ("distinct names of columns",)),
         (lambda: pd.Series(waves(60)[:, 0] + 1j), ("y: expected columns of numbers, found complex128",)),
         (lambda: 3.0, ("y: expected a Series, a DataFrame, an array",)),
         (lambda: "nosuch.csv", ("y: expected a CSV whose first column is the time, found no file nosuch.csv.",)),
@@ -351,9 +351,9 @@ def test_series_that_cannot_be_forecast(make, parts):
 @pytest.mark.parametrize(
     "text, parts",
     [
-        ("date,v\n01.02.2010,1\n02.02.2010,2\n", ("y: expected dates as 2010-01-31, found 01.02.2010. Write ISO",)),
+        ("date,v\n01.02.2010,1\n02.02.2010,2\n", ("y: expected dates like 2010-01-31, found 01.02.2010. Write ISO",)),
         ("date,v\n2010-01-01,1\n01/02/2010,2\n", ("found 01/02/2010",)),
-        ("date,v\n2010-01-01,1\n,2\n", ("y: expected dates as 2010-01-31, found nan",)),
+        ("date,v\n2010-01-01,1\n,2\n", ("y: expected dates like 2010-01-31, found nan",)),
         ("date;v\n2010-01-01;1\n2010-01-02;2\n", ("one column only, 'date;v'", "Is the separator a comma?")),
         ("date;v\n2010-01-01;1,5\n2010-01-02;2,5\n", ("y: expected",)),
         ("v\n1\n2\n", ("one column only, 'v'",)),
@@ -420,7 +420,7 @@ def test_what_cannot_be_predicted():
         forecaster.predict(exogenous=beside[:43])
     with refused("exogenous: expected columns ['x'], as in fit, found ['z']"):
         forecaster.predict(exogenous=beside.rename(columns={"x": "z"}))
-    with refused("calendar: expected none, as the index has no dates"):
+    with refused("calendar: expected no parts of the date, as the index has no dates"):
         small(calendar=("month",)).fit(y.to_numpy())
     with refused("lags >= horizon=4"):
         small(lags=3).fit(y, beside)
@@ -431,13 +431,13 @@ def test_a_backtest_has_as_many_windows_as_the_shortest_series_leaves(windows, s
     monkeypatch.setattr("grujax.estimators.backtest.find_spec", lambda name: None)  # statsmodels takes its time
     y, of_y = pd.Series(waves(40)[:, 0], months(40)), Windows(8, 4, 4, 1, 1)
     assert of_y.shortest == 17  # 4 differenced, 8 read, 4 ahead and one more
-    with refused(f"windows: expected at most {most} windows, found {windows}. Of the 40 steps, 17 or more"):
+    with refused(f"windows: expected at most {most} windows, found {windows}. At least 17 of the 40 steps"):
         small().backtest(y, windows=windows, step=step)
     asked = []
     naive = pd.DataFrame({"forecast": np.ones(4)})
     figures(y.to_frame(), lambda past: asked.append(len(past)) or naive, most, 4, step, 4, of_y.shortest, ())
     assert len(asked) == most and 17 <= asked[0] < 17 + step and asked[-1] == 36
-    with refused("y: expected 21 steps or more, found 20"):
+    with refused("y: expected at least 21 steps, found 20"):
         small().backtest(y[:20], windows=1)
 
 

@@ -251,7 +251,7 @@ def test_a_warm_start_goes_on_from_the_fit_before():
     cold = made.set_params(warm_start=False).fit(ROWS, SIGN)
     assert np.abs(cold.predict_proba(NEW) - expected).max() > 0.1
     made = clone(classifier()).fit(ROWS, SIGN).set_params(warm_start=True)
-    with refused("warm_start=True goes on with the classes of the first fit", "['left'] besides"):
+    with refused("warm_start=True continues with the classes of the first fit", "also ['left']"):
         made.fit(ROWS, ["left", *SIGN[1:]])
 
 
@@ -266,7 +266,7 @@ def test_a_warm_start_goes_on_from_the_fit_before():
 )
 def test_a_warm_start_names_what_would_be_another_model(changes, parts):
     made = pickle.loads(pickle.dumps(classifier())).set_params(warm_start=True, **changes)
-    with refused("warm_start=True goes on with the model of the fit before", *parts):
+    with refused("warm_start=True continues with the model of the previous fit", *parts):
         made.fit(ROWS, SIGN)
     with refused("X: expected 2 channels, as in fit, found 1"):
         made.set_params(**{name: getattr(classifier(), name) for name in changes}).fit([r[:, :1] for r in ROWS], SIGN)
@@ -367,7 +367,7 @@ def test_a_missing_scikit_learn_is_named(monkeypatch):
 
 BAD = {
     "missing values": ({"X": HOLES}, ["nan at row 0, step 1", "missing='mask'"]),
-    "one class": ({"y": ["up"] * 32}, ["y: expected two classes or more, found only 'up'."]),
+    "one class": ({"y": ["up"] * 32}, ["y: expected at least two classes, found only 'up'."]),
     "one class with weight": ({"sample_weight": SIGN == "up"}, ["only 'up' where sample_weight is not 0"]),
     "unequal channels": ({"X": [*ROWS[:-1], ROWS[-1][:, :1]]}, ["2 channels as in row 0, found 1 in row 31"]),
     "strings": ({"X": [row.astype(str) for row in ROWS]}, ["real numbers", "<U"]),

@@ -80,9 +80,9 @@ def main(folder):
     config = dataclasses.replace(config, epochs=1, members=2)
     several = [fit(config, DATA, mesh=mesh).history[0].loss for mesh in (None, mesh)]
     np.testing.assert_allclose(*several, rtol=1e-4)
-    with pytest.raises(InputError, match=r"^batch_size=12 needs devices that divide it"):
+    with pytest.raises(InputError, match=r"^batch_size=12 needs a number of devices that divides it"):
         fit(dataclasses.replace(config, batch_size=12), DATA, mesh=mesh)
-    with pytest.raises(InputError, match=r"^3 \* hidden_size=24 needs devices that divide it"):
+    with pytest.raises(InputError, match=r"^3 \* hidden_size=24 needs a number of devices that divides it"):
         fit(config, DATA, mesh=Mesh(np.array(jax.devices()[:5]).reshape(1, 5), ("data", "model")))
     with pytest.raises(InputError, match=r"^mesh: expected one axis"):
         fit(config, DATA, mesh=Mesh(np.array(jax.devices()).reshape(2, 2, 2), ("a", "b", "c")))

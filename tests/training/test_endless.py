@@ -137,7 +137,7 @@ def test_streams_of_several_processes_are_compared():
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
     commands = [[sys.executable, "-c", APART, port, str(rank)] for rank in (0, 1)]
     processes = [subprocess.Popen(c, env=env, stdout=subprocess.PIPE, text=True) for c in commands]
-    says = "stream: expected the same on all processes, found another on [1] than on 0."
+    says = "stream: expected the same on all processes, found others on processes [1] than on 0."
     for process in processes:
         assert process.communicate(timeout=300)[0].splitlines()[-3:] == ["3 epochs", says, says]  # Gloo prints too
 

@@ -112,7 +112,7 @@ def test_an_ensemble_goes_on_where_it_was_ended(tmp_path):
     assert [e.loss for e in resumed.history] == [e.loss for e in whole.history]
     with refused("members: expected 3, as in the checkpoint"):
         fit(dataclasses.replace(CONFIG, members=1), DATA, checkpoints=tmp_path)
-    with refused("variables: expected those of GRUModel", "other shapes of params/"):
+    with refused("variables: expected variables of GRUModel", "other shapes for params/"):
         fit(dataclasses.replace(CONFIG, members=1), DATA, variables=whole.variables)
     again = fit(CONFIG, DATA, variables=whole.variables)
     assert again.history[0].loss < whole.history[0].loss
@@ -238,5 +238,5 @@ def test_an_estimator_of_several_members():
     each = of_each(one.fitted_.model, one.fitted_.variables, grujax.data.sequences(x))
     np.testing.assert_allclose(one.predict_proba(x), np.exp(log_softmax(each, -1)).mean(0), rtol=1e-4)
     one.set_params(members=1)
-    with refused("warm_start=True goes on with the model of the fit before (members: expected 2, found 1)"):
+    with refused("warm_start=True continues with the model of the previous fit (members: expected 2, found 1)"):
         one.fit(x, y)

@@ -165,11 +165,11 @@ def test_settings_follow_from_the_data_and_others_are_refused():
         (
             {"pooling": "mean"},
             TAGS,
-            r"^a label or target a step needs pooling none \(pooling: expected 'none', found 'm",
+            r"^a label or target for each step needs pooling none \(pooling: expected 'none', found 'm",
         ),
-        ({"pooling": "none"}, DATA, r"^a label or target a sequence needs pooling \(pooling: "),
+        ({"pooling": "none"}, DATA, r"^a label or target for each sequence needs pooling \(pooling: "),
         ({"steps_per_frame": 2}, TAGS, r"^steps_per_frame=2 needs pooling "),
-        ({"class_weights": "balanced"}, TAGS, r"^class_weights='balanced' needs a label a sequence "),
+        ({"class_weights": "balanced"}, TAGS, r"^class_weights='balanced' needs a label for each sequence "),
     ]
     for changes, data, message in refused:
         with pytest.raises(grujax.InputError, match=message):

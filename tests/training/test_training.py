@@ -384,7 +384,9 @@ def test_fit_learns_several_targets_each_in_its_own_units(tmp_path):
     assert baselines(*two)["mean target"] > fitted.test.rmse
     with pytest.raises(grujax.InputError, match=r"^y: expected 2 targets for each row, as the model has"):
         fitted.scores(TARGETS.test)
-    with pytest.raises(grujax.InputError, match=r"^y: expected targets \(2,\) a row as in training, found \(\) a row"):
+    with pytest.raises(
+        grujax.InputError, match=r"^y: expected targets \(2,\) per row as in training, found \(\) per row"
+    ):
         Dataset("both", two[0], TARGETS.test)
 
 
