@@ -97,4 +97,4 @@ def figures(
                 error = mean_absolute_error(actual, point)
                 mase = error / naive if naive else np.nan
                 rows.append({"method": name, "MAPE": mape, "MASE": mase, "coverage": np.mean(interval)})
-    return pandas.DataFrame(rows).groupby("method", sort=False).mean()
+    return pandas.DataFrame(rows).groupby("method", sort=False).agg(lambda values: values.mean(skipna=False))

@@ -116,8 +116,8 @@ class GRUForecaster(BaseEstimator):
         for name in ("season", "lags"):
             if getattr(self, name) is not None:
                 require_count(getattr(self, name), name)
-        if self.level != 0:
-            require_count(self.level, "level")
+        whole = isinstance(self.level, Integral) and not isinstance(self.level, bool)
+        require(whole and self.level >= 0, "level", "0 or a positive integer", repr(self.level))
         lags = self.windows.lags
         require(self.level <= lags, "level", f"at most {lags}, the steps of a window", self.level)
         rule, remedy = "mirrored=True needs calendar=()", "The sign of a date cannot be reversed."
@@ -258,10 +258,10 @@ class GRUForecaster(BaseEstimator):
           step: number of steps between two windows.
 
         Returns:
-          A DataFrame with a row per method, of means over all windows, steps and series. MAPE: mean of 100 |error / y|.
-          MASE: mean of |error|, divided by the mean of |error| of the seasonal naive method over the steps before the
-          window (Hyndman and Koehler 2006). coverage: the share of y between the lowest and the highest quantile; NaN
-          with fewer than two quantiles.
+          A DataFrame with a row per method, of means over all windows, steps and series. MAPE: mean of 100 |error / y|,
+          NaN if a value of y in a window is 0. MASE: mean of |error|, divided by the mean of |error| of the seasonal
+          naive method over the steps before the window (Hyndman and Koehler 2006). coverage: the share of y between the
+          lowest and the highest quantile, NaN with fewer than two quantiles.
 
         Raises:
           InputError: more windows than fit into y, and as `fit` and `predict` do.

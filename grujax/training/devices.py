@@ -117,8 +117,10 @@ class Devices:
         return jax.device_put(tree, jax.tree_util.tree_map_with_path(sharding, tree))
 
     def restored(self, tree: Any) -> Any:
-        """The arrays of a checkpoint, as a new run has them. orbax binds arrays to one device, for which the step would
-        be compiled again."""
+        """Returns the arrays of a checkpoint, not bound to a device, like those of a new run.
+
+        orbax binds them to a device, and the step would be compiled again for such arrays.
+        """
         return jax.tree.map(lambda a: jax.device_put(np.asarray(a)), tree) if self._rows is None else tree
 
     def here(self, tree: Any) -> Any:

@@ -287,6 +287,14 @@ def test_backtest_compares_with_what_is_computed_by_hand():
     assert found.loc["GRU", "MAPE"] < found.loc["seasonal naive", "MAPE"]
 
 
+def test_a_zero_in_one_window_leaves_no_percentage():
+    """A mean over the other windows would not be the figure that its name says."""
+    y = pd.Series(waves(40)[:, 0], months(40))
+    y.iloc[-1] = 0
+    found = small(lags=4, training=replace(QUICK, epochs=1)).backtest(y, windows=2, horizon=1)
+    assert found["MAPE"].isna().all() and found["MASE"].notna().all()
+
+
 def test_the_interval_of_the_seasonal_naive_method_widens_by_the_season():
     y = np.array([0.0, 10.0, 1.0, 11.0, 0.0, 10.0])
     found = seasonal_naive(y, 4, 2, (0.1587, 0.8413))  # one standard deviation, which is 1
@@ -376,7 +384,7 @@ def test_files_that_cannot_be_read(text, parts, tmp_path):
         ({"horizon": 0}, ("horizon: expected a positive integer, found 0",)),
         ({"season": 0}, ("season: expected a positive integer",)),
         ({"members": 0}, ("members: expected a positive integer",)),
-        ({"level": -1}, ("level: expected a positive integer",)),
+        ({"level": -1}, ("level: expected 0 or a positive integer, found -1",)),
         ({"level": 9}, ("level: expected at most 8",)),
         ({"quantiles": (0.9, 1.5)}, ("quantiles: expected ascending levels between 0 and 1",)),
         ({"quantiles": (0.9, 0.1)}, ("quantiles: expected ascending levels between 0 and 1",)),
