@@ -176,7 +176,8 @@ def test_a_baseline_that_wins_is_named_and_the_choices_are_printed(capsys):
     assert "chosen: 2 steps per frame: 30 frames, because 60 steps are more than 50\n" in out
     assert "chosen: all 24 rows are trained on and the last weights kept: a tenth, 2 rows, is too few" in out
     assert out.count("chosen: ") == 2
-    options = "--hidden-size 8 --batch-size 48 --buckets 1 --patience 1 --learning-rate 0.2".split()
+    sizes = ["--hidden-size", "8", "--batch-size", "48", "--buckets", "1"]
+    options = [*sizes, "--patience", "1", "--learning-rate", "0.2"]
     code, out, _ = run(capsys, "train", toy("toy.npz", count=320), "--test", "toy.npz", *options)
     assert code == 0 and "chosen: 200 epochs: 100 would be 600 steps, fewer than 1200\n" in out
     assert "nearest neighbour │" in out and "is better" not in out
