@@ -75,7 +75,7 @@ def refuses(hidden_size: int | None, dtype: Any, precision: Any) -> str | None:
     if name not in ("float32", "bfloat16"):
         return f"it multiplies in float32 and bfloat16, not in {name}"
     if hidden_size is None:
-        return "the sizes are not known while compiling"
+        return "the sizes are not known at compile time"
     most = EXACT
     if name == "bfloat16" or allows_tf32(precision):
         sizes = range(UNITS, UNITS * CLUSTER + 1, UNITS)
@@ -84,7 +84,7 @@ def refuses(hidden_size: int | None, dtype: Any, precision: Any) -> str | None:
         )
     if hidden_size > most:
         exactly = "" if name == "bfloat16" or allows_tf32(precision) else " with exact products"
-        return f"it holds the weights of {most} hidden units at most in {name}{exactly}, not of {hidden_size}"
+        return f"it holds the weights of at most {most} hidden units in {name}{exactly}, not of {hidden_size}"
     return None
 
 
@@ -92,7 +92,9 @@ def not_measured(rows: int, hidden_size: int, dtype: Any, precision: Any) -> str
     """Why a call may be slower than XLA's loop; None up to the rows that were timed, of one direction."""
     exactly = jnp.dtype(dtype).name == "float32" and not allows_tf32(precision)
     most = MEASURED_EXACT if exactly else MEASURED if hidden_size <= 256 else MEASURED_WIDE
-    return f"{rows} rows: with {hidden_size} hidden units up to {most} were measured" if rows > most else None
+    return (
+        f"it was measured up to {most} rows with {hidden_size} hidden units, not with {rows}" if rows > most else None
+    )
 
 
 def _at_once(blocks: int) -> int:

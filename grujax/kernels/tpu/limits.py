@@ -84,7 +84,7 @@ def tpu_refuses(spec: GRUSpec, dtype: DTypeLike, sizes: Sizes) -> str | None:
     if spec.layer_norm:
         return "it has no layer normalisation"
     if (spec.activation, spec.gate_activation, spec.clip) != ("tanh", "sigmoid", None):
-        return "it has tanh and sigmoid alone, without clip"
+        return "it supports only tanh and sigmoid, without clip"
     if name not in ("float32", "bfloat16"):
         return f"it multiplies in float32 and bfloat16, not in {name}"
     if precision_of(spec, dtype) is None:
