@@ -235,7 +235,7 @@ def joined(rz: Array | None, n: Array | None, zero: Array) -> Array | None:
 
 
 def split_n(a: Array | None) -> Sequence[Any]:
-    """Splits (..., 3H) into r and z together, (..., 2H), and n (..., H)."""
+    """Splits (..., 3H) into r and z, (..., 2H), and n; with reset_after=True they enter a step in different places."""
     return (None, None) if a is None else jnp.split(a, [a.shape[-1] // 3 * 2], axis=-1)
 
 
