@@ -346,7 +346,7 @@ BAD = {
     "entry features": (entry(x=jnp.ones((T, B, 2))), ["w_ih: expected shape (2, 15)", "(3, 15)"]),
     "entry of two sizes": (
         entry(beside=[Recurrence(X, weights())]),
-        ["x: expected shape (4, 6, 3)", "(6, 4, 3)", "one shape"],
+        ["x: expected shape (4, 6, 3)", "(6, 4, 3)", "the same shapes"],
     ),
     "entry of two widths": (
         entry(beside=[Recurrence(X.swapaxes(0, 1), weights())], w_hh=jnp.ones((2, 6)), w_ih=jnp.ones((3, 6)), **NARROW),

@@ -120,11 +120,9 @@ def backward(
         ]
         if plan.in_registers < 3:
             plgpu.barrier_wait(ready.at[place.wg])
-        mask = (
-            None
-            if given["mask"] is None
-            else load(transposed(given["mask"].at[place.d, place.rows, place.units]), TILE)
-        )
+        mask = given["mask"]
+        if mask is not None:
+            mask = load(transposed(mask.at[place.d, place.rows, place.units]), TILE)
 
         def trip(i: Any, carry: tuple) -> tuple:
             dh, d_reset, (a, dhs, _), in_registers = carry

@@ -97,11 +97,9 @@ def forward(
             ring.fetch(jnp.int32(step), jnp.int32(step))
         biases = [over_rows(given["bias"].at[place.d, g, place.units]) for g in range(4)]
         h_reset = 0.0 if given["h_reset"] is None else over_rows(given["h_reset"].at[place.d, place.units])
-        mask = (
-            None
-            if given["mask"] is None
-            else load(transposed(given["mask"].at[place.d, place.rows, place.units]), TILE)
-        )
+        mask = given["mask"]
+        if mask is not None:
+            mask = load(transposed(mask.at[place.d, place.rows, place.units]), TILE)
 
         def publish(step: Any, h: Array) -> None:
             exchange.publish(step, [h if mask is None else mask * h])
