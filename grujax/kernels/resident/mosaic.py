@@ -36,7 +36,7 @@ def store(ref: Any, value: Array) -> None:
 def zeros_like(value: Array, layout: Any) -> Array:
     """Zeros with a layout.
 
-    Without one the compiler cannot store an array that it knows to be constant, such as the result of a loop of no steps.
+    Without one the compiler cannot store an array that it knows to be constant, as after a loop of no steps.
     """
     return plgpu.layout_cast(jnp.zeros_like(value), layout)
 
