@@ -1,6 +1,6 @@
 """grujax: the gated recurrent unit for JAX, exactly as torch.nn.GRU computes it.
 
-Everything is imported where it is first used, JAX and Flax included.
+Submodules, JAX and Flax are imported on first use.
 """
 
 import importlib
@@ -51,7 +51,7 @@ _PLACES = {
     "saving": ("load", "save"),
 }
 
-if not TYPE_CHECKING:  # a checker that sees this function takes every name for a submodule
+if not TYPE_CHECKING:  # with this function, a type checker would accept every name as an attribute
 
     def __getattr__(name: str) -> Any:
         if name in _SUBMODULES:

@@ -1,4 +1,4 @@
-r"""The GRU in plain NumPy: the oracle that every implementation is tested against.
+r"""The equations of the GRU in plain NumPy: the oracle that every implementation is tested against.
 
     r  = σ(W_ir x + b_ir + W_hr h + b_hr)
     z  = σ(W_iz x + b_iz + W_hz h + b_hz)
@@ -7,9 +7,9 @@ r"""The GRU in plain NumPy: the oracle that every implementation is tested again
     h' = (1 − z) ⊙ n + z ⊙ h                            update="keep"
     h' = (1 − z) ⊙ h + z ⊙ n                            update="take"      (Cho et al. 2014, Haiku)
 
-Written for reading: one row, one step, one loop, and beside each step its derivative, by hand. Arrays are float64 and
-unbatched or batched in `step`, batched in `sequence` and `sequence_backward`. Weights are NumPy arrays in the layout
-of `GRUWeights`.
+The code is written to be read: one step, one loop over time, and next to each step its derivative, derived by hand.
+Arrays are float64. They may be unbatched in the forward pass of `step`; `Step.backward`, `sequence` and
+`sequence_backward` need a batch axis. Weights are NumPy arrays in the layout of `GRUWeights`.
 """
 
 from collections.abc import Callable
@@ -22,17 +22,17 @@ Float = NDArray[np.floating]
 
 
 class Variant(NamedTuple):
-    """Which GRU: the fields of `GRUSpec` that change an equation, by the same names."""
+    """The variant of the GRU: the fields of `GRUSpec` that change an equation, with the same names."""
 
     reset_after: bool = True
     update: str = "keep"
-    activation: Any = "tanh"  # a name of `ACTIVATIONS`, or an object whose class and fields `PARAMETRIC` knows
+    activation: Any = "tanh"  # a key of `ACTIVATIONS`, or an instance of a class of `grujax.types.PARAMETRIC`
     gate_activation: Any = "sigmoid"
-    clip: float | None = None  # of what stands inside an activation
+    clip: float | None = None  # clips the arguments of all activations to ±clip
 
 
 def sigmoid(a: Float) -> Float:
-    """1 / (1 + exp(−a)), without overflow: exp is only ever taken of a number that is not positive."""
+    """1 / (1 + exp(−a)) without overflow: exp is only applied to numbers that are not positive."""
     e = np.exp(-np.abs(a))
     return np.where(a >= 0, 1.0, e) / (1.0 + e)
 
@@ -47,7 +47,7 @@ ACTIVATIONS: dict[str, tuple[Callable[[Float], Float], Callable[[Float], Float]]
     "elu": (lambda a: np.where(a > 0, a, np.expm1(np.minimum(a, 0))), lambda a: np.exp(np.minimum(a, 0))),
     "identity": (lambda a: a, np.ones_like),
 }
-"""Each function and its derivative."""
+"""Activations and their derivatives, by name."""
 
 PARAMETRIC: dict[str, Callable[..., tuple[Callable[[Float], Float], Callable[[Float], Float]]]] = {
     "HardSigmoid": lambda alpha, beta: (
@@ -67,11 +67,11 @@ PARAMETRIC: dict[str, Callable[..., tuple[Callable[[Float], Float], Callable[[Fl
     "Affine": lambda alpha, beta: (lambda a: alpha * a + beta, lambda a: np.full_like(a, alpha)),
     "Softplus": lambda: (lambda a: np.logaddexp(a, 0), sigmoid),
 }
-"""The same of functions with parameters."""
+"""Functions of the parameters that return an activation and its derivative, by class name."""
 
 
 def function(activation: Any) -> tuple[Callable[[Float], Float], Callable[[Float], Float]]:
-    """An activation and its derivative.
+    """Returns an activation and its derivative.
 
     >>> function("relu")[0](np.array([-1.0, 2.0]))
     array([0., 2.])
@@ -82,6 +82,8 @@ def function(activation: Any) -> tuple[Callable[[Float], Float], Callable[[Float
 
 
 class Gradients(NamedTuple):
+    """The gradients of the arguments of `step` or `sequence`, in the shapes of those arguments."""
+
     x: Float
     h0: Float
     w_ih: Float
@@ -90,17 +92,17 @@ class Gradients(NamedTuple):
     b_hh: Float
     scale_ih: Float | None = None
     scale_hh: Float | None = None
-    h_reset: Float | None = None  # of a sequence with resets
+    h_reset: Float | None = None  # set by `sequence_backward`
 
 
 class Step(NamedTuple):
-    """One step: the new state, its gates, and its derivative, dh -> the gradients of sum(dh * h)."""
+    """The result of one step: the new state, the gates, and the backward pass."""
 
-    h: Float
-    r: Float
-    z: Float
-    n: Float
-    backward: Callable[[Float], Gradients]
+    h: Float  # (..., H)
+    r: Float  # (..., H)
+    z: Float  # (..., H)
+    n: Float  # (..., H)
+    backward: Callable[[Float], Gradients]  # dh (B, H) -> the gradients of sum(dh * h)
 
 
 def step(
@@ -117,12 +119,22 @@ def step(
     state_mask: Float | None = None,
     hold: Float | None = None,
 ) -> Step:
-    """One step: x (..., I), h (..., H) -> the new state (..., H).
+    """Computes one step.
 
-    scale_ih, scale_hh (3H,): layer normalisation (Ba et al. 2016, arXiv 1607.06450, appendix) of the products with
-    w_ih and with w_hh, r and z together and n apart, before the biases. state_mask (..., H) multiplies the state
-    where products read it (Gal and Ghahramani 2016); hold (..., H) is the share of the state that stays as it was
-    (Krueger et al. 2017).
+    Args:
+      x: the input, (..., I).
+      h: the state before the step, (..., H).
+      w_ih, w_hh, b_ih, b_hh: the weights (I, 3H), (H, 3H), (3H,) and (3H,).
+      scale_ih, scale_hh: (3H,), the scales of layer normalisation (Ba et al. 2016, arXiv 1607.06450, appendix), which
+        is applied to the products with w_ih and with w_hh before the biases; r and z are normalised together, n
+        separately.
+      variant: the variant of the GRU.
+      state_mask: (..., H), multiplies the state where the products read it (Gal and Ghahramani 2016).
+      hold: (..., H), the share of the state that stays unchanged (Krueger et al. 2017).
+
+    >>> w_ih, w_hh, bias = np.ones((4, 9)), np.ones((3, 9)), np.zeros(9)
+    >>> step(np.ones((2, 4)), np.zeros((2, 3)), w_ih, w_hh, bias, bias).h.shape
+    (2, 3)
     """
     after, hidden_size = variant.reset_after, h.shape[-1]
     act, slope = function(variant.activation)
@@ -184,6 +196,7 @@ def step(
 
 
 def clipped(a: Float, variant: Variant) -> Float:
+    """The argument of an activation, clipped to ±clip."""
     return a if variant.clip is None else np.clip(a, -variant.clip, variant.clip)
 
 
@@ -193,7 +206,7 @@ def inside(a: Float, variant: Variant) -> Float:
 
 
 def normalise(p: Float, scale: Float | None) -> tuple[Float, Callable[[Float], tuple[Float, Float | None]]]:
-    """scale ⊙ (p − mean) / √(variance + 1e-5) over the last axis, p itself without a scale; and its derivative."""
+    """scale ⊙ (p − mean) / √(variance + 1e-5) over the last axis, or p without a scale; and its backward pass."""
     if scale is None:
         return p, lambda dy: (dy, None)
     centred = p - p.mean(-1, keepdims=True)
@@ -209,31 +222,34 @@ def normalise(p: Float, scale: Float | None) -> tuple[Float, Callable[[Float], t
 
 
 class Sequence(NamedTuple):
-    hs: Float  # (T, B, H), zero where a step is not valid
+    """The result of `sequence`."""
+
+    hs: Float  # (T, B, H), zero at steps that are not valid
     h_last: Float  # (B, H), the state after the last valid step
-    steps: list[Step]
+    steps: list[Step]  # in the order of reading
 
 
 class Reading(NamedTuple):
-    """Which steps count, and what enters them; all of it as the steps are read."""
+    """The order of the steps, which of them are valid, and where the state is reset."""
 
-    lengths: NDArray[np.integer] | None = None  # (B,), how many steps of each sequence are valid
-    valid: NDArray[np.bool_] | None = None  # (T, B) in place of lengths
+    lengths: NDArray[np.integer] | None = None  # (B,), the number of valid steps of each sequence
+    valid: NDArray[np.bool_] | None = None  # (T, B), replaces lengths
     reset: NDArray[np.bool_] | None = None  # (T, B), where the state that enters a valid step is h_reset
-    h_reset: Float | None = None  # (H,), zeros where None
+    h_reset: Float | None = None  # (H,), None: zeros
     reverse: bool = False
 
     def times(self, n_steps: int) -> list[int]:
+        """The indices of the steps in the order of reading."""
         return list(range(n_steps))[:: -1 if self.reverse else 1]
 
     def are_valid(self, t: int, n_rows: int) -> NDArray[np.bool_]:
-        """(B, 1): does step t belong to the sequence?"""
+        """Whether step t is part of each sequence, (B, 1)."""
         if self.valid is not None:
             return self.valid[t][:, None]
         return np.ones((n_rows, 1), bool) if self.lengths is None else (t < self.lengths)[:, None]
 
     def are_reset(self, t: int, n_rows: int) -> NDArray[np.bool_]:
-        """(B, 1): does a sequence begin at step t?"""
+        """Whether the state that enters step t is reset, (B, 1)."""
         return np.zeros((n_rows, 1), bool) if self.reset is None else self.reset[t][:, None] & self.are_valid(t, n_rows)
 
 
@@ -252,16 +268,29 @@ def sequence(
     hold: Float | None = None,
     **which: Any,
 ) -> Sequence:
-    """The loop over time: x (T, B, I), h0 (B, H), state_mask (B, H), hold (T, B, H); `which`: the fields of `Reading`.
+    """Computes all steps in a loop over time.
 
-    In reverse the valid part is read backwards; `hs` stays in time order and `h_last` is the state at time 0.
+    In reverse the valid steps are read backwards. `hs` stays in time order, and `h_last` is the state after time 0.
+
+    Args:
+      x: the input, (T, B, I). It is ignored at steps that are not valid.
+      h0: the initial state, (B, H).
+      w_ih, w_hh, b_ih, b_hh, scale_ih, scale_hh, variant: as for `step`.
+      state_mask: (B, H), as for `step`.
+      hold: (T, B, H), as for `step`.
+      which: the fields of `Reading`.
+
+    >>> w_ih, w_hh, bias = np.ones((4, 9)), np.ones((3, 9)), np.zeros(9)
+    >>> result = sequence(np.ones((5, 2, 4)), np.zeros((2, 3)), w_ih, w_hh, bias, bias, lengths=np.array([5, 2]))
+    >>> result.hs.shape, result.h_last.shape, bool(result.hs[2:, 1].any())
+    ((5, 2, 3), (2, 3), False)
     """
     n_steps, n_rows, _ = x.shape
-    hs, of = np.zeros((n_steps, n_rows, h0.shape[-1])), Reading(**which)
+    hs, reading = np.zeros((n_steps, n_rows, h0.shape[-1])), Reading(**which)
     h, steps, weights = h0, [], (w_ih, w_hh, b_ih, b_hh, scale_ih, scale_hh)
-    for t in of.times(n_steps):
-        valid, held = of.are_valid(t, n_rows), None if hold is None else hold[t]
-        h = np.where(of.are_reset(t, n_rows), 0.0 if of.h_reset is None else of.h_reset, h)
+    for t in reading.times(n_steps):
+        valid, held = reading.are_valid(t, n_rows), None if hold is None else hold[t]
+        h = np.where(reading.are_reset(t, n_rows), 0.0 if reading.h_reset is None else reading.h_reset, h)
         x_t = np.where(valid, x[t], 0.0)
         steps.append(step(x_t, h, *weights, variant=variant, state_mask=state_mask, hold=held))
         h = np.where(valid, steps[-1].h, h)
@@ -286,17 +315,20 @@ def sequence_backward(
     hold: Float | None = None,
     **which: Any,
 ) -> Gradients:
-    """The gradients of `sum(dhs * hs) + sum(dh_last * h_last)`: dhs (T, B, H), dh_last (B, H)."""
+    """Computes the gradients of `sum(dhs * hs) + sum(dh_last * h_last)` with dhs (T, B, H) and dh_last (B, H).
+
+    The other arguments are those of `sequence`.
+    """
     n_steps, n_rows, _ = x.shape
-    of, weights = Reading(**which), (w_ih, w_hh, b_ih, b_hh, scale_ih, scale_hh)
+    reading, weights = Reading(**which), (w_ih, w_hh, b_ih, b_hh, scale_ih, scale_hh)
     run = sequence(x, h0, *weights, variant=variant, state_mask=state_mask, hold=hold, **which)
     dx, dh, dh_reset = np.zeros_like(x), dh_last, np.zeros(h0.shape[-1])
     totals = {name: np.zeros_like(w) for name, w in zip(Gradients._fields[2:], weights, strict=False) if w is not None}
-    for t, one in zip(reversed(of.times(n_steps)), reversed(run.steps), strict=True):
-        valid, reset = of.are_valid(t, n_rows), of.are_reset(t, n_rows)
-        of_step = one.backward(np.where(valid, dh + dhs[t], 0.0))
-        dx[t], dh_in = of_step.x, of_step.h0
-        totals = {name: total + getattr(of_step, name) for name, total in totals.items()}
+    for t, one_step in zip(reversed(reading.times(n_steps)), reversed(run.steps), strict=True):
+        valid, reset = reading.are_valid(t, n_rows), reading.are_reset(t, n_rows)
+        gradients = one_step.backward(np.where(valid, dh + dhs[t], 0.0))
+        dx[t], dh_in = gradients.x, gradients.h0
+        totals = {name: total + getattr(gradients, name) for name, total in totals.items()}
         dh = np.where(valid, dh_in, dh)
         dh_reset = dh_reset + np.where(reset, dh, 0.0).sum(0)
         dh = np.where(reset, 0.0, dh)

@@ -1,4 +1,4 @@
-"""The layer as a module of Equinox (extra `equinox`): a pytree of its parameters, run by `grujax.core`."""
+"""The GRU layer as an `equinox.Module` (extra `equinox`): a pytree of parameters that `grujax.core` runs."""
 
 import dataclasses
 import itertools
@@ -23,19 +23,19 @@ else:
 
 @dataclasses.dataclass(unsafe_hash=True)
 class Config(LayerConfig):
-    """`LayerConfig` that compares by its values: modules of the same fields have the same tree."""
+    """A `LayerConfig` that compares by value, so that modules with the same fields have the same tree structure."""
 
 
 class GRU(equinox.Module):
     """`grujax.GRU` for Equinox: `GRU(input_size, hidden_size, *, key, **fields)`.
 
-    The equations, fields and call arguments are those of `grujax.GRU`, and so are the parameters: `params` is the dict
-    that Flax Linen has under "params". Unlike the layers of Equinox it takes batch axes itself; `jax.vmap` works too.
+    The equations, fields, call arguments and parameters are those of `grujax.GRU`: `params` is the dict that Flax Linen
+    stores under "params". Unlike the layers of Equinox, it accepts batch axes itself; `jax.vmap` works too.
 
     Attributes:
-      params: arrays by name, `params["l0"]["w_ih"]`; `equinox.tree_at` replaces them.
-      config: the fields, fixed; see `grujax.GRU`.
-      inference: True switches the regularisation off; `equinox.nn.inference_mode` sets it.
+      params: a nested dict of arrays, for example `params["l0"]["w_ih"]`; `equinox.tree_at` replaces them.
+      config: the static fields; see `grujax.GRU`.
+      inference: True switches all regularisation off; `equinox.nn.inference_mode` sets it.
 
     >>> import jax, jax.numpy as jnp
     >>> layer = GRU(10, 20, num_layers=2, bidirectional=True, key=jax.random.key(0))
@@ -53,18 +53,19 @@ class GRU(equinox.Module):
     def __init__(
         self, input_size: int, hidden_size: int, *, key: Array, inference: bool = False, **fields: Any
     ) -> None:
-        """Draws the parameters.
+        """Creates a layer with random parameters.
 
         Args:
-          input_size, hidden_size: I, H.
-          key: for the parameters.
-          inference: see above.
-          fields: any of `grujax.GRU`: `num_layers`, `bidirectional`, `reverse`, `merge`, `bias`, `reset_after`,
+          input_size: the number of input features, I.
+          hidden_size: the number of hidden units, H.
+          key: the random key for the parameters.
+          inference: switches all regularisation off.
+          fields: any field of `grujax.GRU`: `num_layers`, `bidirectional`, `reverse`, `merge`, `bias`, `reset_after`,
             `update`, `initializer`, `dropout`, `dtype`, `param_dtype`, ...
 
         Raises:
-          InputError: a field that cannot be served.
-          TypeError: a keyword of another framework; it names ours.
+          InputError: a field has a value that is not supported.
+          TypeError: a keyword is unknown, for example one of another framework; the message names ours.
         """
         require_count(input_size, "input_size")
         self.config, self.inference = Config(hidden_size, **fields), inference
@@ -82,15 +83,15 @@ class GRU(equinox.Module):
         key: Array | None = None,
         **others: Never,
     ) -> tuple[Array, Array]:
-        """Runs over whole sequences: output (B, T, D*H), and h_last (L*D, B, H).
+        """Runs the layer over whole sequences; returns output (B, T, D*H) and h_last (L*D, B, H).
 
         Args:
-          x, h0, lengths, mask, resets: see `grujax.GRU`; without batch axes x (T, I).
-          key: for the regularisation, where there is one and `inference` is False.
+          x, h0, lengths, mask, resets: see `grujax.GRU`; x may also be (T, I), without batch axes.
+          key: the random key for the regularisation; needed if there is any and `inference` is False.
 
         Raises:
-          InputError: a shape, dtype, length or combination that cannot be served.
-          TypeError: as the constructor.
+          InputError: a shape, dtype, length or combination is not supported.
+          TypeError: a keyword is unknown.
         """
         refuse_others(self, others)
         noisy = not self.inference and any(getattr(self.config, rate) for rate in RATES)

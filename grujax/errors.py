@@ -1,4 +1,7 @@
-"""The one error that bad input gets: which argument, what was expected, what was found, what to do."""
+"""`InputError`, the error for bad input, with the functions that raise it, and warnings at the user's line.
+
+The message names the argument, what was expected, what was found, and the remedy.
+"""
 
 import importlib
 import re
@@ -9,22 +12,22 @@ from numbers import Integral
 from typing import Any
 
 LONGEST = 400
-"""The most characters of each part of a message; of a longer one the middle is left out."""
+"""The maximum number of characters in each part of a message; the middle of a longer part is left out."""
 INSIDE = ("contextlib", "flax", "functools", "grujax", "jax", "jaxlib")
-"""Packages that may stand between a user's line and what is said of it."""
+"""Packages that `warn_user` skips when it looks for the user's line."""
 
 
 class InputError(ValueError):
-    """Input that cannot be served. The message is one line: `argument: expected ..., found .... remedy`.
+    """Raised for input that cannot be served, with a one-line message: `argument: expected ..., found .... remedy`.
 
-    Where arguments do not go together it begins with the rule: `merge='sum' needs bidirectional=True (merge: ...)`.
-    The error can be pickled and copied.
+    If arguments contradict each other, the message begins with the rule: `merge='sum' needs bidirectional=True
+    (merge: ...)`. The error can be pickled and copied.
 
     Attributes:
-      argument: the name of the argument, or the file.
-      expected, found: what it may be, and what it is, in words.
+      argument: the name of the argument, or the path of the file.
+      expected, found: descriptions of the values that are allowed, and of the value that was passed.
       remedy: what to do; may be empty.
-      rule: a sentence on arguments that do not go together; empty where a single argument is wrong.
+      rule: the rule that several arguments break together; empty if a single argument is wrong.
 
     >>> print(InputError("hidden_size", "a positive integer", -3, "Pass 3."))
     hidden_size: expected a positive integer, found -3. Pass 3.
@@ -41,14 +44,14 @@ class InputError(ValueError):
 
 
 class MissingPackage(InputError):
-    """A package that this call needs is not installed."""
+    """Raised when a package that the call needs is not installed."""
 
     def __str__(self) -> str:
         return f"{self.argument} is required: {self.remedy} ({self.found})"
 
 
 def require_package(module: str, extra: str) -> Any:
-    """The module, imported; `MissingPackage`, with what to install, where there is none.
+    """Imports and returns a module; raises `MissingPackage` with the install command if the import fails.
 
     >>> require_package("math", "math").sqrt(4.0)
     2.0
@@ -71,7 +74,7 @@ def require_count(value: object, argument: str) -> None:
 
 
 def require_one_of(value: object, choices: Iterable[str | None], argument: str, remedy: str = "") -> None:
-    """Raises `InputError` unless `value` is one of `choices`, names or None.
+    """Raises `InputError` unless `value` is one of `choices`, which are names or None.
 
     >>> require_one_of("keep", ("keep", "take"), "update")
     """
@@ -81,7 +84,7 @@ def require_one_of(value: object, choices: Iterable[str | None], argument: str, 
 
 
 def require_equal(found: object, expected: object, argument: str, remedy: str = "") -> None:
-    """Raises `InputError` unless `found == expected`; a tuple is a shape.
+    """Raises `InputError` unless `found == expected`. The message calls a tuple a shape.
 
     >>> require_equal((4, 5), (4, 5), "h0")
     """
@@ -102,7 +105,7 @@ def require(
 
 
 def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
-    """Warns of the line that called into grujax, through however much of JAX and Flax."""
+    """Issues a warning at the user's line that called grujax, skipping the frames of `INSIDE`."""
     frame = sys._getframe()
     while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] in INSIDE:
         frame = frame.f_back
@@ -112,7 +115,7 @@ def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
 
 
 def _one_line(part: object) -> str:
-    """Printable, in one line, at most `LONGEST` characters."""
+    """The text of a part: printable characters, on one line, at most `LONGEST` of them."""
     text = re.sub(r"\s*\n\s*", " ", str(part))
     text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     half = (LONGEST - 5) // 2

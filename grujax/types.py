@@ -1,10 +1,10 @@
-"""The words of the package: axes, arrays, weights, and what is static about a GRU.
+"""The types of the package: arrays and their axes, weights, and the static options of a GRU.
 
 Axis legend
     B  batch          L  layers                  I  input features
     T  time           D  directions (1 or 2)     H  hidden units
 
-Gates stand in the order reset, update, candidate wherever three of them share an axis (3H).
+Where three gates share an axis (3H), their order is reset, update, candidate.
 """
 
 import dataclasses
@@ -17,19 +17,19 @@ from jax.typing import DTypeLike
 
 Array: TypeAlias = jax.Array
 
-Inputs: TypeAlias = Array  # (..., T, I)  what a user hands over, batch-major
-State: TypeAlias = Array  # (B, H)       float32 at least
+Inputs: TypeAlias = Array  # (..., T, I)  the input of a layer, batch-major
+State: TypeAlias = Array  # (B, H)       at least float32
 States: TypeAlias = Array  # (T, B, H)
 Valid: TypeAlias = Array  # (T, B) bool
 
 Activation: TypeAlias = (
     str | Callable[[Array], Array]
-)  # a name of `grujax.kernels.step.ACTIVATIONS`, one of `PARAMETRIC`, or an elementwise function
+)  # a key of `grujax.kernels.step.ACTIVATIONS`, an instance of a class of `PARAMETRIC`, or an elementwise function
 
 
 @dataclasses.dataclass(frozen=True)
 class HardSigmoid:
-    """min(1, max(0, alpha a + beta)); as it stands that of Keras 2 and ONNX. "hard_sigmoid" is HardSigmoid(1/6, 1/2).
+    """min(1, max(0, alpha a + beta)), by default that of Keras 2 and ONNX; "hard_sigmoid" is HardSigmoid(1/6, 1/2).
 
     >>> HardSigmoid()(jnp.array([-3.0, 0.0, 1.0, 3.0])).tolist()
     [0.0, 0.5, 0.699999988079071, 1.0]
@@ -44,7 +44,7 @@ class HardSigmoid:
 
 @dataclasses.dataclass(frozen=True)
 class LeakyRelu:
-    """a where it is not negative, else alpha a."""
+    """a if a >= 0, else alpha a."""
 
     alpha: float = 0.01
 
@@ -54,7 +54,7 @@ class LeakyRelu:
 
 @dataclasses.dataclass(frozen=True)
 class Elu:
-    """a where it is positive, else alpha (exp(a) − 1)."""
+    """a if a > 0, else alpha (exp(a) − 1)."""
 
     alpha: float = 1.0
 
@@ -75,7 +75,7 @@ class ScaledTanh:
 
 @dataclasses.dataclass(frozen=True)
 class ThresholdedRelu:
-    """a where it is above alpha, else 0."""
+    """a if a > alpha, else 0."""
 
     alpha: float = 1.0
 
@@ -102,15 +102,16 @@ class Softplus:
         return jax.nn.softplus(a)
 
 
-PARAMETRIC = {of.__name__: of for of in (HardSigmoid, LeakyRelu, Elu, ScaledTanh, ThresholdedRelu, Affine, Softplus)}
-"""Activations that compare and hash by their parameters, and that a model file holds."""
+_CLASSES = (HardSigmoid, LeakyRelu, Elu, ScaledTanh, ThresholdedRelu, Affine, Softplus)
+PARAMETRIC = {activation.__name__: activation for activation in _CLASSES}
+"""Activation classes by name. Instances compare and hash by their parameters, and a model file can store them."""
 
 
 class GRUWeights(NamedTuple):
     """The parameters of one layer in one direction, of any floating dtype, for `grujax.gru` and `grujax.kernels.run`.
 
-    Columns are r | z | n. Both biases are kept, as torch keeps them; None is no bias. The scales are those of layer
-    normalisation, None without it.
+    The columns are r | z | n. There are two biases, as in torch; None means no bias. The scales belong to layer
+    normalisation; without it they are None.
 
     >>> weights = GRUWeights(jnp.ones((4, 9)), jnp.ones((3, 9)), jnp.zeros(9), jnp.zeros(9))
     >>> {name: a.shape for name, a in weights._asdict().items() if a is not None}
@@ -126,16 +127,18 @@ class GRUWeights(NamedTuple):
 
 
 class GRUSpec(NamedTuple):
-    """What is fixed when a GRU is compiled; it is hashable.
+    """The options of a GRU that are fixed at compile time. It is hashable.
 
-    reset_after: True multiplies r into the finished product `W_hn h + b_hn` (torch, cuDNN, Keras 3);
-        False multiplies r into h before it (Cho et al. 2014).
-    precision: of every matrix product, as `jax.lax.dot_general` takes it; None follows
+    Attributes:
+      reset_after: True multiplies r by the product `W_hn h + b_hn` (torch, cuDNN, Keras 3); False multiplies r by h
+        before that product (Cho et al. 2014).
+      precision: the precision of every matrix product, as in `jax.lax.dot_general`; None follows
         `jax.default_matmul_precision`.
-    update: "keep" is h' = (1 − z) ⊙ n + z ⊙ h (torch, Keras, ONNX); "take" is h' = (1 − z) ⊙ h + z ⊙ n (Cho, Haiku).
-    activation, gate_activation: of n, and of r and z.
-    clip: the argument of every activation is clipped to ±clip (ONNX's `clip`); None does not clip.
-    layer_norm: the products are normalised (Ba et al. 2016); the weights then hold their scales.
+      update: "keep" is h' = (1 − z) ⊙ n + z ⊙ h (torch, Keras, ONNX); "take" is h' = (1 − z) ⊙ h + z ⊙ n (Cho, Haiku).
+      activation: the activation of n.
+      gate_activation: the activation of r and z.
+      clip: clips the argument of every activation to ±clip, as ONNX's `clip`; None does not clip.
+      layer_norm: normalises the products (Ba et al. 2016); the weights then contain the scales.
 
     >>> GRUSpec(reset_after=False) == GRUSpec(False), hash(GRUSpec()) == hash(GRUSpec())
     (True, True)
@@ -151,21 +154,21 @@ class GRUSpec(NamedTuple):
 
 
 class Control(NamedTuple):
-    """Which steps count and what they do to the state. Only `h_reset` has a derivative."""
+    """Arrays that control the steps: valid steps, resets, and masks on the state. Only `h_reset` has a derivative."""
 
-    valid: Valid | None = None  # (T, B): where False the state is held
-    reset: Valid | None = None  # (T, B): where True the state that enters is h_reset
-    h_reset: Array | None = None  # (H,), zeros where None
+    valid: Valid | None = None  # (T, B), False: the step does not change the state
+    reset: Valid | None = None  # (T, B), True: the state that enters the step is h_reset
+    h_reset: Array | None = None  # (H,), None: zeros
     state_mask: Array | None = None  # (B, H), multiplies the state where the products read it
-    hold: Array | None = None  # (T, B, H), the share of each unit that stays as it was
+    hold: Array | None = None  # (T, B, H), the share of each unit that a step does not change
 
 
 class Recurrence(NamedTuple):
-    """One direction of one layer: its input, weights and control. `grujax.kernels.run` and every loop take it."""
+    """One direction of one layer: its input, weights and control, as `grujax.kernels.run` and every loop take them."""
 
     x: Array  # (T, B, I)
-    weights: GRUWeights  # products in the dtype of w_ih and w_hh, all else in float32 at least
-    h0: State | None = None  # (B, H); zeros where None
+    weights: GRUWeights  # products use the dtype of w_ih and w_hh, everything else at least float32
+    h0: State | None = None  # (B, H), None: zeros
     control: Control = Control()
 
 
@@ -178,16 +181,16 @@ class Gates(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What a loop returns for one `Recurrence`."""
+    """The outputs of a loop for one `Recurrence`."""
 
     hs: States  # (T, B, H), the state after every step
-    h_last: State  # (B, H)
-    gates: Gates | None = None  # (T, B, H) each, where asked
-    m: Array | None = None  # (T, B, H), W_hn h + b_hn, beside the gates: the derivative reads it where reset_after
+    h_last: State  # (B, H), the state after the last step that was read
+    gates: Gates | None = None  # (T, B, H) each, with `with_gates=True`
+    m: Array | None = None  # (T, B, H), W_hn h + b_hn; returned with the gates if reset_after, for the derivative
 
 
 def state_dtype(dtype: DTypeLike) -> DTypeLike:
-    """The dtype that the state is carried in when the compute dtype is `dtype`: float32 at least.
+    """Returns the dtype of the state for the compute dtype `dtype`: at least float32.
 
     >>> state_dtype(jnp.bfloat16) == jnp.float32
     True

@@ -92,7 +92,7 @@ def test_a_library_of_other_sources_or_of_a_newer_interface_is_not_used(project,
     api = tmp_path / "xla/ffi/api"
     api.mkdir(parents=True)
     monkeypatch.setattr(build, "_headers", lambda: tmp_path)
-    for minor, why in ((0, "interface [0, "), (99, None)):
+    for minor, why in ((0, "FFI version [0, "), (99, None)):
         (api / "c_api.h").write_text(f"#define XLA_FFI_API_MAJOR 0\n#define XLA_FFI_API_MINOR {minor}\n")
         found = build.unfit(library)
         assert found is None if why is None else why in found
@@ -109,7 +109,7 @@ def test_what_is_undefined_fails_when_it_is_built(project, build):
 
 @pytest.mark.usefixtures("no_compiler")
 def test_without_a_compiler_the_reason_is_said(build):
-    assert build.missing() == "no C++ compiler: install one, or name one in CXX"
+    assert build.missing() == "no C++ compiler: install one, or name one in the environment variable CXX"
     with pytest.raises(RuntimeError, match="cannot be built: no C\\+\\+ compiler"):
         build.build()
 
@@ -124,7 +124,7 @@ def test_a_command_that_does_not_compile_is_no_compiler(build, monkeypatch, tmp_
 def test_without_headers_or_sources_the_reason_is_said(project, build, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(importlib.util, "find_spec", lambda name: None)
-        assert build.missing() == "no headers of jaxlib, which it needs"
+        assert build.missing() == "no C++ headers in jaxlib, which the build needs"
     (project / NATIVE / "ffi.cpp").unlink()
     assert build.missing() == f"no C++ sources in {project / NATIVE}"
 

@@ -354,7 +354,7 @@ BAD = {
     "entry features": (entry(x=ones((T, B, 2))), ["w_ih: expected shape (2, 15)", "(3, 15)"]),
     "entry of two sizes": (
         entry(beside=[Recurrence(X, weights())]),
-        ["x: expected shape (4, 6, 3)", "(6, 4, 3)", "one shape"],
+        ["x: expected shape (4, 6, 3)", "(6, 4, 3)", "the same shapes"],
     ),
     "entry of two widths": (
         entry(

@@ -1,4 +1,4 @@
-"""The recurrence: `run` is the entry point, `explain` says which implementation runs and why."""
+"""The recurrence kernels: `run` executes a recurrence, `explain` says which implementation runs and why."""
 
 from grujax.kernels.entry import run
 from grujax.kernels.table import Explanation, explain

@@ -1,4 +1,4 @@
-"""Checks of the arguments of `grujax.kernels.run`."""
+"""Checks the arguments of `grujax.kernels.run`."""
 
 from numbers import Real
 
@@ -11,7 +11,7 @@ from grujax.types import Activation, GRUSpec, Recurrence
 
 
 def check(recurrence: Recurrence, spec: GRUSpec, time_major: bool = True) -> None:
-    """Raises `InputError` for a shape or dtype that does not fit."""
+    """Raises `InputError` if a shape or dtype does not fit, or an array and `spec.layer_norm` contradict each other."""
     x, weights, h0, control = recurrence
     arrays = {"x": x, "h0": h0} | weights._asdict() | control._asdict()
     for name, array in arrays.items():
@@ -44,13 +44,13 @@ def check(recurrence: Recurrence, spec: GRUSpec, time_major: bool = True) -> Non
         else:
             require_floating(array, name)
     for name in ("scale_ih", "scale_hh"):
-        wanted, given = ("an array" if there else None for there in (spec.layer_norm, arrays[name] is not None))
+        expected, found = ("an array" if exists else None for exists in (spec.layer_norm, arrays[name] is not None))
         rule = f"layer_norm=True needs {name}" if spec.layer_norm else f"{name} needs layer_norm=True"
-        require(given == wanted, name, wanted, given, rule=rule)
+        require(found == expected, name, expected, found, rule=rule)
 
 
 def check_spec(spec: GRUSpec) -> None:
-    """Raises `InputError` for a spec with an unknown name or a clip that is not positive."""
+    """Raises `InputError` if the spec contains an unknown name or a clip that is not positive."""
     require_one_of(spec.update, UPDATES, "update")
     check_activation(spec.activation, "activation")
     check_activation(spec.gate_activation, "gate_activation")
@@ -60,5 +60,6 @@ def check_spec(spec: GRUSpec) -> None:
 
 
 def check_activation(activation: Activation, argument: str) -> None:
+    """Raises `InputError` unless `activation` is a function or a known name."""
     if not callable(activation):
         require_one_of(activation, sorted(ACTIVATIONS), argument, "Or pass an elementwise function.")

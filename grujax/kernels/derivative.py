@@ -1,22 +1,22 @@
-r"""The one derivative rule of the recurrence.
+r"""The derivative rule of the recurrence, shared by all kernels.
 
-Once the states are known, the tangent of the recurrence is linear in them,
+Once the states are known, the tangent of the recurrence is a linear loop,
 
     dh_t = k ⊙ dh + a_z ⊙ d_z + a_n ⊙ (a_r ⊙ d_r + r ⊙ d_m + s_n)        with dh = dh_{t−1}
     d_r, d_z, d_m = dh W_hr + s_r, dh W_hz + s_z, dh W_hn + s_m
 
-and its coefficients k, a and sources s (the tangents of the input, the weights and the biases) need no loop. k is how
-much of the old state the new one keeps: z, or 1 − z with update="take". Written as a `custom_jvp` whose tangent is
-that linear loop, JAX transposes it into the smallest backward loop (its carry is dh alone; the weight gradients are
-products after it), and forward mode, Jacobians and Hessian products come from the same lines.
+whose coefficients k and a, and sources s (the tangents of the input, the weights and the biases), need no loop. k is
+the share of the old state in the new one: z, or 1 − z with update="take". The rule is a `custom_jvp` whose tangent is
+that linear loop. JAX transposes it into the smallest backward loop: only dh is carried, and the weight gradients are
+products after the loop. Forward mode, Jacobians and Hessian products use the same code.
 
-The coefficients are computed from r, z, n and m, which the forward loop returns where it is differentiated. For
-activations other than sigmoid and tanh, and where `Chunks` asks for it, they are computed from the states, all products
-of a chunk of steps at once. That part is checkpointed, and so are chunks: only the input, the states and the gates that
-the loop returned are kept between the passes.
+The coefficients are computed from r, z, n and m, which the forward loop returns when it is differentiated. For
+activations other than sigmoid and tanh, and where `Chunks` requires it, r, z, n and m are first recomputed from the
+states, with the products of all steps of a chunk at once. This recomputation and the chunks are checkpointed: between
+the passes only the input, the states and the gates that the loop returned are kept.
 
-With reset_after=False the last term is a_n ⊙ ((a_r ⊙ d_r + r ⊙ dh) W_hn + s_n): r multiplies h before W_hn. A mask on
-the state that the products read multiplies dh there too; holding a part of the state moves k towards 1.
+With reset_after=False the last term is a_n ⊙ ((a_r ⊙ d_r + r ⊙ dh) W_hn + s_n), because r multiplies h before W_hn. A
+mask on the state that the products read also multiplies dh there. Holding a part of the state moves k towards 1.
 """
 
 from collections.abc import Callable, Sequence
@@ -42,30 +42,30 @@ from grujax.kernels.step import SLOPES, activate, step
 from grujax.types import Array, Control, Gates, GRUSpec, Recurrence, Result, State, States
 
 Loop = Callable[[Sequence[Recurrence], GRUSpec, bool], list[Result]]
-"""A forward loop: of one or several recurrences of one shape, the spec, and whether it returns gates."""
+"""A forward loop: (recurrences of the same shapes, spec, whether it returns gates) -> results."""
 
 
 class Values(NamedTuple):
-    """What the coefficients are computed from, (T, B, H) each, finite at steps that are not valid too."""
+    """The values from which the coefficients are computed, (T, B, H) each; finite also at steps that are not valid."""
 
-    h: States  # the state that enters
+    h: States  # the state that enters each step
     r: Array
     z: Array
     n: Array
-    m: Array | None  # what r multiplies, with reset_after=True
-    slopes: tuple[Array, Array, Array] | None  # of the activations of r, z, n; None where `SLOPES` has them
+    m: Array | None  # W_hn h + b_hn, which r multiplies; None with reset_after=False
+    slopes: tuple[Array, Array, Array] | None  # derivatives of the activations of r, z, n; None if `SLOPES` has them
 
 
 Source = tuple[Array | None, Array | None]
 LinearLoop = Callable[[Values, Source, State, Array, Control, Array | None, GRUSpec], tuple[State, States]]
-"""What `linear_scan` takes and returns."""
+"""The signature of `linear_scan`."""
 
 
 class Chunks(NamedTuple):
     """How the derivative divides a sequence."""
 
-    steps: int | None  # of a chunk; None: all
-    kept: bool  # r, z, n and m are kept from the forward loop, not computed again from the states
+    steps: int | None  # steps of a chunk; None: all
+    kept: bool  # r, z, n and m are kept from the forward loop, not recomputed from the states
 
 
 WHOLE = Chunks(None, kept=True)
@@ -75,14 +75,14 @@ WHOLE = Chunks(None, kept=True)
 def under_the_rule(
     loop: Loop, recurrences: Sequence[Recurrence], spec: GRUSpec, with_gates: bool, chunks: Chunks
 ) -> list[Result]:
-    """The results of a loop, differentiated by the rule above."""
+    """Returns the results of a loop, differentiated by the rule of this module."""
     return loop(recurrences, spec, with_gates)
 
 
 @partial(under_the_rule.defjvp, symbolic_zeros=True)
 def _rule(loop, spec, with_gates, chunks, primals, tangents):
     moved = jax.tree.map(lambda t: None if isinstance(t, SymbolicZero) else t, tangents[0])
-    kept = slopes_are_told(spec) and (chunks.kept or with_gates)
+    kept = slopes_follow(spec) and (chunks.kept or with_gates)
     results = under_the_rule(loop, *primals, spec, with_gates or kept, chunks)
     outputs, d_outputs = [], []
     for recurrence, d_recurrence, result in zip(primals[0], moved, results, strict=True):
@@ -94,8 +94,8 @@ def _rule(loop, spec, with_gates, chunks, primals, tangents):
     return outputs, d_outputs
 
 
-def slopes_are_told(spec: GRUSpec) -> bool:
-    """Whether the slopes of the activations follow from r, z and n."""
+def slopes_follow(spec: GRUSpec) -> bool:
+    """Whether the derivatives of the activations follow from r, z and n."""
     return all(activation in SLOPES for activation in (spec.activation, spec.gate_activation)) and spec.clip is None
 
 
@@ -107,9 +107,13 @@ def tangent(
     chunk: int | None,
     loop: LinearLoop | None = None,
 ) -> tuple[States, State]:
-    """dhs (T, B, H) and dh_last (B, H). In `moved`, the tangent of the recurrence, None is zero.
+    """Returns dhs (T, B, H) and dh_last (B, H), the tangents of the states.
 
-    loop: the linear loop, `linear_scan` where None.
+    Args:
+      recurrence, result: as a forward loop takes and returns them; without gates, these are recomputed.
+      moved: the tangent of the recurrence; None stands for zero.
+      chunk: steps that are processed at a time; None: all.
+      loop: the linear loop; None: `linear_scan`.
     """
     x, weights, h0, control = recurrence
     dx, _, dh0, d_control = moved
@@ -118,10 +122,10 @@ def tangent(
     dh0 = jnp.zeros_like(h0) if dh0 is None else dh0
 
     def over(x, dx, first: State, result: Result, steps: Control, dh: State) -> tuple[State, States]:
-        """The linear loop over some of the steps; `first` is the state that enters them."""
-        some, d_some = recurrence._replace(x=x, control=steps), moved._replace(x=dx)
-        values = values_of(some, entering(first, result.hs, steps), spec, result)
-        source = source_of(values, some, d_some, spec)
+        """Runs the linear loop over a part of the steps; `first` is the state that enters the first of them."""
+        part, d_part = recurrence._replace(x=x, control=steps), moved._replace(x=dx)
+        values = values_of(part, entering(first, result.hs, steps), spec, result)
+        source = source_of(values, part, d_part, spec)
         return (loop or linear_scan)(values, source, dh, weights.w_hh, steps, d_control.h_reset, spec)
 
     timed = {"valid": control.valid, "reset": control.reset, "hold": control.hold}
@@ -150,7 +154,7 @@ def tangent(
 
 
 def entering(h0: State, hs: States, control: Control) -> States:
-    """The states that enter the steps, after resets: (T, B, H)."""
+    """The states that enter the steps, after resets, (T, B, H)."""
     h_in = jnp.concatenate([h0[None], hs])[:-1]  # also right for T = 0
     if control.reset is None:
         return h_in
@@ -158,7 +162,7 @@ def entering(h0: State, hs: States, control: Control) -> States:
 
 
 def values_of(recurrence: Recurrence, h_in: States, spec: GRUSpec, result: Result) -> Values:
-    """From the gates in `result`; without them from the states that enter, all products at once."""
+    """Returns the `Values` from the gates in `result`, or recomputes them from h_in with all products at once."""
     if result.gates is not None:
         return Values(h_in, *result.gates, result.m, slopes=None)
     slopes = []
@@ -171,15 +175,15 @@ def values_of(recurrence: Recurrence, h_in: States, spec: GRUSpec, result: Resul
 
         return value
 
-    told = slopes_are_told(spec)
+    follow = slopes_follow(spec)
     gate, activation = activate(spec.gate_activation, spec.clip), activate(spec.activation, spec.clip)
-    noting = spec._replace(gate_activation=with_slope(gate), activation=with_slope(activation), clip=None)
-    gates, m = all_gates(recurrence, h_in, spec if told else noting)
-    return Values(h_in, *gates, m if spec.reset_after else None, None if told else tuple(slopes))
+    recording = spec._replace(gate_activation=with_slope(gate), activation=with_slope(activation), clip=None)
+    gates, m = all_gates(recurrence, h_in, spec if follow else recording)
+    return Values(h_in, *gates, m if spec.reset_after else None, None if follow else tuple(slopes))
 
 
 def all_gates(recurrence: Recurrence, h_in: States, spec: GRUSpec) -> tuple[Gates, Array]:
-    """The gates of all steps, and m, from the states that enter them."""
+    """Returns the gates and m of all steps from the states that enter them."""
     x, weights, _, control = recurrence
     gates_x = add_bias(input_products(x, weights, spec), input_bias(weights))
     mask = None if control.state_mask is None else control.state_mask[None]
@@ -188,10 +192,11 @@ def all_gates(recurrence: Recurrence, h_in: States, spec: GRUSpec) -> tuple[Gate
 
 
 def source_of(values: Values, recurrence: Recurrence, moved: Recurrence, spec: GRUSpec) -> Source:
-    """The tangents of the input, the weights and the biases, at all steps at once: the source s; None is zero.
+    """Returns the sources s of all steps: what the tangents of the input, the weights and the biases contribute.
 
-    (T, B, 3H), added to dh W_hr, dh W_hz and dh W_hn (with reset_after=False to (a_r ⊙ d_r + r ⊙ dh) W_hn); and
-    (T, B, H), s_n, with reset_after=True.
+    The first array, (T, B, 3H), is added to dh W_hr, dh W_hz and dh W_hn (with reset_after=False, to
+    (a_r ⊙ d_r + r ⊙ dh) W_hn instead of dh W_hn). The second, s_n (T, B, H), exists only with reset_after=True. None
+    stands for zero.
     """
     x, weights, _, control = recurrence
     dx, d_weights, _, _ = moved
@@ -199,7 +204,7 @@ def source_of(values: Values, recurrence: Recurrence, moved: Recurrence, spec: G
         added(*(dot(a, w, spec) for a, w in ((dx, w), (x, dw)) if a is not None and w is not None))
         for w, dw in zip(split_n(weights.w_ih), split_n(d_weights.w_ih), strict=True)
     )
-    like = d_weights._replace(w_hh=weights.w_hh)  # whose dtype is the state's
+    like = d_weights._replace(w_hh=weights.w_hh)  # its dtype determines the dtype of the biases
     db_rz, db_n = split_n(input_bias(like))
     db_m = candidate_bias(like)
     d_h = None
@@ -222,7 +227,7 @@ def source_of(values: Values, recurrence: Recurrence, moved: Recurrence, spec: G
 
 
 def joined(rz: Array | None, n: Array | None, zero: Array) -> Array | None:
-    """The inverse of `split_n`: zeros for a part that is None; None where both are."""
+    """The inverse of `split_n`: a part that is None becomes zeros; returns None if both are None."""
     if rz is None and n is None:
         return None
     parts = [zero, zero] if rz is None else [rz]
@@ -230,20 +235,20 @@ def joined(rz: Array | None, n: Array | None, zero: Array) -> Array | None:
 
 
 def split_n(a: Array | None) -> Sequence[Any]:
-    """(..., 3H) -> r and z together, (..., 2H), and n; with reset_after=True they enter a step in different places."""
+    """Splits (..., 3H) into r and z, (..., 2H), and n; with reset_after=True they enter a step in different places."""
     return (None, None) if a is None else jnp.split(a, [a.shape[-1] // 3 * 2], axis=-1)
 
 
 def added(*terms: Array | None) -> Any:
-    """The sum of the terms that are not None; None where all are."""
-    there = [term for term in terms if term is not None]
-    return sum(there[1:], there[0]) if there else None
+    """The sum of the terms that are not None; None if all are None."""
+    present = [term for term in terms if term is not None]
+    return sum(present[1:], present[0]) if present else None
 
 
 def gates_tangent(
     recurrence: Recurrence, moved: Recurrence, hs: States, dhs: States, spec: GRUSpec
 ) -> tuple[Gates, Array | None]:
-    """The tangents of the gates and of m: no loop is needed once the states and their tangents are known."""
+    """Returns the tangents of the gates and of m. Given the states and their tangents, this needs no loop."""
 
     def gates_of(recurrence: Recurrence, hs: States) -> tuple[Gates, Array | None]:
         assert recurrence.h0 is not None
@@ -268,12 +273,12 @@ def linear_scan(
     dh_reset: Array | None,
     spec: GRUSpec,
 ) -> tuple[State, States]:
-    """The linear loop: dh_last (B, H) and dhs (T, B, H).
+    """Runs the linear loop; returns dh_last (B, H) and dhs (T, B, H).
 
-    Each step computes its coefficients while their values are in the cache, and the backward loop does so again: it
-    then yields the gradients of the gates in the same pass.
+    Each step computes its own coefficients while their inputs are in the cache. The backward loop recomputes them, so
+    it produces the gradients of the gates in the same pass.
     """
-    # Transposed beforehand: the backward loop, which is what training runs, then multiplies without transposing.
+    # Transposed before the loop, so that the backward loop, which training runs, multiplies without transposing.
     w = [part.T for part in ([w_hh] if spec.reset_after else split_n(w_hh))]
     dh_start = jnp.zeros_like(dh0) if dh_reset is None else dh_reset[None] + jnp.zeros_like(dh0)
 
@@ -312,7 +317,7 @@ def linear_scan(
 def coefficients(
     values: Values, state_mask: Array | None, hold: Array | None, spec: GRUSpec
 ) -> tuple[Array, Array, Array, Array]:
-    """keep, a_r, a_z and a_n of a step, (B, H) each."""
+    """Returns the coefficients keep (k above), a_r, a_z and a_n of a step, (B, H) each."""
     h, r, z, n, m, slopes = values
     if slopes is None:
         gate_slope, slope = SLOPES[spec.gate_activation], SLOPES[spec.activation]

@@ -1,4 +1,4 @@
-"""The entry point of the recurrence kernels."""
+"""`run`, the entry point of the recurrence kernels."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -22,32 +22,33 @@ def run(
     with_gates: bool = False,
     time_major: bool = True,
 ) -> list[Result]:
-    """Runs one or several recurrences of one shape, such as both directions of a layer.
+    """Runs one or several recurrences of the same shapes, such as both directions of a layer.
 
         r  = σ(W_ir x + b_ir + W_hr h + b_hr)
         z  = σ(W_iz x + b_iz + W_hz h + b_hz)
         n  = tanh(W_in x + b_in + r ⊙ (W_hn h + b_hn))
         h' = (1 − z) ⊙ n + z ⊙ h
 
-    An implementation may run several in one loop, where their products need not wait for each other.
+    An implementation may run several in one loop, so that their products need not wait for each other.
 
     Args:
-      recurrences: `Recurrence`s of one shape. x (T, B, I), all else as in `grujax.types`. x is ignored at
-        steps that are not valid, also where it is NaN; such a step never resets. state_mask and hold have no
+      recurrences: `Recurrence`s of the same shapes: x (T, B, I), the other arrays as in `grujax.types`. At steps that
+        are not valid, x is ignored, even if it is NaN, and `reset` has no effect. state_mask and hold have no
         derivative.
-      spec: what is fixed at compile time, see `GRUSpec`.
-      implementation: a name of `grujax.kernels.table.KERNELS`, or None, which chooses; see `explain`.
+      spec: the options that are fixed at compile time; see `GRUSpec`.
+      implementation: a key of `grujax.kernels.table.KERNELS`; None chooses one, see `explain`.
       reverse: for each recurrence, whether it reads its valid steps from the last to the first; None: none does. In
-        reverse the state that enters valid step t is h_reset where `reset` at the next valid step after t.
+        reverse, the state that enters valid step t is h_reset if `reset` is set at the next valid step after t.
       with_gates: also return the gates of every step, time-major.
-      time_major: False where x is (B, T, I), and hs will be (B, T, H). All else has the same shapes.
+      time_major: False: x is (B, T, I) and hs is (B, T, H). The other shapes do not change.
 
     Returns:
       A `Result` for each recurrence: hs in time order, exactly 0 at steps that are not valid, and h_last (B, H), the
-      state after the step read last, both in float32 at least; the gates, 0 at steps that are not valid, where asked.
+      state after the step read last, both at least float32; with `with_gates`, the gates, 0 at steps that are not
+      valid.
 
     Raises:
-      InputError: a shape or dtype that does not fit, or an implementation that cannot serve the call.
+      InputError: a shape or dtype does not fit, or the implementation cannot serve the call.
 
     >>> import jax.numpy as jnp
     >>> from grujax.types import GRUWeights
@@ -60,11 +61,12 @@ def run(
     """
     for recurrence in recurrences:
         check(recurrence, spec, time_major)
-        for name, of in (("x", lambda a: a.x), ("w_hh", lambda a: a.weights.w_hh)):
-            require_equal(of(recurrence).shape, of(recurrences[0]).shape, name, "All of a call have one shape.")
+        for name, array_of in (("x", lambda a: a.x), ("w_hh", lambda a: a.weights.w_hh)):
+            expected = array_of(recurrences[0]).shape
+            require_equal(array_of(recurrence).shape, expected, name, "All recurrences of a call need the same shapes.")
     check_named(_asked(recurrences[0], spec, time_major), implementation)
-    ways = (False,) * len(recurrences) if reverse is None else tuple(reverse)
-    return _run(list(recurrences), spec, implementation, ways, with_gates, time_major, jax.default_backend())
+    reverse = (False,) * len(recurrences) if reverse is None else tuple(reverse)
+    return _run(list(recurrences), spec, implementation, reverse, with_gates, time_major, jax.default_backend())
 
 
 @partial(jax.jit, static_argnums=(1, 2, 3, 4, 5, 6))
@@ -77,20 +79,20 @@ def _run(
     time_major: bool,
     backend: str,
 ) -> list[Result]:
-    recurrences = [of._replace(weights=jax.tree.map(whole, of.weights)) for of in recurrences]
+    recurrences = [recurrence._replace(weights=jax.tree.map(whole, recurrence.weights)) for recurrence in recurrences]
     asked = _asked(recurrences[0], spec, time_major)
-    given = {"spec": spec, "reverse": reverse, "with_gates": with_gates, "time_major": time_major}
+    options = {"spec": spec, "reverse": reverse, "with_gates": with_gates, "time_major": time_major}
 
     def program(name: str):
-        return partial(KERNELS[name].program, chunks=KERNELS[name].chunks(asked.sizes, backend), **given)
+        return partial(KERNELS[name].program, chunks=KERNELS[name].chunks(asked.sizes, backend), **options)
 
     if implementation is not None:
         return program(implementation)(recurrences)
-    cpu, cuda, elsewhere = (choice(asked, place).implementation for place in ("cpu", "cuda", "elsewhere"))
-    own = {place: program(name) for place, name in (("cpu", cpu), ("cuda", cuda)) if name != elsewhere}
-    if not own:
-        return program(elsewhere)(recurrences)
-    return lax.platform_dependent(recurrences, **own, default=program(elsewhere))
+    cpu, cuda, default = (choice(asked, platform).implementation for platform in ("cpu", "cuda", "elsewhere"))
+    programs = {platform: program(name) for platform, name in (("cpu", cpu), ("cuda", cuda)) if name != default}
+    if not programs:
+        return program(default)(recurrences)
+    return lax.platform_dependent(recurrences, **programs, default=program(default))
 
 
 def _asked(recurrence: Recurrence, spec: GRUSpec, time_major: bool) -> Asked:
@@ -99,8 +101,10 @@ def _asked(recurrence: Recurrence, spec: GRUSpec, time_major: bool) -> Asked:
 
 
 def _known_sizes(recurrence: Recurrence, time_major: bool) -> Sizes:
-    """T, B of each device, and H; None for one that is not known while compiling, and for B where arrays are split
-    otherwise than by rows among devices."""
+    """T, B on each device, and H; None for a size that is not known at compile time.
+
+    B is None also where arrays are split among devices other than by rows.
+    """
     n_steps, n_rows, _ = recurrence.x.shape if time_major else (recurrence.x.shape[i] for i in (1, 0, 2))
     sharding = jax.typeof(recurrence.x).sharding
     split = [axis for axis, name in enumerate(sharding.spec) if name is not None]

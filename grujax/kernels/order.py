@@ -1,7 +1,7 @@
-"""The order in which a direction reads its steps: from the arrays of the caller to those of a loop, and back.
+"""Converts the arrays of the caller to the order in which a loop reads its steps, and results back.
 
-A loop reads time-major arrays from the first step to the last. Backwards in time the padding of a sequence comes first,
-where the state is held at h0: no gather is needed to reverse a sequence.
+A loop reads time-major arrays from the first step to the last. A reversed sequence begins with its padding, where the
+state stays at h0, so flipping the time axis is enough: no gather is needed.
 """
 
 from typing import Any
@@ -14,7 +14,10 @@ from grujax.types import Array, Control, Recurrence, Result, State, States, Vali
 
 
 def as_read(recurrence: Recurrence, reverse: bool, time_major: bool) -> Recurrence:
-    """The recurrence as a loop takes it: x 0 and no reset at steps that are not valid, h0 given, state dtypes."""
+    """Returns the recurrence as a loop reads it: time-major, flipped in reverse, with h0, states in the state dtype.
+
+    At steps that are not valid, x is 0 and nothing resets.
+    """
     x, weights, h0, (valid, reset, h_reset, state_mask, hold) = recurrence
     dtype = state_dtype(weights.w_hh.dtype)
     x = x if time_major else x.swapaxes(0, 1)
@@ -30,14 +33,14 @@ def as_read(recurrence: Recurrence, reverse: bool, time_major: bool) -> Recurren
         x = jnp.where(valid[..., None], x, 0)
     x = flip(x)
     h0 = jnp.zeros((x.shape[1], weights.w_hh.shape[0]), dtype) if h0 is None else h0.astype(dtype)
-    # A carry must vary over the mesh axes that the inputs vary over: shard_map and explicit sharding ask for it.
+    # shard_map and explicit sharding require that a carry varies over the same mesh axes as the inputs.
     h0 = h0 + jnp.zeros_like(x.sum((0, 2)), dtype)[:, None]
     state_mask, hold = (None if a is None else lax.stop_gradient(cast(a)) for a in (state_mask, hold))
     return Recurrence(x, weights, h0, Control(flip(valid), flip(reset), cast(h_reset), state_mask, flip(hold)))
 
 
 def in_time(result: Result, valid: Valid | None, reverse: bool, time_major: bool) -> Result:
-    """The result in time order; hs and gates are 0 where `valid`, in the order of the loop, is False."""
+    """Returns the result in time order, with hs and gates 0 where `valid`, in the order of the loop, is False."""
 
     def ordered(a: Array) -> Array:
         a = a if valid is None else jnp.where(valid[..., None], a, 0)
@@ -48,7 +51,7 @@ def in_time(result: Result, valid: Valid | None, reverse: bool, time_major: bool
 
 
 def held(hs: States, h0: State, valid: Valid | None) -> States:
-    """hs (T, B, H) in the order of a loop, the state before where a step is not valid."""
+    """Returns hs (T, B, H), in the order of a loop, with the last valid state, or h0, at steps that are not valid."""
     if valid is None:
         return hs
     steps = lax.broadcasted_iota(jnp.int32, valid.shape, 0) + 1
@@ -57,10 +60,10 @@ def held(hs: States, h0: State, valid: Valid | None) -> States:
 
 
 def resets_read(reset: Valid | None, valid: Valid | None, reverse: bool) -> Valid | None:
-    """Where the state is reset before a step is read, (T, B) in time order: never where a step is not valid.
+    """Where the state is reset before a step is read, (T, B) in time order: never at a step that is not valid.
 
-    In reverse the state that enters valid step t comes from the next valid step; it is the initial one where a sequence
-    begins there. The next valid step is the one of greatest T − t' among all later: a running maximum, no gather.
+    In reverse, the state that enters valid step t comes from the next valid step; it is the initial state if `reset` is
+    set there. The next valid step has the greatest T − t' of all later ones: a running maximum finds it, not a gather.
     """
     if reset is None:
         return None

@@ -1,7 +1,7 @@
-"""The matrix products of a step, and what belongs to them: biases, layer normalisation.
+"""The matrix products of a step, with their biases and layer normalisation.
 
-In loops over many steps the weights of r, z and n are split once, and each gate has its own product. For one or two
-steps splitting costs as much as the products: there r, z and n come from one product, which is split.
+In loops over many steps the weights are split once into those of r, z and n, and each gate has its own product. For one
+or two steps splitting the weights costs as much as the products, so there one product is computed and then split.
 """
 
 import math
@@ -19,11 +19,11 @@ EPSILON = 1e-5
 """Added to the variance in layer normalisation."""
 
 StateProducts = Callable[[Array, str], Sequence[Array]]
-"""(a (..., H), gates "rzn", "rz" or "n") -> a W_hg for each of the gates, b_hn added to that of n."""
+"""(a (..., H), gates "rzn", "rz" or "n") -> a W_hg for each gate g, with b_hn added to the product of n."""
 
 
 def input_products(x: Array, weights: GRUWeights, spec: GRUSpec) -> list[Array]:
-    """The products of x (..., I) with w_ih for r, z and n, before the bias: (..., H) each, all steps at once."""
+    """The products of x (..., I) with w_ih for r, z and n, each (..., H), without biases; all steps at once."""
     products = [dot(x, w, spec) for w in split_gates(weights.w_ih)]
     if weights.scale_ih is None:
         return products
@@ -32,32 +32,35 @@ def input_products(x: Array, weights: GRUWeights, spec: GRUSpec) -> list[Array]:
 
 
 def state_products(weights: GRUWeights, spec: GRUSpec, one_product: bool = False) -> StateProducts:
-    """The products of a step with w_hh; with `one_product`, which needs `one_product_serves(spec)`, from one."""
+    """Returns the function that multiplies a state by w_hh.
+
+    one_product: compute r, z and n in one product; needs `one_product_serves(spec)`.
+    """
     b_n = candidate_bias(weights)
 
     def with_bias(p: Array) -> Array:
         return p if b_n is None else p + along(b_n, p)
 
-    def one(a: Array, gates: str) -> Sequence[Array]:
+    def in_one_product(a: Array, gates: str) -> Sequence[Array]:
         assert gates == "rzn"
         p_r, p_z, p_n = slice_gates(dot(a, weights.w_hh, spec))
         return p_r, p_z, with_bias(p_n)
 
     if one_product:
-        return one
+        return in_one_product
     w = dict(zip("rzn", split_gates(weights.w_hh), strict=True))
     scale = None if weights.scale_hh is None else dict(zip("rzn", split_gates(weights.scale_hh), strict=True))
 
-    def of_each(a: Array, gates: str) -> Sequence[Array]:
+    def by_gate(a: Array, gates: str) -> Sequence[Array]:
         p = {gate: dot(a, w[gate], spec) for gate in gates}
         if scale is not None:
             for group in ("rz", "n"):  # r and z are normalised together
                 if group in gates:
-                    made = layer_norm([p[gate] for gate in group], [scale[gate] for gate in group])
-                    p |= dict(zip(group, made, strict=True))
+                    normalised = layer_norm([p[gate] for gate in group], [scale[gate] for gate in group])
+                    p |= dict(zip(group, normalised, strict=True))
         return [with_bias(p[gate]) if gate == "n" else p[gate] for gate in gates]
 
-    return of_each
+    return by_gate
 
 
 def one_product_serves(spec: GRUSpec) -> bool:
@@ -66,22 +69,23 @@ def one_product_serves(spec: GRUSpec) -> bool:
 
 
 def precision_asked(precision: jax.lax.PrecisionLike) -> Any:
-    """The precision of a product: JAX's default, in the context of the call, where None is asked for."""
+    """The precision of a product; None becomes JAX's default in the context of the call."""
     return jax.config.jax_default_matmul_precision if precision is None else precision  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def input_bias(weights: GRUWeights) -> Array | None:
-    """(3H,): b_ih plus the r and z parts of b_hh. b_hn is left out, since r may multiply it."""
+    """b_ih plus the r and z parts of b_hh, (3H,). b_hn is left out because r may multiply it."""
     dtype, b_ih, b_hh = state_dtype(weights.w_hh.dtype), weights.b_ih, weights.b_hh
     return folded(None if b_ih is None else b_ih.astype(dtype), None if b_hh is None else b_hh.astype(dtype))
 
 
 def folded(b_ih: Array | None, b_hh: Array | None) -> Array | None:
+    """`input_bias` of two biases in the same dtype."""
     if b_hh is None:
         return b_ih
     r, z, _ = split_gates(b_hh)
-    of_state = jnp.concatenate([r, z, jnp.zeros_like(r)])
-    return of_state if b_ih is None else b_ih + of_state
+    b_rz = jnp.concatenate([r, z, jnp.zeros_like(r)])
+    return b_rz if b_ih is None else b_ih + b_rz
 
 
 def candidate_bias(weights: GRUWeights) -> Array | None:
@@ -91,35 +95,35 @@ def candidate_bias(weights: GRUWeights) -> Array | None:
 
 
 def add_bias(gates: Sequence[Array], bias: Array | None) -> list[Array]:
-    """bias (3H,) added to r, z and n, (..., H) each."""
+    """Adds bias (3H,) to r, z and n, each (..., H)."""
     if bias is None:
         return list(gates)
     return [g + along(b, g) for g, b in zip(gates, split_gates(bias), strict=True)]
 
 
 def split_gates(a: Array) -> tuple[Array, Array, Array]:
-    """(..., 3H) -> r, z, n of (..., H) each."""
+    """Splits (..., 3H) into r, z and n, each (..., H)."""
     r, z, n = jnp.split(a, 3, axis=-1)
     return r, z, n
 
 
 def slice_gates(a: Array) -> tuple[Array, Array, Array]:
-    """`split_gates` by slices, for products that JAX itself differentiates, in a cell.
+    """`split_gates` by slicing, for the products of a cell, which JAX itself differentiates.
 
-    The transpose of a split is a concatenation, of which XLA on CPU (jaxlib 0.10.2, AVX-512) made wrong gradients in
-    float64 at (B, H) = (4, 5); the transpose of slices is a sum. tests/linen/test_layer.py has that shape.
+    The transpose of a split is a concatenation, for which XLA on CPU (jaxlib 0.10.2, AVX-512) computed wrong gradients
+    in float64 at (B, H) = (4, 5). The transpose of slices is a sum. tests/linen/test_layer.py covers that shape.
     """
     hidden_size = a.shape[-1] // 3
     return a[..., :hidden_size], a[..., hidden_size : 2 * hidden_size], a[..., 2 * hidden_size :]
 
 
 def along(b: Array, like: Array) -> Array:
-    """b (H,) in the shape of `like` (..., H)."""
+    """Broadcasts b (H,) to the shape of `like` (..., H)."""
     return lax.broadcast_in_dim(b, like.shape, (like.ndim - 1,))
 
 
 def layer_norm(products: Sequence[Array], scales: Sequence[Array]) -> list[Array]:
-    """scale ⊙ (p − mean) / √(variance + ε), mean and variance over the last axes of all `products` together."""
+    """scale ⊙ (p − mean) / √(variance + ε), with mean and variance over the last axes of all `products` together."""
 
     def mean(parts: Sequence[Array]) -> Array:
         return sum(p.mean(-1, keepdims=True) for p in parts) / len(parts)  # pyright: ignore[reportReturnType]
@@ -131,10 +135,10 @@ def layer_norm(products: Sequence[Array], scales: Sequence[Array]) -> list[Array
 
 
 def dot(a: Array, w: Array, spec: GRUSpec) -> Array:
-    """`a @ w` with `a` (..., K) cast to the dtype of `w` (K, N), summed and returned in float32 at least.
+    """Returns `a @ w` with a (..., K) cast to the dtype of w (K, N); summed and returned in at least float32.
 
-    The product runs on (rows, K): its transpose, a weight gradient, takes XLA on CPU up to 1.5 times as long over two
-    axes. Explicit sharding refuses to join axes that are split, so there they stay apart.
+    The leading axes are joined into one: over two axes, XLA on CPU takes up to 1.5 times as long for the transpose, a
+    weight gradient. Explicit sharding does not allow joining split axes, so there they stay separate.
     """
     a = a.astype(w.dtype)
     sharded = any(axis is not None for axis in jax.typeof(a).sharding.spec)
@@ -151,8 +155,10 @@ def _product(a: Array, w: Array, precision: jax.lax.PrecisionLike) -> Array:
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _one_row_product(a: Array, w: Array, precision: jax.lax.PrecisionLike) -> Array:
-    """`_product` of one row, whose weight gradient is an outer product made in the layout of w (K, N). As the transpose
-    of a dot it would come out as (N, K), and XLA on CPU would transpose it in a pass of its own."""
+    """`_product` for one row, with a weight gradient that is an outer product in the layout of w (K, N).
+
+    As the transpose of a dot it would be (N, K), and XLA on CPU would transpose it in a separate pass.
+    """
     return _product(a, w, precision)
 
 

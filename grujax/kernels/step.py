@@ -1,4 +1,4 @@
-"""The equations of one step of the GRU in jnp; `grujax.equations` has them in NumPy."""
+"""The equations of one step of the GRU in jax.numpy; `grujax.equations` has the same in NumPy."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -25,24 +25,28 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "sigmoid": jax.nn.sigmoid,
     "relu": jax.nn.relu,
     "hard_tanh": jax.nn.hard_tanh,
-    "hard_sigmoid": jax.nn.hard_sigmoid,  # max(0, min(1, a / 6 + 1 / 2)), as Keras 3 and torch have it
+    "hard_sigmoid": jax.nn.hard_sigmoid,  # max(0, min(1, a / 6 + 1 / 2)), as in Keras 3 and torch
     "softsign": jax.nn.soft_sign,
     "elu": jax.nn.elu,
     "identity": lambda a: a,
 }
 SLOPES: dict[Any, Callable[[Array], Array]] = {"tanh": lambda y: (1 + y) * (1 - y), "sigmoid": lambda y: y * (1 - y)}
-"""The slope of an activation as a function of its value, for those where that is exact and cheap."""
+"""The derivatives of activations as functions of their values, where that is exact and cheap."""
 UPDATES = ("keep", "take")
 
 
 def step(
     h: State, gates_x: Sequence[Array], multiply: StateProducts, spec: GRUSpec, state_mask: Array | None = None
 ) -> tuple[State, Gates, Array]:
-    """The state h' after h, the gates, and what r multiplies, W_hn h + b_hn, (..., H) each.
+    """Returns the next state h', the gates, and m, each (..., H).
 
-    gates_x: W_ir x + b_ir + b_hr and alike for z; W_in x + b_in.
-    multiply: W_hg a for each gate that it is asked for, b_hn added to that of n.
-    state_mask: multiplies the state where the products read it.
+    m is W_hn h + b_hn, which r multiplies; with reset_after=False, W_hn (r ⊙ h) + b_hn.
+
+    Args:
+      h: the state before the step.
+      gates_x: the input's part of r, z and n: W_ir x + b_ir + b_hr, the same for z, and W_in x + b_in.
+      multiply: returns the products of a state with W_hh for the named gates, with b_hn added to that of n.
+      state_mask: multiplies the state where the products read it.
     """
     gate, activation = activate(spec.gate_activation, spec.clip), activate(spec.activation, spec.clip)
     x_r, x_z, x_n = gates_x
@@ -64,7 +68,10 @@ def masked_step(
     reset: Array | None,
     hold: Array | None,
 ) -> tuple[State, Gates, Array]:
-    """A step under `Control`, in the layout of h: reset the state, hold some units, hold the state where not valid."""
+    """Runs a step under `Control`: resets the state before it, and keeps held units and the rows that are not valid.
+
+    h_reset, valid, reset and hold must broadcast against h.
+    """
     if reset is not None:
         h = jnp.where(reset, h_reset, h)
     new, gates, m = one_step(h)
@@ -80,9 +87,9 @@ def scan_body(
     spec: GRUSpec,
     with_gates: bool,
 ) -> Callable[[State, tuple], tuple[State, tuple]]:
-    """The body of a `lax.scan` over (x, valid, reset, hold): from h (B, H) to h' and (h', gates, m).
+    """Returns the body of a `lax.scan` over (x, valid, reset, hold), from h (B, H) to h' and (h', gates, m).
 
-    gates_of: from x of one step, or its products, to the input's part of r, z and n, biases added.
+    gates_of: maps the x of one step, or its products, to the input's part of r, z and n with the biases added.
     """
     _, _, h0, control = recurrence
     assert h0 is not None
@@ -99,25 +106,25 @@ def scan_body(
 
 
 def kept(gates: Gates, m: Array, spec: GRUSpec, with_gates: bool) -> tuple[Gates | None, Array | None]:
-    """What a loop returns of a step beside the state."""
+    """The gates and m that a loop returns for a step, or None for both."""
     return (gates, m if spec.reset_after else None) if with_gates else (None, None)
 
 
 def cell_step(x: Array, h: State, weights: GRUWeights, spec: GRUSpec, state_mask: Array | None = None) -> State:
-    """The state after one step, x (..., I) and h (..., H); products in the dtype of the weights."""
+    """Returns the state after one step, from x (..., I) and h (..., H); products in the dtype of the weights."""
     one_product = one_product_serves(spec)
-    of_input = slice_gates(dot(x, weights.w_ih, spec)) if one_product else input_products(x, weights, spec)
-    gates_x = add_bias(of_input, input_bias(weights))
+    products = slice_gates(dot(x, weights.w_ih, spec)) if one_product else input_products(x, weights, spec)
+    gates_x = add_bias(products, input_bias(weights))
     multiply = state_products(weights, spec, one_product)
     return step(h.astype(state_dtype(weights.w_hh.dtype)), gates_x, multiply, spec, state_mask)[0]
 
 
 def activate(activation: Activation, clip: float | None = None) -> Callable[[Array], Array]:
-    """The function of a gate: the activation of its argument, clipped to ±clip."""
+    """Returns the activation as a function that first clips its argument to ±clip."""
     f = ACTIVATIONS[activation] if isinstance(activation, str) else activation
     return f if clip is None else lambda a: f(lax.clamp(jnp.asarray(-clip, a.dtype), a, jnp.asarray(clip, a.dtype)))
 
 
 def cast(weights: GRUWeights, dtype: jnp.dtype) -> GRUWeights:
-    """The weights with both matrices in the compute dtype."""
+    """Returns the weights with both matrices cast to the compute dtype."""
     return weights._replace(w_ih=weights.w_ih.astype(dtype), w_hh=weights.w_hh.astype(dtype))

@@ -1,4 +1,7 @@
-"""Which implementation runs the recurrence, and why: one row each. Only here are platforms and thresholds known."""
+"""The table of implementations, and the rules that choose one for a call.
+
+No other module knows platforms or thresholds.
+"""
 
 from collections.abc import Callable, Collection
 from functools import partial
@@ -18,40 +21,40 @@ from grujax.kernels.tpu.limits import tpu_refuses
 from grujax.types import GRUSpec, Result
 
 Sizes: TypeAlias = tuple[int | None, int | None, int | None]
-"""T, B and H; None for one that is not known while compiling."""
+"""T, B and H; None for a size that is not known at compile time."""
 
 
 class Asked(NamedTuple):
-    """What decides whether an implementation can serve a call."""
+    """The properties of a call that decide which implementations can serve it."""
 
     spec: GRUSpec
-    dtype: DTypeLike  # of the products
+    dtype: DTypeLike  # of the matrix products
     sizes: Sizes
-    control: frozenset[str]  # the names of `Control` that are given
+    control: frozenset[str]  # the fields of `Control` that are not None
 
 
 class Kernel(NamedTuple):
-    """An implementation: what runs, what it is, and why it cannot serve a call."""
+    """An implementation: its program, its description, and the calls that it does not serve."""
 
     program: Callable[..., list[Result]]
     """(recurrences, spec, *, reverse, with_gates, time_major, chunks) -> results."""
     about: str
     refuses: Callable[[Asked], str | None] = lambda asked: None
-    """Why it cannot serve; None where it can."""
+    """Why it cannot serve a call; None if it can."""
     platform: str | None = None
-    """The only platform that it is for."""
+    """The only platform on which it runs; None: every platform."""
     not_chosen: Callable[[Asked], str | None] = lambda asked: None
-    """Why None passes it by, though it could serve."""
+    """Why `implementation=None` does not choose it although it could serve the call; None if it may be chosen."""
     chunks: Callable[[Sizes, str], Chunks] = lambda sizes, backend: WHOLE
-    """How its derivative divides a sequence of these sizes where this is the default backend."""
+    """(sizes, JAX's default backend) -> how its derivative divides the sequence."""
 
 
 def _not_whole(asked: Asked) -> str | None:
-    """What no kernel has that runs all steps in one call."""
+    """Why no kernel that runs all steps in one call can serve; None if one can."""
     if asked.spec.layer_norm:
         return "it has no layer normalisation"
     if (asked.spec.activation, asked.spec.gate_activation, asked.spec.clip) != ("tanh", "sigmoid", None):
-        return "it has tanh and sigmoid alone, without clip"
+        return "it supports only tanh and sigmoid, without clip"
     return None
 
 
@@ -73,20 +76,20 @@ def _not_resident(asked: Asked) -> str | None:
     if why := _not_whole(asked):
         return why
     if not asked.spec.reset_after:
-        return "it has reset_after=True alone"
+        return "it supports only reset_after=True"
     if "hold" in asked.control:
         return "it has no zoneout"
     return plan.refuses(asked.sizes[2], asked.dtype, asked.spec.precision)
 
 
 def _capability() -> str | None:
-    """Of the GPU at hand; None where there is none, and a program is lowered for another machine."""
+    """The compute capability of this machine's GPU; None without one, when a program is lowered for another machine."""
     return getattr(jax.devices()[0], "compute_capability", None) if jax.default_backend() == "gpu" else None
 
 
 def _not_measured(asked: Asked) -> str | None:
     if _capability() is None:
-        return "no GPU is at hand"
+        return "no GPU is available"
     if why := _sizes_unknown(asked):
         return why
     _, n_rows, hidden_size = asked.sizes
@@ -95,7 +98,7 @@ def _not_measured(asked: Asked) -> str | None:
 
 
 def _sizes_unknown(asked: Asked) -> str | None:
-    return "the sizes are not known while compiling" if None in asked.sizes else None
+    return "the sizes are not known at compile time" if None in asked.sizes else None
 
 
 def _ruled_out(asked: Asked) -> str | None:
@@ -104,23 +107,23 @@ def _ruled_out(asked: Asked) -> str | None:
 
 # Measured: docs/decisions/derivative-rule.md, "Chunks of steps"; benchmarks/results/20261125T204426-95b0e1a.json.
 CHUNKED_FROM = 2**19
-"""Elements of a (T, B, H) array from which on the derivative works in chunks of steps, which stay in the cache, where
-the default backend is the CPU."""
+"""From this many elements of a (T, B, H) array on, the derivative works in chunks of steps, which stay in the cache, if
+the CPU is the default backend."""
 CHUNK, SHORTEST = 2**17, 16
-"""Elements of such an array in a chunk, and the fewest steps of a chunk."""
+"""The elements of a (T, B, H) array in a chunk, and the minimum number of steps of a chunk."""
 LONG = {"cpu": (2**23, 2**18)}
-"""Elements from which on the chunks keep only the input and the states, and compute the gates again; elements of such a
-chunk."""
+"""By backend: the number of elements from which on chunks keep only the input and the states and recompute the gates,
+and the elements of such a chunk."""
 LONG_ELSEWHERE = (2**28, 2**24)
-"""The same on an accelerator: it has more memory, and on an H100 chunks of one or two steps took up to 2.1 times as
+"""The same for an accelerator: it has more memory, and on an H100 chunks of one or two steps took up to 2.1 times as
 long as `lax.scan` (docs/decisions/gpu-kernel.md). These sizes follow from that and were not timed."""
 
 
 def xla_chunks(sizes: Sizes, backend: str) -> Chunks:
-    """The chunks in which the derivative of the loop of XLA takes the steps of a sequence.
+    """The chunks in which the derivative of XLA's loop processes a sequence.
 
-    Where the default backend is a GPU the loop does not return its gates: each array that a step fills costs a launch
-    there, and the gates of all steps at once are a few products.
+    If the default backend is a GPU, the loop does not return its gates: each array that a step writes costs a launch
+    there, while the gates of all steps together take only a few products.
     """
     at_once = Chunks(None, kept=backend != "gpu")
     n_steps, n_rows, hidden_size = sizes
@@ -139,14 +142,14 @@ def xla_chunks(sizes: Sizes, backend: str) -> Chunks:
 
 # Measured: docs/decisions/native-kernel.md, "Long sequences".
 NATIVE_LONG_FROM = 2**26
-"""Elements of (T, B, H) from which on the native kernel makes the gates again, a chunk at a time: in float32 all
-would take 1 GiB."""
+"""From this many elements of a (T, B, H) array on, the native kernel recomputes the gates, a chunk at a time: in
+float32 the gates of all steps would take 1 GiB."""
 NATIVE_CHUNK = 2**21
-"""Elements of such an array in a chunk."""
+"""The elements of a (T, B, H) array in a chunk."""
 
 
 def native_chunks(sizes: Sizes, backend: str) -> Chunks:
-    """The chunks in which the derivative of the native kernel takes the steps of a sequence."""
+    """The chunks in which the derivative of the native kernel processes a sequence."""
     n_steps, n_rows, hidden_size = sizes
     if n_steps is None or n_rows is None or hidden_size is None:
         return WHOLE
@@ -161,7 +164,7 @@ KERNELS: dict[str, Kernel] = {
     # Measured: docs/decisions/native-kernel.md.
     "native": Kernel(
         partial(program, kernel="native"),
-        "C++, all steps in one call, with a backward pass of its own",
+        "C++, all steps in one call, with its own backward pass",
         refuses=_not_in_cpp,
         platform="cpu",
         not_chosen=_sizes_unknown,
@@ -170,18 +173,18 @@ KERNELS: dict[str, Kernel] = {
     # Measured: docs/decisions/gpu-kernel.md.
     "resident": Kernel(
         partial(program, kernel="resident"),
-        "all steps in one launch, the weights in shared memory or registers, with a backward pass of its own",
+        "all steps in one launch, the weights in shared memory or registers, with its own backward pass",
         refuses=_not_resident,
         platform="cuda",
         not_chosen=_not_measured,
     ),
-    # Compiled and interpreted, never run on a TPU: docs/decisions/tpu-kernel.md.
+    # Compiled and interpreted, but never run on a TPU: docs/decisions/tpu-kernel.md.
     "tpu": Kernel(
         partial(program, kernel="tpu"),
-        "one launch for each direction, the weights and the state in VMEM, with a backward pass of its own",
+        "one launch for each direction, the weights and the state in VMEM, with its own backward pass",
         refuses=lambda asked: _not_whole(asked) or tpu_refuses(asked.spec, asked.dtype, asked.sizes),
         platform="tpu",
-        not_chosen=lambda asked: "it never ran on a TPU",
+        not_chosen=lambda asked: "it was never run on a TPU",
     ),
     "xla": Kernel(
         xla.program,
@@ -191,13 +194,13 @@ KERNELS: dict[str, Kernel] = {
     ),
     "autodiff": Kernel(partial(xla.program, ruled=False), "the loop of xla, differentiated by JAX"),
 }
-"""In the order in which None tries them."""
+"""The implementations by name, in the order in which `implementation=None` tries them."""
 
 
 class Explanation(NamedTuple):
-    """What would run and why, as `explain` returns it; its `str()` is a sentence."""
+    """The implementation that `explain` names, and the reason; `str()` makes a sentence of it."""
 
-    implementation: str  # a name of `KERNELS`
+    implementation: str  # a key of `KERNELS`
     reason: str
 
     def __str__(self) -> str:
@@ -213,14 +216,14 @@ def explain(
     platform: str | None = None,
     control: Collection[str] = (),
 ) -> Explanation:
-    """Which implementation `grujax.kernels.run` takes for a call with these arguments, and why.
+    """Says which implementation `grujax.kernels.run` uses for a call with these arguments, and why.
 
     Args:
-      spec, implementation: as `run` takes them.
-      sizes: (T, B, H); None for one that is not known while compiling.
-      dtype: of the matrix products.
-      platform: "cpu", "gpu" or "tpu"; JAX's default where None. On another platform another one may run.
-      control: the names of `grujax.types.Control` that the call gives, such as "valid".
+      spec, implementation: the arguments of `run`.
+      sizes: (T, B, H); None for a size that is not known at compile time.
+      dtype: the dtype of the matrix products.
+      platform: "cpu", "gpu" or "tpu"; None: JAX's default. The answer depends on the platform.
+      control: the fields of `grujax.types.Control` that the call passes, such as "valid".
 
     Raises:
       InputError: the spec or the implementation has an unknown name, or the implementation cannot serve the call.
@@ -243,11 +246,11 @@ def explain(
 
 
 def check_named(asked: Asked, implementation: str | None) -> None:
-    """Raises `InputError` as `explain` does."""
+    """Raises `InputError` for an unknown name, or for a named implementation that cannot serve the call."""
     check_spec(asked.spec)
     if implementation is None:
         return
-    remedy = '"reference" is Flax\'s scan over GRUCell: only the layers (GRU, GRUEncoder, GRUModel) have it.'
+    remedy = '"reference" is Flax\'s scan over GRUCell: only the layers (GRU, GRUEncoder, GRUModel) support it.'
     remedy = remedy if implementation == "reference" else ""
     require_one_of(implementation, (*sorted(KERNELS), None), "implementation", remedy)
     if (why := KERNELS[implementation].refuses(asked)) is not None:
@@ -256,7 +259,7 @@ def check_named(asked: Asked, implementation: str | None) -> None:
 
 
 def choice(asked: Asked, platform: str) -> Explanation:
-    """The first that is for this platform and can serve."""
+    """Chooses the first implementation that runs on this platform and can serve the call."""
     passed = []
     for name, kernel in KERNELS.items():
         if kernel.platform not in (None, "cuda" if platform == "gpu" else platform):

@@ -1,4 +1,4 @@
-"""The recurrence as `lax.scan`, the input projected beforehand: always right, on every platform."""
+"""The recurrence as a `lax.scan` after a projection of all inputs; it serves every call on every platform."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -30,20 +30,25 @@ def program(
     chunks: Chunks = WHOLE,
     ruled: bool = True,
 ) -> list[Result]:
-    """The results of `grujax.kernels.run`; `ruled`: differentiated by kernels/derivative.py, else by JAX."""
-    read = [as_read(of, backwards, time_major) for of, backwards in zip(recurrences, reverse, strict=True)]
+    """Returns the results of `grujax.kernels.run`.
+
+    ruled: differentiate by the rule of kernels/derivative.py; False: by JAX.
+    """
+    read = [
+        as_read(recurrence, backwards, time_major) for recurrence, backwards in zip(recurrences, reverse, strict=True)
+    ]
     results = under_the_rule(loop, read, spec, with_gates, chunks) if ruled else loop(read, spec, with_gates)
     return [
-        in_time(result, of.control.valid, backwards, time_major)
-        for result, of, backwards in zip(results, read, reverse, strict=True)
+        in_time(result, recurrence.control.valid, backwards, time_major)
+        for result, recurrence, backwards in zip(results, read, reverse, strict=True)
     ]
 
 
 def loop(recurrences: Sequence[Recurrence], spec: GRUSpec, with_gates: bool) -> list[Result]:
-    """One scan after the other, the gates from three products with the state, or, not on CPU, from one.
+    """Runs one scan after the other. The gates come from three products with the state on CPU, elsewhere from one.
 
-    XLA for TPUs leaves three products apart, and XLA for GPUs joins the weights again at every call. XLA for CPUs
-    splits the one product in a pass of its own. docs/decisions/gpu-and-tpu-programs.md counts.
+    XLA for TPUs keeps three products separate, and XLA for GPUs joins the weights again in every call. XLA for CPUs
+    splits one product in a separate pass. docs/decisions/gpu-and-tpu-programs.md has the counts.
     """
     scans: list[Callable] = [partial(_scan, spec=spec, with_gates=with_gates)]
     if one_product_serves(spec):
@@ -57,7 +62,7 @@ def loop(recurrences: Sequence[Recurrence], spec: GRUSpec, with_gates: bool) -> 
 def _scan(recurrence: Recurrence, spec: GRUSpec, with_gates: bool, one_product: bool = False) -> Result:
     x, weights, h0, control = recurrence
     assert h0 is not None
-    bias = input_bias(weights)  # added inside the loop, where it costs nothing: outside it is a pass over memory
+    bias = input_bias(weights)  # added inside the loop, where it is free; outside, it costs a pass over memory
 
     def gates_of(products: Array | Sequence[Array]) -> list[Array]:
         return add_bias(split_gates(products) if isinstance(products, Array) else products, bias)

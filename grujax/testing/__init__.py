@@ -1,4 +1,4 @@
-"""How equal is equal: the tolerance table, and the contract that any kernel must pass."""
+"""Test helpers: the table of tolerances, and the contract that every kernel must pass."""
 
 from grujax.testing.contract import CASES, Case, assert_serves
 from grujax.testing.tolerances import TOLERANCES, assert_close, assert_trees_close, tolerances_used

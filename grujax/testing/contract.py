@@ -1,4 +1,6 @@
-"""What any kernel must pass: values and gradients against the oracle, in cases that cover all pairs of what varies.
+"""The contract that every kernel must pass: values and gradients equal to the oracle, in cases that cover all pairs.
+
+Every pair of values of two properties of a call is in at least one case. To test a kernel:
 
 from functools import partial
 from grujax import kernels
@@ -21,15 +23,15 @@ from grujax.testing.tolerances import assert_close
 from grujax.types import Control, GRUSpec, GRUWeights, Recurrence, Result
 
 Run = Callable[..., list[Result]]
-"""A function with the arguments of `grujax.kernels.run` but `implementation`."""
+"""A function with the arguments of `grujax.kernels.run` without `implementation`."""
 
 
 class Case(NamedTuple):
-    """One call: the equations, the sizes, which steps count, and how the arrays are handed over."""
+    """A call of the contract: the variant, the sizes, the control arrays, and the layout and dtype of the arrays."""
 
     spec: GRUSpec = GRUSpec()
     sizes: tuple[int, int, int, int] = (5, 3, 4, 2)  # T, B, I, H
-    given: tuple[str, ...] = ()  # fields of `Control` that the call has
+    given: tuple[str, ...] = ()  # the fields of `Control` that the call passes
     reverse: tuple[bool, ...] = (False,)  # for each recurrence of the call, whether it reads backwards
     time_major: bool = True
     plain: bool = False  # without biases and h0
@@ -74,13 +76,13 @@ CASES: dict[str, Case] = {
     "normalised, back": Case(GRUSpec(layer_norm=True), given=("hold",), **BACK, **HALF),
     "no steps": Case(sizes=(0, 3, 4, 2), given=("valid", "reset"), **GATES),
     "no rows": Case(sizes=(4, 0, 3, 2), given=("valid",), **BATCH_MAJOR),
-    # Around the edges of vectors (4 to 16 units) and tiles (4 or 8 rows); more than 64 rows.
+    # Sizes around the edges of vectors (4 to 16 units) and tiles (4 or 8 rows); more than 64 rows.
     "one unit": Case(CHO, (5, 2, 3, 1), ALL, **BOTH, **SMALL),
     "15 units": Case(CHO, (9, 7, 3, 15), ALL, **BACK, **BATCH_MAJOR, **SMALL, **GATES),
     "16 units": Case(TORCH, (5, 8, 4, 16), ALL, **BOTH, **BATCH_MAJOR, **SMALL),
     "17 units": Case(TORCH_TAKE, (6, 9, 17, 17), ("valid", "hold"), **BACK, **SMALL, **GATES),
     "33 units, 65 rows": Case(CHO_TAKE, (7, 65, 5, 33), ALL, **BOTH, **BATCH_MAJOR, **SMALL),
-    # Weights that no call packs: fewer than 8 rows times steps, whole vectors.
+    # Calls that do not pack their weights: fewer than 8 rows times steps, and whole vectors.
     "few": Case(TORCH, (3, 2, 3, 16), ("valid", *BEGIN, "state_mask"), **BOTH, **SMALL, **GATES),
     "few, one row": Case(TORCH_TAKE, (5, 1, 2, 32), ("reset", "hold"), **PLAIN),
     "few, seven rows": Case(TORCH, (1, 7, 9, 16), ALL, **BOTH, **SMALL),
@@ -88,10 +90,10 @@ CASES: dict[str, Case] = {
     "few, threads": Case(TORCH, (2, 3, 17, 384), ("valid", *BEGIN), **SMALL),
     "few, bfloat16": Case(TORCH, (3, 2, 5, 32), ("valid", *BEGIN, "state_mask"), **BOTH, **BATCH_MAJOR, **HALF),
     "few, bfloat16, part": Case(TORCH_TAKE, (1, 7, 4, 17), ("reset", "hold"), **HALF, **GATES),
-    # One row: the input of 64 steps is projected at once.
+    # One row: the inputs of 64 steps are projected at once.
     "one row": Case(CHO, (70, 1, 3, 17), ("valid", *BEGIN), **BACK, **GATES),
-    # Enough work for several threads: one row, by columns, by rows, by columns because the weights fill the cache. The
-    # backward pass takes about 384 rows of all steps at once.
+    # Enough work for several threads: one row; divided by columns; by rows; by columns because the weights fill the
+    # cache. The backward pass processes about 384 rows of all steps at once.
     "threads, one row": Case(TORCH, (400, 1, 17, 49), ("valid", *BEGIN, "state_mask"), **SMALL),
     "threads, one row, Cho": Case(CHO_TAKE, (130, 1, 17, 65), ("reset", "hold"), **BATCH_MAJOR, **SMALL),
     "threads, columns": Case(TORCH_TAKE, (50, 9, 17, 49), ALL, **BATCH_MAJOR, **SMALL, **GATES),
@@ -99,7 +101,7 @@ CASES: dict[str, Case] = {
     "threads, rows": Case(TORCH, (30, 17, 17, 33), ALL, **BATCH_MAJOR, **SMALL),
     "threads, rows, Cho": Case(CHO_TAKE, (30, 17, 17, 33), (*BEGIN, "hold"), **BACK, **GATES),
     "threads, wide": Case(TORCH, (3, 130, 3, 300), ("valid", "reset"), **SMALL),
-    # Pairs of bfloat16: an odd number of features is filled up.
+    # Pairs of bfloat16: an odd number of features is padded.
     "bfloat16": Case(TORCH, (6, 9, 4, 16), **BOTH, **HALF, **PLAIN),
     "bfloat16, odd": Case(TORCH_TAKE, (6, 7, 3, 15), ALL, **BOTH, **BATCH_MAJOR, **HALF, **GATES),
     "bfloat16, Cho": Case(CHO, (5, 8, 5, 33), ALL, **BATCH_MAJOR, **HALF, **GATES),
@@ -107,11 +109,11 @@ CASES: dict[str, Case] = {
     "bfloat16, threads": Case(TORCH, (30, 17, 17, 33), ("valid", *BEGIN), **BACK, **HALF),
     "bfloat16, threads, Cho": Case(CHO_TAKE, (50, 9, 17, 49), ("valid", "hold"), **HALF),
 }
-"""By name. Every pair of what varies is in one case at least (tests/kernels/test_contract.py counts)."""
+"""The cases by name. tests/kernels/test_contract.py checks that they cover all pairs."""
 
 
 class Drawn(NamedTuple):
-    """The arrays of one recurrence, float64 that float32, or bfloat16 in a case of it, holds too; none zero."""
+    """The arrays of one recurrence in float64, rounded to what float32 (in bfloat16 cases: bfloat16) can represent."""
 
     x: NDArray  # (T, B, I), NaN at steps that are not valid
     h0: NDArray | None
@@ -122,16 +124,16 @@ class Drawn(NamedTuple):
 
 
 def draw(case: Case, rng: np.random.Generator) -> Drawn:
-    """The arrays of a case at random."""
+    """Draws the arrays of a case at random."""
     n_steps, n_rows, n_features, hidden_size = case.sizes
     columns, state = 3 * hidden_size, (n_rows, hidden_size)
 
-    def held(a: NDArray) -> NDArray:
+    def rounded(a: NDArray) -> NDArray:
         dtype = jnp.bfloat16 if case.dtype == "bfloat16" else np.float32
         return a if a.dtype == bool else a.astype(dtype).astype(np.float64)
 
     def normal(*shape: int) -> NDArray:
-        return held(rng.normal(size=shape))
+        return rounded(rng.normal(size=shape))
 
     scale = 1 / np.sqrt(hidden_size)
     weights = {"w_ih": normal(n_features, columns) * 0.5, "w_hh": normal(hidden_size, columns) * scale * 0.75}
@@ -150,18 +152,18 @@ def draw(case: Case, rng: np.random.Generator) -> Drawn:
     if "valid" in case.given:
         control["valid"][:, 1:2] = False  # a sequence of length 0
         x[~control["valid"]] = np.nan
-    weights = {name: held(a) for name, a in weights.items()}
-    control = {name: held(a) for name, a in control.items() if name in case.given}
+    weights = {name: rounded(a) for name, a in weights.items()}
+    control = {name: rounded(a) for name, a in control.items() if name in case.given}
     h0 = None if case.plain else normal(*state)
     return Drawn(x, h0, weights, control, normal(n_steps, *state), normal(*state))
 
 
 def assert_serves(run: Run, case: Case) -> None:
-    """Raises `AssertionError` unless `run` gives the values and gradients of `grujax.equations`.
+    """Raises `AssertionError` unless `run` returns the values and gradients of `grujax.equations`.
 
-    hs, h_last and, with_gates, r, z and n; the gradients of sum(dhs * hs) + sum(dh_last * h_last) by x, h0, the weights
-    and h_reset. hs, the gates and the gradient by x are exactly 0 at steps that are not valid. A case of dtype float64
-    needs `jax_enable_x64`.
+    Compares hs, h_last and, with_gates, r, z and n; and the gradients of sum(dhs * hs) + sum(dh_last * h_last) with
+    respect to x, h0, the weights and h_reset. At steps that are not valid, hs and the gradient of x must be exactly 0,
+    and the gates must be 0 within the tolerance. A case of dtype float64 needs `jax_enable_x64`.
 
     >>> from grujax import kernels
     >>> assert_serves(kernels.run, CASES["others, one step"])
@@ -169,17 +171,17 @@ def assert_serves(run: Run, case: Case) -> None:
     rng = np.random.default_rng(sum(case.sizes) + len(case.given))
     drawn = [draw(case, rng) for _ in case.reverse]
 
-    def as_jax(a: Any) -> Any:  # converted by NumPy: JAX compiles a program for each shape
+    def as_jax(a: Any) -> Any:  # converted by NumPy, because JAX would compile a program for each shape
         dtype = jnp.dtype(case.dtype)
         return jax.tree.map(lambda a: jax.device_put(a.astype(a.dtype if a.dtype == bool else dtype)), a)
 
     def in_layout(a: Any) -> Any:
         return a if case.time_major else a.swapaxes(0, 1)
 
-    def loss(given: list[dict], controls: list[dict], cotangents: list[tuple]) -> tuple[Any, list[Result]]:
+    def loss(arrays: list[dict], controls: list[dict], cotangents: list[tuple]) -> tuple[Any, list[Result]]:
         recurrences = [
-            Recurrence(of["x"], GRUWeights(**of["weights"]), of["h0"], Control(**control | {"h_reset": of["h_reset"]}))
-            for of, control in zip(given, controls, strict=True)
+            Recurrence(a["x"], GRUWeights(**a["weights"]), a["h0"], Control(**control | {"h_reset": a["h_reset"]}))
+            for a, control in zip(arrays, controls, strict=True)
         ]
         options = {"reverse": case.reverse, "with_gates": case.with_gates, "time_major": case.time_major}
         results = run(recurrences, case.spec, **options)
@@ -189,22 +191,22 @@ def assert_serves(run: Run, case: Case) -> None:
         ]
         return sum(weighed), results
 
-    given = as_jax(
-        [
-            {"x": in_layout(of.x), "h0": of.h0, "weights": of.weights, "h_reset": of.control.get("h_reset")}
-            for of in drawn
-        ]
+    arrays = as_jax(
+        [{"x": in_layout(d.x), "h0": d.h0, "weights": d.weights, "h_reset": d.control.get("h_reset")} for d in drawn]
     )
-    controls = as_jax([{name: a for name, a in of.control.items() if name != "h_reset"} for of in drawn])
-    cotangents = as_jax([(in_layout(of.dhs), of.dh_last) for of in drawn])
-    # XLA's own optimisations are not what is tested here, and would take most of the time.
+    controls = as_jax([{name: a for name, a in d.control.items() if name != "h_reset"} for d in drawn])
+    cotangents = as_jax([(in_layout(d.dhs), d.dh_last) for d in drawn])
+    # XLA's optimisations are not tested here, and they would take most of the time.
     compiled = jax.jit(jax.grad(loss, has_aux=True), compiler_options={"xla_backend_optimization_level": 0})
-    gradients, results = compiled(given, controls, cotangents)
-    for of, reverse, found, result in zip(drawn, case.reverse, gradients, results, strict=True):
-        _assert_one(case, of, reverse, found, result, in_layout)
+    gradients, results = compiled(arrays, controls, cotangents)
+    for d, reverse, gradient, result in zip(drawn, case.reverse, gradients, results, strict=True):
+        _assert_recurrence(case, d, reverse, gradient, result, in_layout)
 
 
-def _assert_one(case: Case, drawn: Drawn, reverse: bool, found: dict, result: Result, in_layout: Callable) -> None:
+def _assert_recurrence(
+    case: Case, drawn: Drawn, reverse: bool, found: dict, result: Result, in_layout: Callable
+) -> None:
+    """Compares one recurrence. found: its gradients; result: its values."""
     n_steps, n_rows, _, hidden_size = case.sizes
     bias = np.zeros(3 * hidden_size)
     weights = {"b_ih": bias, "b_hh": bias} | drawn.weights
@@ -224,14 +226,14 @@ def _assert_one(case: Case, drawn: Drawn, reverse: bool, found: dict, result: Re
     hs, dx = in_layout(np.asarray(result.hs)), in_layout(np.asarray(found["x"]))
     close(hs, expected.hs, "hs")
     close(result.h_last, expected.h_last, "h_last")
-    assert not hs[~valid].any(), "hs: not 0 at a step that is not valid"
-    assert not dx[~valid].any(), "dx: not 0 at a step that is not valid"
-    assert (result.gates is not None) == case.with_gates, "gates: handed out unless asked for, or not where asked for"
+    assert not hs[~valid].any(), "hs: expected 0 at every step that is not valid"
+    assert not dx[~valid].any(), "dx: expected 0 at every step that is not valid"
+    returned = "arrays" if result.gates is not None else "None"
+    assert (result.gates is not None) == case.with_gates, f"gates: found {returned} with with_gates={case.with_gates}"
     for name in "rzn" if case.with_gates else "":
         times, steps = range(n_steps), expected.steps[:: -1 if reverse else 1]
-        of_steps = [np.where(valid[t][:, None], getattr(step, name), 0) for t, step in zip(times, steps, strict=True)]
-        of_steps = np.array(of_steps).reshape(n_steps, n_rows, hidden_size)
-        close(getattr(result.gates, name), of_steps, name)
+        gates = [np.where(valid[t][:, None], getattr(step, name), 0) for t, step in zip(times, steps, strict=True)]
+        close(getattr(result.gates, name), np.array(gates).reshape(n_steps, n_rows, hidden_size), name)
     close(dx, gradient.x, "dx", "gradient")
     if found["h0"] is not None:
         close(found["h0"], gradient.h0, "dh0", "gradient")
@@ -241,7 +243,7 @@ def _assert_one(case: Case, drawn: Drawn, reverse: bool, found: dict, result: Re
 
 
 def _entered_from_a_reset(reset: NDArray, valid: NDArray) -> NDArray:
-    """In reverse the state that enters a step is the initial one where the next valid step resets: (T, B) in time."""
+    """Where the state that enters a step in reverse is the initial one: the next valid step resets. (T, B) in time."""
     entered, begins = np.zeros_like(reset), np.zeros(reset.shape[1], bool)
     for t in reversed(range(len(reset))):
         entered[t], begins = begins, np.where(valid[t], reset[t], begins)

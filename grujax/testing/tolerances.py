@@ -1,4 +1,4 @@
-"""How far apart two arrays may be that should be equal: the one table, for tests, benchmarks and conversions."""
+"""The tolerances for comparing arrays, in one table for tests, benchmarks and conversions."""
 
 from typing import Any, Literal
 
@@ -17,16 +17,16 @@ TOLERANCES: dict[tuple[str, Kind], tuple[float, float]] = {
     ("float32", "gradient"): (2e-5, 3e-6),
     ("bfloat16", "forward"): (1.5e-2, 1e-2),
     ("bfloat16", "gradient"): (5e-2, 3e-2),
-    ("float16", "forward"): (1.5e-2, 1e-2),  # held to the row of bfloat16, the coarser of the two
+    ("float16", "forward"): (1.5e-2, 1e-2),  # the row of bfloat16, the coarser of the two
     ("float16", "gradient"): (5e-2, 3e-2),
 }
-"""Per dtype and kind: relative to max(|expected|, rms of expected), then absolute."""
+"""(relative, absolute) by dtype and kind; the first is relative to max(|expected|, rms of expected)."""
 
 
 def tolerances_used(found: NDArray, expected: NDArray, dtype: str, kind: Kind = "forward") -> NDArray:
-    """|found − expected| in units of what the row of `dtype` allows, element by element: at most 1 where equal.
+    """Returns |found − expected| in units of the tolerance of `dtype`, element by element; up to 1 counts as equal.
 
-    NaN, which no comparison calls at most 1, where one of the two is NaN.
+    The result is NaN where `found` or `expected` is NaN.
 
     >>> tolerances_used(np.ones(2), np.array([1.0, 1 + 8e-6]), "float32").round(1)
     array([0., 2.])
@@ -42,7 +42,7 @@ def tolerances_used(found: NDArray, expected: NDArray, dtype: str, kind: Kind = 
 def assert_close(
     found: ArrayLike, expected: ArrayLike, kind: Kind = "forward", dtype: DTypeLike | None = None, name: str = ""
 ) -> None:
-    """Raises `AssertionError` unless every element is within the row of `dtype`, by default the dtype of `found`.
+    """Raises `AssertionError` unless every element is within the tolerance of `dtype`; None: the dtype of `found`.
 
     >>> assert_close(np.array([1.0, 2.0]), np.array([1.0, 2.0 + 1e-14]))
     """
@@ -54,16 +54,20 @@ def assert_close(
     assert np.isfinite(wanted).all(), f"{name}: the expected values are not finite"
     excess = tolerances_used(actual, wanted, row, kind)
     worst = np.unravel_index(np.argmax(np.where(np.isnan(excess), np.inf, excess)), excess.shape)
-    assert excess[worst] <= 1, (  # a NaN fails: no comparison with it holds
+    assert excess[worst] <= 1, (  # NaN fails too, because every comparison with it is False
         f"{name or 'value'}: {excess[worst]:.3g} times the {row} {kind} tolerance at {[int(i) for i in worst]}: "
         f"{actual[worst]!r}, expected {wanted[worst]!r}"
     )
 
 
 def assert_trees_close(found: Any, expected: Any, kind: Kind = "forward", dtype: DTypeLike | None = None) -> None:
-    """`assert_close` for dicts and tuples of arrays, names in the message."""
+    """Applies `assert_close` to each leaf of two pytrees; the message names the leaf.
+
+    >>> assert_trees_close({"h": np.ones(2)}, {"h": np.ones(2)})
+    """
     leaves, tree = jax.tree_util.tree_flatten_with_path(found)
     others, other_tree = jax.tree_util.tree_flatten_with_path(expected)
-    assert [path for path, _ in leaves] == [path for path, _ in others], (tree, other_tree)
+    same_structure = [path for path, _ in leaves] == [path for path, _ in others]
+    assert same_structure, f"the trees differ: found {tree}, expected {other_tree}"
     for (path, a), (_, b) in zip(leaves, others, strict=True):
         assert_close(a, b, kind, dtype, jax.tree_util.keystr(path))

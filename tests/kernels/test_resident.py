@@ -108,19 +108,19 @@ def test_the_design_follows_from_the_sizes(case, sides):
 
 REFUSED = {
     "zoneout": ({"control": ("hold",)}, "it has no zoneout"),
-    "Cho": ({"spec": GRUSpec(reset_after=False)}, "it has reset_after=True alone"),
-    "other activations": ({"spec": GRUSpec(activation="relu")}, "it has tanh and sigmoid alone, without clip"),
+    "Cho": ({"spec": GRUSpec(reset_after=False)}, "it supports only reset_after=True"),
+    "other activations": ({"spec": GRUSpec(activation="relu")}, "it supports only tanh and sigmoid, without clip"),
     "float64": ({"dtype": "float64"}, "it multiplies in float32 and bfloat16, not in float64"),
     "wide": (
         {"sizes": (9, 9, 513), "dtype": "bfloat16"},
-        "the weights of 512 hidden units at most in bfloat16, not of 513",
+        "the weights of at most 512 hidden units in bfloat16, not of 513",
     ),
-    "wide, float32": ({"sizes": (9, 9, 300)}, "256 hidden units at most in float32, not of 300"),
+    "wide, float32": ({"sizes": (9, 9, 300)}, "at most 256 hidden units in float32, not of 300"),
     "exact": (
         {"sizes": (9, 9, 129), "spec": GRUSpec(precision="highest")},
-        "128 hidden units at most in float32 with exact products, not of 129",
+        "at most 128 hidden units in float32 with exact products, not of 129",
     ),
-    "unknown sizes": ({"sizes": (9, 9, None)}, "the sizes are not known while compiling"),
+    "unknown sizes": ({"sizes": (9, 9, None)}, "the sizes are not known at compile time"),
 }
 
 
@@ -155,15 +155,15 @@ def test_it_is_the_default_on_the_card_on_which_it_was_measured(card):
     def chosen(sizes=(512, 64, 128), dtype="bfloat16"):
         return explain(sizes=sizes, dtype=dtype, platform="gpu")
 
-    assert chosen().implementation == "xla" and "no GPU is at hand" in chosen().reason
+    assert chosen().implementation == "xla" and "no GPU is available" in chosen().reason
     card("9.0")
     assert chosen().implementation == "resident"
     assert chosen((512, None, 128)).implementation == chosen((512, 64, 1024)).implementation == "xla"
     assert chosen((128, 4096, 256), "float32").implementation == "resident"
     for sizes in ((128, 4097, 256), (128, 257, 512)):
-        assert f"{sizes[1]} rows: with {sizes[2]} hidden units up to {sizes[1] - 1} were" in chosen(sizes).reason
+        assert f"up to {sizes[1] - 1} rows with {sizes[2]} hidden units, not with {sizes[1]}" in chosen(sizes).reason
     with jax.default_matmul_precision("highest"):
-        assert "1025 rows: with 128 hidden units up to 1024 were measured" in chosen((128, 1025, 128), "float32").reason
+        assert "up to 1024 rows with 128 hidden units, not with 1025" in chosen((128, 1025, 128), "float32").reason
     card("8.0")
     assert "compute capability 9.0 (Hopper), and this one has 8.0" in chosen().reason
     with refused("this one has 8.0"):
@@ -245,7 +245,7 @@ def test_an_export_holds_the_plain_loop():
 @SERVES
 def test_elsewhere_it_raises():
     with pytest.raises(
-        InputError, match="implementation='resident' cannot serve this call: it runs on NVIDIA GPUs alone"
+        InputError, match="implementation='resident' cannot serve this call: it runs only on NVIDIA GPUs"
     ):
         jax.jit(loss).lower(*arguments(4, 5, 8, "float32"))
 

@@ -36,17 +36,17 @@ def test_explain_says_what_runs_and_why():
 REFUSALS = [  # spec, T, dtype, what runs on CPU, what the reason says
     (GRUSpec(False, update="take"), 3, "bfloat16", "native", "the default on cpu"),
     (GRUSpec(), 0, "float64", "native", "the default on cpu"),
-    (GRUSpec(activation="relu"), 3, "float32", "xla", "native cannot serve: it has tanh and sigmoid alone"),
+    (GRUSpec(activation="relu"), 3, "float32", "xla", "native cannot serve: it supports only tanh and sigmoid"),
     (
         GRUSpec(gate_activation="hard_sigmoid"),
         3,
         "float32",
         "xla",
-        "native cannot serve: it has tanh and sigmoid alone",
+        "native cannot serve: it supports only tanh and sigmoid",
     ),
-    (GRUSpec(clip=3.0), 3, "float32", "xla", "native cannot serve: it has tanh and sigmoid alone, without clip"),
+    (GRUSpec(clip=3.0), 3, "float32", "xla", "native cannot serve: it supports only tanh and sigmoid, without clip"),
     (GRUSpec(), 3, "float16", "xla", "float32, float64 and bfloat16, not in float16"),
-    (GRUSpec(), None, "float32", "xla", "native cannot serve: the sizes are not known while compiling"),
+    (GRUSpec(), None, "float32", "xla", "native cannot serve: the sizes are not known at compile time"),
     (GRUSpec(layer_norm=True), 3, "float32", "autodiff", "native cannot serve: it has no layer normalisation; xla"),
 ]
 

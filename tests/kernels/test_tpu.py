@@ -208,10 +208,10 @@ def test_it_runs_inside_of_shard_map():
 
 REFUSED = {
     "it has no layer normalisation": (GRUSpec(layer_norm=True), "float32", (1, 1, 1)),
-    "it has tanh and sigmoid alone, without clip": (GRUSpec(clip=1.0), "float32", (1, 1, 1)),
+    "it supports only tanh and sigmoid, without clip": (GRUSpec(clip=1.0), "float32", (1, 1, 1)),
     "it multiplies in float32 and bfloat16, not in float64": (GRUSpec(), "float64", (1, 1, 1)),
-    "its products have the precision DEFAULT or HIGHEST": (GRUSpec(precision="high"), "float32", (1, 1, 1)),
-    "w_hh and one step of H 2049 in float32 take 57 MiB of VMEM, and a call may take 56": (
+    "its products support only the precisions DEFAULT and HIGHEST": (GRUSpec(precision="high"), "float32", (1, 1, 1)),
+    "w_hh and one step with 2049 hidden units in float32 need 57 MiB of VMEM, and a call may use 56": (
         GRUSpec(),
         "float32",
         (1, 1, 2049),

@@ -1,4 +1,4 @@
-"""The arrays of a call, flat, in one order for every kernel that runs all steps in one call."""
+"""The flat list of arrays that kernels take which run all steps in one call, and their shapes."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -13,21 +13,21 @@ class Call(NamedTuple):
     """What is fixed when a call is compiled."""
 
     spec: GRUSpec
-    reverse: tuple[bool, ...]  # of each direction
+    reverse: tuple[bool, ...]  # for each direction, whether it reads backwards
     time_major: bool
     saved: bool  # the gates are returned
-    kernel: str  # a name of `grujax.kernels.calls.primitives.HANDLERS`
-    dx: bool = True  # the gradient of x is asked for; else the transpose may return zeros
-    chunk: int | None = None  # the derivative takes so many steps at a time; None: all
+    kernel: str  # a key of `grujax.kernels.calls.primitives.HANDLERS`
+    dx: bool = True  # the gradient of x is needed; if not, the transpose may return zeros for it
+    chunk: int | None = None  # steps that the derivative processes at a time; None: all
 
     @property
     def outputs(self) -> int:
-        """How many arrays the forward primitive returns for a direction."""
+        """The number of arrays that the forward primitive returns for each direction."""
         return 3 if self.saved else 2
 
 
 class Given(NamedTuple):
-    """The arrays of one direction, in the order in which native/ffi.cpp reads them; () for one that is not given."""
+    """The arrays of one direction, in the order of `Input` in native/arguments.h. An absent one has shape (0,)."""
 
     x: Any
     h0: Any
@@ -43,12 +43,12 @@ class Given(NamedTuple):
 
 
 MOVED = 7
-"""The first so many of `Given` have a derivative."""
+"""The number of fields of `Given` that have a derivative: the first ones."""
 N = len(Given._fields)
 
 
 def given(recurrence: Recurrence, call: Call) -> Given:
-    """The arrays of a recurrence in the dtypes of the kernel."""
+    """Returns the arrays of a recurrence in the dtypes that the kernels take."""
     x, weights, h0, (valid, reset, h_reset, state_mask, hold) = recurrence
     dtype = state_dtype(weights.w_hh.dtype)
     if h0 is None:
@@ -72,21 +72,22 @@ def recurrence_of(arrays: Sequence[Any]) -> Recurrence:
 
 
 def by_direction(arrays: Sequence[Any], n: int) -> list[Sequence[Any]]:
+    """Splits a flat list into groups of `n` arrays, one group for each direction."""
     return [arrays[i : i + n] for i in range(0, len(arrays), n)]
 
 
 def rows_at(time_major: bool) -> Given:
-    """The axis of the rows of the batch in each array; None where there is none."""
+    """The batch axis of each array; None for an array without one."""
     return Given(1 if time_major else 0, 0, None, None, None, None, None, 1, 1, 0, 1)
 
 
 def time_at(time_major: bool) -> Given:
-    """The axis of the steps in each array; None where there is none."""
+    """The time axis of each array; None for an array without one."""
     return Given(0 if time_major else 1, None, None, None, None, None, None, 0, 0, None, 0)
 
 
 def forward_shapes(arrays: Sequence[Any], call: Call) -> list[tuple[tuple[int, ...], Any]]:
-    """hs, h_last and, where asked, what is saved, of each direction."""
+    """The (shape, dtype) of hs and h_last, and of the saved gates where `call.saved`, for each direction."""
     shapes = []
     for x, h0, *_ in by_direction(arrays, N):
         n_steps, n_rows = x.shape[:2] if call.time_major else (x.shape[1], x.shape[0])

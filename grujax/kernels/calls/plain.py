@@ -1,4 +1,4 @@
-"""What the kernels of a call compute, in plain JAX."""
+"""The three primitives of a call (forward, tangent, transpose) in plain JAX."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,8 @@ from grujax.types import Array, Gates, Recurrence, Result
 
 
 def plain_forward(*arrays: Array, call: Call) -> list[Array]:
-    recurrences = [recurrence_of(of) for of in by_direction(arrays, N)]
+    """hs and h_last of each direction, and r | z | n | m where `call.saved`."""
+    recurrences = [recurrence_of(direction) for direction in by_direction(arrays, N)]
     options = {"reverse": call.reverse, "time_major": call.time_major}
     outputs = []
     for result in program(recurrences, call.spec, with_gates=call.saved, **options):
@@ -25,9 +26,12 @@ def plain_forward(*arrays: Array, call: Call) -> list[Array]:
 
 
 def plain_tangent(*arrays: Array, call: Call, loop: LinearLoop | None = None) -> list[Array]:
-    """dhs and dh_last of each direction, linear in the last `MOVED` arrays of each; one of shape (0,) is zero.
+    """dhs and dh_last of each direction, linear in the tangents.
 
-    loop: as `grujax.kernels.derivative.tangent` takes it.
+    Args:
+      arrays: `Given` of each direction; hs of each; the saved gates of each; then the tangents of the first `MOVED`
+        arrays of each. A tangent of shape (0,) is zero.
+      loop: see `grujax.kernels.derivative.tangent`.
     """
     D = len(call.reverse)
     primals, results, moved = arrays[: D * N], arrays[D * N : D * (N + 2)], arrays[D * (N + 2) :]
@@ -42,7 +46,7 @@ def plain_tangent(*arrays: Array, call: Call, loop: LinearLoop | None = None) ->
 
         full = [d if d.shape == a.shape else jnp.zeros_like(a) for a, d in zip(of, d_of, strict=False)]
         recurrence, d_read = jax.jvp(read, (list(of[:MOVED]),), (full,))
-        # None is zero: the products with it are left out.
+        # None means zero: products with it are skipped.
         given = recurrence_of([*d_of, *[jnp.zeros(0)] * (N - MOVED)])
         d_recurrence = jax.tree.map(lambda g, d: None if g is None else d, given, d_read, is_leaf=lambda g: g is None)
         valid = recurrence.control.valid
@@ -57,8 +61,9 @@ def plain_tangent(*arrays: Array, call: Call, loop: LinearLoop | None = None) ->
 
 
 def plain_transpose(*arrays: Array, call: Call) -> list[Array]:
+    """The gradients of the first `MOVED` arrays of each direction, from `Given`, hs, saved, dhs and dh_last of each."""
     D = len(call.reverse)
     kept, cotangents = arrays[: D * (N + 2)], arrays[D * (N + 2) :]
-    moved = [a for of in by_direction(arrays[: D * N], N) for a in of[:MOVED]]
+    moved = [a for direction in by_direction(arrays[: D * N], N) for a in direction[:MOVED]]
     paired = [a for pair in zip(cotangents[:D], cotangents[D:], strict=True) for a in pair]
     return list(jax.linear_transpose(lambda *t: plain_tangent(*kept, *t, call=call), *moved)(paired))

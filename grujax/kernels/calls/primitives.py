@@ -1,8 +1,12 @@
-"""A kernel that runs all steps in one call, as JAX sees it: three primitives under one derivative rule.
+"""The JAX primitives of a kernel that runs all steps in one call.
 
-forward: hs, h_last and what the derivative needs, by the kernel. tangent: their tangents, linear in those of the
-arguments, by the kernel or by `kernels/derivative.py`. transpose: all gradients at once, by the kernel. Each is plain
-JAX too: where it is differentiated again, batched over weights, exported, or split among devices by XLA.
+- forward: hs, h_last and the residuals of the derivative, computed by the kernel.
+- tangent: the tangents of hs and h_last, linear in the tangents of the arguments; by the kernel or by
+  `kernels/derivative.py`.
+- transpose: all gradients at once, by the kernel.
+
+Each also has an implementation in plain JAX, for calls that are differentiated again, exported, or split among devices
+by XLA, and for the tangent and the transpose under a `vmap` that shares the weights.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,7 +28,7 @@ from grujax.types import Array
 
 
 class Handlers(NamedTuple):
-    """Where a kernel runs, and where its functions of flat arrays are. Where `tangent` is None, it is plain JAX."""
+    """The platform of a kernel, and the module and names of its functions. A `tangent` of None means plain JAX."""
 
     platform: str
     module: str
@@ -33,7 +37,7 @@ class Handlers(NamedTuple):
     tangent: str | None = None
 
     def of(self, name: str, plain: Callable) -> Callable:
-        function = getattr(self, name)  # found late: Pallas need not be imported on a CPU
+        function = getattr(self, name)  # imported late: a CPU needs no Pallas
         return getattr(import_module(self.module), function) if function else plain
 
 
@@ -51,14 +55,14 @@ def _primitive(handler: str, plain: Callable, types: Callable) -> Primitive:
 
     @primitive.def_impl
     def evaluated(*arrays: Array, call: Call) -> list[Array]:
-        with jax.disable_jit(False):  # or, where a user has it on, this would call itself
+        with jax.disable_jit(False):  # under a user's `jax.disable_jit()` this would recurse without end
             return jax.jit(partial(primitive.bind, call=call))(*arrays)
 
     primitive.def_abstract_eval(types)
 
     def lowering(ctx: Any, *arrays: Any, call: Call) -> Any:
-        # An exported program holds the plain loop: its reader has no library. So does one that XLA splits among
-        # devices: it would gather all rows before the call.
+        # An exported program contains the plain loop, because its reader lacks our library. So does a program that XLA
+        # splits among devices: there the kernel would gather all rows first.
         module, run = ctx.module_context, plain
         exported, split = module.lowering_parameters.for_export, _split_by_xla(module.axis_context)
         if split and not exported:
@@ -68,10 +72,10 @@ def _primitive(handler: str, plain: Callable, types: Callable) -> Primitive:
         if not (exported or split):
             platform = HANDLERS[call.kernel].platform
             if platform not in module.platforms:
-                rule = f"implementation={call.kernel!r} cannot serve this call: it runs on {PLACES[platform]} alone"
+                rule = f"implementation={call.kernel!r} cannot serve this call: it runs only on {PLACES[platform]}"
                 raise InputError("implementation", "another or None", repr(call.kernel), "Pass None.", rule)
             run = HANDLERS[call.kernel].of(handler, plain)
-            # Pallas lowers for one platform at a time, and its kernels know no mesh: of the types only shapes are left.
+            # Pallas lowers for one platform at a time, and its kernels know no mesh: keep only shapes and dtypes.
             types = [ShapedArray(a.shape, a.dtype) for a in ctx.avals_in]
             ctx = ctx.replace(module_context=module.replace(platforms=(platform,)), avals_in=types)
         return mlir.lower_fun(run, multiple_results=True)(ctx, *arrays, call=call)
@@ -81,13 +85,13 @@ def _primitive(handler: str, plain: Callable, types: Callable) -> Primitive:
 
 
 def _split_by_xla(axes: Any) -> bool:
-    if (mesh := getattr(axes, "mesh", None)) is not None:  # inside of shard_map
+    if (mesh := getattr(axes, "mesh", None)) is not None:  # inside shard_map
         return set(axes.manual_axes) != set(mesh.axis_names)
     return getattr(axes, "num_devices", 1) > 1
 
 
 def _like(a: Any, shape: Sequence[int], dtype: Any) -> Any:
-    """The abstract array of this shape that varies over the mesh axes over which `a` varies, of as many axes."""
+    """The abstract array of this shape and dtype, varying over the same mesh axes as `a`, which has the same rank."""
     assert len(a.shape) == len(shape)
     return a.update(shape=tuple(shape), dtype=jnp.dtype(dtype), weak_type=False)
 
@@ -121,7 +125,7 @@ def _jvp_of(plain: Callable) -> Callable:
 
 
 def _tangent_jvp(primals: Sequence[Any], tangents: Sequence[Any], call: Call) -> Any:
-    """Where only the tangents move, the tangent of what is linear in them is itself."""
+    """The primitive is linear in its tangent arguments: if only they move, its tangent is the primitive itself."""
     first = len(call.reverse) * (N + 2)
     if not all(type(t) is ad.Zero for t in tangents[:first]):
         return _jvp_of(plain_tangent)(primals, tangents, call)
@@ -131,11 +135,11 @@ def _tangent_jvp(primals: Sequence[Any], tangents: Sequence[Any], call: Call) ->
 
 def _tangent_transpose(cotangents: Sequence[Any], *arrays: Any, call: Call) -> list[Any]:
     first = len(call.reverse) * (N + 2)
-    given = [ad.instantiate_zeros(c) for c in cotangents]
-    asked = [ad.is_undefined_primal(a) for a in arrays[first:]]
-    call = call._replace(dx=any(asked[::MOVED]))
-    gradients = transpose_p.bind(*arrays[:first], *given[::2], *given[1::2], call=call)
-    return [None] * first + [gradient if asks else None for gradient, asks in zip(gradients, asked, strict=True)]
+    cotangents = [ad.instantiate_zeros(c) for c in cotangents]
+    needed = [ad.is_undefined_primal(a) for a in arrays[first:]]
+    call = call._replace(dx=any(needed[::MOVED]))
+    gradients = transpose_p.bind(*arrays[:first], *cotangents[::2], *cotangents[1::2], call=call)
+    return [None] * first + [gradient if used else None for gradient, used in zip(gradients, needed, strict=True)]
 
 
 ad.primitive_jvps[forward_p] = _jvp_of(plain_forward)
@@ -149,7 +153,7 @@ WEIGHTS = tuple(Given._fields.index(name) for name in ("w_ih", "w_hh", "b_ih", "
 
 
 def _mapped(primitive: Primitive, plain: Callable) -> Callable:
-    """Batched weights: one call after the other, each at its full speed; else plain JAX, batched."""
+    """The batching rule: with batched weights, one kernel call after the other; otherwise plain JAX under `vmap`."""
 
     def rule(arrays: Sequence[Any], axes: Sequence[Any], call: Call) -> tuple[list[Any], list[int]]:
         run = partial(primitive.bind, call=call)
@@ -158,18 +162,18 @@ def _mapped(primitive: Primitive, plain: Callable) -> Callable:
             return outputs, [0] * len(outputs)
         moving = [jnp.moveaxis(a, axis, 0) for a, axis in zip(arrays, axes, strict=True) if axis is not None]
 
-        def one(some: Sequence[Any]) -> list[Any]:
-            left = iter(some)
-            return run(*(a if axis is None else next(left) for a, axis in zip(arrays, axes, strict=True)))
+        def call_once(slices: Sequence[Any]) -> list[Any]:
+            remaining = iter(slices)
+            return run(*(a if axis is None else next(remaining) for a, axis in zip(arrays, axes, strict=True)))
 
-        outputs = lax.map(one, moving)
+        outputs = lax.map(call_once, moving)
         return outputs, [0] * len(outputs)
 
     return rule
 
 
 def _folded(arrays: Sequence[Any], axes: Sequence[Any], call: Call) -> tuple[list[Any], list[int]]:
-    """Where the weights are shared, the batch of `vmap` becomes rows."""
+    """Folds the axis of `vmap` into the rows of the batch where the weights are shared."""
     D = len(call.reverse)
     if any(axes[d * N + i] is not None for d in range(D) for i in WEIGHTS):
         return _mapped(forward_p, plain_forward)(arrays, axes, call)

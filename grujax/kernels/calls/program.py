@@ -1,4 +1,4 @@
-"""The recurrence by a kernel that runs all steps in one call: from records to flat arrays, under explicit sharding."""
+"""Calls a kernel that runs all steps in one call: flattens the recurrences and handles explicit sharding."""
 
 from collections.abc import Sequence
 
@@ -23,7 +23,7 @@ def program(
     kernel: str,
     chunks: Chunks = WHOLE,
 ) -> list[Result]:
-    """The results of `grujax.kernels.run`; of `chunks` only the steps count."""
+    """Returns the results of `grujax.kernels.run`. Of `chunks` only `steps` is used."""
     call = Call(spec, tuple(reverse), time_major, with_gates, kernel, chunk=chunks.steps)
     arrays = [a for recurrence in recurrences for a in given(recurrence, call)]
     outputs = _on_mesh(arrays, call)
@@ -38,7 +38,7 @@ def program(
 
 
 def _on_mesh(arrays: list[Array], call: Call) -> list[Array]:
-    """Under explicit sharding each device runs its rows, by `shard_map`."""
+    """Runs the call; under explicit sharding each device runs its own rows in a `shard_map`."""
     D, rows = len(call.reverse), rows_at(call.time_major)
     sharding = jax.typeof(arrays[0]).sharding
     if sharding.mesh.empty:
@@ -56,21 +56,21 @@ def _on_mesh(arrays: list[Array], call: Call) -> list[Array]:
     ]
     out_specs = [split(rows.x, 3), split(0, 2), split(1, 3)][: call.outputs] * D
 
-    def of_device(arrays: list[Array]) -> list[Array]:
+    def on_device(arrays: list[Array]) -> list[Array]:
         return under_primitives(_varying_alike(arrays), call)
 
-    # Other axes of the mesh, which XLA splits, stay so inside.
+    # Mesh axes that XLA splits itself (Auto) stay Auto inside the shard_map.
     in_specs = [jax.typeof(a).sharding.spec for a in arrays]
     explicit = {
         name
         for name, kind in zip(sharding.mesh.axis_names, sharding.mesh.axis_types, strict=True)
         if kind == AxisType.Explicit
     }
-    run = jax.shard_map(of_device, mesh=sharding.mesh, in_specs=(in_specs,), out_specs=out_specs, axis_names=explicit)
+    run = jax.shard_map(on_device, mesh=sharding.mesh, in_specs=(in_specs,), out_specs=out_specs, axis_names=explicit)
     return run(arrays)
 
 
 def _varying_alike(arrays: Sequence[Array]) -> list[Array]:
-    """Inside of `shard_map` all arrays must vary over the same mesh axes; a sum with zeros that do brings it about."""
+    """Makes all arrays vary over the same mesh axes, as `shard_map` requires, by adding zeros that vary over all."""
     zero = sum((jnp.zeros_like(a.sum(), jnp.float32) for a in arrays), jnp.float32(0))
     return [a | (zero != 0) if a.dtype == bool else a + zero.astype(a.dtype) for a in arrays]

@@ -1,4 +1,4 @@
-"""A kernel's call under its derivative rule: the tangent is linear in those of the arguments, and JAX transposes it."""
+"""The derivative rule of a kernel call: a tangent linear in the tangents of the arguments, which JAX transposes."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -18,7 +18,7 @@ from grujax.types import Array
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def under_primitives(arrays: Sequence[Array], call: Call) -> list[Array]:
-    """hs, h_last and, where `call.saved`, the gates of each direction."""
+    """hs and h_last of each direction, and its gates where `call.saved`."""
     return forward_p.bind(*arrays, call=call)
 
 
@@ -31,16 +31,16 @@ def _rule(call: Call, primals: tuple[list[Array]], tangents: tuple[list[Any]]) -
         return jax.jvp(lambda *arrays: in_chunks(kernel, arrays, call), arrays, _as_jvp_takes(d_arrays))
     saving = call._replace(saved=True)
     outputs = forward_p.bind(*arrays, call=saving)
-    told = [
+    tangents_or_empty = [
         jnp.zeros_like(a, shape=(0,)) if isinstance(t, SymbolicZero) else t for a, t in zip(arrays, moved, strict=True)
     ]
-    d_moved = [t for of in by_direction(told, N) for t in of[:MOVED]]
+    d_moved = [t for direction in by_direction(tangents_or_empty, N) for t in direction[:MOVED]]
     d_outputs = tangent_p.bind(*arrays, *outputs[::3], *outputs[2::3], *d_moved, call=saving)
     every, d_every = [], []
     for (hs, h_last, saved), (dhs, dh_last) in zip(by_direction(outputs, 3), by_direction(d_outputs, 2), strict=True):
         every += [hs, h_last, saved][: call.outputs]
         d_every += [dhs, dh_last, saved][: call.outputs]
-    if call.saved:  # the derivative of the gates themselves is rarely asked for
+    if call.saved:  # plain JAX: the derivative of the gates themselves is rarely needed
         d_every[2::3] = jax.jvp(partial(plain_forward, call=call), arrays, _as_jvp_takes(d_arrays))[1][2::3]
     return every, d_every
 

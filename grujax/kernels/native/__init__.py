@@ -1,8 +1,8 @@
-"""The recurrence in C++, for CPU: the library, and whether it is there.
+"""Loads the native kernel, the recurrence in C++ for CPUs, and reports whether it can run.
 
-`call.h` says what the kernels are told; `simd.h`, `product.h`, `forward.h`, `tangent.h` and `backward.h` are the
-kernels, compiled once for each instruction set by `isa.cpp`; `threads.h`, `share.h`, `scratch.h` and the calls share
-the work out; `ffi.cpp` has the handlers that XLA calls. `build.py` compiles them.
+`call.h` declares the data of a call; `simd.h`, `product.h`, `forward.h`, `tangent.h` and `backward.h` are the kernels,
+which `isa.cpp` compiles once for each instruction set; `threads.h`, `share.h`, `scratch.h` and the `*_call.h` files
+divide the work among threads; `ffi.cpp` has the handlers that XLA calls. `build.py` compiles all of it.
 """
 
 import ctypes
@@ -17,11 +17,11 @@ TARGETS = ("grujax_forward", "grujax_tangent", "grujax_backward")
 
 @functools.cache
 def library() -> ctypes.CDLL | str:
-    """The shared library, its handlers registered with XLA; or why it cannot run.
+    """Loads the shared library and registers its handlers with XLA; returns the reason as text if it cannot run.
 
-    GRUJAX_NATIVE_LIBRARY names another library than the one that was built at install.
+    The environment variable GRUJAX_NATIVE_LIBRARY replaces the library that was built at install by another.
     """
-    from grujax.kernels.native import build  # late, for `python -m` runs that file
+    from grujax.kernels.native import build  # late, because `python -m` runs that file
 
     path = Path(os.environ.get("GRUJAX_NATIVE_LIBRARY") or build.LIBRARY)
     if not path.is_file():
@@ -41,11 +41,11 @@ def library() -> ctypes.CDLL | str:
 
 
 def status() -> tuple[str | None, str]:
-    """The instruction set that the native kernel runs with, and ""; or None, and why it cannot run.
+    """Returns the instruction set of the native kernel and "", or None and the reason why the kernel cannot run.
 
-    >>> found, why_not = status()
-    >>> (found is None) == (why_not != "")
+    >>> instruction_set, reason = status()
+    >>> (instruction_set is None) == (reason != "")
     True
     """
-    found = library()
-    return (None, found) if isinstance(found, str) else (found.grujax_instruction_set().decode(), "")
+    loaded = library()
+    return (None, loaded) if isinstance(loaded, str) else (loaded.grujax_instruction_set().decode(), "")

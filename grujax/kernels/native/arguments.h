@@ -1,4 +1,4 @@
-// The arrays of a call, checked: what a handler takes from XLA.
+// Reads and checks the arrays that a handler receives from XLA.
 #pragma once
 #include <initializer_list>
 #include <string>
@@ -15,12 +15,12 @@ template <> constexpr ffi::DataType DTYPE<double> = ffi::F64;
 template <> constexpr ffi::DataType DTYPE<bf16> = ffi::BF16;
 template <> constexpr ffi::DataType DTYPE<bool> = ffi::PRED;
 
-// What arrays a direction has, in this order. An optional array that is not given, or not asked for, has shape (0).
+// The arrays of a direction, in this order. An optional array that is absent or not needed has shape (0).
 enum Input { X, H0, W_IH, W_HH, B_IH, B_HH, H_RESET, VALID, RESET, STATE_MASK, HOLD, FORWARD_INPUTS };
-// The tangent call has these in the places of others. H0 and H_RESET hold the tangents of what they are named for.
+// The tangent call passes these in place of others. Its H0 and H_RESET are the tangents of h0 and h_reset.
 enum TangentInput { ENTERING = X, SOURCE = W_IH, SOURCE_N = B_IH, GATES = B_HH };
 enum SavedInput { HS = FORWARD_INPUTS, SAVED, DHS, DH_LAST, BACKWARD_INPUTS };
-enum Output { OUT_HS, OUT_H_LAST, OUT_SAVED };  // the last one where asked for
+enum Output { OUT_HS, OUT_H_LAST, OUT_SAVED };  // the last one is optional
 enum Gradient { DX, DH0, DW_IH, DW_HH, DB_IH, DB_HH, DH_RESET, BACKWARD_OUTPUTS };
 
 class Arrays {
@@ -66,11 +66,11 @@ class Arrays {
 };
 
 struct Options {
-  long directions, reverse;  // a bit for each direction
+  long directions, reverse;  // reverse: one bit for each direction
   bool time_major, reset_after, keep, with_saved;
 };
 
-// Sizes and steps of one direction; T, B and I from x, H from w_hh.
+// Reads the sizes and the step arrays of one direction: T, B and I from x, H from w_hh.
 template <class Call, class E> void read_sizes(Call& c, const Arrays& arrays, long first, const Options& o, long direction, long lanes) {
   const auto x = arrays.input(first + X).dimensions(), w = arrays.input(first + W_HH).dimensions();
   if (x.size() != 3 || w.size() != 2) throw Invalid{"x must have three axes and w_hh two"};

@@ -1,10 +1,10 @@
-// The backward pass. With g the gradient of the state after a step, d_n, d_r, d_z those of the arguments of the
-// activations, and h the state that enters:
+// The backward pass. g is the gradient of the state after a step; d_n, d_r and d_z are the gradients of the arguments of
+// the activations; h is the state that enters:
 //     d_n = g (1 - z) (1 - n^2),   d_r = d_n m r (1 - r),   d_z = g (h - n) z (1 - z),   d_hn = d_n r
-//     g of the step before = g z + [d_r | d_z | d_hn] W_hh^T + what the loss gives it
+//     g of the step before = g z + [d_r | d_z | d_hn] W_hh^T + its gradient from the loss
 // and with reset_after=false, q = d_n W_hn^T:  d_r = q h r (1 - r),  g before = g z + q r + [d_r | d_z] W_hh^T.
 
-// w (N, 3H), some gates of it -> its transpose for the outputs of the vectors [v0, v0 + nv): [gate][Hp][nv * L].
+// Packs the transpose of some gates of w (N, 3H) for the output vectors [v0, v0 + nv): [gate][Hp][nv * L].
 template <class E>
 void pack_transposed(const E* w, long N, long H, const int* gates, long n_gates, Real<E>* out, long v0, long nv) {
   constexpr long L_ = L<Real<E>>;
@@ -15,8 +15,8 @@ void pack_transposed(const E* w, long N, long H, const int* gates, long n_gates,
         out[j] = u < H && first + j < N ? to_real(w[(first + j) * 3 * H + gates[g] * H + u]) : Real<E>(0);
 }
 
-// The product with the transpose of some gates of w (N, 3H) as it came, for few rows: sums [v][TILE] of NV vectors of
-// outputs from `first` on. a: the factors of the gates, Hp apart.
+// Few rows: the product with the transpose of some gates of w (N, 3H), which is not packed: sums [v][TILE] of NV vectors
+// of outputs from `first` on. a: the factors of the gates, Hp apart.
 template <class E, int NV>
 static void multiply_transposed_unpacked(long rows, const Real<E>* const* a, const E* w, long N, long H, const int* gates,
                                          long n_gates, long first, V<Real<E>>* sums) {
@@ -56,7 +56,7 @@ static void backward_tile(const Backward<E>& f, long s, int phase, const int* ro
     if (phase == 1) a[i] = f.d + f.slot(s, b) * f.d_row;
     else a[i] = (next < 0 ? f.zeros : next > f.hi ? f.last + b * f.d_row : f.d + f.slot(next, b) * f.d_row) + Hp;
     if (s < 0) continue;
-    // What the end of the tile reads comes from memory while the product runs.
+    // The arrays that the end of the tile reads are fetched while the product runs.
     const R* saved = f.saved + (t * f.B + b) * 4 * H + v0 * N;
     for (int g = 0; g < 4; g++)
       for (int v = 0; v < NV; v++) __builtin_prefetch(saved + g * H + v * N);
@@ -115,8 +115,8 @@ static void backward_tile(const Backward<E>& f, long s, int phase, const int* ro
   }
 }
 
-// The gradients at step s of n rows, for the vectors [v0, v0 + nv) of hidden units; s = -1: the gradient of h0. With
-// reset_after=false phase 0 makes d_n and d_z, phase 1 d_r: its product reads all of d_n.
+// Computes the gradients at step s of n rows, for the vectors [v0, v0 + nv) of hidden units; s = -1: the gradient of h0.
+// With reset_after=false phase 0 computes d_n and d_z, and phase 1 d_r, whose product reads all of d_n.
 template <class E> void backward(const Backward<E>& f, long s, int phase, const int* rows, long n, long v0, long nv) {
   for (; n > 0; rows += BLOCK, n -= BLOCK) {
     int valid[BLOCK];
@@ -145,8 +145,8 @@ static void input_tile(const Backward<E>& f, const Real<E>* const* d, E* const* 
       for (long j = 0, at = (v0 + v) * N; j < N && at + j < f.I; j++) from_real(dx[i][at + j], lanes[j]);
     }
 }
-// The places [q0, q1) of a chunk are its steps and rows, row after row. dx there: [d_n | d_r | d_z] times W_ih^T, 0 where
-// a step is not valid.
+// Computes dx at the places [q0, q1) of a chunk: [d_n | d_r | d_z] times W_ih^T, and 0 where a step is not valid. Place
+// q is row q % B of the batch at step lo + q / B.
 template <class E> void input_gradient(const Backward<E>& f, long q0, long q1) {
   const long vectors = up(f.I, L<Real<E>>) / L<Real<E>>;
   const Real<E>* d[BLOCK];
@@ -166,14 +166,14 @@ template <class E> void input_gradient(const Backward<E>& f, long q0, long q1) {
   }
 }
 
-// n values in groups of 8, `next` apart.
+// Writes n values in groups of 8, `next` apart.
 template <class R, class Value> INLINE void write_eights(R* to, long n, long next, Value value) {
   long m = 0;
   for (; m + 8 <= n; m += 8, to += next)
     for (long j = 0; j < 8; j++) to[j] = value(m + j);
   for (long j = 0; m + j < n; j++) to[j] = value(m + j);
 }
-// The left factors of the weight gradients at some places: x, the state that the products read, r times it.
+// Packs the left factors of the weight gradients at some places: x, the state that the products read, and r times it.
 template <class E> void pack_operands(const Backward<E>& f, long q0, long q1) {
   using R = Real<E>;
   for (long q = q0; q < q1; q++) {
@@ -193,7 +193,7 @@ template <class E> void pack_operands(const Backward<E>& f, long q0, long q1) {
 
 template <class R> INLINE void put(R* p, V<R> v, long n, bool first) { store_part(p, first ? v : load_part(p, n) + v, n); }
 
-// c (M, 3H) = or += a^T d: `a` packed as above, d NV vectors side by side for each of K rows.
+// c (M, 3H) = or += a^T d. `a` is packed as above; d has NV vectors side by side for each of K rows.
 template <class R, int NV>
 static void multiply_transposed(const R* a, long M, const R* d, long K, R* c, long next, long left, bool first) {
   constexpr long N = L<R>;
@@ -206,13 +206,13 @@ static void multiply_transposed(const R* a, long M, const R* d, long K, R* c, lo
       for (int v = 0; v < NV; v++) put(c + i * next + v * N, sums[v * TILE + i], left - v * N, first);
   }
 }
-// One column of d (0..3: n, r, z, hn), nv vectors of it (1 or 2) from v0 on, into the gradients of weights and biases.
+// Adds one column of d (0..3: n, r, z, hn), nv (1 or 2) vectors of it from v0 on, to the gradients of weights and biases.
 template <class E> void weight_gradient(const Backward<E>& f, long column, long v0, long nv, Real<E>* buffer) {
   using R = Real<E>;
   constexpr long N = L<R>;
   const R* d = f.d + column * f.P * N + v0 * N;
   V<R> sum[2] = {};
-  for (long first = 0; first < f.rows; first += BLOCK) {  // sums of sums: more exact
+  for (long first = 0; first < f.rows; first += BLOCK) {  // sums of partial sums, which are more exact
     V<R> part[2] = {};
     for (long k = first; k < f.rows && k < first + BLOCK; k++)
       for (long v = 0; v < nv; v++) {
@@ -233,8 +233,8 @@ template <class E> void weight_gradient(const Backward<E>& f, long column, long 
   if (column != N_GATE) into(f.h_packed, f.H, f.dw_hh, f.db_hh, gate);
   else if (!f.reset_after) into(f.rh_packed, f.H, f.dw_hh, f.db_hh, gate);
 }
-// Few rows: the gradients of the weights that multiply the features [m0, m1) of x and then of h, row after row of them.
-// The columns above would write them in pieces. Feature 0 brings those of the biases along.
+// Few rows: computes whole rows of the weight gradients, for the features [m0, m1) of x and then of h, because the columns
+// above would write them in pieces. Feature 0 also computes the gradients of the biases.
 template <class E> void weight_gradient_by_features(const Backward<E>& f, long m0, long m1) {
   using R = Real<E>;
   constexpr long N = L<R>;

@@ -1,5 +1,6 @@
-// The backward call. The steps go in chunks of at most CHUNK_ROWS rows of d or one step, which stay in the cache until they
-// have become dx and weight gradients. Epochs of a chunk: its steps (one epoch where by rows), dx and packing, weight gradients.
+// The backward call. The steps are processed in chunks of one step or at most CHUNK_ROWS rows of d, which stay in the cache
+// until dx and the weight gradients are computed from them. The epochs of a chunk: its steps (one epoch if divided by
+// rows), dx and packing, weight gradients.
 #pragma once
 #include "arguments.h"
 #include "scratch.h"
@@ -11,14 +12,14 @@ template <class E, class Op> struct BackwardWork : Work {
   using R = Real<E>;
   const Kernels<E, Op>& k;
   struct Given { R *w_ih_t, *w_hh_t, *w_hn_t, *dh_reset; std::vector<R*> buffers; std::vector<long> rows; };
-  struct Chunk { long lo, hi, first; };  // its steps and, of them, the first epoch
+  struct Chunk { long lo, hi, first; };  // the steps lo to hi; `first`: the epoch that begins them
   std::vector<Backward<E>> calls;
   std::vector<Given> given;
   std::vector<Chunk> chunks;  // from the last step to the first
   Scratch scratch;
   std::unique_ptr<Share> share;
-  long D, T, B, P, I_vectors, phases, most = 0, parts, columns;  // most: rows of d of a chunk at most
-  long of_weights;  // items of their gradients
+  long D, T, B, P, I_vectors, phases, most = 0, parts, columns;  // most: the maximum number of rows of d in a chunk
+  long of_weights;  // the number of items for the weight gradients
 
   static long twos(long vectors) { return (vectors + 1) / 2; }
 
@@ -39,14 +40,14 @@ template <class E, class Op> struct BackwardWork : Work {
     epochs = B * T ? 1 : 0;
     for (Chunk& chunk : chunks) chunk.first = epochs, epochs += B ? steps(chunk) + 2 : 0;
   }
-  long steps(const Chunk& c) const { return share->by_rows ? 1 : (c.hi - c.lo + 1) * phases + 1; }  // one more for dh0
+  long steps(const Chunk& c) const { return share->by_rows ? 1 : (c.hi - c.lo + 1) * phases + 1; }  // + 1 for dh0
   const Chunk& at(long epoch) const {
     return *--std::upper_bound(chunks.begin(), chunks.end(), epoch, [](long e, const Chunk& c) { return e < c.first; });
   }
   void cut() {
     long rows = 0;
     for (long s = T - 1; s >= 0; s--) {
-      long valid = 0;  // of the direction that has most
+      long valid = 0;  // the maximum over the directions
       for (const auto& f : calls) {
         long n = f.valid ? 0 : B;
         for (long b = 0; f.valid && b < B; b++) n += f.is_valid(s, b);
@@ -104,7 +105,7 @@ template <class E, class Op> struct BackwardWork : Work {
     if (f.valid) plan(f, g);
     else for (const Chunk& c : chunks) g.rows.push_back(B * (c.hi - c.lo + 1));
   }
-  void plan(Backward<E>& f, Given& g) {  // where the valid steps of each row stand
+  void plan(Backward<E>& f, Given& g) {  // finds the row of d and the neighbours of each valid step
     int *slots = scratch.take<int>(T * B), *before = scratch.take<int>(T * B), *after = scratch.take<int>((T + 1) * B);
     std::vector<int> seen(B, -1);
     for (long s = 0; s < T; s++)
@@ -178,7 +179,7 @@ template <class E, class Op> struct BackwardWork : Work {
       k.pack_transposed(f.w_ih, f.I, f.H, N_R_Z, 3, g.w_ih_t + 3 * v0 * k.lanes * Hp, v0, std::min(2L, I_vectors - v0));
     }
   }
-  void keep_last(const Backward<E>& f) {  // what the next chunk begins with
+  void keep_last(const Backward<E>& f) {  // keeps the rows of d with which the next chunk begins
     for (long b = 0; b < B; b++) {
       const long s = f.step_after(f.lo - 1, b);
       if (s >= f.lo && s <= f.hi) memcpy(f.last + b * f.d_row, f.d + f.slot(s, b) * f.d_row, f.d_row * sizeof(R));

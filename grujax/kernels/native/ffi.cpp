@@ -11,14 +11,14 @@ struct InstructionSet {
   const Kernels<float, float>* f32;
   const Kernels<double, double>* f64;
   const Kernels<bf16, float>* bf16_as_f32;
-  const Kernels<bf16, bf16>* bf16_pairs;  // null where the processor has no product of bfloat16
+  const Kernels<bf16, bf16>* bf16_pairs;  // null if the processor has no bfloat16 product
   const Activations* activations;
 };
 #define SET(isa, pairs) &isa::f32, &isa::f64, &isa::bf16_as_f32, pairs, &isa::activations
 #if defined(__x86_64__)
 #define HAS(feature) bool(__builtin_cpu_supports(feature))
 #endif
-// The best one first. HAVE_...: what the compiler knew, and build.py compiled.
+// The best first. HAVE_...: the sets that the compiler supports and build.py compiled.
 static const std::vector<InstructionSet>& sets() {
   static const std::vector<InstructionSet> all = {
 #if defined(HAVE_AVX512)
@@ -43,7 +43,7 @@ static const std::vector<InstructionSet>& sets() {
   };
   return all;
 }
-// The best that this processor has; tests name another by GRUJAX_NATIVE_ISA.
+// The best set that this processor supports; tests select another with GRUJAX_NATIVE_ISA.
 static const InstructionSet* chosen() {
   static const InstructionSet* set = []() -> const InstructionSet* {
     const char* name = getenv("GRUJAX_NATIVE_ISA");

@@ -1,13 +1,13 @@
-// The forward pass: weights into panels, and one step of some rows and panels.
-// What the products read of a state: rounded where they take pairs of bfloat16.
+// The forward pass: packs weights into panels, and computes one step of some rows and panels.
+// Writes the form of a state that the products read: rounded if they read pairs of bfloat16.
 template <class T> INLINE void write_operand(T* out, V<T> v, long) { store(out, v); }
-INLINE void write_operand(bf16* out, V<float> v, long n) {  // pairs read one lane past an odd H: Inf times 0 is NaN there
+INLINE void write_operand(bf16* out, V<float> v, long n) {  // pairs read one lane past an odd H; Inf times 0 is NaN there
   float lanes[L<float>];
   store(lanes, v);
   for (long i = 0; i < L<float>; i++) from_real(out[i], i < n ? lanes[i] : 0);
 }
 
-// w (K, 3H), some gates of it -> one panel [k / PAIR][gate][unit][PAIR], zeros past K and H.
+// Packs some gates of w (K, 3H) into one panel [k / PAIR][gate][unit][PAIR], with zeros past K and H.
 template <class E, class Op>
 void pack(const E* w, long K, long H, long gate, long gates, Op* out, long panel) {
   constexpr long N = L<Real<E>>, pair = PAIR<Op>;
@@ -21,7 +21,7 @@ void pack(const E* w, long K, long H, long gate, long gates, Op* out, long panel
       else for (long u = 0; u < units; u++) to[u * pair] = from[u];
     }
 }
-// A row of x as the products read it: where it lies, or the i-th row of x_read, zeros at its end.
+// Returns a row of x in the form that the products read: in place, or as row i of x_read, padded with zeros.
 template <class R> INLINE const R* read_x(const Forward<R, R>&, const R* x, long) { return x; }
 INLINE const float* read_x(const Forward<bf16, float>& f, const bf16* x, long i) {
   float* to = f.x_read + i * f.x_width;
@@ -35,7 +35,7 @@ INLINE const bf16* read_x(const Forward<bf16, bf16>& f, const bf16* x, long i) {
   return to;
 }
 
-// One row alone: the input's part of the gates of n steps from step s on, where the steps take the place of the rows.
+// With B = 1: the input's part of the gates of n steps from step s on. The steps play the role of the rows.
 template <class E, class Op>
 void project(const Forward<E, Op>& f, Real<E>* projected, long s, long n, long p0, long p1) {
   constexpr long N = L<Real<E>>;
@@ -52,7 +52,8 @@ void project(const Forward<E, Op>& f, Real<E>* projected, long s, long n, long p
     }
 }
 
-// Rows b of the batch at a step: the states that enter, what the products read of them (in phase 1 of r h), and of x.
+// Rows b of the batch at a step: the states that enter, and the forms of them (in phase 1, of r h) and of x that the
+// products read.
 template <class E, class Op> struct Rows {
   long n = 0;
   int b[BLOCK];
@@ -68,12 +69,12 @@ template <class E, class Op> INLINE void find_states(const Forward<E, Op>& f, lo
     else rows.read[i] = reset ? f.read_reset + (f.state_mask ? b * f.read_row : 0) : f.read[s & 1] + b * f.read_row;
   }
 }
-// Few rows: the products of the panels [p0, p1) at once. `part` of f.products: 0 of the inputs, 1 of the states.
+// Few rows: computes the products of the panels [p0, p1) at once. `part` of f.products: 0 for inputs, 1 for states.
 template <class E, class Op, class A>
 static void multiply_at_once(const Forward<E, Op>& f, const Rows<E, Op>& rows, const A* const* a, int part, long p0, long p1) {
   Real<E>* sums[UNPACKED_BELOW];
   for (long i = 0; i < rows.n; i++) sums[i] = f.products + (rows.b[i] * 2 + part) * 3 * f.H;
-  const bool whole = p0 == 0 && p1 == f.P;  // then the gates of a row of the weights are one piece
+  const bool whole = p0 == 0 && p1 == f.P;  // then the gates of a row of the weights are contiguous
   for (long g = 0, N = L<Real<E>>, K = part ? f.H : f.I; g < (whole ? 1 : 3); g++)
     multiply_unpacked(rows.n, a, f.unpacked[part], K, 3 * f.H, g * f.H + p0 * N, whole ? 3 * f.H : g * f.H + p1 * N, sums);
 }
@@ -83,7 +84,7 @@ INLINE void load_products(const Forward<E, Op>& f, const int* rows, long n_rows,
     for (long i = 0; i < n_rows; i++)
       sums[g * TILE + i] = load(f.products + ((rows[i] * 2 + part) * 3 + g) * f.H + p * L<Real<E>>);
 }
-// Phase 0: the products of r, z and, with reset_after, of n. Phase 1: that of n, which reads r h.
+// Phase 0: the products for r, z and, with reset_after, n. Phase 1: the product for n, which reads r h.
 template <class E, class Op>
 static void multiply_states(const Forward<E, Op>& f, int phase, const int* rows, long n_rows, const Op* const* read, long p,
                             V<Real<E>>* sums) {
@@ -94,7 +95,7 @@ static void multiply_states(const Forward<E, Op>& f, int phase, const int* rows,
   else if (!f.reset_after) multiply_rows<Op, 2>(n_rows, read, f.w_hh + p * H * 2 * N, H / pair, sums);
   else multiply_rows<Op, 3>(n_rows, read, f.w_hh + p * H * 3 * N, H / pair, sums);
 }
-// The state after step s of row b, for one panel: for the next step, and as a result.
+// Stores the state after step s of row b, for one panel: for the next step, and in hs.
 template <class E, class Op> INLINE void put_state(const Forward<E, Op>& f, long s, long b, long p, V<Real<E>> h) {
   const long unit = p * L<Real<E>>, left = f.H - unit;
   store(f.state[~s & 1] + b * f.h_row + unit, h);
@@ -113,7 +114,7 @@ static void forward_tile(const Forward<E, Op>& f, long s, int phase, const Rows<
   const int* rows = all.b + first;
   const Op *const *x = all.x + first, *const *read = all.read + first;
   const R* const* h = all.h + first;
-  // The input's and the state's products are summed apart: their sum is then as exact as either.
+  // The products of the input and of the state are summed separately, so that their sum is as exact as either.
   V<R> of_x[3 * TILE], sums[3 * TILE];
   V<R> *r = sums, *z = sums + TILE, *n = sums + 2 * TILE, *x_n = of_x + 2 * TILE;
   if (phase == 0) {
@@ -123,7 +124,7 @@ static void forward_tile(const Forward<E, Op>& f, long s, int phase, const Rows<
     else if (f.products) load_products(f, rows, n_rows, p, 0, of_x);
     else multiply_rows<Op, 3>(n_rows, x, f.w_ih + p * I * 3 * N, I / pair, of_x);
     multiply_states(f, phase, rows, n_rows, read, p, sums);
-    // In stages: the rows' chains of one function overlap, and one row's chain alone would be bound by latency.
+    // Gate by gate for all rows, because the chain of one row alone would be bound by latency; several chains overlap.
     for (long i = 0; i < n_rows; i++) r[i] = sigmoid<R>((of_x[i] + load(bias)) + r[i]);
     for (long i = 0; i < n_rows; i++) z[i] = sigmoid<R>((of_x[TILE + i] + load(bias + N)) + z[i]);
     for (long i = 0; i < n_rows; i++) x_n[i] += load(bias + 2 * N);
@@ -161,7 +162,7 @@ static void forward_tile(const Forward<E, Op>& f, long s, int phase, const Rows<
     }
   }
 }
-// A step that is not valid: the state stays, hs is 0.
+// A step that is not valid: keeps the state, and sets hs and the saved gates to 0.
 template <class E, class Op> static void stay(const Forward<E, Op>& f, long s, long b, long p0, long p1) {
   constexpr long N = L<Real<E>>;
   const long t = f.t(s), unit = p0 * N, units = (p1 - p0) * N, left = f.H - unit < units ? f.H - unit : units;
@@ -174,8 +175,9 @@ template <class E, class Op> static void stay(const Forward<E, Op>& f, long s, l
       __builtin_memset(f.saved + ((t * f.B + b) * 4 + g) * f.H + unit, 0, left * sizeof(Real<E>));
 }
 
-// Step s of n rows and the panels [p0, p1), tile by tile. With reset_after=false phase 0 makes r, z and r h of all
-// panels, phase 1 the rest: the product of n reads all of r h. `begin` is called for each block of valid rows.
+// Computes step s of n rows and the panels [p0, p1), tile by tile. With reset_after=false phase 0 computes r, z and r h
+// of all panels, and phase 1 the rest, because the product for n reads all of r h. `begin` is called for each block of
+// valid rows.
 template <class E, class Op, class Call, class Begin, class Tile>
 INLINE void step(const Call& f, long s, int phase, const int* rows, long n, long p0, long p1, Begin begin, Tile tile) {
   const int last = f.reset_after ? 0 : 1;

@@ -1,4 +1,4 @@
-// The forward call: what is packed, what an item does, in which order.
+// The forward call: its memory, its items of work, and their order.
 #pragma once
 #include "arguments.h"
 #include "scratch.h"
@@ -12,7 +12,7 @@ template <class E, class Op, class Call = Forward<E, Op>> struct ForwardWork : W
   std::vector<Given> given;
   Scratch scratch;
   std::unique_ptr<Share> share;
-  long outputs, D, T, B, P, phases, chunk = 0, ranges;  // chunk: steps projected at once, 0 for none
+  long outputs, D, T, B, P, phases, chunk = 0, ranges;  // chunk: steps whose inputs are projected at once; 0: none
 
   ForwardWork(const Kernels<E, Op>& kernels, const Arrays& arrays, const Options& o, const ffi::ThreadPool& pool)
       : ForwardWork(kernels, OUT_SAVED + (o.with_saved ? 1 : 0)) {
@@ -56,13 +56,13 @@ template <class E, class Op, class Call = Forward<E, Op>> struct ForwardWork : W
  protected:
   ForwardWork(const Kernels<E, Op>& kernels, long outputs) : k(kernels), outputs(outputs) {}
 
-  // The state, what the products read of it, and the weights that they multiply it by.
+  // Adds the state, the form of it that the products read, and the weights that they multiply it by.
   void add_state(Forward<E, Op>& f, Given& g, const Arrays& arrays, long in) {
     const long T = f.T, B = f.B, H = f.H, Hp = f.P * k.lanes, pair = PAIR<Op>, Kp = up(H, pair);
     const R *h0 = arrays.in<R>(in + H0, {B, H}), *h_reset = arrays.optional<R>(in + H_RESET, {H});
     ask_for_huge_pages(f.hs, sizeof(R) * T * B * H);
     f.h_row = Hp + k.lanes;
-    auto rows_of = [&](long n, const R* rows) {  // padded; zeros where null
+    auto rows_of = [&](long n, const R* rows) {  // padded; zeros if null
       R* padded = scratch.take<R>(n * f.h_row);
       memset(padded, 0, n * f.h_row * sizeof(R));
       for (long b = 0; rows && b < n; b++) memcpy(padded + b * f.h_row, rows + b * H, H * sizeof(R));
@@ -98,7 +98,7 @@ template <class E, class Op, class Call = Forward<E, Op>> struct ForwardWork : W
       memset((void*)f.r_read, 0, B * f.read_row * sizeof(Op));
     }
   }
-  void share_out(const ffi::ThreadPool& pool, long depth) {  // depth: of all products of a step together
+  void share_out(const ffi::ThreadPool& pool, long depth) {  // depth: the sum of the depths of all products of a step
     const auto& c = calls[0];
     D = calls.size(), T = c.T, B = c.B, P = c.P, phases = c.reset_after ? 1 : 2;
     const long workers = workers_for(pool, 3.0 * D * B * T * c.H * depth);
@@ -115,7 +115,7 @@ template <class E, class Op, class Call = Forward<E, Op>> struct ForwardWork : W
     return place(epoch - 1).s < T ? D * ranges : 0;
   }
   struct Place { long s; int phase; bool project; };
-  Place place(long epoch) const {  // by columns: with one row a chunk of steps is projected, then come its steps
+  Place place(long epoch) const {  // by columns; with B = 1 each chunk of steps begins with its projection
     const long of_chunk = chunk ? 1 + chunk * phases : T * phases, i = epoch % of_chunk, first = epoch / of_chunk * chunk;
     if (chunk && i == 0) return {first, 0, true};
     const long j = i - (chunk ? 1 : 0);
@@ -154,7 +154,7 @@ template <class E, class Op, class Call = Forward<E, Op>> struct ForwardWork : W
     k.pack(g.w_hh, f.H, f.H, 0, gates, g.w_hh_packed + p * Kp * gates * N, p);
     if (!f.reset_after) k.pack(g.w_hh, f.H, f.H, 2, 1, g.w_hn_packed + p * Kp * N, p);
   }
-  void end(const Arrays& arrays) {  // the last states
+  void end(const Arrays& arrays) {  // copies the last states to h_last
     for (long d = 0; d < D; d++) {
       const auto& f = calls[d];
       R* h_last = arrays.out<R>(d * outputs + OUT_H_LAST, {f.B, f.H});
@@ -163,7 +163,7 @@ template <class E, class Op, class Call = Forward<E, Op>> struct ForwardWork : W
   }
 };
 
-// The tangent call. Each direction is told in the order in which it reads, time-major.
+// The tangent call. The arrays of each direction are time-major and in its reading order.
 template <class E, class Op> struct TangentWork : ForwardWork<E, Op, Tangent<E, Op>> {
   TangentWork(const Kernels<E, Op>& kernels, const Arrays& arrays, const Options& o, const ffi::ThreadPool& pool)
       : ForwardWork<E, Op, Tangent<E, Op>>(kernels, OUT_SAVED) {

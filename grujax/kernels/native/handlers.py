@@ -1,4 +1,4 @@
-"""The calls of the C++ handlers, from flat arrays to flat arrays."""
+"""Calls the C++ handlers: flat arrays in, flat arrays out."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -24,20 +24,22 @@ def _called(target: str, arrays: Sequence[Array], outputs: Sequence[Any], call: 
         "keep": call.spec.update == "keep",
         "with_saved": call.saved,
     }
-    return list(jax.ffi.ffi_call(target, [jax.ShapeDtypeStruct(*of) for of in outputs])(*arrays, **options))
+    types = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in outputs]
+    return list(jax.ffi.ffi_call(target, types)(*arrays, **options))
 
 
 def _with_resets_read(arrays: Sequence[Array], call: Call) -> list[Array]:
-    """All directions' `Given`, `reset` as the direction reads it."""
-    every = []
-    for backwards, of in zip(call.reverse, by_direction(arrays, N), strict=True):
-        of = Given(*of)
-        valid, reset = (None if a.shape == (0,) else a for a in (of.valid, of.reset))
-        every += of._replace(reset=or_empty(resets_read(reset, valid, backwards), bool))
-    return every
+    """Returns the arrays of all directions with `reset` converted by `resets_read`."""
+    converted = []
+    for backwards, arrays_of_direction in zip(call.reverse, by_direction(arrays, N), strict=True):
+        direction = Given(*arrays_of_direction)
+        valid, reset = (None if a.shape == (0,) else a for a in (direction.valid, direction.reset))
+        converted += direction._replace(reset=or_empty(resets_read(reset, valid, backwards), bool))
+    return converted
 
 
 def native_forward(*arrays: Array, call: Call) -> list[Array]:
+    """See `grujax.kernels.calls.plain.plain_forward`."""
     return _called("grujax_forward", _with_resets_read(arrays, call), forward_shapes(arrays, call), call)
 
 
@@ -50,11 +52,10 @@ def _linear_loop(
     dh_reset: Array | None,
     spec: GRUSpec,
 ) -> tuple[State, States]:
-    """`grujax.kernels.derivative.linear_scan`."""
+    """`grujax.kernels.derivative.linear_scan` in C++."""
     h, r, z, n, m, _ = values
-    gates = jnp.concatenate(
-        [r, z, n, r if m is None else m], axis=-1
-    )  # forward, with reset_after, XLA finds what they were cut from
+    # With reset_after, XLA recognises in forward mode that the four were split from one array.
+    gates = jnp.concatenate([r, z, n, r if m is None else m], axis=-1)
     valid, reset, _, state_mask, hold = control
     dtype = state_dtype(w_hh.dtype)
     products, s_n, dh_reset, state_mask, hold = (or_empty(a, dtype) for a in (*source, dh_reset, state_mask, hold))
@@ -75,13 +76,13 @@ def native_transpose(*arrays: Array, call: Call) -> list[Array]:
     by_rows = zip(by_direction(_with_resets_read(primals, call), N), *others, strict=True)
     inputs = [a for of, *more in by_rows for a in (*of, *more)]
     outputs = []
-    for of in (Given(*arrays) for arrays in by_direction(primals, N)):
-        wide, columns = of.h0.dtype, (of.w_hh.shape[1],)
-        dx = (of.x.shape if call.dx else (0,), of.x.dtype)
-        outputs += [dx, (of.h0.shape, wide), (of.w_ih.shape, wide), (of.w_hh.shape, wide)]
-        outputs += [(columns, wide), (columns, wide), ((of.w_hh.shape[0],), wide)]
+    for x, h0, w_ih, w_hh, *_ in by_direction(primals, N):
+        wide, columns = h0.dtype, (w_hh.shape[1],)
+        dx = (x.shape if call.dx else (0,), x.dtype)
+        outputs += [dx, (h0.shape, wide), (w_ih.shape, wide), (w_hh.shape, wide)]
+        outputs += [(columns, wide), (columns, wide), ((w_hh.shape[0],), wide)]
     gradients = _called("grujax_backward", inputs, outputs, call)
-    moved = [a for of in by_direction(primals, N) for a in of[:MOVED]]
+    moved = [a for direction in by_direction(primals, N) for a in direction[:MOVED]]
     return [
         gradient.astype(a.dtype) if a.shape == gradient.shape else jnp.zeros(a.shape, a.dtype)
         for gradient, a in zip(gradients, moved, strict=True)

@@ -1,4 +1,4 @@
-// Compiled once for each instruction set: -DISA=avx512 -DBYTES=64 -DREGISTERS=32 with its flags, and so on (build.py).
+// Compiled once for each instruction set, for example with -DISA=avx512 -DBYTES=64 -DREGISTERS=32 and its flags (build.py).
 #include "call.h"
 #if defined(__AVX2__)
 #include <immintrin.h>

@@ -1,5 +1,5 @@
-// The one product: sums (MR rows x NV vectors) = a (MR rows) times w, K multiplications deep; K is positive.
-// a: a pointer for each row, its elements AS apart. w: NV vectors side by side for each k.
+// The matrix product: sums (MR rows x NV vectors) = a (MR rows) times w, over K > 0 multiplications.
+// a: a pointer for each row, with its elements AS apart. w: NV vectors side by side for each k.
 constexpr int TILE = REGISTERS == 32 ? 8 : 4;  // 8 rows x 3 vectors of sums and 3 of weights fill 32 registers
 
 INLINE void multiply(V<float>& sum, const float* w, const float* a) { sum += load(w) * splat(*a); }
@@ -17,14 +17,14 @@ INLINE void multiply(V<float>& sum, const bf16* w, const bf16* a) {
 }
 #endif
 
-// Sums of DEPTH products are summed: more exact than one long sum. A loop of DEPTH / UNROLL turns is short enough for the
-// processor to foresee its end.
+// Sums of DEPTH products are added up, which is more exact than one long sum. A loop of DEPTH / UNROLL iterations is also
+// short enough for the branch predictor to predict its end.
 constexpr long UNROLL = 4;
 template <class Op, int MR, int NV, int AS, long DEPTH>
 __attribute__((noinline)) static void product(const Op* const* rows, const Op* w, long K, V<Real<Op>>* sums) {
   using R = Real<Op>;
   constexpr long WIDTH = BYTES / sizeof(Op);
-  // Few rows: several sums side by side for each, or the latency of the multiplication shows.
+  // Few rows: several independent sums for each hide the latency of the multiplication.
   constexpr int SPLIT = MR == 1 ? 4 : MR == 2 ? 2 : 1;
   const Op* a[MR];
   for (int i = 0; i < MR; i++) a[i] = rows[i];
@@ -58,7 +58,7 @@ __attribute__((noinline)) static void product(const Op* const* rows, const Op* w
   }
 }
 
-// The instance for `rows` rows, 1 to TILE. sums [v][TILE].
+// Calls the instance of `product` for `rows` rows, 1 to TILE. sums [v][TILE].
 template <class Op, int NV, long DEPTH = 64>
 static void multiply_rows(long rows, const Op* const* a, const Op* w, long K, V<Real<Op>>* sums) {
   switch (rows) {
@@ -75,8 +75,8 @@ static void multiply_rows(long rows, const Op* const* a, const Op* w, long K, V<
   }
 }
 
-// Few rows, with w (K, M) as it came: the columns [from, to) of sums (n rows, M). DEEP rows of w at a time, read from one
-// end to the other for every 4 rows.
+// Few rows, with w (K, M) not packed: the columns [from, to) of sums (n rows, M). DEEP rows of w are processed at a time
+// and read from end to end for every 4 rows.
 constexpr long DEEP = 8;
 template <int MR, class E, class Op>
 INLINE void add_products(const Op* const* a, const E* w, long depth, long M, bool first, Real<E>* const* sums) {
@@ -115,7 +115,7 @@ static void multiply_unpacked(long n, const Op* const* a, const E* w, long K, lo
     }
 }
 
-// run(first, rows of the tile) over n rows in as few tiles as there can be, all about as large.
+// Calls run(first, rows of the tile) over n rows, in the smallest number of tiles and with about equal tiles.
 template <class Run> INLINE void for_tiles(long n, Run run) {
   const long tiles = (n + TILE - 1) / TILE;
   for (long i = 0, at = 0; i < tiles; i++) {

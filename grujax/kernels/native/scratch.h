@@ -1,4 +1,4 @@
-// Memory that a call works in, kept from call to call: fresh pages cost more than the work on them.
+// The working memory of a call, kept from call to call, because fresh pages cost more than the work on them.
 #pragma once
 #include <stdlib.h>
 #if defined(__linux__)
@@ -13,7 +13,7 @@
 
 constexpr size_t HUGE_PAGE = size_t(1) << 21;
 
-// Asks for huge pages: writing a large array for the first time then faults once in 2 MiB, not once in 4 KiB.
+// Requests huge pages, so that the first write to a large array faults once per 2 MiB, not once per 4 KiB.
 inline void ask_for_huge_pages(void* memory, size_t bytes) {
 #if defined(__linux__)
   const uintptr_t from = ((uintptr_t)memory + HUGE_PAGE - 1) & ~(HUGE_PAGE - 1), to = ((uintptr_t)memory + bytes) & ~(HUGE_PAGE - 1);
@@ -26,9 +26,9 @@ class Scratch {
   struct Block { std::unique_ptr<char, Free> memory; size_t size = 0; };
   struct Blocks { std::vector<Block> all; };
   static std::mutex& mutex() { static std::mutex m; return m; }
-  static std::vector<Blocks>& kept() { static auto* k = new std::vector<Blocks>; return *k; }  // outlives late threads
+  static std::vector<Blocks>& kept() { static auto* k = new std::vector<Blocks>; return *k; }  // never destroyed
   Blocks blocks_;
-  size_t used_ = 0, total_ = 0;  // of the last block; of all
+  size_t used_ = 0, total_ = 0;  // bytes used of the last block; of all blocks
 
   void add(size_t size) {
     size = (size + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
@@ -44,7 +44,7 @@ class Scratch {
     std::lock_guard<std::mutex> lock(mutex());
     if (!kept().empty()) blocks_ = std::move(kept().back()), kept().pop_back();
   }
-  ~Scratch() {  // as many are kept as calls ran at once, each in one block
+  ~Scratch() {  // keeps as many as calls ran at the same time, each as one block
     if (blocks_.all.size() > 1) {
       size_t size = 0;
       for (auto& block : blocks_.all) size += block.size;

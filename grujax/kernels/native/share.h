@@ -1,21 +1,21 @@
-// How a call is shared out among threads. All numbers were measured on two cores (docs/decisions/native-kernel.md).
+// Divides a call among threads. All numbers were measured on two cores (docs/decisions/native-kernel.md).
 #pragma once
 #include "call.h"
 #include "threads.h"
 
-constexpr double ALONE_BELOW = 2e6;  // multiplications under which waking a helper costs more than it brings
-constexpr long CACHE = 1 << 20;      // bytes of weights that stay in a core's own cache beside its rows
-constexpr long FEW_ROWS = 8;         // of a worker, from which on it takes rows for all steps
+constexpr double ALONE_BELOW = 2e6;  // with fewer multiplications, waking a helper costs more than it saves
+constexpr long CACHE = 1 << 20;      // bytes of weights that fit into a core's own cache together with its rows
+constexpr long FEW_ROWS = 8;         // from this many rows per worker on, each worker takes rows for all steps
 
 inline long workers_for(const xla::ffi::ThreadPool& pool, double multiplications) {
   return multiplications < ALONE_BELOW ? 1 : std::max<long>(1, pool.num_threads());
 }
 
-// By rows an item is some rows of one direction, for all steps: no barrier. Otherwise it is some hidden units of one
-// direction, for one step, and a barrier follows: each core reads its own weights from its own cache.
+// Divided by rows, an item is some rows of one direction, for all steps, without a barrier. Otherwise it is some hidden
+// units of one direction, for one step, followed by a barrier: each core then reads its own weights from its own cache.
 struct Share {
   bool by_rows;
-  long workers, blocks = 1;  // items of a direction, where by rows
+  long workers, blocks = 1;  // blocks: items of a direction, if by_rows
   std::vector<std::vector<std::vector<int>>> rows;  // by direction and item
 
   template <class Call> Share(const std::vector<Call>& calls, long workers, long weight_bytes) : workers(workers) {
@@ -24,13 +24,14 @@ struct Share {
     by_rows = workers == 1 || D % workers == 0 || (D * c.B >= FEW_ROWS * workers && weight_bytes <= CACHE);
     if (by_rows && c.B) {
       const long share = std::min(c.B, (c.B * D + workers - 1) / workers);
-      blocks = (c.B + share - 1) / share * ((share + BLOCK - 1) / BLOCK);  // as many for each worker
+      blocks = (c.B + share - 1) / share * ((share + BLOCK - 1) / BLOCK);  // the same number for each worker
     }
     for (const Call& call : calls) rows.push_back(rows_of(call));
   }
 
  private:
-  // There and back, those with the most valid steps first, so that the items have about the same work.
+  // With `valid`, deals the rows to the items, those with the most valid steps first, in alternating order (first to last
+  // item, then last to first), so that the items have about equal work.
   template <class Call> std::vector<std::vector<int>> rows_of(const Call& c) const {
     std::vector<int> order(c.B), steps(c.B);
     for (long b = 0; b < c.B; b++) order[b] = b;

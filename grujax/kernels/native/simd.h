@@ -1,4 +1,4 @@
-// Vectors of one instruction set (GCC's vector types: one source for all), and the activations on them.
+// Vectors of one instruction set, as GCC vector types so that one source serves all sets, and activations on them.
 template <class T> struct simd {
   typedef T V __attribute__((vector_size(BYTES)));
   static constexpr long L = BYTES / sizeof(T);
@@ -9,7 +9,7 @@ template <class T> constexpr long L = simd<T>::L;
 
 typedef uint16_t halves __attribute__((vector_size(BYTES / 2)));
 typedef uint32_t words __attribute__((vector_size(BYTES)));
-// By hand where g++ 12 needs five instructions for one.
+// Intrinsics, because g++ 12 generates five instructions instead of one.
 #if defined(__AVX512F__)
 INLINE words to_words(halves v) { return (words)_mm512_cvtepu16_epi32((__m256i)v); }
 #elif defined(__AVX2__)
@@ -30,7 +30,7 @@ template <class E> INLINE V<Real<E>> load(const E* p) {
 }
 template <class T> INLINE void store(T* p, V<T> v) { __builtin_memcpy(p, &v, BYTES); }
 template <class T> INLINE V<T> splat(T a) { return a - V<T>{}; }
-template <class E> INLINE V<Real<E>> load_part(const E* p, long n) {  // the first n lanes, zeros behind them
+template <class E> INLINE V<Real<E>> load_part(const E* p, long n) {  // the first n lanes, then zeros
   if (n >= L<Real<E>>) return load(p);
   E lanes[L<Real<E>>] = {};
   if (n > 0) __builtin_memcpy(lanes, p, n * sizeof(E));
@@ -42,13 +42,13 @@ template <class T> INLINE void store_part(T* p, V<T> v, long n) {
 }
 
 
-// e^y = 2^k (1 + q), k = round(y / ln 2), q a polynomial of the rest. Largest errors, in units in the last place:
-// sigmoid 2.4, tanh 2.5 of float (tests/kernels/test_native.py).
+// e^y = 2^k (1 + q), with k = round(y / ln 2) and q a polynomial of the remainder. The largest errors for float, in units
+// in the last place: sigmoid 2.4, tanh 2.5 (tests/kernels/test_native.py).
 template <class T> struct Exp;
 template <> struct Exp<float> {
   typedef int32_t bits __attribute__((vector_size(BYTES)));
   static constexpr float LN2_HIGH = 0.693145751953125f, LN2_LOW = 1.42860682030941723212e-6f;
-  static constexpr float ROUND = 12582912.f;  // 1.5 * 2^23: adding and subtracting it rounds; k stays in the low bits
+  static constexpr float ROUND = 12582912.f;  // 1.5 * 2^23: adding and subtracting it rounds; the sum has k in its low bits
   static constexpr float FLUSHED = -87.33f, TANH_IS_ONE = 20.f;
   static constexpr int FRACTION = 23;
   static constexpr int32_t ONE = 0x3f800000;
@@ -64,13 +64,13 @@ template <> struct Exp<double> {
   static constexpr double C[] = {1. / 6227020800, 1. / 479001600, 1. / 39916800, 1. / 3628800, 1. / 362880, 1. / 40320,
                                  1. / 5040,       1. / 720,       1. / 120,      1. / 24,      1. / 6,      1. / 2};
 };
-#if defined(__AVX512F__)  // where the compiler finds no good code itself
+#if defined(__AVX512F__)  // where the compiler does not generate good code
 constexpr bool AVX512 = true;
-INLINE V<float> clamp_(V<float> a, float lo, float hi) {  // min and max hand out their second operand where one is NaN
+INLINE V<float> clamp_(V<float> a, float lo, float hi) {  // min and max return their second operand if one is NaN
   return (V<float>)_mm512_max_ps(_mm512_set1_ps(lo), _mm512_min_ps(_mm512_set1_ps(hi), (__m512)a));
 }
 INLINE V<float> scale_(V<float> a, V<float> k) { return (V<float>)_mm512_scalef_ps((__m512)a, (__m512)k); }
-INLINE V<float> reciprocal_(V<float> a) {  // 14 bits and one step of Newton's
+INLINE V<float> reciprocal_(V<float> a) {  // 14 bits and one Newton step
   const V<float> y = (V<float>)_mm512_rcp14_ps((__m512)a);
   return y + y * (1.f - a * y);
 }
@@ -87,12 +87,12 @@ template <class T> V<T> quotient_(V<T>, V<T>);
 #endif
 template <class T> constexpr bool BY_HAND = AVX512 && sizeof(T) == 4;
 
-template <class T> INLINE V<T> clamp(V<T> a, T lo, T hi) {  // NaN stays
+template <class T> INLINE V<T> clamp(V<T> a, T lo, T hi) {  // keeps NaN
   if constexpr (BY_HAND<T>) return clamp_(a, lo, hi);
   a = a > splat(hi) ? splat(hi) : a;
   return a < splat(lo) ? splat(lo) : a;
 }
-template <class T> INLINE V<T> scale(V<T> a, V<T> k) {  // a * 2^k, k whole, within the exponents of T
+template <class T> INLINE V<T> scale(V<T> a, V<T> k) {  // a * 2^k, for an integer k within the exponent range of T
   if constexpr (BY_HAND<T>) return scale_(a, k);
   else return a * (V<T>)(((typename Exp<T>::bits)(k + splat(Exp<T>::ROUND)) << Exp<T>::FRACTION) + Exp<T>::ONE);
 }
@@ -104,20 +104,20 @@ template <class T> INLINE V<T> quotient(V<T> a, V<T> b) {
   if constexpr (BY_HAND<T>) return quotient_(a, b);
   else return a / b;
 }
-template <class T> INLINE void exponential(V<T> x, T c, V<T>& k, V<T>& q) {  // of c x
+template <class T> INLINE void exponential(V<T> x, T c, V<T>& k, V<T>& q) {  // e^(c x) = 2^k (1 + q)
   k = (x * (c * T(1.44269504088896340736)) + Exp<T>::ROUND) - Exp<T>::ROUND;
   const V<T> r = (c * x - k * Exp<T>::LN2_HIGH) - k * Exp<T>::LN2_LOW;
   V<T> p = splat(Exp<T>::C[0]);
   for (unsigned i = 1; i < sizeof(Exp<T>::C) / sizeof(T); i++) p = p * r + Exp<T>::C[i];
   q = p * r * r + r;
 }
-template <class T> INLINE V<T> sigmoid(V<T> x) {  // 0 where it is below the least normal number
+template <class T> INLINE V<T> sigmoid(V<T> x) {  // 0 if the result is below the smallest normal number
   V<T> k, q;
   exponential<T>(clamp<T>(x, Exp<T>::FLUSHED, -Exp<T>::FLUSHED), T(-1), k, q);
   const V<T> y = reciprocal<T>(scale<T>(q + T(1), k) + T(1));
   return x < splat(Exp<T>::FLUSHED) ? V<T>{} : y;
 }
-template <class T> INLINE V<T> tanh(V<T> x) {  // (e^2x - 1) / (e^2x + 1), exact where x is small
+template <class T> INLINE V<T> tanh(V<T> x) {  // (e^2x - 1) / (e^2x + 1), without cancellation for small x
   V<T> k, q;
   exponential<T>(clamp<T>(x, -Exp<T>::TANH_IS_ONE, Exp<T>::TANH_IS_ONE), T(2), k, q);
   const V<T> s = scale<T>(splat(T(1)), k), e = s * q + (s - T(1));

@@ -1,4 +1,4 @@
-// The tangent pass. With dh the tangent of the state that enters, h, and d that of the state after it:
+// The tangent pass. dh is the tangent of the state h that enters a step, d the tangent of the state after it:
 //     d_r, d_z, d_m = dh W_hr + s_r, dh W_hz + s_z, dh W_hn + s_m
 //     d = k dh + a_z d_z + a_n (a_r d_r + r d_m + s_n)
 // and with reset_after=false  d = k dh + a_z d_z + a_n ((a_r d_r + r dh) W_hn + s_m).
@@ -12,7 +12,7 @@ static void tangent_tile(const Tangent<E, Op>& f, long s, int phase, const Rows<
   const R* const* dh = all.h + first;
   for (long i = 0; i < n_rows; i++) {
     const long at = s * f.B + rows[i];
-    // What the end of the tile reads comes from memory while the product runs.
+    // The arrays that the end of the tile reads are fetched while the product runs.
     __builtin_prefetch(f.entering + at * f.H + unit);
     for (int g = 0; g < 4; g++) __builtin_prefetch(f.gates + (at * 4 + g) * f.H + unit);
     for (int g = 0; g < 3 && f.source; g++) __builtin_prefetch(f.source + (at * 3 + g) * f.H + unit);

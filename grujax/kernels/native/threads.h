@@ -1,4 +1,4 @@
-// Work that is shared out among the threads of XLA's pool: epochs of items, a barrier after each.
+// Work that the threads of XLA's pool share: epochs of items, with a barrier after each epoch.
 #pragma once
 #include <sched.h>
 
@@ -14,20 +14,21 @@
 
 struct Work {
   long epochs = 0;
-  virtual long items(long epoch) const = 0;  // 0 where the epoch is left out
+  virtual long items(long epoch) const = 0;  // 0: the epoch is skipped
   virtual void run(long epoch, long item, long worker) = 0;
 };
 
-// The caller can do everything alone, so nothing waits for a thread that has not begun: a busy pool is no deadlock. A
-// helper, a task in the pool, joins when it comes. Each worker begins with its own share of the items, whose rows and
-// weights are in its cache, and then takes what others have not begun. Who ends the last item of an epoch opens the next.
+// The caller can do all the work alone, so nothing waits for a thread that has not started: a busy pool cannot cause a
+// deadlock. A helper is a task in the pool and joins when it starts. Each worker begins with its own share of the items,
+// whose rows and weights are in its cache, and then takes items that the others have not begun. The worker that finishes
+// the last item of an epoch opens the next epoch.
 class Shared {
   struct alignas(64) Line { std::atomic<long> value{0}; };
-  Work* work_;  // gone when the caller returns, after all epochs: a late helper must not touch it outside of an item
+  Work* work_;  // destroyed when the caller returns, after all epochs: a late helper must not touch it outside an item
   long workers_, caller_;
-  std::vector<int> items_;  // of each epoch
+  std::vector<int> items_;  // the number of items of each epoch
   Line epoch_, left_;
-  std::unique_ptr<Line[]> taken_;  // of each item, one more than the last epoch in which it was taken
+  std::unique_ptr<Line[]> taken_;  // for each item, 1 + the last epoch in which it was taken
 
   void open(long epoch) {
     while (epoch < long(items_.size()) && !items_[epoch]) epoch++;
@@ -39,7 +40,7 @@ class Shared {
     return seen <= epoch && taken_[item].value.compare_exchange_strong(seen, epoch + 1, std::memory_order_acquire);
   }
   static void pause(int& spins) {
-    if (++spins > 2000) sched_yield(), spins = 1000;  // the other may stand where this one spins
+    if (++spins > 2000) sched_yield(), spins = 1000;  // the thread that it waits for may need this processor
 #if defined(__x86_64__)
     _mm_pause();
 #endif
@@ -75,9 +76,9 @@ class Shared {
     return -1;
 #endif
   }
-  // Linux may wake a helper on the caller's own processor, where it waits for a timer tick (up to 4 ms, the whole of a
-  // small call) while another stands idle. The caller yields once after it has woken the helpers; one that then finds
-  // itself on the caller's processor moves to another.
+  // Linux may wake a helper on the caller's processor, where it waits for a timer tick (up to 4 ms, as long as a whole
+  // small call) while another processor is idle. Therefore the caller yields once after it has woken the helpers, and a
+  // helper that finds itself on the caller's processor moves to another.
   void leave_caller() const {
 #if defined(__linux__)
     cpu_set_t all, others;
@@ -89,8 +90,8 @@ class Shared {
   }
 };
 
-// XLA's queue passes a task on through locks that the thread sanitizer does not see: what the task holds is ordered once
-// more, by its last member on one side and its first line on the other.
+// XLA's queue passes a task on under locks that the thread sanitizer does not see. So the accesses to the data of the task
+// are ordered once more: by its last member on the caller's side, and by its first line on the helper's side.
 inline std::atomic<int> passed_on;
 struct PassedOn {
   PassedOn() = default;

@@ -2,8 +2,8 @@
 
     λ_t = dh_t + dhs_t        d_g = a_g ⊙ λ_t        dh_{t−1} = k ⊙ λ_t + Σ_g W_hg d_g
 
-As in forward.py, with the rows of W (k, 3H) resident. The coefficients of the next step are computed while the tensor
-cores are busy; weight gradients are products after the loop.
+It works like forward.py, with the rows of W (k, 3H) resident. The coefficients of the next step are computed while the
+tensor cores are busy. The weight gradients are products after the loop.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ from grujax.kernels.resident.mosaic import (
     resident,
     store,
     tiled,
-    turned,
+    transposed,
     where_valid,
     zeros_like,
 )
@@ -49,14 +49,18 @@ def backward(
     plan: Plan,
     keep: bool,
 ) -> list[Array]:
-    """The gradients of the gates and of the initial states.
+    """Computes the gradients of the gates and of the initial states.
 
-    saved: of each direction r, z, n, m side by side (T, B, 4H). hs, dhs: of each direction, as the caller has x.
-    dh_last: (D, B, H). w: (D, H, 3H) in the dtype of the products. flags, mask: as `forward` takes them.
+    Args:
+      saved: r, z, n and m side by side (T, B, 4H) for each direction.
+      hs, dhs: for each direction, in the axis order of the caller's x.
+      dh_last: (D, B, H).
+      w: (D, H, 3H) in the dtype of the products.
+      flags, mask, keep: as for `forward`.
 
     Returns:
-      Of each direction the gradients of what r, z, n and m are made from side by side, (B, T, 4H) or (T, B, 4H) in the
-      dtype of w; dh0 (D, B, H); with flags dh_reset of each row, alike.
+      For each direction the gradients of the arguments of r, z and n, and of m, side by side, (B, T, 4H) or (T, B, 4H)
+      in the dtype of w; dh0 (D, B, H); with flags also dh_reset for each row, (D, B, H).
     """
     D, B, H = dh_last.shape
     T = saved[0].shape[0]
@@ -78,7 +82,7 @@ def backward(
             plgpu.copy_gmem_to_smem(rest, weights.at[place.wg], ready.at[place.wg])
 
         def step_of(i: Any) -> Any:
-            """Of trip i; the one that is fetched after the last is not used."""
+            """The step of trip i. A step is also fetched for the trip after the last; it is not used."""
             return jnp.maximum(T - 1 - i, 0)
 
         for i in range(min(plan.stages, T + 1)):
@@ -89,9 +93,9 @@ def backward(
             return *where_valid(flags, coefficients(r, z, n, m, h, keep), dh), flags
 
         def emit(i: Any, d_n: Array) -> None:
-            """Out by the copy engine, three of the four from where the products read them."""
+            """Writes the gradients by the copy engine, three of the four directly from the operand of the products."""
             buffer, step = lax.rem(i, jnp.int32(plan.buffers)), T - 1 - i
-            store(turned(out.at[place.wg, buffer]), d_n.astype(out.dtype))
+            store(transposed(out.at[place.wg, buffer]), d_n.astype(out.dtype))
             plgpu.commit_smem()
 
             def of(d: int) -> None:
@@ -116,21 +120,23 @@ def backward(
         ]
         if plan.in_registers < 3:
             plgpu.barrier_wait(ready.at[place.wg])
-        mask = None if given["mask"] is None else load(turned(given["mask"].at[place.d, place.rows, place.units]), TILE)
+        mask = given["mask"]
+        if mask is not None:
+            mask = load(transposed(mask.at[place.d, place.rows, place.units]), TILE)
 
         def trip(i: Any, carry: tuple) -> tuple:
-            dh, d_reset, (of, dhs, _), in_registers = carry
-            of_state = dh + dhs
+            dh, d_reset, (a, dhs, _), in_registers = carry
+            d_state = dh + dhs
             plgpu.wait_smem_to_gmem(plan.buffers - 1)
-            exchange.publish(i, [a * of_state for a in (of.r, of.z, of.m)])
+            exchange.publish(i, [a_g * d_state for a_g in (a.r, a.z, a.m)])
             exchange.collect(i)
 
             def product(total: Any) -> tuple:
-                def one(g: int, k: Any) -> None:
+                def add_chunk(g: int, k: Any) -> None:
                     plgpu.wgmma(total, weight(in_registers, g, k), exchange.chunk(i, g, k))
 
-                over_chunks(one, plan, H, w.dtype)
-                emit(i, of.n * of_state)
+                over_chunks(add_chunk, plan, H, w.dtype)
+                emit(i, a.n * d_state)
                 pl.when(i + plan.stages <= T)(lambda: ring.fetch(step_of(i + plan.stages), i + plan.stages))
                 ahead = read(i + 1)
                 plgpu.wgmma_wait(0)
@@ -138,17 +144,17 @@ def backward(
 
             through, ahead = pl.run_scoped(product, plgpu.ACC((UNITS, plan.rows), jnp.float32))
             exchange.release()
-            dh = of.keep * of_state + (through if mask is None else mask * through)
-            if (flags := ahead[2]) is not None:  # where the state that entered this step was a fresh one
+            dh = a.keep * d_state + (through if mask is None else mask * through)
+            if (flags := ahead[2]) is not None:  # where the state that entered this step was h_reset
                 fresh = resets_next(flags) & (i + 1 < T)
                 d_reset, dh = d_reset + jnp.where(fresh, dh, 0.0), jnp.where(fresh, 0.0, dh)
             return dh, d_reset, ahead, in_registers
 
-        dh = load(turned(given["dh_last"].at[place.d, place.rows, place.units]), TILE)
+        dh = load(transposed(given["dh_last"].at[place.d, place.rows, place.units]), TILE)
         d_reset = None if given["flags"] is None else zeros_like(dh, TILE)
         dh, d_reset, *_ = loop(T, trip, (dh, d_reset, read(jnp.int32(0)), in_registers))
         for ref, value in zip(of_states, (dh, d_reset), strict=False):
-            store(turned(ref.at[place.d, place.rows, place.units]), value)
+            store(transposed(ref.at[place.d, place.rows, place.units]), value)
         exchange.end()
         plgpu.wait_smem_to_gmem(0)
 

@@ -1,4 +1,4 @@
-"""The calls of the kernels, from the flat arrays of a call and back: products before the loop and after it in XLA."""
+"""Calls the GPU kernels with the flat arrays of a call. XLA computes the products before and after the loop."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -17,21 +17,21 @@ from grujax.types import Array
 
 
 class Ways(NamedTuple):
-    """All directions of a call, as the kernels take them: hidden units and rows filled up, D in front."""
+    """The directions of a call, as the kernels take them: hidden units and rows padded, D as the first axis."""
 
     every: list[Given]
-    h0: Array  # (D, B, H), what enters the first step that is read: the initial state where it resets
+    h0: Array  # (D, B, H), the state that enters the first step that is read: h_reset where that step resets
     flags: Array | None  # (D, T, B)
     h_reset: Array | None  # (D, H)
     mask: Array | None  # (D, B, H)
     first: list[Array | None]  # (B,), where the first step that is read resets
     plan: Plan
-    sizes: tuple[int, int, int]  # B, H and H filled up
+    sizes: tuple[int, int, int]  # B, H and the padded H
 
 
 def resident_forward(*arrays: Array, call: Call, interpret: bool = False) -> list[Array]:
-    """hs, h_last and, where asked, what is saved, of each direction."""
-    if any(a.size == 0 for of in by_direction(arrays, N) for a in of[:1]):
+    """See `grujax.kernels.calls.plain.plain_forward`."""
+    if any(x.size == 0 for x, *_ in by_direction(arrays, N)):
         return plain_forward(*arrays, call=call)
     ways = _ways(arrays, call, SAVING if call.saved else FORWARD, interpret)
     B, H, wide = ways.sizes
@@ -63,10 +63,10 @@ def resident_forward(*arrays: Array, call: Call, interpret: bool = False) -> lis
 
 
 def resident_transpose(*arrays: Array, call: Call, interpret: bool = False) -> list[Array]:
-    """The gradients of the first `MOVED` arrays of each direction, from `Given`, hs, saved, dhs and dh_last of each."""
+    """See `grujax.kernels.calls.plain.plain_transpose`."""
     D = len(call.reverse)
     primals, others = arrays[: D * N], by_direction(arrays[D * N :], D)
-    if any(a.size == 0 for of in by_direction(primals, N) for a in of[:1]):
+    if any(x.size == 0 for x, *_ in by_direction(primals, N)):
         return plain_transpose(*arrays, call=call)
     hs, saved, dhs, dh_last = others
     ways = _ways(primals, call, BACKWARD, interpret)
@@ -107,9 +107,10 @@ def resident_transpose(*arrays: Array, call: Call, interpret: bool = False) -> l
 
 
 def _gradients(of: Given, call: Call, d: int, hs: Array, d_gates: Array) -> Given:
-    """Of x, the weights and the biases; d_gates (..., 4H): of what r, z, n and m are made from.
+    """The gradients of x, the weights and the biases of a direction.
 
-    d_gates stays whole, also where r, z and n alone are asked for: another copy costs more than a larger product.
+    d_gates (..., 4H): the gradients of the arguments of r, z and n, and of m. It is not cut even where only three of
+    the four are needed: another copy costs more than a larger product.
     """
     wide, H, time_major = of.h0.dtype, of.h0.shape[1], call.time_major
     h = hs if time_major else hs.swapaxes(0, 1)
@@ -127,7 +128,7 @@ def _gradients(of: Given, call: Call, d: int, hs: Array, d_gates: Array) -> Give
     entering = entering if time_major else entering.swapaxes(0, 1)
 
     def summed(a: Array, b: Array) -> Array:
-        """a^T b over steps and rows, (K, N)."""
+        """a^T b (K, N), summed over steps and rows."""
         operands = (a.astype(of.w_hh.dtype).reshape(-1, a.shape[-1]), b.astype(of.w_hh.dtype).reshape(-1, b.shape[-1]))
         contracted = (((0,), (0,)), ((), ()))
         return lax.dot_general(*operands, contracted, precision=call.spec.precision, preferred_element_type=wide)
@@ -155,6 +156,7 @@ def _gradients(of: Given, call: Call, d: int, hs: Array, d_gates: Array) -> Give
 
 
 def _ways(arrays: Sequence[Array], call: Call, sides: Sides, interpret: bool) -> Ways:
+    """Converts the flat arrays of a call to those of the kernels."""
     every = [Given(*of) for of in by_direction(arrays, N)]
     B, H = every[0].h0.shape
     wide, dtype = padded(H), every[0].w_hh.dtype
@@ -166,7 +168,7 @@ def _ways(arrays: Sequence[Array], call: Call, sides: Sides, interpret: bool) ->
 
     n_steps = every[0].x.shape[0 if call.time_major else 1]
     read = [_resets(of, backwards) for of, backwards in zip(every, call.reverse, strict=True)]
-    first = [None if r is None else r[-1 if way else 0] for r, way in zip(read, call.reverse, strict=True)]
+    first = [None if r is None else r[-1 if backwards else 0] for r, backwards in zip(read, call.reverse, strict=True)]
     fresh = [jnp.zeros_like(of.h0[0]) if of.h_reset.shape == (0,) else of.h_reset for of in every]
     h0 = [
         of.h0 if begun is None else jnp.where(begun[:, None], h, of.h0)
@@ -191,46 +193,48 @@ def _ways(arrays: Sequence[Array], call: Call, sides: Sides, interpret: bool) ->
     return Ways(every, jnp.stack([filled(a) for a in h0]), flags, h_reset, mask, first, chosen, (B, H, wide))
 
 
-def _resets(of: Given, backwards: bool) -> Array | None:
-    valid, reset = (None if a.shape == (0,) else a for a in (of.valid, of.reset))
+def _resets(direction: Given, backwards: bool) -> Array | None:
+    """See `resets_read`."""
+    valid, reset = (None if a.shape == (0,) else a for a in (direction.valid, direction.reset))
     return resets_read(reset, valid, backwards)
 
 
-def _sanitised(of: Given, call: Call) -> Array:
-    """x, 0 where a step is not valid."""
-    if of.valid.shape == (0,):
-        return of.x
-    return jnp.where((of.valid if call.time_major else of.valid.T)[..., None], of.x, 0)
+def _sanitised(direction: Given, call: Call) -> Array:
+    """x with 0 at steps that are not valid."""
+    if direction.valid.shape == (0,):
+        return direction.x
+    return jnp.where((direction.valid if call.time_major else direction.valid.T)[..., None], direction.x, 0)
 
 
-def _gates(of: Given, call: Call, ways: Ways) -> Array:
-    """The input's part of the gates, rows and hidden units filled up, float32."""
+def _gates(direction: Given, call: Call, ways: Ways) -> Array:
+    """The input's part of the gates, with rows and hidden units padded, in float32."""
     _, H, wide = ways.sizes
-    x = _fill(_sanitised(of, call), 1 if call.time_major else 0, ways.h0.shape[1])
-    w = _by_gate(of.w_ih, H, wide).reshape(of.w_ih.shape[0], 3 * wide)
+    x = _fill(_sanitised(direction, call), 1 if call.time_major else 0, ways.h0.shape[1])
+    w = _by_gate(direction.w_ih, H, wide).reshape(direction.w_ih.shape[0], 3 * wide)
     return dot(x, w, call.spec)
 
 
-def _bias(of: Given, hidden_size: int, wide: int) -> Array:
-    """(4, H): of r, z, n and m."""
-    nothing = jnp.zeros(3 * hidden_size, jnp.float32)
-    b_ih, b_hh = (nothing if b.shape == (0,) else b for b in (of.b_ih, of.b_hh))
+def _bias(direction: Given, hidden_size: int, wide: int) -> Array:
+    """The biases of r, z, n and m, (4, H)."""
+    zeros = jnp.zeros(3 * hidden_size, jnp.float32)
+    b_ih, b_hh = (zeros if b.shape == (0,) else b for b in (direction.b_ih, direction.b_hh))
     (r, z, n), (h_r, h_z, m) = jnp.split(b_ih, 3), jnp.split(b_hh, 3)
     return _fill(jnp.stack([r + h_r, z + h_z, n, m]), 1, wide)
 
 
-def _by_gate(a: Array, of: int, to: int, gates: int = 3) -> Array:
-    """(..., gates · of) -> (..., gates, to), filled up with zeros or cut."""
-    a = a.reshape(*a.shape[:-1], gates, of)
-    return a[..., :to] if to <= of else _fill(a, a.ndim - 1, to)
+def _by_gate(a: Array, size: int, new_size: int, gates: int = 3) -> Array:
+    """(..., gates · size) -> (..., gates, new_size), padded with zeros or cut."""
+    a = a.reshape(*a.shape[:-1], gates, size)
+    return a[..., :new_size] if new_size <= size else _fill(a, a.ndim - 1, new_size)
 
 
 def _fill(a: Array, axis: int, size: int) -> Array:
-    """Zeros at the end of an axis."""
+    """Pads the end of an axis with zeros to `size`."""
     if a.shape[axis] == size:
         return a
     return jnp.pad(a, [(0, size - n if i == axis else 0) for i, n in enumerate(a.shape)])
 
 
 def _rows_of(a: Array, rows: int, axis: int) -> Array:
+    """The first `rows` of an axis."""
     return lax.slice_in_dim(a, 0, rows, axis=axis)

@@ -1,13 +1,14 @@
-"""From the shared memory of a block into that of the others of its cluster: PTX, for which Pallas has no words.
+"""Copies from the shared memory of a block to the other blocks of its cluster, in PTX, because Pallas cannot do it.
 
-A block's part of a step goes to each other block as one copy of the copy engine (cp.async.bulk), which counts its bytes
-on a barrier there (mbarrier). A block waits on its own barrier until the parts of all others are there.
+A block sends its part of a step to each other block as one copy of the copy engine (cp.async.bulk), which counts its
+bytes on a barrier of the receiver (mbarrier). A block waits on its own barrier until the parts of all others have
+arrived.
 
-With two buffers nothing else is needed. A block sends a step only after it has read the one before: who has all parts
-of a step may write over the step before it. With one buffer a block arrives at the barrier of the cluster when it has
-read a step, and sends the next when all have arrived.
+With two buffers nothing else is needed. A block sends a step only after it has read the previous one, so a block that
+has all parts of a step may overwrite the step before it. With one buffer, a block arrives at the barrier of the cluster
+when it has read a step, and sends the next step when all blocks have arrived.
 
-The interpreter runs no PTX: see `Interpreted` in exchange.py.
+The interpreter does not run PTX: see `Interpreted` in exchange.py.
 """
 
 from typing import Any
@@ -22,7 +23,7 @@ BARRIER, NUMBER = plgpu.RefType(), plgpu.Layout.WG_SPLAT
 
 
 def barriers(n: int) -> Any:
-    """Shared memory of n barriers: PTX cannot have Pallas' own."""
+    """Shared memory for n barriers: PTX cannot use the barriers of Pallas."""
     return plgpu.SMEM((n, 2), jnp.uint32)
 
 
@@ -32,7 +33,7 @@ def _ptx(text: str, *arguments: Any) -> None:
 
 @plgpu.inline_mgpu(arg_types=(BARRIER,))
 def begin(_: Any, barrier: Any) -> None:
-    """Makes a barrier, on which a block itself arrives once a step."""
+    """Initialises a barrier, on which the block itself arrives once per step."""
     text = """
         .reg .pred first; .reg .b32 thread;
         mov.u32 thread, %tid.x;
@@ -45,19 +46,20 @@ def begin(_: Any, barrier: Any) -> None:
 
 @plgpu.inline_mgpu()
 def arrive(_: Any) -> None:
-    """This block is there; `depart` waits until all blocks of the cluster are."""
+    """Arrives at the barrier of the cluster; `depart` waits until all blocks have arrived."""
     _ptx("barrier.cluster.arrive.release.aligned;")
 
 
 @plgpu.inline_mgpu()
 def depart(_: Any) -> None:
+    """Waits until all blocks of the cluster have arrived."""
     _ptx("barrier.cluster.wait.acquire.aligned;")
 
 
 def send(part: Any, barrier: Any, n_bytes: int, blocks: int) -> None:
-    """A part of the operand, n_bytes of contiguous shared memory, to where it lies here in each other block.
+    """Sends a part of the operand to the same address in each other block; it is n_bytes of contiguous shared memory.
 
-    Thread i of the first warp sends to block i; the one whose block this is arrives at the barrier here.
+    Thread i of the first warp sends to block i. The thread with the number of this block arrives at the local barrier.
     """
 
     @plgpu.inline_mgpu(arg_types=(plgpu.RefType(swizzled(part.dtype)), BARRIER))
@@ -84,7 +86,7 @@ def send(part: Any, barrier: Any, n_bytes: int, blocks: int) -> None:
 
 @plgpu.inline_mgpu(arg_types=(BARRIER, NUMBER))
 def wait(_: Any, barrier: Any, turn: Any) -> None:
-    """Until the barrier has completed its turn number `turn`, counted from 0."""
+    """Waits until the barrier has completed its phase number `turn`, counted from 0."""
     text = """
         .reg .pred done; .reg .b32 parity;
         and.b32 parity, $1, 1;

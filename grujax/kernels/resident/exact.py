@@ -1,8 +1,8 @@
-"""Both loops in exact float32, without tensor cores: the weights stay in registers, one row of the batch a block.
+"""Both loops in exact float32, without tensor cores: the weights stay in registers, with one batch row per block.
 
-A product is a multiplication and a sum along each row of the weights. Up to 128 hidden units: 3 · 64 · 128 floats of a
-warpgroup are 192 registers a thread. With a row or two for each multiprocessor it is faster than the tensor cores,
-whose operands must go through shared memory in tiles of at least eight rows.
+A product is a multiplication and a sum along each row of the weights. The limit is 128 hidden units: the 3 · 64 · 128
+floats of a warpgroup occupy 192 registers per thread. With one or two rows per multiprocessor this is faster than the
+tensor cores, whose operands must go through shared memory in tiles of at least eight rows.
 """
 
 from collections.abc import Sequence
@@ -36,7 +36,7 @@ ROW, COLUMN = ACCUMULATED.reduce(1), ACCUMULATED.reduce(0)
 
 
 class Vectors:
-    """What both loops share: reading of vectors, products with the weights, and the arrays of the steps to come."""
+    """Shared parts of both loops: loading vectors, products with the weights, and loading the arrays of a step."""
 
     def __init__(self, plan: Plan, given: dict[str, Any], n_steps: int, hidden_size: int) -> None:
         self.place, self.given, self.hidden_size = Place(plan, n_steps, hidden_size), given, hidden_size
@@ -45,7 +45,7 @@ class Vectors:
         return load(ref, ROW)
 
     def of_row(self, name: str) -> Array | None:
-        """(64,) of an array (D, B, H)."""
+        """The vector (64,) of this warpgroup in an array (D, B, H)."""
         ref = self.given[name]
         return None if ref is None else self.row(ref.at[self.place.d, self.place.rows, self.place.units])
 
@@ -57,14 +57,14 @@ class Vectors:
         return (weight * along).sum(1)
 
     def of_step(self, names: Sequence[tuple[str, Any, bool | None]], step: Any) -> tuple[list[Array], Array | None]:
-        """Vectors (64,) of a step, and its flags."""
-        place, found = self.place, []
+        """Returns vectors (64,) of a step, and its flags."""
+        place, vectors = self.place, []
         for name, columns, time_major in names:
-            of_ways = [self.row(place.at(ref, step, columns, time_major)) for ref in self.given[name]]
-            found.append(place.of_this(of_ways))
+            by_direction = [self.row(place.at(ref, step, columns, time_major)) for ref in self.given[name]]
+            vectors.append(place.select(by_direction))
         if self.given["flags"] is None:
-            return found, None
-        return found, lax.broadcast(self.given["flags"][place.d, place.time_of(step), place.rows], (UNITS,))
+            return vectors, None
+        return vectors, lax.broadcast(self.given["flags"][place.d, place.time_of(step), place.rows], (UNITS,))
 
 
 def forward(
@@ -80,7 +80,7 @@ def forward(
     keep: bool,
     saved: bool,
 ) -> list[Array]:
-    """As `grujax.kernels.resident.forward.forward`."""
+    """See `grujax.kernels.resident.forward.forward`."""
     D, B, H = h0.shape
     T = x[0].shape[0 if plan.time_major else 1]
     n_out = 5 if saved else 1
@@ -153,7 +153,7 @@ def backward(
     plan: Plan,
     keep: bool,
 ) -> list[Array]:
-    """As `grujax.kernels.resident.backward.backward`."""
+    """See `grujax.kernels.resident.backward.backward`."""
     D, B, H = dh_last.shape
     T = saved[0].shape[0]
 
@@ -167,8 +167,8 @@ def backward(
             names += [("hs", place.units, None), ("dhs", place.units, None)]
             return vectors.of_step(names, jnp.maximum(T - 1 - i, 0))
 
-        def read(found: tuple[list[Array], Array | None]) -> tuple[Coefficients, Array, Array | None]:
-            (r, z, n, m, h, dh), flags = found
+        def read(fetched: tuple[list[Array], Array | None]) -> tuple[Coefficients, Array, Array | None]:
+            (r, z, n, m, h, dh), flags = fetched
             return *where_valid(flags, coefficients(r, z, n, m, h, keep), dh), flags
 
         chunks = [pl.ds(g * H, H) for g in range(3)]
@@ -183,19 +183,19 @@ def backward(
             place.of_direction(of)
 
         def trip(i: Any, carry: tuple) -> tuple:
-            dh, d_reset, (of, dhs, _), (following, *soon), weights = carry
+            dh, d_reset, (a, dhs, _), (following, *soon), weights = carry
             buffer = lax.rem(i, jnp.int32(2))
-            of_state = dh + dhs
-            of_r, of_z, of_n, of_m = (a * of_state for a in of[1:])
-            for g, value in enumerate((of_r, of_z, of_m)):
+            d_state = dh + dhs
+            d_r, d_z, d_n, d_m = (a_g * d_state for a_g in a[1:])
+            for g, value in enumerate((d_r, d_z, d_m)):
                 store(operand.at[buffer, place.of_gate(g)], value)
             plgpu.barrier_arrive(here)
-            emit(T - 1 - i, [of_r, of_z, of_n, of_m])
+            emit(T - 1 - i, [d_r, d_z, d_n, d_m])
             ahead = read(following)
             soon.append(fetch(i + 1 + plan.stages))
             plgpu.barrier_wait(here)
             through = sum(vectors.times(w, operand.at[buffer, chunk]) for w, chunk in zip(weights, chunks, strict=True))
-            dh = of.keep * of_state + (through if mask is None else mask * through)
+            dh = a.keep * d_state + (through if mask is None else mask * through)
             if (flags := ahead[2]) is not None:
                 fresh = resets_next(flags) & lax.broadcast(i + 1 < T, (UNITS,))
                 d_reset, dh = d_reset + jnp.where(fresh, dh, 0.0), jnp.where(fresh, 0.0, dh)

@@ -1,4 +1,7 @@
-"""What every warpgroup reads at a step and each writes for its own units, and the rings in which later steps arrive."""
+"""The operand that warpgroups exchange at each step, and the rings that prefetch the arrays of later steps.
+
+Every warpgroup writes the operand of its own units and reads that of all units.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,17 +18,17 @@ from grujax.kernels.resident.mosaic import (
     as_type,
     load,
     loop,
-    nothing,
     plgpu,
     store,
     tiled,
-    turned,
+    transposed,
+    unused,
 )
 from grujax.kernels.resident.plan import UNITS, Plan
 from grujax.types import Array
 
 FLAGS = 32
-"""Floats between the flags of two steps in shared memory: the copy engine writes to multiples of 128 bytes."""
+"""Floats from the flags of one step to the next in shared memory: the copy engine writes at multiples of 128 bytes."""
 
 
 class Exchange:
@@ -35,28 +38,28 @@ class Exchange:
         self.place, self.operand, self.here = place, operand, here
 
     def publish(self, step: Any, values: Sequence[Array]) -> None:
-        """The parts of this warpgroup's units, (64, rows) each."""
-        store(turned(self._of_units(step)), side_by_side(values).astype(self.operand.dtype))
+        """Writes the parts of this warpgroup's units, (64, rows) each."""
+        store(transposed(self._of_units(step)), side_by_side(values).astype(self.operand.dtype))
         plgpu.commit_smem()
         plgpu.barrier_arrive(self.here)
 
     def collect(self, step: Any) -> None:
-        """Waits until the parts of all units are there."""
+        """Waits until the parts of all units have arrived."""
         plgpu.barrier_wait(self.here)
 
     def release(self) -> None:
-        """The last step has been read."""
+        """Signals that the step collected last has been read."""
 
     def end(self) -> None:
-        """After the last `release`: nothing that others read ends before they have."""
+        """Called after the last `release`. A block must not end before the others have read its memory."""
 
     def own(self, step: Any, part: int) -> Any:
-        """(rows, 64): a part of this warpgroup's."""
+        """The part of this warpgroup's units, (rows, 64)."""
         return self.operand.at[self._buffer(step), self.place.first // UNITS, self._rows(part)]
 
     def chunk(self, step: Any, part: int, k: Any) -> Any:
-        """(64, rows) of a part, from unit 64 k on."""
-        return turned(self.operand.at[self._buffer(step), k, self._rows(part)])
+        """The 64 units of a part that begin at unit 64 k, (64, rows)."""
+        return transposed(self.operand.at[self._buffer(step), k, self._rows(part)])
 
     def _of_units(self, step: Any) -> Any:
         return self.operand.at[self._buffer(step), self.place.first // UNITS]
@@ -69,7 +72,7 @@ class Exchange:
 
 
 class InCluster(Exchange):
-    """From each block into the shared memory of the others: see `grujax.kernels.resident.cluster`."""
+    """The exchange among the blocks of a cluster, through shared memory; see `grujax.kernels.resident.cluster`."""
 
     def __init__(self, place: Place, operand: Any, arrived: Any) -> None:
         super().__init__(place, operand, None)
@@ -83,7 +86,7 @@ class InCluster(Exchange):
     def publish(self, step: Any, values: Sequence[Array]) -> None:
         if self.one_buffer:
             cluster.depart()
-        store(turned(self._of_units(step)), side_by_side(values).astype(self.operand.dtype))
+        store(transposed(self._of_units(step)), side_by_side(values).astype(self.operand.dtype))
         plgpu.commit_smem()
         n_bytes = len(values) * self.place.plan.rows * UNITS * jnp.dtype(self.operand.dtype).itemsize
         cluster.send(self._of_units(step), self.arrived.at[self._buffer(step)], n_bytes, self.place.plan.blocks)
@@ -102,14 +105,14 @@ class InCluster(Exchange):
 
 
 class Interpreted(Exchange):
-    """Of a cluster, for the interpreter, which runs no PTX: round through global memory."""
+    """The exchange among the blocks of a cluster in the interpreter, which runs no PTX: through global memory."""
 
     def __init__(self, place: Place, operand: Any, here: Any, copied: Any, round_: Any) -> None:
         super().__init__(place, operand, here)
         self.copied, self.round = copied, round_
 
     def publish(self, step: Any, values: Sequence[Array]) -> None:
-        store(turned(self._of_units(step)), side_by_side(values).astype(self.operand.dtype))
+        store(transposed(self._of_units(step)), side_by_side(values).astype(self.operand.dtype))
         plgpu.commit_smem()
         plgpu.copy_smem_to_gmem(self._of_units(step), self._round(step).at[self.place.first // UNITS])
         plgpu.wait_smem_to_gmem(0)
@@ -122,30 +125,29 @@ class Interpreted(Exchange):
         plgpu.barrier_wait(self.copied)
 
     def _round(self, step: Any) -> Any:
-        """Two of them: a block may still read that of the last step."""
+        """The global memory of a step. There are two of them, because a block may still read that of the last step."""
         return self.round.at[lax.rem(step, jnp.int32(2)), self.place.d, self.place.tile]
 
 
 def exchange_of(place: Place, scratch: dict[str, Any], round_: Any) -> Exchange:
-    """By what `exchange_scratch` gave it."""
+    """Returns the exchange that matches the arrays of `exchange_scratch`."""
     if "copied" in scratch:
         return Interpreted(place, **scratch, round_=round_)
     return InCluster(place, **scratch) if "arrived" in scratch else Exchange(place, **scratch)
 
 
 def side_by_side(values: Sequence[Array]) -> Array:
-    """(units, n rows): one store for all, which has two barriers of the warpgroup."""
+    """(units, n · rows), so that one store is enough: each has two barriers of the warpgroup."""
     return values[0] if len(values) == 1 else jnp.concatenate(values, axis=1)
 
 
 UNROLLED = 768
-"""Bytes of a unit's weights in shared memory up to which a loop over their chunks is unrolled. From more of them the
-compiler takes the descriptors of all products out of the loop over time, and into local memory:
-docs/decisions/gpu-kernel.md."""
+"""Bytes of a unit's weights in shared memory up to which a loop over their chunks is unrolled. For more, the compiler
+would move the descriptors of all products out of the loop over time into local memory: docs/decisions/gpu-kernel.md."""
 
 
 def over_chunks(product: Callable[[int, Any], None], plan: Plan, hidden_size: int, dtype: Any) -> None:
-    """product(g, k) for each gate g and each 64 of the hidden units; first where the weights are in shared memory."""
+    """Calls product(g, k) for each gate g and each chunk k of 64 hidden units, first for weights in shared memory."""
     n = hidden_size // UNITS
 
     def of_chunk(k: Any) -> None:
@@ -163,7 +165,7 @@ def over_chunks(product: Callable[[int, Any], None], plan: Plan, hidden_size: in
 
 
 def exchange_scratch(plan: Plan, warpgroups: int, parts: int, hidden_size: int, dtype: Any) -> dict[str, Any]:
-    """What `exchange_of` takes."""
+    """The scratch arrays for `exchange_of`."""
     operand = {"operand": tiled((plan.buffers, hidden_size // UNITS, parts * plan.rows, UNITS), dtype)}
     if plan.blocks == 1:
         return operand | {"here": plgpu.Barrier(num_arrivals=warpgroups)}
@@ -174,7 +176,7 @@ def exchange_scratch(plan: Plan, warpgroups: int, parts: int, hidden_size: int, 
 
 
 def round_type(plan: Plan, parts: int, rows: int, hidden_size: int, dtype: Any) -> Any:
-    """The output by which the operand goes round where the interpreter runs a cluster; else the least there can be."""
+    """The output that `Interpreted` uses as global memory; for the other exchanges, the smallest possible array."""
     if plan.blocks == 1 or not plan.interpret:
         return as_type((1, 8, UNITS), dtype)
     of_tile = (hidden_size // UNITS, parts * plan.rows, UNITS)
@@ -182,9 +184,9 @@ def round_type(plan: Plan, parts: int, rows: int, hidden_size: int, dtype: Any) 
 
 
 class Ring:
-    """Tiles (rows, units) of the steps to come, with their flags: `stages` of them on their way into shared memory.
+    """Prefetches the tiles (rows, units) and flags of the next `stages` steps into shared memory.
 
-    Without stages there is no room for a ring, and what is read comes straight from global memory.
+    With 0 stages, when there is no room for a ring, steps are read directly from global memory.
     """
 
     def __init__(
@@ -194,7 +196,7 @@ class Ring:
         self.stages = place.plan.stages
 
     def fetch(self, step: Any, trip: Any) -> None:
-        """Sends for a step, which trip number `trip` of the loop reads."""
+        """Starts the copy of a step, which the loop reads in trip number `trip`."""
         if not self.stages:
             return
         place, slot = self.place, lax.rem(trip, jnp.int32(self.stages))
@@ -210,27 +212,30 @@ class Ring:
             plgpu.copy_gmem_to_smem(self.flags.at[place.d, place.time_of(step), place.rows], to, arrived)
 
     def read(self, step: Any, trip: Any, n: int) -> tuple[list[Array], Array | None]:
-        """The n tiles and the flags of a step, (units, rows) each."""
+        """Returns the n tiles and the flags of a step, (units, rows) each."""
         place, flags = self.place, None
         if self.stages:
             slot = lax.rem(trip, jnp.int32(self.stages))
             plgpu.barrier_wait(self.ring["arrived"].at[place.wg * self.stages + slot])
-            found = [load(turned(self.ring["tiles"].at[place.wg, slot, i]), TILE) for i in range(n)]
+            tiles = [load(transposed(self.ring["tiles"].at[place.wg, slot, i]), TILE) for i in range(n)]
             flags = self.ring["flags"].at[place.wg, slot, pl.ds(0, place.plan.rows)]
         else:
-            of_ways = [self.tiles(step, d) for d in range(len(place.plan.reverse))]
-            found = [place.of_this([load(turned(ref), TILE) for ref in refs]) for refs in zip(*of_ways, strict=True)]
+            by_direction = [self.tiles(step, d) for d in range(len(place.plan.reverse))]
+            tiles = [
+                place.select([load(transposed(ref), TILE) for ref in refs]) for refs in zip(*by_direction, strict=True)
+            ]
             if self.flags is not None:
                 flags = self.flags.at[place.d, place.time_of(step), place.rows]
         if self.flags is None:
-            return found, None
-        return found, lax.broadcast_in_dim(load(flags, OF_ROWS), (UNITS, place.plan.rows), [1])
+            return tiles, None
+        return tiles, lax.broadcast_in_dim(load(flags, OF_ROWS), (UNITS, place.plan.rows), [1])
 
 
 def ring_scratch(plan: Plan, warpgroups: int, n: int, with_flags: bool) -> dict[str, Any]:
+    """The scratch arrays for a `Ring` of n tiles per step."""
     slots = (warpgroups, max(plan.stages, 1))
     return {
-        "tiles": tiled((*slots, n, plan.rows, UNITS), jnp.float32) if plan.stages else nothing(jnp.float32),
+        "tiles": tiled((*slots, n, plan.rows, UNITS), jnp.float32) if plan.stages else unused(jnp.float32),
         "flags": plgpu.SMEM((*slots, FLAGS), jnp.float32),
         "arrived": plgpu.Barrier(num_arrivals=n + with_flags, num_barriers=slots[0] * slots[1]),
     }

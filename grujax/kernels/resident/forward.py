@@ -1,8 +1,9 @@
-"""The forward loop on the tensor cores: all steps of a tile of rows in one launch, the weights resident.
+"""The forward loop on the tensor cores: all steps of a tile of rows in one launch, with resident weights.
 
-Swapped operands: gates^T (units, rows) = W (units, k) h^T (k, rows). A warpgroup has 64 units of all three gates, so r,
-z and n of a unit meet in one thread; a small batch is the N of wgmma, where 8 are allowed, not its M, where 64 would be
-computed. The arrays lie as the caller has them, (B, T, ·) or (T, B, ·): tiles are turned on their way into registers.
+The operands are swapped: gates^T (units, rows) = W (units, k) h^T (k, rows). A warpgroup computes 64 units of all three
+gates, so r, z and n of a unit are in the same thread. The batch is the N of wgmma, which may be as small as 8, and not
+its M, which is always 64. Arrays stay in the axis order of the caller, (B, T, ·) or (T, B, ·): tiles are transposed
+when they are loaded into registers.
 """
 
 from collections.abc import Sequence
@@ -37,7 +38,7 @@ from grujax.kernels.resident.mosaic import (
     resident,
     store,
     tiled,
-    turned,
+    transposed,
 )
 from grujax.kernels.resident.plan import UNITS, Plan
 from grujax.types import Array
@@ -56,11 +57,21 @@ def forward(
     keep: bool,
     saved: bool,
 ) -> list[Array]:
-    """hs of each direction, h_last (D, B, H) and, where `saved`, r, z, n, m side by side (T, B, 4H) of each; float32.
+    """Runs the loop over all steps.
 
-    x: of each direction the input's part of the gates, (B, T, 3H) or (T, B, 3H) float32.
-    w: (D, 3, H, H), gate, unit, k, in the dtype of the products. bias: (D, 4, H), of r, z, n and m.
-    flags: (D, T, B) float32, see `VALID`. h_reset: (D, H). mask: (D, B, H), multiplies the state that products read.
+    Args:
+      x: the input's part of the gates of each direction, (B, T, 3H) or (T, B, 3H), float32.
+      h0: (D, B, H), the states that enter the first step that is read.
+      w: (D, 3, H, H) with axes direction, gate, unit, k; in the dtype of the products.
+      bias: (D, 4, H), the biases of r, z, n and m.
+      flags: (D, T, B) float32, see `VALID`.
+      h_reset: (D, H).
+      mask: (D, B, H), multiplies the state that the products read.
+      keep: update="keep".
+
+    Returns:
+      hs of each direction; h_last (D, B, H); where `saved`, r, z, n and m side by side (T, B, 4H) of each direction.
+      All in float32.
     """
     D, B, H = h0.shape
     T = x[0].shape[0 if plan.time_major else 1]
@@ -86,7 +97,9 @@ def forward(
             ring.fetch(jnp.int32(step), jnp.int32(step))
         biases = [over_rows(given["bias"].at[place.d, g, place.units]) for g in range(4)]
         h_reset = 0.0 if given["h_reset"] is None else over_rows(given["h_reset"].at[place.d, place.units])
-        mask = None if given["mask"] is None else load(turned(given["mask"].at[place.d, place.rows, place.units]), TILE)
+        mask = given["mask"]
+        if mask is not None:
+            mask = load(transposed(mask.at[place.d, place.rows, place.units]), TILE)
 
         def publish(step: Any, h: Array) -> None:
             exchange.publish(step, [h if mask is None else mask * h])
@@ -95,10 +108,10 @@ def forward(
             return out.at[place.wg, buffer, pl.ds(i * plan.rows, plan.rows)]
 
         def emit(step: Any, values: Sequence[Array]) -> None:
-            """Out by the copy engine, from one of the buffers."""
+            """Writes the results of a step by the copy engine, from one of the buffers."""
             buffer = lax.rem(step, jnp.int32(plan.buffers))
             plgpu.wait_smem_to_gmem(plan.buffers - 1)
-            store(turned(out.at[place.wg, buffer]), side_by_side(values))
+            store(transposed(out.at[place.wg, buffer]), side_by_side(values))
             plgpu.commit_smem()
 
             def of(d: int) -> None:
@@ -114,7 +127,7 @@ def forward(
                 return in_registers[g][k]
             return weights.at[place.wg, g - plan.in_registers, :, pl.ds(k * UNITS, UNITS)]
 
-        h = load(turned(given["h0"].at[place.d, place.rows, place.units]), TILE)
+        h = load(transposed(given["h0"].at[place.d, place.rows, place.units]), TILE)
         publish(jnp.int32(0), h)
         chunks = [pl.ds(k * UNITS, UNITS) for k in range(H // UNITS)]
         kept_here = of_gates[: plan.in_registers]
@@ -131,7 +144,7 @@ def forward(
                     plgpu.wgmma(sums[g], weight(in_registers, g, k), exchange.chunk(t, 0, k))
 
                 over_chunks(product, plan, H, w.dtype)
-                # All that the next states do not wait for, while the tensor cores are busy.
+                # While the tensor cores are busy: all work that the next states do not depend on.
                 pl.when(t > 0)(lambda: emit(t - 1, before))
                 pl.when(t + plan.stages - 1 < T)(lambda: ring.fetch(t + plan.stages - 1, t + plan.stages - 1))
                 found, flags = ring.read(t, t, 3)
@@ -159,7 +172,7 @@ def forward(
         exchange.release()
         exchange.end()
         emit(jnp.int32(T - 1), before)
-        store(turned(h_last.at[place.d, place.rows, place.units]), h)
+        store(transposed(h_last.at[place.d, place.rows, place.units]), h)
         plgpu.wait_smem_to_gmem(0)
 
     scratch = {

@@ -1,6 +1,6 @@
-"""The recurrence on a TPU, in Pallas: weights and state in VMEM, all steps of a direction in one launch.
+"""The TPU kernel in Pallas: weights and state in VMEM, all steps of a direction in one launch.
 
-`limits.py` says what it serves and how a call is cut into blocks; `launch.py` is one launch over them; `forward.py` and
-`backward.py` are the two loops; `call.py` makes a call of them. No default takes this kernel: it was interpreted and
-compiled, and never ran on a TPU (docs/decisions/tpu-kernel.md).
+`limits.py` says which calls it serves and divides a call into blocks; `launch.py` runs one launch over the blocks;
+`forward.py` and `backward.py` are the two loops; `call.py` connects them to the primitives. `implementation=None` never
+chooses this kernel, because it was interpreted and compiled, but never run on a TPU (docs/decisions/tpu-kernel.md).
 """

@@ -1,4 +1,4 @@
-"""The transposed loop: the gradient of the state stays in VMEM from the last step to the first."""
+"""The transposed loop of the TPU kernel: the gradient of the state stays in VMEM from the last step to the first."""
 
 from functools import partial
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from grujax.types import Array, Control, GRUSpec, GRUWeights, Recurrence, State,
 
 
 class Gradients(NamedTuple):
-    """Of what has a derivative; those of biases that are not given are None."""
+    """The gradients of a recurrence; None for a bias that the call does not have."""
 
     x: Array
     h0: State
@@ -23,22 +23,25 @@ class Gradients(NamedTuple):
 
 
 def backward(
-    of: Recurrence,
+    recurrence: Recurrence,
     outputs: tuple[States, Array],
-    moved: tuple[States, State],
+    cotangents: tuple[States, State],
     backwards: bool,
     spec: GRUSpec,
     tiles: Tiles,
 ) -> Gradients:
-    """The gradients, from those of hs and h_last, `moved`.
+    """Returns the gradients of a recurrence.
 
-    of, backwards: as `forward` takes them. outputs: hs (T, B, H) and saved (T, B, 4H), as it returns them.
+    Args:
+      recurrence, backwards: as for `forward`.
+      outputs: hs (T, B, H) and saved (T, B, 4H), as `forward` returns them.
+      cotangents: dhs (T, B, H) and dh_last (B, H), the gradients of hs and h_last.
     """
-    x, weights, h0, control = of
+    x, weights, h0, control = recurrence
     assert h0 is not None
-    (hs, saved), (dhs, dh_last) = outputs, moved
+    (hs, saved), (dhs, dh_last) = outputs, cotangents
     h = _entering(h0, hs, control, backwards)
-    over_time, of_rows = (tiles.n_steps, tiles.n_rows), (tiles.n_rows, tiles.units)
+    over_time, rows = (tiles.n_steps, tiles.n_rows), (tiles.n_rows, tiles.units)
     inputs = {
         "saved": filled(saved, 4, tiles),
         "h": filled(h, 1, tiles),
@@ -46,21 +49,21 @@ def backward(
         "dh_last": filled(dh_last, 1, tiles),
         "w": filled(filled(weights.w_hh, 3, tiles).T, 1, tiles),
     }
-    results = {"d_products": (*over_time, 3 * tiles.units), "dh0": of_rows, "dh_reset": of_rows}
+    results = {"d_products": (*over_time, 3 * tiles.units), "dh0": rows, "dh_reset": rows}
     results |= {"d_n": (*over_time, tiles.units)} if spec.reset_after else {}
     inputs |= steering_of(control, tiles)
-    found = launch(
+    outputs_by_name = launch(
         "grujax_transpose", partial(_step, spec=spec), ("dh_last", "dh0"), inputs, results, tiles, not backwards
     )
-    found = {name: cut(a, h0.shape[1], tiles) for name, a in found.items()}
+    gradients = {name: cut(a, h0.shape[1], tiles) for name, a in outputs_by_name.items()}
     r, z, n, m = jnp.split(saved, 4, axis=-1)
 
     def source(dx: Array, d_weights: GRUWeights) -> Any:
-        """The tangents of x and of the weights enter the loop here: transposed, their gradients leave it."""
-        return source_of(Values(h, r, z, n, m, None), of, Recurrence(dx, d_weights), spec)
+        """The contribution of the tangents of x and the weights; its transpose gives their gradients."""
+        return source_of(Values(h, r, z, n, m, None), recurrence, Recurrence(dx, d_weights), spec)
 
-    dx, d_weights = jax.linear_transpose(source, x, weights)((found["d_products"], found.get("d_n")))
-    return Gradients(dx, found["dh0"], d_weights, found["dh_reset"].sum(0))
+    dx, d_weights = jax.linear_transpose(source, x, weights)((gradients["d_products"], gradients.get("d_n")))
+    return Gradients(dx, gradients["dh0"], d_weights, gradients["dh_reset"].sum(0))
 
 
 def _entering(h0: State, hs: States, control: Control, backwards: bool) -> States:
@@ -74,7 +77,7 @@ def _entering(h0: State, hs: States, control: Control, backwards: bool) -> State
 
 
 def _step(refs: Refs, t: Array, dh: Array, spec: GRUSpec) -> Array:
-    """From the gradient of the state after a step to that of the state before it: the transpose of `linear_scan`'s."""
+    """Returns the gradient of the state before a step from that of the state after it: a transposed linear step."""
     valid, reset, _, state_mask, hold = steering_at(refs, t)
     r, z, n, m = jnp.split(refs["saved"][t], 4, axis=-1)
     values = Values(refs["h"][t], r, z, n, m if spec.reset_after else None, None)

@@ -1,4 +1,4 @@
-"""The forward loop: the state stays in VMEM from the first step to the last."""
+"""The forward loop of the TPU kernel: the state stays in VMEM from the first step to the last."""
 
 from functools import partial
 
@@ -11,12 +11,14 @@ from grujax.kernels.tpu.limits import Tiles
 from grujax.types import Array, GRUSpec, Recurrence
 
 
-def forward(of: Recurrence, backwards: bool, with_saved: bool, spec: GRUSpec, tiles: Tiles) -> dict[str, Array]:
-    """hs (T, B, H), h_last (B, H) and, where asked, saved r | z | n | m (T, B, 4H); 0 at steps that are not valid.
+def forward(recurrence: Recurrence, backwards: bool, with_saved: bool, spec: GRUSpec, tiles: Tiles) -> dict[str, Array]:
+    """Returns hs (T, B, H), h_last (B, H) and, `with_saved`, saved r | z | n | m (T, B, 4H).
 
-    of: in time order, x 0 where a step is not valid, `reset` as the direction reads it.
+    hs and saved are 0 at steps that are not valid.
+
+    recurrence: in time order, with x 0 at steps that are not valid, and `reset` converted by `resets_read`.
     """
-    x, weights, h0, control = of
+    x, weights, h0, control = recurrence
     assert h0 is not None
     bias, b_n, zero = input_bias(weights), candidate_bias(weights), jnp.zeros_like(h0, shape=h0.shape[1:])
     gates = dot(x, filled(weights.w_ih, 3, tiles), spec)
@@ -31,8 +33,8 @@ def forward(of: Recurrence, backwards: bool, with_saved: bool, spec: GRUSpec, ti
     outputs = {"hs": (*over_time, tiles.units), "h_last": (tiles.n_rows, tiles.units)}
     outputs |= {"saved": (*over_time, 4 * tiles.units)} if with_saved else {}
     inputs |= steering_of(control, tiles)
-    found = launch("grujax_forward", partial(_step, spec=spec), ("h0", "h_last"), inputs, outputs, tiles, backwards)
-    return {name: cut(a, h0.shape[1], tiles) for name, a in found.items()}
+    results = launch("grujax_forward", partial(_step, spec=spec), ("h0", "h_last"), inputs, outputs, tiles, backwards)
+    return {name: cut(a, h0.shape[1], tiles) for name, a in results.items()}
 
 
 def _step(refs: Refs, t: Array, h: Array, spec: GRUSpec) -> Array:
@@ -49,7 +51,7 @@ def _step(refs: Refs, t: Array, h: Array, spec: GRUSpec) -> Array:
 
 
 def _products(refs: Refs, spec: GRUSpec) -> StateProducts:
-    """The gates that are asked for come from one product."""
+    """Returns the function that computes the products of the named gates in one product."""
     w, b_n = refs["w"], refs["b_n"]
     n_units = w.shape[0]
 

@@ -1,6 +1,6 @@
 """One launch of Pallas: a grid over blocks of rows and of steps, w_hh in VMEM, a loop over the steps of a block.
 
-And what both passes do around it: units filled up to whole vectors, what steers a step, its products.
+Also the helpers that both passes share: padding of the units to whole vectors, the control inputs of a step, products.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,12 +17,12 @@ from grujax.kernels.tpu.limits import VMEM, Tiles, precision_of
 from grujax.types import Array, Control, GRUSpec
 
 Refs = Mapping[str, Any]
-"""References to the block of each input and output by name; an input that is not given has none."""
+"""References to the block of each input and output, by name. Optional inputs may be missing."""
 
 WHOLE = ("w", "b_n", "h_reset")
 """Inputs that every block reads as a whole. They are fetched once, so one buffer is enough."""
 ZERO = np.int32(0)
-"""In the place of a block: Mosaic takes 32 bits alone, and under `jax_enable_x64` a plain 0 has 64."""
+"""A block index of 0. Mosaic accepts only 32 bits, and under `jax_enable_x64` a plain 0 has 64."""
 
 
 def launch(
@@ -34,22 +34,25 @@ def launch(
     tiles: Tiles,
     backwards: bool,
 ) -> dict[str, Array]:
-    """The outputs, float32, of a loop over all steps, from the last one where `backwards`.
+    """Runs a loop over all steps and returns its outputs in float32.
 
-    name: what profiles call it.
-    step: (references, place of the step in its block, state before it) -> state after it.
-    state: the names of the input that the state begins with, and of the output that it is held in, block after block.
-    inputs: arrays (T, B, ·), (B, ·), flags of `steering_of`, and of `WHOLE`.
-    outputs: shapes (T, B, ·), or (B, ·), which begin as 0 and keep what steps leave there.
+    Args:
+      name: the name of the kernel in profiles.
+      step: (references, index of the step in its block, state before it) -> state after it.
+      state: the name of the input with the initial state, and of the output that carries the state between blocks.
+      inputs: arrays (T, B, ·) and (B, ·), the flags of `steering_of`, and the arrays of `WHOLE`.
+      outputs: shapes (T, B, ·) or (B, ·). Outputs (B, ·) begin as 0 and accumulate over the steps.
+      backwards: loop from the last step to the first.
     """
     begin, held = state
-    varying = jax.typeof(inputs[begin]).manual_axis_type  # inside of shard_map
+    varying = jax.typeof(inputs[begin]).manual_axis_type  # inside shard_map
     shapes = {to: jax.ShapeDtypeStruct(shape, jnp.float32, manual_axis_type=varying) for to, shape in outputs.items()}
     if not tiles.n_steps or not tiles.n_rows:
         return {to: jnp.zeros(shape, jnp.float32) for to, shape in outputs.items()} | {held: inputs[begin]}
     last = tiles.grid[1] - 1
 
     def block(of: str, shape: tuple[int, ...]) -> pl.BlockSpec:
+        """The block of the input or output with this name."""
         if of in WHOLE:
             return pl.BlockSpec(shape, lambda b, t: (ZERO, ZERO), pipeline_mode=pl.Buffered(1))
         if len(shape) == 2:
@@ -63,10 +66,10 @@ def launch(
             for kept in (kept for kept, shape in outputs.items() if len(shape) == 2):
                 to[kept][...] = jnp.zeros_like(to[kept]) if kept != held else of[begin][...]
 
-        def one(i: Array, now: Array) -> Array:
-            return step({**of, **to}, tiles.steps - 1 - i if backwards else i, now)
+        def trip(i: Array, state: Array) -> Array:
+            return step({**of, **to}, tiles.steps - 1 - i if backwards else i, state)
 
-        to[held][...] = lax.fori_loop(jnp.int32(0), jnp.int32(tiles.steps), one, to[held][...])
+        to[held][...] = lax.fori_loop(jnp.int32(0), jnp.int32(tiles.steps), trip, to[held][...])
 
     return pl.pallas_call(
         body,
@@ -80,26 +83,26 @@ def launch(
 
 
 def steering_of(control: Control, tiles: Tiles) -> dict[str, Array]:
-    """The inputs that say what happens at each step. `control.reset` is as the direction reads it.
+    """Returns the inputs that control each step. `control.reset` must have been converted by `resets_read`.
 
-    flags (blocks of steps, B, steps) are 0 where a step is not valid, 2 where it resets the state, else 1. Steps lie
-    along the lanes: of an array (T, B, 1) each flag would fill all 128.
+    flags (blocks of steps, B, steps) are 0 where a step is not valid, 2 where it resets the state, and 1 otherwise. The
+    steps are along the lanes, because in an array (T, B, 1) each flag would occupy all 128 of them.
     """
     of_state = {"state_mask": control.state_mask, "hold": control.hold}
-    found = {name: filled(a, 1, tiles) for name, a in of_state.items() if a is not None}
+    inputs = {name: filled(a, 1, tiles) for name, a in of_state.items() if a is not None}
     n_blocks = tiles.grid[1]
     rest = n_blocks * tiles.steps - tiles.n_steps
     if control.valid is None and control.reset is None and not rest:
-        return found
+        return inputs
     flags = jnp.ones((tiles.n_steps, tiles.n_rows), jnp.float32)
     flags = flags if control.reset is None else flags + control.reset.astype(jnp.float32)
     flags = flags if control.valid is None else jnp.where(control.valid, flags, 0)
     flags = jnp.pad(flags, ((0, rest), (0, 0))).reshape(n_blocks, tiles.steps, tiles.n_rows)
-    return found | {"flags": flags.swapaxes(1, 2)}
+    return inputs | {"flags": flags.swapaxes(1, 2)}
 
 
 def steering_at(refs: Refs, t: Array) -> Control:
-    """The same at a step of a block: valid and reset (rows, 1), state_mask and hold (rows, units)."""
+    """The control of one step of a block: valid and reset (rows, 1), state_mask and hold (rows, units)."""
     state_mask = refs["state_mask"][...] if "state_mask" in refs else None
     hold = refs["hold"][t] if "hold" in refs else None
     if "flags" not in refs:
@@ -110,7 +113,7 @@ def steering_at(refs: Refs, t: Array) -> Control:
 
 
 def filled(a: Array, n_parts: int, tiles: Tiles) -> Array:
-    """Each of the `n_parts` of the last axis filled up with zeros to `tiles.units`."""
+    """Pads each of the `n_parts` parts of the last axis with zeros to `tiles.units`."""
     parts = a.reshape(*a.shape[:-1], n_parts, a.shape[-1] // n_parts)
     rest = tiles.units - parts.shape[-1]
     return jnp.pad(parts, [(0, 0)] * a.ndim + [(0, rest)]).reshape(*a.shape[:-1], n_parts * tiles.units)
@@ -124,7 +127,7 @@ def cut(a: Array, hidden_size: int, tiles: Tiles) -> Array:
 
 
 def times(a: Array, w: Array, spec: GRUSpec) -> Array:
-    """a (rows, K) times w (K, N) within the loop: operands in the dtype of w, the sum in float32."""
+    """a (rows, K) times w (K, N), inside the loop: operands in the dtype of w, the sum in float32."""
     numbers = (((1,), (0,)), ((), ()))
     precision = precision_of(spec, w.dtype)
     return lax.dot_general(a.astype(w.dtype), w, numbers, precision=precision, preferred_element_type=jnp.float32)
