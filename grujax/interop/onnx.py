@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from grujax.core.heads import STATISTICS
 from grujax.errors import require, require_package
 from grujax.interop.framework import Framework
-from grujax.interop.onnx_graph import HINTS, METADATA, cells_of
+from grujax.interop.onnx_graph import HINTS, METADATA, cells_of, module
 from grujax.interop.onnx_read import read_graph
 from grujax.interop.onnx_run import DTYPES
-from grujax.interop.onnx_tensors import array, checked, load
+from grujax.interop.onnx_tensors import checked, load
 from grujax.interop.onnx_write import written
 from grujax.interop.parts import Dense, put_together
 from grujax.interop.prove import Runner
@@ -91,11 +91,10 @@ def from_onnx(source: "onnx.ModelProto", *, prefix: str | None = None, verify: b
     >>> from_onnx(proto)[0] == model
     True
     """
-    source = checked(source, nested=prefix is not None)
     if prefix is not None:
         from grujax.interop.find import take
 
-        return take(source, prefix)
+        return take(checked(source, nested=True), prefix)
     return FRAMEWORK.imported(source, verify)
 
 
@@ -149,7 +148,7 @@ def _own(proto: "onnx.ModelProto") -> tuple[nn.Module, dict] | None:
         return None
     if not known or not hints.keys() <= {*HINTS, "clip"}:
         return None
-    arrays = {tensor.name: array(tensor.name, tensor) for tensor in proto.graph.initializer}
+    arrays = {tensor.name: module().numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
     head = None
     if {"head_kernel", "head_bias"} <= arrays.keys():
         head = "head_kernel", Dense(arrays["head_kernel"], arrays["head_bias"])

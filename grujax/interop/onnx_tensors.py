@@ -77,13 +77,8 @@ def tensors(graph: Body) -> Iterator[tuple[str, Tensor]]:
             yield from tensors(inner)
 
 
-def array(where: str, tensor: Tensor) -> NDArray:
-    """The values of a tensor; raises `InputError` unless their number agrees with its dims."""
-    _check(where, tensor)
-    return module().numpy_helper.to_array(tensor)
-
-
 def _check(where: str, tensor: Tensor) -> None:
+    """Raises `InputError` unless the number of a tensor's values agrees with its dims."""
     count, n_bytes = _count(where, tensor)
     if tensor.HasField("raw_data"):
         found, expected, what = len(tensor.raw_data), n_bytes, "bytes"
@@ -142,7 +137,7 @@ class Constants:
         self.values: dict[str, NDArray] = dict(outer or {})
         self.opsets = {opset.domain: opset.version for opset in proto.opset_import}
         for tensor in proto.graph.initializer:
-            self.values[tensor.name] = array(tensor.name, tensor)
+            self.values[tensor.name] = onnx.numpy_helper.to_array(tensor)
         self.kinds: dict[str, int] = {}
         self.total = 0
         try:

@@ -53,21 +53,14 @@ class Difference(NamedTuple):
     tolerances: float
 
 
-class Sizes(NamedTuple):
+def sizes(model: Any, variables: Mapping) -> tuple[int, int, int]:
     """I, H and L*D of a model; a cell has L*D = 1."""
-
-    input_size: int
-    hidden_size: int
-    n_states: int
-
-
-def sizes(model: Any, variables: Mapping) -> Sizes:
     require(isinstance(model, Module), "model", f"one of {sorted(MODELS)} of grujax", type(model).__name__)
     params: dict[tuple[str, ...], Any] = flatten_dict(dict(variables["params"]))
     shapes = {path: a.shape for path, a in params.items()}
     n_states = 1 if isinstance(model, GRUCell) else model.num_states
     rows = shapes[min(path for path in shapes if path[-1] == "w_ih")][0]
-    return Sizes(input_size_of(model, rows), model.hidden_size, n_states)
+    return input_size_of(model, rows), model.hidden_size, n_states
 
 
 def outputs(model: Any, variables: Mapping, x: ArrayLike, h0: ArrayLike | None, lengths: ArrayLike | None) -> dict:

@@ -37,11 +37,6 @@ class Layout(NamedTuple):
     single: bool = False
     fields: Mapping[str, Any] = {}
 
-    @property
-    def stacked(self) -> bool:
-        """Whether the layers are in a Sequential, even if there is only one."""
-        return any(prefix.startswith("layers_") for prefix in self.cells)
-
 
 def array(value: Any, name: str) -> NDArray:
     """Returns an array of floats as NumPy; raises `InputError` for anything else."""
@@ -170,7 +165,7 @@ def nested(cells: Sequence[Any], of: Any, layout: Layout, time_major: bool) -> A
     if layout.bidirectional:
         pairs = zip(layers[::2], layers[1::2], strict=True)
         layers = [of.Bidirectional(*pair, time_major=time_major) for pair in pairs]
-    if not layout.stacked:
+    if not any(prefix.startswith("layers_") for prefix in layout.cells):
         return layers[0]
     return of.Sequential(layers) if of is nn else of.Sequential(*layers)
 
