@@ -1,13 +1,13 @@
-"""Weights from and to other frameworks: one file a framework, each imported only where it is called for.
+"""Converts weights from and to other frameworks; each has its module, which imports the framework only when needed.
 
-Each has `from_X(theirs) -> (model, variables)` and its inverse `to_X(model, variables) -> theirs`; both compute the
-same. Sizes, options and dtype are read off what is given. `variables` is {"params": ...} alone, of ONNX and StableHLO
-"statistics" too; its arrays are copies. Nothing is skipped, guessed or cast:
+Each module has `from_X(source) -> (model, variables)` and the inverse `to_X(model, variables)`; both sides compute the
+same. Sizes, options and dtype are those of the source. `variables` is {"params": ...}, for ONNX and StableHLO also with
+"statistics"; its arrays are copies. Nothing is skipped, guessed or cast:
 
-- `InputError` names the key, layer or field that has no place on the other side, what was expected and what was found;
-- `ConversionWarning` names what is left behind though the outputs are the same: the split of biases, dropout;
-- `verify` runs both sides on random data: the largest difference is logged (logger "grujax.interop", INFO), and one
-  past the tolerance table raises. None does so with live objects whose weights have 32 bits or more.
+- `InputError` names the key, layer or field that the other side cannot represent, what was expected and what was found;
+- `ConversionWarning` names what is dropped although the outputs stay the same, such as the split of biases or dropout;
+- `verify` runs both sides on random data, logs the largest difference (logger "grujax.interop", level INFO) and raises
+  if it exceeds the tolerances. `verify=None` does this for live objects whose weights have 32 bits or more.
 """
 
 from grujax.interop.files import FORMATS, Converted, convert, load, save

@@ -1,4 +1,4 @@
-"""Model files of every format: which framework a file is of, reading, writing, converting, each proving itself."""
+"""Reads, writes, converts and verifies model files of every format."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -24,11 +24,11 @@ from grujax.saving.atomic import replacing
 from grujax.saving.model_file import opened
 
 LARGEST = 4 << 30
-"""Bytes of a file that is still read."""
+"""The most bytes of a file that is read."""
 
 
 def _own(path: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """One model; no other framework, and no program here, takes an ensemble."""
+    """Loads one model; an ensemble is refused, because no other framework and no grujax program takes one."""
     model, variables = saving.load(path)
     return require_own(model), variables
 
@@ -42,18 +42,20 @@ OWN = Framework(
     write=lambda path, own: saving.save(path, *own),
     endings=(".safetensors",),
     keeps_statistics=True,
-)  # before torch's dialect, whose ending is the same
+)  # first, so that it wins over torch's safetensors, which have the same ending
 ALL = (OWN, torch_files.TORCH, torch_files.SAFETENSORS, torch_files.NUMPY, keras.FRAMEWORK, keras_weights.WEIGHTS)
-FORMATS = {of.name: of for of in (*ALL, onnx.FRAMEWORK, flax.FRAMEWORK, stablehlo.FRAMEWORK)}
+FORMATS = {framework.name: framework for framework in (*ALL, onnx.FRAMEWORK, flax.FRAMEWORK, stablehlo.FRAMEWORK)}
 """The formats that `load`, `save` and `convert` know, by name."""
 
 
 class Converted(NamedTuple):
-    """What a conversion did.
+    """The result of a conversion.
 
-    left_behind: what the target has no place for, though the outputs are the same. difference: the largest between both
-    sides, None where `missing`, the package that would run the target, is not installed. folded: that of the weights
-    with the statistics folded in. read_as: what was taken for granted of a source that does not tell it.
+    left_behind: sentences on what the target cannot store, and its outputs do not depend on.
+    difference: the largest between the outputs of both sides; None if it could not be measured because `missing`, the
+    package that runs the target, is not installed.
+    folded: the largest difference of the outputs before and after the statistics were folded; None if they were not.
+    read_as: an assumption that was made because the source does not contain the answer; None if there was none.
     """
 
     model: nn.Module
@@ -74,18 +76,18 @@ def load(
     pooling: Pooling | EllipsisType = ...,
     verify: bool = False,
 ) -> tuple[nn.Module, dict]:
-    """(model, variables) from a file of any format.
+    """Reads (model, variables) from a file of any format. No code in the file is run.
 
     Args:
-      format: a name of `FORMATS`; None goes by the file's ending, and tells grujax's safetensors from torch's by their
-        metadata.
-      prefix: the name of the GRU that is taken out of a larger model, as `grujax.interop.find` lists them.
-      pooling: what the head of a state dict reads, which its file does not tell; see `from_torch`. A `.weights.h5` file
-        tells it where a pooling layer or a `TimeDistributed` is in it.
-      verify: run the other framework on the file too, or on the weights of the one GRU, and raise where the two differ.
+      format: a key of `FORMATS`. By default the file's ending decides; the metadata distinguish grujax's safetensors
+        files from torch's.
+      prefix: the name of the GRU to take out of a larger model; `grujax.interop.find` lists the names.
+      pooling: what the head of a state dict reads, since the file does not contain it; see `from_torch`. A
+        `.weights.h5` file contains it if it has a pooling layer or a `TimeDistributed`.
+      verify: also run the file, or the weights of the one GRU, in its own framework, and raise if the outputs differ.
 
     Raises:
-      InputError: one line that names the file and what is wrong with it. Nothing in a file is run.
+      InputError: the file cannot be read as a model; the message is one line that names the file and the reason.
 
     >>> import grujax, jax, jax.numpy as jnp, tempfile
     >>> model = grujax.GRU(20)
@@ -98,8 +100,8 @@ def load(
     path = Path(path)
     framework = framework_of(path, format, reading=True)
     options: dict[str, Any] = {} if pooling is ... else {"pooling": pooling}
-    told = f"{framework.name} files tell it: leave pooling out."
-    require(not options or framework.assumes, "pooling", "none", repr(pooling), told)
+    remedy = f"{framework.name} files contain it: leave pooling out."
+    require(not options or framework.assumes, "pooling", "none", repr(pooling), remedy)
     require_alone(prefix, pooling)
     try:
         if prefix is not None:
@@ -109,8 +111,8 @@ def load(
             if verify:
                 require_agreement(model, variables, framework.run(framework.build(model, variables), model), "path")
         else:
-            theirs = framework.load(path if framework is flax.ORBAX else readable(path))
-            model, variables = framework._replace(argument="path").ours(theirs, verify, **options)
+            source = framework.load(path if framework is flax.ORBAX else readable(path))
+            model, variables = framework._replace(argument="path").imported(source, verify, **options)
         for key, a in flatten_dict(variables, sep="/").items():
             require(bool(np.isfinite(np.asarray(a).astype(np.float64)).all()), key, "finite weights", "NaN or Inf")
     except InputError as error:
@@ -124,10 +126,12 @@ def load(
 def save(
     path: str | Path, model: nn.Module, variables: Mapping, format: str | None = None, *, verify: bool = False
 ) -> Difference | None:
-    """Writes a file of any format, whole or not at all; formats as in `load`, and "stablehlo".
+    """Writes a file of any format, whole or not at all. The formats are those of `load`, and "stablehlo".
 
-    verify: load the file again, run the framework that it is for, and raise where the two differ; then nothing is
-    written. The difference is returned.
+    verify: before the file gets its name, load it again, run it in its own framework, and raise if the outputs differ.
+
+    Returns:
+      the largest difference of the outputs with `verify`, else None.
     """
     return _written(path, framework_of(Path(path), format, reading=False), model, variables, verify)
 
@@ -135,9 +139,9 @@ def save(
 def _written(
     path: str | Path, framework: Framework, model: nn.Module, variables: Mapping, verify: bool
 ) -> Difference | None:
-    theirs = framework.build(model, variables)
+    target = framework.build(model, variables)
     with replacing(Path(path)) as temporary:
-        framework.write(temporary, theirs)
+        framework.write(temporary, target)
         if not verify:
             return None
         return require_agreement(model, variables, framework.run(framework.load(temporary), model), "path")
@@ -159,10 +163,13 @@ def convert(
 
     Args:
       source_format, target_format, prefix, pooling: as in `load` and `save`.
-      fold: put what standardises inputs and targets into the weights, where the target has no place for it
-        (`fold_statistics`); else that is refused.
-      probabilities: of classes come out, `model.clone(output_activation="softmax")`.
-      labels: names of classes that an ONNX graph keeps; see `to_onnx`.
+      fold: if the target cannot store the statistics that standardise inputs and targets, fold them into the weights
+        (`fold_statistics`) instead of refusing the model.
+      probabilities: write a classifier that returns probabilities, `model.clone(output_activation="softmax")`.
+      labels: names of the classes, which an ONNX file stores; see `to_onnx`.
+
+    Raises:
+      InputError: the source cannot be read, the target cannot store the model, or the outputs of both differ.
     """
     reads = framework_of(Path(source), source_format, True)
     writes = framework_of(Path(target), target_format, False)
@@ -173,7 +180,7 @@ def convert(
         if probabilities:
             model = _with_softmax(model, variables)
         if labels is not None:
-            require(writes is onnx.FRAMEWORK, "labels", "none", list(labels), "Only ONNX has a place for them.")
+            require(writes is onnx.FRAMEWORK, "labels", "none", list(labels), "Only ONNX files store labels.")
             writes = writes._replace(build=partial(writes.build, labels=labels))
         if fold and "statistics" in variables and not writes.keeps_statistics:
             raw, variables = variables, fold_statistics(model, variables)
@@ -181,11 +188,11 @@ def convert(
         try:
             difference = _written(target, writes, model, variables, verify=True)
         except MissingPackage as error:
-            missing = error.argument  # what runs it; where that is also what writes it, the next line raises again
+            missing = error.argument  # the package that runs it; if it also writes it, the next line raises again
             _written(target, writes, model, variables, verify=False)
-    for one in caught:
-        if not issubclass(one.category, ConversionWarning):
-            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+    for warning in caught:
+        if not issubclass(warning.category, ConversionWarning):
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     left = [str(w.message) for w in caught if issubclass(w.category, ConversionWarning)]
     guessed = reads.assumes and isinstance(model, GRUModel) and pooling is ... and model.pooling == "last"
     read_as = "Linear on the last state" if guessed else None
@@ -194,24 +201,24 @@ def convert(
 
 
 def _with_softmax(model: Any, variables: Mapping) -> Any:
-    """The model that gives probabilities of classes; `InputError` for one that has none."""
-    require(isinstance(model, GRUModel), "probabilities", "False of a model without a head", True)
+    """The model with a softmax behind its head; raises `InputError` unless it is a classifier."""
+    require(isinstance(model, GRUModel), "probabilities", "False for a model without a head", True)
     rule, activation = "probabilities are a softmax of the outputs of a classifier", model.output_activation
     require(activation in (None, "softmax"), "output_activation", None, repr(activation), rule=rule)
     regression = "output_mean" in variables.get("statistics", {})
-    require(not regression, "statistics", "none of the targets", "output_mean, of a regression", rule=rule)
+    require(not regression, "statistics", "none of the targets", "output_mean, as in a regression", rule=rule)
     return model.clone(output_activation="softmax")
 
 
 def framework_of(path: Path, name: str | None, reading: bool) -> Framework:
-    """The framework of a file, by its ending or by name."""
+    """The framework of a file, by the format's name or by the file's ending."""
     require_one_of(name, (*FORMATS, None), "format")
     if reading and path.is_dir() and name in (None, "flax"):
         return flax.ORBAX
     if name is not None:
         return FORMATS[name]
     frameworks = list(reversed(FORMATS.values()))
-    endings = {ending: of for of in frameworks for ending in (*of.endings, *(of.reads if reading else ()))}
+    endings = {e: framework for framework in frameworks for e in framework.endings + framework.reads * reading}
     ending = max((e for e in endings if path.name.endswith(e)), key=len, default=None)
     if ending is None:
         raise InputError("path", f"one of {sorted(endings)}", str(path), "Or name the format.")
@@ -222,6 +229,7 @@ def framework_of(path: Path, name: str | None, reading: bool) -> Framework:
 
 
 def readable(path: Path) -> Path:
+    """The path of an existing file of a size that is read; raises `InputError` for any other."""
     require(path.is_file(), "path", "a file", f"none at {path}")
     size = path.stat().st_size
     require(0 < size <= LARGEST, "path", f"1 to {LARGEST} bytes", f"{size} in {path}")

@@ -1,4 +1,4 @@
-"""What a framework is here: one record for all, by which objects and files are read, written, run and proved."""
+"""`Framework`: how the objects and files of another framework are read, written, run and verified."""
 
 import zipfile
 from collections.abc import Callable, Mapping
@@ -12,7 +12,7 @@ from grujax.errors import InputError, require
 from grujax.interop.prove import Runner, coarser, require_agreement
 
 LARGEST_RATIO, SMALL = 20, 1 << 20
-"""A member of an archive may be so many times as large as the file; and in any case so many bytes."""
+"""A member of an archive may unpack to this multiple of the file's size, or to this many bytes if that is more."""
 
 
 def _no_file(*_: Any) -> Any:
@@ -20,14 +20,19 @@ def _no_file(*_: Any) -> Any:
 
 
 class Framework(NamedTuple):
-    """A framework, and what it calls a model: a module, layers, parameters or a program.
+    """A framework and the functions that convert its objects: modules, layers, parameters or programs.
 
-    read: of what is its own makes (model, variables), `build` the other way round; `run` is the framework itself at
-    work. argument: as errors call what is read. live: whether it is run unasked, which shows that nothing was missed.
-    load, write: from and to a file. endings: of its files; reads: of files that are read and not written.
-    classes: of its modules, models or graphs, as package.name or package. keeps_statistics: what standardises inputs
-    and targets stands in the file too. assumes: a file of it does not tell what a head reads. proved: whether it was
-    run as it was read.
+    Attributes:
+      read: turns an object into (model, variables); `build` is the inverse.
+      run: makes a `Runner` of an object, which runs the framework itself.
+      argument: the name of the object in errors.
+      live: whether an object is also run by default, to make sure that nothing was missed.
+      load, write: read an object from a file, and write it to one.
+      endings: of its files. reads: of files that are only read, never written.
+      classes: of its modules, models or graphs, as "package.name" or "package".
+      keeps_statistics: its files contain the statistics that standardise inputs and targets.
+      assumes: its files do not contain what a head reads.
+      proved: whether `read` has already run the object.
     """
 
     name: str
@@ -35,7 +40,7 @@ class Framework(NamedTuple):
     build: Callable[..., Any]
     run: Callable[[Any, nn.Module], Runner]
     argument: str = "source"
-    live: Callable[[Any], bool] = lambda theirs: False
+    live: Callable[[Any], bool] = lambda source: False
     classes: str = ""
     load: Callable[[Path], Any] = _no_file
     write: Callable[[Path, Any], object] = _no_file
@@ -43,38 +48,39 @@ class Framework(NamedTuple):
     reads: tuple[str, ...] = ()
     keeps_statistics: bool = False
     assumes: bool = False
-    proved: Callable[[Any], bool] = lambda theirs: False
+    proved: Callable[[Any], bool] = lambda source: False
 
-    def ours(self, theirs: Any, verify: bool | None, **options: Any) -> tuple[nn.Module, dict]:
-        """The model and variables of what is theirs; verify: None runs what is live, in 32 bits or more."""
-        model, variables = self.read(theirs, **options)
+    def imported(self, source: Any, verify: bool | None, **options: Any) -> tuple[nn.Module, dict]:
+        """Reads (model, variables). verify: run both sides; None does so for live objects with 32 bits or more."""
+        model, variables = self.read(source, **options)
         wide = jnp.finfo(coarser(model)).bits >= 32
-        if (verify or (verify is None and wide and self.live(theirs))) and not self.proved(theirs):
-            require_agreement(model, variables, self.run(theirs, model), self.argument)
+        if (verify or (verify is None and wide and self.live(source))) and not self.proved(source):
+            require_agreement(model, variables, self.run(source, model), self.argument)
         return model, variables
 
-    def theirs(self, model: nn.Module, variables: Mapping, verify: bool, **options: Any) -> Any:
-        """The other way round."""
-        made = self.build(model, variables, **options)
+    def exported(self, model: nn.Module, variables: Mapping, verify: bool, **options: Any) -> Any:
+        """Builds the framework's object. verify: run both sides."""
+        target = self.build(model, variables, **options)
         if verify:
-            require_agreement(model, variables, self.run(made, model), "model")
-        return made
+            require_agreement(model, variables, self.run(target, model), "model")
+        return target
 
-    def recognises(self, theirs: Any) -> bool:
-        """Whether an object has a class of these, told without importing the package."""
+    def recognises(self, source: Any) -> bool:
+        """Whether an object belongs to one of `classes`, without importing the package."""
         package, _, name = self.classes.partition(".")
-        found = [(of.__module__.partition(".")[0], of.__name__) for of in type(theirs).__mro__]
-        return bool(package) and any(module.startswith(package) and name in ("", kind) for module, kind in found)
+        bases = [(cls.__module__.partition(".")[0], cls.__name__) for cls in type(source).__mro__]
+        return bool(package) and any(module.startswith(package) and name in ("", kind) for module, kind in bases)
 
 
 def check_archive(path: Path) -> None:
-    """Raises `InputError` unless each member of a zip file is whole, stays in its folder and unfolds to no bomb."""
+    """Raises `InputError` if a zip file has a damaged member, one outside its folder, or one that unpacks too large."""
     with zipfile.ZipFile(path) as archive:
         size = path.stat().st_size
         for member in archive.infolist():
             outside = Path(member.filename).is_absolute() or ".." in Path(member.filename).parts
-            require(not outside, "path", "members that stay in their folder", repr(member.filename))
-            unfolds = member.file_size > max(LARGEST_RATIO * size, SMALL)
-            require(not unfolds, "path", "a file that unfolds to its own size", f"{member.file_size} bytes in {size}")
+            require(not outside, "path", "members inside their folder", repr(member.filename))
+            most = max(LARGEST_RATIO * size, SMALL)
+            large, found = member.file_size > most, f"{member.filename!r} with {member.file_size} bytes"
+            require(not large, "path", f"members of at most {most} bytes", found)
         broken = archive.testzip()
-        require(broken is None, "path", "a whole file", f"{broken!r} with a wrong checksum")
+        require(broken is None, "path", "an undamaged file", f"{broken!r} with a wrong checksum")

@@ -1,7 +1,7 @@
 """Weights from Keras 3 and back: `GRU`, `GRUCell`, `Bidirectional`, and chains of them with pooling and a `Dense`.
 
-Keras orders its gates z, r, n. With reset_after=True its bias (2, 3H) is both of ours and nothing is lost; with False
-it has their sum alone. Any backend of Keras serves; it is imported where Keras itself is built or run.
+Keras orders its gates z, r, n. With reset_after=True its bias (2, 3H) is b_ih and b_hh, so nothing is lost; with
+reset_after=False it is only their sum. Any backend of Keras works. Keras is only imported to build or run its layers.
 """
 
 import warnings
@@ -24,26 +24,32 @@ from grujax.linen.cell import GRUCell
 if TYPE_CHECKING:
     import keras
 
-TRAINING = "it acts in training alone"
-ACTIVATIONS_THERE = {ours: theirs for theirs, ours in ACTIVATIONS.items() if theirs != keras_layers.OF_KERAS_2}
-MERGES_THERE = {ours: theirs for theirs, ours in MERGES.items()}
+TRAINING = "it only acts in training"
+KERAS_ACTIVATIONS = {ours: theirs for theirs, ours in ACTIVATIONS.items() if theirs != keras_layers.OF_KERAS_2}
+KERAS_MERGES = {ours: theirs for theirs, ours in MERGES.items()}
 FIELDS = {"reset_after": (False,), "pooling": [*POOLINGS.values(), None], "dropout": None}
-FIELDS |= {key: [*ACTIVATIONS_THERE] for key in ("activation", "gate_activation")}
-FIELDS |= {"merge": [*MERGES_THERE], "output_activation": [*OUTPUTS.values()]}
-"""What Keras has a place for, besides the defaults."""
+FIELDS |= {key: [*KERAS_ACTIVATIONS] for key in ("activation", "gate_activation")}
+FIELDS |= {"merge": [*KERAS_MERGES], "output_activation": [*OUTPUTS.values()]}
+"""The values that Keras supports besides the defaults, by field of the model."""
 
 
 def from_keras(source: "keras.Layer | Sequence[Layer]", *, verify: bool | None = None) -> tuple[nn.Module, dict]:
-    """The model and variables of a built layer or model of Keras, or of what `load` read. See `grujax.interop`.
+    """Returns the model and variables of a built Keras layer or model. See `grujax.interop`.
 
     - `GRUCell` -> `grujax.GRUCell`;
-    - `GRU`, `Bidirectional` of one, and a `Sequential` or functional chain of them -> `grujax.GRU`, which gives both
-      the output of every step and h_last, whichever of them Keras returned;
-    - the same with a `Dense` behind -> `grujax.GRUModel`. It reads the last state (return_sequences=False), what
-      `GlobalAveragePooling1D` or `GlobalMaxPooling1D` made of all steps, or every step (`TimeDistributed` or not).
+    - `GRU`, `Bidirectional` of a GRU, and a `Sequential` or functional chain of them -> `grujax.GRU`. It returns the
+      output of every step and h_last, whichever of them Keras returned;
+    - the same followed by a `Dense` -> `grujax.GRUModel`. The Dense may read the last state (return_sequences=False), a
+      `GlobalAveragePooling1D` or `GlobalMaxPooling1D`, or every step (in a `TimeDistributed` or not).
 
-    Dropout carries over where it is the same here: `Dropout` of one rate between all layers and before the Dense, and
-    a GRU's `dropout` in one direction.
+    Dropout carries over if grujax drops the same values: `Dropout` layers of one rate between all layers and before the
+    Dense, and `dropout` of a GRU with one direction.
+
+    Args:
+      source: the layer or model, or the list of layers that `keras_files.load` reads from a file.
+
+    Raises:
+      InputError: grujax has no such layer, option or chain of layers.
 
     >>> import numpy as np
     >>> shapes = {"gru/kernel": (3, 12), "gru/recurrent_kernel": (4, 12), "gru/bias": (2, 12)}
@@ -54,7 +60,7 @@ def from_keras(source: "keras.Layer | Sequence[Layer]", *, verify: bool | None =
     >>> model.hidden_size, variables["params"]["l0"]["w_ih"].shape
     (4, (3, 12))
     """
-    model, variables = FRAMEWORK.ours(source, bool(verify))
+    model, variables = FRAMEWORK.imported(source, bool(verify))
     if verify is not False and not isinstance(source, list) and coarser(model) == jnp.float32:
         keras_live.require_same(source, model, variables)
     return model, variables
@@ -63,9 +69,12 @@ def from_keras(source: "keras.Layer | Sequence[Layer]", *, verify: bool | None =
 def to_keras(
     model: nn.Module, variables: Mapping, *, verify: bool = False
 ) -> "keras.Sequential | keras.layers.GRUCell":
-    """Of a `GRUCell` a `keras.layers.GRUCell`; of a `GRU` or `GRUModel` a `keras.Sequential` for inputs (B, T, I).
+    """A `GRUCell` becomes a `keras.layers.GRUCell`, a `GRU` or `GRUModel` a `keras.Sequential` for inputs (B, T, I).
 
-    It is built, of any T, and its weights are set, bit for bit. A `GRU` gives its output at every step.
+    The result is built for any T and has the same weights, bit for bit. A `GRU` returns the output of every step.
+
+    Raises:
+      InputError: Keras cannot represent something that the outputs depend on.
 
     >>> import jax, os
     >>> os.environ["KERAS_BACKEND"] = "jax"
@@ -75,7 +84,7 @@ def to_keras(
     >>> [type(layer).__name__ for layer in made.layers], from_keras(made)[0] == model
     (['GRU', 'Dense'], True)
     """
-    return FRAMEWORK.theirs(model, variables, verify)
+    return FRAMEWORK.exported(model, variables, verify)
 
 
 def build(model: nn.Module, variables: Mapping) -> Any:
@@ -89,19 +98,19 @@ def build(model: nn.Module, variables: Mapping) -> Any:
 
 
 def from_layers(layers: list[Layer]) -> tuple[nn.Module, dict]:
-    """The model and variables that compute what a chain of layers does."""
+    """The model and variables that compute the same as a chain of layers."""
     recurrent = [layer for layer in layers if layer.kind in RECURRENT]
     require(bool(recurrent), "source", "a GRU", f"layers {[layer.kind for layer in layers]}")
     _check_order(layers)
     first, last, head = recurrent[0], recurrent[-1], layers[-1] if layers[-1].kind in HEADS else None
     cells: dict[str, Cell] = {}
-    for layer in layers:  # a Dropout gives on what it reads
-        found, expected = (of.compute or "that of its weights" for of in (layer, first))
-        remedy = "A model computes in one dtype: give all layers one policy."
+    for layer in layers:  # a Dropout does not change the dtype
+        found, expected = (some.compute or "the dtype of its weights" for some in (layer, first))
+        remedy = "A model computes in one dtype: use one policy for all layers."
         same = layer.kind == "Dropout" or found == expected
         require(same, f"{layer.name}.dtype", f"{expected}, as {first.name}", found, remedy)
     for layer in recurrent:
-        remedy = "A GRU of several layers has this once: convert the layers one by one."
+        remedy = "All layers of a GRU share this option: convert the layers one by one."
         require(layer.kind == first.kind, layer.name, f"{first.kind}, as {first.name}", layer.kind, remedy)
         for key in ("activation", "recurrent_activation", "use_bias", "reset_after", "merge_mode"):
             found, expected = layer.config.get(key), first.config.get(key)
@@ -125,14 +134,14 @@ def from_layers(layers: list[Layer]) -> tuple[nn.Module, dict]:
         fields["output_activation"] = OUTPUTS[head.config["activation"]]
     dropout, left = _dropout(layers, recurrent)
     kinds = {"single": first.kind == "GRUCell", "bidirectional": first.kind == "Bidirectional"}
-    found = put_together(cells, dense, **kinds, **fields, **dropout)
+    result = put_together(cells, dense, **kinds, **fields, **dropout)
     for sentence in dict.fromkeys([*(sentence for layer in layers for sentence in layer.left), *left]):
         warnings.warn(f"grujax: {sentence}", ConversionWarning, stacklevel=2)
-    return found
+    return result
 
 
 def _check_order(layers: list[Layer]) -> None:
-    """GRUs, then pooling, then a Dense; each reads what the one before gives. Raises `InputError` otherwise."""
+    """Raises `InputError` unless the layers are GRUs, then pooling, then a Dense, each able to read the one before."""
     layers = [layer for layer in layers if layer.kind != "Dropout"]
     stages = [2 if layer.kind in HEADS else 1 if layer.kind in POOLINGS else 0 for layer in layers]
     for k, layer in enumerate(layers):
@@ -140,48 +149,50 @@ def _check_order(layers: list[Layer]) -> None:
         require(first, layer.name, "GRUs, then one pooling layer, then one Dense", f"a {layer.kind} here")
         before, steps = layers[k - 1] if k else None, layer.kind != "Dense"
         if before is not None and before.kind in RECURRENT:
-            given = before.config.get("return_sequences", False)
-            require(given or not steps, f"{before.name}.return_sequences", f"True before {layer.name}", given)
+            sequences = before.config.get("return_sequences", False)
+            require(sequences or not steps, f"{before.name}.return_sequences", f"True before {layer.name}", sequences)
             apart = before.config.get("merge_mode", "concat") is None
-            require(not apart, f"{before.name}.merge_mode", f"directions merged before {layer.name}", None)
+            require(not apart, f"{before.name}.merge_mode", f"merged directions before {layer.name}", None)
         else:
-            require(layer.kind != "TimeDistributed", layer.name, "every step, without pooling", "a pooling layer")
+            require(
+                layer.kind != "TimeDistributed", layer.name, "the output of every step", "a pooling layer before it"
+            )
     remedy = "Convert the model without it, and pool the output of every step; grujax.GRUEncoder does both."
-    require(stages[-1] != 1, layers[-1].name, "a Dense behind pooling", "none", remedy)
+    require(stages[-1] != 1, layers[-1].name, "a Dense after the pooling", "none", remedy)
 
 
 def _dropout(layers: list[Layer], recurrent: list[Layer]) -> tuple[dict[str, Any], list[str]]:
-    """The fields of the model that drop as Keras does; and what else Keras drops, in words."""
+    """The fields with which the model drops the same as Keras; and sentences on the dropout that is left behind."""
     fields, left = {}, []
     dropouts = [layer for layer in layers if layer.kind == "Dropout" and layer.config["rate"]]
     before = [layers[k - 1] for k, layer in enumerate(layers) if layer.kind in (*RECURRENT, *HEADS)]
     if dropouts and dropouts == before[1:] and len({layer.config["rate"] for layer in dropouts}) == 1:
         fields["dropout"] = dropouts[0].config["rate"]
     else:
-        left += [f"{layer.name}: {TRAINING}, and at another place than dropout here" for layer in dropouts]
+        left += [f"{layer.name}: {TRAINING}, and grujax has no dropout at this place" for layer in dropouts]
     rates = {layer.config["dropout"] for layer in recurrent}
-    gates_apart = [layer for layer in recurrent if layer.config["recurrent_dropout"]]  # then Keras draws a mask a gate
+    gates_apart = [layer for layer in recurrent if layer.config["recurrent_dropout"]]  # Keras draws a mask per gate
     if 0 < max(rates) < 1:  # Keras drops nothing at 1
         if len(rates) == 1 and not gates_apart and recurrent[0].kind == "GRU":
             fields["input_dropout"] = rates.pop()
         else:
             left += [f"{layer.name}.dropout: {TRAINING}" for layer in recurrent if layer.config["dropout"]]
-    left += [f"{layer.name}.recurrent_dropout: {TRAINING}, and draws a mask a gate" for layer in gates_apart]
+    left += [f"{layer.name}.recurrent_dropout: {TRAINING}, and draws a mask per gate" for layer in gates_apart]
     return fields, left
 
 
 def to_layers(model: Any, variables: Mapping) -> list[Layer]:
-    """The layers of Keras as plain data; see `to_keras`, which builds them."""
+    """The layers of Keras as plain data; `to_keras` builds them."""
     require_own(model)
     single, directions = isinstance(model, GRUCell), getattr(model, "num_directions", 1)
     locked = {} if single or directions == 2 else {"input_dropout": None}  # in Keras each direction draws its own mask
     reset_after = model.reset_after
     parts = take_apart(model, variables, Place("Keras", FIELDS | locked), dialect_of(reset_after))
     options = {"units": model.hidden_size, "use_bias": model.bias, "reset_after": reset_after}
-    options |= {"activation": ACTIVATIONS_THERE[model.activation], "recurrent_dropout": 0.0}
-    options |= {"recurrent_activation": ACTIVATIONS_THERE[model.gate_activation]}
+    options |= {"activation": KERAS_ACTIVATIONS[model.activation], "recurrent_dropout": 0.0}
+    options |= {"recurrent_activation": KERAS_ACTIVATIONS[model.gate_activation]}
     options |= {"dropout": model.input_dropout if locked else 0.0}
-    options |= {"merge_mode": MERGES_THERE[model.merge]} if directions == 2 else {}
+    options |= {"merge_mode": KERAS_MERGES[model.merge]} if directions == 2 else {}
     kind = "GRUCell" if single else "Bidirectional" if directions == 2 else "GRU"
     compute = jnp.dtype(model.dtype or model.param_dtype).name
     mixed = compute if model.param_dtype == jnp.float32 and compute in keras_layers.COMPUTES else ""
@@ -208,7 +219,7 @@ FRAMEWORK = Framework(
     keras_live.runner,
     classes="keras",
     load=keras_files.load,
-    write=lambda path, made: keras_live.store(made, path),
+    write=lambda path, target: keras_live.store(target, path),
     endings=(".keras",),
     reads=(".h5",),
 )

@@ -1,6 +1,6 @@
-"""A Keras model as plain data: its layers, what of their configs computes, and their weights.
+"""`Layer`, a Keras layer as plain data: the options that determine what it computes, and its weights.
 
-Configs are what Keras serialises, and what stands in a `.keras` file. Classes are looked up in a table: nothing is
+The configs are those that Keras serialises and stores in `.keras` files. Classes are looked up in a table: nothing is
 imported, built or run, and Keras is not needed.
 """
 
@@ -19,11 +19,11 @@ ACTIVATIONS: dict[str, Activation] = {
     name: name for name in ("tanh", "sigmoid", "relu", "hard_tanh", "hard_sigmoid", "softsign", "elu")
 }
 ACTIVATIONS |= {"linear": "identity", "softplus": Softplus(), "leaky_relu": LeakyRelu(0.2), OF_KERAS_2: HardSigmoid()}
-"""Keras' activations by name, and what the same functions are called here."""
+"""Keras' name of each activation -> grujax's name."""
 BOTH_VERSIONS = {"tanh", "sigmoid", "relu", "softsign", "elu", "linear", "softplus"}
-"""Those that Keras 2 computes as Keras 3 does; hard_sigmoid is clip(0.2 x + 0.5, 0, 1) there, here relu6(x + 3) / 6."""
+"""Those that are the same in Keras 2 and 3; hard_sigmoid is clip(0.2 x + 0.5, 0, 1) in 2, relu6(x + 3) / 6 in 3."""
 OUTPUTS = {"linear": None, "sigmoid": "sigmoid", "softmax": "softmax"}
-"""Activations of the head."""
+"""Keras' name of each activation of the head -> grujax's name."""
 MERGES = {"concat": "concat", "sum": "sum", "mul": "mul", "ave": "mean", None: None}
 COMPUTES = ("float16", "bfloat16")
 RECURRENT, HEADS = ("GRUCell", "GRU", "Bidirectional"), ("Dense", "TimeDistributed")
@@ -43,11 +43,11 @@ READ: dict[str, dict[str, tuple[type, ...]]] = {
     "TimeDistributed": {},
     "Dense": {"units": (int,), "activation": (str,), "use_bias": (bool,)},
 }
-"""The layers of Keras that have a place here, none else is read; and what of their configs is, with its type."""
+"""The layers that are read, and the options that are read from their configs, with their types. Others are refused."""
 FIXED = {"stateful": False, "time_major": False, "data_format": "channels_last", "keepdims": False}
-"""What is refused of them unless it is so."""
+"""Options that must have this value."""
 OLD = {"reset_after": False, "recurrent_dropout": 0.0, "dropout": 0.0, "go_backwards": False, "use_bias": True}
-"""What the first files of Keras 2 leave out."""
+"""Options that the first files of Keras 2 leave out, and their values."""
 WEIGHTED = {
     "GRUCell": ("",),
     "GRU": ("cell",),
@@ -55,22 +55,25 @@ WEIGHTED = {
     "Dense": ("",),
     "TimeDistributed": ("layer",),
 }
-"""What of a layer has weights, by its attributes, which are its groups in HDF5 too."""
+"""The parts of a layer that have weights: paths of attributes, which are also its groups in HDF5."""
 REMEDIES = {
-    "Masking": "It would be lost: convert keras.Sequential(model.layers[1:]), and pass what comes of it "
+    "Masking": "It would be lost: convert keras.Sequential(model.layers[1:]), and pass the grujax model "
     "mask=(x != mask_value).any(-1).",
     "Sequential": "Put its layers into one keras.Sequential.",
     "Functional": "Put its layers into one keras.Sequential.",
     "RNN": "Use keras.layers.GRU.",
-    "stateful": "Pass grujax h0, and convert a layer without.",
-    "time_major": "Pass grujax time_major, and convert a layer without.",
+    "stateful": "Convert a layer with stateful=False, and pass h0 to grujax.",
+    "time_major": "Convert a layer with time_major=False, and pass time_major to grujax.",
 }
 
 
 class Layer(NamedTuple):
-    """kind: a key of `READ`. name: Keras' own, for errors. config: what is read, of a `Bidirectional` that of its GRU
-    too. left: what else it has and that acts in training alone, in words. weights: by the names that errors give,
-    kernel, (recurrent_kernel,) bias; one dict a direction. compute: the dtype of a mixed policy."""
+    """A Keras layer as plain data.
+
+    kind: a key of `READ`. name: Keras' name of it, for errors. config: the options that are read; a `Bidirectional` has
+    those of its GRU too. left: sentences on other options, which only act in training. weights: kernel,
+    (recurrent_kernel,) bias under the names for errors; one dict per direction. compute: the dtype of a mixed policy.
+    """
 
     kind: str
     name: str
@@ -89,7 +92,7 @@ class Layer(NamedTuple):
 
     @property
     def shapes(self) -> list[tuple[int | None, ...]]:
-        """What the config implies of the weights of each direction; None for what the layer before decides."""
+        """The shapes of the weights of each direction; None where the layer before decides."""
         if self.kind in HEADS:
             return [(None, self.config["units"]), (self.config["units"],)][: 1 + self.config["use_bias"]]
         if "reset_after" not in self.config:
@@ -100,25 +103,25 @@ class Layer(NamedTuple):
 
 
 def described(saved: Any, version: int = 3) -> list[Layer]:
-    """The layers, without weights, of what Keras serialises of a layer, a Sequential or a functional chain.
+    """The layers, without weights, in the config of a layer, a Sequential or a functional chain.
 
-    version: of the Keras that has serialised it, 2 or 3, which name functions and layers differently.
+    version: 2 or 3, of the Keras that wrote the config; they name functions and layers differently.
 
     Raises:
-      InputError: naming the layer that has no place here, and the option.
+      InputError: names the layer or option that grujax does not have.
     """
     saved = _mapping(saved, "config.json")
     if saved.get("class_name") not in ("Sequential", "Functional"):
         return [_layer(saved, version)]
     module, config = str(saved.get("module", "keras")), saved.get("config")
     config = {"layers": config} if isinstance(config, list) else _mapping(config, "config.json")
-    require(module.split(".")[0] == "keras", "config.json", "a model of Keras' own", f"one of {module}")
+    require(module.split(".")[0] == "keras", "config.json", "a model class of Keras", f"a class of {module}")
     layers: Any = config.get("layers")
     require(isinstance(layers, list), "config.json", "a list of layers", type(layers).__name__)
-    found = [_layer(one, version) for one in layers]
+    result = [_layer(layer, version) for layer in layers]
     if saved["class_name"] == "Functional":
-        _check_chain(config, layers, found)
-    return [layer for layer in found if layer.kind != "InputLayer"]
+        _check_chain(config, layers, result)
+    return [layer for layer in result if layer.kind != "InputLayer"]
 
 
 def dialect_of(reset_after: bool) -> Dialect:
@@ -132,7 +135,7 @@ def _layer(saved: Any, version: int, backwards: bool = False) -> Layer:
     if not isinstance(kind, str) or kind not in READ:
         raise InputError(name, f"one of {sorted(READ)}", str(kind)[:80], REMEDIES.get(str(kind), FIND))
     own = saved.get("module", "keras.layers") == "keras.layers" and saved.get("registered_name") in (None, kind)
-    require(own, name, f"keras.layers.{kind}", f"a {kind} of {str(saved.get('module'))[:80]}")
+    require(own, name, f"keras.layers.{kind}", f"a {kind} from {str(saved.get('module'))[:80]}")
     if kind == "TimeDistributed":
         inner = _layer(config.get("layer"), version)
         require(inner.kind == "Dense", name, "a Dense inside", inner.kind)
@@ -144,26 +147,26 @@ def _layer(saved: Any, version: int, backwards: bool = False) -> Layer:
     for key in read.keys() & {"activation", "recurrent_activation"}:
         functions = BOTH_VERSIONS | {"hard_sigmoid"} if version == 2 else set(ACTIVATIONS) - {OF_KERAS_2}
         functions = set(OUTPUTS) if kind == "Dense" else functions
-        remedy = "These are the same functions here; no other is."
+        remedy = "grujax has no other functions of Keras."
         require_one_of(read[key], sorted(functions), f"{name}.{key}", remedy)
         if version == 2 and read[key] == "hard_sigmoid":
             read[key] = OF_KERAS_2
     if read.pop("go_backwards", backwards) != backwards:
-        remedy = "Reverse the input, or the output of every step, and convert a layer without."
+        remedy = "Reverse the input, or the output of every step, and convert a layer with the other value."
         raise InputError(f"{name}.go_backwards", repr(backwards), repr(not backwards), remedy)
     if kind == "Bidirectional":
         inner = _mapping(config.get("layer"), name)
         turned = {**inner, "config": {**_mapping(inner.get("config"), name), "go_backwards": True}}
         other = config.get("backward_layer", turned if version == 2 else None)
         forward, backward = _layer(inner, version), _layer(other, version, True)
-        for one in (forward, backward):
-            require(one.kind == "GRU", name, "a GRU inside", one.kind)
+        for direction in (forward, backward):
+            require(direction.kind == "GRU", name, "a GRU inside", direction.kind)
         same = forward.config == backward.config
-        require(same, name, f"both directions alike, {forward.config}", backward.config)
+        require(same, name, f"the same options in both directions, {forward.config}", backward.config)
         require_one_of(read["merge_mode"], MERGES, f"{name}.merge_mode")
         return Layer(kind, name, read | forward.config, (*left, *forward.left, *backward.left), (), forward.compute)
-    if kind == "Dropout" and config.get("noise_shape") is not None:  # another function than dropout here
-        left.append(f"{name}: it acts in training alone, and has a noise_shape")
+    if kind == "Dropout" and config.get("noise_shape") is not None:  # grujax's dropout has no such option
+        left.append(f"{name}: it only acts in training, and has a noise_shape")
         read["rate"] = 0.0
     if "units" in read:
         require_count(read["units"], f"{name}.units")
@@ -173,14 +176,14 @@ def _layer(saved: Any, version: int, backwards: bool = False) -> Layer:
 
 
 def _left(config: Mapping, name: str) -> list[str]:
-    """What of a config acts in training alone."""
+    """Sentences on the options of a config that only act in training."""
     trains = [key for key in config if key.endswith(("_regularizer", "_constraint")) and config[key] is not None]
     trains += ["trainable"] * (config.get("trainable") is False)
-    return [f"{name}.{key}: it acts in training alone" for key in sorted(trains)]
+    return [f"{name}.{key}: it only acts in training" for key in sorted(trains)]
 
 
 def _compute(config: Mapping, name: str) -> str:
-    """What a mixed policy computes in; "" where that is what weights are stored in."""
+    """The dtype in which a mixed policy computes; "" if it is the dtype of the weights."""
     policy = config.get("dtype")
     policy = _mapping(policy.get("config"), f"{name}.dtype").get("name") if isinstance(policy, Mapping) else policy
     if not str(policy).startswith("mixed_"):
@@ -191,25 +194,26 @@ def _compute(config: Mapping, name: str) -> str:
 
 
 def _check_chain(config: Mapping, saved: list, layers: list[Layer]) -> None:
-    """Raises `InputError` unless each layer of a functional model reads the first output of the one before it alone."""
-    remedy = f"Grujax has chains of layers alone. {FIND}"
-    for k, (one, layer) in enumerate(zip(saved, layers, strict=True)):
-        require((layer.kind == "InputLayer") == (k == 0), layer.name, "one Input, the first layer", "another", remedy)
-        nodes: Any = one.get("inbound_nodes")
+    """Raises `InputError` unless each layer of a functional model reads only the first output of the one before it."""
+    remedy = f"Grujax models are chains of layers. {FIND}"
+    for k, (config_of_layer, layer) in enumerate(zip(saved, layers, strict=True)):
+        first = (layer.kind == "InputLayer") == (k == 0)
+        require(first, layer.name, "one Input, as the first layer", layer.kind, remedy)
+        nodes: Any = config_of_layer.get("inbound_nodes")
         try:
-            reads = [of for node in nodes for of in _read_by(node)]
+            reads = [tensor for node in nodes for tensor in _read_by(node)]
         except (TypeError, KeyError, AttributeError, IndexError):
             reads = "something else"
         expected = [[layers[k - 1].name, 0, 0]] if k else []
-        require(reads == expected, layer.name, f"to read {expected} alone", str(reads)[:200], remedy)
-    for key, layer in (("input_layers", layers[:1]), ("output_layers", layers[-1:])):
-        expected = [[one.name, 0, 0] for one in layer]
+        require(reads == expected, layer.name, f"only {expected} as its inputs", str(reads)[:200], remedy)
+    for key, ends in (("input_layers", layers[:1]), ("output_layers", layers[-1:])):
+        expected = [[layer.name, 0, 0] for layer in ends]
         found = config.get(key)
-        require(found in (*expected, expected), key, f"{expected} alone", str(found)[:200], remedy)
+        require(found in (*expected, expected), key, f"only {expected}", str(found)[:200], remedy)
 
 
 def _read_by(node: Any) -> list[Any]:
-    """What a node of a functional model reads: [layer, 0, 0] each, as Keras 3 writes it and as older files do."""
+    """The tensors that a node of a functional model reads, [layer, 0, 0] each, as written by Keras 3 or older files."""
     if isinstance(node, Mapping):
         tensors = (*node["args"], *filter(None, node["kwargs"].values()))
         return [tensor["config"]["keras_history"] for tensor in tensors]
@@ -217,13 +221,14 @@ def _read_by(node: Any) -> list[Any]:
 
 
 def _mapping(value: Any, name: str) -> Mapping:
-    require(isinstance(value, Mapping), name, "what Keras serialises", repr(value)[:80])
+    require(isinstance(value, Mapping), name, "a mapping, as Keras writes it", repr(value)[:80])
     return value
 
 
 def _value(config: Mapping, key: str, types: tuple[type, ...], name: str) -> Any:
     require(key in config, f"{name}.{key}", "this option", "none of that name")
-    value, expected = config[key], " or ".join(of.__name__ for of in types)
+    value, expected = config[key], " or ".join(cls.__name__ for cls in types)
     fits = isinstance(value, types) and (bool in types or not isinstance(value, bool))
-    require(fits, f"{name}.{key}", expected, repr(value)[:80], "Name one of Keras' own." if str in types else "")
+    remedy = "Use a function of Keras, by its name." if str in types else ""
+    require(fits, f"{name}.{key}", expected, repr(value)[:80], remedy)
     return value

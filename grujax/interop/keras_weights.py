@@ -1,4 +1,4 @@
-"""Files of Keras that hold weights alone, `.weights.h5`: what else a model is, they do not tell."""
+"""Keras' `.weights.h5` files, which contain only the weights of a model and not its options."""
 
 import warnings
 from collections.abc import Mapping
@@ -17,34 +17,33 @@ from grujax.interop.prove import Runner
 
 DEFAULTS = {"bias": True, "activation": "tanh", "gate_activation": "sigmoid", "merge": "concat"}
 DEFAULTS |= {"output_activation": None}
-"""What a file of weights does not tell."""
+"""Fields of a model that a file of weights does not contain, and the values that are assumed."""
 
 
 def _build(model: Any, variables: Mapping) -> Any:
-    """Of a model that its weights alone tell: what else it is would be lost in a `.weights.h5` file."""
+    """Builds a model for a `.weights.h5` file; raises `InputError` if an option would be lost in it."""
     for field, default in DEFAULTS.items():
-        found = getattr(model, field, default)
-        require(found == default, field, repr(default), repr(found), "Weights do not tell it: write a .keras file.")
+        found, remedy = getattr(model, field, default), "A .weights.h5 file cannot store it: write a .keras file."
+        require(found == default, field, repr(default), repr(found), remedy)
     for field in ("dropout", "input_dropout"):
         if getattr(model, field, 0):
-            warnings.warn(f"Keras' weights: {field} is not told, {TRAINING}", ConversionWarning, stacklevel=2)
+            warnings.warn(f"Keras' weights: {field} is not stored, {TRAINING}", ConversionWarning, stacklevel=2)
     return build(model, variables)
 
 
 def _read(layers: list[Layer], pooling: Pooling | EllipsisType = ...) -> tuple[nn.Module, dict]:
-    """Of a file of weights, which do not tell what a Dense behind a GRU reads."""
-    told = _tells_pooling(layers)
-    require(
-        not told or pooling is ..., "pooling", "none", repr(pooling), f"A {told} in the file tells it: leave it out."
-    )
+    """The model and variables of a file of weights. pooling: what a Dense after a GRU reads, if no layer shows it."""
+    kind = _pooling_kind(layers)
+    remedy = f"The file has a {kind}, which determines the pooling: leave it out."
+    require(not kind or pooling is ..., "pooling", "none", repr(pooling), remedy)
     model, variables = from_layers(layers)
-    assumed = {} if told else assumed_pooling(pooling, layers[-1].kind in HEADS)
+    assumed = {} if kind else assumed_pooling(pooling, layers[-1].kind in HEADS)
     return model.clone(**assumed), variables
 
 
 def _run(layers: list[Layer], model: Any) -> Runner:
-    if layers[-1].kind in HEADS and not _tells_pooling(layers):
-        require_one_of(model.pooling, ("last", *POOLINGS.values(), None), "pooling", "Others are not run.")
+    if layers[-1].kind in HEADS and not _pooling_kind(layers):
+        require_one_of(model.pooling, ("last", *POOLINGS.values(), None), "pooling", "Others cannot be run.")
         *grus, last, head = layers
         last = last._replace(config=last.config | {"return_sequences": model.pooling != "last"})
         pooling = [Layer(kind, kind, {}) for kind, ours in POOLINGS.items() if ours == model.pooling]
@@ -52,8 +51,8 @@ def _run(layers: list[Layer], model: Any) -> Runner:
     return keras_live.runner(layers, model)
 
 
-def _tells_pooling(layers: list[Layer]) -> str:
-    """The kind of the layer that tells what the head reads."""
+def _pooling_kind(layers: list[Layer]) -> str:
+    """The kind of the layer that determines what the head reads; "" if there is none."""
     return next((layer.kind for layer in layers if layer.kind in (*POOLINGS, "TimeDistributed")), "")
 
 
@@ -62,7 +61,7 @@ WEIGHTS = FRAMEWORK._replace(
     read=_read,
     run=_run,
     build=_build,
-    write=lambda path, made: keras_live.store(made, path, "model.weights.h5"),
+    write=lambda path, target: keras_live.store(target, path, "model.weights.h5"),
     endings=(".weights.h5",),
     reads=(),
     assumes=True,

@@ -1,8 +1,8 @@
 """Weights from Flax NNX and back: `nnx.GRUCell`, `nnx.RNN` and `nnx.Bidirectional` of it, `nnx.Sequential` of these.
 
-The cell is `dense_i` with kernel (I, 3H) and bias (3H,) and `dense_h` with kernel (H, 3H) alone, columns r | z | n. It
-lacks b_hn, the bias that r multiplies (google/flax#5594). A Flax whose cell has it, as `hn_bias` (H,)
-(google/flax#5595), is served as well.
+The cell has `dense_i` with kernel (I, 3H) and bias (3H,), and `dense_h` with only a kernel (H, 3H), columns r | z | n.
+It lacks b_hn, the bias that r multiplies (google/flax#5594). A Flax whose cell has it, as `hn_bias` (H,)
+(google/flax#5595), is supported as well.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,26 +26,27 @@ PLACE = Place("flax.nnx.GRUCell", {"activation": None, "gate_activation": None},
 
 
 def from_nnx(source: nnx.Module | nnx.State, *, verify: bool | None = None) -> tuple[nn.Module, dict]:
-    """The model and variables of an NNX module, as `grujax.interop.flax.from_flax` has it.
+    """Returns the model and variables of an NNX module, by the rules of `grujax.interop.flax.from_flax`.
 
-    source: the module; or its `nnx.State`, whose keys tell the structure and no options: the defaults are taken.
+    source: the module; or its `nnx.State`. The keys of a state give the structure but not the options, so defaults are
+    assumed.
 
     >>> model, variables = from_nnx(nnx.RNN(nnx.GRUCell(10, 20, rngs=nnx.Rngs(0))))
     >>> model.hidden_size, variables["params"]["l0"]["w_ih"].shape
     (20, (10, 60))
     """
-    return FRAMEWORK.ours(source, verify)
+    return FRAMEWORK.imported(source, verify)
 
 
 def to_nnx(model: nn.Module, variables: Mapping, *, verify: bool = False) -> nnx.Module:
-    """The NNX module of a `GRU` or `GRUCell` with reset_after=True; b_hn has to be 0 where the cell has no `hn_bias`.
+    """Returns the NNX module of a `GRU` or `GRUCell` with reset_after=True; b_hn must be 0 if NNX has no `hn_bias`.
 
     >>> import jax, jax.numpy as jnp
     >>> model = GRU(20, bidirectional=True, initializer="flax")
     >>> to_nnx(model, model.init(jax.random.key(0), jnp.ones((3, 7, 10))))(jnp.ones((3, 7, 10))).shape
     (3, 7, 40)
     """
-    return FRAMEWORK.theirs(model, variables, verify)
+    return FRAMEWORK.exported(model, variables, verify)
 
 
 def _read(source: nnx.Module | nnx.State) -> tuple[nn.Module, dict]:
@@ -63,7 +64,7 @@ def _build(model: nn.Module, variables: Mapping) -> nnx.Module:
 
 
 def _run(source: Any, model: nn.Module) -> Runner:
-    """NNX itself. The layers of an `nnx.Sequential` run one by one: as a whole it takes no states and gives none."""
+    """Runs NNX. An `nnx.Sequential` neither takes nor returns states, so its layers run one by one."""
     if isinstance(source, nnx.State):
         flat = _tensors(source)
         layout = trees.layout_of_keys(list(flat))
@@ -76,34 +77,34 @@ def _run(source: Any, model: nn.Module) -> Runner:
 
 
 def _pure(module: Any) -> Callable[..., Any]:
-    """A call of the module that a program may hold: NNX refuses modules from outside of it."""
+    """The module as a pure function: under jit, NNX refuses modules from outside."""
     definition, state = nnx.split(module)
     return lambda *args, **kwargs: nnx.merge(definition, state, copy=True)(*args, **kwargs)
 
 
 def _tensors(source: nnx.Module | nnx.State) -> dict[str, NDArray]:
-    """The arrays by their paths; the random states that RNNs keep for the cells' first carry are no part of them."""
+    """The arrays by their paths, without the random states that RNNs store to draw the first carry."""
     kept: dict[str, Any] = {}
     for path, variable in nnx.to_flat_state(nnx.state(source) if isinstance(source, nnx.Module) else source):
         if not isinstance(variable, nnx.RngState):
-            name = "/".join(map(str, path)).replace("layers/", "layers_")  # as Linen has it, whose layers are one name
+            name = "/".join(map(str, path)).replace("layers/", "layers_")  # as in Linen
             kept[name] = variable.get_value() if isinstance(variable, nnx.Variable) else variable
     return trees.flattened(unflatten_dict(kept, sep="/"), "source")
 
 
 def _cell(input_size: int, hidden_size: int, **options: Any) -> Any:
-    """A cell of zeros."""
+    """A cell whose kernels are zeros."""
     zeros = {"kernel_init": nn.initializers.zeros, "recurrent_kernel_init": nn.initializers.zeros}
     return nnx.GRUCell(input_size, hidden_size, **zeros, **options, rngs=nnx.Rngs(0))
 
 
 def _module(model: Any, layout: trees.Layout, tensors: Sequence[Mapping[str, NDArray]]) -> Any:
-    """The NNX module of a layout that holds these tensors."""
+    """The NNX module with these tensors in a layout."""
     cells = []
-    for prefix, of in zip(layout.cells, tensors, strict=True):
-        input_size = of[f"{prefix}dense_i/kernel"].shape[0]
+    for prefix, arrays in zip(layout.cells, tensors, strict=True):
+        input_size = arrays[f"{prefix}dense_i/kernel"].shape[0]
         cells.append(_cell(input_size, model.hidden_size, **trees.cell_options(model)))
-        for key, a in of.items():
+        for key, a in arrays.items():
             reduce(getattr, key.removeprefix(prefix).split("/"), cells[-1]).set_value(to_jax(a, key))
     return trees.nested(cells, nnx, layout, getattr(model, "time_major", False))
 

@@ -1,6 +1,6 @@
-"""An `.onnx` file, its tensors as NumPy arrays, and the constants that it makes of them before any input is known.
+"""Reads `.onnx` files, their tensors as NumPy arrays, and the values in a graph that do not depend on its inputs.
 
-Every size that a file claims is checked before memory is taken.
+Every size in a file is checked before memory is allocated.
 """
 
 import math
@@ -15,21 +15,21 @@ from grujax.interop.onnx_graph import LIMIT, Body, Model, Node, Tensor, graphs_i
 
 TYPES = ["BFLOAT16", "BOOL", "DOUBLE", "FLOAT", "FLOAT16", "INT32", "INT64", "INT8", "UINT8"]
 LARGEST, IN_ALL = 2**26, 2**28
-"""The most values of any array that is computed, and of all of them together."""
+"""The most values of one computed array, and of all of them together."""
 FOLDED = "Add Sub Mul Div Equal Less Where Identity Cast Transpose Reshape Flatten Squeeze Unsqueeze Slice Gather Split"
 FOLDED = {*FOLDED.split(), *["Concat", "Expand", "Shape", "Constant", "ConstantOfShape", "DequantizeLinear", "Range"]}
-REMEDY = "onnx.checker.check_model says more; the exporter that wrote it may be asked again."
+REMEDY = "onnx.checker.check_model says more. Try to export it again."
 
 
 def load(path: Path) -> Model:
-    """The model in a file, its external data read into it from beside the file and from nowhere else."""
+    """Reads a model, with external data from files inside its folder only."""
     onnx, path, total = module(), Path(path), 0
     require(path.is_file(), "path", "an .onnx file", f"no file at {path}")
     size = path.stat().st_size
-    require(0 < size <= LIMIT, "path", f"1 to {LIMIT} bytes, as protobuf has them", f"{size} bytes in {path.name}")
+    require(0 < size <= LIMIT, "path", f"1 to {LIMIT} bytes, a limit of protobuf", f"{size} bytes in {path.name}")
     try:
         proto = onnx.load_model_from_string(path.read_bytes())
-    except Exception as error:  # protobuf's error is another class in each of its implementations
+    except Exception as error:  # the class of protobuf's error depends on its implementation
         raise InputError("path", "an ONNX model", f"{path.name}: {line(error)}") from error
     for where, tensor in tensors(proto.graph):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
@@ -40,32 +40,33 @@ def load(path: Path) -> Model:
 
 
 def checked(proto: Model, nested: bool = False) -> Model:
-    """The model, shapes of its outputs inferred where it has none; `InputError` unless it is one by ONNX's own rules.
+    """The model, with shapes inferred if its outputs have none; raises `InputError` if it breaks ONNX's own rules.
 
-    nested: graphs inside nodes may be.
+    nested: allow graphs inside nodes.
     """
     onnx = module()
     require(isinstance(proto, onnx.ModelProto), "source", "an onnx.ModelProto", type(proto).__name__)
     require(bool(proto.graph.node), "source", "a graph of nodes", "none", "Is it an ONNX file?")
     for where, tensor in tensors(proto.graph):
         external = tensor.data_location == onnx.TensorProto.EXTERNAL
-        require(not external, where, "values", "a name of another file", "Read it with grujax.interop.onnx.load(path).")
+        remedy = "Read the file with grujax.interop.onnx.load(path)."
+        require(not external, where, "values", "a reference to another file", remedy)
         _check(where, tensor)
     for node in proto.graph.node:
         remedy = "Export it without control flow; grujax.interop.find lists the GRUs in it."
         bodies = [a.name for a in node.attribute if a.HasField("g") or a.graphs]
-        require(nested or not bodies, ", ".join(bodies), "nodes alone", "a graph inside a node", remedy)
+        require(nested or not bodies, ", ".join(bodies), "nodes without graphs", "a graph inside a node", remedy)
     try:
-        if not all(of.type.tensor_type.HasField("shape") for of in proto.graph.output):
+        if not all(value.type.tensor_type.HasField("shape") for value in proto.graph.output):
             proto = onnx.shape_inference.infer_shapes(proto)
         onnx.checker.check_model(proto)
-    except Exception as error:  # its own error, and what protobuf raises on text that is not UTF-8
+    except Exception as error:  # the checker's error, or protobuf's on text that is not UTF-8
         raise InputError("source", "a model that ONNX's checker accepts", line(error), REMEDY) from error
     return proto
 
 
 def tensors(graph: Body) -> Iterator[tuple[str, Tensor]]:
-    """All tensors of a graph, and of graphs inside its nodes, each with the name that errors call it by."""
+    """(name for errors, tensor) for all tensors of a graph and of the graphs inside its nodes."""
     for tensor in graph.initializer:
         yield tensor.name, tensor
     for node in graph.node:
@@ -76,13 +77,8 @@ def tensors(graph: Body) -> Iterator[tuple[str, Tensor]]:
             yield from tensors(inner)
 
 
-def array(where: str, tensor: Tensor) -> NDArray:
-    """The values of a tensor; `InputError` where they are not as many as its dims say."""
-    _check(where, tensor)
-    return module().numpy_helper.to_array(tensor)
-
-
 def _check(where: str, tensor: Tensor) -> None:
+    """Raises `InputError` unless the number of a tensor's values agrees with its dims."""
     count, n_bytes = _count(where, tensor)
     if tensor.HasField("raw_data"):
         found, expected, what = len(tensor.raw_data), n_bytes, "bytes"
@@ -93,18 +89,18 @@ def _check(where: str, tensor: Tensor) -> None:
 
 
 def _count(where: str, tensor: Tensor) -> tuple[int, int]:
-    """How many values and how many bytes the dims ask for."""
+    """The numbers of values and of bytes that the dims imply."""
     onnx = module()
     require(not tensor.HasField("segment"), where, "a whole tensor", "a segment of one")
     require(all(n >= 0 for n in tensor.dims), where, "dims of 0 or more", list(tensor.dims))
     known = tensor.data_type in [onnx.TensorProto.DataType.Value(name) for name in TYPES]
-    require(known, where, f"a dtype of {TYPES}", f"number {tensor.data_type}")
+    require(known, where, f"a dtype of {TYPES}", f"the dtype with number {tensor.data_type}")
     count = math.prod(tensor.dims)
     return count, count * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
 
 
 def _inline(where: str, tensor: Tensor, folder: Path) -> None:
-    """Puts the bytes that a tensor has in another file of the folder into the tensor."""
+    """Reads the external data of a tensor, from a file inside `folder`, into the tensor."""
     entries, n_bytes = {entry.key: entry.value for entry in tensor.external_data}, _count(where, tensor)[1]
     location = entries.get("location", "")
     try:
@@ -119,31 +115,34 @@ def _inline(where: str, tensor: Tensor, folder: Path) -> None:
         module().external_data_helper.load_external_data_for_tensor(tensor, str(folder))
     except InputError:
         raise
-    except Exception as error:  # whatever numbers and names that are none lead to
-        raise InputError(where, "external data as ONNX has it", line(error)) from error
+    except Exception as error:  # malformed numbers and names raise various errors
+        raise InputError(where, "external data in ONNX's form", line(error)) from error
     tensor.data_location = module().TensorProto.DEFAULT
     del tensor.external_data[:]
 
 
 def line(error: Exception) -> str:
-    """What an error of another package says, on one line."""
+    """The message of an error from another package, on one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200].rstrip('.')}"
 
 
 class Constants:
-    """values: by their names. kinds: the ONNX dtype of every value that shape inference knows."""
+    """The values in a graph that do not depend on its inputs.
+
+    values: arrays by name. kinds: the ONNX dtype of every value that shape inference knows.
+    """
 
     def __init__(self, proto: Model, outer: dict[str, NDArray] | None = None) -> None:
         onnx = module()
         self.values: dict[str, NDArray] = dict(outer or {})
-        self.opsets = {of.domain: of.version for of in proto.opset_import}
+        self.opsets = {opset.domain: opset.version for opset in proto.opset_import}
         for tensor in proto.graph.initializer:
-            self.values[tensor.name] = array(tensor.name, tensor)
+            self.values[tensor.name] = onnx.numpy_helper.to_array(tensor)
         self.kinds: dict[str, int] = {}
         self.total = 0
         try:
             inferred = onnx.shape_inference.infer_shapes(proto, data_prop=False).graph
-        except Exception:  # shapes that do not fit: the runtime will say which
+        except Exception:  # shapes do not fit; the runtime's error will be clearer
             inferred = proto.graph
         for value in (*inferred.input, *inferred.value_info, *inferred.output):
             self.kinds[value.name] = value.type.tensor_type.elem_type
@@ -151,21 +150,21 @@ class Constants:
             self._fold(node)
 
     def integer(self, key: str) -> bool:
-        """Whether a value is an integer or a truth: arithmetic on shapes."""
+        """Whether a value consists of integers or booleans, as in arithmetic on shapes."""
         onnx = module()
         kinds = {getattr(onnx.TensorProto, name) for name in ("INT32", "INT64", "BOOL")}
         return self.values[key].dtype.kind in "ib" if key in self.values else self.kinds.get(key) in kinds
 
     def weights(self, node: Node) -> list[NDArray | None]:
-        """W, R and B of a GRU node; `InputError` where they are no constants."""
+        """W, R and B of a GRU node; raises `InputError` unless they are constants."""
         keys = [*node.input[1:4], ""][:3]
         for key in keys:
-            fixed = not key or key in self.values
-            expected = "weights, an initializer or a constant"
-            require(fixed, key, expected, "a value computed from the inputs, or an input of the graph")
+            fixed, found = not key or key in self.values, "an input of the graph, or a value computed from one"
+            require(fixed, key, "constant weights, such as an initializer", found)
         return [self.values.get(key) for key in keys]
 
     def _fold(self, node: Node) -> None:
+        """Computes the outputs of a node whose inputs are all known."""
         if node.op_type not in FOLDED or node.domain not in ("", "ai.onnx"):
             return
         if not all(not key or key in self.values for key in node.input):
@@ -173,40 +172,41 @@ class Constants:
         from onnx.reference import ReferenceEvaluator
 
         helper, name = module().helper, name_of(node)
-        given, outputs = {key: self.values[key] for key in node.input if key}, [key for key in node.output if key]
+        feed, outputs = {key: self.values[key] for key in node.input if key}, [key for key in node.output if key]
         try:
             bound(name, _size(node.op_type, [self.values[key] for key in node.input if key]))
-            kinds = {key: helper.np_dtype_to_tensor_dtype(a.dtype) for key, a in given.items()}
+            kinds = {key: helper.np_dtype_to_tensor_dtype(a.dtype) for key, a in feed.items()}
             inputs = [helper.make_tensor_value_info(key, kind, None) for key, kind in kinds.items()]
-            shown = [helper.make_tensor_value_info(key, 0, None) for key in outputs]
-            graph = helper.make_graph([node], "constants", inputs, shown)
-            found = list(ReferenceEvaluator(graph, opsets=self.opsets).run(None, given))
+            untyped = [helper.make_tensor_value_info(key, 0, None) for key in outputs]
+            graph = helper.make_graph([node], "constants", inputs, untyped)
+            results = list(ReferenceEvaluator(graph, opsets=self.opsets).run(None, feed))
         except InputError:
             raise
-        except Exception as error:  # shapes that do not fit, in whichever way NumPy says so
+        except Exception as error:  # shapes do not fit; NumPy has various errors for this
             raise InputError(name, f"a {node.op_type} that fits its inputs", line(error)) from error
-        for key, a in zip(outputs, found, strict=False):
+        for key, a in zip(outputs, results, strict=False):
             require(isinstance(a, np.ndarray | np.generic), name, "arrays", type(a).__name__)
             self.values[key] = np.asarray(a)
             self.total += self.values[key].size
-            require(self.total <= IN_ALL, name, f"at most {IN_ALL} values in all", self.total)
+            require(self.total <= IN_ALL, name, f"at most {IN_ALL} computed values in all", self.total)
 
 
-def _size(op: str, given: list[NDArray]) -> int:
-    """How many values an operator makes, as far as it makes more than it is given."""
+def _size(op: str, inputs: list[NDArray]) -> int:
+    """An upper bound of the number of values that an operator computes."""
     if op == "ConstantOfShape":
-        return math.prod(int(n) for n in given[-1])
+        return math.prod(int(n) for n in inputs[-1])
     if op == "Expand":
-        return math.prod(np.broadcast_shapes(given[0].shape, tuple(int(n) for n in given[-1])))
+        return math.prod(np.broadcast_shapes(inputs[0].shape, tuple(int(n) for n in inputs[-1])))
     if op == "Gather":
-        return given[0].size * max(given[1].size, 1)
+        return inputs[0].size * max(inputs[1].size, 1)
     if op == "Range":
-        start, limit, delta = (float(n) for n in given)
+        start, limit, delta = (float(n) for n in inputs)
         return max(math.ceil((limit - start) / delta), 0)
     if op in ("Add", "Sub", "Mul", "Div", "Where", "Equal", "Less"):
-        return math.prod(np.broadcast_shapes(*(a.shape for a in given)))
-    return sum(a.size for a in given)
+        return math.prod(np.broadcast_shapes(*(a.shape for a in inputs)))
+    return sum(a.size for a in inputs)
 
 
 def bound(name: str, count: int) -> None:
+    """Raises `InputError` if a value has too many elements."""
     require(0 <= count <= LARGEST, name, f"at most {LARGEST} values", count)

@@ -1,4 +1,4 @@
-"""A model as an ONNX graph: a GRU node a layer, batch-major at its door, and what pooling, head and statistics add."""
+"""Writes a model as an ONNX graph with batch-major inputs and outputs: GRU nodes, pooling, head and statistics."""
 
 import json
 from collections.abc import Mapping
@@ -25,17 +25,17 @@ def written(model: nn.Module, variables: Mapping, lengths: bool, state: bool) ->
     """The graph of `to_onnx`."""
     onnx_graph.module()
     variables = dict(variables)
-    given = variables.pop("statistics", {})
+    stored = variables.pop("statistics", {})
     parts = take_apart(model, variables, onnx_graph.PLACE, DIALECTS["onnx"])
-    statistics = checked_statistics(model, given, input_size_of(model, parts.input_size))
-    dtype = parts.dtype
-    remedy = "ONNX Runtime has no GRU of it on the CPU: cast the parameters to float32."
-    require(dtype.name in onnx_graph.DTYPES, "variables", " or ".join(onnx_graph.DTYPES), f"dtype {dtype}", remedy)
+    statistics = checked_statistics(model, stored, input_size_of(model, parts.input_size))
+    remedy = "ONNX Runtime has no GRU of this dtype on the CPU: cast the parameters to float32."
+    known, expected = parts.dtype.name in onnx_graph.DTYPES, " or ".join(onnx_graph.DTYPES)
+    require(known, "variables", expected, f"dtype {parts.dtype}", remedy)
     return Writer(model, parts, statistics, lengths, state).write()
 
 
 class Writer:
-    """Writes one model."""
+    """Writes one model. `counts` and `steps` are the lengths and inputs that the GRU reads, which may be frames."""
 
     def __init__(self, model: Any, parts: Parts, statistics: Mapping[str, NDArray], lengths: bool, state: bool) -> None:
         self.model, self.parts, self.statistics = model, parts, statistics
@@ -44,7 +44,7 @@ class Writer:
         self.merge = getattr(model, "merge", "concat")
         self.lengths, self.state = lengths and not self.single, state
         self.graph = onnx_graph.Graph(parts.dtype)
-        self.counts, self.steps = "lengths", "x"  # of the steps, or frames, that the GRU reads
+        self.counts, self.steps = "lengths", "x"
         self.inputs: dict[str, tuple[Any, ...]] = {}
         self.outputs: dict[str, tuple[Any, ...]] = {}
 
@@ -54,7 +54,7 @@ class Writer:
         self.inputs["x"] = (*rows, features)
         if self.lengths:
             self.inputs["lengths"] = ("batch",)
-        x = self._framed(self._moved("input", "x", "Sub", "Div", ("mean", "std")))
+        x = self._framed(self._scaled("input", "x", "Sub", "Div", ("mean", "std")))
         if not self.single:
             self._layers(g.add("Transpose", [x], perm=[1, 0, 2]))
             return self._proto()
@@ -68,7 +68,7 @@ class Writer:
         return self._proto()
 
     def _layers(self, x: str) -> None:
-        """x (T, B, I)."""
+        """Writes all layers, the pooling and the head; x (T, B, I)."""
         g, model, n_layers = self.graph, self.model, self.model.num_layers
         has_head = isinstance(model, GRUModel)
         pools_last = has_head and model.pooling == "last"
@@ -89,7 +89,7 @@ class Writer:
             hs, h_last = f"hs{k}", f"h_last{k}"
             has_hs, has_last = not (top and pools_last), self.state or (top and pools_last)
             self._node(k, x, h0, [hs if has_hs else "", h_last if has_last else ""])
-            if h0 and has_last and self.lengths:  # of a row without a step ONNX Runtime gives 0
+            if h0 and has_last and self.lengths:  # for a row without steps, ONNX Runtime returns 0 instead of h0
                 h_last = g.add("Where", [self._empty(), h0, h_last])
             lasts.append(h_last)
             if not top:
@@ -104,7 +104,7 @@ class Writer:
             g.add("Concat", lasts, "h_last", axis=0)
 
     def _learned(self, states: NDArray) -> str:
-        """The learned state (L*D, H) in every row: what h0 is, as an input too, where none is given."""
+        """The learned states (L*D, H) in every row; as "h0", an input of this name may override them."""
         g, (n_states, hidden_size) = self.graph, states.shape
         learned, n_rows = g.constant("h0", states[:, None]), g.add("Shape", [self.steps], start=0, end=1)
         shape = g.add("Concat", [g.axes(n_states), n_rows, g.axes(hidden_size)], axis=0)
@@ -115,24 +115,24 @@ class Writer:
         return self.model.hidden_size * (self.directions if self.merge == "concat" else 1)
 
     def _node(self, k: int, x: str, h0: str, outputs: list[str]) -> None:
-        """The GRU node of layer k: x (T, B, I), h0 (D, B, H) -> hs (T, D, B, H), h_last (D, B, H)."""
+        """Adds the GRU node of layer k: x (T, B, I), h0 (D, B, H) -> hs (T, D, B, H), h_last (D, B, H)."""
         g, model = self.graph, self.model
         cells = self.parts.cells[k * self.directions : (k + 1) * self.directions]
-        stored = {name: [of[name] for of in cells] for name in cells[0]}
+        stored = {name: [cell[name] for cell in cells] for name in cells[0]}
         w, r, b = (g.constant(f"{name}{k}", stored[name]) if name in stored else "" for name in "WRB")
-        functions = [onnx_graph.function(of) for of in (model.gate_activation, model.activation)] * len(cells)
+        functions = [onnx_graph.function(f) for f in (model.gate_activation, model.activation)] * len(cells)
         names, alphas, betas = zip(*functions, strict=True)
-        given = {"activation_alpha": sum(alphas, ()), "activation_beta": sum(betas, ()), "clip": model.clip}
+        options = {"activation_alpha": sum(alphas, ()), "activation_beta": sum(betas, ()), "clip": model.clip}
         inputs = [x, w, r, b, self.counts if self.lengths else "", h0]
         while not inputs[-1]:
             inputs.pop()
         way = "bidirectional" if self.directions == 2 else "reverse" if getattr(model, "reverse", False) else "forward"
-        given = {name: value for name, value in given.items() if value} | {"activations": list(names)}
-        given |= {"hidden_size": model.hidden_size, "linear_before_reset": int(model.reset_after), "direction": way}
-        g.add("GRU", inputs, outputs if outputs[1] else outputs[:1], **given)
+        options = {name: value for name, value in options.items() if value} | {"activations": list(names)}
+        options |= {"hidden_size": model.hidden_size, "linear_before_reset": int(model.reset_after), "direction": way}
+        g.add("GRU", inputs, outputs if outputs[1] else outputs[:1], **options)
 
     def _merged(self, hs: str, axis: int, out: str = "", batch_major: bool = False) -> str:
-        """Both directions as one, where they lie on `axis`: (T, D, B, H), axis 1, or (D, B, H), axis 0, without D."""
+        """Merges both directions: removes the axis D of (T, D, B, H), `axis` 1, or of (D, B, H), `axis` 0."""
         g, perm = self.graph, [1, 0, 2] if axis == 0 else [0, 2, 1, 3]
         if self.merge == "concat":
             beside = g.add("Transpose", [hs], perm=[2, 0, 1, 3] if batch_major else perm)
@@ -141,7 +141,7 @@ class Writer:
         return g.add("Transpose", [reduced], out, perm=[1, 0, 2]) if batch_major else reduced
 
     def _pooled(self, h_last: str, hs: str) -> str:
-        """What the head reads: (B, F), with `pooling=None` (B, T, F)."""
+        """The features for the head: (B, F), or (B, T, F) with `pooling=None`."""
         g, pooling = self.graph, self.model.pooling
         if pooling == "last":
             return self._merged(h_last, 0)
@@ -164,26 +164,27 @@ class Writer:
         a_step = self.model.pooling is None
         self.outputs["y"] = ("batch", *["time"] * a_step, self.model.output_size)
         masked = a_step and self.lengths
-        moved, behind = "output_mean" in self.statistics, self.model.output_activation
+        scaled, activation = "output_mean" in self.statistics, self.model.output_activation
         out = "" if masked else "y"
         if a_step:
             product = g.add("MatMul", [features, kernel])
-            y = g.add("Add", [product, bias], "" if moved or behind else out)
+            y = g.add("Add", [product, bias], "" if scaled or activation else out)
         else:
-            y = g.add("Gemm", [features, kernel, bias], "" if moved or behind else out)
-        if behind is not None:
-            y = g.add(onnx_graph.OUTPUTS[behind][0], [y], "" if moved else out, **onnx_graph.OUTPUTS[behind][1])
-        y = self._moved("output", y, "Mul", "Add", ("std", "mean"), out)
+            y = g.add("Gemm", [features, kernel, bias], "" if scaled or activation else out)
+        if activation is not None:
+            op, options = onnx_graph.OUTPUTS[activation]
+            y = g.add(op, [y], "" if scaled else out, **options)
+        y = self._scaled("output", y, "Mul", "Add", ("std", "mean"), out)
         if masked:
             g.add("Where", [self._valid(), y, g.scalar("zero", 0)], "y")
 
-    def _moved(self, which: str, a: str, first: str, second: str, by: tuple[str, str], out: str = "") -> str:
-        """a through two operators by the statistics of `which`, where there are such."""
-        g, names = self.graph, [f"{which}_{of}" for of in by]
+    def _scaled(self, which: str, a: str, first: str, second: str, by: tuple[str, str], out: str = "") -> str:
+        """Applies two operators with the statistics of `which` to a, if there are any."""
+        g, names = self.graph, [f"{which}_{statistic}" for statistic in by]
         if names[0] not in self.statistics:
             return a
-        one, other = (g.at_full_size(name, self.statistics[name]) for name in names)
-        return g.add(second, [g.add(first, [a, one]), other], out)
+        b, c = (g.at_full_size(name, self.statistics[name]) for name in names)
+        return g.add(second, [g.add(first, [a, b]), c], out)
 
     def _n_steps(self) -> str:
         """T: int64 (1,)."""
@@ -194,7 +195,7 @@ class Writer:
         return self.graph.add("Equal", ["of_rows", self.graph.scalar("no_step", 0, np.int32)])
 
     def _framed(self, x: str) -> str:
-        """x (B, T, I) as frames (B, ceil(T / n), n I), and how many each row has."""
+        """Groups x (B, T, I) into frames (B, ceil(T / n), n I), and sets `counts` to the number of frames per row."""
         g, size = self.graph, getattr(self.model, "steps_per_frame", 1)
         if size == 1:
             return x
@@ -213,7 +214,7 @@ class Writer:
         return self.steps
 
     def _valid(self, of_rows: str = "of_rows") -> str:
-        """Steps that belong to their row, by its number of them (B, 1): bool (B, T, 1)."""
+        """The valid steps, bool (B, T, 1); of_rows: the number of steps of each row, (B, 1)."""
         g = self.graph
         n_steps = g.add("Squeeze", [g.cast(self._n_steps(), np.int32), g.axes(0)])
         steps = g.add("Range", [g.scalar("no_step", 0, np.int32), n_steps, g.scalar("one_step", 1, np.int32)])
@@ -230,7 +231,7 @@ class Writer:
         def value(name: str, shape: tuple) -> Any:
             return helper.make_tensor_value_info(name, int32 if name == "lengths" else kind, shape)
 
-        inputs, outputs = ([value(*of) for of in some.items()] for some in (self.inputs, self.outputs))
+        inputs, outputs = ([value(*pair) for pair in values.items()] for values in (self.inputs, self.outputs))
         constants = [g.onnx.numpy_helper.from_array(a, name) for name, a in g.constants.items()]
         graph = helper.make_graph(g.nodes, type(self.model).__name__, inputs, outputs, constants)
         versions = {"opset_imports": [helper.make_opsetid("", OPSET)], "ir_version": IR_VERSION}

@@ -1,4 +1,4 @@
-"""A model as a program: StableHLO, its weights inside, of any batch and length, for cpu, cuda and tpu. One way only."""
+"""Exports a model with its weights as a StableHLO program for any B and T, on cpu, cuda and tpu. None is read back."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,23 +20,25 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 LOADER = """import jax
 program = jax.export.deserialize(bytearray(open("model.stablehlo", "rb").read()))
 y, h_last = program.call(x, h0, lengths)  # (B, T, I), (L*D, B, H), int32 (B,)"""
-"""What runs it, in a process that has jax and flatbuffers and not grujax."""
+"""Code that runs a program; it needs jax and flatbuffers, and not grujax."""
 
 
 def to_stablehlo(model: nn.Module, variables: Mapping, *, lengths: bool = True, state: bool = True) -> bytes:
-    """The serialised `jax.export.Exported` of `model.apply`, in inference, of symbolic batch B and time T.
+    """Returns the serialised `jax.export.Exported` of `model.apply` in inference, with symbolic batch B and time T.
 
-    A process that has jax, and not grujax, runs it: `jax.export.deserialize(data).call(x, h0, lengths)`. Everything
-    that a `GRU`, `GRUCell` or `GRUModel` computes is in it, statistics included; the variables are its constants.
+    To run it, `jax.export.deserialize(data).call(x, h0, lengths)` needs jax and not grujax. The program contains
+    everything that a `GRU`, `GRUCell` or `GRUModel` computes, with its statistics; the variables are constants in it.
 
     Args:
-      lengths, state: False leaves the argument out; all steps are valid then, and the state begins as the model has it
-        and does not come out. A cell has no lengths, and its next state comes out.
+      lengths: False leaves the argument out, and all steps are valid. A cell has none.
+      state: False leaves out the argument h0 and the output h_last; the state starts as the model defines it. A cell
+        always returns its next state.
 
     Returns:
-      bytes of a program that is batch-major whatever the model's `time_major`. It takes x (B, T, I) in the dtype of the
-      parameters, h0 (L*D, B, H) in that of the state, lengths (B,) int32, and gives `output (B, T, D*H)` or, of a
-      model, `y`; with `state` a pair, it and h_last (L*D, B, H). Of a cell: x (B, I) and h (B, H), giving the next h.
+      bytes of a program that is batch-major whatever the model's `time_major` is. It takes x (B, T, I) in the dtype of
+      the parameters, h0 (L*D, B, H) in the dtype of the state and lengths (B,) int32. It returns the output,
+      (B, T, D*H), or a model's `y`; with `state` a pair of this and h_last (L*D, B, H). The program of a cell takes
+      x (B, I) and h (B, H), and returns the next h.
 
     >>> import grujax, numpy as np
     >>> model = grujax.GRUModel(hidden_size=4, output_size=2)
@@ -46,13 +48,14 @@ def to_stablehlo(model: nn.Module, variables: Mapping, *, lengths: bool = True, 
     (5, 2)
     """
     require_own(model)
-    found, dtype = sizes(model, variables), jnp.dtype(model.param_dtype)
+    input_size, hidden_size, n_states = sizes(model, variables)
+    dtype = jnp.dtype(model.param_dtype)
     wide = state_dtype(dtype)
     if isinstance(model, GRUCell):
-        given = [(f"b, {found.input_size}", dtype), *[(f"b, {found.hidden_size}", wide)] * state]
+        arguments = [(f"b, {input_size}", dtype), *[(f"b, {hidden_size}", wide)] * state]
     else:
-        given = [(f"b, t, {found.input_size}", dtype)]
-        given += [(f"{found.n_states}, b, {found.hidden_size}", wide)] * state + [("b", jnp.int32)] * lengths
+        arguments = [(f"b, t, {input_size}", dtype)]
+        arguments += [(f"{n_states}, b, {hidden_size}", wide)] * state + [("b", jnp.int32)] * lengths
 
     def run(x, *others):
         if isinstance(model, GRUCell):
@@ -61,19 +64,19 @@ def to_stablehlo(model: nn.Module, variables: Mapping, *, lengths: bool = True, 
         return tuple(result.values()) if state else next(iter(result.values()))
 
     scope = export.SymbolicScope()
-    symbolic = [jax.ShapeDtypeStruct(export.symbolic_shape(shape, scope=scope), of) for shape, of in given]
+    symbolic = [jax.ShapeDtypeStruct(export.symbolic_shape(shape, scope=scope), d) for shape, d in arguments]
     require_package("flatbuffers", "stablehlo")  # jax stores programs with it
     return bytes(export.export(jax.jit(run), platforms=PLATFORMS)(*symbolic).serialize())
 
 
 def _read(program: bytes) -> tuple[nn.Module, dict]:
-    """A program is not read back into weights."""
-    remedy = "jax.export.deserialize(data).call runs it; keep the model file for everything else."
+    """Refuses: a program cannot be read back into weights."""
+    remedy = "jax.export.deserialize(data).call runs it; for everything else, keep the model file."
     raise InputError("path", "a file of weights", "a StableHLO program", remedy)
 
 
 def _run(program: bytes, model: nn.Module) -> Runner:
-    """jax.export alone, on what `to_stablehlo` made."""
+    """Runs a program of `to_stablehlo` with jax.export."""
     exported = export.deserialize(bytearray(program))
     names = {GRUCell: ("h_last",), GRU: ("output", "h_last")}.get(type(model), ("y", "h_last"))
 

@@ -1,7 +1,7 @@
-"""Files of a state dict: torch's own, safetensors and NumPy's, each also in shards that an index names.
+"""Reads and writes state dicts in torch's own files, safetensors and NumPy's .npz; the first two also in shards.
 
-Torch's are read with `weights_only=True`: no pickle in them is run. Safetensors keep torch's keys and the metadata
-`format: pt`; grujax's own model files are safetensors too, which their metadata key `grujax` tells.
+torch's files are read with `weights_only=True`, so that no pickle in them is run. Safetensors files have torch's keys
+and the metadata `format: pt`; grujax's own model files are safetensors too, with the metadata key `grujax`.
 """
 
 import io
@@ -25,18 +25,18 @@ from grujax.saving.model_file import opened
 
 SHARD = re.compile(r"(?P<stem>.*)-\d{5}-of-\d{5}(?P<ending>\.[a-z]+)")
 LARGEST_INDEX = 16 << 20
-"""Bytes of an index that is still read."""
+"""The most bytes of an index that is read."""
 MEMBERS = {
     "constants.pkl": ("a TorchScript program", "Save the state_dict() of torch.jit.load(path), a state dict."),
     "archive_format": ("a program of torch.export", "Save ExportedProgram.state_dict with torch.save."),
 }
-"""What zip files of torch hold that are no state dict, by a member's name."""
+"""Zip files of torch that are not state dicts: the member that such a file has, what it is, and the remedy."""
 
 
 def read_torch(path: Path) -> Mapping:
-    """What `torch.save` wrote: a state dict, or a checkpoint with one in it."""
+    """Reads a file of `torch.save`: a state dict, or a checkpoint that contains one."""
     torch = require_package("torch", "torch")
-    remedy = "Save module.state_dict(), or call from_torch on the module where its class is at hand."
+    remedy = "Save module.state_dict(), or pass the module itself to from_torch."
     try:
         if zipfile.is_zipfile(path):
             check_archive(path)
@@ -45,13 +45,13 @@ def read_torch(path: Path) -> Mapping:
             for member, (what, instead) in MEMBERS.items():
                 require(member not in names, "path", "a state dict", what, instead)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's, on how it stores tensors
+            warnings.simplefilter("ignore")  # torch's warning on how it stores tensors
             state = torch.load(path, map_location="cpu", weights_only=True)
     except InputError:
         raise
     except pickle.UnpicklingError as error:
-        raise InputError("path", "tensors alone", "other pickled objects, or another kind of file", remedy) from error
-    except Exception as error:  # torch has no class of errors for what is no file of its own
+        raise InputError("path", "only tensors", "other pickled objects, or another kind of file", remedy) from error
+    except Exception as error:  # torch has no class of errors for files that are not its own
         raise InputError("path", "a file that torch.save wrote", type(error).__name__) from error
     require(isinstance(state, Mapping), "path", "a state dict", type(state).__name__, remedy)
     return state
@@ -59,12 +59,13 @@ def read_torch(path: Path) -> Mapping:
 
 def read_safetensors(path: Path) -> dict[str, NDArray]:
     with opened(path) as file:
-        own = "This is a grujax model file: grujax.load reads it, as does format='grujax'."
-        require("grujax" not in (file.metadata() or {}), "path", "torch's key names", "the metadata key 'grujax'", own)
-        kinds = {key: file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118, not a dict
-        for key, kind in kinds.items():  # NumPy has no such numbers
-            require(not kind.startswith("F8"), key, "floats of 16 bits or more", kind, QUANTISED)
-        return {key: file.get_tensor(key) for key in kinds}
+        remedy = "This is a grujax model file: read it with grujax.load, or with format='grujax'."
+        own = "grujax" in (file.metadata() or {})
+        require(not own, "path", "a file with torch's keys", "the metadata key 'grujax'", remedy)
+        dtypes = {key: file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118, not a dict
+        for key, dtype in dtypes.items():  # NumPy has no float8
+            require(not dtype.startswith("F8"), key, "floats of 16 bits or more", dtype, QUANTISED)
+        return {key: file.get_tensor(key) for key in dtypes}
 
 
 def read_numpy(path: Path) -> dict[str, NDArray]:
@@ -79,49 +80,49 @@ def read_numpy(path: Path) -> dict[str, NDArray]:
 
 
 def joined(path: Path, read: Callable[[Path], Mapping]) -> Mapping:
-    """What `read` gives of a file; of a shard that of all shards that its index names, which it has to have."""
+    """Reads a file or, given one shard, all shards that its index names."""
     match = SHARD.fullmatch(path.name)
     if match is None:
         return read(path)
     index, whole = path.with_name(f"{match['stem']}{match['ending']}.index.json"), {}
-    remedy = "Convert all shards together, their index beside them."
+    remedy = "Keep all shards and their index in one folder."
     require(index.is_file(), "path", "a whole model", f"one shard of several, without {index.name}", remedy)
     size = index.stat().st_size
-    require(size <= LARGEST_INDEX, "path", f"an index of {LARGEST_INDEX} bytes at most", f"{size} in {index.name}")
+    require(size <= LARGEST_INDEX, "path", f"an index of at most {LARGEST_INDEX} bytes", f"{size} in {index.name}")
     try:
         where = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
         files = sorted(set(where.values()))
         beside = all(SHARD.fullmatch(name) and Path(name).name == name for name in files)
     except Exception as error:  # JSON of any other form
         raise InputError("path", "an index of shards", f"{type(error).__name__} in {index.name}", remedy) from error
-    require(beside, "path", "shards beside their index", f"{files}"[:200], remedy)
+    require(beside, "path", "shards in the folder of their index", f"{files}"[:200], remedy)
     for name in files:
         require(path.with_name(name).is_file(), "path", f"the shard {name}", "no such file", remedy)
         whole |= unwrapped(read(path.with_name(name)))
     missing = sorted(where.keys() ^ whole.keys())
-    require(not missing, "path", "the tensors that the index names", f"others: {missing[:5]}")
+    require(not missing, "path", "the tensors that the index names", f"missing or extra ones: {missing[:5]}")
     return whole
 
 
 def write_torch(path: Path, state: Mapping) -> None:
-    file = io.BytesIO()  # of a full disk torch's own writing says no more than "iostream error"
+    file = io.BytesIO()  # when the disk is full, torch's own writer only says "iostream error"
     require_package("torch", "torch").save(dict(state), file)
     path.write_bytes(file.getbuffer())
 
 
 def write_safetensors(path: Path, arrays: Mapping, metadata: Mapping[str, str] | None = None) -> None:
-    """metadata: torch's own where there is none."""
+    """metadata: by default torch's."""
     import safetensors.numpy
 
-    found = {key: np.ascontiguousarray(a) for key, a in arrays.items()}
+    contiguous = {key: np.ascontiguousarray(a) for key, a in arrays.items()}
     metadata = {"format": "pt"} if metadata is None else dict(metadata)
-    path.write_bytes(safetensors.numpy.save(found, metadata or None))
+    path.write_bytes(safetensors.numpy.save(contiguous, metadata or None))
 
 
 def write_numpy(path: Path, arrays: Mapping) -> None:
     for key, a in arrays.items():
         own = isinstance(a, np.ndarray) and a.dtype.kind in "fiubcUSmM"
-        require(own, key, "an array, its dtype NumPy's own", getattr(a, "dtype", type(a)), "Write safetensors.")
+        require(own, key, "an array of one of NumPy's own dtypes", getattr(a, "dtype", type(a)), "Write safetensors.")
     with path.open("wb") as file:
         np.savez(file, **arrays)
 

@@ -1,7 +1,7 @@
-"""Torch's state dict in NumPy, as the `.pt` and the safetensors file hold it.
+"""torch's state dict in NumPy, as `.pt` and safetensors files store it.
 
-`weight_ih_l{k}[_reverse]` (3H, I), `weight_hh` (3H, H), `bias_ih`, `bias_hh` (3H,), rows r | z | n; and `weight`
-(O, D*H), `bias` (O,) of an `nn.Linear` behind them.
+`weight_ih_l{k}[_reverse]` (3H, I), `weight_hh` (3H, H), `bias_ih`, `bias_hh` (3H,), rows r | z | n; then `weight`
+(O, D*H) and `bias` (O,) of an `nn.Linear`.
 """
 
 import re
@@ -26,14 +26,14 @@ KEY = re.compile(
 PLACE = Place("torch.nn.GRU", {"dropout": None, "pooling": (None,)})
 KINDS = DIALECTS["torch"].tensors
 WRAPPERS = ("state_dict", "model_state_dict", "model", "params", "module", "net", "network")
-"""Where checkpoints keep a state dict, beside an optimizer and an epoch."""
+"""Keys under which checkpoints store a state dict, beside an optimizer and an epoch."""
 COMPUTED = re.compile(r"(.*?)(?:(weight[^.]*)_(g|v|u|orig|mask)|parametrizations\.([^.]*)\.(original[01]?|0\._[uv]))")
 PARTS = {"original0": "g", "original1": "v", "original": "orig", "0._u": "u", "0._v": "v"}
-"""What `weight_norm` and `spectral_norm`, old and new, and pruning keep in a weight's place."""
+"""The tensors that `weight_norm`, `spectral_norm` (old and new form of both) and pruning store in place of a weight."""
 
 
 class State(NamedTuple):
-    """A state dict taken apart: the cells by the name of their first tensor, the Linear, and what kind of GRU it is."""
+    """The contents of a state dict: the cells by the name of their first tensor, the Linear, and the kind of GRU."""
 
     cells: dict[str, Cell]
     head: tuple[str, Dense] | None
@@ -46,52 +46,52 @@ def has_gru(state: Mapping) -> bool:
 
 
 def unwrapped(state: Mapping, argument: str = "state dict") -> Mapping:
-    """The one state dict of a GRU in a checkpoint.
+    """Returns the one state dict of a GRU in a checkpoint.
 
     >>> list(unwrapped({"epoch": 3, "model": {"gru.weight_hh_l0": 1}}))
     ['gru.weight_hh_l0']
     """
     levels: list[dict[str, Mapping]] = [{"": state}]
     while len(levels) < 5 and levels[-1] and not any(map(has_gru, levels[-1].values())):
-        inside = [(f"{at}{key}/", of.get(key)) for at, of in levels[-1].items() for key in WRAPPERS]
-        levels.append({at: of for at, of in inside if isinstance(of, Mapping)})
-    found = {at: of for at, of in levels[-1].items() if has_gru(of)}
-    require(
-        len(found) < 2, argument, "one state dict", f"{len(found)}, at {[*found]}", "Pass or save one of them alone."
-    )
-    state = next(iter((found or levels[-1] or levels[-2]).values()))
+        inside = [(f"{at}{key}/", outer.get(key)) for at, outer in levels[-1].items() for key in WRAPPERS]
+        levels.append({at: inner for at, inner in inside if isinstance(inner, Mapping)})
+    dicts = {at: inner for at, inner in levels[-1].items() if has_gru(inner)}
+    remedy = "Pass or save one of them alone."
+    require(len(dicts) < 2, argument, "one state dict", f"{len(dicts)}, at {[*dicts]}", remedy)
+    state = next(iter((dicts or levels[-1] or levels[-2]).values()))
     for key in state:
         require(isinstance(key, str), argument, "keys that are text", repr(key))
     return state
 
 
 def effective(state: Mapping[str, NDArray], beside: bool = False) -> dict[str, NDArray]:
-    """The weights that are computed: g v / |v| of weight_norm, w / (u w v) of spectral_norm, w mask of pruning.
+    """Replaces the parts of computed weights by the weights: weight_norm's g v / |v|, spectral_norm's w / (u w v),
+    pruning's w mask.
 
-    beside: the weights of GRUs alone, all else left; what is no such thing is missing then, and no error.
+    beside: only compute the weights of GRUs, and leave out what cannot be computed instead of raising an error.
     """
     parts: dict[str, dict[str, NDArray]] = {}
-    found = dict(state)
+    result = dict(state)
     for key, a in state.items():
         match = COMPUTED.fullmatch(key)
         if match is not None and isinstance(a, np.ndarray) and a.dtype.name in FLOATS:
             name, part = match[1] + (match[2] or match[4]), match[3] or PARTS[match[5]]
             parts.setdefault(name, {})[part] = a
-            found.pop(key)
-    for name, of in parts.items():
+            result.pop(key)
+    for name, tensors in parts.items():
         if beside and KEY.fullmatch(name) is None:
             continue
         try:
-            w = COMPUTES[frozenset(of)](**{part: a.astype(np.float64) for part, a in of.items()})
-        except (KeyError, ValueError, IndexError) as error:  # other parts, and shapes that do not go together
+            w = COMPUTES[frozenset(tensors)](**{part: a.astype(np.float64) for part, a in tensors.items()})
+        except (KeyError, ValueError, IndexError) as error:  # unknown parts, or shapes that do not fit
             if beside:
                 continue
-            shapes = {part: of[part].shape for part in sorted(of)}
+            shapes = {part: tensors[part].shape for part in sorted(tensors)}
             expected = "the parts of weight_norm, spectral_norm or pruning"
-            remedy = "Pass the live module: its effective weights are taken."
+            remedy = "Pass the live module, whose effective weights can be read."
             raise InputError(name, expected, shapes, remedy) from error
-        found[name] = w.astype(next(iter(of.values())).dtype)
-    return found
+        result[name] = w.astype(next(iter(tensors.values())).dtype)
+    return result
 
 
 def _normed(g: NDArray, v: NDArray) -> NDArray:
@@ -107,29 +107,30 @@ COMPUTES: dict[frozenset[str], Callable[..., NDArray]] = {
 
 
 def gru_at(state: Mapping[str, NDArray], start: str) -> dict[str, NDArray]:
-    """The weights of the GRU whose keys start so, all else left."""
-    found = {key: a for key, a in state.items() if (m := KEY.fullmatch(key)) and m["prefix"] == start}
-    require(bool(found), "prefix", "the name of a GRU", repr(start.removesuffix(".")), FIND)
-    return found
+    """The weights of the one GRU whose keys have the prefix `start`."""
+    weights = {key: a for key, a in state.items() if (m := KEY.fullmatch(key)) and m["prefix"] == start}
+    require(bool(weights), "prefix", "the name of a GRU", repr(start.removesuffix(".")), FIND)
+    return weights
 
 
 def from_arrays(state: Mapping[str, NDArray], pooling: Pooling | EllipsisType = ...) -> tuple[nn.Module, dict]:
-    """The model and variables of a state dict. pooling: what the Linear reads; by default the last state, announced."""
-    found = read_state(effective(state))
-    if found.head is not None and pooling is ...:
-        name, (kernel, bias) = found.head
-        in_front = bias is None and kernel.shape[:1] == next(iter(found.cells.values())).w_ih.shape[:1]
-        remedy = "pooling= says that it is a Linear; prefix= takes the GRU alone."
-        require(not in_front, name, "a Linear with a bias", "a matrix that an nn.Embedding in front has too", remedy)
-    fields = assumed_pooling(pooling, found.head is not None)
-    return put_together(*found[:2], bidirectional=found.bidirectional, single=found.single, **fields)
+    """The model and variables of a state dict. pooling: what the Linear reads; by default the last state is assumed."""
+    parts = read_state(effective(state))
+    if parts.head is not None and pooling is ...:
+        name, (kernel, bias) = parts.head
+        in_front = bias is None and kernel.shape[:1] == next(iter(parts.cells.values())).w_ih.shape[:1]
+        remedy = "If it is a Linear, pass pooling=; to take only the GRU, pass prefix=."
+        found = "a matrix that could be an nn.Embedding in front of the GRU"
+        require(not in_front, name, "a Linear with a bias", found, remedy)
+    fields = assumed_pooling(pooling, parts.head is not None)
+    return put_together(*parts[:2], bidirectional=parts.bidirectional, single=parts.single, **fields)
 
 
 def read_state(state: Mapping[str, NDArray], stacked: bool = False) -> State:
-    """The parts of a state dict that holds nothing else. stacked: several `nn.GRUCell`s are layers, in their order."""
+    """The contents of a state dict; an extra key is an error. stacked: several `nn.GRUCell`s are layers, in order."""
     matches = {key: m for key in state if (m := KEY.fullmatch(key))}
     for key in state:
-        require("weight_hr" not in key, key, "the keys of a GRU", "a projection", "Only an LSTM has proj_size.")
+        require("weight_hr" not in key, key, "only keys of a GRU", "a projection", "Only an LSTM has proj_size.")
     require(bool(matches), "state dict", "the weights of one nn.GRU or nn.GRUCell", f"keys {sorted(state)}", FIND)
     starts = list(dict.fromkeys(m["prefix"] for m in matches.values()))
     alone = any(m["layer"] is None for m in matches.values())
@@ -139,10 +140,10 @@ def read_state(state: Mapping[str, NDArray], stacked: bool = False) -> State:
         ends = [(start, "") for start in starts]
     else:
         require(len(starts) == 1, "state dict", "one nn.GRU", f"{len(starts)}, at {sorted(starts)}", FIND)
-        remedy, single = f"A cell is one step of a loop that no state dict tells. {FIND}", not starts[0] or not others
-        expected = "an nn.GRU, or an nn.GRUCell alone"
+        remedy = f"A cell is called in a loop, and a state dict does not contain the loop. {FIND}"
+        expected, single = "an nn.GRU, or an nn.GRUCell alone", not starts[0] or not others
         require(single or not alone, "state dict", expected, f"an nn.GRUCell at {starts[0]!r}", remedy)
-        # No more layers than there are keys, and one: enough to find the first key that is missing.
+        # At most one layer more than there are keys: enough to find the first missing key.
         num_layers = min(1 + max(int(m["layer"] or 0) for m in matches.values()), len(matches) + 1)
         suffixes = [""] if alone else [layer_suffix(index, directions) for index in range(num_layers * directions)]
         ends = [(starts[0], suffix) for suffix in suffixes]
@@ -151,7 +152,7 @@ def read_state(state: Mapping[str, NDArray], stacked: bool = False) -> State:
     for start, suffix in ends:
         keys = [f"{start}{kind}{suffix}" for kind in kinds]
         for key in keys:
-            require(key in state, key, "this key", "no such key", "The state dict is not whole.")
+            require(key in state, key, "this key", "no such key", "The state dict is incomplete.")
         cells[keys[0]] = read({key: state[key] for key in keys}, DIALECTS["torch"])
         known |= {*keys}
     weights = [key for key in others if key.endswith(".weight") and (stacked or not alone)]
@@ -165,8 +166,7 @@ def read_state(state: Mapping[str, NDArray], stacked: bool = False) -> State:
             require_floats(key, state[key].dtype)
         head = weight, Dense(state[weight].T, state.get(bias))
     for key in state:
-        served = f"only the keys {sorted(known)}"
-        require(key in known, key, served, "this key besides", f"It would be lost. {FIND}")
+        require(key in known, key, f"only the keys {sorted(known)}", "this extra key", f"It would be lost. {FIND}")
     return State(cells, head, directions == 2, alone and not stacked)
 
 
@@ -174,10 +174,8 @@ def to_arrays(model: Any, variables: Mapping, gru: str = "gru", head: str = "out
     """The state dict of the torch module that computes what `model` computes, in torch's order."""
     parts = take_apart(model, variables, PLACE, DIALECTS["torch"])
     for argument, name, default in (("gru", gru, "gru"), ("head", head, "output_layer")):
-        named = isinstance(model, GRUModel) or name == default
-        require(
-            named, argument, "none, of a model without a head", repr(name), "Its keys are those of the layer alone."
-        )
+        named, remedy = isinstance(model, GRUModel) or name == default, "Leave it out: its keys have no prefix."
+        require(named, argument, "none for a model without a head", repr(name), remedy)
     gru, head = (f"{name}." if name and isinstance(model, GRUModel) else "" for name in (gru, head))
     state: dict[str, NDArray] = {}
     for index, cell in enumerate(parts.cells):
@@ -190,5 +188,5 @@ def to_arrays(model: Any, variables: Mapping, gru: str = "gru", head: str = "out
 
 
 def layer_suffix(index: int, directions: int) -> str:
-    """Of the cell `layer * D + direction`."""
+    """The suffix of the keys of a cell; index `layer * D + direction`."""
     return f"_l{index // directions}{'_reverse' if index % directions else ''}"

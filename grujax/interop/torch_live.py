@@ -1,4 +1,4 @@
-"""A live module of torch: its effective weights, and what it computes, found by running it."""
+"""Reads a live torch module: its effective weights, and what it computes, by running it."""
 
 import copy
 from collections.abc import Iterator, Mapping
@@ -24,17 +24,17 @@ ARGUMENT = STATE.argument
 def from_module(
     module: Any, pooling: Pooling | EllipsisType, prefix: str | None, verify: bool
 ) -> tuple[nn.Module, dict]:
-    """As `from_torch`, of a module."""
+    """`from_torch` for a module."""
     torch = _torch()
     module, grus = _plain(module), (torch.nn.GRU, torch.nn.GRUCell)
     if prefix is not None:
-        named = {name: of for name, of in module.named_modules() if isinstance(of, grus)}
+        named = {name: part for name, part in module.named_modules() if isinstance(part, grus)}
         require_one_of(prefix, sorted(named), "prefix")
         module = named[prefix]
     with _evaluating(module):
         state = _state(module)
         if verify and not isinstance(module, grus):
-            model, variables = _found(module, state, pooling)
+            model, variables = _identified(module, state, pooling)
         else:
             model, variables = from_arrays(state, pooling)
             if verify:
@@ -43,89 +43,89 @@ def from_module(
 
 
 def _require_same(module: Any, model: nn.Module, variables: Mapping) -> None:
-    """Raises `InputError` unless an `nn.GRU` or `nn.GRUCell`, as it is called, computes the same."""
+    """Raises `InputError` unless an `nn.GRU` or `nn.GRUCell`, when it is called, computes the same as the model."""
     try:
         require_agreement(model, variables, gru_runner(_wide(module)), ARGUMENT)
     except InputError:
         raise
-    except Exception as error:  # whatever a hook or a subclass of the user's makes of it
-        found = f"{type(error).__name__}: {error}"
-        raise InputError(
-            ARGUMENT, "an nn.GRU that runs as torch's", found, "verify=False takes the weights."
-        ) from error
+    except Exception as error:  # a hook or a subclass of the user may raise anything
+        found, remedy = f"{type(error).__name__}: {error}", "verify=False reads only the weights."
+        raise InputError(ARGUMENT, "an nn.GRU that runs as torch's", found, remedy) from error
 
 
 def _plain(module: Any) -> Any:
-    """The module itself: not compiled, not spread over devices; `InputError` where none is left of it."""
+    """The module without the wrappers of torch.compile and of data parallelism; raises `InputError` for a TorchScript
+    program or a quantised module."""
     torch = _torch()
     module = getattr(module, "_orig_mod", module)
     if isinstance(module, (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)):
         module = module.module
-    for of in module.modules():
+    for part in module.modules():
         remedy = "Pass its state_dict()."
-        require(not isinstance(of, torch.jit.ScriptModule), ARGUMENT, "a module", "a TorchScript program", remedy)
-        name, quantised = f"{type(of).__module__}.{type(of).__name__}", "quantized" in type(of).__module__
-        require(not quantised, ARGUMENT, "weights of floats", f"the quantised {name}", "Pass the module from before.")
+        require(not isinstance(part, torch.jit.ScriptModule), ARGUMENT, "a module", "a TorchScript program", remedy)
+        name, quantised = f"{type(part).__module__}.{type(part).__name__}", "quantized" in type(part).__module__
+        remedy = "Pass the module from before its quantisation."
+        require(not quantised, ARGUMENT, "floating-point weights", f"the quantised {name}", remedy)
     return module
 
 
 @contextmanager
 def _evaluating(module: Any) -> Iterator[None]:
-    """The module in evaluation, every part back in its own mode afterwards."""
-    training = {of: of.training for of in module.modules()}
+    """Puts the module into evaluation mode; afterwards each part gets its old mode back."""
+    training = {part: part.training for part in module.modules()}
     module.eval()
     try:
         yield
     finally:
-        for of, mode in training.items():
-            of.training = mode
+        for part, mode in training.items():
+            part.training = mode
 
 
 def _state(module: Any) -> dict[str, NDArray]:
-    """What a state dict would hold, with the weights that GRUs and Linears compute with in the place of theirs."""
-    torch, found = _torch(), {}
+    """The state dict of a module, in which the weights of GRUs and Linears are the effective ones."""
+    torch, state = _torch(), {}
     inside: tuple[str, ...] = ()
-    for name, of in module.named_modules(remove_duplicate=False):
+    for name, part in module.named_modules(remove_duplicate=False):
         start = f"{name}." if name else ""
-        if inside and name.startswith(inside):  # what computes a weight
+        if inside and name.startswith(inside):  # a parametrisation, which computes a weight
             continue
-        linear = isinstance(of, torch.nn.Linear)
-        if not linear and not isinstance(of, (torch.nn.GRU, torch.nn.GRUCell)):
-            own = dict((*of.named_parameters(recurse=False), *of.named_buffers(recurse=False)))
-            known = bool(next(of.children(), None)) or not own
+        linear = isinstance(part, torch.nn.Linear)
+        if not linear and not isinstance(part, (torch.nn.GRU, torch.nn.GRUCell)):
+            direct = dict((*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)))
+            known = bool(next(part.children(), None)) or not direct
             expected = "nn.GRU, nn.GRUCell, or a module of one nn.GRU and one nn.Linear"
-            require(known, name or ARGUMENT, expected, f"nn.{type(of).__name__}", FIND)
-            found |= {f"{start}{key}": a for key, a in own.items()}
+            require(known, name or ARGUMENT, expected, f"nn.{type(part).__name__}", FIND)
+            state |= {f"{start}{key}": a for key, a in direct.items()}
             continue
         inside += (start,)
-        lazy = getattr(of, "has_uninitialized_params", bool)()
-        require(not lazy, name or ARGUMENT, "weights", f"nn.{type(of).__name__} without any", "Run the module once.")
-        if of._forward_pre_hooks:  # weight_norm and its like compute the weights as the module is called
+        lazy = getattr(part, "has_uninitialized_params", bool)()
+        require(not lazy, name or ARGUMENT, "weights", f"nn.{type(part).__name__} without any", "Run the module once.")
+        if part._forward_pre_hooks:  # hooks such as weight_norm's compute the weights when the module is called
             with torch.no_grad():
-                of(next(of.parameters()).new_zeros(1, of.in_features if linear else of.input_size))
-        names = getattr(of, "_flat_weights_names", ("weight", "bias") if linear else KINDS)
-        found |= {f"{start}{key}": a for key in names if (a := getattr(of, key, None)) is not None}
-    return {key: a.copy() for key, a in arrays(found).items()}
+                part(next(part.parameters()).new_zeros(1, part.in_features if linear else part.input_size))
+        names = getattr(part, "_flat_weights_names", ("weight", "bias") if linear else KINDS)
+        state |= {f"{start}{key}": a for key in names if (a := getattr(part, key, None)) is not None}
+    return {key: a.copy() for key, a in arrays(state).items()}
 
 
 def _wide(module: Any) -> Any:
-    """In float32 at least, as grujax carries its state: in 16 bits torch rounds the state at every step."""
+    """The module in 32 bits at least, like grujax's state; in 16 bits torch would round the state at every step."""
     wide = next(module.parameters()).dtype in (_torch().float32, _torch().float64)
     return module if wide else copy.deepcopy(module).float()
 
 
 def _dropout(module: Any) -> dict[str, Any]:
-    """The one rate of a module; of several, of which a model has none, the largest, announced."""
+    """The `dropout` of the model: the module's rate, or the largest of several with a logged warning."""
     torch = _torch()
-    rates = {of.p for of in module.modules() if isinstance(of, torch.nn.Dropout)}
-    rates |= {of.dropout for of in module.modules() if isinstance(of, torch.nn.GRU) and of.num_layers > 1}
+    rates = {part.p for part in module.modules() if isinstance(part, torch.nn.Dropout)}
+    rates |= {part.dropout for part in module.modules() if isinstance(part, torch.nn.GRU) and part.num_layers > 1}
     if len(rates := rates - {0}) > 1:
-        log.warning("dropout: the rates %s stand at places of their own; the largest is taken", sorted(rates))
+        log.warning("dropout: a model has one rate, the module has %s; the largest is used", sorted(rates))
     return {"dropout": max(rates)} if rates else {}
 
 
-def _found(module: Any, state: Mapping[str, NDArray], pooling: Pooling | EllipsisType) -> tuple[nn.Module, dict]:
-    """The model that agrees with the module, and its variables."""
+def _identified(module: Any, state: Mapping[str, NDArray], pooling: Pooling | EllipsisType) -> tuple[nn.Module, dict]:
+    """The model that computes the same as the module, and its variables."""
     torch, parts = _torch(), read_state(state, stacked=True)
     if pooling is not ...:
         assumed_pooling(pooling, parts.head is not None)
@@ -138,16 +138,16 @@ def _found(module: Any, state: Mapping[str, NDArray], pooling: Pooling | Ellipsi
         x = torch.tensor((given[0].swapaxes(0, 1) if time_major else given[0]).astype(np.float64))
         try:
             with torch.no_grad():
-                found = _tensors(module(x.to(parameter.dtype).to(parameter.device)))
-                return Seen(given, [t.double().cpu().numpy() for t in found])
-        except Exception as error:  # whatever a module of the user's raises
-            found, remedy = f"{type(error).__name__}: {error}", f"{FIND} verify=False takes the weights."
+                results = _tensors(module(x.to(parameter.dtype).to(parameter.device)))
+                return Seen(given, [t.double().cpu().numpy() for t in results])
+        except Exception as error:  # a module of the user may raise anything
+            found, remedy = f"{type(error).__name__}: {error}", f"{FIND} verify=False reads only the weights."
             return Seen(given, InputError(ARGUMENT, "a module that runs on x (B, T, I) alone", found, remedy))
 
-    def serves(time_major: int, found: Any, places: Places) -> bool:
-        """A head on every step gives its outputs with the axes of x."""
+    def serves(time_major: int, candidate: Any, places: Places) -> bool:
+        """Whether the pooling is the requested one and the output of every step has the layout of x."""
         turned = any(k != time_major for name, k in places if name != "h_last")
-        return (pooling is ... or pooling == found) and not (found is None and turned)
+        return (pooling is ... or pooling == candidate) and not (candidate is None and turned)
 
     sizes = proof_sizes(model, variables)
     layouts = [[seen(size, time_major) for size in sizes] for time_major in (False, True)]
@@ -155,10 +155,10 @@ def _found(module: Any, state: Mapping[str, NDArray], pooling: Pooling | Ellipsi
     return model.clone(time_major=True) if time_major else model, variables
 
 
-def _tensors(found: Any) -> Iterator[Any]:
-    """All tensors of what a module returns."""
-    if isinstance(found, _torch().Tensor):
-        yield found
-    elif isinstance(found, (Mapping, list, tuple)):
-        for one in found.values() if isinstance(found, Mapping) else found:
-            yield from _tensors(one)
+def _tensors(result: Any) -> Iterator[Any]:
+    """All tensors that a module returned, however nested."""
+    if isinstance(result, _torch().Tensor):
+        yield result
+    elif isinstance(result, (Mapping, list, tuple)):
+        for item in result.values() if isinstance(result, Mapping) else result:
+            yield from _tensors(item)

@@ -116,7 +116,7 @@ def test_what_a_state_dict_does_not_tell_is_an_option_and_announced(pooling, cap
     assert load_any("net.safetensors")[0].pooling == expected
     if pooling == "mean":
         code, _, err = run(capsys, "convert", "net.safetensors", "again.onnx", *options)
-        assert code == 2 and "grujax files tell it" in err
+        assert code == 2 and "grujax files contain it" in err
 
 
 REFUSED = {

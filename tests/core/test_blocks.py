@@ -201,7 +201,9 @@ def test_other_frameworks_get_the_dense_matrix_and_compute_the_same(framework):
     write, read, fields = TO[framework]
     layer, x = GRU(H, blocks=BLOCKS, num_layers=2, **fields), X.astype(jnp.float32)
     params = random_params(layer, x)
-    with pytest.warns(ConversionWarning, match=r"blocks=3: w_hh is written whole, with zeros around its blocks"):
+    with pytest.warns(
+        ConversionWarning, match=r"blocks=3: w_hh is written as a dense matrix, with zeros around its blocks"
+    ):
         theirs = write(layer, {"params": params}, verify=True)
     model, dense = read(*theirs) if isinstance(theirs, tuple) else read(theirs)
     assert model.blocks == 1

@@ -592,7 +592,7 @@ def test_what_acts_in_training_alone_is_left_behind_and_said():
         if field == "dropout":  # torch has it, and no warning comes
             to_torch(model, variables)
         else:
-            with pytest.warns(ConversionWarning, match=f"{field}=0.25: it acts in training alone"):
+            with pytest.warns(ConversionWarning, match=f"{field}=0.25: it only acts in training"):
                 to_torch(model, variables)
 
 
@@ -611,5 +611,5 @@ def test_an_update_gate_that_takes_the_candidate_is_mirrored_for_torch():
 def test_several_heads_are_refused_by_torch():
     pytest.importorskip("torch", reason="torch is not installed")
     model = GRUModel(H, {"y": 2, "a": 3})
-    with refused("output_size: expected one head", "torch.nn.GRU has one"):
+    with refused("output_size: expected one head", "torch.nn.GRU models have one head"):
         to_torch(model, {"params": random_params(model, np.ones((B, T, I), np.float32))})

@@ -90,7 +90,7 @@ def compares(call):
     with pytest.MonkeyPatch.context() as patch:
         for of, gates in (("torch", "zrn"), ("haiku", "rzn"), ("flax", "zrn")):
             patch.setitem(right, of, right[of]._replace(gates=gates))
-        refuses("outputs of both sides equal", call)
+        refuses("the same outputs from both sides", call)
 
 
 def names_of(graph):
@@ -285,7 +285,7 @@ READ = [name for name in FORMATS if name != "stablehlo"]
 def test_load_refuses_a_pooling_by_name_where_the_format_tells_it(name):
     model = LAYER if name == "flax" else MODEL
     save(FILES[name], model, WEIGHTS[model], name)
-    refuses(f"{name} files tell it", lambda: load(FILES[name], name, pooling="mean"))
+    refuses(f"{name} files contain it", lambda: load(FILES[name], name, pooling="mean"))
 
 
 @pytest.mark.parametrize("name", [name for name in READ if FORMATS[name].assumes])

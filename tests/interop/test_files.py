@@ -165,7 +165,7 @@ def test_rounding_that_large_weights_blow_up_is_no_difference_and_another_functi
     assert compare(model, variables, TORCH.run(state, model)).tolerances > 1
     right = torch_keys.DIALECTS["torch"]
     monkeypatch.setitem(torch_keys.DIALECTS, "torch", right._replace(gates="zrn"))
-    with refused("outputs of both sides equal"):
+    with refused("the same outputs from both sides"):
         save(tmp_path / "n.pt", model, variables, verify=True)
 
 
@@ -278,21 +278,27 @@ def bomb(path):
 PT = {
     "truncated": (lambda p: p.write_bytes(p.read_bytes()[:-200]), ["torch.save"]),
     "half": (lambda p: p.write_bytes(p.read_bytes()[: p.stat().st_size // 2]), ["torch.save"]),
-    "a weight flipped": (flipped_weight, ["whole file", "checksum"]),
+    "a weight flipped": (flipped_weight, ["undamaged file", "checksum"]),
     "empty": (lambda p: p.write_bytes(b""), ["bytes"]),
     "text": (lambda p: p.write_text("weights"), ["path"]),
     "a pickle that runs": (lambda p: p.write_bytes(pickle.dumps({"weight_ih_l0": Evil()})), ["path"]),
-    "torch's pickle that runs": (lambda p: torch.save({"weight_ih_l0": Evil()}, p), ["tensors alone"]),
-    "a pickle of another kind": (lambda p: p.write_bytes(pickle.dumps([1])), ["tensors alone", "another kind of file"]),
+    "torch's pickle that runs": (lambda p: torch.save({"weight_ih_l0": Evil()}, p), ["only tensors"]),
+    "a pickle of another kind": (lambda p: p.write_bytes(pickle.dumps([1])), ["only tensors", "another kind of file"]),
     "a whole module": (
         lambda p: torch.save(torch.nn.GRU(3, 4), p),
-        ["tensors alone", "found other pickled objects", "state_dict"],
+        ["only tensors", "found other pickled objects", "state_dict"],
     ),
     "a list": (lambda p: torch.save([torch.ones(2)], p), ["a state dict", "list"]),
     "no keys of text": (lambda p: torch.save({3: torch.ones(2)}, p), ["keys that are text", "found 3"]),
-    "a member outside": (lambda p: rewritten(p, lambda m: m | {"../evil": b"x"}), ["stay in their folder", "../evil"]),
-    "a member at the root": (lambda p: rewritten(p, lambda m: m | {"/evil": b"x"}), ["stay in their folder", "/evil"]),
-    "a bomb": (bomb, ["unfolds"]),
+    "a member outside": (
+        lambda p: rewritten(p, lambda m: m | {"../evil": b"x"}),
+        ["members inside their folder", "../evil"],
+    ),
+    "a member at the root": (
+        lambda p: rewritten(p, lambda m: m | {"/evil": b"x"}),
+        ["members inside their folder", "/evil"],
+    ),
+    "a bomb": (bomb, ["members of at most"]),
     "an lstm": (lambda p: torch.save(torch.nn.LSTM(3, 4).state_dict(), p), ["weight_hh_l0", "LSTM"]),
     "an lstm in disguise": (
         lambda p: torch.save(torch_state(weight_hh_l0=torch.ones(16, 4), weight_ih_l0=torch.ones(16, 3)), p),
@@ -302,10 +308,10 @@ PT = {
     "infinite": (lambda p: torch.save(torch_state(bias_hh_l0=torch.full((12,), torch.inf)), p), ["b_hh", "Inf"]),
     "integers": (lambda p: torch.save(torch_state(bias_hh_l0=torch.ones(12, dtype=int)), p), ["bias_hh_l0", "int64"]),
     "wrong shape": (lambda p: torch.save(torch_state(bias_hh_l0=torch.ones(11)), p), ["bias_hh_l0", "(12,)", "(11,)"]),
-    "a key too few": (lambda p: torch.save(torch_state(bias_hh_l0=None), p), ["bias_hh_l0", "not whole"]),
+    "a key too few": (lambda p: torch.save(torch_state(bias_hh_l0=None), p), ["bias_hh_l0", "incomplete"]),
     "a layer far away": (
         lambda p: torch.save(torch_state(weight_ih_l99999999999=torch.ones(12, 4)), p),
-        ["weight_ih_l1", "not whole"],
+        ["weight_ih_l1", "incomplete"],
     ),
     "a view larger than its memory": (
         lambda p: torch.save(torch_state(weight_hh_l0=torch.ones(1).expand(1 << 20, 1 << 20)), p),
@@ -334,7 +340,7 @@ SAFETENSORS = {
         st(torch_arrays(weight_ih_l0=np.ones((11, 3), np.float32))),
         ["weight_ih_l0", "(12, 3)", "(11, 3)"],
     ),
-    "a key besides": (st(torch_arrays(more=np.ones(1, np.float32))), ["more", "this key besides"]),
+    "a key besides": (st(torch_arrays(more=np.ones(1, np.float32))), ["more", "this extra key"]),
     "none of ours": (st({"a": np.ones(2)}), ["nn.GRU"]),
     "a torch file": (lambda p: torch.save(torch_state(), p), ["whole safetensors file"]),
 }
@@ -349,8 +355,8 @@ NPZ = {
     "text": (lambda p: p.write_text("weights"), ["whole .npz file"]),
     "a pickle": (npz(weight_hh_l0=np.array([Evil()], object)), ["whole .npz file", "ValueError"]),
     "a lone pickle": (lambda p: p.write_bytes(pickle.dumps(Evil())), ["whole .npz file"]),
-    "a bomb": (npz(True, weight_hh_l0=np.zeros(1 << 23)), ["unfolds"]),
-    "a member outside": (lambda p: rewritten(p, lambda m: m | {"../evil.npy": b"x"}), ["stay in their folder"]),
+    "a bomb": (npz(True, weight_hh_l0=np.zeros(1 << 23)), ["members of at most"]),
+    "a member outside": (lambda p: rewritten(p, lambda m: m | {"../evil.npy": b"x"}), ["members inside their folder"]),
     "a weight flipped": (lambda p: flip(p, 200), ["path"]),
     "an lstm": (npz(weight_ih_l0=np.ones((16, 3)), weight_hh_l0=np.ones((16, 4))), ["weight_hh_l0", "LSTM"]),
     "integers": (npz(**torch_arrays(bias_hh_l0=np.ones(12, int))), ["bias_hh_l0", "int64"]),
@@ -375,7 +381,7 @@ CKPT = {
         lambda p: torch.save(torch_state(weight_hh_l0=None) | {"weight_hh_l0_g": torch.ones(12, 1)}, p),
         ["weight_hh_l0", "the parts of weight_norm"],
     ),
-    "a pickle beside": (lambda p: torch.save({"state_dict": torch_state(), "hook": Evil()}, p), ["tensors alone"]),
+    "a pickle beside": (lambda p: torch.save({"state_dict": torch_state(), "hook": Evil()}, p), ["only tensors"]),
 }
 SHARD = "m-00001-of-00002.safetensors"
 
@@ -399,10 +405,10 @@ SHARDS = {
     "no map": (index("{}"), ["an index of shards", "KeyError"]),
     "numbers for names": (index('{"weight_map": {"weight_hh_l0": 3}}'), ["an index of shards", "TypeError"]),
     "deep": (index("[" * 200_000), ["an index of shards", "RecursionError"]),
-    "large": (index(" " * (17 << 20)), ["an index of 16777216 bytes at most"]),
-    "upwards": (index(bias_hh_l0=f"../{SHARD}"), ["beside their index", "../m"]),
-    "absolute": (index(bias_hh_l0=f"/etc/{SHARD}"), ["beside their index", "/etc/m"]),
-    "another kind of name": (index(bias_hh_l0="passwd"), ["beside their index", "passwd"]),
+    "large": (index(" " * (17 << 20)), ["an index of at most 16777216 bytes"]),
+    "upwards": (index(bias_hh_l0=f"../{SHARD}"), ["in the folder of their index", "../m"]),
+    "absolute": (index(bias_hh_l0=f"/etc/{SHARD}"), ["in the folder of their index", "/etc/m"]),
+    "another kind of name": (index(bias_hh_l0="passwd"), ["in the folder of their index", "passwd"]),
     "a shard that is not there": (index(more=SHARD.replace("1-", "2-")), ["m-00002-of-00002", "no such file"]),
     "a tensor that is not there": (index(more=SHARD), ["the tensors that the index names", "more"]),
     "a truncated shard": (cut, ["whole safetensors file"]),
@@ -534,6 +540,6 @@ def test_a_conversion_that_computes_otherwise_is_not_written(tmp_path, monkeypat
 
     right = torch_keys.DIALECTS["torch"]
     monkeypatch.setitem(torch_keys.DIALECTS, "torch", right._replace(gates="zrn"))
-    with refused("outputs of both sides equal"):
+    with refused("the same outputs from both sides"):
         save(tmp_path / "m.pt", MODEL, variables_of(MODEL), verify=True)
     assert not list(tmp_path.iterdir())

@@ -341,7 +341,7 @@ def test_the_grus_of_a_tree_of_flax(kind, tmp_path):
     assert taken["params/both"][0] == GRU(5, bidirectional=True)
     expected = from_flax({"params": variables["params"]["both"]})[1]
     jax.tree.map(np.testing.assert_array_equal, taken["params/both"][1], expected)
-    with refused("besides", "net.msgpack"):
+    with refused("found also", "net.msgpack"):
         load(path)
     model, weights = taken["params/both"]
     weights = jax.tree.map(lambda a: a * 2, weights)  # b_hh's r and z parts, which Flax has not, stay 0
@@ -415,7 +415,7 @@ def test_a_folder_of_orbax_is_put_back(tmp_path):
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, 2 * b), both, variables["params"]["both"])
     expected = {key: a for key, a in variables["params"].items() if key != "both"}
     jax.tree.map(np.testing.assert_array_equal, again["params"], expected)
-    with refused("path", "a folder that is not there yet"):
+    with refused("path", "a folder that does not exist yet"):
         replace(tmp_path / "net", {}, tmp_path / "tuned")
 
 
@@ -506,7 +506,7 @@ def test_folders_and_sources_that_are_something_else(tmp_path):
             call(tmp_path / "absent.pt")
     with refused("source", "a path, a module", "int"):
         find(3)
-    with refused("path", "a file with GRUs of another framework"):
+    with refused("path", "a file of another framework"):
         from grujax.interop import save
 
         model = GRU(H)

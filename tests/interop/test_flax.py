@@ -172,9 +172,9 @@ def zeros(*shape):
 
 
 TREES = {
-    "lstm": (lambda: drawn(rnn(nn.LSTMCell(H))), ["cell/", "this key besides"]),
-    "lstm cell": (lambda: drawn(nn.LSTMCell(H)), ["this key besides", "ir/kernel"]),
-    "head": (lambda: drawn(nn.Sequential([rnn(), nn.Dense(2)])), ["layers_1/", "this key besides"]),
+    "lstm": (lambda: drawn(rnn(nn.LSTMCell(H))), ["cell/", "this extra key"]),
+    "lstm cell": (lambda: drawn(nn.LSTMCell(H)), ["this extra key", "ir/kernel"]),
+    "head": (lambda: drawn(nn.Sequential([rnn(), nn.Dense(2)])), ["layers_1/", "this extra key"]),
     "a gap": (
         lambda: drawn(nn.Sequential([rnn(), nn.Dropout(0.5, deterministic=True), rnn()]), (1, 2, I)),
         ["layers_1/cell/ir/kernel", "no such key"],
@@ -183,10 +183,10 @@ TREES = {
         lambda: {"forward_rnn": drawn(rnn())["params"]},
         ["backward_rnn/cell/ir/kernel", "no such key"],
     ),
-    "one of both kinds": (lambda: drawn(nn.Sequential([both(), rnn()])), ["layers_1/cell/", "this key besides"]),
-    "a billion layers": (lambda: {"layers_999999": drawn(rnn())["params"]}, ["layers_999999/", "this key besides"]),
-    "missing": (lambda: changed(cell_hn_bias=None), ["cell/hn/bias", "no such key", "not whole"]),
-    "extra": (lambda: changed(cell_hr_bias=zeros(H)), ["cell/hr/bias", "this key besides", "lost"]),
+    "one of both kinds": (lambda: drawn(nn.Sequential([both(), rnn()])), ["layers_1/cell/", "this extra key"]),
+    "a billion layers": (lambda: {"layers_999999": drawn(rnn())["params"]}, ["layers_999999/", "this extra key"]),
+    "missing": (lambda: changed(cell_hn_bias=None), ["cell/hn/bias", "no such key", "incomplete"]),
+    "extra": (lambda: changed(cell_hr_bias=zeros(H)), ["cell/hr/bias", "this extra key", "lost"]),
     "gate of another width": (lambda: changed(cell_hz_kernel=zeros(H, 5)), ["cell/hz/kernel", "(4, 4)", "(4, 5)"]),
     "gate of other inputs": (lambda: changed(cell_in_kernel=zeros(5, H)), ["cell/in/kernel", "(3, 4)", "(5, 4)"]),
     "bias": (lambda: changed(cell_iz_bias=zeros(1, H)), ["cell/iz/bias", "(4,)", "(1, 4)"]),
@@ -202,7 +202,7 @@ TREES = {
     "a key": (lambda: changed(cell_iz_bias=jax.random.key(0)), ["cell/iz/bias", "key<fry>"]),
     "no array": (lambda: changed(cell_iz_bias=[0.0] * H), ["cell/iz/bias", "an array", "list"]),
     "no names": (lambda: {"cell": {"ir\n": zeros(1)}}, ["keys that are names", "'ir\\n'"]),
-    "another collection": (lambda: drawn(rnn()) | {"batch_stats": {}}, ["'batch_stats'", "besides"]),
+    "another collection": (lambda: drawn(rnn()) | {"batch_stats": {}}, ["'batch_stats'", "found also"]),
     "params no tree": (lambda: {"params": zeros(3)}, ["params", "a tree"]),
     "empty": (dict, ["ir/kernel", "no such key"]),
     "neither": (lambda: 3, ["variables", "int"]),
@@ -241,7 +241,7 @@ MODULES = {
     "gate": (lambda: nn.GRUCell(H, gate_fn=jnp.sin), ["module.gate_fn", "'hard_sigmoid'", "clone(gate_activation"]),
     "activation": (lambda: rnn(nn.GRUCell(H, activation_fn=mean)), ["module.activation_fn", "clone(activation"]),
     "first state": (lambda: rnn(nn.GRUCell(H, carry_init=nn.initializers.ones)), ["carry_init", "zeros", "as h0"]),
-    "a cell where an rnn was": (lambda: nn.GRUCell(H), ["cell/", "this key besides", "the tree"]),
+    "a cell where an rnn was": (lambda: nn.GRUCell(H), ["cell/", "this extra key", "the tree"]),
     "other width": (lambda: rnn(nn.GRUCell(5)), ["cell/ir/kernel", "(3, 5)", "(3, 4)"]),
 }
 
@@ -267,7 +267,7 @@ NNX = {
     ),
     "state of a head": (
         lambda: nnx.state(nnx.Sequential(nnx.RNN(nnx_cell()), nnx.Linear(H, 2, rngs=nnx.Rngs(0)))),
-        ["layers_1/", "this key besides"],
+        ["layers_1/", "this extra key"],
     ),
     "reverse": (lambda: nnx.RNN(nnx_cell(), reverse=True), ["module.reverse", "Reverse the input"]),
     "merge": (
@@ -280,7 +280,7 @@ NNX = {
     ),
     "bias of dense_h": (
         lambda: surgery(lambda cell: setattr(cell, "dense_h", nnx.Linear(H, 3 * H, rngs=nnx.Rngs(0)))),
-        ["cell/dense_h/bias", "this key besides"],
+        ["cell/dense_h/bias", "this extra key"],
     ),
     "no bias": (
         lambda: surgery(lambda cell: setattr(cell, "dense_i", nnx.Linear(I, 12, use_bias=False, rngs=nnx.Rngs(0)))),
@@ -353,7 +353,7 @@ FILES = {
     "key of two lines": (lambda: b"\x81\xa3a\nb\x81\xa1a\x01", ["keys that are names"]),
     "training state": (
         lambda: msgpack_serialize({"step": 3, "params": {}, "opt_state": {}}),
-        ["'opt_state'", "besides"],
+        ["'opt_state'", "found also"],
     ),
     "chunks of nothing": (lambda: msgpack_serialize({"a": {"__msgpack_chunked_array__": True}}), ["whole msgpack"]),
 }

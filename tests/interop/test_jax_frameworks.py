@@ -247,9 +247,9 @@ def test_verify_logs_the_difference_and_raises_where_the_conversion_is_wrong(nam
     assert caplog.text.count("largest difference") == 2
     wrong = DIALECTS[name]._replace(gates="nrz")
     monkeypatch.setitem(DIALECTS, name, wrong)
-    with refused("the outputs of both sides equal", "please report it"):
+    with refused("the same outputs from both sides", "please report it"):
         framework.ours(foreign, verify=True)
-    with refused("the outputs of both sides equal"):
+    with refused("the same outputs from both sides"):
         framework.theirs(model, variables, verify=True)
 
 
@@ -297,7 +297,7 @@ def test_a_model_without_biases(name):
 def test_what_acts_in_training_alone_is_left_behind(name):
     framework = FRAMEWORKS[name]
     model = filled(GRU(H), keep=framework.keep, recurrent_dropout=0.5, **framework.fields)
-    with pytest.warns(ConversionWarning, match=r"recurrent_dropout=0.5: it acts in training alone"):
+    with pytest.warns(ConversionWarning, match=r"recurrent_dropout=0.5: it only acts in training"):
         framework.theirs(*model)
 
 
@@ -372,12 +372,12 @@ def of_haiku(**changed):
 
 
 HAIKU = {
-    "another module": (lambda: with_haiku(linear={"w": jnp.ones(3)}), ["this module besides", "by itself"]),
-    "two names": (lambda: {"encoder": of_haiku()["gru"], "decoder": of_haiku()["gru"]}, ["this module besides"]),
+    "another module": (lambda: with_haiku(linear={"w": jnp.ones(3)}), ["this extra module", "one by one"]),
+    "two names": (lambda: {"encoder": of_haiku()["gru"], "decoder": of_haiku()["gru"]}, ["this extra module"]),
     "gap": (lambda: {"gru": of_haiku()["gru"], "gru_2": of_haiku()["gru"]}, ["gru_2", "gru to gru_1"]),
     "other width": (lambda: {"gru": of_haiku()["gru"], "gru_1": of_haiku()["gru"]}, ["gru_1", "4 input features"]),
     "lstm": (lambda: {"lstm": {"linear": {"w": jnp.ones((7, 16))}}}, ["lstm/w_i", "no such key"]),
-    "extra": (lambda: of_haiku(b_n=jnp.ones(4)), ["gru/b_n", "this key besides"]),
+    "extra": (lambda: of_haiku(b_n=jnp.ones(4)), ["gru/b_n", "this extra key"]),
     "shape": (lambda: of_haiku(b=jnp.ones(11, "float32")), ["gru/b", "(12,)", "(11,)"]),
     "transposed": (lambda: of_haiku(w_i=jnp.ones((12, 3), "float32")), ["gru/w_i", "(12, 12)", "(12, 3)"]),
     "dtypes": (lambda: of_haiku(b=jnp.ones(12, "float64")), ["gru/b", "float32", "float64"]),

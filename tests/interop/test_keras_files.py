@@ -117,7 +117,7 @@ def test_a_file_that_was_read_runs_in_keras(tmp_path):
 
 def test_files_are_read_without_keras_and_a_cell_has_none(tmp_path, monkeypatch):
     path = saved(tmp_path, ".keras")
-    with refused("model", "GRUCell", "models alone"):
+    with refused("model", "GRUCell", "only saves models"):
         FRAMEWORK.write(path, to_keras(GRUCell(H), random_variables(GRUCell(H))))
     monkeypatch.setitem(sys.modules, "keras", None)
     assert from_keras(load_layers(path))[0] == GRUModel(H, 2)
@@ -248,7 +248,7 @@ def test_the_whole_of_an_older_model(tmp_path):
         assert load(tmp_path / "m.h5")[0] == expected.clone(gate_activation=HardSigmoid())
     connected[2]["inbound_nodes"] = [[["input_1", 0, 0, {}]]]
     keras_2({"class_name": "Functional", "config": {"layers": connected} | ends}, weights, tmp_path / "m.h5")
-    with refused("pool", "to read [['both', 0, 0]] alone"):
+    with refused("pool", "only [['both', 0, 0]] as its inputs"):
         load(tmp_path / "m.h5")
 
 

@@ -109,7 +109,7 @@ ZIPS = {
     "another zip": (lambda: with_members(lambda m: m.pop("config.json")), ["the members", "config.json"]),
     "member outside": (
         lambda: with_members(lambda m: m.update({"../evil": b"x"})),
-        ["stay in their folder", "../evil"],
+        ["members inside their folder", "../evil"],
     ),
     "member besides": (lambda: with_members(lambda m: m.update({"evil.py": b"x"})), ["the members", "evil.py"]),
     "member twice": (twice, ["the members"]),
@@ -120,24 +120,30 @@ ZIPS = {
     ),
     "large config": (
         lambda: with_members(lambda m: m.update({"config.json": b" " * (2 << 20)})),
-        ["config.json", "1048576 bytes at most"],
+        ["config.json", "at most 1048576 bytes"],
     ),
     "no json": (lambda: with_members(lambda m: m.update({"config.json": b"{"})), ["config.json", "JSON"]),
     "deep json": (
         lambda: with_members(lambda m: m.update({"config.json": b"[" * 200_000})),
         ["config.json", "RecursionError"],
     ),
-    "json list": (lambda: with_members(lambda m: m.update({"config.json": b"[]"})), ["config.json", "serialises"]),
+    "json list": (
+        lambda: with_members(lambda m: m.update({"config.json": b"[]"})),
+        ["config.json", "as Keras writes it"],
+    ),
     "no layers": (
         lambda: with_members(lambda m: m.update({"config.json": b'{"module": "keras", "class_name": "Sequential"}'})),
-        ["config.json", "serialises"],
+        ["config.json", "as Keras writes it"],
     ),
     "lambda": (of_layer(1, class_name="Lambda"), ["gru", "found Lambda"]),
     "registered": (of_layer(1, registered_name="Evil>GRU"), ["gru", "keras.layers.GRU"]),
-    "other module": (of_layer(1, module="os"), ["gru", "a GRU of os"]),
+    "other module": (of_layer(1, module="os"), ["gru", "a GRU from os"]),
     "class of a list": (of_layer(1, class_name=["GRU"]), ["gru", "['GRU']"]),
-    "config of a list": (of_layer(1, config=[]), ["layer", "serialises"]),
-    "function": (option(1, "activation", {"class_name": "__lambda__"}), ["gru.activation", "str", "Keras' own"]),
+    "config of a list": (of_layer(1, config=[]), ["layer", "as Keras writes it"]),
+    "function": (
+        option(1, "activation", {"class_name": "__lambda__"}),
+        ["gru.activation", "str", "a function of Keras"],
+    ),
     "no such function": (option(1, "activation", "os.system"), ["gru.activation", "'os.system'"]),
     "units": (option(1, "units", 5), ["layers/gru/cell/vars/0", "(any, 15)", "(3, 12)"]),
     "no units": (option(1, "units", 0), ["gru.units", "a positive integer"]),
@@ -227,7 +233,7 @@ TREES = {
     "virtual": (lambda: with_tree(replaced(f"{CELL}/1", virtual)), [f"{CELL}/1", "external or virtual"]),
     "one array many times": (
         lambda: with_tree(lambda root: [root["layers"].update({f"gru_{k}": root["layers/gru"]}) for k in range(1, 99)]),
-        ["path", "bytes at most"],
+        ["path", "at most"],
     ),
     "circle": (
         lambda: with_tree(replaced("layers/gru/cell/vars", lambda g, n: g.update({n: g.parent}))),

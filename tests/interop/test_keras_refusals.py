@@ -83,7 +83,7 @@ FROM = {
     "softmax layer": (lambda: chain(Gru(), L.Dense(2), L.Softmax()), ["softmax", "found Softmax"]),
     "two heads": (lambda: chain(Gru(), L.Dense(2), L.Dense(2)), ["dense", "one Dense", "a Dense here"]),
     "dense first": (lambda: chain(L.Dense(H), Gru()), ["gru", "one Dense", "a GRU here"]),
-    "pooling alone": (lambda: chain(Steps(), L.GlobalMaxPooling1D()), ["a Dense behind pooling", "GRUEncoder"]),
+    "pooling alone": (lambda: chain(Steps(), L.GlobalMaxPooling1D()), ["a Dense after the pooling", "GRUEncoder"]),
     "kept axis": (
         lambda: chain(Steps(), L.GlobalMaxPooling1D(keepdims=True), L.Dense(2)),
         ["keepdims", "found True"],
@@ -105,15 +105,15 @@ FROM = {
     "sizes that differ": (lambda: chain(Steps(), L.GRU(5, **ZEROS)), ["4 hidden units", "found 5"]),
     "directions that differ": (
         lambda: drawn(L.Bidirectional(Gru(), backward_layer=Gru(activation="relu", go_backwards=True))),
-        ["both directions alike", "relu"],
+        ["the same options in both directions", "relu"],
     ),
     "no gru": (lambda: chain(L.Dense(2)), ["source", "a GRU"]),
     "nested": (lambda: chain(chain(Steps()), L.Dense(2)), ["sequential", "Put its layers into one"]),
     "branches": (branched, ["add", "found Add"]),
-    "shared layer": (shared, ["gru", "to read", "alone"]),
-    "initial state": (stated, ["chains of layers alone"]),
-    "two outputs": (two_outputs, ["output_layers", "alone"]),
-    "neither": (lambda: 3, ["source", "a layer or model of Keras", "int"]),
+    "shared layer": (shared, ["gru", "as its inputs"]),
+    "initial state": (stated, ["chains of layers"]),
+    "two outputs": (two_outputs, ["output_layers", "only"]),
+    "neither": (lambda: 3, ["source", "a Keras layer or model", "int"]),
     "a list": (lambda: [3], ["source", "layers that `load` read"]),
 }
 
@@ -129,7 +129,7 @@ def test_what_is_no_gru_is_refused_by_name(name):
 TO = {
     "function": (GRU(H, activation=tanh), ["activation", "tanh", "Keras"]),
     "hard_sigmoid of Keras 2": (GRU(H, gate_activation=HardSigmoid()), ["gate_activation", "HardSigmoid(alpha=0.2"]),
-    "clip": (GRU(H, clip=1.0), ["clip", "Keras has no such thing"]),
+    "clip": (GRU(H, clip=1.0), ["clip", "Keras: It has no such option"]),
     "residual": (GRU(H, num_layers=2, connection="residual"), ["connection", "'residual'"]),
     "learned": (GRU(H, initial_state="learned"), ["initial_state", "'learned'"]),
     "zoneout": (GRU(H, zoneout=0.1), ["zoneout", "0.1"]),

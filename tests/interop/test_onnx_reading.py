@@ -430,7 +430,7 @@ def test_a_graph_that_ends_the_process_of_the_runtime_does_not_end_ours(monkeypa
     """Nor one that takes its time."""
     from grujax.interop import onnx_run
 
-    for child, part in (("import os; os.abort()", "the end of its process"), ("while True: pass", "more time")):
+    for child, part in (("import os; os.abort()", "the end of its process"), ("while True: pass", "a run of")):
         monkeypatch.setattr(onnx_run, "CHILD", child)
         monkeypatch.setattr(onnx_run, "SECONDS", 0.2)
         with refused("source", "a graph that ONNX Runtime runs", part):

@@ -187,7 +187,7 @@ REFUSED = {
         lambda: graph(
             [node("Transpose", "x", "W2", perm=[1, 0, 2]), gru("x W2 R B")], {"x": [12, 1, I]}, PLAIN, weights()
         ),
-        ["W2", "a constant", "computed"],
+        ["W2", "constant weights", "computed"],
     ),
     "scaled weights of other units": (
         lambda: graph([node("Mul", "W W", "W2", name="scale"), gru("x W2 R B")], X, PLAIN, weights(hidden=8)),
@@ -221,12 +221,12 @@ REFUSED = {
     ),
     "an input besides": (
         lambda: graph([gru(), node("Identity", "extra", "y")], X | {"extra": [2]}, PLAIN | {"y": 1}, weights()),
-        ["extra", "an input besides"],
+        ["extra", "another input"],
     ),
     "gate": (behind(node("Mul", "Y_h Y_h", "y", name="gate"), outputs={"y": 3}), ["gate", "Mul"]),
     "residual": (
         behind(node("Add", "Y_h Y_h", "y", name="add"), outputs={"y": 3}),
-        ["add", "bias of the one dense head"],
+        ["add", "only an Add of the head's bias"],
     ),
     "two heads": (
         behind(*GEMM, node("Gemm", "last K b", "y2", name="second"), outputs={"y": 2, "y2": 2}),

@@ -302,23 +302,23 @@ FROM = {
         lambda: sequential(torch.nn.GRU(3, 4), torch.nn.Linear(5, 2)),
         ["1.weight", "4 input features", "found 5"],
     ),
-    "parameter besides": (Scaled, ["scale", "this key besides", "lost"]),
-    "missing weight_hh": (lambda: changed(drop=["weight_hh_l0"]), ["weight_hh_l0", "no such key", "not whole"]),
-    "missing bias": (lambda: changed(drop=["bias_hh_l0"]), ["bias_hh_l0", "no such key", "not whole"]),
+    "parameter besides": (Scaled, ["scale", "this extra key", "lost"]),
+    "missing weight_hh": (lambda: changed(drop=["weight_hh_l0"]), ["weight_hh_l0", "no such key", "incomplete"]),
+    "missing bias": (lambda: changed(drop=["bias_hh_l0"]), ["bias_hh_l0", "no such key", "incomplete"]),
     "missing layer": (
         lambda: changed(
             options={"num_layers": 3}, drop=[f"{w}_{p}_l1" for w in ("weight", "bias") for p in ("ih", "hh")]
         ),
-        ["weight_ih_l1", "no such key", "not whole"],
+        ["weight_ih_l1", "no such key", "incomplete"],
     ),
     "half a reverse": (
         lambda: changed(weight_ih_l0_reverse=torch.ones(12, 3)),
         ["weight_hh_l0_reverse", "no such key"],
     ),
-    "extra key": (lambda: changed(extra=torch.ones(3)), ["extra", "this key besides"]),
+    "extra key": (lambda: changed(extra=torch.ones(3)), ["extra", "this extra key"]),
     "cell key in a gru": (
         lambda: changed(torch.nn.GRUCell, weight_ih_l0=torch.ones(12, 3)),
-        ["weight_ih_l0", "besides"],
+        ["weight_ih_l0", "this extra key"],
     ),
     "wrong shape": (lambda: changed(bias_ih_l0=torch.ones(11)), ["bias_ih_l0", "(12,)", "(11,)"]),
     "no features": (lambda: changed(weight_ih_l0=torch.ones(12, 0)), ["weight_ih_l0", "one feature", "(12, 0)"]),
@@ -382,12 +382,12 @@ TO = {
     "encoder": (lambda: initialised(GRUEncoder(4)), ["model", "GRUEncoder", "['gru']"]),
     "statistics": (
         lambda: (GRUModel(4, 2), initialised(GRUModel(4, 2))[1] | {"statistics": {"input_mean": jnp.zeros(3)}}),
-        ["statistics", "lost", "standardises"],
+        ["statistics", "lost", "moves the statistics into"],
     ),
     "no params": (lambda: (GRU(4), {}), ["variables", "params"]),
-    "missing": (lambda: with_params(lambda cell: cell.pop("b_hh")), ["l0/b_hh", "(12,)", "no such parameter"]),
+    "missing": (lambda: with_params(lambda cell: cell.pop("b_hh")), ["l0/b_hh", "(12,)", "found none"]),
     "missing w_ih": (lambda: with_params(lambda cell: cell.pop("w_ih")), ["l0/w_ih", "(I, 3H)", "none"]),
-    "extra": (lambda: with_params(lambda cell: cell.update(b=jnp.ones(1))), ["l0/b", "this one besides"]),
+    "extra": (lambda: with_params(lambda cell: cell.update(b=jnp.ones(1))), ["l0/b", "this extra parameter"]),
     "shape": (lambda: with_params(lambda cell: cell.update(b_hh=jnp.ones(5))), ["l0/b_hh", "(12,)", "(5,)"]),
     "dtypes": (
         lambda: with_params(lambda cell: cell.update(b_hh=jnp.ones(12, jnp.float16))),

@@ -171,7 +171,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_another_function_is_refused_with_the_differences(name):
-    with refused("module_or_state_dict", "what a model of grujax computes", "interop.find"):
+    with refused("module_or_state_dict", "a function that a grujax model computes", "interop.find"):
         from_torch(REFUSED[name]())
 
 
@@ -395,7 +395,7 @@ def test_shards_are_joined_through_their_index_or_refused(kind, tmp_path):
     assert model == GRU(H)
     jax.tree.map(np.testing.assert_array_equal, variables, from_torch(state)[1])
     for changed, part in (
-        ({"weight_map": where | {"bias_hh_l0": "../" + names[0]}}, "beside their index"),
+        ({"weight_map": where | {"bias_hh_l0": "../" + names[0]}}, "in the folder of their index"),
         ({"weight_map": where | {"more": names[0]}}, "the tensors that the index names"),
         ({"weight_map": {**where, "bias_hh_l0": names[0].replace("00001", "00009")}}, "no such file"),
         ([], "an index of shards"),
