@@ -226,7 +226,7 @@ BAD = {
     ),
     "merge None pooled": (
         encoder(bidirectional=True, merge=None),
-        ["merge=None needs a GRU without pooling", "returns the directions apart"],
+        ["merge=None needs a GRU without pooling", "returns the directions separately"],
     ),
     "resets pooled": (
         encoder({"resets": FLAGS}),
