@@ -151,7 +151,7 @@ def test_as_many_members_as_the_variables_have():
     ensemble = GRUEnsemble(grujax.GRUModel(4, 2), 3, True)
     x = np.ones((1, 1, 3), np.float32)
     variables = drawn(ensemble, x)
-    with refused("variables: expected parameters of 5 members, found (3,"):
+    with refused("variables: expected parameters whose first axis has 5 members, found shape (3,"):
         dataclasses.replace(ensemble, members=5).apply(variables, x)
     for index in (3, -1):
         with refused(f"index: expected 0 to 2, found {index}"):
