@@ -27,7 +27,7 @@ class Dialect(NamedTuple):
       rows: whether the gates are along the rows, so that the matrices are (3H, I) and (3H, H).
       by_gate: whether each gate has a tensor of its own.
       biases: a key of `BIASES`.
-      joined: the NumPy function that joins both biases into one tensor, "stack" or "concatenate"; empty: none does.
+      joined: the NumPy function that joins both biases, "stack" or "concatenate"; empty: they are separate tensors.
       update: "keep" if z weighs the state, "take" if it weighs the candidate.
       always_biased: whether the framework has no GRU without biases.
     """
