@@ -118,7 +118,7 @@ def test_a_word_of_another_library_gets_ours():
 
 def test_a_file_is_that_of_the_linen_layer(tmp_path):
     layer = grujax.equinox.GRU(I, H, key=jax.random.key(0))
-    with refused("found grujax.equinox.GRU", 'grujax.GRU of the same fields, with {"params": layer.params}'):
+    with refused("found grujax.equinox.GRU", 'grujax.GRU with the same fields, and {"params": layer.params}'):
         grujax.save(tmp_path / "model.safetensors", layer, layer.params)
 
 
