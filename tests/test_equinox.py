@@ -109,7 +109,7 @@ def test_a_word_of_another_library_gets_ours():
             with pytest.raises(TypeError) as error:
                 call(**{word: 1})
             assert f"GRU takes no {word}= here" in str(error.value) and what in str(error.value)
-    with pytest.raises(TypeError, match=r"GRU takes input_size, hidden_size alone by position"):
+    with pytest.raises(TypeError, match=r"GRU takes only input_size, hidden_size by position"):
         grujax.equinox.GRU(I, H, 2, key=key)
     with pytest.raises(TypeError, match="no in_features= here: write input_size="):
         grujax.equinox.GRU(in_features=I, hidden_size=H, key=key)
@@ -118,7 +118,7 @@ def test_a_word_of_another_library_gets_ours():
 
 def test_a_file_is_that_of_the_linen_layer(tmp_path):
     layer = grujax.equinox.GRU(I, H, key=jax.random.key(0))
-    with refused("found grujax.equinox.GRU", 'grujax.GRU of the same fields, with {"params": layer.params}'):
+    with refused("found grujax.equinox.GRU", 'grujax.GRU with the same fields, and {"params": layer.params}'):
         grujax.save(tmp_path / "model.safetensors", layer, layer.params)
 
 

@@ -178,7 +178,7 @@ def test_an_example_names_the_package_that_is_missing_before_it_works(name, monk
 def test_the_script_for_accelerators_refuses_a_file_and_says_where_it_is_done(monkeypatch, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     small = ["--steps", 1, "--batch-size", 8, "--length", 2, "--hidden-size", 2]
-    with refused("checkpoints: expected a folder", "Name another."):
+    with refused("checkpoints: expected a folder", "Choose another folder."):
         of_command_line(monkeypatch, "accelerator/train", *small, "--checkpoints", tmp_path / "file")
     for _ in range(2):
         of_command_line(monkeypatch, "accelerator/train", *small, "--checkpoints", tmp_path / "run")

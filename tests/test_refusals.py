@@ -234,7 +234,7 @@ BAD = {
     ),
     "merge None pooled": (
         encoder(bidirectional=True, merge=None),
-        ["merge=None needs a GRU without pooling", "returns the directions apart"],
+        ["merge=None needs a GRU without pooling", "returns the directions separately"],
     ),
     "resets pooled": (
         encoder({"resets": FLAGS}),
@@ -253,10 +253,10 @@ BAD = {
         for sizes, hidden, found in (
             ({1: 2}, (), "found 1."),
             ({"a/b": 2}, (), "found 'a/b'."),
-            ({"hidden": 2}, (), "found 'hidden': its layer would be head_hidden"),
-            ({"activation": 2}, (), "found 'activation': its layer would be head_activation"),
-            ({"a": 2, "a_hidden0": 3}, (4,), "found 'a_hidden0': its layer would be head_a_hidden0"),
-            ({"a_hidden0": 3, "a": 2}, (4,), "found 'a': its layer would be head_a_hidden0"),
+            ({"hidden": 2}, (), "found 'hidden', whose layer head_hidden would"),
+            ({"activation": 2}, (), "found 'activation', whose layer head_activation would"),
+            ({"a": 2, "a_hidden0": 3}, (4,), "found 'a_hidden0', whose layer head_a_hidden0 would"),
+            ({"a_hidden0": 3, "a": 2}, (4,), "found 'a', whose layer head_a_hidden0 would"),
         )
     },
     "segments alone": (encoder({"segments": FLAGS * 1}), ["segments need num_segments", "None"]),
@@ -315,7 +315,7 @@ BAD = {
     ),
     "no features": (
         function(jax.device_put(PLAIN[..., :0]), weights(w_ih=ones((0, 15)))),
-        ["weights.w_ih: expected (I, 3H), none of them 0"],
+        ["weights.w_ih: expected (I, 3H), without an axis of size 0"],
     ),
     "h0 a tensor": (function(X, None, torch.ones(B, H)), ["h0: expected an array of JAX", "h0.detach().numpy()"]),
     "layer h0 objects": (layer(X, np.full((1, B, H), None)), ["h0: expected an array of numbers", "object"]),

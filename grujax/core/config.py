@@ -1,6 +1,6 @@
-"""The fields of a cell, a layer and the models: what they mean, what they may be, and what follows from them.
+"""The fields of a cell, a layer and the models: their meaning, their checks, and the values derived from them.
 
-Plain dataclasses, which the modules of Flax Linen and of Flax NNX inherit.
+Plain dataclasses, from which the Flax Linen and the Flax NNX modules inherit.
 """
 
 import dataclasses
@@ -36,45 +36,47 @@ OUTPUT_ACTIVATIONS = {"sigmoid": jax.nn.sigmoid, "softmax": jax.nn.softmax}
 
 Precision: TypeAlias = (
     str | jax.lax.Precision | tuple[str, str] | tuple[jax.lax.Precision, jax.lax.Precision] | None
-)  # as the dense layers of Flax take it
+)  # the type that the dense layers of Flax accept
 OutputSize = TypeVar("OutputSize", int, Mapping[str, int])
 Pooling: TypeAlias = str | Callable[[Array, Array], Array] | None
 
 
 @cache
-def own_fields(of: type) -> tuple[dataclasses.Field, ...]:
-    """The fields of a module's class without the two that Flax Linen adds."""
-    return tuple(f for f in dataclasses.fields(of) if f.name not in ("parent", "name"))
+def own_fields(cls: type) -> tuple[dataclasses.Field, ...]:
+    """Returns the fields of a module's class, without the two that Flax Linen adds."""
+    return tuple(f for f in dataclasses.fields(cls) if f.name not in ("parent", "name"))
 
 
 @dataclasses.dataclass(eq=False, repr=False)
 class CellConfig:
-    """What a cell, a layer and a model have in common. All but `hidden_size` are keyword arguments.
+    """The fields that a cell, a layer and a model share. All but `hidden_size` are keyword-only.
 
     Attributes:
-      hidden_size: H.
-      bias: False leaves both biases out.
-      reset_after: True is n = tanh(... + r ⊙ (W_hn h + b_hn)), as torch and Keras 3 have it; False
-        n = tanh(... + W_hn (r ⊙ h) + b_hn), as Cho et al. 2014 and Haiku.
-      update: "keep" is h' = (1 − z) ⊙ n + z ⊙ h, as torch and Keras have it; "take" h' = (1 − z) ⊙ h + z ⊙ n, as Cho
-        et al. 2014 and Haiku.
-      activation, gate_activation: of n, and of r and z; a name of `grujax.kernels.step.ACTIVATIONS`, one with
-        parameters such as `grujax.types.HardSigmoid(0.2, 0.5)`, or an elementwise function.
-      clip: clips the argument of every activation to ±clip (ONNX); None does not clip.
-      layer_norm: normalises the products with w_ih and with w_hh, each r and z together and n apart, before the
-        biases, with learned scales `scale_ih` and `scale_hh` (Ba et al. 2016, arXiv 1607.06450, appendix).
-      blocks: K, a divisor of H. w_hh is block-diagonal: a unit reads the states of its own H/K units. Its parameter is
-        the K blocks alone, (K, H/K, 3H/K), columns r | z | n in each; each starts as w_hh of a layer of H/K units does.
-        The product runs, and costs, as the dense one. With layer_norm=True, update="take" and update_bias=-1 it is
-        related to the block GRU of DreamerV3 (Hafner et al. 2023, arXiv 2301.04104), and not the same: there r weighs
-        W_in x too; docs/decisions/other-cells.md has all differences.
-      initializer: "torch", "flax" or "keras", see `grujax.core.initializers`.
-      update_bias: added to the update gate's part of the initial `b_ih`; with update="keep" units remember longer where
-        it is positive.
-      dtype: compute dtype of the products and dtype of the output; None promotes inputs and parameters. The state is
-        carried in float32 at least.
-      param_dtype: dtype that parameters are stored in.
-      precision: of the products; None follows `jax.default_matmul_precision`.
+      hidden_size: the number of units, H.
+      bias: whether the cell has biases. False omits both.
+      reset_after: where the reset gate acts. True: n = tanh(... + r ⊙ (W_hn h + b_hn)), as in torch and Keras 3. False:
+        n = tanh(... + W_hn (r ⊙ h) + b_hn), as in Cho et al. 2014 and Haiku.
+      update: what the update gate weighs. "keep": h' = (1 − z) ⊙ n + z ⊙ h, as in torch and Keras. "take":
+        h' = (1 − z) ⊙ h + z ⊙ n, as in Cho et al. 2014 and Haiku.
+      activation, gate_activation: the activation of n, and the one of r and z: a name from
+        `grujax.kernels.step.ACTIVATIONS`, a parametric one such as `grujax.types.HardSigmoid(0.2, 0.5)`, or an
+        elementwise function.
+      clip: clips the argument of every activation to ±clip (ONNX). None does not clip.
+      layer_norm: normalises the products with w_ih and with w_hh, in each r and z together and n separately, before the
+        biases are added, with learned scales `scale_ih` and `scale_hh` (Ba et al. 2016, arXiv 1607.06450, appendix).
+      blocks: the number of diagonal blocks of w_hh, K, a divisor of H. Each unit reads only the states of the H/K units
+        of its own block. The parameter holds the K blocks only, (K, H/K, 3H/K), with columns r | z | n in each; each is
+        initialised like w_hh of a layer of H/K units. The product is computed as a dense one and costs the same. With
+        layer_norm=True, update="take" and update_bias=-1 the cell is related to the block GRU of DreamerV3 (Hafner et
+        al. 2023, arXiv 2301.04104), but not the same: in DreamerV3 r weighs W_in x too. docs/decisions/other-cells.md
+        lists all differences.
+      initializer: "torch", "flax" or "keras"; see `grujax.core.initializers`.
+      update_bias: a number added to the update gate's part of the initial `b_ih`. With update="keep" a positive value
+        makes units remember longer.
+      dtype: the dtype of the products and of the output. None promotes the dtypes of inputs and parameters. The state
+        is carried in float32 at least.
+      param_dtype: the dtype in which parameters are stored.
+      precision: the precision of the products. None follows `jax.default_matmul_precision`.
     """
 
     hidden_size: int
@@ -95,12 +97,12 @@ class CellConfig:
 
     @property
     def spec(self) -> GRUSpec:
-        """The static part of the equations, as the kernels and `grujax.kernels.explain` take it."""
+        """The static part of the equations, which the kernels and `grujax.kernels.explain` take."""
         return GRUSpec(*(getattr(self, name) for name in GRUSpec._fields))
 
     @property
     def carry_dtype(self) -> DTypeLike:
-        """The dtype of a state where none is given."""
+        """The dtype of the state if no h0 is passed."""
         return state_dtype(self.dtype or self.param_dtype)
 
     def check(self) -> None:
@@ -116,13 +118,13 @@ class CellConfig:
         remedy = "The update gate has no bias to add it to."
         require(self.bias or self.update_bias == 0, "update_bias", 0, self.update_bias, remedy, rule=rule)
 
-    def fields_of(self, of: type) -> dict[str, Any]:
-        """The fields that this module and the class `of` have in common, to make one from the other."""
-        mine = {f.name for f in own_fields(type(self))}
-        return {f.name: getattr(self, f.name) for f in own_fields(of) if f.name in mine}
+    def fields_of(self, cls: type) -> dict[str, Any]:
+        """Returns the values of the fields that the class `cls` has too, as arguments of its constructor."""
+        names = {f.name for f in own_fields(type(self))}
+        return {f.name: getattr(self, f.name) for f in own_fields(cls) if f.name in names}
 
     def parameters(self, input_size: int) -> dict[str, tuple[Initializer, tuple[int, ...]]]:
-        """The initializer and shape of each parameter of a cell: the one place that knows their names and shapes."""
+        """Returns the initialiser and shape of each parameter of a cell. Names and shapes are defined only here."""
         init, columns = preset(self.initializer, self.hidden_size), 3 * self.hidden_size
         w_hh, size = (init.w_hh, (self.hidden_size, columns)), self.hidden_size // self.blocks
         if self.blocks > 1:
@@ -138,33 +140,37 @@ class CellConfig:
 
 @dataclasses.dataclass(eq=False, repr=False)
 class LayerConfig(CellConfig):
-    """What a layer and a model have in common, beside the attributes of `CellConfig`.
+    """The fields that a layer and a model share, in addition to those of `CellConfig`.
 
     Attributes:
-      num_layers: L. Layer k reads the output of layer k − 1.
+      num_layers: the number of layers, L. Layer k reads the output of layer k − 1.
       bidirectional: adds a second pass over each sequence, from its last valid step to its first.
-      reverse: the one pass reads each sequence backwards (Keras: `go_backwards`, ONNX: `direction="reverse"`). The
-        output stays in time order; `h_last` is the state after the first step of time; with bidirectional=False.
-      merge: how both directions of a layer become one output: "concat" (torch), "sum", "mean", "mul"; None returns
-        them apart, (2, B, T, H), from a single layer.
-      connection: from the second layer on, "residual" adds a layer's input to its output; "highway" weighs the two by
-        t = σ(W x + b), t ⊙ output + (1 − t) ⊙ input (Srivastava et al. 2015, arXiv 1505.00387), b −1 at the start.
-      initial_state: what a sequence starts from where no h0 is given, and after a reset: "zeros", or "learned", a
-        parameter `h0 (L*D, H)`, zero at the start.
-      time_major: time is the first axis of x, mask, resets and output.
-      dropout: probability, on the output of every layer but the last (torch.nn.GRU); a single layer drops nothing, and
-        warns of that in training.
-      input_dropout: probability, on the input of every layer, one mask for all steps of a sequence (Gal and
-        Ghahramani 2016, arXiv 1512.05287).
-      recurrent_dropout: probability, on the state where the products with w_hh read it, one mask for all steps (ibid.).
-      weight_dropout: probability, on w_hh itself, one mask for all sequences and steps: DropConnect (Merity et al.
-        2018, arXiv 1708.02182).
-      zoneout: probability that a unit keeps its state for a step; in evaluation every unit moves by its mean,
-        h' = zoneout h + (1 − zoneout) h~ (Krueger et al. 2017, arXiv 1606.01305).
-      implementation: None chooses the fastest; "reference" is Flax's scan over `GRUCell`; further names as in
+      reverse: makes the single pass read each sequence backwards (Keras: `go_backwards`, ONNX: `direction="reverse"`).
+        The output stays in time order, and `h_last` is the state after the first time step. Requires
+        bidirectional=False.
+      merge: how the outputs of both directions are combined: "concat" (torch), "sum", "mean" or "mul". None returns
+        them separately, (2, B, T, H), and requires a single layer.
+      connection: what surrounds every layer from the second on. "residual" adds the layer's input to its output;
+        "highway" computes t ⊙ output + (1 − t) ⊙ input with t = σ(W x + b) and b = −1 at the start (Srivastava et al.
+        2015, arXiv 1505.00387).
+      initial_state: the state at the start of a sequence if no h0 is passed, and after a reset: "zeros", or "learned",
+        a parameter `h0 (L*D, H)` that is initialised to zero.
+      time_major: makes time the first axis of x, mask, resets and output.
+      dropout: the drop probability for the output of every layer but the last (torch.nn.GRU). With a single layer it
+        has no effect, and training warns of that.
+      input_dropout: the drop probability for the input of every layer, with one mask for all steps of a sequence (Gal
+        and Ghahramani 2016, arXiv 1512.05287).
+      recurrent_dropout: the drop probability for the state in the products with w_hh, with one mask for all steps
+        (ibid.).
+      weight_dropout: the drop probability for the entries of w_hh, with one mask for all sequences and steps:
+        DropConnect (Merity et al. 2018, arXiv 1708.02182).
+      zoneout: the probability that a unit keeps its state for a step. Evaluation uses the expected value,
+        h' = zoneout h + (1 − zoneout) h~, where h~ is the updated state (Krueger et al. 2017, arXiv 1606.01305).
+      implementation: None chooses the fastest; "reference" is Flax's scan over `GRUCell`; other names are those of
         `grujax.kernels.explain`.
 
-    All five draw from the rng stream "dropout". With `deterministic` they are off, except that zoneout uses its mean.
+    All five kinds of dropout draw from the rng stream "dropout". With `deterministic=True` they are off, except that
+    zoneout uses its expected value.
     """
 
     _: dataclasses.KW_ONLY
@@ -184,31 +190,31 @@ class LayerConfig(CellConfig):
 
     @property
     def backwards(self) -> tuple[bool, ...]:
-        """For each direction, whether it reads backwards."""
+        """Whether each direction reads backwards."""
         return (False, True) if self.bidirectional else (self.reverse,)
 
     @property
     def cell_names(self) -> list[list[str]]:
-        """The cells of each layer by direction, as the parameter tree names them: [["l0", "l0_reverse"], ...].
+        """The names of the cells in the parameter tree, by layer and direction: [["l0", "l0_reverse"], ...].
 
-        A property, because `nnx.tabulate` compiles the public methods that a call runs.
+        It is a property because `nnx.tabulate` compiles the public methods that a call runs.
         """
-        ways = ("", "_reverse")[: self.num_directions]
-        return [[f"l{k}{way}" for way in ways] for k in range(self.num_layers)]
+        suffixes = ("", "_reverse")[: self.num_directions]
+        return [[f"l{k}{suffix}" for suffix in suffixes] for k in range(self.num_layers)]
 
     @property
     def num_directions(self) -> int:
-        """D."""
+        """The number of directions, D."""
         return len(self.backwards)
 
     @property
     def num_states(self) -> int:
-        """L*D."""
+        """The number of states of a sequence, L*D."""
         return self.num_layers * self.num_directions
 
     @property
     def width(self) -> int:
-        """Of a layer's output, both directions merged: the features that the next layer and pooling read."""
+        """The number of features of a layer's output, with both directions merged."""
         return self.hidden_size * (self.num_directions if self.merge == "concat" else 1)
 
     def check(self) -> None:
@@ -221,12 +227,12 @@ class LayerConfig(CellConfig):
         rule, remedy = "reverse=True needs bidirectional=False", "A bidirectional layer reads backwards too."
         require(not (self.reverse and self.bidirectional), "reverse", False, True, remedy, rule=rule)
         require_one_of(self.merge, (*MERGES, None), "merge")
-        merge, given = repr(self.merge), f"merge={self.merge!r}"
-        one_way = self.bidirectional or self.merge == "concat"
-        rule, remedy = f"{given} needs bidirectional=True", "One direction has nothing to merge: leave it out."
-        require(one_way, "merge", "'concat'", merge, remedy, rule=rule)
+        merge, option = repr(self.merge), f"merge={self.merge!r}"
+        mergeable = self.bidirectional or self.merge == "concat"
+        rule, remedy = f"{option} needs bidirectional=True", "A single direction has nothing to merge: omit merge."
+        require(mergeable, "merge", "'concat'", merge, remedy, rule=rule)
         readable = self.merge is not None or self.num_layers == 1
-        rule, remedy = f"{given} needs num_layers=1", "The next layer reads one input: name how the two become one."
+        rule, remedy = f"{option} needs num_layers=1", "The next layer reads one input: choose how to merge the two."
         require(readable, "merge", f"one of {list(MERGES)}", merge, remedy, rule=rule)
         require_one_of(self.connection, CONNECTIONS, "connection")
         require_one_of(self.initial_state, INITIAL_STATES, "initial_state")
@@ -234,23 +240,24 @@ class LayerConfig(CellConfig):
 
 
 def warn_of_idle_dropout(layer: LayerConfig, deterministic: bool) -> None:
-    """Warns, as torch does, in training of a single layer, where `dropout` has no place to act."""
+    """Warns, as torch does, if a single layer is trained with `dropout`, which acts only between layers."""
     if layer.dropout and layer.num_layers == 1 and not deterministic:
-        idle = f"dropout={layer.dropout} acts between layers, and num_layers=1 has no such place: nothing is dropped."
-        remedy = "Write dropout=0; or use input_dropout, or GRUModel, which drops before its head too."
+        idle = f"dropout={layer.dropout} acts between layers, so with num_layers=1 nothing is dropped."
+        remedy = "Write dropout=0, or use input_dropout, or use GRUModel, which also applies dropout before its head."
         warnings.warn(f"{idle} {remedy}", stacklevel=3)
 
 
 @dataclasses.dataclass(eq=False, repr=False)
 class EncoderConfig(LayerConfig):
-    """What an encoder and a model have in common, beside the attributes of `LayerConfig` and `CellConfig`.
+    """The fields that an encoder and a model share, in addition to those of `LayerConfig` and `CellConfig`.
 
     Attributes:
-      pooling: how all steps become one vector. "last": the last state of each direction of the top layer; length 0
-        gives h0. (`output[:, -1]` would be wrong for padded rows and for the reverse direction.) "mean" and "max" over
-        the valid steps, "attention" their mean weighed by softmax(u · tanh(W output + b)) (Yang et al. 2016,
-        Hierarchical Attention Networks); length 0 gives 0. A function `f(output (..., T, F), valid (..., T))`, where
-        the output is 0 at steps that are not valid. None: no pooling, one output for each step.
+      pooling: how the steps become one vector. "last" takes the last state of each direction of the top layer; length 0
+        gives h0. (`output[:, -1]` would be wrong for padded rows and for the reverse direction.) "mean" and "max" pool
+        over the valid steps, and "attention" takes their mean weighted by softmax(u · tanh(W output + b)) (Yang et al.
+        2016, Hierarchical Attention Networks); length 0 gives 0. A function is called as
+        `f(output (..., T, F), valid (..., T))`, with output 0 at steps that are not valid. None does not pool: there is
+        one output for each step.
     """
 
     _: dataclasses.KW_ONLY
@@ -261,26 +268,26 @@ class EncoderConfig(LayerConfig):
         super().check()
         if not callable(self.pooling):
             require_one_of(self.pooling, (*POOLINGS, None), "pooling", "Or pass a function.")
-        one = self.merge is not None or not self.bidirectional
+        mergeable = self.merge is not None or not self.bidirectional
         rule = "merge=None needs a GRU without pooling and heads"
-        remedy = "grujax.GRU returns the directions apart."
-        require(one, "merge", f"one of {list(MERGES)}", None, remedy, rule=rule)
+        remedy = "grujax.GRU returns the directions separately."
+        require(mergeable, "merge", f"one of {list(MERGES)}", None, remedy, rule=rule)
 
 
 @dataclasses.dataclass(eq=False, repr=False)
 class ModelConfig(EncoderConfig, Generic[OutputSize]):
-    """A model's own, beside the attributes of `EncoderConfig`, `LayerConfig` and `CellConfig`.
+    """The fields that only a model has, in addition to those of `EncoderConfig`, `LayerConfig` and `CellConfig`.
 
     Attributes:
-      output_size: width of the head; or several heads, a dict of widths by name, whose outputs are a dict too.
-      head_hidden: widths of hidden layers in each head, W f(... f(W pool + b)) + b; none by default.
-      head_activation: f, a name of `grujax.kernels.step.ACTIVATIONS` or a function.
-      output_activation: "softmax" over the outputs of each head, or "sigmoid" of each: probabilities. None, for
-        training, whose losses take the values before it.
-      dropout: between the layers, as in torch, and before the head; rng stream "dropout".
-      steps_per_frame: n; n steps of I features become a step of n*I, which the GRU then reads, ceil(T / n) of them
-        (frame stacking, Sak et al. 2015, arXiv 1507.06947). Steps that are not valid, or that the last frame lacks,
-        are 0 in it, after the input's statistics; a frame is valid where one of its steps is. For long sequences.
+      output_size: the width of the head; or a dict of widths by name, which makes several heads and a dict of outputs.
+      head_hidden: the widths of hidden layers in each head, W f(... f(W pool + b)) + b; none by default.
+      head_activation: f, a name from `grujax.kernels.step.ACTIVATIONS` or a function.
+      output_activation: "softmax" over the outputs of each head or "sigmoid" of each output, which give probabilities.
+        None, for training, returns the values before the activation, which the losses expect.
+      dropout: the drop probability between the layers, as in torch, and before the head; rng stream "dropout".
+      steps_per_frame: n. The GRU reads ceil(T / n) frames of n*I features, each made of n steps of I features (frame
+        stacking, Sak et al. 2015, arXiv 1507.06947). Steps that are not valid, or that are missing in the last frame,
+        are set to 0 after the input is standardised; a frame is valid if any of its steps is. For long sequences.
     """
 
     output_size: OutputSize
@@ -292,7 +299,7 @@ class ModelConfig(EncoderConfig, Generic[OutputSize]):
 
     @property
     def heads(self) -> dict[str, list[tuple[str, int]]]:
-        """The dense layers of each head by its name, in order: name and width of each."""
+        """From the name of each head to the name and width of its dense layers, in order."""
         sizes = self.output_size if isinstance(self.output_size, Mapping) else {"": self.output_size}
         layers = {name: f"head_{name}" if isinstance(self.output_size, Mapping) else "head" for name in sizes}
         hidden = list(enumerate(self.head_hidden))
@@ -307,26 +314,27 @@ class ModelConfig(EncoderConfig, Generic[OutputSize]):
         several = isinstance(self.output_size, Mapping)
         require(bool(self.heads), "output_size", "at least one head", self.output_size)
         require_count(self.steps_per_frame, "steps_per_frame")
-        rule, remedy = f"steps_per_frame={self.steps_per_frame} needs pooling", "Steps have no outputs of their own."
+        rule = f"steps_per_frame={self.steps_per_frame} needs pooling"
+        remedy = "A frame of several steps has a single output."
         pools = self.pooling is not None or self.steps_per_frame == 1
         require(pools, "pooling", f"one of {list(POOLINGS)}", None, remedy, rule=rule)
         for name, layers in self.heads.items():
             require_count(layers[-1][1], f"output_size[{name!r}]" if several else "output_size")
         for i, width in enumerate(self.head_hidden):
             require_count(width, f"head_hidden[{i}]")
-        taken = {f.name for f in dataclasses.fields(self)}  # layers are attributes too
+        taken = {f.name for f in dataclasses.fields(self)}  # layers become attributes, beside the fields
         for name, layers in self.heads.items():
             named = isinstance(name, str) and "/" not in name
-            remedy = "A slash separates the names of a path in a model file."
+            remedy = "In a model file, a slash separates the parts of a path."
             require(named, "output_size", "heads named by strings without a slash", repr(name), remedy)
             for layer, _ in layers:
-                found = f"{name!r}: its layer would be {layer}"
-                require(layer not in taken, "output_size", "heads whose layers have names of their own", found)
+                found = f"{name!r}, whose layer {layer} would have a name that is already used"
+                require(layer not in taken, "output_size", "heads whose layers have unique names", found)
                 taken.add(layer)
         check_activation(self.head_activation, "head_activation")
         require_one_of(self.output_activation, (*OUTPUT_ACTIVATIONS, None), "output_activation")
 
 
 def input_size_of(model: Any, features: int) -> int:
-    """I of a model whose first layer reads so many features, the rows of its w_ih."""
+    """Returns the input size I of a model whose first layer reads `features` features, the rows of its w_ih."""
     return features // getattr(model, "steps_per_frame", 1)

@@ -1,7 +1,7 @@
-"""How other frameworks store the weights of one layer and direction: one row a framework, written and read.
+"""The layouts in which other frameworks store the weights of one layer and direction, with a reader and a writer.
 
-`GRUWeights` has `w_ih (I, 3H)`, `w_hh (H, 3H)`, `b_ih (3H,)`, `b_hh (3H,)`, columns r | z | n. Another framework orders
-the gates differently, stores matrices transposed, stores sums of biases, or lets z weigh the candidate.
+`GRUWeights` has `w_ih (I, 3H)`, `w_hh (H, 3H)`, `b_ih (3H,)` and `b_hh (3H,)`, columns r | z | n. Another framework may
+order the gates differently, transpose the matrices, store the sum of the biases, or let z weigh the candidate.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,20 +13,23 @@ from numpy.typing import NDArray
 from grujax.arrays import numpy_of
 from grujax.errors import require
 
-Array = Any  # a NumPy or a JAX array: every function here returns the kind that it is given
+Array = Any  # a NumPy or a JAX array: every function of this module returns the kind that it receives
 FLOATS = ("float16", "bfloat16", "float32", "float64")
-QUANTISED = "It is quantised: convert the weights from before, or multiply the scale in."
+QUANTISED = "The tensor is quantised: convert the original weights, or multiply by the scale first."
 
 
 class Dialect(NamedTuple):
-    """How one framework stores a GRU.
+    """The layout in which one framework stores a GRU.
 
     Attributes:
-      tensors: their names, in the order of `arranged`.
-      gates: their order. rows: gates are rows, matrices are (3H, I). by_gate: a tensor for each gate.
-      biases: a key of `BIASES`. joined: what makes one tensor of both.
-      update: "keep" where z weighs the state, "take" where it weighs the candidate.
-      always_biased: the framework has no GRU without biases.
+      tensors: the names of the tensors, in the order of `arranged`.
+      gates: the order of the gates.
+      rows: whether the gates are along the rows, so that the matrices are (3H, I) and (3H, H).
+      by_gate: whether each gate has a tensor of its own.
+      biases: a key of `BIASES`.
+      joined: the NumPy function that joins both biases, "stack" or "concatenate"; empty: they are separate tensors.
+      update: "keep" if z weighs the state, "take" if it weighs the candidate.
+      always_biased: whether the framework has no GRU without biases.
     """
 
     tensors: tuple[str, ...]
@@ -41,7 +44,7 @@ class Dialect(NamedTuple):
 
 KERAS = ("kernel", "recurrent_kernel", "bias")
 NNX = ("dense_i/kernel", "dense_h/kernel", "dense_i/bias", "hn_bias")
-LINEN = tuple(f"{of}/{what}" for what in ("kernel", "bias") for of in ("ir", "iz", "in", "hr", "hz", "hn"))
+LINEN = tuple(f"{gate}/{kind}" for kind in ("kernel", "bias") for gate in ("ir", "iz", "in", "hr", "hz", "hn"))
 DIALECTS = {
     "torch": Dialect(("weight_ih", "weight_hh", "bias_ih", "bias_hh"), rows=True),
     "onnx": Dialect(("W", "R", "B"), "zrn", rows=True, joined="concatenate"),
@@ -56,7 +59,7 @@ DIALECTS = {
 
 
 class Biases(NamedTuple):
-    """One way to store b_ih and b_hh. `added` is the part of b_hh that is stored only as a sum with b_ih."""
+    """One way to store b_ih and b_hh. `added` returns the part of b_hh that is stored only as a sum with b_ih."""
 
     sizes: tuple[int, ...]  # in units of H
     write: Callable[[Array, Array], tuple[Array, ...]]
@@ -65,18 +68,18 @@ class Biases(NamedTuple):
 
 
 def _joined(b_ih: Array, b_hh: Array) -> Array:
-    """The sum; bit for bit b_ih where b_hh is 0, since −0.0 + 0.0 would be 0.0."""
+    """b_ih + b_hh; where b_hh is 0 exactly the bits of b_ih, because −0.0 + 0.0 would be 0.0."""
     return numpy_of(b_ih).where(b_hh == 0, b_ih, b_ih + b_hh)
 
 
 def _of_gates(b_hh: Array) -> Array:
-    """b_hh with zeros for the candidate."""
+    """b_hh with the candidate's part set to zero."""
     xp = numpy_of(b_hh)
     return xp.where(np.arange(b_hh.size) < b_hh.size // 3 * 2, b_hh, xp.zeros_like(b_hh))
 
 
 def _of_candidate(b_hh: Array) -> Array:
-    """b_hn (H,)."""
+    """The candidate's part of b_hh, b_hn (H,)."""
     return b_hh[b_hh.size // 3 * 2 :]
 
 
@@ -97,24 +100,24 @@ BIASES = {
     "no candidate": Biases((3,), lambda b_ih, b_hh: (_joined(b_ih, _of_gates(b_hh)),), _alone, _of_gates),
     "sum": Biases((3,), lambda b_ih, b_hh: (_joined(b_ih, b_hh),), _alone, lambda b_hh: b_hh),
 }
-"""How biases are stored: both; one and b_hn; one and no b_hn (refused unless b_hn is 0); their sum."""
+"""The ways to store the biases: both; one and b_hn; one without b_hn (refused unless b_hn is 0); their sum."""
 
 
-def _gates(a: Array, found: str, wanted: str, turned: bool) -> list[Array]:
-    """The gates of the last axis in another order; turned: z weighs the other term."""
-    gates = dict(zip(found, numpy_of(a).split(a, 3, axis=-1), strict=True))
-    if turned:
+def _gates(a: Array, order: str, new_order: str, negated: bool) -> list[Array]:
+    """Splits the last axis into gates in a new order. `negated` negates z, which then weighs the other term."""
+    gates = dict(zip(order, numpy_of(a).split(a, 3, axis=-1), strict=True))
+    if negated:
         gates["z"] = -gates["z"]
-    return [gates[gate] for gate in wanted]
+    return [gates[gate] for gate in new_order]
 
 
 def arranged(weights: tuple[Array, ...], dialect: Dialect, update: str = "keep") -> tuple[Array, ...]:
-    """The tensors of `dialect`, in its order; linear in the weights, and JAX can differentiate it.
+    """Returns the tensors of `dialect`, in its order. They are linear in the weights, and JAX can differentiate them.
 
     Args:
-      weights: `GRUWeights` or `Cell`, without layer normalisation. With no biases, a framework that always has them
-        gets zeros.
-      update: "keep" or "take", of the GRU that the weights belong to.
+      weights: a `GRUWeights` or a `Cell`, without layer normalisation. If it has no biases, a framework that always has
+        biases gets zeros.
+      update: "keep" or "take", the field of the GRU to which the weights belong.
 
     >>> arranged((np.ones((2, 3)), np.array([[1.0, 2.0, 3.0]]), None, None), DIALECTS["keras"])[1]
     array([[2., 1., 3.]])
@@ -125,20 +128,20 @@ def arranged(weights: tuple[Array, ...], dialect: Dialect, update: str = "keep")
         b_ih = b_hh = xp.zeros(3 * hidden_size, w_hh.dtype)
 
     def ordered(a: Array) -> list[Array]:
-        if a.shape == (hidden_size,):  # b_hn alone: there are no gates to order
+        if a.shape == (hidden_size,):  # b_hn, which is one gate
             return [a]
         return _gates(a, "rzn", dialect.gates, update != dialect.update)
 
     biases = () if b_ih is None else BIASES[dialect.biases].write(b_ih, b_hh)
     if dialect.by_gate:
-        return tuple(one for a in (w_ih, w_hh, *biases) for one in ordered(a))
+        return tuple(gate for a in (w_ih, w_hh, *biases) for gate in ordered(a))
     w_ih, w_hh, *biases = (xp.concatenate(ordered(a), axis=-1) for a in (w_ih, w_hh, *biases))
     matrices = (w_ih.T, w_hh.T) if dialect.rows else (w_ih, w_hh)
     return (*matrices, *([getattr(xp, dialect.joined)(biases)] if dialect.joined and biases else biases))
 
 
 class Cell(NamedTuple):
-    """The weights of one layer and direction in NumPy, columns r | z | n; no biases where they are None."""
+    """The weights of one layer and direction as NumPy arrays, with columns r | z | n. Without biases they are None."""
 
     w_ih: NDArray  # (I, 3H)
     w_hh: NDArray  # (H, 3H)
@@ -151,48 +154,55 @@ class Cell(NamedTuple):
 
 
 def lost(cell: Cell, dialect: Dialect) -> list[str]:
-    """What `write` leaves behind of this cell, though the outputs are the same: sentences, or none."""
+    """Returns sentences on what `write` cannot store of this cell. The outputs stay the same, training may differ."""
     if cell.b_hh is None:
-        return ["bias=False has no form: biases of zeros are stored, which training would move"] * dialect.always_biased
-    split = "b_ih and b_hh are stored as their sum: the same outputs, but training moves on otherwise"
+        zeros = "bias=False cannot be stored: zero biases are written, which further training would change"
+        return [zeros] * dialect.always_biased
+    split = "b_ih and b_hh are stored as their sum: the outputs are the same, but further training differs"
     return [split] * bool(BIASES[dialect.biases].added(cell.b_hh).any())
 
 
 def write(cell: Cell, dialect: Dialect, update: str = "keep") -> dict[str, NDArray]:
-    """The cell's tensors in a dialect, C-contiguous arrays of their own; `update` is the cell's own polarity of z.
+    """Returns the cell's tensors by their names in a dialect, as C-contiguous copies.
+
+    Args:
+      cell: the weights.
+      dialect: the layout to write.
+      update: "keep" or "take", the field of the GRU to which the cell belongs.
 
     Raises:
-      InputError: b_hn is not 0 where the dialect has no place for it.
+      InputError: b_hn is not 0, and the dialect cannot store it.
 
     >>> cell = Cell(np.ones((2, 3)), np.array([[1.0, 2.0, 3.0]]))
     >>> write(cell, DIALECTS["keras"])["recurrent_kernel"]
     array([[2., 1., 3.]])
     """
-    there = dialect.biases == "no candidate" and cell.b_hh is not None and bool(_of_candidate(cell.b_hh).any())
-    remedy = "This framework has no such bias; grujax.nnx.GRUCell has it."
-    require(not there, "b_hn", "0, for want of a place", "other values", remedy)
+    lacking = dialect.biases == "no candidate" and cell.b_hh is not None and bool(_of_candidate(cell.b_hh).any())
+    remedy = "This framework's GRU has no such bias; grujax.nnx.GRUCell has it."
+    require(not lacking, "b_hn", 0, "other values", remedy)
     tensors = zip(dialect.tensors, arranged(cell, dialect, update), strict=False)
     return {name: np.array(a, order="C", copy=True) for name, a in tensors}
 
 
 REMEDIES = {
-    4: "4H of them are an LSTM's, which no GRU can stand for.",
-    1: "H of them are a plain RNN's, which has no gates.",
-    1 / 3: "It stands transposed.",
+    4: "A size of 4H belongs to an LSTM, which cannot become a GRU.",
+    1: "A size of H belongs to a plain RNN, which has no gates.",
+    1 / 3: "The matrix is transposed.",
 }
-"""Of w_hh by its gates' axis, in units of H."""
+"""Remedies for a wrong w_hh, by the size of its gate axis in units of H."""
 
 
 def read(named: Mapping[str, NDArray], dialect: Dialect, update: str = "keep") -> Cell:
-    """The cell that a framework has written, C-contiguous arrays of their own; the inverse of `write`, bit for bit.
+    """Reads a cell from a framework's tensors, as C-contiguous copies; the inverse of `write`, bit for bit.
 
     Args:
-      named: the framework's own names, for errors, to the tensors of the dialect, in its order; no biases at all is
-        bias=False.
-      update: the polarity of z that the cell is wanted in.
+      named: the tensors of the dialect, in its order, by the framework's names, which errors mention. Without any
+        biases the cell has bias=False.
+      dialect: the layout to read.
+      update: "keep" or "take", the field of the GRU that will have the cell.
 
     Raises:
-      InputError: naming the tensor whose dtype or shape is not that of a GRU in this dialect.
+      InputError: a tensor has a dtype or shape that a GRU in this dialect does not have; the message names it.
 
     >>> read({"kernel": np.ones((2, 3)), "recurrent_kernel": np.array([[2.0, 1.0, 3.0]])}, DIALECTS["keras"]).w_hh
     array([[1., 2., 3.]])
@@ -201,16 +211,16 @@ def read(named: Mapping[str, NDArray], dialect: Dialect, update: str = "keep") -
     for key, a in named.items():
         require_floats(key, a.dtype)
         dtype, remedy = named[first].dtype, "Cast them to one dtype."
-        require(a.dtype == dtype, key, f"dtype {dtype}, that of {first}", f"dtype {a.dtype}", remedy)
+        require(a.dtype == dtype, key, f"dtype {dtype}, as {first} has", f"dtype {a.dtype}", remedy)
     (ih, w_ih), (hh, w_hh), *biases = _by_group(named) if dialect.by_gate else named.items()
     for key, a in ((ih, w_ih), (hh, w_hh)):
         require(a.ndim == 2, key, "two axes", f"shape {a.shape}")
-    way = -1 if dialect.rows else 1
-    (hidden_size, columns), n_inputs = w_hh.shape[::way], w_ih.shape[::way][0]
+    order = -1 if dialect.rows else 1
+    (hidden_size, columns), n_inputs = w_hh.shape[::order], w_ih.shape[::order][0]
     wide, remedy = 3 * hidden_size, REMEDIES.get(columns / max(hidden_size, 1), "")
     require(hidden_size > 0, hh, "one unit or more", w_hh.shape)
-    require(columns == wide, hh, f"shape {(hidden_size, wide)[::way]}", w_hh.shape, remedy)
-    require(w_ih.shape == (n_inputs, wide)[::way], ih, f"shape {(n_inputs, wide)[::way]}", w_ih.shape)
+    require(columns == wide, hh, f"shape {(hidden_size, wide)[::order]}", w_hh.shape, remedy)
+    require(w_ih.shape == (n_inputs, wide)[::order], ih, f"shape {(n_inputs, wide)[::order]}", w_ih.shape)
     require(n_inputs > 0, ih, "one feature or more", w_ih.shape)
     shapes = [(size * hidden_size,) for size in BIASES[dialect.biases].sizes]
     shapes = {"": shapes, "stack": [(2, wide)], "concatenate": [(2 * wide,)]}[dialect.joined]
@@ -224,13 +234,13 @@ def read(named: Mapping[str, NDArray], dialect: Dialect, update: str = "keep") -
         return np.ascontiguousarray(np.concatenate(gates, axis=-1))
 
     stored = [bias.reshape(2, -1) if dialect.joined else bias[None] for _, bias in biases]
-    rows = [row for of in stored for row in of]
+    rows = [row for bias in stored for row in bias]
     both = BIASES[dialect.biases].read(*map(tensor, rows)) if rows else (None, None)
     return Cell(tensor(w_ih), tensor(w_hh), *both)
 
 
 def require_floats(key: str, dtype: Any, remedy: str = "") -> None:
-    """Raises `InputError` unless weights of this dtype are read: quantised ones are named.
+    """Raises `InputError` unless weights of this dtype can be read; the remedy for quantised dtypes says so.
 
     >>> require_floats("weight", "float32")
     """
@@ -240,7 +250,7 @@ def require_floats(key: str, dtype: Any, remedy: str = "") -> None:
 
 
 def _by_group(named: Mapping[str, NDArray]) -> list[tuple[str, NDArray]]:
-    """Of a tensor for each gate the gates side by side, under the name of the first."""
+    """Concatenates the tensors of single gates to one tensor for each matrix and bias, named after its first gate."""
     (first, a), keys = next(iter(named.items())), list(named)
     require(a.ndim == 2, first, "two axes", f"shape {a.shape}")
     width = a.shape[1]

@@ -1,4 +1,4 @@
-"""A layer as a function of a nested dict of arrays: modules of other frameworks and larger models are made of it."""
+"""The GRU layer as a function of a nested dict of arrays, for larger models and for modules of other frameworks."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -20,20 +20,20 @@ from grujax.kernels.products import along
 from grujax.types import Array, GRUWeights
 
 Table: TypeAlias = dict[str, Any]
-"""Parameters by name: (initializer, shape), or a table of its own."""
+"""Parameters by name: an (initialiser, shape) pair, or a nested table."""
 
 
 def dense_table(
     layer: CellConfig, inputs: int, width: int, *, kernel_init: Initializer | None = None, bias_init: Any = None
 ) -> Table:
-    """The parameters of W x + b, named as Flax's dense layers name them."""
+    """Returns the parameters of W x + b, with the names that Flax's dense layers use."""
     init = preset(layer.initializer, layer.hidden_size, inputs)
     kernel = kernel_init or init.head_kernel, (inputs, width)
     return {"kernel": kernel, "bias": (bias_init or init.head_bias, (width,))}
 
 
 def layer_table(layer: LayerConfig, input_size: int) -> Table:
-    """The parameters of a layer, as `grujax.GRU` names them."""
+    """Returns the parameters of a layer, with the names that `grujax.GRU` uses."""
     table: Table = {}
     if layer.initial_state == "learned":
         table["h0"] = (jax.nn.initializers.zeros, (layer.num_states, layer.hidden_size))
@@ -46,23 +46,23 @@ def layer_table(layer: LayerConfig, input_size: int) -> Table:
 
 
 def drawn(table: Table, key: Array, dtype: DTypeLike) -> dict[str, Any]:
-    """The arrays of a table at the start."""
+    """Draws the initial arrays of a table."""
     keys = jax.random.split(key, len(table))
     return {
-        name: of[0](k, of[1], dtype) if isinstance(of, tuple) else drawn(of, k, dtype)
-        for (name, of), k in zip(table.items(), keys, strict=True)
+        name: row[0](k, row[1], dtype) if isinstance(row, tuple) else drawn(row, k, dtype)
+        for (name, row), k in zip(table.items(), keys, strict=True)
     }
 
 
 def dense(layer: CellConfig, params: Mapping[str, Array], x: Array) -> Array:
-    """W x + b in the compute dtype."""
+    """Computes W x + b in the compute dtype."""
     dtype = jnp.dtype(layer.dtype or jnp.result_type(x, params["kernel"]))
     y = jnp.dot(x.astype(dtype), params["kernel"].astype(dtype), precision=layer.precision)
     return y + along(params["bias"].astype(dtype), y)
 
 
 def noise_of(key: Callable[[], Array]) -> Noise:
-    """Dropout from a function that gives a new key at each call."""
+    """Returns the random draws of dropout, from a function that returns a new key at each call."""
 
     def dropout(x: Array, rate: float) -> Array:
         kept = jax.random.bernoulli(key(), 1 - rate, x.shape)
@@ -72,7 +72,7 @@ def noise_of(key: Callable[[], Array]) -> Noise:
 
 
 class ArrayCell(NamedTuple):
-    """A cell whose parameters are given."""
+    """A cell with its parameters."""
 
     config: CellConfig
     params: Mapping[str, Array]
@@ -90,7 +90,7 @@ class ArrayCell(NamedTuple):
 def run_on_arrays(
     layer: LayerConfig, params: Mapping[str, Any], steps: Steps, h0: ArrayLike | None, noise: Noise | None = None
 ) -> LayerRun:
-    """`run_layers` with the parameters `params`, of the form of `layer_table`."""
+    """Runs the layers with parameters `params`, which have the structure of `layer_table`."""
     hooks = Hooks(
         cell=lambda name: ArrayCell(layer, params[name]),
         highway=lambda name, x: dense(layer, params[name], x),

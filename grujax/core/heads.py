@@ -1,4 +1,4 @@
-"""What a model adds to its encoder: statistics before it; dropout, dense heads and statistics after it."""
+"""The parts that a model adds to its encoder: input statistics, dropout, dense heads and output statistics."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,7 +15,7 @@ STATISTICS = ("input_mean", "input_std", "output_mean", "output_std")
 
 
 def output_of(name: str) -> str:
-    """How the statistics of a head begin, whose name is "" where it is the only one: `output_mean`, `output_NAME_mean`.
+    """Returns the prefix of the names of a head's statistics. A single head has the name "".
 
     >>> output_of(""), output_of("value")
     ('output', 'output_value')
@@ -24,24 +24,25 @@ def output_of(name: str) -> str:
 
 
 def statistics_of(model: Any) -> tuple[str, ...]:
-    """The names of the statistics that a module may have: a model, none other."""
+    """Returns the names of the statistics that a module may have; empty unless it is a model with heads."""
     if not isinstance(model, ModelConfig):
         return ()
     outputs = [output_of(name) for name in model.heads if name]
-    return (*STATISTICS, *(f"{of}_{s}" for of in outputs for s in ("mean", "std")))
+    return (*STATISTICS, *(f"{output}_{s}" for output in outputs for s in ("mean", "std")))
 
 
 def of_head(statistics: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """The statistics of the outputs of a head, as a model with that head alone has them."""
-    found = {f"output_{s}": f"{output_of(name)}_{s}" for s in ("mean", "std")}
-    return {key: statistics[own] for key, own in found.items() if own in statistics}
+    """Returns the output statistics of one head, under the names that a model with this single head uses."""
+    names = {f"output_{s}": f"{output_of(name)}_{s}" for s in ("mean", "std")}
+    return {key: statistics[stored] for key, stored in names.items() if stored in statistics}
 
 
 def standardised(model: ModelConfig, x: Array, statistics: Mapping[str, Array]) -> Array:
-    """(x − input_mean) / input_std; x without these statistics."""
-    alone = "output_mean" not in statistics or not isinstance(model.output_size, Mapping)
+    """Returns (x − input_mean) / input_std, or x if the model has no such statistics."""
+    fits = "output_mean" not in statistics or not isinstance(model.output_size, Mapping)
     rule = "output_mean and output_std need a single head"
-    require(alone, "statistics/output_mean", "none", "one", "Name those of a head output_NAME_mean.", rule=rule)
+    remedy = "With several heads, name the statistics output_NAME_mean and output_NAME_std."
+    require(fits, "statistics/output_mean", "no such statistic", "one", remedy, rule=rule)
     return _with_statistics(statistics, "input", lambda x, mean, std: (x - mean) / std, x)
 
 
@@ -53,9 +54,10 @@ def apply_heads(
     dense: Callable[..., Array],
     noise: Noise | None,
 ) -> Array | dict[str, Array]:
-    """The outputs of the heads for pooled features; with `pooling=None` 0 at steps that are not valid (*batch, T).
+    """Computes the outputs of the heads from pooled features.
 
-    `dense(name, x, width)` is W x + b with the parameters of that name.
+    With `pooling=None` they are 0 where `valid` (*batch, T) is False. `dense(name, x, width)` computes W x + b with the
+    parameters `name`.
     """
     features = dropped(features, model.dropout, noise)
     outputs = {}

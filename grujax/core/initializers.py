@@ -1,4 +1,4 @@
-"""Named presets of initialisation: a table, one row a preset."""
+"""Named presets of initialisers, and the functions of which they are made."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ from grujax.types import Array, state_dtype
 
 
 class Preset(NamedTuple):
-    """The initializer of each tensor. Those of the cell may depend on H, those of the head on its number of inputs."""
+    """An initialiser for each tensor. A cell's may depend on H, a head's on its number of inputs."""
 
     w_ih: Initializer
     w_hh: Initializer
@@ -24,15 +24,15 @@ class Preset(NamedTuple):
 
 
 def drawn(draw: Callable[[tuple[int]], Array], shape: Sequence[int]) -> Array:
-    """The random numbers of `draw(shape)`, drawn along one axis.
+    """Returns an array of `shape` with random numbers from `draw`, drawn along a single axis.
 
-    On CPU XLA unrolls nested loops over short axes, and takes seconds to compile each draw.
+    With several short axes, XLA on CPU would unroll nested loops and take seconds to compile each draw.
     """
     return draw((math.prod(shape),)).reshape(shape)
 
 
 def uniform_within(bound: float) -> Initializer:
-    """U(−bound, bound)."""
+    """Returns an initialiser that draws from U(−bound, bound)."""
 
     def init(key: Array, shape, dtype=jnp.float32, out_sharding=None) -> Array:
         return drawn(lambda flat: jax.random.uniform(key, flat, dtype, -bound, bound), shape)
@@ -41,7 +41,10 @@ def uniform_within(bound: float) -> Initializer:
 
 
 def gatewise(one_gate: Initializer) -> Initializer:
-    """`one_gate` for each of r, z, n apart: (K, 3H) from three (K, H). In float32 at least, then cast."""
+    """Returns an initialiser of (K, 3H) that applies `one_gate` (K, H) to r, z and n separately.
+
+    It draws in float32 at least, then casts.
+    """
 
     def init(key: Array, shape, dtype=jnp.float32, out_sharding=None) -> Array:
         wide = state_dtype(dtype)
@@ -52,7 +55,7 @@ def gatewise(one_gate: Initializer) -> Initializer:
 
 
 def blockwise(one_block: Initializer) -> Initializer:
-    """`one_block` for each of K blocks apart: (K, H/K, 3H/K)."""
+    """Returns an initialiser of (K, H/K, 3H/K) that applies `one_block` to each of the K blocks."""
 
     def init(key: Array, shape, dtype=jnp.float32, out_sharding=None) -> Array:
         return jax.vmap(lambda k: one_block(k, shape[1:], dtype))(jax.random.split(key, shape[0]))
@@ -60,17 +63,17 @@ def blockwise(one_block: Initializer) -> Initializer:
     return init
 
 
-def in_float32(one: Initializer) -> Initializer:
-    """`one` drawn in float32 at least, then cast: QR has no half precision."""
+def in_float32(initializer: Initializer) -> Initializer:
+    """Returns an initialiser that draws in float32 at least, then casts: QR has no half precision."""
 
     def init(key: Array, shape, dtype=jnp.float32, out_sharding=None) -> Array:
-        return one(key, shape, state_dtype(dtype)).astype(dtype)
+        return initializer(key, shape, state_dtype(dtype)).astype(dtype)
 
     return init
 
 
 def with_update_bias(bias: Initializer, value: float) -> Initializer:
-    """`bias` (3H,) with `value` added to the part of the update gate."""
+    """Returns an initialiser that adds `value` to the update gate's part of `bias` (3H,)."""
 
     def init(key: Array, shape, dtype=jnp.float32, out_sharding=None) -> Array:
         hidden_size = shape[0] // 3
@@ -80,7 +83,7 @@ def with_update_bias(bias: Initializer, value: float) -> Initializer:
 
 
 def initial_states(learned: Array | None, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
-    """The states (L*D, *batch, H) that sequences start from: `learned` (L*D, H), zeros where None."""
+    """Returns the initial states (L*D, *batch, H): `learned` (L*D, H) for every sequence, or zeros if it is None."""
     if learned is None:
         return jnp.zeros(shape, dtype)
     each = learned.reshape(shape[0], *(1,) * (len(shape) - 2), shape[-1])
@@ -88,7 +91,7 @@ def initial_states(learned: Array | None, shape: tuple[int, ...], dtype: DTypeLi
 
 
 HIGHWAY: dict[str, Any] = {"kernel_init": lecun_normal(), "bias_init": constant(-1.0)}
-"""The dense layer of a highway connection, which passes most of its input on at the start."""
+"""The initialisers of a highway connection, which at the start passes most of its input through."""
 PRESETS: dict[str, Callable[[int, int], Preset]] = {
     "torch": lambda hidden_size, head_inputs: Preset(
         *[uniform_within(hidden_size**-0.5)] * 3, *[uniform_within(head_inputs**-0.5)] * 2
@@ -100,16 +103,19 @@ PRESETS: dict[str, Callable[[int, int], Preset]] = {
         in_float32(glorot_uniform()), in_float32(orthogonal()), zeros, in_float32(glorot_uniform()), zeros
     ),
 }
-"""(H, the number of the head's inputs) -> initializers."""
+"""By name, a function (H, number of the head's inputs) -> initialisers."""
 
 
 def preset(name: str, hidden_size: int, head_inputs: int = 1) -> Preset:
-    """The initialisers of a preset.
+    """Returns the initialisers of a preset.
 
     "torch": U(±1/√H) for all four tensors, U(±1/√fan_in) for the head (torch.nn.GRU, torch.nn.Linear).
-    "flax": lecun-normal input weights, orthogonal recurrent weights gate by gate, zero biases (flax.linen.GRUCell).
+    "flax": LeCun-normal input weights, orthogonal recurrent weights for each gate, zero biases (flax.linen.GRUCell).
     "keras": Glorot-uniform input weights, orthogonal recurrent weights (H, 3H) as one matrix, zero
         biases (keras.layers.GRU).
+
+    Raises:
+      InputError: there is no preset of that name.
     """
     require_one_of(name, sorted(PRESETS), "initializer")
     return PRESETS[name](hidden_size, head_inputs)

@@ -1,4 +1,4 @@
-"""Checks of the inputs, and the layout in which kernels read them."""
+"""Checks of the inputs of a call, and conversion to and from the layout of the kernels."""
 
 import math
 from typing import NamedTuple, TypedDict
@@ -15,7 +15,7 @@ from grujax.types import Array, Inputs
 
 
 class CallOptions(TypedDict, total=False):
-    """Keyword arguments that a call of an encoder or model takes, for its overloads."""
+    """The keyword arguments of a call of an encoder or model, for its overloads."""
 
     lengths: ArrayLike | None
     mask: ArrayLike | None
@@ -25,9 +25,9 @@ class CallOptions(TypedDict, total=False):
 
 
 class Steps(NamedTuple):
-    """Checked inputs: x (*batch, T, I), valid and resets bool (*batch, T) or None.
+    """Checked inputs: x (*batch, T, I); valid and resets are bool (*batch, T) or None.
 
-    T is the first axis where time_major.
+    With time_major=True, T is the first axis.
     """
 
     x: Array
@@ -41,7 +41,7 @@ class Steps(NamedTuple):
 
 
 def to_rows(steps: Steps) -> tuple[Array, Array | None, Array | None]:
-    """x with one batch axis, (T, B, I) where it is time-major, else (B, T, I); valid and resets (T, B)."""
+    """Merges the batch axes: x becomes (T, B, I) if it is time-major, else (B, T, I); valid and resets (T, B)."""
     n_rows, time = math.prod(steps.batch), 0 if steps.time_major else len(steps.batch)
     n_steps = steps.x.shape[time]
     x = steps.x
@@ -55,7 +55,7 @@ def to_rows(steps: Steps) -> tuple[Array, Array | None, Array | None]:
 
 
 def from_rows(a: Array, batch: tuple[int, ...], time_major: bool) -> Array:
-    """(T, B, F) -> (T, *batch, F) where `time_major`, else (B, T, F) -> (*batch, T, F)."""
+    """Splits the batch axis: (T, B, F) -> (T, *batch, F) if `time_major`, else (B, T, F) -> (*batch, T, F)."""
     if len(batch) == 1:
         return a
     n_steps, n_features = a.shape[0 if time_major else 1], a.shape[2]
@@ -70,15 +70,18 @@ def check_inputs(
     resets: ArrayLike | None = None,
     time_major: bool = False,
 ) -> Steps:
-    """Arrays that fit each other, or `InputError`; `input_size` None accepts any number of features."""
+    """Returns the inputs as arrays that fit each other; `InputError` if they do not.
+
+    `input_size` is the expected number of features; None accepts any.
+    """
     x = jnp.asarray(as_array(x, "x"))
     axes = "(T, ..., I)" if time_major else "(..., T, I)"
     require(x.ndim >= 2, "x", f"{axes}, at least two axes", f"shape {x.shape}")
     remedy = "Axes are (time, batch, features)." if time_major else "Axes are (batch, time, features)."
     check_features(x, input_size, remedy)
-    twice = lengths is not None and mask is not None
+    both = lengths is not None and mask is not None
     rule = "lengths and mask cannot both be given"
-    require(not twice, "mask", "None", "an array", "Either says which steps are valid.", rule=rule)
+    require(not both, "mask", "None", "an array", "Pass only one of them to mark the valid steps.", rule=rule)
     steps = Steps(x, None, check_flags(resets, "resets", x.shape[:-1]), time_major)
     if mask is not None:
         return steps._replace(valid=check_flags(mask, "mask", x.shape[:-1]))
@@ -91,18 +94,18 @@ def check_inputs(
 
 
 def framed(steps: Steps, size: int) -> Steps:
-    """Frames of `size` steps in the place of steps: x (*batch, ceil(T / size), size * I).
+    """Stacks each `size` steps into a frame: x becomes (*batch, ceil(T / size), size * I).
 
-    Steps that are not valid, or that the last frame lacks, are 0. A frame is valid where one of its steps is.
+    Steps that are not valid, or that are missing in the last frame, are 0. A frame is valid if any of its steps is.
     """
     if size == 1:
         return steps
-    assert steps.resets is None  # with pooling they need segments, which frames refuse
+    assert steps.resets is None  # frames need pooling; with pooling, resets need segments, which frames do not support
     time = 0 if steps.time_major else steps.x.ndim - 2
     n_frames = -(-steps.x.shape[time] // size)
 
     def split(a: Array) -> Array:
-        """T as two axes, ceil(T / size) and size."""
+        """Splits the time axis into two, ceil(T / size) and size."""
         widths = [(0, 0)] * a.ndim
         widths[time] = (0, n_frames * size - a.shape[time])
         return jnp.pad(a, widths).reshape(*a.shape[:time], n_frames, size, *a.shape[time + 1 :])
@@ -115,7 +118,7 @@ def framed(steps: Steps, size: int) -> Steps:
 
 
 def with_states_axis(h0: ArrayLike | None, shape: tuple[int, ...]) -> ArrayLike | None:
-    """(*batch, H) as (1, *batch, H), the state of a single layer in one direction; all else as it is."""
+    """Adds the states axis to the state (*batch, H) of a single layer in one direction; returns others unchanged."""
     if h0 is None:
         return None
     array = as_array(h0, "h0")
@@ -123,20 +126,20 @@ def with_states_axis(h0: ArrayLike | None, shape: tuple[int, ...]) -> ArrayLike 
 
 
 def check_features(x: Array, input_size: int | None, remedy: str = "") -> None:
-    """Raises `InputError` unless the last axis of x (..., I) holds features, floats, as many as `input_size`."""
+    """Raises `InputError` unless x (..., I) is floating and has `input_size` features, or any number if it is None."""
     require_floating(x, "x")
-    wanted = "one input feature or more" if input_size is None else f"{input_size} input features"
+    expected = "one input feature or more" if input_size is None else f"{input_size} input features"
     fits = x.shape[-1] != 0 if input_size is None else x.shape[-1] == input_size
-    require(fits, "x", f"{wanted} on the last axis", f"shape {x.shape}", remedy)
+    require(fits, "x", f"{expected} on the last axis", f"shape {x.shape}", remedy)
 
 
 def check_state(state: ArrayLike | None, name: str, shape: tuple[int, ...], remedy: str = "") -> Array | None:
-    """A state as an array of `shape`, or None."""
+    """Returns a state as an array, or None; `InputError` unless it is floating and has the given shape."""
     return None if state is None else as_state(state, name, shape, remedy)
 
 
 def as_state(state: ArrayLike, name: str, shape: tuple[int, ...], remedy: str = "") -> Array:
-    """A state as an array of `shape`."""
+    """Returns a state as an array; `InputError` unless it is floating and has the given shape."""
     state = jnp.asarray(as_array(state, name))
     require_equal(state.shape, shape, name, remedy)
     require_floating(state, name)
@@ -146,19 +149,23 @@ def as_state(state: ArrayLike, name: str, shape: tuple[int, ...], remedy: str = 
 def check_integers(
     values: ArrayLike, name: str, shape: tuple[int, ...], of: str, bounds: tuple[int, int], bounded: str
 ) -> Array:
-    """Integers as an array of `shape`, one for each step or sequence (`of`); within `bounds` unless traced."""
+    """Returns integers as an array; `InputError` for another dtype or shape, or for values outside `bounds`.
+
+    The values of traced arrays are not checked. `of` and `bounded` are words for the error: one value for each `of`,
+    and the bounds in words.
+    """
     array = as_array(values, name)
     require(jnp.issubdtype(array.dtype, jnp.integer), name, "integers", f"dtype {array.dtype}")
     require_equal(array.shape, shape, name, f"One value for each {of}.")
     if not isinstance(array, Tracer) and array.size:
-        known = np.asarray(array)  # NumPy's own: under jit the minimum of a constant jax.Array would be traced
+        known = np.asarray(array)  # NumPy, because under jit the minimum of a constant jax.Array would be traced
         low, high = int(known.min()), int(known.max())
         require(bounds[0] <= low and high <= bounds[1], name, bounded, f"{low} to {high}")
     return jnp.asarray(array)
 
 
 def check_flags(flags: ArrayLike | None, name: str, shape: tuple[int, ...]) -> Array | None:
-    """A bool for each step, as an array of `shape`."""
+    """Returns flags as a bool array, or None; `InputError` for another dtype or shape."""
     if flags is None:
         return None
     array = as_array(flags, name)
@@ -169,5 +176,5 @@ def check_flags(flags: ArrayLike | None, name: str, shape: tuple[int, ...]) -> A
 
 
 def valid_steps(n_steps: int, lengths: Array) -> Array:
-    """lengths (...) -> (..., T) bool: whether the step belongs to the sequence."""
+    """Returns bool (..., T) for lengths (...): whether each step belongs to the sequence."""
     return lax.broadcasted_iota(lengths.dtype, (*lengths.shape, n_steps), lengths.ndim) < lengths[..., None]

@@ -1,4 +1,4 @@
-"""Names that other frameworks give an argument: a TypeError says what to write instead."""
+"""Suggestions for misnamed arguments: a TypeError that says what to write instead of another framework's name."""
 
 import dataclasses
 import difflib
@@ -33,7 +33,7 @@ FOREIGN = {
     "seed": ("random_state",),
     "random_state": ("seed",),
 }
-"""Our name of an argument: those of PyTorch, Flax, Keras, ONNX and others."""
+"""From grujax's name of an argument to its names in PyTorch, Flax, Keras, ONNX and others."""
 
 INSTEAD = {
     "input_size": "the number of input features is read from x",
@@ -47,10 +47,10 @@ INSTEAD = {
     "num_directions": "write bidirectional=True",
     "stateful": "pass h_last to the next call as h0",
     "device": "jax.device_put moves x and the variables to a device",
-    "unroll": "the implementation chooses it",
+    "unroll": "the implementation decides this itself",
     "output_size": "a GRUModel has a head, of output_size= units",
 }
-"""What to do where a module has no argument of that meaning; estimators, which have no call, have none of it."""
+"""Advice for arguments that a module does not have under any name; not used for estimators, which have no call."""
 
 
 OURS = {theirs: ours for ours, words in FOREIGN.items() for theirs in words}
@@ -59,16 +59,17 @@ Class = TypeVar("Class", bound=type)
 
 
 def explained(cls: Class, fields_of: type | None = None) -> Class:
-    """`cls` with a constructor whose TypeError, for a surplus positional argument or another word, says what to
-    write; likewise its subclasses that take all that it takes.
+    """Returns `cls` with a constructor that raises a helpful TypeError, for unknown keywords and surplus arguments.
 
-    fields_of: the dataclass whose fields its `**fields` are.
+    A subclass that defines its own `__init__` gets the same check if it accepts every argument of `cls`.
+
+    fields_of: the dataclass whose fields the constructor takes as `**fields`.
     """
     accepted = _explain(cls, fields_of)
 
     @classmethod
     def __init_subclass__(sub, **options) -> None:
-        super(cls, sub).__init_subclass__(**options)  # where Flax Linen writes a constructor of its own
+        super(cls, sub).__init_subclass__(**options)  # Flax Linen generates a constructor in this call
         if "__init__" in vars(sub) and accepted <= inspect.signature(sub.__init__).parameters.keys():
             _explain(sub)
 
@@ -77,38 +78,38 @@ def explained(cls: Class, fields_of: type | None = None) -> Class:
 
 
 def _explain(cls: type, fields_of: type | None = None) -> Set[str]:
-    """Gives the class that constructor; the names that it takes."""
-    made = cls.__init__
-    signature = inspect.signature(made)
+    """Replaces the constructor of the class by the one that checks, and returns the names that it accepts."""
+    constructor = cls.__init__
+    signature = inspect.signature(constructor)
     if fields_of is not None:
-        own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-        given = [f for f in own_fields(fields_of) if f.init and f.name not in signature.parameters]
-        own += [inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default) for f in given]
-        signature = signature.replace(parameters=own)
+        parameters = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        fields = [f for f in own_fields(fields_of) if f.init and f.name not in signature.parameters]
+        parameters += [inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default) for f in fields]
+        signature = signature.replace(parameters=parameters)
     accepted = signature.parameters
     names = [p.name for p in accepted.values() if p.kind is p.POSITIONAL_OR_KEYWORD and p.name not in FLAX]
     parts = {p.name: _arguments(type(p.default)) for p in accepted.values() if dataclasses.is_dataclass(p.default)}
 
-    @functools.wraps(made)
+    @functools.wraps(constructor)
     def __init__(self, *args, **fields) -> None:
         if len(args) > len(names):
             raise TypeError(_surplus(type(self), names, args))
         for word in fields:
             if word not in accepted:
                 name, call = type(self).__name__, cls.__call__
-                within = {f"write {part}=replace({name}.{part}, {{}}=...)": of for part, of in parts.items()}
+                elsewhere = {f"write {part}=replace({name}.{part}, {{}}=...)": of for part, of in parts.items()}
                 if inspect.isfunction(call):
-                    within["{}= belongs to the call"] = _arguments(call)
-                _refuse(name, word, _arguments(cls.__init__), within, INSTEAD if inspect.isfunction(call) else {})
-        made(self, *args, **fields)
+                    elsewhere["{}= belongs to the call"] = _arguments(call)
+                _refuse(name, word, _arguments(cls.__init__), elsewhere, INSTEAD if inspect.isfunction(call) else {})
+        constructor(self, *args, **fields)
 
-    setattr(__init__, "__signature__", signature)  # noqa: B010, which frameworks read parameters from
-    setattr(cls, "__init__", __init__)  # noqa: B010, pyright knows no method that may be assigned
+    setattr(__init__, "__signature__", signature)  # noqa: B010, frameworks read the parameters from it
+    setattr(cls, "__init__", __init__)  # noqa: B010, pyright forbids a plain assignment to a method
     return accepted.keys()
 
 
 def refuse_others(module: object, others: Iterable[str]) -> None:
-    """Raises TypeError where a call has keyword arguments that are not ours, saying what to write."""
+    """Raises a TypeError that says what to write, if a call has keyword arguments that the module does not know."""
     cls = type(module)
     for word in others:
         elsewhere = {"{}= belongs to the constructor": _arguments(cls.__init__)}
@@ -118,25 +119,31 @@ def refuse_others(module: object, others: Iterable[str]) -> None:
 def _refuse(
     name: str, word: str, here: list[str], elsewhere: Mapping[str, list[str]], instead: Mapping[str, str]
 ) -> NoReturn:
-    """elsewhere: what to write of an argument `{}` that is none here, and those arguments."""
+    """Raises the TypeError for the unknown keyword `word` of `name`, with the best suggestion.
+
+    Args:
+      here: the arguments that are accepted.
+      elsewhere: by suggestion, with `{}` for the argument's name, the arguments that are accepted in another place.
+      instead: advice for arguments that are accepted nowhere.
+    """
     places, words = {"write {}=": here, **elsewhere}, (OURS.get(word, word), word)
-    what = [write.format(ours) for write, names in places.items() for ours in words if ours in names]
-    what += [instead[ours] for ours in reversed(words) if ours in instead]
-    for write, names in places.items():
-        what += map(write.format, difflib.get_close_matches(word, names, 1, 0.7))
-    what.append(f"it takes {', '.join(here)}")
-    raise TypeError(f"{name} takes no {word}= here: {what[0]}.")
+    suggestions = [text.format(ours) for text, names in places.items() for ours in words if ours in names]
+    suggestions += [instead[ours] for ours in reversed(words) if ours in instead]
+    for text, names in places.items():
+        suggestions += map(text.format, difflib.get_close_matches(word, names, 1, 0.7))
+    suggestions.append(f"it takes {', '.join(here)}")
+    raise TypeError(f"{name} takes no {word}= here: {suggestions[0]}.")
 
 
 def _surplus(cls: type, names: list[str], args: tuple) -> str:
     if not names:
         first, *_ = _arguments(cls.__init__)
         return f"{cls.__name__} takes no argument by position; write {cls.__name__}({first}={args[0]!r:.30}, ...)."
-    reads = ": the number of input features is read from x" if names[0] == "hidden_size" else ""
-    values = args[1:] if reads else args  # torch.nn.GRU(input_size, hidden_size)
+    reason = ": the number of input features is read from x" if names[0] == "hidden_size" else ""
+    values = args[1:] if reason else args  # torch.nn.GRU(input_size, hidden_size)
     fields = ", ".join(f"{name}={value!r:.30}" for name, value in zip(names, values, strict=False))
-    rest = " Other fields need their names: num_layers=2." if hasattr(cls, "num_layers") else ""
-    return f"{cls.__name__} takes {', '.join(names)} alone by position; write {cls.__name__}({fields}){reads}.{rest}"
+    rest = " Pass other fields by name: num_layers=2." if hasattr(cls, "num_layers") else ""
+    return f"{cls.__name__} takes only {', '.join(names)} by position; write {cls.__name__}({fields}){reason}.{rest}"
 
 
 def _arguments(function: Callable) -> list[str]:

@@ -17,16 +17,16 @@ from grujax.types import Array, state_dtype
 
 
 class Segments(NamedTuple):
-    """Which of `number` sequences each step belongs to: ids (*batch, T), −1 for none."""
+    """The sequence, 0 to `number` − 1, to which each step belongs: ids (*batch, T), −1 for none."""
 
     ids: Array
     number: int
 
 
 def pooled(encoder: EncoderConfig, run: LayerRun, segments: Segments | None, dense: Callable[..., Array]) -> Array:
-    """The pooled output of a run: (*batch, F), with segments (number, F), with `pooling=None` (*batch, T, F).
+    """Pools the output of a run: (*batch, F), with segments (number, F), with `pooling=None` (*batch, T, F).
 
-    `dense(name, x, width, bias=True)` is W x + b with the parameters of that name.
+    `dense(name, x, width, bias=True)` computes W x + b with the parameters `name`.
     """
     pooling, time_major = encoder.pooling, encoder.time_major
     if pooling is None:
@@ -57,9 +57,9 @@ def pooled(encoder: EncoderConfig, run: LayerRun, segments: Segments | None, den
 
 
 def pool(output: Array, valid: Array, pooling: str, scores: Array | None = None) -> Array:
-    """output (T, B, F), zero at steps that are not valid (T, B) -> (B, F); 0 for a row without a valid step.
+    """Pools output (T, B, F), zero where `valid` (T, B) is False, to (B, F); 0 for a row without a valid step.
 
-    "mean" and "max" go over the valid steps; "attention" is their mean weighed by softmax(scores (T, B)).
+    "mean" and "max" pool over the valid steps; "attention" takes their mean weighted by softmax(scores (T, B)).
     """
     wide, any_valid = state_dtype(output.dtype), valid.any(0)
     if pooling == "mean":
@@ -69,42 +69,46 @@ def pool(output: Array, valid: Array, pooling: str, scores: Array | None = None)
         largest = jnp.where(valid[..., None], output, -jnp.inf).max(0, initial=-jnp.inf)
         return jnp.where(any_valid[:, None], largest, 0)
     assert pooling == "attention" and scores is not None
-    # a row without a valid step: scores of 0 keep softmax and its gradient finite, and its output is 0 already
+    # in a row without a valid step, scores of 0 keep softmax and its gradient finite, and the output is 0 already
     scores = jnp.where(valid, scores.astype(wide), jnp.where(any_valid, -jnp.inf, 0)[None])
     weights = jax.nn.softmax(scores, axis=0)
     return (weights[..., None] * output.astype(wide)).sum(0).astype(output.dtype)
 
 
 def pool_segments(output: Array, ids: Array, count: int, pooling: str, scores: Array | None = None) -> Array:
-    """As `pool`, for each segment: output (T, B, F), ids (T, B) in 0..count, count for no segment -> (count, F)."""
+    """Pools each segment as `pool` pools a row: output (T, B, F) -> (count, F).
+
+    ids (T, B) are the segments 0 to count − 1, or count for steps in no segment.
+    """
     flat, ids = output.reshape(-1, output.shape[-1]), ids.reshape(-1)
     wide = state_dtype(output.dtype)
 
     def total(a: Array) -> Array:
         return jax.ops.segment_sum(a, ids, count + 1)
 
-    there = (total(jnp.ones_like(ids)) > 0)[:, None]
+    has_steps = (total(jnp.ones_like(ids)) > 0)[:, None]
     if pooling == "max":
-        result = jnp.where(there, jax.ops.segment_max(flat, ids, count + 1), 0)
+        result = jnp.where(has_steps, jax.ops.segment_max(flat, ids, count + 1), 0)
     else:
         weights = jnp.ones(ids.shape, wide)
         if scores is not None:
             scores = scores.reshape(-1).astype(wide)
             largest = jax.ops.segment_max(jax.lax.stop_gradient(scores), ids, count + 1)
             weights = jnp.exp(scores - largest[ids])
-        mass = jnp.where(there, total(weights)[:, None], 1)
+        mass = jnp.where(has_steps, total(weights)[:, None], 1)
         result = total(weights[:, None] * flat.astype(wide)) / mass
     return result[:count].astype(output.dtype)
 
 
 def last_of_segments(run: LayerRun, ids: Array, count: int, encoder: EncoderConfig) -> list[Array]:
-    """The last state of each segment in each direction, (count, H): at its last step, in reverse at its first.
+    """Returns the last state (count, H) of each segment, one array for each direction.
 
-    A segment without a step has the initial state.
+    It is the state at the segment's last step, or at its first in a backward direction; the initial state for a segment
+    without steps.
     """
-    ids, found = ids.reshape(-1), []
-    at = jnp.arange(ids.size)
-    there = jax.ops.segment_sum(jnp.ones_like(ids), ids, count + 1)[:count] > 0
+    ids, last = ids.reshape(-1), []
+    index = jnp.arange(ids.size)
+    has_steps = jax.ops.segment_sum(jnp.ones_like(ids), ids, count + 1)[:count] > 0
     for direction, (hs, backward) in enumerate(zip(run.directions, encoder.backwards, strict=True)):
         last_read = jax.ops.segment_min if backward else jax.ops.segment_max
         start = jnp.zeros(hs.shape[-1], hs.dtype)
@@ -112,28 +116,28 @@ def last_of_segments(run: LayerRun, ids: Array, count: int, encoder: EncoderConf
             start = run.initial[direction - len(run.directions)].astype(hs.dtype)
         hs = hs if encoder.time_major else hs.swapaxes(0, 1)
         states = jnp.concatenate([hs.reshape(ids.size, hs.shape[-1]), start[None]])
-        found.append(states[jnp.where(there, last_read(at, ids, count + 1)[:count], ids.size)])
-    return found
+        last.append(states[jnp.where(has_steps, last_read(index, ids, count + 1)[:count], ids.size)])
+    return last
 
 
 def check_segments(
     pooling: Pooling, steps: Steps, segments: ArrayLike | None, num_segments: int | None, steps_per_frame: int = 1
 ) -> Segments | None:
-    """Segments that fit the steps and the pooling, or None where there are none; `InputError` otherwise."""
+    """Returns the checked segments, or None if there are none; `InputError` if they do not fit steps or pooling."""
     shown = "a function" if callable(pooling) else repr(pooling)
     if segments is None:
         require(num_segments is None, "num_segments", None, num_segments, rule="num_segments needs segments")
         clear = steps.resets is None or pooling is None
-        remedy = "A row holds several sequences: pass segments and num_segments, or pool nothing."
+        remedy = "A row has several sequences: pass segments and num_segments, or pooling=None."
         rule = f"resets with pooling={shown} need segments"
         require(clear, "pooling", None, shown, remedy, rule=rule)
         return None
-    remedy = "Use unpack_sequences on the output of every step."
+    remedy = "Apply unpack_sequences to the output of every step."
     rule = "segments need a pooling by name"
     require(isinstance(pooling, str), "pooling", f"one of {list(POOLINGS)}", shown, remedy, rule=rule)
-    rule, remedy = f"segments need steps_per_frame=1, not {steps_per_frame}", "A frame may not hold two sequences."
+    rule, remedy = f"segments need steps_per_frame=1, not {steps_per_frame}", "A frame cannot hold two sequences."
     require(steps_per_frame == 1, "segments", None, "an array", remedy, rule=rule)
-    remedy = "It is the shape of the result, fixed when compiled."
+    remedy = "It sets the shape of the result, which is fixed at compilation."
     known = isinstance(num_segments, Integral)
     found = "a traced value" if isinstance(num_segments, Tracer) else repr(num_segments)
     require(known, "num_segments", "an integer", found, remedy, rule="segments need num_segments")

@@ -1,4 +1,4 @@
-"""One layer, one direction, without Flax."""
+"""The function `gru`: one GRU layer in one direction, without Flax."""
 
 from typing import Any
 
@@ -34,7 +34,7 @@ def gru(
     dtype: DTypeLike | None = None,
     precision: jax.lax.PrecisionLike = None,
 ) -> tuple[Array, Array]:
-    """One GRU layer in one direction, the equations of `torch.nn.GRU`:
+    """Runs one GRU layer in one direction, with the equations of `torch.nn.GRU`:
 
         r  = σ(W_ir x + b_ir + W_hr h + b_hr)
         z  = σ(W_iz x + b_iz + W_hz h + b_hz)
@@ -42,37 +42,38 @@ def gru(
         h' = (1 − z) ⊙ n + z ⊙ h
 
     Args:
-      x: (..., T, I), any number of batch axes, none included.
-      weights: `w_ih (I, 3H)`, `w_hh (H, 3H)`, `b_ih (3H,)`, `b_hh (3H,)`, columns r | z | n; biases may be None.
-        With `scale_ih` and `scale_hh` (3H,) the products are layer-normalised, r and z together and n apart, before
-        the biases (Ba et al. 2016, arXiv 1607.06450, appendix).
-      h0: (..., H), zeros where None. It may have another dtype than x: h_last comes in the dtype of h0, so that a
-        scan may carry it.
-      lengths: integers (...), how many steps of each sequence are valid. Later steps are ignored, also where they are
-        NaN: no output and no gradient depends on them. Under jit, where values are unknown, a length above T means T.
-      mask: bool (..., T) instead of `lengths`: which steps are valid, holes allowed. The state is held over the others.
-      resets: bool (..., T), True at the first step of a new sequence. Forward, the state that enters that step is
-        `h_reset`; in reverse, the state that enters the last valid step before it is. h0 enters only the sequence that
-        is read first; forward, not even that one where it begins with a reset.
-      h_reset: (H,), zeros where None.
-      reverse: read the valid part backwards; the output stays in time order.
-      time_major: x (T, ..., I), mask and resets (T, ...), hs (T, ..., H).
-      reset_after: False puts r before the product, n = tanh(W_in x + b_in + W_hn (r ⊙ h) + b_hn) (Cho et al. 2014).
-      update: "take" lets z weigh the candidate, h' = (1 − z) ⊙ h + z ⊙ n (Cho et al. 2014, Haiku).
-      activation, gate_activation: a name of `grujax.kernels.step.ACTIVATIONS` or an elementwise function, of n, of r
-        and z.
-      clip: clips the argument of every activation to ±clip (ONNX).
-      implementation: a loop by its name (docs/speed.md), or None, which chooses (`grujax.kernels.explain`).
-      dtype: compute dtype of the products; the dtype that x and the weights promote to where None.
-      precision: of the products; None follows `jax.default_matmul_precision`.
+      x: the input (..., T, I), with any number of batch axes, including none.
+      weights: `w_ih (I, 3H)`, `w_hh (H, 3H)`, `b_ih (3H,)`, `b_hh (3H,)`, with columns r | z | n. The biases may be
+        None. With `scale_ih` and `scale_hh` (3H,) the products are layer-normalised before the biases are added, r and
+        z together and n separately (Ba et al. 2016, arXiv 1607.06450, appendix).
+      h0: the initial state (..., H); None: zeros. Its dtype may differ from that of x: h_last has the dtype of h0, so
+        that it fits a scan.
+      lengths: integers (...), the number of valid steps of each sequence. Later steps do not affect any output or
+        gradient, even if they contain NaN. Under jit, where values are unknown, a length above T means T.
+      mask: bool (..., T), True at valid steps, in place of `lengths`; holes are allowed. The state does not change over
+        the other steps.
+      resets: bool (..., T), True at the first step of a new sequence. Forward, that step reads the state `h_reset`. In
+        reverse, the last valid step before it does. So h0 enters only the sequence that is read first, and forward not
+        even that one if it begins with a reset.
+      h_reset: the state after a reset (H,); None: zeros.
+      reverse: whether to read the valid part backwards; the output stays in time order.
+      time_major: whether time is the first axis: x (T, ..., I), mask and resets (T, ...), hs (T, ..., H).
+      reset_after: False applies r before the product, n = tanh(W_in x + b_in + W_hn (r ⊙ h) + b_hn) (Cho et al. 2014).
+      update: "take" makes z weigh the candidate, h' = (1 − z) ⊙ h + z ⊙ n (Cho et al. 2014, Haiku).
+      activation, gate_activation: the activation of n, and the one of r and z: a name from
+        `grujax.kernels.step.ACTIVATIONS` or an elementwise function.
+      clip: clips the argument of every activation to ±clip (ONNX). None does not clip.
+      implementation: the name of a loop (docs/speed.md). None chooses one; see `grujax.kernels.explain`.
+      dtype: the dtype of the products. None promotes the dtypes of x and the weights.
+      precision: the precision of the products. None follows `jax.default_matmul_precision`.
 
     Returns:
-      hs (..., T, H), exactly 0 at steps that are not valid, and h_last (..., H), the state after the last valid
-      step, h0 for length 0; with resets that of the last sequence, in reverse of the first. hs is float32 at least;
-      so is h_last, unless h0 has a dtype of its own.
+      hs (..., T, H), exactly 0 at steps that are not valid, and h_last (..., H), the state after the last valid step
+      that is read; h0 for length 0. With resets, h_last belongs to the last sequence, or in reverse to the first. hs is
+      float32 at least; so is h_last, unless h0 has another dtype.
 
     Raises:
-      InputError: an array, shape, dtype, length or combination that does not fit.
+      InputError: an array, shape, dtype, length or combination of arguments is not supported.
 
     >>> import jax, jax.numpy as jnp
     >>> w = GRUWeights(jnp.ones((4, 9)), jnp.ones((3, 9)), jnp.ones(9), jnp.ones(9))
@@ -96,9 +97,9 @@ def gru(
     hidden_size = weights.w_hh.shape[0]
     h0 = check_state(h0, "h0", (*steps.batch, hidden_size))
     h_reset = check_state(h_reset, "h_reset", (hidden_size,))
-    alone = h_reset is not None and resets is None
-    remedy = "The state that a sequence begins with is h0."
-    require(not alone, "h_reset", "None", "an array", remedy, rule="h_reset needs resets")
+    unused = h_reset is not None and resets is None
+    remedy = "Pass the initial state of a sequence as h0."
+    require(not unused, "h_reset", "None", "an array", remedy, rule="h_reset needs resets")
     require_floating_dtype(dtype, "dtype")
     dtype = jnp.dtype(jnp.result_type(steps.x, weights.w_ih) if dtype is None else dtype)
     x, valid, reset = to_rows(steps)
@@ -110,8 +111,9 @@ def gru(
 
 
 def _checked_weights(weights: GRUWeights) -> GRUWeights:
-    """All as floating arrays, and the shapes of the two matrices, which tell I and H; `run` checks the others."""
-    remedy = "Of a dict of parameters: GRUWeights(**parameters)."
+    """Returns the weights as floating arrays. Checks the shapes of both matrices, which define I and H; `run` checks
+    the other shapes."""
+    remedy = "From a dict of parameters, make GRUWeights(**parameters)."
     require(isinstance(weights, GRUWeights), "weights", "a GRUWeights", f"a {type(weights).__name__}", remedy)
     arrays: dict[str, Any] = weights._asdict()
     for name, a in arrays.items():
@@ -122,5 +124,5 @@ def _checked_weights(weights: GRUWeights) -> GRUWeights:
     for name, axes in (("w_hh", "(H, 3H)"), ("w_ih", "(I, 3H)")):
         shape = arrays[name].shape
         fits = len(shape) == 2 and 0 not in shape and shape[1] == 3 * arrays["w_hh"].shape[0]
-        require(fits, f"weights.{name}", f"{axes}, none of them 0", f"shape {shape}", remedy)
+        require(fits, f"weights.{name}", f"{axes}, without an axis of size 0", f"shape {shape}", remedy)
     return GRUWeights(**arrays)

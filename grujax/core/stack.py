@@ -1,6 +1,6 @@
-"""Layers x directions x lengths x resets x dropout, around one fast sequence or one step.
+"""The loop over layers and directions, with dropout, connections and merging around the recurrence.
 
-The loop of every recurrent module, without Flax: parameters, randomness and Flax's scan come as `Hooks`.
+Every recurrent module runs it. It does not import Flax: parameters, random draws and Flax's scan come as `Hooks`.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from grujax.types import Array, Control, Gates, GRUWeights, Recurrence, Result, 
 
 
 class Cell(Protocol):
-    """One direction of one layer: its parameters, and one step, with other `weights` where given."""
+    """One direction of one layer: its parameters, and one step, which uses `weights` in place of them if given."""
 
     def weights(self, input_size: int, /) -> GRUWeights: ...
 
@@ -31,43 +31,43 @@ class Cell(Protocol):
 
 
 class Noise(NamedTuple):
-    """Random draws of training, new ones at each call."""
+    """The random draws of training; each call draws anew."""
 
-    dropout: Callable[[Array, float], Array]  # Flax's dropout of an array at a rate
-    key: Callable[[], Array]
+    dropout: Callable[[Array, float], Array]  # applies dropout to an array at a rate
+    key: Callable[[], Array]  # returns a new key
 
 
 class Hooks(NamedTuple):
-    """What a layer's loop needs from the Flax module whose parameters it runs."""
+    """The parts of a module that the loop over its layers needs."""
 
-    cell: Callable[[str], Cell]  # by its name, "l0", "l0_reverse", "l1", ...
-    highway: Callable[[str, Array], Array]  # W x + b by its name, "l1_highway", ...
-    scan: Callable[[Callable, bool], Callable]  # of a function (cell, h, inputs) -> (h, h), in reverse or not
-    initial: Array | None  # (L*D, H), where it is learned
+    cell: Callable[[str], Cell]  # by name: "l0", "l0_reverse", "l1", ...
+    highway: Callable[[str, Array], Array]  # computes W x + b, by name: "l1_highway", ...
+    scan: Callable[[Callable, bool], Callable]  # scans a function (cell, h, inputs) -> (h, h), in reverse if True
+    initial: Array | None  # (L*D, H), the learned initial state, if there is one
     noise: Noise | None  # None in evaluation
-    sow: Callable[[str, Gates | None], Any] | None = None  # keeps gates by their name; None: they are not computed
+    sow: Callable[[str, Gates | None], Any] | None = None  # stores gates by name; None: they are not computed
 
 
 class LayerRun(NamedTuple):
     """The result of a layer, with one batch axis."""
 
-    output: Array  # (T, B, F) where the layer is time-major, else (B, T, F)
-    directions: list[Array]  # (T, B, H) or (B, T, H) each, of the last layer, before they are merged
+    output: Array  # (T, B, F) if the layer is time-major, else (B, T, F)
+    directions: list[Array]  # (T, B, H) or (B, T, H) each: the last layer's outputs before they are merged
     h_last: Array  # (L*D, B, H)
-    initial: Array | None  # (L*D, H), where it is learned
+    initial: Array | None  # (L*D, H), the learned initial state, if there is one
     valid: Valid | None  # (T, B)
-    batch: tuple[int, ...]
-    h0_dtype: DTypeLike | None = None  # where h0 was given
+    batch: tuple[int, ...]  # the batch axes of x
+    h0_dtype: DTypeLike | None = None  # the dtype of h0, if one was passed
 
     @property
     def states(self) -> Array:
-        """h_last with the batch axes that x had, (L*D, *batch, H), in the dtype of h0: a scan may carry it."""
+        """h_last with the batch axes of x, (L*D, *batch, H), in the dtype of h0, so that it fits a scan."""
         states = self.h_last.reshape(self.h_last.shape[0], *self.batch, self.h_last.shape[-1])
         return states if self.h0_dtype is None else states.astype(self.h0_dtype)
 
 
 def run_layers(layer: LayerConfig, steps: Steps, h0: ArrayLike | None, hooks: Hooks) -> LayerRun:
-    """All layers in all directions; h0 (L*D, *batch, H), the initial state where None."""
+    """Runs all layers in all directions from h0 (L*D, *batch, H); None: zeros, or the learned state."""
     expected = (layer.num_states, *steps.batch, layer.hidden_size)
     h0 = check_state(with_states_axis(h0, expected), "h0", expected, "The first axis is layers * directions.")
     x, valid, reset = to_rows(steps)
@@ -88,9 +88,9 @@ def run_layers(layer: LayerConfig, steps: Steps, h0: ArrayLike | None, hooks: Ho
             results = list(map(scan, cells, recurrences, layer.backwards))
         else:
             results = run(recurrences, layer.spec, layer.implementation, **options)
-        if hooks.sow is not None:  # the reference has no gates
-            of_kernel = results if results[0].gates is not None else run(recurrences, layer.spec, **options)
-            for name, result in zip(names, of_kernel, strict=True):
+        if hooks.sow is not None:  # the reference returns no gates
+            with_gates = results if results[0].gates is not None else run(recurrences, layer.spec, **options)
+            for name, result in zip(names, with_gates, strict=True):
                 hooks.sow(f"{name}_gates", result.gates)
         outputs = [result.hs.astype(dtype) for result in results]
         last += [result.h_last for result in results]
@@ -104,7 +104,10 @@ def run_layers(layer: LayerConfig, steps: Steps, h0: ArrayLike | None, hooks: Ho
 def _recurrence(
     layer: LayerConfig, hooks: Hooks, cell: Cell, x: Array, h0: Array | None, control: Control
 ) -> Recurrence:
-    """One direction of one layer, in the compute dtype; its h0 (*batch, H) the initial state where None."""
+    """Returns the recurrence of one direction of one layer, in the compute dtype.
+
+    h0 is (*batch, H); None: zeros, or the learned state.
+    """
     n_steps, n_rows = x.shape[:2] if layer.time_major else (x.shape[1], x.shape[0])
     if h0 is not None:
         h0 = h0.reshape(n_rows, layer.hidden_size)
@@ -119,21 +122,22 @@ def _recurrence(
 
 
 def returned(layer: LayerConfig, run: LayerRun) -> tuple[Array, Array]:
-    """The run in the layout of x: output, with `merge=None` that of each direction, stacked, and h_last."""
+    """Returns output and h_last in the layout of x. With `merge=None` the directions are stacked, not merged."""
     if layer.merge is None and layer.bidirectional:
         return jnp.stack([from_rows(hs, run.batch, layer.time_major) for hs in run.directions]), run.states
     return from_rows(run.output, run.batch, layer.time_major), run.states
 
 
 def merged(layer: LayerConfig, directions: list[Array]) -> Array:
-    """Both directions as one output; a single direction as it is."""
+    """Merges the outputs of both directions; returns a single direction unchanged."""
     return MERGES[layer.merge or "concat"](*directions) if layer.bidirectional else directions[0]
 
 
 def dropped(x: Array, rate: float, noise: Noise | None, locked_axes: tuple[int, ...] = ()) -> Array:
-    """x where it is kept, divided by the probability of that, else 0. Along `locked_axes` the mask is the same.
+    """Applies dropout: kept elements are divided by the probability of keeping them, the others become 0.
 
-    A product, where Flax's `Dropout` selects: under explicit sharding the mask is sharded otherwise than x.
+    The mask is the same along `locked_axes`. It is multiplied, whereas Flax's `Dropout` selects, because under explicit
+    sharding the sharding of the mask differs from that of x.
     """
     if noise is None or not rate:
         return x
@@ -144,7 +148,7 @@ def dropped(x: Array, rate: float, noise: Noise | None, locked_axes: tuple[int, 
 def _masks(
     layer: LayerConfig, n_steps: int, n_rows: int, dtype: jnp.dtype, noise: Noise | None
 ) -> tuple[Array | None, Array | None]:
-    """state_mask (B, H) and hold (T, B, H); None where nothing is dropped or held."""
+    """Draws state_mask (B, H) for recurrent dropout and hold (T, B, H) for zoneout; None for one that is not used."""
     wide = state_dtype(dtype)
     state_mask = hold = None
     if layer.recurrent_dropout and noise is not None:
@@ -157,6 +161,7 @@ def _masks(
 
 
 def _connect(layer: LayerConfig, hooks: Hooks, name: str, x: Array, output: Array) -> Array:
+    """Combines a layer's input and output by its residual or highway connection."""
     if layer.connection == "residual":
         return x + output
     if layer.connection == "highway":
@@ -166,7 +171,7 @@ def _connect(layer: LayerConfig, hooks: Hooks, name: str, x: Array, output: Arra
 
 
 def _scan_over_cell(hooks: Hooks, time_major: bool, cell: Cell, recurrence: Recurrence, reverse: bool) -> Result:
-    """The layer as Flax's scan over the cell: what the fast path must equal."""
+    """Runs one direction as Flax's scan over the cell: the reference that the fast implementations must equal."""
     x, weights, h0, control = recurrence
     x = x if time_major else x.swapaxes(0, 1)
     valid = jnp.broadcast_to(True, x.shape[:2]) if control.valid is None else control.valid

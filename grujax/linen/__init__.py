@@ -12,33 +12,33 @@ from grujax.linen.layer import GRU
 from grujax.linen.model import GRUEncoder, GRUModel
 
 Module: TypeAlias = GRU | GRUCell | GRUEncoder | GRUModel
-"""One of the four."""
+"""Any of the four modules."""
 MODELS: dict[str, type[Module]] = {cls.__name__: cls for cls in (GRU, GRUCell, GRUEncoder, GRUModel)}
-"""The modules by the names that model files and `grujax.nnx` have for them."""
+"""The modules by name. Model files and `grujax.nnx` use the same names."""
 
 INSTEAD = {
-    "grujax.linen.ensemble": "Of an ensemble take ensemble.model and ensemble.member(variables, 0); save them first.",
-    "grujax.nnx": "Of a module of grujax.nnx write *grujax.nnx.to_linen(module).",
-    "grujax.seq2seq.nnx": "Of a Seq2Seq of Flax NNX write *grujax.seq2seq.nnx.to_linen(module).",
-    "grujax.seq2seq.linen": "Its only other form is that of grujax.seq2seq.nnx.from_linen.",
-    "grujax.equinox": 'Write grujax.GRU of the same fields, with {"params": layer.params}.',
+    "grujax.linen.ensemble": "Pass one member, ensemble.model and ensemble.member(variables, 0); save it first.",
+    "grujax.nnx": "For a module of grujax.nnx, pass *grujax.nnx.to_linen(module).",
+    "grujax.seq2seq.nnx": "For a Seq2Seq of Flax NNX, pass *grujax.seq2seq.nnx.to_linen(module).",
+    "grujax.seq2seq.linen": "A Seq2Seq converts only to Flax NNX, by grujax.seq2seq.nnx.from_linen.",
+    "grujax.equinox": 'Pass a grujax.GRU with the same fields, and {"params": layer.params}.',
 }
-"""What to pass in the place of a model of our own packages that is none of `MODELS`."""
+"""By package, what to pass in place of a grujax model that is not one of `MODELS`."""
 
 Own = TypeVar("Own", bound=nn.Module)
 
 
 def require_own(model: object, models: Mapping[str, type[Own]] = MODELS) -> Own:
-    """`model`, one of `models` itself; `InputError` for another class, a subclass too."""
-    found, package = type(model).__name__, type(model).__module__
-    of = models.get(found)
-    if of is None or type(model) is not of:
-        raise InputError("model", f"one of {sorted(models)} of grujax", f"{package}.{found}", instead_of(model))
+    """Returns `model` if its class is one of `models`; raises `InputError` for any other class, even a subclass."""
+    name, package = type(model).__name__, type(model).__module__
+    cls = models.get(name)
+    if cls is None or type(model) is not cls:
+        raise InputError("model", f"one of {sorted(models)} of grujax", f"{package}.{name}", instead_of(model))
     return model
 
 
 def instead_of(model: object) -> str:
-    """What to pass in the place of this model, by `INSTEAD`; empty for a model of another package."""
+    """Returns the entry of `INSTEAD` for this model; an empty string for a model of another package."""
     return next((INSTEAD[name] for name in INSTEAD if type(model).__module__.startswith(name)), "")
 
 

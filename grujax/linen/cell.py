@@ -17,18 +17,18 @@ from grujax.types import Array, GRUWeights
 
 @explained
 class GRUCell(CellConfig, nn.RNNCellBase):
-    """One step: `carry, y = cell(carry, x)`, both the new state h'.
+    """One step of the GRU: `carry, y = cell(carry, x)`, where both results are the new state h'.
 
         r  = σ(W_ir x + b_ir + W_hr h + b_hr)
         z  = σ(W_iz x + b_iz + W_hz h + b_hz)
         n  = tanh(W_in x + b_in + r ⊙ (W_hn h + b_hn))
         h' = (1 − z) ⊙ n + z ⊙ h
 
-    The equations of `torch.nn.GRUCell`; the switches to others are the attributes of `CellConfig`. It works
+    These are the equations of `torch.nn.GRUCell`; the attributes of `CellConfig` select variants. The cell works
     wherever a Linen cell does: `nn.RNN`, `nn.Bidirectional`, `nn.scan`, `nn.vmap`, `nn.remat`.
 
-    Parameters: `w_ih (I, 3H)`, `w_hh (H, 3H)`, `b_ih (3H,)`, `b_hh (3H,)`, columns r | z | n; with `layer_norm` also
-    `scale_ih (3H,)` and `scale_hh (3H,)`; with `blocks=K` `w_hh (K, H/K, 3H/K)`.
+    Parameters: `w_ih (I, 3H)`, `w_hh (H, 3H)`, `b_ih (3H,)`, `b_hh (3H,)`, with columns r | z | n; with `layer_norm`
+    also `scale_ih (3H,)` and `scale_hh (3H,)`. With `blocks=K`, `w_hh` is (K, H/K, 3H/K).
 
     >>> import flax.linen as nn, jax, jax.numpy as jnp
     >>> x = jnp.ones((3, 7, 10))
@@ -39,9 +39,9 @@ class GRUCell(CellConfig, nn.RNNCellBase):
 
     @nn.compact
     def weights(self, input_size: int) -> GRUWeights:
-        """Declares the parameters and returns them, w_hh (H, 3H) whatever `blocks`."""
+        """Declares the parameters and returns them, with w_hh as (H, 3H) for any number of blocks."""
         table = self.parameters(input_size)
-        return weights_of(self, {name: declared(self, name, *of, self.param_dtype) for name, of in table.items()})
+        return weights_of(self, {name: declared(self, name, *row, self.param_dtype) for name, row in table.items()})
 
     def __call__(
         self,
@@ -52,21 +52,21 @@ class GRUCell(CellConfig, nn.RNNCellBase):
         state_mask: Array | None = None,
         **others: Never,
     ) -> tuple[Array, Array]:
-        """One step.
+        """Computes one step.
 
         Args:
           carry: the state h (..., H), of any floating dtype.
           x: the input (..., I).
-          weights: replace the cell's own (weight dropout).
-          state_mask: (..., H), multiplies the state where the products read it (recurrent dropout).
+          weights: weights to use in place of the cell's parameters (weight dropout).
+          state_mask: a factor (..., H) for the state in the products with w_hh (recurrent dropout).
 
         Returns:
-          h' (..., H) twice: the new carry, in the dtype of the carry that was given, so that a scan may carry it; and
-          the output, in the compute dtype. Both are computed in float32 at least.
+          The new state h' (..., H) twice: as the new carry, in the dtype of `carry`, so that it fits a scan; and as the
+          output, in the compute dtype. Both are computed in float32 at least.
 
         Raises:
-          InputError: a shape or dtype that does not fit. Integers are refused, where Flax's cells promote them.
-          TypeError: a keyword of another framework.
+          InputError: a shape or dtype does not fit. Integers are refused, although Flax's cells promote them.
+          TypeError: a keyword is unknown; the message names the right one.
         """
         refuse_others(self, others)
         carry, x = check_step(self, carry, x, known_features(self))
@@ -74,7 +74,7 @@ class GRUCell(CellConfig, nn.RNNCellBase):
 
     @nn.nowrap
     def initialize_carry(self, rng: Array, input_shape: tuple[int, ...]) -> Array:
-        """The zero state for inputs of shape (..., I): (..., H). `rng` is not used."""
+        """Returns the zero state (..., H) for inputs of shape (..., I). `rng` is not used."""
         del rng
         return jnp.zeros((*input_shape[:-1], self.hidden_size), self.carry_dtype)
 
@@ -84,17 +84,21 @@ class GRUCell(CellConfig, nn.RNNCellBase):
 
 
 def declared(module: nn.Module, name: str, init: Initializer, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
-    """Flax's `param`, which traces the initialiser again at each call: half the time of a step outside jit."""
+    """Declares and returns a parameter, like `module.param`.
+
+    An existing parameter is read directly, because `module.param` traces the initialiser again at each call, which
+    takes half the time of a step outside jit.
+    """
     if not module.has_variable("params", name):
         return module.param(name, init, shape, dtype)
     stored: Any = meta.unbox(module.get_variable("params", name))
     path = "/".join(("params", *module.path, name))
-    require_equal(jnp.shape(stored), shape, path, "Use variables that this model's init made.")
+    require_equal(jnp.shape(stored), shape, path, "Use variables made by this model's init.")
     return stored
 
 
 def params_at(module: nn.Module, *path: str) -> Any:
-    """The parameters at `path` below `module`, as a dict; an empty one where there are none."""
+    """Returns the parameters at `path` below `module` as a dict, which is empty if there are none."""
     params: Any = {} if module.scope is None else module.variables.get("params", {})
     for name in path:
         params = params.get(name, {})
@@ -102,6 +106,6 @@ def params_at(module: nn.Module, *path: str) -> Any:
 
 
 def known_features(module: nn.Module, *path: str) -> int | None:
-    """I, as the parameters of the cell at `path` have it; None before `init`."""
+    """Returns the input size I of the cell at `path`, read from its parameters; None before `init`."""
     params = params_at(module, *path)
     return jnp.shape(meta.unbox(params["w_ih"]))[0] if "w_ih" in params else None

@@ -19,11 +19,12 @@ from grujax.types import Array, Inputs
 
 @explained
 class GRU(LayerConfig, nn.Module):
-    """`torch.nn.GRU` with batch_first=True, as a Flax module: one or several layers, one or both directions.
+    """`torch.nn.GRU` with batch_first=True as a Flax module: one or several layers, in one or both directions.
 
-    The equations of one step are those of `GRUCell`; the attributes those of `LayerConfig` and `CellConfig`. The
-    parameter tree is `l{k}` and `l{k}_reverse`, each as `GRUCell` has it, whatever the implementation; beside them
-    `h0` where the initial state is learned and `l{k}_highway`.
+    `GRUCell` has the equations of one step, `LayerConfig` and `CellConfig` describe the attributes.
+
+    Parameters: `l{k}` and `l{k}_reverse`, each with the parameters of a `GRUCell`; `h0` with initial_state="learned";
+    `l{k}_highway` with connection="highway". They do not depend on the implementation.
 
     >>> import jax, jax.numpy as jnp
     >>> layer = GRU(20, num_layers=2, bidirectional=True)
@@ -32,7 +33,7 @@ class GRU(LayerConfig, nn.Module):
     >>> output.shape, h_last.shape
     ((3, 7, 40), (4, 3, 20))
 
-    With `mutable=["intermediates"]` the gates of every step are sown: `l{k}[_reverse]_gates`, r, z and n (T, B, H).
+    With `mutable=["intermediates"]` the gates of every step are sown as `l{k}[_reverse]_gates`: r, z and n (T, B, H).
 
     Source: torch.nn.GRU.
     """
@@ -48,30 +49,30 @@ class GRU(LayerConfig, nn.Module):
         deterministic: bool = True,
         **others: Never,
     ) -> tuple[Array, Array]:
-        """Runs over whole sequences.
+        """Runs the layer over whole sequences.
 
         Args:
-          x: (B, T, I), or any other number of batch axes, none included.
-          h0: (L*D, B, H), index `layer * D + direction`; where L*D = 1 also (B, H). None: the initial state, zeros or
-            learned.
-          lengths: integers (B,), how many steps of each sequence are valid; all where None.
-          mask: bool (B, T) instead of `lengths`, which steps are valid; the state is held over the others.
+          x: the input (B, T, I). There may be any number of batch axes, including none.
+          h0: the initial state (L*D, B, H), with index `layer * D + direction`; (B, H) is accepted too if L*D = 1.
+            None: zeros, or the learned state with initial_state="learned".
+          lengths: integers (B,), the number of valid steps of each sequence; None: all steps are valid.
+          mask: bool (B, T), True at valid steps, in place of `lengths`. The state does not change over the other steps.
           resets: bool (B, T), True at the first step of a new sequence: no state passes from one sequence to the next,
             in either direction.
           deterministic: True switches the regularisation off.
 
         Returns:
-          output: (B, T, D*H), exactly 0 at steps that are not valid; with `merge=None` (2, B, T, H), the forward
-            direction first. Its dtype is the compute dtype.
-          h_last: (L*D, B, H), the state after the last valid step of each direction, h0 for length 0; with resets
-            that of the last sequence, of a backward direction that of the first. Its dtype is that of h0; where h0 is
-            None, float32 at least.
-            `h_last[layer * D + direction]` is one of them: `h_last[0]` of a single layer in one direction,
-            `h_last[-1]` the backward direction of the top layer with bidirectional=True.
+          output: (B, T, D*H) in the compute dtype, exactly 0 at steps that are not valid. With `merge=None` it is
+            (2, B, T, H), forward direction first.
+          h_last: (L*D, B, H), the state of each direction after the last valid step that it reads; h0 for length 0.
+            With resets it belongs to the last sequence of a row, or to the first in a backward direction. The index is
+            `layer * D + direction`: `h_last[0]` for a single layer in one direction, `h_last[-1]` for the backward
+            direction of the top layer with bidirectional=True. The dtype is that of h0, or float32 at least if h0 is
+            None.
 
         Raises:
-          InputError: a field, shape, dtype, length or combination that cannot be served.
-          TypeError: a keyword of another framework; it names ours.
+          InputError: a field, shape, dtype, length or combination of arguments is not supported.
+          TypeError: a keyword is unknown; the message names the right one.
         """
         refuse_others(self, others)
         self.check()
@@ -81,9 +82,9 @@ class GRU(LayerConfig, nn.Module):
 
     @nn.nowrap
     def initialize_carry(self, rng: Array, input_shape: tuple[int, ...]) -> Array:
-        """The state h0 that a rollout begins with: (L*D, *batch, H), in the dtype that the state is carried in.
+        """Returns the initial state h0 of a rollout, (L*D, *batch, H), in the dtype in which the state is carried.
 
-        Zeros; with initial_state="learned" the learned state, where the layer is bound to variables:
+        It is zero, or with initial_state="learned" the learned state, if the layer is bound to variables:
 
         >>> import jax, jax.numpy as jnp
         >>> layer, key = GRU(20, num_layers=2, initial_state="learned"), jax.random.key(0)
@@ -92,15 +93,15 @@ class GRU(LayerConfig, nn.Module):
         (2, 3, 20)
 
         Args:
-          rng: not used; Flax's cells take one.
-          input_shape: (*batch, I), that of one step.
+          rng: not used; present because Flax's cells take one.
+          input_shape: the shape of one step's input, (*batch, I).
         """
         del rng
         return carry_of(self, input_shape)
 
     @nn.compact
     def run(self, steps: Steps, h0: Array | None = None, deterministic: bool = True) -> LayerRun:
-        """As `__call__`, on checked steps; with one batch axis, and what pooling needs besides."""
+        """`__call__` on checked steps. The result has one batch axis, and also what pooling needs."""
         initial = None
         if self.initial_state == "learned":
             shape = (self.num_states, self.hidden_size)
@@ -118,7 +119,7 @@ class GRU(LayerConfig, nn.Module):
 
 
 def dense(module: LayerConfig, name: str, x: Array, width: int, bias: bool = True, **inits: Any) -> Array:
-    """W x + b in the scope of `module`: its dtypes, its precision, its initialiser unless `inits` has others."""
+    """Computes W x + b in the scope of `module`, with its dtypes and precision; `inits` override its initialisers."""
     init = preset(module.initializer, module.hidden_size, x.shape[-1])
     inits = {"kernel_init": init.head_kernel, "bias_init": init.head_bias} | inits
     dtypes = {"dtype": module.dtype, "param_dtype": module.param_dtype}
@@ -126,13 +127,13 @@ def dense(module: LayerConfig, name: str, x: Array, width: int, bias: bool = Tru
 
 
 def carry_of(module: nn.Module, input_shape: tuple[int, ...], *path: str) -> Array:
-    """What `initialize_carry` returns of a layer or model whose layer is at `path` below it."""
+    """Returns the initial state for `initialize_carry` of a module that contains its GRU layer at `path`."""
     shape = (module.num_states, *input_shape[:-1], module.hidden_size)
     return initial_states(meta.unbox(params_at(module, *path).get("h0")), shape, module.carry_dtype)
 
 
 def noise(module: nn.Module, deterministic: bool) -> Noise | None:
-    """What `module` draws from its rng stream "dropout" while its compact method runs."""
+    """Returns the random draws from the rng stream "dropout" of `module`; for use in its compact method."""
     if deterministic:
         return None
 
@@ -144,16 +145,16 @@ def noise(module: nn.Module, deterministic: bool) -> Noise | None:
 
 
 def key_of(module: nn.Module, stream: str) -> Array:
-    """The next key of an rng stream."""
+    """Returns the next key of an rng stream; `InputError` if the call was given no key for it."""
     require_stream(module, stream)
     return module.make_rng(stream)
 
 
 def require_stream(module: nn.Module, stream: str) -> None:
-    """Raises `InputError` where the call was given no key for an rng stream."""
-    there = module.has_rng(stream) or module.has_rng("params")  # the one that Flax takes in its place
+    """Raises `InputError` if the call was given no key for an rng stream."""
+    available = module.has_rng(stream) or module.has_rng("params")  # Flax falls back to "params"
     remedy = f'Write model.apply(variables, ..., rngs={{"{stream}": key}}).'
-    require(there, "rngs", f'a key "{stream}"', "none", remedy)
+    require(available, "rngs", f'a key "{stream}"', "none", remedy)
 
 
 def _scan(one_step: Callable, reverse: bool) -> Callable:

@@ -1,4 +1,4 @@
-"""The models as Flax Linen modules: a GRU with pooling, and the same with one or several heads."""
+"""The models as Flax Linen modules: a GRU with pooling, without and with heads."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -19,14 +19,14 @@ from grujax.types import Array, Inputs
 
 
 class Options(CallOptions, total=False):
-    """Of a call that returns no state."""
+    """Keyword arguments of a call that returns no state."""
 
     deterministic: bool
     return_state: Literal[False]
 
 
 class WithState(CallOptions, total=False):
-    """Of a call that returns its state too."""
+    """Keyword arguments of a call that also returns the state."""
 
     deterministic: bool
     return_state: Required[Literal[True]]
@@ -34,7 +34,9 @@ class WithState(CallOptions, total=False):
 
 @explained
 class GRUEncoder(EncoderConfig, nn.Module):
-    """One vector for each sequence: `GRU`, then pooling over the valid steps. Attributes: see `EncoderConfig`.
+    """A GRU that turns each sequence into one vector: `GRU`, then pooling over the valid steps.
+
+    Attributes: those of `EncoderConfig`, `LayerConfig` and `CellConfig`.
 
     >>> import jax, jax.numpy as jnp
     >>> encoder = GRUEncoder(20, bidirectional=True, pooling="mean")
@@ -61,22 +63,22 @@ class GRUEncoder(EncoderConfig, nn.Module):
         deterministic: bool = True,
         **others: Never,
     ) -> Array | tuple[Array, Array]:
-        """Runs over whole sequences.
+        """Runs the encoder over whole sequences.
 
         Args:
           x, h0, lengths, mask, resets, deterministic: see `GRU`.
-          segments: integers (B, T), which of the `num_segments` sequences a step belongs to, −1 for none: pooling
-            gives a vector for each. `grujax.data.pack_sequences` makes them.
-          num_segments: N, a Python integer: the shape of the result depends on it.
-          return_state: also return h_last.
+          segments: integers (B, T), the sequence to which each step belongs, 0 to `num_segments` − 1, or −1 for none.
+            Pooling then returns one vector for each sequence. `grujax.data.pack_sequences` makes them.
+          num_segments: the number of sequences N, a Python integer, because it is a dimension of the result.
+          return_state: whether to return h_last too.
 
         Returns:
-          (B, F), with `segments` (N, F), with `pooling=None` (B, T, F), in the compute dtype; F is D*H, or H for
-          another merge than "concat". With return_state=True also h_last (L*D, B, H); see `GRU`.
+          (B, F), or (N, F) with `segments`, or (B, T, F) with `pooling=None`, in the compute dtype. F is D*H with
+          merge="concat", otherwise H. With return_state=True it returns a pair, with h_last (L*D, B, H); see `GRU`.
 
         Raises:
-          InputError: a field, shape, dtype, length or combination that cannot be served.
-          TypeError: a keyword of another framework; it names ours.
+          InputError: a field, shape, dtype, length or combination of arguments is not supported.
+          TypeError: a keyword is unknown; the message names the right one.
         """
         refuse_others(self, others)
         self.check()
@@ -91,29 +93,29 @@ class GRUEncoder(EncoderConfig, nn.Module):
     def run(
         self, steps: Steps, h0: Array | None, segments: Segments | None, deterministic: bool
     ) -> tuple[Array, Array]:
-        """As `__call__` with return_state=True, on checked steps."""
+        """`__call__` with return_state=True, on checked steps."""
         run = GRU(**self.fields_of(GRU), name="gru").run(steps, h0, deterministic)
         return pooled(self, run, segments, partial(dense, self)), run.states
 
     @nn.nowrap
     def initialize_carry(self, rng: Array, input_shape: tuple[int, ...]) -> Array:
-        """The state h0 that a rollout begins with, (L*D, *batch, H); see `GRU.initialize_carry`."""
+        """Returns the initial state h0 of a rollout, (L*D, *batch, H); see `GRU.initialize_carry`."""
         del rng
         return carry_of(self, input_shape, "gru")
 
 
 @explained
 class GRUModel(ModelConfig[OutputSize], nn.Module, Generic[OutputSize]):
-    """A GRU encoder with a dense head: in PyTorch `nn.GRU`, the last time step, `nn.Linear`.
+    """A GRU encoder with a dense head: in PyTorch `nn.GRU`, the last time step and `nn.Linear`.
 
         y = W pool(GRU(x)) + b
 
     Attributes: those of `ModelConfig`, `EncoderConfig`, `LayerConfig` and `CellConfig`.
 
-    Where `variables` has a collection "statistics" (a model trained by `grujax.training.fit` has), raw inputs go in
-    and raw targets come out: x is standardised by its `input_mean` and `input_std` (I,), and y is multiplied by
-    `output_std` and `output_mean` (output_size,) is added, the latter two only in regression; of a head `value` among
-    several they are `output_value_std` and `output_value_mean`.
+    `variables` may have a collection "statistics", which `grujax.training.fit` adds. The model then takes raw inputs
+    and returns raw targets: it standardises x by `input_mean` and `input_std` (I,), and in regression it multiplies y
+    by `output_std` and adds `output_mean` (output_size,). With several heads these are called, for a head `value`,
+    `output_value_std` and `output_value_mean`.
 
     >>> import jax, jax.numpy as jnp
     >>> model = GRUModel(hidden_size=20, output_size=5)
@@ -123,7 +125,7 @@ class GRUModel(ModelConfig[OutputSize], nn.Module, Generic[OutputSize]):
     """
 
     def __post_init__(self) -> None:
-        """Makes the fields hashable, so that a model may be a static argument of `jax.jit`."""
+        """Makes the fields hashable, so that a model can be a static argument of `jax.jit`."""
         if isinstance(self.output_size, Mapping):
             heads: Any = FrozenDict(self.output_size)
             self.output_size = heads
@@ -162,38 +164,38 @@ class GRUModel(ModelConfig[OutputSize], nn.Module, Generic[OutputSize]):
         """Runs the model over whole sequences.
 
         Args:
-          x: (B, T, I), or any other number of batch axes, none included.
-          h0: (L*D, B, H), the initial state where None; see `GRU`.
-          lengths, mask, resets: which steps are valid, where sequences begin; see `GRU`.
-          segments, num_segments: which sequence a step belongs to; see `GRUEncoder`.
-          return_state: also return h_last, to go on from: streaming, truncated backpropagation.
-          deterministic: True switches dropout off.
+          x: the input (B, T, I). There may be any number of batch axes, including none.
+          h0: the initial state (L*D, B, H); None: zeros or the learned state; see `GRU`.
+          lengths, mask, resets: which steps are valid, and where sequences begin; see `GRU`.
+          segments, num_segments: the sequence to which each step belongs, and their number; see `GRUEncoder`.
+          return_state: whether to return h_last too, as the h0 of the next call: streaming, truncated backpropagation.
+          deterministic: True switches the regularisation off.
 
         Returns:
-          (B, output_size), (N, output_size) with `segments`, or (B, T, output_size) with `pooling=None`, 0 at steps
-          that are not valid; a dict of such arrays where there are several heads. In the compute dtype.
-          With return_state=True also h_last (L*D, B, H); see `GRU`.
+          The outputs in the compute dtype: (B, output_size), or (N, output_size) with `segments`, or with
+          `pooling=None` (B, T, output_size), 0 at steps that are not valid. With several heads it is a dict of such
+          arrays. With return_state=True it returns a pair, with h_last (L*D, B, H); see `GRU`.
 
         Raises:
-          InputError: a field, shape, dtype, length or combination that cannot be served.
-          TypeError: a keyword of another framework; it names ours.
+          InputError: a field, shape, dtype, length or combination of arguments is not supported.
+          TypeError: a keyword is unknown; the message names the right one.
         """
         refuse_others(self, others)
         self.check()
         features = known_features(self, "encoder", "gru", "l0")
         features = features and input_size_of(self, features)
         steps = check_inputs(x, features, lengths, mask, resets, self.time_major)
-        has = [name for name in statistics_of(self) if self.has_variable("statistics", name)]
-        statistics = {name: self.get_variable("statistics", name) for name in has}
-        kept = check_segments(self.pooling, steps, segments, num_segments, self.steps_per_frame)
+        names = [name for name in statistics_of(self) if self.has_variable("statistics", name)]
+        statistics = {name: self.get_variable("statistics", name) for name in names}
+        checked = check_segments(self.pooling, steps, segments, num_segments, self.steps_per_frame)
         steps = framed(steps._replace(x=standardised(self, steps.x, statistics)), self.steps_per_frame)
         encoder = GRUEncoder(**self.fields_of(GRUEncoder), name="encoder")
-        features, h_last = encoder.run(steps, h0, kept, deterministic)
+        features, h_last = encoder.run(steps, h0, checked, deterministic)
         y = apply_heads(self, features, steps.valid, statistics, partial(dense, self), noise(self, deterministic))
         return (y, h_last) if return_state else y
 
     @nn.nowrap
     def initialize_carry(self, rng: Array, input_shape: tuple[int, ...]) -> Array:
-        """The state h0 that a rollout begins with, (L*D, *batch, H); see `GRU.initialize_carry`."""
+        """Returns the initial state h0 of a rollout, (L*D, *batch, H); see `GRU.initialize_carry`."""
         del rng
         return carry_of(self, input_shape, "encoder", "gru")

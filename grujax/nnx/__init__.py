@@ -1,8 +1,10 @@
-"""The same cell, layer and models for Flax NNX. Parameters are made with the module; all else is shared with Linen.
+"""The cell, the layer and the models for Flax NNX.
 
-As with `nnx.Dropout`, a new module is in training: `module.eval()` and `module.train()` switch, or `deterministic` in a
-call. `nnx.state(module, nnx.Param)` has the paths of Linen's parameters (`encoder/gru/l0/w_ih`, `head/kernel`), their
-shapes and dtypes; the same seed gives other values of the same distributions. Files and converters speak Linen:
+The constructor creates the parameters; everything else is shared with the Linen modules. As with `nnx.Dropout`, a new
+module is in training mode: `module.eval()` and `module.train()` switch the mode, `deterministic` overrides it in a
+call. `nnx.state(module, nnx.Param)` has the same paths (`encoder/gru/l0/w_ih`, `head/kernel`), shapes and dtypes as
+Linen's parameters; the same seed gives different values from the same distributions. Model files and converters use
+the Linen modules:
 
     grujax.save(path, *to_linen(module))            module = from_linen(*grujax.load(path), rngs=nnx.Rngs(0))
 """

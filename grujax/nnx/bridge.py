@@ -1,4 +1,4 @@
-"""From a module of Flax NNX to one of Flax Linen and back, bit for bit."""
+"""Conversion between the Flax NNX and the Flax Linen modules, bit for bit."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,9 +20,13 @@ MODULES = {cls.__name__: cls for cls in (GRU, GRUCell, GRUEncoder, GRUModel)}
 
 
 def to_linen(module: GRU | GRUCell | GRUEncoder | GRUModel) -> tuple[Module, dict[str, Any]]:
-    """(model, variables) of Flax Linen with the same fields and values, as `grujax.save` and `to_torch` take them.
+    """Converts a module to Flax Linen: (model, variables), as `grujax.save` and `to_torch` take them, bit for bit.
 
-    Raises `InputError` for a module of another class.
+    Args:
+      module: a `GRU`, `GRUCell`, `GRUEncoder` or `GRUModel` of `grujax.nnx`.
+
+    Raises:
+      InputError: the module has another class.
 
     >>> from flax import nnx
     >>> module = GRU(10, 20, rngs=nnx.Rngs(0))
@@ -31,26 +35,26 @@ def to_linen(module: GRU | GRUCell | GRUEncoder | GRUModel) -> tuple[Module, dic
     >>> bool((model.apply(variables, x)[0] == module(x)[0]).all())
     True
     """
-    found = type(module).__name__
-    known = MODULES.get(found) is type(module)
-    expected, found_in = f"one of {sorted(MODULES)} of grujax.nnx", f"{type(module).__module__}.{found}"
-    require(known, "module", expected, found_in, instead_of(module))
-    of = MODELS[found]
+    name = type(module).__name__
+    known = MODULES.get(name) is type(module)
+    expected, found = f"one of {sorted(MODULES)} of grujax.nnx", f"{type(module).__module__}.{name}"
+    require(known, "module", expected, found, instead_of(module))
+    cls = MODELS[name]
     variables = {"params": nnx.to_pure_dict(nnx.state(module, nnx.Param))}
     statistics = nnx.to_pure_dict(nnx.state(module, Statistic))
-    return of(**module.fields_of(of)), variables | ({"statistics": statistics} if statistics else {})
+    return cls(**module.fields_of(cls)), variables | ({"statistics": statistics} if statistics else {})
 
 
 def from_linen(model: nn.Module, variables: Mapping[str, Any], *, rngs: nnx.Rngs) -> Any:
-    """The module of the same name here, with the fields of `model` and the values of `variables`, bit for bit.
+    """Converts a Linen model to the module of the same name in `grujax.nnx`, with the same fields and values.
 
     Args:
       model: a `grujax.GRU`, `GRUCell`, `GRUEncoder` or `GRUModel`.
-      variables: its variables, "params" and, of a trained `GRUModel`, "statistics".
-      rngs: dropout draws from its stream "dropout".
+      variables: its variables: "params", and for a trained `GRUModel` also "statistics".
+      rngs: the random streams of the new module; dropout draws from "dropout".
 
     Raises:
-      InputError: the model has another class, or the variables do not fit it.
+      InputError: the model has another class, or the variables do not fit the model.
 
     >>> import grujax, jax
     >>> from flax import nnx
@@ -60,12 +64,12 @@ def from_linen(model: nn.Module, variables: Mapping[str, Any], *, rngs: nnx.Rngs
     >>> bool((model.apply(variables, x)[0] == module(x)[0]).all())
     True
     """
-    own = require_own(model)
+    linen = require_own(model)
     require(isinstance(variables, Mapping), "variables", "a dict", f"a {type(variables).__name__}")
-    of, params = MODULES[type(own).__name__], _flat(variables.get("params", {}))
+    cls, params = MODULES[type(linen).__name__], _flat(variables.get("params", {}))
     sizes = [a.shape[0] for path, a in params.items() if path in ("w_ih", "l0/w_ih") or path.endswith("/l0/w_ih")]
     require(len(sizes) == 1, "variables", "parameters w_ih of the first layer", sorted(params))
-    module = of(input_size=input_size_of(own, sizes[0]), **own.fields_of(of), rngs=rngs)
+    module = cls(input_size=input_size_of(linen, sizes[0]), **linen.fields_of(cls), rngs=rngs)
     fill(module, variables["params"])
     for name, a in _flat(variables.get("statistics", {}), "statistics").items():
         require_one_of(name, statistics_of(module), f"statistics/{name}")
@@ -74,13 +78,13 @@ def from_linen(model: nn.Module, variables: Mapping[str, Any], *, rngs: nnx.Rngs
 
 
 def fill(module: nnx.Module, params: Mapping[str, Any]) -> None:
-    """Puts `params`, as Linen nests them, into a module; `InputError` unless paths, shapes and dtypes are its own."""
-    ours, theirs = _flat(nnx.to_pure_dict(nnx.state(module, nnx.Param))), _flat(params)
-    for path in sorted(ours.keys() | theirs.keys()):
-        expected, given = (f"{a[path].dtype} {a[path].shape}" if path in a else "none" for a in (ours, theirs))
-        require_equal(given, expected, f"params/{path}")
-    values = {path: jnp.asarray(a) for path, a in theirs.items()}
-    nnx.update(module, nnx.State(unflatten_dict(values, sep="/")))
+    """Copies Linen's nested `params` into a module; `InputError` unless all paths, shapes and dtypes match."""
+    declared, values = _flat(nnx.to_pure_dict(nnx.state(module, nnx.Param))), _flat(params)
+    for path in sorted(declared.keys() | values.keys()):
+        expected, found = (f"{a[path].dtype} {a[path].shape}" if path in a else "none" for a in (declared, values))
+        require_equal(found, expected, f"params/{path}")
+    arrays = {path: jnp.asarray(a) for path, a in values.items()}
+    nnx.update(module, nnx.State(unflatten_dict(arrays, sep="/")))
 
 
 def _flat(tree: Any, name: str = "params") -> dict[str, Any]:

@@ -20,7 +20,7 @@ from grujax.types import Array, Inputs
 
 @dataclasses.dataclass(eq=False, repr=False)
 class Regularised(nnx.Module):
-    """What every module with dropout has in common.
+    """The base of every module with dropout.
 
     Attributes:
       deterministic: True switches the regularisation off. `module.eval()` sets it to True, `module.train()` to False.
@@ -39,13 +39,14 @@ class Regularised(nnx.Module):
             self.deterministic = deterministic
 
     def _draws(self, rngs: nnx.Rngs, *rates: float) -> None:
-        """Keeps a stream of its own where one of the rates is not 0."""
+        """Stores a separate random stream for the module, if one of the rates is not 0."""
         self.stream = stream_of(rngs, "dropout").fork() if any(rates) else nnx.data(None)
 
     def _is_deterministic(self, deterministic: bool | None) -> bool:
         return self.deterministic if deterministic is None else deterministic
 
     def _noise(self, deterministic: bool | None, rngs: Rngs | None) -> Noise | None:
+        """Returns the random draws of a call, from `rngs` or the module's stream; None in evaluation."""
         if self._is_deterministic(deterministic):
             return None
         stream = self.stream if rngs is None else rngs
@@ -55,7 +56,7 @@ class Regularised(nnx.Module):
         )
 
     def _dense(self, name: str, x: Array, *_: Any, **__: Any) -> Array:
-        """W x + b of that name; its width and bias were fixed when the module was made."""
+        """Computes W x + b with the parameters `name`, whose width and bias the constructor has fixed."""
         return getattr(self, name)(x)
 
 
@@ -64,7 +65,7 @@ class Regularised(nnx.Module):
 class GRU(LayerConfig, Regularised, Sized):
     """`torch.nn.GRU` with batch_first=True: `GRU(input_size, hidden_size, *, ..., rngs)`.
 
-    The equations of one step are those of `GRUCell`; attributes and parameters those of `grujax.GRU`.
+    `GRUCell` has the equations of one step; attributes and parameters are those of `grujax.GRU`.
 
     >>> from flax import nnx
     >>> layer = GRU(10, 20, num_layers=2, bidirectional=True, rngs=nnx.Rngs(0))
@@ -101,16 +102,16 @@ class GRU(LayerConfig, Regularised, Sized):
         rngs: Rngs | None = None,
         **others: Never,
     ) -> tuple[Array, Array]:
-        """Runs over whole sequences.
+        """Runs the layer over whole sequences.
 
         Args:
           x, h0, lengths, mask, resets: see `grujax.GRU`.
-          deterministic: True switches the regularisation off; the attribute where None.
-          rngs: dropout draws from its stream "dropout"; from the module's own stream where None.
+          deterministic: True switches the regularisation off; None uses the attribute.
+          rngs: dropout draws from its stream "dropout"; None uses the module's own stream.
 
         Returns:
-          output (B, T, D*H), exactly 0 at steps that are not valid, and h_last (L*D, B, H), `h_last[0]` of a single
-          layer in one direction. Dtypes, errors: see `grujax.GRU`.
+          output (B, T, D*H), exactly 0 at steps that are not valid, and h_last (L*D, B, H), which is `h_last[0]` for a
+          single layer in one direction. Dtypes and errors are those of `grujax.GRU`.
         """
         refuse_others(self, others)
         self.check()
@@ -121,13 +122,15 @@ class GRU(LayerConfig, Regularised, Sized):
     def initialize_carry(
         self, input_shape: tuple[int, ...], rngs: Rngs | None = None, carry_init: Initializer | None = None
     ) -> Array:
-        """The state h0 that a rollout begins with: (L*D, *batch, H), in the dtype that the state is carried in.
-
-        What `carry_init` draws; where None zeros, with initial_state="learned" the learned state.
+        """Returns the initial state h0 of a rollout, (L*D, *batch, H), in the dtype in which the state is carried.
 
         Args:
-          input_shape: (*batch, I), that of one step.
+          input_shape: the shape of one step's input, (*batch, I).
           rngs: `carry_init` draws from its stream "carry".
+          carry_init: draws the state; None: zeros, or the learned state with initial_state="learned".
+
+        Raises:
+          InputError: `carry_init` is given, but `rngs` has no stream "carry" and no default.
         """
         shape = (self.num_states, *input_shape[:-1], self.hidden_size)
         if carry_init is not None:
@@ -137,9 +140,9 @@ class GRU(LayerConfig, Regularised, Sized):
     def _run(
         self, steps: Steps, h0: Array | None = None, deterministic: bool | None = None, rngs: Rngs | None = None
     ) -> LayerRun:
-        """As `__call__`, on checked steps; with one batch axis, and what pooling needs besides.
+        """`__call__` on checked steps. The result has one batch axis, and also what pooling needs.
 
-        `nnx.tabulate` compiles each public method by itself; the records here are no arrays.
+        It is private because `nnx.tabulate` compiles each public method, which only works with arrays, not records.
         """
         hooks = Hooks(
             cell=lambda name: getattr(self, name),
@@ -152,7 +155,7 @@ class GRU(LayerConfig, Regularised, Sized):
 
 
 def linear(module: LayerConfig, inputs: int, width: int, rngs: nnx.Rngs, **options: Any) -> nnx.Linear:
-    """W x + b: the dtypes, the precision and the initialiser of `module`."""
+    """Creates the layer W x + b with the dtypes, the precision and the initialisers of `module`."""
     init = preset(module.initializer, module.hidden_size, inputs)
     options = {"kernel_init": init.head_kernel, "bias_init": init.head_bias} | options
     dtypes = {"dtype": module.dtype, "param_dtype": module.param_dtype}

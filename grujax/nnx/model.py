@@ -1,4 +1,4 @@
-"""The models as Flax NNX modules: a GRU with pooling, and the same with one or several heads."""
+"""The models as Flax NNX modules: a GRU with pooling, without and with heads."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -22,12 +22,15 @@ from grujax.types import Array, Inputs
 
 
 class Statistic(nnx.Variable):
-    """A measured value, not a parameter: `input_mean`, `input_std`, `output_mean`, `output_std` of a `GRUModel`, of one
-    of several heads `output_NAME_mean`, `output_NAME_std`."""
+    """A measured value of a `GRUModel`, not a parameter.
+
+    Its names are `input_mean`, `input_std`, `output_mean` and `output_std`; with several heads, `output_NAME_mean` and
+    `output_NAME_std` for each head.
+    """
 
 
 class Options(CallOptions, total=False):
-    """Of a call that returns no state."""
+    """Keyword arguments of a call that returns no state."""
 
     deterministic: bool | None
     rngs: Rngs | None
@@ -35,7 +38,7 @@ class Options(CallOptions, total=False):
 
 
 class WithState(CallOptions, total=False):
-    """Of a call that returns its state too."""
+    """Keyword arguments of a call that also returns the state."""
 
     deterministic: bool | None
     rngs: Rngs | None
@@ -45,9 +48,9 @@ class WithState(CallOptions, total=False):
 @explained
 @dataclasses.dataclass(eq=False, repr=False)
 class GRUEncoder(EncoderConfig, Regularised, Sized):
-    """One vector for each sequence, `GRU` and pooling: `GRUEncoder(input_size, hidden_size, *, ..., rngs)`.
+    """A GRU that turns each sequence into one vector: `GRUEncoder(input_size, hidden_size, *, ..., rngs)`.
 
-    Attributes and parameters are those of `grujax.GRUEncoder`.
+    It runs `GRU`, then pools over the valid steps. Attributes and parameters are those of `grujax.GRUEncoder`.
 
     >>> from flax import nnx
     >>> encoder = GRUEncoder(10, 20, bidirectional=True, pooling="mean", rngs=nnx.Rngs(0))
@@ -81,18 +84,21 @@ class GRUEncoder(EncoderConfig, Regularised, Sized):
         rngs: Rngs | None = None,
         **others: Never,
     ) -> Array | tuple[Array, Array]:
-        """Runs over whole sequences. Arguments: see `grujax.GRUEncoder`, and `GRU` for `deterministic` and `rngs`.
+        """Runs the encoder over whole sequences.
+
+        Arguments: see `grujax.GRUEncoder`, and `GRU` for `deterministic` and `rngs`.
 
         Returns:
-          (B, F), with `segments` (N, F), with `pooling=None` (B, T, F); F is D*H, or H for another merge than
-          "concat". With return_state=True also h_last (L*D, B, H). Dtypes, errors: see `grujax.GRUEncoder`.
+          (B, F), or (N, F) with `segments`, or (B, T, F) with `pooling=None`. F is D*H with merge="concat", otherwise
+          H. With return_state=True it returns a pair, with h_last (L*D, B, H). Dtypes and errors are those of
+          `grujax.GRUEncoder`.
         """
         refuse_others(self, others)
         self.check()
         steps = check_inputs(x, self.input_size, lengths, mask, resets, self.time_major)
         warn_of_idle_dropout(self, self._is_deterministic(deterministic))
-        kept = check_segments(self.pooling, steps, segments, num_segments)
-        features, h_last = self._run(steps, h0, kept, deterministic, rngs)
+        checked = check_segments(self.pooling, steps, segments, num_segments)
+        features, h_last = self._run(steps, h0, checked, deterministic, rngs)
         return (features, h_last) if return_state else features
 
     def _run(
@@ -103,14 +109,14 @@ class GRUEncoder(EncoderConfig, Regularised, Sized):
         deterministic: bool | None,
         rngs: Rngs | None,
     ) -> tuple[Array, Array]:
-        """As `__call__` with return_state=True, on checked steps."""
+        """`__call__` with return_state=True, on checked steps."""
         run = self.gru._run(steps, h0, deterministic, rngs)
         return pooled(self, run, segments, self._dense), run.states
 
     def initialize_carry(
         self, input_shape: tuple[int, ...], rngs: Rngs | None = None, carry_init: Initializer | None = None
     ) -> Array:
-        """The state h0 that a rollout begins with, (L*D, *batch, H); see `GRU.initialize_carry`."""
+        """Returns the initial state h0 of a rollout, (L*D, *batch, H); see `GRU.initialize_carry`."""
         return self.gru.initialize_carry(input_shape, rngs, carry_init)
 
 
@@ -121,9 +127,9 @@ class GRUModel(ModelConfig[OutputSize], Regularised, Sized, Generic[OutputSize])
 
         y = W pool(GRU(x)) + b
 
-    Attributes and parameters are those of `grujax.GRUModel`. The collection "statistics" of Linen is here the
-    attributes `input_mean`, `input_std`, `output_mean`, `output_std`, of type `Statistic`, which a model may have: with
-    them raw inputs go in and raw targets come out.
+    Attributes and parameters are those of `grujax.GRUModel`. In place of Linen's collection "statistics", a model may
+    have the attributes `input_mean`, `input_std`, `output_mean` and `output_std` of type `Statistic`; it then takes raw
+    inputs and returns raw targets.
 
     >>> from flax import nnx
     >>> model = GRUModel(10, 20, 5, rngs=nnx.Rngs(0))
@@ -134,7 +140,7 @@ class GRUModel(ModelConfig[OutputSize], Regularised, Sized, Generic[OutputSize])
     def __post_init__(self, rngs: nnx.Rngs) -> None:
         if isinstance(self.output_size, Mapping):
             heads: Any = FrozenDict(self.output_size)
-            self.output_size = heads  # hashable, as what is static must be
+            self.output_size = heads  # static attributes must be hashable
         self.head_hidden = tuple(self.head_hidden)
         self.check()
         size = self.input_size * self.steps_per_frame
@@ -175,31 +181,33 @@ class GRUModel(ModelConfig[OutputSize], Regularised, Sized, Generic[OutputSize])
         rngs: Rngs | None = None,
         **others: Never,
     ) -> Array | dict[str, Array] | tuple[Array | dict[str, Array], Array]:
-        """Runs the model over whole sequences. Arguments: see `grujax.GRUModel`, and `GRU` for the last two.
+        """Runs the model over whole sequences.
+
+        Arguments: see `grujax.GRUModel`, and `GRU` for `deterministic` and `rngs`.
 
         Returns:
-          (B, output_size), (N, output_size) with `segments`, or (B, T, output_size) with `pooling=None`, 0 at steps
-          that are not valid; a dict of such arrays where there are several heads. With return_state=True also
-          h_last (L*D, B, H). Dtypes, errors: see `grujax.GRUModel`.
+          (B, output_size), or (N, output_size) with `segments`, or with `pooling=None` (B, T, output_size), 0 at steps
+          that are not valid. With several heads it is a dict of such arrays. With return_state=True it returns a pair,
+          with h_last (L*D, B, H). Dtypes and errors are those of `grujax.GRUModel`.
         """
         refuse_others(self, others)
         self.check()
         steps = check_inputs(x, self.input_size, lengths, mask, resets, self.time_major)
         statistics = {name: getattr(self, name)[...] for name in statistics_of(self) if hasattr(self, name)}
-        kept = check_segments(self.pooling, steps, segments, num_segments, self.steps_per_frame)
+        checked = check_segments(self.pooling, steps, segments, num_segments, self.steps_per_frame)
         steps = framed(steps._replace(x=standardised(self, steps.x, statistics)), self.steps_per_frame)
-        features, h_last = self.encoder._run(steps, h0, kept, deterministic, rngs)
+        features, h_last = self.encoder._run(steps, h0, checked, deterministic, rngs)
         y = apply_heads(self, features, steps.valid, statistics, self._dense, self._noise(deterministic, rngs))
         return (y, h_last) if return_state else y
 
     def initialize_carry(
         self, input_shape: tuple[int, ...], rngs: Rngs | None = None, carry_init: Initializer | None = None
     ) -> Array:
-        """The state h0 that a rollout begins with, (L*D, *batch, H); see `GRU.initialize_carry`."""
+        """Returns the initial state h0 of a rollout, (L*D, *batch, H); see `GRU.initialize_carry`."""
         return self.encoder.initialize_carry(input_shape, rngs, carry_init)
 
     def _features(self) -> int:
-        """The number of features that the head reads, after pooling."""
+        """Returns the number of features that the head reads, after pooling."""
         if not callable(self.pooling):
             return self.width
         dtype = jnp.dtype(self.dtype or self.param_dtype)

@@ -1,4 +1,4 @@
-"""Models on disk: one safetensors file, written whole or not at all."""
+"""Saving and loading of models, as one safetensors file that is written completely or not at all."""
 
 from grujax.saving.model_file import Saved, load, read, save
 

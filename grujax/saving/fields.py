@@ -1,4 +1,4 @@
-"""The fields of a model as JSON and back; what JSON of a foreign file may stand in none is refused."""
+"""Conversion of a model's fields to JSON and back, with checks of every value in an untrusted file."""
 
 import dataclasses
 import reprlib
@@ -18,31 +18,42 @@ from grujax.types import PARAMETRIC
 
 
 def as_json(model: nn.Module) -> dict[str, Any]:
-    """The model's fields as JSON; a dtype by its name, a precision by its own."""
+    """Returns the model's fields as JSON. Dtypes and precisions are stored by name.
+
+    Raises:
+      InputError: a field is a function.
+    """
     fields = {f.name: getattr(model, f.name) for f in own_fields(type(model))}
     for key in ("dtype", "param_dtype"):
         fields[key] = None if fields[key] is None else jnp.dtype(fields[key]).name
-    fields["precision"] = jax.tree.map(  # one, or a pair of them
+    fields["precision"] = jax.tree.map(  # a single precision or a pair
         lambda p: p.name.lower() if isinstance(p, jax.lax.Precision) else p, fields["precision"]
     )
     for key, value in fields.items():
         if type(value) in PARAMETRIC.values():
             fields[key] = {type(value).__name__: dataclasses.asdict(value)}
             continue
-        require(not callable(value), key, "a name, which a file can hold", f"the function {value!r}", "Save by hand.")
+        expected, remedy = "a name, since a file cannot store a function", "Save the variables yourself."
+        require(not callable(value), key, expected, f"the function {value!r}", remedy)
     if isinstance(fields.get("output_size"), Mapping):
         fields["output_size"] = dict(fields["output_size"])
     return fields
 
 
 def number(value: Any) -> int | float:
-    """A number of NumPy as JSON's own."""
-    require(isinstance(value, np.generic), "model", "fields that JSON can hold", repr(value), "Save by hand.")
+    """Converts a NumPy number for JSON; `InputError` for any other value."""
+    require(
+        isinstance(value, np.generic),
+        "model",
+        "fields that JSON can store",
+        repr(value),
+        "Save the variables yourself.",
+    )
     return value.item()
 
 
 def from_json(cls: type[nn.Module], fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of `cls` that JSON's `fields` stand for. Raises InputError for those that cannot be its own."""
+    """Returns the arguments of `cls` from JSON `fields`. Raises InputError for an unknown field or a wrong type."""
     hints = {f.name: f.type for f in own_fields(cls)}
     for key, value in fields.items():
         require(key in hints, key, f"a field of {cls.__name__}", "an unknown name")
@@ -52,31 +63,31 @@ def from_json(cls: type[nn.Module], fields: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _argument(key: str, value: Any) -> Any:
-    """What a field that JSON may hold stands for."""
+    """Converts the JSON value of a field, which has been checked, to the argument of the constructor."""
     if key in ("dtype", "param_dtype") and value is not None:
         return getattr(jnp, jnp.dtype(value).name)
     if key.endswith("activation") and isinstance(value, dict):
-        ((name, of),) = value.items()
-        return PARAMETRIC[name](**of)
+        ((name, parameters),) = value.items()
+        return PARAMETRIC[name](**parameters)
     return tuple(value) if isinstance(value, list) else value
 
 
 def _is_parametric(value: Any) -> bool:
-    """Whether JSON's `value` is an activation with parameters, {class: {field: number}}."""
+    """Whether a JSON value is an activation with parameters, {class: {field: number}}."""
     if type(value) is not dict or len(value) != 1 or not value.keys() <= PARAMETRIC.keys():
         return False
-    (name, of), *_ = value.items()
+    (name, parameters), *_ = value.items()
     names = {f.name for f in dataclasses.fields(PARAMETRIC[name])}
-    return type(of) is dict and of.keys() == names and all(_is(number, float) for number in of.values())
+    return type(parameters) is dict and parameters.keys() == names and all(_is(a, float) for a in parameters.values())
 
 
 def _is(value: Any, hint: Any) -> bool:
-    """Whether JSON's `value` may stand in a field of the type `hint`; functions and dtypes are there by their names."""
+    """Whether a JSON value is allowed in a field of the type `hint`; functions and dtypes are stored by name."""
     kind, inner = typing.get_origin(hint) or hint, typing.get_args(hint)
     if isinstance(hint, typing.TypeVar):
-        return any(_is(value, of) for of in hint.__constraints__)
+        return any(_is(value, constraint) for constraint in hint.__constraints__)
     if kind in (types.UnionType, typing.Union):
-        return any(_is(value, of) for of in inner)
+        return any(_is(value, option) for option in inner)
     if kind is tuple:
         return type(value) is list and all(_is(each, inner[0]) for each in value)
     if kind is Mapping:
@@ -87,5 +98,5 @@ def _is(value: Any, hint: Any) -> bool:
 
 
 def short(value: Any) -> str:
-    """The start of a value of a foreign file, however long or deep it is."""
+    """Returns an abbreviated text of a value from an untrusted file, which may be long or deeply nested."""
     return reprlib.repr(value)

@@ -1,7 +1,7 @@
-"""One model file: weights, input statistics, configuration. Safetensors, so nothing in it can run.
+"""The model file: weights, statistics and configuration in one safetensors file, which cannot contain code.
 
-Keys are Flax paths (`params/encoder/gru/l0/w_ih`, `statistics/input_mean`). One metadata key, `grujax`, holds JSON: the
-format version, the model's class and fields, what the caller adds, and the SHA-256 of all this and of the tensors.
+Keys are Flax paths (`params/encoder/gru/l0/w_ih`, `statistics/input_mean`). The metadata key `grujax` holds JSON: the
+format version, the model's class and fields, the caller's metadata, and the SHA-256 of all this and of the tensors.
 """
 
 import hashlib
@@ -30,21 +30,21 @@ from grujax.seq2seq import Seq2Seq
 
 Savable: TypeAlias = Module | Seq2Seq
 SAVABLE: dict[str, type[Savable]] = {**MODELS, "Seq2Seq": Seq2Seq}
-"""What a file may hold, by the name in it."""
+"""The model classes that a file can store, by the name that it stores."""
 
 FORMAT = 1
 MODEL_FILE = "model.safetensors"
 RESERVED = {"format", "model", "ensemble", "input_size", "sha256"}
-"""Keys of the JSON that a caller's metadata may not have."""
+"""Keys of the JSON that the caller's metadata must not have."""
 
 
 class Saved(NamedTuple):
-    """What `read` returns: the contents of a model file.
+    """The contents of a model file, as `read` returns them.
 
     Attributes:
       model: a `GRU`, `GRUCell`, `GRUEncoder`, `GRUModel`, `GRUEnsemble` or `grujax.seq2seq.Seq2Seq`.
-      variables: its variables, "params" and, of a trained `GRUModel`, "statistics"; JAX arrays of the saved dtypes.
-      metadata: what `save` was given, and "versions" of grujax, jax and flax.
+      variables: its variables, "params" and for a trained `GRUModel` "statistics"; JAX arrays in the saved dtypes.
+      metadata: the metadata passed to `save`, and "versions" of grujax, jax and flax.
     """
 
     model: Savable | GRUEnsemble
@@ -55,17 +55,17 @@ class Saved(NamedTuple):
 def save(
     path: str | Path, model: nn.Module | GRUEnsemble, variables: Mapping, metadata: Mapping[str, Any] | None = None
 ) -> None:
-    """Writes `model.safetensors`: whole or not at all (a temporary name, flushed, then renamed).
+    """Writes a model file, completely or not at all: under a temporary name, flushed, then renamed.
 
     Args:
-      path: where to; an earlier file there is replaced once the new one is complete.
+      path: the file, usually `model.safetensors`. An existing file is replaced once the new one is complete.
       model: a `GRU`, `GRUCell`, `GRUEncoder`, `GRUModel`, `GRUEnsemble` or `grujax.seq2seq.Seq2Seq`.
-      variables: its variables, "params" and, of a trained `GRUModel`, "statistics".
-      metadata: a dict of whatever JSON can hold; `read` returns it.
+      variables: its variables, "params" and for a trained `GRUModel` "statistics".
+      metadata: a dict of values that JSON can store; `read` returns it.
 
     Raises:
-      InputError: the model has another class; the variables are not arrays, do not fit the model or are not finite; the
-        metadata has one of the file's own keys.
+      InputError: the model has another class, or a field that is a function; the variables are not arrays, do not fit
+        the model or are not finite; the metadata uses a reserved key.
       OSError: the file cannot be written.
 
     >>> import jax, jax.numpy as jnp, tempfile, grujax
@@ -79,24 +79,24 @@ def save(
     import safetensors.numpy
 
     several = type(model) is GRUEnsemble
-    own = require_own(model.model if several else model, SAVABLE)
+    member = require_own(model.model if several else model, SAVABLE)
     taken = sorted(RESERVED & set(metadata or {}))
     require(not taken, "metadata", f"other keys than {sorted(RESERVED)}", taken)
     tensors = _tensors(variables)
-    n_inputs = _check_each(model, own, tensors)
-    fields = json.loads(json.dumps(as_json(own), default=number))
-    from_json(type(own), fields)  # what could not be loaded again is not saved
+    n_inputs = _check_each(model, member, tensors)
+    fields = json.loads(json.dumps(as_json(member), default=number))
+    from_json(type(member), fields)  # raises for fields that could not be loaded again
     header = {
         **(metadata or {}),
         "format": FORMAT,
-        "model": {"class": type(own).__name__, **fields},
+        "model": {"class": type(member).__name__, **fields},
         **({"ensemble": {"members": model.members, "classes": model.classes}} if several else {}),
         "input_size": n_inputs,
         "versions": {name: version(name) for name in ("grujax", "jax", "flax")},
     }
-    header = json.loads(json.dumps(header, default=number))  # as it is read again
+    header = json.loads(json.dumps(header, default=number))  # in the form in which it will be read, for the hash
     header = {**header, "sha256": _sha256(header, tensors)}
-    # In one order, so that the same model gives the same bytes; what lies deeper, such as heads, keeps its own.
+    # Sorted, so that the same model gives the same bytes. Deeper levels, such as heads, keep their order.
     text = json.dumps(dict(sorted(header.items())) | {"model": dict(sorted(header["model"].items()))})
     content = safetensors.numpy.save(tensors, {"grujax": text})
     with replacing(path) as temporary:
@@ -104,19 +104,19 @@ def save(
 
 
 def load(path: str | Path) -> tuple[Savable | GRUEnsemble, dict[str, Any]]:
-    """(model, variables) from a file that `save` wrote, ready for `model.apply(variables, x)`.
+    """Reads a model file that `save` wrote, and returns (model, variables) for `model.apply(variables, x)`.
 
     Args:
       path: the file.
 
     Returns:
       A `GRU`, `GRUCell`, `GRUEncoder`, `GRUModel`, `GRUEnsemble` or `grujax.seq2seq.Seq2Seq`, and its variables as JAX
-      arrays of the saved dtypes.
+      arrays in the saved dtypes.
 
     Raises:
-      InputError: the file is missing, truncated or damaged (one changed bit is enough), was not written by `save` or
-        was written by a newer format; its tensors do not fit the model or are not finite. All of it is checked before
-        it is used.
+      InputError: the file is missing, truncated or damaged (a single changed bit is detected), was not written by
+        `save`, or has a newer format; or its tensors do not fit the model or are not finite. Everything is checked
+        before it is used.
 
     >>> import jax, jax.numpy as jnp, tempfile, grujax
     >>> model, x = grujax.GRU(20), jnp.ones((3, 7, 10))
@@ -132,18 +132,18 @@ def load(path: str | Path) -> tuple[Savable | GRUEnsemble, dict[str, Any]]:
 
 
 def find_model_file(path: Path) -> Path:
-    """The file itself; of a folder that `grujax train` made, the model in it."""
+    """Returns the path of the model file: `path` itself, or the model in it if it is a folder of `grujax train`."""
     return path / MODEL_FILE if path.is_dir() else path
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[Any]:
-    """A safetensors file open for reading; whatever is wrong with it is an `InputError`."""
+    """Opens a safetensors file for reading. Any error in it is raised as an `InputError`."""
     import safetensors
 
     try:
         found = f"a folder at {path}" if path.is_dir() else f"no file at {path}"
-        require(path.is_file(), "model", "a model.safetensors file", found, "grujax train writes one.")
+        require(path.is_file(), "model", "a model.safetensors file", found, "Train a model with grujax train.")
         with safetensors.safe_open(str(path), framework="np") as file:
             yield file
     except InputError:
@@ -153,7 +153,10 @@ def opened(path: Path) -> Iterator[Any]:
 
 
 def read(path: str | Path) -> Saved:
-    """`load`, with the metadata that `save` was given. Raises `InputError` as `load` does.
+    """Reads a model file like `load`, and also returns the metadata that was passed to `save`.
+
+    Raises:
+      InputError: for the same reasons as `load`.
 
     >>> import jax, jax.numpy as jnp, tempfile, grujax
     >>> model = grujax.GRU(20)
@@ -166,7 +169,7 @@ def read(path: str | Path) -> Saved:
     path = Path(path)
     with opened(path) as file:
         metadata = file.metadata() or {}
-        remedy = "grujax.interop.load reads files of other frameworks."
+        remedy = "Read files of other frameworks with grujax.interop.load."
         found = f"{path} without the metadata key 'grujax'"
         require("grujax" in metadata, "model", "a file that grujax saved", found, remedy)
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, not a dict
@@ -175,42 +178,42 @@ def read(path: str | Path) -> Saved:
     except InputError as error:
         found = f"{error.found} in {path}"
         raise InputError(error.argument, error.expected, found, error.remedy, error.rule) from error
-    except Exception as error:  # a foreign header raises whatever JSON, JAX or the model happens to trip over
+    except Exception as error:  # an untrusted header can cause any exception in JSON, JAX or the model
         raise InputError("model", "grujax's metadata", f"{path}: {type(error).__name__} {error}") from error
     return Saved(model, unflatten_dict({key: jnp.asarray(a) for key, a in tensors.items()}, sep="/"), header)
 
 
 def _checked(text: str, tensors: Mapping[str, np.ndarray]) -> tuple[Savable | GRUEnsemble, dict[str, Any]]:
-    """The model that a file's metadata describe and the caller's own part of them, both checked by the tensors."""
+    """Returns the model that a file's metadata describes and the caller's metadata, checked against the tensors."""
     header = json.loads(text, object_pairs_hook=_distinct)
     stored = header["format"]
     require(type(stored) is int and stored >= 1, "model", f"format {FORMAT}", f"format {short(stored)}")
     newer = f"a file written by a newer grujax (format {short(stored)})"
     require(stored <= FORMAT, "model", f"format {FORMAT}", newer, "Update grujax.")
     fields, n_inputs = header["model"], header["input_size"]
-    for key, value in fields.items():  # each entry names one tensor or more
+    for key, value in fields.items():  # each entry stands for at least one tensor
         entries = len(value) if isinstance(value, (list, dict)) else 0
-        require(entries <= len(tensors), key, f"{len(tensors)} entries or fewer, one a tensor", entries)
-    if "sha256" in header:  # files of the first days have none
+        require(entries <= len(tensors), key, f"{len(tensors)} entries or fewer, since each needs a tensor", entries)
+    if "sha256" in header:  # early files have none
         written = header.pop("sha256")
         require(written == _sha256(header, tensors), "model", "the file as it was saved", "changed or damaged content")
-    named = fields.pop("class")
-    require(named in SAVABLE, "model", f"a class of {sorted(SAVABLE)}", short(named))
-    model: Any = SAVABLE[named](**from_json(SAVABLE[named], fields))
-    of: Any = GRUEnsemble(model, **header["ensemble"]) if "ensemble" in header else model  # it checks its fields
-    found = _check_each(of, model, tensors)
-    require(n_inputs == found, "input_size", f"{found}, as the tensors say", short(n_inputs))
-    return of, {key: value for key, value in header.items() if key not in RESERVED}
+    name = fields.pop("class")
+    require(name in SAVABLE, "model", f"a class of {sorted(SAVABLE)}", short(name))
+    member: Any = SAVABLE[name](**from_json(SAVABLE[name], fields))
+    model: Any = GRUEnsemble(member, **header["ensemble"]) if "ensemble" in header else member
+    expected = _check_each(model, member, tensors)
+    require(n_inputs == expected, "input_size", f"{expected}, which follows from the tensors", short(n_inputs))
+    return model, {key: value for key, value in header.items() if key not in RESERVED}
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object none of whose keys is given twice."""
-    require(len(dict(pairs)) == len(pairs), "model", "metadata with distinct keys", "a key given twice")
+    """Returns a JSON object as a dict; `InputError` if a key occurs twice."""
+    require(len(dict(pairs)) == len(pairs), "model", "metadata with distinct keys", "a key that occurs twice")
     return dict(pairs)
 
 
 def _sha256(header: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> str:
-    """Of the metadata, which JSON read, and of each tensor's name, dtype, shape and bytes."""
+    """Returns the SHA-256 of the metadata, as JSON reads it, and of each tensor's name, dtype, shape and bytes."""
     digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     for key, a in sorted(tensors.items()):
         digest.update(json.dumps([key, a.dtype.name, a.shape]).encode())
@@ -219,36 +222,38 @@ def _sha256(header: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> str
 
 
 def declared(model: nn.Module, input_size: int) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
-    """Shape and dtype of every variable that the model declares for inputs of that size, by path."""
-    own = require_own(model)
-    sizes = (own.hidden_size, input_size) if isinstance(own, GRUCell) else (input_size,)
-    given = (jax.ShapeDtypeStruct((1, 1, size), own.param_dtype) for size in sizes)
-    flat: dict[tuple[str, ...], Any] = flatten_dict(_initial.eval_shape(own, *given))
+    """Returns shape and dtype, by path, of every variable that the model declares for inputs of that size."""
+    module = require_own(model)
+    sizes = (module.hidden_size, input_size) if isinstance(module, GRUCell) else (input_size,)
+    inputs = (jax.ShapeDtypeStruct((1, 1, size), module.param_dtype) for size in sizes)
+    flat: dict[tuple[str, ...], Any] = flatten_dict(_initial.eval_shape(module, *inputs))
     return flat
 
 
 @partial(jax.jit, static_argnums=0)  # which remembers the models that it has traced
-def _initial(model: nn.Module, *given: Any) -> Any:
-    return model.init(jax.random.key(0), *given)
+def _initial(module: nn.Module, *inputs: Any) -> Any:
+    return module.init(jax.random.key(0), *inputs)
 
 
-def _check_each(of: nn.Module | GRUEnsemble, model: Savable, tensors: Mapping[str, np.ndarray]) -> int | None:
-    """Refuses all but the tensors that the model declares, or all members of an ensemble at once, in shape and dtype,
-    all of them finite; the number of inputs."""
-    one, several = dict(tensors), ()
-    if isinstance(of, GRUEnsemble):
-        several = (of.members,)
+def _check_each(model: nn.Module | GRUEnsemble, member: Savable, tensors: Mapping[str, np.ndarray]) -> int | None:
+    """Checks that the tensors are finite and exactly those that the model declares, in shape and dtype.
+
+    `member` is the model of an ensemble's members, otherwise the model itself. Returns the number of inputs.
+    """
+    first, members = dict(tensors), ()
+    if isinstance(model, GRUEnsemble):
+        members = (model.members,)
         for key in (key for key in tensors if not key.startswith("statistics/")):
             found = f"shape {tensors[key].shape}"
-            require(tensors[key].shape[:1] == several, key, f"an axis of {short(of.members)} members first", found)
-            one[key] = tensors[key][0]
-    of_one, n_inputs = _expected(model, one)
+            require(tensors[key].shape[:1] == members, key, f"a first axis of {short(model.members)} members", found)
+            first[key] = tensors[key][0]
+    declared_by_member, n_inputs = _expected(member, first)
     expected = {
-        key: (shape if key.startswith("statistics/") else several + shape, dtype)
-        for key, (shape, dtype) in of_one.items()
+        key: (shape if key.startswith("statistics/") else members + shape, dtype)
+        for key, (shape, dtype) in declared_by_member.items()
     }
     for key in sorted(expected.keys() | tensors.keys()):
-        require(key in tensors, key, "a tensor, which the model declares", "none")
+        require(key in tensors, key, "a tensor, because the model declares it", "none")
         require(key in expected, key, "only the model's tensors", "an extra one")
         a = tensors[key]
         wide = a.dtype == np.float64 and jax.dtypes.canonicalize_dtype(np.float64) != np.float64
@@ -262,10 +267,10 @@ def _check_each(of: nn.Module | GRUEnsemble, model: Savable, tensors: Mapping[st
 
 
 def _expected(model: Savable, tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, tuple], int | None]:
-    """Shape and dtype of every tensor that the model declares, and of the statistics that are there; and I, None of
-    tokens.
+    """Returns the shape and dtype of every expected tensor, and the input size, which is None for a model of tokens.
 
-    The fields are held to the tensors before the model is traced: a small file may declare a million layers.
+    Expected are the parameters that the model declares, and the statistics that are present. The fields are compared
+    with the tensors before the model is traced, because a small file could declare a million layers.
     """
     model.check()
     if isinstance(model, Seq2Seq):
@@ -283,9 +288,9 @@ def _expected(model: Savable, tensors: Mapping[str, np.ndarray]) -> tuple[dict[s
     expected = {"/".join(path): (a.shape, a.dtype) for path, a in declared(model, n_inputs).items()}
     if isinstance(model, GRUModel):
         sizes = {"input": n_inputs} | {output_of(name): layers[-1][1] for name, layers in model.heads.items()}
-        for which, size in sizes.items():
-            both = {f"statistics/{which}_{s}": ((size,), jnp.dtype("float32")) for s in ("mean", "std")}
-            expected |= both if both.keys() & tensors.keys() else {}
+        for prefix, size in sizes.items():
+            pair = {f"statistics/{prefix}_{s}": ((size,), jnp.dtype("float32")) for s in ("mean", "std")}
+            expected |= pair if pair.keys() & tensors.keys() else {}
     return expected, n_inputs
 
 
@@ -294,13 +299,13 @@ def _require_count(least: int, tensors: Mapping[str, np.ndarray]) -> None:
 
 
 def _tensors(variables: Mapping) -> dict[str, np.ndarray]:
-    """The arrays by their paths, in order."""
-    remedy = "model.init(...) makes one."
+    """Returns the arrays by path, sorted."""
+    remedy = "Use the result of model.init(...)."
     require(isinstance(variables, Mapping), "variables", "a dict of arrays", f"a {type(variables).__name__}", remedy)
     flat: dict[tuple, Any] = flatten_dict(dict(variables))
     for path in flat:
         require(all(isinstance(key, str) for key in path), "variables", "a dict whose keys are names", path)
-    # Contiguous: safetensors writes the memory behind a view, not the view.
+    # Contiguous, because safetensors would write the memory behind a view, not the view itself.
     named = {"/".join(path): a for path, a in flat.items()}
     return {key: np.ascontiguousarray(as_array(named[key], key)) for key in sorted(named)}
 

@@ -1,4 +1,7 @@
-"""Pictures on disk, written whole or not at all. matplotlib comes with the extra `plot`."""
+"""Figures of matplotlib and the PNG files that hold them; a file is written completely or not at all.
+
+matplotlib comes with the extra `plot`.
+"""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,12 +14,12 @@ if TYPE_CHECKING:
 
 
 def new_figure(width: float, height: float) -> "Figure":
-    """An empty figure, sizes in inches. Raises `InputError` without matplotlib."""
+    """Returns an empty figure of a size in inches. Raises `InputError` if matplotlib is not installed."""
     return require_package("matplotlib.figure", "plot").Figure(figsize=(width, height), layout="constrained")
 
 
 def written(figure: "Figure", path: str | Path | None) -> "Figure":
-    """The figure, written to the PNG file `path` where there is one."""
+    """Writes the figure to the PNG file `path`, unless it is None, and returns the figure."""
     if path is not None:
         require(Path(path).suffix.lower() == ".png", "path", "a name that ends in .png", f"{str(path)!r}")
         with replacing(path) as temporary:

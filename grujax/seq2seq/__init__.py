@@ -1,6 +1,7 @@
-"""Sequence to sequence: encoder and decoder GRU, attention, greedy, sampling and beam search (docs/seq2seq.md).
+"""Sequence to sequence: GRU encoder and decoder, attention, and decoding by greedy, sampling or beam search.
 
-`Seq2Seq` here is that of Flax Linen; `grujax.seq2seq.nnx.Seq2Seq` is that of Flax NNX.
+docs/seq2seq.md is the guide. `grujax.seq2seq.Seq2Seq` is the Flax Linen module, `grujax.seq2seq.nnx.Seq2Seq` the Flax
+NNX module.
 """
 
 from grujax.seq2seq.attention import additive_attention, dot_attention

@@ -1,4 +1,4 @@
-"""The fields of a sequence-to-sequence model, what they may be, and the parameters that follow from them."""
+"""The fields of a sequence-to-sequence model, their checks, and the parameters that follow from them."""
 
 import dataclasses
 from typing import Any
@@ -14,21 +14,23 @@ CONTEXTS = (None, "cho", "bahdanau", "luong")
 
 @dataclasses.dataclass(eq=False, repr=False)
 class Seq2SeqConfig(CellConfig):
-    """A GRU that reads a source and a GRU that writes a target; both have the attributes of `CellConfig`.
+    """The fields of a model with a GRU encoder, which reads the source, and a GRU decoder, which writes the target.
+
+    Both have the attributes of `CellConfig`.
 
     Attributes:
-      source_vocabulary, target_vocabulary: how many tokens there are, V; tokens are 0 to V − 1.
-      embedding_size: E, of both; H where None.
-      num_layers: L, of both.
-      bidirectional: the encoder reads the source both ways.
-      merge: how both directions become one output of the encoder, see `LayerConfig`.
-      context: what the decoder reads of the source beside its initial state; `grujax.seq2seq.model` has the equations.
-        None: nothing (Sutskever et al. 2014, arXiv 1409.3215). "cho": a summary, the same at every step (Cho et al.
-        2014). "bahdanau": additive attention, which the state depends on (Bahdanau et al. 2015). "luong": dot attention
-        of the finished state (Luong et al. 2015); the encoder is as wide as the decoder, merge="sum" where it is
-        bidirectional.
-      dropout: probability, on the embeddings and on what the logits are computed from.
-      implementation: of both, see `LayerConfig`.
+      source_vocabulary, target_vocabulary: the number of tokens V of each vocabulary; tokens are 0 to V − 1.
+      embedding_size: the size E of both embeddings; None: H.
+      num_layers: the number of layers L of encoder and decoder.
+      bidirectional: whether the encoder reads the source in both directions.
+      merge: how the outputs of both directions of the encoder are combined; see `LayerConfig`.
+      context: what the decoder reads of the source in addition to its initial state; `grujax.seq2seq.model` has the
+        equations. None: nothing (Sutskever et al. 2014, arXiv 1409.3215). "cho": a summary, the same at every step (Cho
+        et al. 2014). "bahdanau": additive attention, whose result enters the next state (Bahdanau et al. 2015).
+        "luong": dot attention of the new state (Luong et al. 2015); the encoder must be as wide as the decoder, so a
+        bidirectional one needs merge="sum", "mean" or "mul".
+      dropout: the drop probability for the embeddings and for the input of the output layer that gives the logits.
+      implementation: the implementation of encoder and decoder; see `LayerConfig`.
     """
 
     _: dataclasses.KW_ONLY
@@ -56,7 +58,7 @@ class Seq2SeqConfig(CellConfig):
 
     @property
     def embedded(self) -> int:
-        """E."""
+        """The size of the embeddings, E."""
         return self.hidden_size if self.embedding_size is None else self.embedding_size
 
     def check(self) -> None:
@@ -70,14 +72,15 @@ class Seq2SeqConfig(CellConfig):
         self._layer(dropout=self.dropout).check()
         width, rule = self.encoder_layer.width, "context='luong' needs an encoder as wide as the decoder"
         fits = self.context != "luong" or width == self.hidden_size
-        require(fits, "merge", f"an output of {self.hidden_size}", f"one of {width}", "Write merge='sum'.", rule=rule)
+        expected, found = f"an encoder output of {self.hidden_size} features", f"{width} features"
+        require(fits, "merge", expected, found, "Write merge='sum'.", rule=rule)
 
     def parameter_table(self) -> Table:
-        """Every parameter: the one place that knows their names, shapes and initializers."""
+        """Returns every parameter. Names, shapes and initialisers are defined only here."""
         size, encoder = self.hidden_size, self.encoder_layer
         states, output = encoder.num_directions * size, encoder.width
         context = {None: 0, "cho": size, "bahdanau": output, "luong": 0}[self.context]
-        # what the readout reads, and its width: pairs, of which the larger counts, except with "luong"
+        # input and output size of the readout; its outputs are pairs, of which maxout keeps the larger, except "luong"
         wide = self.embedded + size + context, 2 * size
         readout = {None: None, "cho": wide, "bahdanau": wide, "luong": (output + size, size)}[self.context]
         embedding = jax.nn.initializers.normal(1.0)

@@ -1,7 +1,7 @@
-"""Decoding in one compiled loop: greedy, sampling, beam search, over one step of any decoder.
+"""Decoding in one compiled loop: greedy, sampling and beam search, for any decoder.
 
-A step is `step(state, token) -> (state, logits)`: state is a tree of arrays (B, ...), token integers (B,), logits
-(B, V). All three loops work under `jit` and end as soon as every sequence has.
+A decoder is a function `step(state, token) -> (state, logits)`: state is a tree of arrays (B, ...), token are integers
+(B,), logits (B, V). All three loops work under `jit` and end as soon as every sequence has ended.
 """
 
 from collections.abc import Callable
@@ -24,11 +24,11 @@ Step = Callable[[State, Array], tuple[State, Array]]
 
 
 class Decoded(NamedTuple):
-    """What a loop returns; for beam search with an axis of beams, the best first, after B.
+    """The decoded sequences. The results of beam search have an axis of beams after B, best first.
 
-    tokens: int32 (B, N), N the `max_length`; `end` from the end on.
-    lengths: int32 (B,), the number of tokens before the end.
-    scores: (B,), log p of the tokens, that of the end included; of beam search divided by the length penalty.
+    tokens: int32 (B, N), where N is `max_length`; filled with `end` after the end of a sequence.
+    lengths: int32 (B,), the number of tokens before the end token.
+    scores: (B,), log p of the tokens, including the end token; beam search divides it by the length penalty.
     """
 
     tokens: Array
@@ -37,17 +37,20 @@ class Decoded(NamedTuple):
 
 
 def greedy(step: Step[State], state: State, start: ArrayLike, *, end: int, max_length: int) -> Decoded:
-    """The most probable token at each step.
+    """Decodes with the most probable token at each step.
 
     Args:
-      step: see above.
-      state: before the first step.
-      start: the token that is read first; one for all sequences, or integers (B,).
+      step: the decoder, `step(state, token) -> (state, logits)`: a tree of arrays (B, ...), integers (B,), and (B, V).
+      state: the state before the first step.
+      start: the token that is read first: one for all sequences, or integers (B,).
       end: the token that ends a sequence.
-      max_length: N, where a sequence without `end` stops.
+      max_length: the length N at which a sequence without `end` stops.
+
+    Returns:
+      tokens (B, N), lengths and scores (B,); see `Decoded`.
 
     Raises:
-      InputError: a shape, token or number that cannot be served.
+      InputError: a shape, token or number is not valid.
 
     >>> def count(state, token):  # after token i comes i + 1
     ...     return state, jax.nn.one_hot(token + 1, 5)
@@ -68,28 +71,28 @@ def sample(
     temperature: ArrayLike = 1.0,
     top_k: int | None = None,
 ) -> Decoded:
-    """A random token at each step, from softmax(logits / temperature).
+    """Decodes with a random token at each step, drawn from softmax(logits / temperature).
 
     Args:
       step, state, start, end, max_length: see `greedy`.
-      key: the same key gives the same tokens.
-      temperature: above 0; below 1 the probable becomes more probable.
-      top_k: only the k most probable tokens are drawn; all where None.
+      key: the random key; the same key gives the same tokens.
+      temperature: a positive number; below 1 probable tokens become more probable.
+      top_k: draws only from the k most probable tokens; None: from all.
 
     Returns:
-      Scores are log p at temperature 1, with all tokens.
+      tokens (B, N), lengths and scores (B,); see `Decoded`. Scores are log p at temperature 1, over all tokens.
 
     Raises:
-      InputError: a shape, token or number that cannot be served.
+      InputError: a shape, token or number is not valid.
 
     >>> def uniform(state, token):
     ...     return state, jnp.zeros((len(token), 5))
     >>> sample(uniform, jnp.zeros((2, 1)), 0, end=4, max_length=3, key=jax.random.key(0)).tokens.shape
     (2, 3)
     """
-    one = np.shape(temperature) == ()
-    positive = one and (isinstance(temperature, Tracer) or bool(np.asarray(temperature) > 0))
-    require(positive, "temperature", "a positive number", temperature, "greedy is the limit at 0.")
+    scalar = np.shape(temperature) == ()
+    positive = scalar and (isinstance(temperature, Tracer) or bool(np.asarray(temperature) > 0))
+    require(positive, "temperature", "a positive number", temperature, "The limit at 0 is greedy.")
     if top_k is not None:
         require_count(top_k, "top_k")
 
@@ -116,25 +119,26 @@ def beam_search(
     beam_size: int,
     length_penalty: float = 0.0,
 ) -> Decoded:
-    """The K best sequences that a beam of K finds.
+    """Decodes with beam search: the best K sequences that a beam of size K finds.
 
-    At each step every unfinished sequence is continued by every token, and the K best of all are kept. A finished
-    sequence keeps its score and its place among them. They are compared by log p / lp(n), n the number of tokens:
+    At each step every unfinished sequence is extended by every token, and the best K of all sequences are kept. A
+    finished sequence keeps its score and competes with the others. Sequences are compared by log p / lp(n), where n is
+    the number of tokens, including the end token:
 
         lp(n) = ((5 + n) / 6)^α
 
     Args:
-      step: see `greedy`; it is batched over the beams by `jax.vmap`, so what it closes over is not repeated.
+      step: see `greedy`. `jax.vmap` batches it over the beams, so arrays that it closes over are not copied.
       state, start, end, max_length: see `greedy`.
-      beam_size: K.
+      beam_size: the number of beams, K.
       length_penalty: α. 0 compares log p itself, which favours short sequences.
 
     Returns:
-      tokens (B, K, N), lengths and scores (B, K), the best first. Where there are fewer than K sequences, the others
-      have score −inf.
+      tokens (B, K, N), lengths and scores (B, K), best first; see `Decoded`. If there are fewer than K sequences, the
+      others have score −inf.
 
     Raises:
-      InputError: a shape, token or number that cannot be served.
+      InputError: a shape, token or number is not valid.
 
     >>> def count(state, token):
     ...     return state, 9 * jax.nn.one_hot(token + 1, 5)
@@ -168,13 +172,13 @@ def beam_search(
         parent, token = best // n_tokens, (best % n_tokens).astype(jnp.int32)
 
         def of_parent(a: Array) -> Array:
-            return jax.vmap(lambda of, i: of[i])(a, parent)
+            return jax.vmap(lambda row, i: row[i])(a, parent)
 
         state, tokens, counts, done = jax.tree.map(of_parent, (state, tokens, counts, done))
         scores = jnp.take_along_axis(scores.reshape(n_rows, beam_size * n_tokens), best, 1)
         return t + 1, state, token, tokens.at[:, :, t].set(token), scores, counts, done | (token == end)
 
-    first = jnp.where(jnp.arange(beam_size) == 0, 0, -jnp.inf).astype(dtype)  # one sequence to begin with
+    first = jnp.where(jnp.arange(beam_size) == 0, 0, -jnp.inf).astype(dtype)  # at the start only one beam counts
     scores = jnp.broadcast_to(first, (n_rows, beam_size))
     tokens = jnp.full((n_rows, beam_size, max_length), end, jnp.int32)
     counts, done = (jnp.zeros((n_rows, beam_size), kind) for kind in (jnp.int32, jnp.bool_))
@@ -186,7 +190,7 @@ def beam_search(
 def _one_by_one(
     step: Step, state: Any, start: ArrayLike, end: int, max_length: int, choose: Callable[[Array, Array], Array]
 ) -> Decoded:
-    """A sequence for each row; `choose(t, log p (B, V))` gives the tokens (B,) of step t."""
+    """Decodes one sequence for each row; `choose(t, log p (B, V))` returns the tokens (B,) of step t."""
     token, _, dtype = _checked(step, state, start, end, max_length)
 
     def body(carry: tuple) -> tuple:
@@ -206,14 +210,15 @@ def _one_by_one(
 
 
 def _goes_on(max_length: int) -> Callable[[tuple], Array]:
+    """Returns the condition of the loop: the length is not reached, and a sequence is unfinished."""
     return lambda carry: (carry[0] < max_length) & ~carry[-1].all()
 
 
 def _checked(step: Step, state: Any, start: ArrayLike, end: int, max_length: int) -> tuple[Array, int, Any]:
-    """The first tokens (B,), V, and the dtype of scores."""
+    """Checks the arguments. Returns the first tokens (B,), the number of tokens V, and the dtype of scores."""
     require_count(max_length, "max_length")
     sizes = {a.shape[:1] for a in jax.tree.leaves(state)}
-    remedy = "Every array of it has the batch as its first axis."
+    remedy = "The first axis of every array must be the batch."
     require(len(sizes) == 1 and () not in sizes, "state", "arrays (B, ...)", f"first axes {sorted(sizes)}", remedy)
     ((n_rows,),) = sizes
     token = as_array(start, "start")

@@ -1,4 +1,4 @@
-"""Sequence to sequence as a Flax Linen module."""
+"""The sequence-to-sequence model as a Flax Linen module."""
 
 from collections.abc import Mapping
 from typing import Any, Never
@@ -16,13 +16,15 @@ from grujax.types import Array
 
 @explained
 class Seq2Seq(model.Decoding, nn.Module):
-    """A GRU encoder and a GRU decoder over tokens. Attributes: those of `Seq2SeqConfig` and `CellConfig`.
+    """A GRU encoder and a GRU decoder over tokens.
 
-    The equations are in `grujax.seq2seq.model`. A call trains: the decoder reads the target itself (teacher forcing).
-    `encode` and `step` decode: with `grujax.seq2seq.greedy`, `sample` and `beam_search`.
+    Attributes: those of `Seq2SeqConfig` and `CellConfig`.
 
-    Parameters: `encoder` and `decoder` as `GRU` has them, `source_embedding` and `target_embedding` (V, E), `logits`,
-    and where the context asks for them `start`, `summary`, `attention` and `readout`.
+    The equations are in `grujax.seq2seq.model`. A call is for training: the decoder reads the target (teacher forcing).
+    `encode` and `step` are for decoding, with `grujax.seq2seq.greedy`, `sample` or `beam_search`.
+
+    Parameters: `encoder` and `decoder`, each with the parameters of a `GRU`; `source_embedding` and `target_embedding`
+    (V, E); `logits`; and, depending on the context, `start`, `summary`, `attention` and `readout`.
 
     >>> import jax, jax.numpy as jnp
     >>> translator = Seq2Seq(20, source_vocabulary=30, target_vocabulary=40, context="luong")
@@ -43,24 +45,24 @@ class Seq2Seq(model.Decoding, nn.Module):
         deterministic: bool = True,
         **others: Never,
     ) -> Array:
-        """The logits of every next token, where the decoder reads `target`.
+        """Computes the logits of the next token at every step, while the decoder reads `target`.
 
         Args:
-          source: tokens (B, S).
-          target: tokens (B, T) that the decoder reads, the start token first. The logits at t are those of token t + 1:
-            the loss compares those of `target[:, :-1]` with `target[:, 1:]`.
-          source_lengths, target_lengths: integers (B,), how many tokens are valid; all where None.
-          sampling_rate: the share of target tokens in whose place the decoder reads what it drew itself from the logits
-            before (scheduled sampling, Bengio et al. 2015, arXiv 1506.03099); rng stream "sampling". None: teacher
-            forcing, in which the decoder runs over all steps at once, except with context="bahdanau".
+          source: the source tokens (B, S).
+          target: the tokens (B, T) that the decoder reads, with the start token first. The logits at step t belong to
+            token t + 1, so the loss compares the logits of `target[:, :-1]` with `target[:, 1:]`.
+          source_lengths, target_lengths: integers (B,), the number of valid tokens; None: all are valid.
+          sampling_rate: the share of target tokens that are replaced by tokens drawn from the decoder's own logits of
+            the previous step (scheduled sampling, Bengio et al. 2015, arXiv 1506.03099); rng stream "sampling". None is
+            teacher forcing: the decoder runs over all steps at once, except with context="bahdanau".
           deterministic: False switches dropout on; rng stream "dropout".
 
         Returns:
-          (B, T, target_vocabulary), exactly 0 at steps that are not valid, in the compute dtype.
+          The logits (B, T, target_vocabulary) in the compute dtype, exactly 0 at steps that are not valid.
 
         Raises:
-          InputError: a field, shape, dtype, token or length that cannot be served.
-          TypeError: a keyword that is none of these; it names ours.
+          InputError: a field, shape, dtype, token or length is not supported.
+          TypeError: a keyword is unknown; the message names the right one.
         """
         refuse_others(self, others)
         self.check()
@@ -69,7 +71,7 @@ class Seq2Seq(model.Decoding, nn.Module):
         lengths = source_lengths, target_lengths
         return model.forced(self, self.weights(), source, target, *lengths, noise, sampling)[0]
 
-    # in the class itself: Flax then names them in profiles and keeps their intermediates, and the reference shows them
+    # Assigned here so that Flax wraps them, which gives names in profiles and intermediates, and the docs list them.
     align, encode, step = model.Decoding.align, model.Decoding.encode, model.Decoding.step
 
     @nn.compact
@@ -79,7 +81,7 @@ class Seq2Seq(model.Decoding, nn.Module):
 
 
 class _Table(nn.Module):
-    """The parameters of a table below that of the model."""
+    """The parameters of a nested table."""
 
     table: Mapping[str, Any]
     dtype: DTypeLike
@@ -90,10 +92,12 @@ class _Table(nn.Module):
 
 
 def _declared(module: nn.Module, table: Mapping[str, Any], dtype: DTypeLike) -> dict[str, Any]:
-    def one(name: str, of: Any) -> Any:
-        if isinstance(of, Mapping):
-            return _Table(of, dtype, name=name)()
-        init, shape = of
+    """Declares the parameters of a table, which may be nested, and returns them."""
+
+    def entry(name: str, row: Any) -> Any:
+        if isinstance(row, Mapping):
+            return _Table(row, dtype, name=name)()
+        init, shape = row
         return declared(module, name, init, shape, dtype)
 
-    return {name: one(name, of) for name, of in table.items()}
+    return {name: entry(name, row) for name, row in table.items()}

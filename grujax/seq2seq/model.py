@@ -1,7 +1,8 @@
-"""The equations of a sequence-to-sequence model, on a dict of arrays: both faces run these.
+"""The equations of the sequence-to-sequence model, as functions of a dict of arrays, for Flax Linen and Flax NNX.
 
-x is the source, y the target, e(y) its embedding; h the states of the encoder, s those of the decoder. `GRU(s, a)` is
-one step of the layers from s, with input a. The papers leave biases out; here they are, except in the attention.
+x is the source, y the target, e(y) its embedding; h are the states of the encoder, s the states of the decoder.
+`GRU(s, a)` is one step of the layers from state s with input a. The papers omit biases; grujax has them, except in the
+attention.
 
     every context    h_1 ... h_S = GRU over e(x_1) ... e(x_S)
 
@@ -24,12 +25,13 @@ one step of the layers from s, with input a. The papers leave biases out; here t
                      c_t = Σ_s a_ts h_s
                      logits_t = W_o tanh(W_c [c_t; s_t])
 
-y_t is the token that is read at step t, logits_t are those of the next one: y_1 is the start token. max2 takes the
-larger of each two neighbours (maxout). h_S is the last state of the top layer; of a bidirectional encoder both last
+y_t is the token that step t reads, and logits_t belong to the next token; y_1 is the start token. max2 takes the larger
+of each pair of neighbours (maxout). h_S is the last state of the top layer. For a bidirectional encoder it is both last
 states, and then s_0 = tanh(W_s h_S) for None and "luong" too.
 
-Differences from the papers: Bahdanau's s_0 reads the backward state alone, and his readout s_{t−1} in the appendix, s_t
-in equation 4. Sutskever and Luong have LSTMs; Luong feeds the vector before W_o back into the next step in some models.
+Differences from the papers: Bahdanau's s_0 reads only the backward state, and his readout reads s_{t−1} in the
+appendix, but s_t in equation 4. Sutskever and Luong use LSTMs. In some of Luong's models the next step also reads the
+vector before W_o.
 """
 
 from collections.abc import Mapping
@@ -54,27 +56,27 @@ Params = Mapping[str, Any]
 
 
 class Memory(NamedTuple):
-    """What the decoder reads of a source at every step; None where it reads nothing."""
+    """The part of a source that the decoder reads at every step. Fields that the context does not use are None."""
 
-    summary: Array | None = None  # c (B, H) of "cho"
-    values: Array | None = None  # h (B, S, F) of attention
-    keys: Array | None = None  # h, or U_a h (B, S, H)
-    valid: Array | None = None  # (B, S)
+    summary: Array | None = None  # c (B, H), for "cho"
+    values: Array | None = None  # h (B, S, F), for attention
+    keys: Array | None = None  # h, or U_a h (B, S, H), for attention
+    valid: Array | None = None  # (B, S), True at valid steps
 
 
 class Advanced(NamedTuple):
-    """After some steps of the decoder."""
+    """The result of some steps of the decoder."""
 
-    state: Array  # (B, L, H)
-    s: Array  # (B, T, H), of the top layer
+    state: Array  # (B, L, H), after the last step
+    s: Array  # (B, T, H), the states of the top layer
     context: Array | None  # (B, T, F)
-    weights: Array | None  # (B, T, S)
+    weights: Array | None  # (B, T, S), the attention weights
 
 
 def encode(
     config: Seq2SeqConfig, params: Params, source: ArrayLike, lengths: ArrayLike | None, noise: Noise | None = None
 ) -> tuple[Memory, Array]:
-    """Tokens (B, S) -> what the decoder reads, and its initial state (B, L, H)."""
+    """Encodes tokens (B, S). Returns what the decoder reads at every step, and its initial state (B, L, H)."""
     tokens, valid = check_tokens(source, "source", lengths, "source_lengths", config.source_vocabulary)
     x = dropped(_embedded(config, params["source_embedding"], tokens), config.dropout, noise)
     run = run_on_arrays(config.encoder_layer, params["encoder"], Steps(x, valid, None, False), None)
@@ -93,7 +95,10 @@ def encode(
 
 
 def advance(config: Seq2SeqConfig, params: Params, memory: Memory, state: Array, e: Array) -> Advanced:
-    """T steps of the decoder from `state` (B, L, H), which read e (B, T, E); all at once where the equations allow."""
+    """Runs T steps of the decoder on embeddings e (B, T, E) from `state` (B, L, H).
+
+    All steps run in one call of the layers, except with "bahdanau", where they are a `lax.scan`.
+    """
     summary, values, keys, valid = memory
 
     def layers(x: Array, state: Array) -> tuple[Array, Array]:
@@ -123,7 +128,15 @@ def advance(config: Seq2SeqConfig, params: Params, memory: Memory, state: Array,
 
 
 def readout(config: Seq2SeqConfig, params: Params, e: Array, at: Advanced, kept: Array | None = None) -> Array:
-    """Logits (B, T, V) of the tokens after those with embeddings e (B, T, E); `kept` is a mask of dropout (B, T, H)."""
+    """Computes the logits (B, T, V) of the next tokens.
+
+    Args:
+      config: the model.
+      params: its parameters.
+      e: the embeddings (B, T, E) of the tokens that were read.
+      at: the decoder after it has read them.
+      kept: the dropout mask (B, T, H) for the input of the last layer; None: no dropout.
+    """
     s = at.s
     if at.context is not None:
         parts = [at.context, s] if config.context == "luong" else [e, s, at.context]
@@ -142,10 +155,12 @@ def forced(
     noise: Noise | None = None,
     sampling: tuple[ArrayLike, Array] | None = None,
 ) -> tuple[Array, Array | None]:
-    """Logits (B, T, V), 0 past the end of a target, and the weights of attention (B, T, S).
+    """Runs the model with teacher forcing. Returns logits (B, T, V), 0 past the end of a target, and attention weights.
 
-    sampling: the share of target tokens that are replaced by what the model draws from its own logits of the step
-      before, and a key. No gradient goes through a draw (Bengio et al. 2015, arXiv 1506.03099).
+    The weights are (B, T, S), or None if the context has no attention.
+
+    sampling: the share of target tokens that are replaced by draws from the model's own logits of the previous step,
+      and a key (Bengio et al. 2015, arXiv 1506.03099). No gradient passes through a draw. None: no token is replaced.
     """
     tokens, valid = check_tokens(target, "target", target_lengths, "target_lengths", config.target_vocabulary)
     memory, state = encode(config, params, source, source_lengths, noise)
@@ -170,27 +185,27 @@ def forced(
 
     def one_step(carry: tuple[Array, Array], inputs: tuple) -> tuple[tuple[Array, Array], tuple]:
         assert sampling is not None
-        state, own = carry
+        state, drawn = carry
         token, masks, key = inputs
         coin, draw = jax.random.split(key)
-        token = jnp.where(jax.random.bernoulli(coin, sampling[0], (n_rows,)), own, token)
+        token = jnp.where(jax.random.bernoulli(coin, sampling[0], (n_rows,)), drawn, token)
         at, logits = read(token[:, None], jax.tree.map(lambda a: a[:, None], masks), state)
-        own = jax.random.categorical(draw, lax.stop_gradient(logits[:, 0])).astype(token.dtype)
-        return (at.state, own), (logits[:, 0], None if at.weights is None else at.weights[:, 0])
+        drawn = jax.random.categorical(draw, lax.stop_gradient(logits[:, 0])).astype(token.dtype)
+        return (at.state, drawn), (logits[:, 0], None if at.weights is None else at.weights[:, 0])
 
     if sampling is None:
         at, logits = read(tokens, masks, state)
         weights = at.weights
     else:
-        given = (tokens, masks)
-        inputs = (*jax.tree.map(lambda a: a.swapaxes(0, 1), given), jax.random.split(sampling[1], n_steps))
-        _, outputs = lax.scan(one_step, (state, tokens[:, 0]), inputs)  # the start token is always the given one
+        by_step = jax.tree.map(lambda a: a.swapaxes(0, 1), (tokens, masks))
+        inputs = (*by_step, jax.random.split(sampling[1], n_steps))
+        _, outputs = lax.scan(one_step, (state, tokens[:, 0]), inputs)  # the start token is never replaced
         logits, weights = jax.tree.map(lambda a: a.swapaxes(0, 1), outputs)
     return logits if valid is None else jnp.where(valid[..., None], logits, 0), weights
 
 
 class Decoding(Seq2SeqConfig):
-    """The methods that both faces share; each has its own `__call__` and its own `weights`."""
+    """The methods that the Flax Linen and the Flax NNX module share; each defines `__call__` and `weights` itself."""
 
     if TYPE_CHECKING:
 
@@ -204,17 +219,23 @@ class Decoding(Seq2SeqConfig):
         source_lengths: ArrayLike | None = None,
         target_lengths: ArrayLike | None = None,
     ) -> Array | None:
-        """The weights of attention (B, T, S) under teacher forcing; None where the context is no attention."""
+        """Returns the attention weights (B, T, S) with teacher forcing; None if the context has no attention.
+
+        Arguments and errors are those of a call.
+        """
         self.check()
         return forced(self, self.weights(), source, target, source_lengths, target_lengths)[1]
 
     def encode(self, source: ArrayLike, *, source_lengths: ArrayLike | None = None) -> tuple[Memory, Array]:
-        """What the decoder reads of `source` (B, S) at every step, and its initial state (B, L, H)."""
+        """Encodes `source` (B, S). Returns what the decoder reads at every step, and its initial state (B, L, H).
+
+        `source_lengths` (B,) is the number of valid tokens; None: all are valid.
+        """
         self.check()
         return encode(self, self.weights(), source, source_lengths)
 
     def step(self, memory: Memory, state: Array, token: Array) -> tuple[Array, Array]:
-        """Reads one token (B,): the next state (B, L, H), and the logits (B, V) of the token after it."""
+        """Reads one token (B,). Returns the next state (B, L, H), and the logits (B, V) of the following token."""
         params = self.weights()
         e = _embedded(self, params["target_embedding"], token)[:, None]
         at = advance(self, params, memory, state, e)
@@ -224,7 +245,11 @@ class Decoding(Seq2SeqConfig):
 def check_tokens(
     tokens: ArrayLike, name: str, lengths: ArrayLike | None, of_lengths: str, vocabulary: int
 ) -> tuple[Array, Array | None]:
-    """Tokens (B, T), 0 in the padding, and which are valid (B, T); `InputError` where they do not fit."""
+    """Returns the tokens (B, T), with 0 in the padding, and a mask of valid ones (B, T), or None if all are valid.
+
+    Raises:
+      InputError: a shape, dtype, token or length is wrong. `name` and `of_lengths` are the names of the arguments.
+    """
     array = as_array(tokens, name)
     require(array.ndim == 2, name, "tokens (B, T)", f"shape {array.shape}")
     require(jnp.issubdtype(array.dtype, jnp.integer), name, "integers", f"dtype {array.dtype}")
@@ -239,11 +264,12 @@ def check_tokens(
 
 
 def _embedded(config: Seq2SeqConfig, table: Array, tokens: Array) -> Array:
-    """(..., E), in the compute dtype; NaN for a token that is not in the table, where none was checked."""
+    """Returns the embeddings (..., E) in the compute dtype; NaN for an unknown token, which tracing cannot refuse."""
     rows = table.at[tokens].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
     return rows if config.dtype is None else rows.astype(config.dtype)
 
 
 def _times(config: Seq2SeqConfig, x: Array, w: Array) -> Array:
+    """Computes the product x w in the compute dtype."""
     dtype = jnp.dtype(config.dtype or jnp.result_type(x, w))
     return jnp.dot(x.astype(dtype), w.astype(dtype), precision=config.precision)

@@ -1,4 +1,4 @@
-"""Sequence to sequence as a Flax NNX module."""
+"""The sequence-to-sequence model as a Flax NNX module, and its conversion to and from Flax Linen."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from grujax.types import Array
 
 
 class _Table(nnx.Module):
-    """The parameters of a table below that of the model."""
+    """The parameters of a nested table."""
 
 
 @explained
@@ -26,7 +26,7 @@ class _Table(nnx.Module):
 class Seq2Seq(model.Decoding, Regularised):
     """A GRU encoder and a GRU decoder over tokens: `Seq2Seq(hidden_size, *, ..., rngs)`.
 
-    Attributes, calls and parameters are those of `grujax.seq2seq.Seq2Seq`, of Flax Linen.
+    Attributes, calls and parameters are those of `grujax.seq2seq.Seq2Seq`, the Flax Linen module.
 
     >>> import jax.numpy as jnp
     >>> from flax import nnx
@@ -55,13 +55,16 @@ class Seq2Seq(model.Decoding, Regularised):
         rngs: Rngs | None = None,
         **others: Never,
     ) -> Array:
-        """The logits (B, T, V) of every next token, where the decoder reads `target`.
+        """Computes the logits (B, T, V) of the next token at every step, while the decoder reads `target`.
 
         Args:
           source, target, source_lengths, target_lengths, sampling_rate: see `grujax.seq2seq.Seq2Seq`.
-          deterministic: True switches dropout off; the attribute where None.
-          rngs: `sampling_rate` draws from its stream "sampling", dropout from "dropout"; dropout from the module's own
-            stream where None.
+          deterministic: True switches dropout off; None uses the attribute.
+          rngs: the random streams: `sampling_rate` draws from "sampling", dropout from "dropout". With None dropout
+            draws from the module's own stream.
+
+        Raises:
+          InputError, TypeError: see `grujax.seq2seq.Seq2Seq`.
         """
         refuse_others(self, others)
         sampling = None if sampling_rate is None else (sampling_rate, stream_of(rngs, "sampling")())
@@ -71,24 +74,26 @@ class Seq2Seq(model.Decoding, Regularised):
     align, encode, step = model.Decoding.align, model.Decoding.encode, model.Decoding.step
 
     def weights(self) -> dict[str, Any]:
-        """The parameters as a nested dict of arrays, that of Flax Linen."""
+        """Returns the parameters as a nested dict of arrays, with the structure of the Flax Linen parameters."""
         return nnx.to_pure_dict(nnx.state(self, nnx.Param))
 
 
 def _place(module: nnx.Module, table: Mapping[str, Any], rngs: nnx.Rngs, dtype: DTypeLike) -> None:
-    for name, of in table.items():
-        if isinstance(of, tuple):
-            init, shape = of
+    """Draws the parameters of a table, which may be nested, and sets them as attributes of the module."""
+    for name, row in table.items():
+        if isinstance(row, tuple):
+            init, shape = row
             setattr(module, name, nnx.Param(init(rngs.params(), shape, dtype)))
         else:
             setattr(module, name, _Table())
-            _place(getattr(module, name), of, rngs, dtype)
+            _place(getattr(module, name), row, rngs, dtype)
 
 
 def to_linen(module: Seq2Seq) -> tuple[linen.Seq2Seq, dict[str, Any]]:
-    """(model, variables) of Flax Linen with the same fields and values, as `grujax.save` takes them.
+    """Converts a module to Flax Linen: (model, variables), as `grujax.save` takes them, bit for bit.
 
-    Raises `InputError` for a module of another class.
+    Raises:
+      InputError: the module is not a `grujax.seq2seq.nnx.Seq2Seq`.
 
     >>> from flax import nnx
     >>> translator = Seq2Seq(20, source_vocabulary=30, target_vocabulary=40, rngs=nnx.Rngs(0))
@@ -102,15 +107,15 @@ def to_linen(module: Seq2Seq) -> tuple[linen.Seq2Seq, dict[str, Any]]:
 
 
 def from_linen(model: linen.Seq2Seq, variables: Mapping[str, Any], *, rngs: nnx.Rngs) -> Seq2Seq:
-    """The module with the fields of `model` and the values of `variables`, bit for bit.
+    """Converts a Linen model to a Flax NNX module with the same fields and values, bit for bit.
 
     Args:
       model: a `grujax.seq2seq.Seq2Seq`.
-      variables: {"params": ...}.
-      rngs: dropout draws from its stream "dropout".
+      variables: its variables, {"params": ...}.
+      rngs: the random streams of the new module; dropout draws from "dropout".
 
     Raises:
-      InputError: the model has another class, or the variables do not fit it.
+      InputError: the model has another class, or the variables do not fit the model.
 
     >>> import jax, jax.numpy as jnp
     >>> from flax import nnx
@@ -120,8 +125,8 @@ def from_linen(model: linen.Seq2Seq, variables: Mapping[str, Any], *, rngs: nnx.
     >>> bool((module(tokens, tokens) == model.apply(variables, tokens, tokens)).all())
     True
     """
-    own = require_own(model, {"Seq2Seq": linen.Seq2Seq})
+    checked = require_own(model, {"Seq2Seq": linen.Seq2Seq})
     require(isinstance(variables, Mapping), "variables", "a dict", f"a {type(variables).__name__}")
-    module = Seq2Seq(**own.fields_of(Seq2Seq), rngs=rngs)
+    module = Seq2Seq(**checked.fields_of(Seq2Seq), rngs=rngs)
     fill(module, variables.get("params", {}))
     return module

@@ -35,12 +35,12 @@ def calls(name):
 def test_only_the_sizes_go_by_position(name, written):
     sizes = (10, 20, 5) if written else (10, 20)
     instead = rf"write {name}\(hidden_size=20{written}\): the number of input features is read from x"
-    with pytest.raises(TypeError, match=rf"{name} takes hidden_size.* alone by position; {instead}"):
+    with pytest.raises(TypeError, match=rf"{name} takes only hidden_size.* by position; {instead}"):
         LINEN[name][0](*sizes)
-    with pytest.raises(TypeError, match=rf"{name} takes input_size, hidden_size.* alone by position"):
+    with pytest.raises(TypeError, match=rf"{name} takes only input_size, hidden_size.* by position"):
         NNX[name][0](*sizes, 2, rngs=RNGS)
     if name != "GRUCell":
-        with pytest.raises(TypeError, match=r"Other fields need their names: num_layers=2\.$"):
+        with pytest.raises(TypeError, match=r"Pass other fields by name: num_layers=2\.$"):
             LINEN[name][0](*sizes)
     assert NNX[name][0](*sizes, rngs=RNGS).hidden_size == LINEN[name][0](*sizes[1:]).hidden_size == 20
 

@@ -556,7 +556,9 @@ def test_a_function_is_not_saved(tmp_path, field):
         return jnp.tanh(a if valid is None else a[:, 0])
 
     model = GRUModel(H, 2, head_hidden=(3,), **{field: function})
-    with refused(f"{field}: expected a name, which a file can hold", "the function", "Save by hand"):
+    with refused(
+        f"{field}: expected a name, since a file cannot store a function", "the function", "Save the variables"
+    ):
         grujax.save(tmp_path / "m", model, {"params": random_params(model, np.ones((B, T, I), np.float32))})
     assert not list(tmp_path.iterdir())
 

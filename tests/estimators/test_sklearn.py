@@ -344,7 +344,7 @@ def test_more_channels_than_steps_are_announced():
             lambda: GRUForecaster(lr=3),
             "GRUForecaster takes no lr= here: write training=replace(",
         ),
-        (lambda: GRUForecaster(*range(14)), "GRUForecaster takes horizon, season, lags, "),
+        (lambda: GRUForecaster(*range(14)), "GRUForecaster takes only horizon, season, lags, "),
         (lambda: GRUForecaster(horizons=3), "GRUForecaster takes no horizons= here: write horizon=."),
         (
             lambda: GRUForecaster(epochs=3),

@@ -129,7 +129,7 @@ def test_training_warns_of_dropout_that_has_no_place_and_drops_nothing(kind):
     plain = one.apply(variables, x)
     module = from_linen(one, variables, rngs=nnx.Rngs(0))
     for train in (functools.partial(one.apply, variables, deterministic=False, rngs=rngs), module):
-        with pytest.warns(UserWarning, match=r"dropout=0\.9 acts between .* dropped\. Write dropout=0; or use"):
+        with pytest.warns(UserWarning, match=r"dropout=0\.9 acts between .* dropped\. Write dropout=0, or use"):
             result = train(x)
         jax.tree.map(np.testing.assert_array_equal, result, plain)
     model = GRUModel(H, 2, param_dtype=jnp.float64, dropout=0.9)

@@ -80,7 +80,7 @@ def test_a_path_where_no_folder_can_be_is_refused_at_once(path, tmp_path):
     (tmp_path / "file").write_text("mine")
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     with refused(
-        "checkpoints: expected a folder to write in, or where one can be made", str(tmp_path / path), "Name another."
+        "checkpoints: expected a folder that is writable or can be created", str(tmp_path / path), "Choose another"
     ):
         Checkpoints(tmp_path / path, ABOUT)
     assert (tmp_path / "file").read_text() == "mine"

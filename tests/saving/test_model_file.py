@@ -247,7 +247,7 @@ HOSTILE_SENTENCES = {
     ),
     "an unknown context": (field(context="evil"), "context: expected one of [None, 'cho', 'bahdanau', 'luong']"),
     "another context": (field(context="luong"), "params/attention/key: expected only the model's tensors"),
-    "an input_size": (lambda p: rewrite(p, lambda t, h: h.update(input_size=5)), "input_size: expected None, as"),
+    "an input_size": (lambda p: rewrite(p, lambda t, h: h.update(input_size=5)), "input_size: expected None, which"),
     "another class": (field(**{"class": "GRU"}), "context: expected a field of GRU"),
     "missing tensor": (lambda p: rewrite(p, lambda t, h: t.pop(EMBEDDING)), f"{EMBEDDING}: expected a tensor"),
     "statistics": (tensor("statistics/input_mean", np.ones(5, np.float32)), "expected only the model's tensors"),
@@ -306,7 +306,7 @@ def test_a_seq2seq_of_another_face_or_with_other_variables_is_refused(tmp_path):
     ):
         with refused("module: expected a grujax.seq2seq.nnx.Seq2Seq, found grujax.", remedy):
             of_nnx.to_linen(of)
-    with refused("module: expected one of ['GRU', 'GRUCell'", "write *grujax.seq2seq.nnx.to_linen(module)."):
+    with refused("module: expected one of ['GRU', 'GRUCell'", "pass *grujax.seq2seq.nnx.to_linen(module)."):
         gnnx.to_linen(module)
     assert not list(tmp_path.iterdir())
 

@@ -95,7 +95,7 @@ def test_no_head_is_named_as_a_field_of_a_model():
     names = [f.name.removeprefix("head_") for f in dataclasses.fields(ModelConfig) if f.name.startswith("head_")]
     assert len(names) == 2
     for name in names:
-        with refused("output_size: expected heads whose layers have names of their own"):
+        with refused("output_size: expected heads whose layers have unique names"):
             grujax.GRUModel(4, {name: 1}).init(jax.random.key(0), jnp.ones((1, 1, 1)))
         with refused("y: expected heads not named as a field of a model"):
             sequences([[[1.0]], [[2.0]]], {name: [1.0, 2.0]})

@@ -151,7 +151,7 @@ def test_as_many_members_as_the_variables_have():
     ensemble = GRUEnsemble(grujax.GRUModel(4, 2), 3, True)
     x = np.ones((1, 1, 3), np.float32)
     variables = drawn(ensemble, x)
-    with refused("variables: expected parameters of 5 members, found (3,"):
+    with refused("variables: expected parameters whose first axis has 5 members, found shape (3,"):
         dataclasses.replace(ensemble, members=5).apply(variables, x)
     for index in (3, -1):
         with refused(f"index: expected 0 to 2, found {index}"):
@@ -169,8 +169,8 @@ def test_probabilities_sum_to_one_in_bfloat16():
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"members": 3}, "expected an axis of 3 members first, found shape (2, "),
-        ({"members": 10**12}, "expected an axis of 1000000000000 members first"),
+        ({"members": 3}, "expected a first axis of 3 members, found shape (2, "),
+        ({"members": 10**12}, "expected a first axis of 1000000000000 members"),
         ({"members": -1}, "members: expected a positive integer"),
         ({"members": True}, "members: expected a positive integer"),
         ({"classes": 1}, "classes: expected True or False"),
@@ -216,7 +216,7 @@ def test_weights_of_members_that_cannot_be_are_not_saved(tmp_path):
     ensemble = GRUEnsemble(grujax.GRUModel(4, 2), 2, True)
     variables = drawn(ensemble, np.ones((1, 1, 3), np.float32))
     for broken, message in (
-        (ensemble.member(variables, 0), "an axis of 2 members first"),
+        (ensemble.member(variables, 0), "a first axis of 2 members"),
         (
             jax.tree.map(
                 lambda a: np.where(np.arange(2).reshape(-1, *[1] * (a.ndim - 1)) == 1, np.float32(np.nan), a), variables

@@ -39,7 +39,7 @@ def damaged(folder):
 
 LATE = {
     "a file for checkpoints": ({}, DATA, file, "checkpoints: expected a folder"),
-    "a folder that takes no file": ({}, DATA, lambda _: {"checkpoints": "/proc"}, "checkpoints: expected a folder to"),
+    "a folder that takes no file": ({}, DATA, lambda _: {"checkpoints": "/proc"}, "checkpoints: expected a folder"),
     "checkpoints of another run": ({"bidirectional": True}, DATA, of_another_run, "buckets: expected 4, as in the ch"),
     "a damaged checkpoint": ({}, DATA, damaged, "checkpoints: expected a whole checkpoint"),
     "a period": ({}, DATA, lambda to: {"checkpoints": to, "checkpoint_period": -1.0}, "checkpoint_period: expected 0"),
