@@ -364,7 +364,7 @@ def test_a_tree_one_level_up_is_read_and_layers_with_something_between_stay_apar
     variables = drawn(cell, np.ones((1, H), np.float32), np.ones((1, I), np.float32))
     for tree in ({"GRUCell_0": variables["params"]}, {"params": {"net": {"GRUCell_0": variables["params"]}}}):
         assert from_flax(tree)[0] == GRUCell(H)
-    net = linen.Sequential([linen.RNN(linen.GRUCell(H)), linen.Dense(5), linen.RNN(linen.GRUCell(6))])
+    net = linen.Sequential((linen.RNN(linen.GRUCell(H)), linen.Dense(5), linen.RNN(linen.GRUCell(6))))
     tree = drawn(net, np.ones((1, 2, I), np.float32))
     assert sizes(find(tree)) == {"params/layers_0": (I, H, 1, False), "params/layers_2": (5, 6, 1, False)}
 
