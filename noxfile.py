@@ -150,7 +150,7 @@ def lint(session: nox.Session) -> None:
 
 @nox.session(python="3.11")
 def docs(session: nox.Session) -> None:
-    """Builds the site in build/site with its notebooks. Warnings, broken links and images without alt text are errors."""
+    """Builds the site in build/site with its notebooks. Warnings, broken links and missing alt texts are errors."""
     session.install("-e", ".[docs]")
     session.run("sphinx-build", "-W", "--keep-going", "-E", "-b", "html", "docs", "build/site", *session.posargs)
 

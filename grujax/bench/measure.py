@@ -36,8 +36,8 @@ class Options:
     Attributes:
       shapes: The cases.
       peers: The GRUs. On a GPU, "grujax" adds each of its implementations for the GPU, named like "grujax xla".
-      repeats: The least number of timed calls of each GRU.
-      seconds: The least total time of the timed calls of each GRU (at most 200 calls).
+      repeats: The least number of times that each call is timed.
+      seconds: Each call is timed until its times add up to this, but at most 200 times.
     """
 
     shapes: tuple[str, ...] = tuple(CASES)
@@ -65,7 +65,7 @@ def run(options: Options, say: Callable[[str], object] = lambda line: None) -> R
         peers |= implementations(jax.default_backend())
     results: list[Result] = []
     done: list[str] = []
-    # full float32, as in torch (`torch_device`); on the CPU there is no other choice
+    # full float32, as in torch (`torch_device`); on the CPU there is nothing to choose
     with jax.default_matmul_precision("highest" if jax.default_backend() == "gpu" else None):
         try:
             for name in options.shapes:

@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def keep_compiled(environment: MutableMapping[str, str]) -> None:
-    """Makes JAX keep compiled programs in the user's cache folder, unless JAX's own variable or `COMPILED` is set.
+    """Makes JAX keep compiled programs in the user's cache folder. JAX's own variables win; `COMPILED=off` disables it.
 
     Each machine name has its own folder, because machine code for one processor may not run on another that shares the
     home directory. Other users cannot write to the folder, because its contents are executed.

@@ -89,7 +89,7 @@ class Export:
     """The file to write. None, beside the model:
     model.onnx, model.stablehlo, model.pt, model.keras or model-torch.safetensors."""
     probabilities: bool = False
-    """Output class probabilities instead of logits; for classifiers as onnx or keras."""
+    """Output class probabilities instead of logits. For classifiers, with onnx or keras."""
     overwrite: bool = False
     """Replace an existing file."""
 
