@@ -280,7 +280,7 @@ def _by_library(title: str, cells: Sequence[tuple[str, str, str, float | None]])
 
 @contextmanager
 def without_persistent_cache() -> Iterator[None]:
-    """A context manager in which JAX compiles everything anew."""
+    """A context manager that disables JAX's persistent compilation cache."""
     from jax.experimental.compilation_cache import compilation_cache
 
     before = jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,4 +1,4 @@
-"""Counts the operations of a step compiled for an H100 and a TPU v5e: `python benchmarks/programs.py [NAME ...]`.
+"""Counts the operations of a step, compiled for an H100 and a TPU v5e: `python benchmarks/programs.py [NAME ...]`.
 
 NAME is an implementation. No device is needed, only the compilers: pip install nvidia-cuda-nvcc-cu12 libtpu and
 jax-cuda12-plugin in jax's own version. The counts say what each step of a loop launches, but not how long it takes. The

@@ -1,6 +1,6 @@
 """Recurrent PPO (Schulman et al. 2017) on a memory task: rollouts, resets and updates are one compiled program.
 With `--rnn flax` the agent is the usual `nn.scan` over Flax's cell. The task is Repeat Previous (POPGym, Morad et al.
-2023): each step shows one of 4 symbols, and the agent names that of 4 steps ago. Returns are −1 to 1; guessing: −0.5.
+2023): each step shows one of 4 symbols, and the agent names the one 4 steps ago. Returns are −1 to 1; guessing: −0.5.
 """
 
 import argparse

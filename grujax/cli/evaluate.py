@@ -110,7 +110,7 @@ def require_free(heads: Iterable[str]) -> None:
 
 
 def _columns(head: str, outputs: np.ndarray, labels: list[str] | None) -> list[tuple[str, list[str]]]:
-    """Returns name and values of each column of a head. Names of heads contain no slash, so those of columns differ."""
+    """Returns (name, values) of each column of a head. Head names contain no slash, so column names are unique."""
     if labels is None:
         names = [head or "value"]
         if outputs.shape[1] > 1:
