@@ -5,6 +5,7 @@ from rich.console import Console
 from rich.table import Table
 
 from grujax.data import Dataset
+from grujax.errors import counted
 from grujax.training import Scores
 from grujax.training.rates import Rates
 
@@ -23,7 +24,7 @@ def show_data(console: Console, data: Dataset) -> None:
     }
     targets = ", ".join(f"{name}: {kind}" if name else kind for name, kind in kinds.items())
     targets += " per step" if train.per_step else ""
-    channels = f"{train.channels if train.fill is None else len(train.fill)} channels"
+    channels = counted(train.channels if train.fill is None else len(train.fill), "channel")
     channels += "" if train.fill is None else ", each with its mask and time gap"
     counts = f"{len(train)} training and {len(test)} test sequences, {channels}"
     say(console, f"{data.name}: {counts}, {every.min()} to {every.max()} steps, {targets}")
