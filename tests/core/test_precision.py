@@ -45,7 +45,7 @@ def test_the_published_table_has_every_row_and_column():
 @pytest.mark.skipif("native" not in HERE, reason="the figures are those of the native kernel")
 @pytest.mark.parametrize("pair", precision.DTYPES, ids="/".join)
 def test_every_published_figure_is_what_is_measured(measured, pair):
-    """The figures are from AVX-512. Others sum in another order: with AVX2 the least error is 0.49 of its figure."""
+    """The figures are from AVX-512. Other processors sum in another order: the least with AVX2 is 0.49 of its figure."""
     for name, figure in published()[pair].items():
         error = measured[pair][name]
         assert figure / 2.5 <= error <= 2 * figure, f"{name}: published {figure:.1e}, measured {error:.2e}"
@@ -61,7 +61,7 @@ def test_the_rule_sums_the_gradient_of_w_hh_in_more_than_the_compute_dtype(measu
 @pytest.mark.parametrize("implementation", [*HERE, "reference"])
 @pytest.mark.parametrize(("dtype", "state"), [("bfloat16", "float32"), ("float64", "float64")])
 def test_the_state_is_carried_in_float32_at_least(dtype, state, implementation):
-    """Each step moves the state by 1/60 of the rest, too little for half precision. Zero weights: no other rounding."""
+    """Each step moves the state by 1/60 of the way, too little for half precision. Zero weights: no other rounding."""
     steps, hidden = 300, 3
     rng = np.random.default_rng(0)
     h0 = np.asarray(jnp.asarray(rng.normal(size=(1, 2, hidden)), dtype).astype("float64"))

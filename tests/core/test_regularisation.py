@@ -176,7 +176,7 @@ def test_an_unlocked_mask_is_another_at_every_step(name):
 
 
 def test_a_mask_on_weights_serves_all_sequences_and_steps():
-    """The mask is recovered from one step; the gates at other steps, of other states, follow from the same weights."""
+    """The mask is recovered from one step; the gates at other steps, of other states, follow from it too."""
     model = layer("weight_dropout", RATE["weight_dropout"])
     variables = drawn(model)
     (output, _), sown = jax.jit(lambda v: training(model, v, mutable=["intermediates"]))(variables)

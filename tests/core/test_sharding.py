@@ -51,7 +51,7 @@ In shard_map a device sees only its own rows, whatever follows the layer."""
 
 
 def cases(every):
-    """Yields (way, model, implementation): all, or for each model alternating ones of its row, without HELD."""
+    """Yields (way, model, implementation): all, or without HELD, where implementations alternate over models."""
     for way, models, named in WAYS:
         implementations = [name for name in named if name in (*HERE, "reference")]
         for i, model in enumerate(models):

@@ -58,7 +58,7 @@ SERVED = [
 MOVED = ["few", "33 units, 65 rows", "one row", "bfloat16, odd"]
 FEW = ["few", "33 units, 65 rows", "bfloat16, odd"]  # all sets share the source: whole and partial tiles, pairs
 MANY = ["15 units", *MOVED, "threads, columns, Cho", "bfloat16, threads", "16 units", "17 units"]
-"""All variants, each way to divide the work and to process the rows, partial and whole vectors."""
+"""Both values of `reset_after` and `update`, each way to divide work and to process rows, partial and whole vectors."""
 IN_USE, _ = native.status()
 CHOSEN = (
     "import ctypes, sys; f = ctypes.CDLL(sys.argv[1]).grujax_instruction_set; f.restype = ctypes.c_char_p; print(f())"
