@@ -45,7 +45,7 @@ def test_the_published_table_has_every_row_and_column():
 @pytest.mark.skipif("native" not in HERE, reason="the figures are those of the native kernel")
 @pytest.mark.parametrize("pair", precision.DTYPES, ids="/".join)
 def test_every_published_figure_is_what_is_measured(measured, pair):
-    """The figures are from AVX-512. Other processors sum in another order: the least with AVX2 is 0.49 of its figure."""
+    """Measured with AVX-512. Other processors sum in another order: with AVX2 the least is 0.49 of its figure."""
     for name, figure in published()[pair].items():
         error = measured[pair][name]
         assert figure / 2.5 <= error <= 2 * figure, f"{name}: published {figure:.1e}, measured {error:.2e}"
