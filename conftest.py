@@ -1,4 +1,4 @@
-"""How the tests run: quickly, or with `--slow` all of them and compiled as users compile."""
+"""Pytest options: by default the fast tests, compiled quickly; with `--slow` all tests, compiled as for users."""
 
 import gc
 import os
@@ -9,13 +9,13 @@ import pytest
 
 QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 QUICK += " --xla_cpu_parallel_codegen_split_count=1"
-if jax.__version_info__ < (0, 11):  # XLA ends the process at a flag that it does not know
+if jax.__version_info__ < (0, 11):  # XLA aborts at an unknown flag
     QUICK += " --xla_cpu_use_fusion_emitters=false"
-"""With these XLA compiles in a quarter of the time. Most of a test is compiling; each program runs once or twice."""
+"""With these flags XLA compiles in a quarter of the time. Tests mostly compile: each program runs once or twice."""
 
 
 collect_ignore = ["grujax/estimators/aeon.py", "grujax/estimators/sktime.py"]
-"""Their packages take seconds to import: tests/estimators runs the examples in them."""
+"""aeon and sktime take seconds to import; tests/estimators runs the examples in these files."""
 if not find_spec("equinox"):
     collect_ignore.append("grujax/equinox.py")
 
@@ -25,7 +25,7 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # else torch's threads spin where other processes compute
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # otherwise torch's threads spin while others compute
     config.addinivalue_line("markers", "slow: a larger grid of what another test samples; runs with --slow alone")
     if not config.getoption("--slow"):
         os.environ["XLA_FLAGS"] = f"{QUICK} {os.environ.get('XLA_FLAGS', '')}"
@@ -39,19 +39,19 @@ def pytest_collection_modifyitems(config, items):
 
 
 def pytest_collection_finish(session):
-    """Tracing makes many small objects: to look for garbage among them less often saves a sixth of the time."""
+    """Collects garbage less often. Tracing makes many small objects; this saves a sixth of the time."""
     gc.set_threshold(50_000, 20, 50)
 
 
 @pytest.fixture(autouse=True, scope="module")
 def no_garbage_is_looked_for_in_what_is_there_already():
-    """What was imported and compiled before this file stays. To search it takes seconds, late in a session."""
+    """Excludes everything made before this file from garbage collection, which takes seconds late in a session."""
     gc.freeze()
 
 
 @pytest.fixture(autouse=True)
 def plain_numerics_in_doctests(request):
-    """Doctests run as a user would run them: without the strict numerics that tests/conftest.py switches on."""
+    """Runs doctests as a user would: without the strict numerics that tests/conftest.py switches on."""
     if not isinstance(request.node, pytest.DoctestItem):
         yield
         return

@@ -1,4 +1,4 @@
-"""Strict numerics for every test; and the random problem that most tests start from."""
+"""Strict numerics for every test, and the random problem that most tests start from."""
 
 import sys
 from pathlib import Path
@@ -13,9 +13,9 @@ import numerics  # noqa: F401
 
 @pytest.fixture
 def problem():
-    """`problem(n_steps=6, n_rows=4, n_features=3, hidden_size=5, seed=0)` -> x (B, T, I), h0, four weights.
+    """`problem(n_steps=6, n_rows=4, n_features=3, hidden_size=5, seed=0)` draws x (B, T, I), h0 and four weights.
 
-    float64 NumPy arrays by name, none of them zero.
+    It returns float64 NumPy arrays by name, none of them zero.
     """
 
     def make(n_steps=6, n_rows=4, n_features=3, hidden_size=5, seed=0):

@@ -1,4 +1,4 @@
-"""Diagonal blocks as parameters: the layer of blocks is the dense layer whose w_hh they make."""
+"""A layer with `blocks` equals the dense layer whose w_hh has these blocks on its diagonal."""
 
 import functools
 
@@ -27,20 +27,20 @@ NORMALISED = {"layer_norm": True, "update": "take", "update_bias": -1.0}
 
 
 def mapped(function, tree):
-    """`function` of every w_hh of a tree of parameters; all else as it is."""
+    """Applies `function` to every w_hh in a tree of parameters."""
     return jax.tree_util.tree_map_with_path(
         lambda path, a: function(np.asarray(a)) if path[-1].key == "w_hh" else a, tree
     )
 
 
 def whole(blocks):
-    """(K, n, 3n) -> (H, 3H), a matrix of each gate in turn."""
+    """(K, n, 3n) -> (H, 3H): the dense matrices of the gates, side by side."""
     gates = np.split(blocks, 3, axis=-1)
     return np.concatenate([block_diag(*gate) for gate in gates], axis=1)
 
 
 def own(dense):
-    """(H, 3H) -> (K, n, 3n), what stands on the diagonal."""
+    """(H, 3H) -> (K, n, 3n): the diagonal blocks."""
     size = H // BLOCKS
     parts = [slice(k * size, (k + 1) * size) for k in range(BLOCKS)]
     gates = np.split(dense, 3, axis=1)
@@ -48,7 +48,7 @@ def own(dense):
 
 
 def random_params(model, *args):
-    """None of them zero."""
+    """Random parameters, none of them zero."""
     shapes = jax.eval_shape(model.init, jax.random.key(0), *args)["params"]
     return jax.tree.map(lambda a: jax.device_put(RNG.uniform(-0.9, 0.9, a.shape).astype(a.dtype)), shapes)
 
@@ -67,7 +67,7 @@ LAYERS = {
     "before": {"reset_after": False, "bidirectional": True, "bias": False},
 }
 QUICK = {"two layers, both ways": ["native"], "normalised, take": [None], "before": ["xla", "reference"]}
-"""The dense matrix is made before a kernel runs: each kernel once, and both resets."""
+"""The dense matrix is built before a kernel runs: one case per kernel, and both values of `reset_after`, are enough."""
 WAYS = [*(name for name in HERE if name != "autodiff"), "reference"]
 
 
@@ -79,14 +79,14 @@ def of_blocks(layer, params):
 
 @functools.cache
 def dense(case):
-    """Parameters of the layer of blocks, and what the dense layer gives with the matrices that they make."""
+    """Parameters of a layer with blocks, and the results and gradients of the equivalent dense layer."""
     layer = GRU(H, blocks=BLOCKS, **LAYERS[case], **F64)
     params = random_params(layer, X)
     return params, of_blocks(layer.clone(blocks=1), mapped(whole, params))
 
 
 @pytest.mark.parametrize(
-    ("case", "implementation"),  # with normalisation there is one beside the reference
+    ("case", "implementation"),  # normalisation has one implementation besides the reference
     [
         pytest.param(case, way, marks=[] if way in QUICK[case] else pytest.mark.slow)
         for case in LAYERS
@@ -193,7 +193,7 @@ TO = {
 
 @pytest.mark.filterwarnings("ignore:.*stored as their sum:grujax.interop.ConversionWarning")
 @pytest.mark.parametrize(
-    "framework",  # interop/parts.py makes the matrix for all of them; those in JAX compile what they verify
+    "framework",  # interop/parts.py builds the matrix for all; slow in JAX, where `verify` compiles
     [pytest.param(name, marks=[pytest.mark.slow] * (name in ("flax", "haiku", "equinox"))) for name in TO],
 )
 def test_other_frameworks_get_the_dense_matrix_and_compute_the_same(framework):

@@ -1,4 +1,4 @@
-"""The table of dialects: where each gate goes, what each form of the biases remembers, what is no GRU."""
+"""The layouts of other frameworks: the order of the gates, how much of the biases is stored, and refused weights."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,12 +11,12 @@ I, H = 2, 3
 
 
 def cell(dtype="float32", bias=True, b_hh=True, seed=0):
-    """Random weights; `b_hh` False leaves what every dialect can store: b_ih alone."""
+    """Random weights. With b_hh=False it is zero, and every dialect can store the cell."""
     rng = np.random.default_rng(seed)
     shapes = {"w_ih": (I, 3 * H), "w_hh": (H, 3 * H)} | ({"b_ih": (3 * H,), "b_hh": (3 * H,)} if bias else {})
     arrays = {name: rng.normal(size=shape).astype(getattr(jnp, dtype)) for name, shape in shapes.items()}
     if bias:
-        arrays["b_ih"][1] = -0.0  # whose sum with 0 is 0.0
+        arrays["b_ih"][1] = -0.0  # -0.0 + 0.0 would be 0.0
         if not b_hh:
             arrays["b_hh"][:] = 0
     return Cell(**arrays)
@@ -27,7 +27,7 @@ def bits(a):
 
 
 def storable(name, dtype="float32"):
-    """The cell with as much of b_hh as the dialect can give back."""
+    """The cell with the part of b_hh that the dialect stores; the rest is 0."""
     full = cell(dtype)
     biases = DIALECTS[name].biases
     if biases == "both":
@@ -51,13 +51,13 @@ def test_what_is_written_is_read_again_bit_for_bit(name, dtype):
 
 
 def gates(update="keep", bias=True):
-    """r is 1, z is 2, n is 3 everywhere; b_hh is 10 times that."""
+    """All values are 1 for r, 2 for z and 3 for n; b_hh is 10 times as large."""
     one = np.repeat([1.0, 2.0, 3.0], H)
     biases = {"b_ih": one, "b_hh": 10 * one} if bias else {}
     return Cell(np.broadcast_to(one, (I, 3 * H)), np.broadcast_to(one, (H, 3 * H)), **biases)
 
 
-WRITTEN = {  # along the gates' axis: w_hh, then each bias
+WRITTEN = {  # the values along the axis of the gates: of the matrices, then of each bias
     "torch": ([1, 2, 3], [1, 2, 3], [10, 20, 30]),
     "onnx": ([2, 1, 3], [2, 1, 3], [20, 10, 30]),
     "keras": ([2, 1, 3], [2, 1, 3], [20, 10, 30]),

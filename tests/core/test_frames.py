@@ -1,4 +1,4 @@
-"""Frames of several steps: the model equals one without frames on input that was stacked by hand."""
+"""A model with `steps_per_frame` equals a model without frames on input that NumPy has stacked."""
 
 from functools import partial
 
@@ -20,7 +20,7 @@ STATISTICS = {"input_mean": np.float32([1.0, -2.0]), "input_std": np.float32([2.
 
 @partial(jax.jit, static_argnums=0, static_argnames="return_state")
 def run(model, variables, *args, **options):
-    """One program instead of one for each operation."""
+    """Calls the model as one program instead of one for each operation."""
     return model.apply(variables, *args, **options)
 
 
@@ -32,7 +32,7 @@ def problem(n_steps=7, statistics=STATISTICS, **fields):
 
 
 def by_hand(model, variables, x, valid):
-    """What `model` gives, from frames that NumPy stacks, by the same model without frames and statistics."""
+    """The expected output: NumPy normalises and stacks the input of the same model without frames and statistics."""
     mean, std = (np.asarray(variables["statistics"][f"input_{s}"]) for s in ("mean", "std"))
     frames, whole = [], -(-x.shape[1] // SIZE) * SIZE
     for row, its in zip(np.asarray(x), np.asarray(valid), strict=True):

@@ -1,4 +1,4 @@
-"""Heads on the features: one, several, and with layers of their own."""
+"""Models with one head, with several heads, and with hidden layers in the heads."""
 
 import jax
 import numpy as np
@@ -42,7 +42,7 @@ def test_a_head_has_as_many_layers_as_it_is_told():
 @pytest.mark.parametrize("pooling", ["last", None])
 @pytest.mark.parametrize("name", ["softmax", "sigmoid"])
 def test_the_activation_of_the_outputs_comes_last(name, pooling):
-    """Of each head by itself; of steps that are not valid the output stays 0."""
+    """It is applied to each head separately; at steps that are not valid the output stays 0."""
     model = GRUModel(5, HEADS, pooling=pooling, **LEARNED)
     variables = {"params": as_jax(random_params(model, np.random.default_rng(9)))}
     before = jax.jit(model.apply)(variables, X, lengths=LENGTHS)
@@ -58,7 +58,7 @@ HEADS_AND_STATISTICS = {"a": 2, "a_b": 1, "c": 3}
 
 
 def with_statistics():
-    """A model of three heads of which two have statistics, and where one's name begins another's."""
+    """A model with three heads. Two have statistics, and the name of one is the beginning of another's."""
     rng = np.random.default_rng(3)
     model = GRUModel(5, HEADS_AND_STATISTICS, pooling="last", **LEARNED)
     statistics = {"output_a_b_mean": [7.0], "output_a_b_std": [3.0]}

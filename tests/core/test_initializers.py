@@ -1,4 +1,4 @@
-"""The distributions that parameters start from."""
+"""The distributions of the initial parameters."""
 
 import os
 
@@ -20,14 +20,14 @@ def params(initializer, dtype=jnp.float32, **sizes):
 
 
 def weights(initializer, dtype=jnp.float32, **fields):
-    """Of one cell, which need no step to be run."""
+    """The initial parameters of one cell, without running a step."""
     cell = GRUCell(HIDDEN, initializer=initializer, param_dtype=dtype, **fields)
     return cell.init(KEY, 48, method="weights")["params"]
 
 
 def is_uniform_within(a, bound):
     a = np.asarray(a, np.float64).ravel()
-    spread = bound / np.sqrt(3 * a.size)  # of the mean of a.size draws
+    spread = bound / np.sqrt(3 * a.size)  # the standard deviation of the mean of a.size draws
     return np.abs(a).max() <= bound and np.abs(a).max() > bound * (1 - 20 / a.size) and abs(a.mean()) < 5 * spread
 
 
@@ -81,7 +81,7 @@ def test_keras_is_what_keras_starts_from(keras_start):
     kernel, head_bias = (np.asarray(v.value) for v in dense.weights)
     for ours, theirs in ((cell["w_ih"], w_ih), (head["kernel"], kernel)):
         assert ours.shape == theirs.shape
-        assert abs(np.std(ours) / np.std(theirs) - 1) < 3 / np.sqrt(ours.size)  # almost five of its deviations
+        assert abs(np.std(ours) / np.std(theirs) - 1) < 3 / np.sqrt(ours.size)  # almost 5 standard deviations
         assert abs(np.abs(ours).max() / np.abs(theirs).max() - 1) < 20 / ours.size
     for gates in (cell["w_hh"], w_hh):
         assert gates.shape == (HIDDEN, 3 * HIDDEN)
@@ -107,7 +107,7 @@ def test_half_precision_parameters_are_drawn_in_all_presets(name):
     assert np.std(np.asarray(cell["w_ih"], np.float64)) > 0.05 and np.std(np.asarray(head, np.float64)) > 0.05
 
 
-@pytest.mark.parametrize(("name", "blocks"), [("flax", 3), ("keras", 1)])  # gate by gate, or one matrix
+@pytest.mark.parametrize(("name", "blocks"), [("flax", 3), ("keras", 1)])  # orthogonal gate by gate, or as one matrix
 def test_half_precision_rounds_an_orthogonal_matrix_of_float32(name, blocks):
     half, wide = (weights(name, dtype)["w_hh"] for dtype in (jnp.bfloat16, jnp.float32))
     np.testing.assert_array_equal(half, wide.astype(jnp.bfloat16))

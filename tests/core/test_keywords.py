@@ -1,4 +1,4 @@
-"""Arguments by the wrong name or position: a TypeError that says what to write, in Linen and NNX alike."""
+"""Arguments with a wrong name or position raise a TypeError that says what to write, in Linen and in NNX."""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ NNX = {name: (getattr(gnnx, name), sizes) for name, (_, sizes) in LINEN.items()}
 
 
 def calls(name):
-    """A call of that module in each face, with whatever keywords."""
+    """Functions that call the Linen and the NNX module with the given keywords."""
     args = (X[:, 0, :3], X[:, 0]) if name == "GRUCell" else (X,)
     (linen, sizes), (of_nnx, _) = LINEN[name], NNX[name]
     module = of_nnx(4, 3, *sizes, rngs=RNGS)
@@ -138,10 +138,10 @@ def test_what_one_face_has_and_the_other_has_not():
 def test_the_table_says_words_that_are_ours_and_explains_none_of_them():
     classes = [cls for face in (LINEN, NNX) for cls, _ in face.values()]
     ours = {word for cls in classes for word in (*_arguments(cls.__init__), *_arguments(cls.__call__))}
-    ours |= {*_arguments(TrainConfig), "random_state"}  # of estimators
+    ours |= {*_arguments(TrainConfig), "random_state"}  # random_state belongs to the estimators
     theirs = {word for words in FOREIGN.values() for word in words}
     assert set(FOREIGN) <= ours
-    elsewhere = {"initial_state", "carry", "seed", "random_state"}  # of layers, cells, training and estimators alone
+    elsewhere = {"initial_state", "carry", "seed", "random_state"}  # only in layers, cells, training or estimators
     assert theirs & ours == elsewhere
     assert not set(INSTEAD) & theirs
 

@@ -1,4 +1,4 @@
-"""Batch-major, time-major, without a batch axis and with two: axes are a matter of layout."""
+"""The same values in every layout: batch-major, time-major, without a batch axis and with two."""
 
 from functools import cache, partial
 
@@ -15,11 +15,11 @@ def in_two(a):
     return a.reshape(2, 2, *a.shape[1:])
 
 
-LAYOUTS = {  # time_major; how arrays of steps (B, T, ...), rows (B, ...), states (D, B, H), segments (N, ...) lie
+LAYOUTS = {  # time_major; conversions of steps (B, T, ...), rows (B, ...), states (D, B, H) and segments (N, ...)
     "time-major": (True, {"steps": lambda a: a.swapaxes(0, 1)}),
     "two batch axes": (False, {"steps": in_two, "rows": in_two, "states": lambda a: a.reshape(-1, 2, 2, H)}),
     "no batch axis": (
-        False,  # and of the segments those in row 3
+        False,  # row 3 alone, and the segments in it
         {"steps": lambda a: a[3], "rows": lambda a: a[3], "states": lambda a: a[:, 3], "segments": lambda a: a[3::B]},
     ),
     "two batch axes, time-major": (
@@ -40,7 +40,7 @@ def first_step(output, valid):
     return output[..., 0, :] + valid.sum(-1, keepdims=True).astype(output.dtype)
 
 
-MODULES = {  # module, what steers it, what its output is made of, in how many of the layouts it is seen
+MODULES = {  # module, its control arrays, the kind of its output, how many of the layouts are tested
     "gru": (GRU(H, **LEARNED), FLAGGED, "steps", 4),
     "GRU": (GRU(H, **BOTH), FLAGGED, "steps", 4),
     "GRU, directions apart": (GRU(H, merge=None, **BOTH), FLAGGED, "steps", 2),
@@ -68,7 +68,7 @@ def applied(module, params, x, h0, time_major, **options):
 
 @cache
 def batch_major(name):
-    """How a module runs, and what it gives batch first with one batch axis."""
+    """A compiled call of a module, and its results in batch-major layout with one batch axis."""
     module, steering, *_ = MODULES[name]
     params = as_jax(random_params(module, np.random.default_rng(5)))
     run = partial(gru_as_layer, params) if name == "gru" else partial(applied, module, params)

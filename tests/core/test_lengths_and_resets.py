@@ -1,4 +1,4 @@
-"""Lengths, masks and resets, in one layer and in two, against plain runs of the pieces of each row."""
+"""Lengths, masks and resets, in one layer and in two, against separate runs of the pieces of each row."""
 
 from functools import cache
 
@@ -29,7 +29,7 @@ from sequence_problem import (
 from grujax import GRUWeights, equations, gru
 from grujax.testing import assert_close, assert_trees_close
 
-STEERED = {  # by, reverse, steering: implementation, reset_after. Each implementation meets each way to steer
+STEERED = {  # (by, reverse, steering): (implementation, reset_after); each implementation has each steering
     ("lengths", False, "nothing"): ("xla", True),
     ("lengths", True, "nothing"): ("autodiff", False),
     ("mask", False, "nothing"): ("autodiff", True),
@@ -49,7 +49,7 @@ STEERED = {  # by, reverse, steering: implementation, reset_after. Each implemen
 
 @cache
 def compiled_gru(by, steering, **options):
-    """(arrays, valid, resets, dhs, dh_last) -> the gradients of all arrays, hs and h_last."""
+    """Compiles a function (arrays, valid, resets, dhs, dh_last) -> the gradients of all arrays, hs and h_last."""
 
     def loss(inputs, valid, resets, dhs, dh_last):
         steer = {} if by == "neither" else {by: valid}
@@ -69,7 +69,7 @@ OF_OTHERS = [
     ("lengths", False, "resets"),
     ("neither", False, "resets"),
 ]
-"""Whose pairs are in the other cases."""
+"""Cases whose pairs of values are also in other cases; they are marked slow."""
 
 
 @pytest.mark.parametrize(
@@ -106,11 +106,11 @@ def test_gru_equals_the_plain_runs_of_its_pieces(case, data):
     np.testing.assert_array_equal(np.asarray(h_last)[empty], inputs["h0"][empty])
 
 
-# Two layers, both directions, the initial state learned.
+# Two layers, both directions, a learned initial state
 
 
 def check_layers(rng, params, x, h0, valid, resets, by, h0_given, **options):
-    """Two layers in both directions against the reference, gradients too."""
+    """Compares values and gradients of two layers in both directions with the reference."""
     hidden_size = h0.shape[-1]
     d_output, d_last = rng.normal(size=(*valid.shape, 2 * hidden_size)), rng.normal(size=h0.shape)
     variant = equations.Variant(options.get("reset_after", True))
@@ -134,7 +134,7 @@ def check_layers(rng, params, x, h0, valid, resets, by, h0_given, **options):
     [
         (None, "lengths", False, True),
         (None, "mask", True, False),
-        pytest.param("autodiff", "lengths", True, False, marks=pytest.mark.slow),  # above; a layer hands it on
+        pytest.param("autodiff", "lengths", True, False, marks=pytest.mark.slow),  # tested above; a layer passes it on
         ("reference", "mask", False, True),
     ],
 )
@@ -149,7 +149,7 @@ def test_layers_equal_the_plain_runs_of_their_pieces(implementation, by, h0_give
     check_layers(rng, params, x, h0, valid, resets, by, h0_given, **options)
 
 
-@pytest.mark.parametrize(  # test_pooling.py has all edges without gradients, kernels/test_contract.py those of a kernel
+@pytest.mark.parametrize(  # also in test_pooling.py, without gradients, and in kernels/test_contract.py
     "edge", [pytest.param(edge, marks=[] if edge == "no steps" else pytest.mark.slow) for edge in EDGES]
 )
 def test_sizes_at_the_edge(edge):

@@ -1,4 +1,4 @@
-"""How far it is from a model to the equations: the functions of grujax that lie between."""
+"""Limits how many functions of grujax a call passes through from a model to the equations."""
 
 import sys
 from pathlib import Path
@@ -15,7 +15,7 @@ from grujax.kernels.calls import primitives
 
 ROOT = str(Path(grujax.__file__).parent)
 MOST = 13
-ENDS = {  # kernel -> what is reached at the end: the equations, or what asks for the results of the C++ handler
+ENDS = {  # kernel -> the last function of the path: the equations, or the shapes of the C++ handler's results
     "native": (primitives, "forward_shapes"),
     "xla": (step, "step"),
     "autodiff": (step, "step"),
@@ -24,7 +24,7 @@ ENDS = {  # kernel -> what is reached at the end: the equations, or what asks fo
 
 @pytest.mark.parametrize("kernel", HERE)
 def test_few_functions_lie_between_a_model_and_the_equations(kernel, monkeypatch):
-    """Traced, not compiled; the last one counts."""
+    """The call is only traced. The last function is counted too."""
     (module, name), found = ENDS[kernel], []
     end = getattr(module, name)
 
@@ -32,7 +32,7 @@ def test_few_functions_lie_between_a_model_and_the_equations(kernel, monkeypatch
         frame, path = sys._getframe(1), [name]
         while frame is not None:
             code = frame.f_code
-            if code.co_filename.startswith(ROOT) and not code.co_name.startswith("<"):  # comprehensions, before 3.12
+            if code.co_filename.startswith(ROOT) and not code.co_name.startswith("<"):  # comprehensions before 3.12
                 path.append(f"{Path(code.co_filename).relative_to(ROOT).as_posix()}: {code.co_name}")
             frame = frame.f_back
         found.append(path[::-1])
@@ -41,7 +41,7 @@ def test_few_functions_lie_between_a_model_and_the_equations(kernel, monkeypatch
     monkeypatch.setattr(module, name, noting)
     model, x = GRUModel(4, 3, implementation=kernel), jax.ShapeDtypeStruct((2, 5, 4), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), x)
-    x = jax.ShapeDtypeStruct((11, 13, 4), jnp.float32)  # what was traced before would not be traced again
+    x = jax.ShapeDtypeStruct((11, 13, 4), jnp.float32)  # a new shape: the old one would not be traced again
     found.clear()
     jax.eval_shape(lambda variables, x: model.apply(variables, x, lengths=[1] * 11), variables, x)
     assert found and found[0][0] == "linen/model.py: __call__"
@@ -50,7 +50,7 @@ def test_few_functions_lie_between_a_model_and_the_equations(kernel, monkeypatch
 
 
 def test_jit_is_entered_once(monkeypatch):
-    """One program under the user's own: that of `grujax.kernels.run`, one a layer."""
+    """Inside the user's program the only jit is that of `grujax.kernels.run`, once per layer."""
     model = GRUModel(4, 3, num_layers=2)
     x = jnp.ones((2, 5, 4), jnp.float32)
     variables = model.init(jax.random.key(0), x)

@@ -1,4 +1,4 @@
-"""Packed sequences and pooling, against plain runs of each sequence."""
+"""Packed sequences and pooling, against separate runs of each sequence."""
 
 from functools import cache, partial
 
@@ -35,11 +35,11 @@ from grujax.data import pack_sequences, unpack_sequences
 from grujax.testing import assert_close, assert_trees_close
 
 N, LONGEST = 6, 3
-SIZES = st.lists(st.integers(0, LONGEST), min_size=N, max_size=N)  # two or more fit in a row: no more than 3 rows of B
+SIZES = st.lists(st.integers(0, LONGEST), min_size=N, max_size=N)  # two or more fit in a row: at most 3 of the B rows
 
 
 def packed_and_apart(rng, sizes):
-    """N sequences packed into B rows of T steps; x (N, LONGEST, I) and valid, each in a row of its own."""
+    """N sequences packed into B rows of T steps; and in a row each: x (N, LONGEST, I) and valid."""
     sequences = [rng.normal(size=(size, I)) for size in sizes]
     apart, valid = np.zeros((N, LONGEST, I)), np.arange(LONGEST) < np.array(sizes)[:, None]
     apart[valid] = np.concatenate(sequences)
@@ -47,7 +47,7 @@ def packed_and_apart(rng, sizes):
 
 
 def unpacked(packed, output):
-    """All valid steps of `output` (B, T, F), sequence after sequence."""
+    """All valid steps of `output` (B, T, F), one sequence after another."""
     return np.concatenate(unpack_sequences(packed, np.asarray(output)))
 
 
@@ -64,7 +64,7 @@ def test_packed_sequences_equal_separate_runs(seed, sizes):
     expected_last, d_learned = np.repeat(params["h0"][:, None], B, 1), np.zeros_like(params["h0"])
     for row in range(B):
         inside = packed.segments[row, : packed.lengths[row]]
-        for i in range(2 * L):  # of the last sequence in the row, in reverse of the first
+        for i in range(2 * L):  # the state of the row's last sequence, in reverse of its first
             if inside.size:
                 owner = inside[0 if i % 2 else -1]
                 expected_last[i, row], d_last_apart[i, owner] = last[i, owner], d_last[i, row]
@@ -93,7 +93,7 @@ ENCODERS = {
 
 @cache
 def compiled_encoder(pooling, num_segments=None):
-    """(params, x, steering, d) -> the gradients of params and x, and the features."""
+    """Compiles a function (params, x, steering, d) -> the gradients of params and x, and the features."""
     model = GRUEncoder(H, pooling=pooling, **ENCODERS[pooling], **LEARNED)
 
     def loss(params, x, steering, d):
@@ -104,7 +104,7 @@ def compiled_encoder(pooling, num_segments=None):
 
 
 def encoder_params(pooling, rng):
-    """Parameters, and what `encoded` calls the settings."""
+    """The parameters, and the settings as keywords of `encoded`."""
     options = ENCODERS[pooling]
     params = random_params(GRUEncoder(H, pooling=pooling, **options, **LEARNED), rng)
     directions, residual = 1 + options.get("bidirectional", False), "connection" in options
@@ -121,7 +121,7 @@ def test_pooled_segments_equal_separate_runs(pooling, seed, sizes):
     expected, backward = encoded(params, apart, None, valid, np.zeros_like(valid), pooling, **named)
     d = rng.normal(size=expected.shape)
     there = packed.segments >= 0
-    segments = np.where(there, packed.segments, rng.integers(-1, N, (B, T)))  # in the padding they say nothing
+    segments = np.where(there, packed.segments, rng.integers(-1, N, (B, T)))  # ignored in the padding
     steering = {"lengths": packed.lengths, "resets": packed.resets, "segments": segments}
     x = poisoned(packed.x, there)
     (gradients, packed_dx), features = compiled_encoder(pooling, len(packed))(*as_jax((params, x, steering, d)))
@@ -175,7 +175,7 @@ def test_pooling_at_the_edge(edge, pooling):
     model = GRUModel(hidden_size, 2, pooling=pooling, **BOTH)
     params = random_params(model, rng, input_size)
     x, flags = rng.normal(size=(n_rows + 1, n_steps, input_size)), rng.random((2, n_rows + 1, n_steps)) < 0.7
-    flags[:, -1] = False  # in the reference alone: a segment without a step
+    flags[:, -1] = False  # an extra row, only in the reference: a segment without steps
     (expected, _), (expected_segments, _) = (
         encoded(params["encoder"], x, None, flags[0], resets, pooling) for resets in (0 * flags[1], flags[1])
     )

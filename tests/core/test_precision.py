@@ -1,4 +1,4 @@
-"""What dtypes cost, numbers at the edge of what they hold, and the precision of every product."""
+"""The errors of each dtype, extreme and infinite inputs, and the precision of every product."""
 
 import contextlib
 import importlib.util
@@ -32,7 +32,7 @@ def measured():
 
 
 def published():
-    """The table in the documentation: of each pair of dtypes the figures by column."""
+    """The table in the documentation: for each pair of dtypes, the figures by column."""
     _, table, _ = (ROOT / "docs/precision.md").read_text().split("<!-- table -->")
     head, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.strip().splitlines()]
     return {tuple(row[0].split(" / ")): dict(zip(head[1:], map(float, row[1:]), strict=True)) for row in rows}
@@ -45,7 +45,7 @@ def test_the_published_table_has_every_row_and_column():
 @pytest.mark.skipif("native" not in HERE, reason="the figures are those of the native kernel")
 @pytest.mark.parametrize("pair", precision.DTYPES, ids="/".join)
 def test_every_published_figure_is_what_is_measured(measured, pair):
-    """Published with AVX-512. Other processors add up in another order: with AVX2 the least is 0.49 of it."""
+    """Measured with AVX-512. Other processors sum in another order: with AVX2 the least is 0.49 of its figure."""
     for name, figure in published()[pair].items():
         error = measured[pair][name]
         assert figure / 2.5 <= error <= 2 * figure, f"{name}: published {figure:.1e}, measured {error:.2e}"
@@ -61,7 +61,7 @@ def test_the_rule_sums_the_gradient_of_w_hh_in_more_than_the_compute_dtype(measu
 @pytest.mark.parametrize("implementation", [*HERE, "reference"])
 @pytest.mark.parametrize(("dtype", "state"), [("bfloat16", "float32"), ("float64", "float64")])
 def test_the_state_is_carried_in_float32_at_least(dtype, state, implementation):
-    """Many steps of 1/60: half precision would stand still on the way. No product in it, so no other rounding."""
+    """Each step moves the state by 1/60 of the way, too little for half precision. Zero weights: no other rounding."""
     steps, hidden = 300, 3
     rng = np.random.default_rng(0)
     h0 = np.asarray(jnp.asarray(rng.normal(size=(1, 2, hidden)), dtype).astype("float64"))
@@ -101,7 +101,7 @@ def test_bfloat16_parameters_train(problem):
 
 
 def saturate(*gates):
-    """What stands inside these gates is about 1e4, of either sign; the bias inside the candidate stays as it is."""
+    """Adds ±1e4 to b_ih of these gates, so that they are saturated; b_hh, also in the candidate, stays as it is."""
 
     def change(given):
         signs = np.sign(np.random.default_rng(2).normal(size=given["b_ih"].shape))
@@ -113,7 +113,7 @@ def saturate(*gates):
 
 def infinite(given):
     x = given["x"].copy()
-    x[0, 2, 0], x[1, 3, 1], x[2, 1, :2] = np.inf, -np.inf, np.inf  # the last: Inf − Inf in some gates
+    x[0, 2, 0], x[1, 3, 1], x[2, 1, :2] = np.inf, -np.inf, np.inf  # the last row: Inf − Inf in some gates
     return given | {"x": x}
 
 
@@ -161,7 +161,7 @@ EVERYWHERE = pytest.mark.parametrize(
 
 
 def both_sides(given, implementation, dtype, reset_after):
-    """hs, h_last and the gradients by name, found and expected."""
+    """hs, h_last and the gradients by name: those of the implementation, and those of the oracle."""
     given = {name: a.astype(dtype) for name, a in given.items()}
     weigh = np.random.default_rng(1).normal(size=(4, 6, 5)).astype(dtype)
     wide = [given[name].astype(np.float64) for name in NAMES]
@@ -214,11 +214,11 @@ INIT = {
 
 
 @pytest.mark.parametrize(
-    "call",  # a model has all that a layer has
+    "call",  # a model contains a layer
     [pytest.param(call, marks=[pytest.mark.slow] * (call == "GRU")) for call in CALLS],
 )
 def test_precision_reaches_every_product(problem, call):
-    """Of XLA's, in the function and its gradient, given as an attribute or as `jax.default_matmul_precision`."""
+    """XLA's products in the function and its gradient, set by the attribute or `jax.default_matmul_precision`."""
     given = {name: jnp.asarray(a, jnp.float32) for name, a in problem().items()}
     x = given["x"]
     p = GRUWeights(*(given[name] for name in WEIGHTS))

@@ -1,4 +1,4 @@
-"""Regularisation: masks recovered and counted, the oracle under them, implementations alike, off where it is off."""
+"""Regularisation: the statistics of the masks, the oracle with the same masks, all implementations, and evaluation."""
 
 import functools
 import itertools
@@ -36,11 +36,11 @@ DROPOUTS = [name for name in RATE if name != "zoneout"]
 KEY, OTHER, *_ = KEYS = jax.random.split(jax.random.key(0), 16)
 TRAINING = {"deterministic": False, "rngs": {"dropout": KEY}}
 OPEN = 1e3
-"""A bias at which σ is 1, and with the other sign 0."""
+"""A bias at which the sigmoid is 1; with the other sign it is 0."""
 
 
 def layer(name, rate, bidirectional=True, hidden_size=H, **options):
-    """The smallest layer in which there is something to drop."""
+    """The smallest layer on which this kind of regularisation acts."""
     layers = 2 if name == "dropout" else 1
     options = {"bidirectional": bidirectional, "param_dtype": jnp.float64} | options
     return GRU(hidden_size, num_layers=layers, **{name: rate}, **options)
@@ -61,7 +61,7 @@ def training(model, variables, x=X, key=KEY, h0=None, **options):
 
 
 def put(cells, **parts):
-    """Overwrites one gate's part of a weight in every cell: `w_hh_of_n=...`."""
+    """Overwrites the part of one gate in a weight of every cell: `w_hh_of_n=...`."""
     for cell in cells:
         for part, value in parts.items():
             weight, gate = part.split("_of_")
@@ -79,9 +79,9 @@ def entering(hs, h0, reverse):
 
 @functools.cache
 def masks(name):
-    """What a layer draws with each of KEYS, read off the output of one whose weights let the masks through.
+    """The masks that a layer draws with each of KEYS, read from the output of a layer whose weights reveal them.
 
-    (K, D, B, T, features) at every step, of weights (K, D, H, 3H); D is 1 for what falls between layers.
+    (K, D, B, T, features), for every step; for weights (K, D, H, 3H). D is 1 for dropout between layers.
     """
     on_weights = name == "weight_dropout"
     options = {"activation": "identity", "gate_activation": "identity" if on_weights else "sigmoid"}
@@ -93,19 +93,17 @@ def masks(name):
     # r = 1 and z = 0, so that the new state is W_in x + b_in + W_hn h
     put(every, b_ih_of_r=OPEN, b_ih_of_z=-OPEN)
     match name:
-        case "dropout":  # the first layer gives ones, the second what it is given
+        case "dropout":  # the first layer returns ones, the second its input
             put(every[:1], b_ih_of_n=1.0)
             put(every[1:], w_ih_of_n=np.eye(H))
         case "input_dropout":
             put(every, w_ih_of_n=np.eye(I, H))
         case "recurrent_dropout":  # h' = 1 + mask ⊙ h
             put(every, w_hh_of_n=np.eye(H), b_ih_of_n=1.0)
-        case (
-            "weight_dropout"
-        ):  # a unit vector h picks a row: r = 1 + that of W_hr, z = that of W_hz, n = r ⊙ that of W_hn
+        case "weight_dropout":  # a unit vector h selects a row i: r = 1 + W_hr[i], z = W_hz[i], n = r ⊙ W_hn[i]
             put(every, b_ih_of_r=1.0, b_ih_of_z=0.0, w_hh_of_r=1.0, w_hh_of_z=1.0, w_hh_of_n=1.0)
             x, h0 = np.ones((H, 1, I)), np.stack([np.eye(H)] * 2)
-        case "zoneout":  # the number of the step, which no state was before
+        case "zoneout":  # the new state is the number of the step, which no earlier state was
             put(every, w_ih_of_n=np.eye(1, I).T)
             h0 = 0 * h0
 
@@ -130,13 +128,13 @@ def masks(name):
 
 
 def exact(name):
-    """The masks of KEY without the rounding of their recovery: zeros and what survivors are multiplied by."""
+    """The masks of KEY without the rounding errors of `masks`: 0, or the factor of an element that survives."""
     found = masks(name)[0]
     return found if name == "zoneout" else np.where(found > 0.5, 1 / (1 - RATE[name]), 0.0)
 
 
 def draws(name):
-    """Every draw once, by key, direction, row and step, as far as these differ: (N, features), True where dropped."""
+    """Each draw once, over the keys, directions, rows and steps that differ: (N, features), True where dropped."""
     found = masks(name)
     if name in ("input_dropout", "recurrent_dropout"):
         found = found[..., 0, :]
@@ -147,7 +145,7 @@ def draws(name):
 
 @pytest.mark.parametrize("name", RATE)
 def test_as_many_are_dropped_as_the_rate_says(name):
-    """Within five standard deviations of the binomial."""
+    """The share is within five standard deviations of the binomial distribution."""
     dropped, rate = draws(name), RATE[name]
     assert dropped.size > 3000
     assert abs(dropped.mean() - rate) < 5 * np.sqrt(rate * (1 - rate) / dropped.size)
@@ -167,7 +165,7 @@ def test_a_locked_mask_is_the_same_at_every_step_and_another_for_every_sequence(
     assert_close(found, np.broadcast_to(found[..., :1, :], found.shape))
     each = draws(name)
     assert len(np.unique(each, axis=0)) == len(each)
-    if name == "input_dropout":  # it falls on the input, which both directions read
+    if name == "input_dropout":  # both directions read the same masked input
         np.testing.assert_array_equal(found[:, 0], found[:, 1])
 
 
@@ -178,7 +176,7 @@ def test_an_unlocked_mask_is_another_at_every_step(name):
 
 
 def test_a_mask_on_weights_serves_all_sequences_and_steps():
-    """It is recovered from a single step; the gates at other steps, of other states, are those of the same weights."""
+    """The mask is recovered from one step; the gates at other steps, of other states, follow from it too."""
     model = layer("weight_dropout", RATE["weight_dropout"])
     variables = drawn(model)
     (output, _), sown = jax.jit(lambda v: training(model, v, mutable=["intermediates"]))(variables)
@@ -190,19 +188,19 @@ def test_a_mask_on_weights_serves_all_sequences_and_steps():
         assert_close(r, equations.sigmoid(inside[..., :H]))
         assert_close(z, equations.sigmoid(inside[..., H : 2 * H]))
     each = masks("weight_dropout").reshape(2 * len(KEYS), -1) > 0.5
-    assert len(np.unique(each, axis=0)) == len(each)  # another with every key and in each direction
+    assert len(np.unique(each, axis=0)) == len(each)  # a different mask for each key and direction
 
 
 STEPS = {"recurrent_dropout": 1, "weight_dropout": 1}
-"""For how long expectations pass through a linear layer: a mask that stays is multiplied with itself at step two."""
+"""The number of steps with an exact expectation: at step two, a mask that stays is multiplied by itself."""
 
 
-@pytest.mark.parametrize(  # it follows from how many are dropped and what survives, which are counted above
+@pytest.mark.parametrize(  # slow: follows from the rates and factors that are tested above
     "name",
     [pytest.param(name, marks=[] if name in ("input_dropout", "zoneout") else pytest.mark.slow) for name in RATE],
 )
 def test_the_expectation_of_a_linear_layer_is_its_evaluation(name):
-    """r = 1, z = 1/2 and no tanh: within five standard errors of the mean over 4000 keys, at every element."""
+    """r = 1, z = 1/2 and no tanh: at every element, the mean over 4000 keys is within five standard errors."""
     x, keys = X[:, : STEPS.get(name, T)], jax.random.split(KEY, 4000)
     model = layer(name, 0.4, bidirectional=False, hidden_size=3, activation="identity")
     variables = drawn(model)
@@ -216,7 +214,7 @@ def test_the_expectation_of_a_linear_layer_is_its_evaluation(name):
 
 
 def value_and_gradients(model, variables, **options):
-    """Output and h_last on PADDED; the gradients of the parameters, x and h0."""
+    """output and h_last on PADDED, and the gradients of the parameters, x and h0."""
 
     def loss(params, x, h0):
         output, h_last = model.apply({"params": params}, x, h0, lengths=LENGTHS, **options)
@@ -229,7 +227,7 @@ def value_and_gradients(model, variables, **options):
 
 
 def oracle(params, of_direction):
-    """The same of one layer, by the oracle; `of_direction(i)` gives what multiplies x and w_hh, and options."""
+    """The same for one layer, by the oracle; `of_direction(i)` returns the factors of x and w_hh, and options."""
     hs, h_last, gradients, dx, dh0 = [], [], {}, 0.0, []
     for i, (cell, reverse) in enumerate(CELLS):
         on_x, on_w, options = of_direction(i)
@@ -288,7 +286,7 @@ def test_dropout_between_layers_masks_the_output_of_the_first_and_not_of_the_las
 
 @pytest.mark.parametrize("name", DROPOUTS)
 def test_it_is_off_in_evaluation_and_at_rate_zero(name):
-    """To the bit, and without a stream of random numbers."""
+    """The results are equal to the bit, and need no stream of random numbers."""
     model, plain = (layer(name, rate, bidirectional=False) for rate in (0.5, 0.0))
     variables, given = drawn(model), (jax.device_put(X), start(model))
     off = ((plain, {}), (model, {}), (model, {"deterministic": True}), (plain, {"deterministic": False}))
@@ -313,7 +311,7 @@ def test_a_model_that_is_given_no_key_says_what_to_write(which):
     linen, of_nnx, args = WITH_DROPOUT[which]
     shapes = jax.eval_shape(linen.init, {"params": KEY}, *args)
     init = functools.partial(linen.init, deterministic=False)
-    assert jax.eval_shape(init, {"params": KEY}, *args) == shapes  # its key serves in the place of the other
+    assert jax.eval_shape(init, {"params": KEY}, *args) == shapes  # the key "params" replaces "dropout"
     variables = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
     with refused('rngs: expected a key "dropout", found none. Write model.apply(', 'rngs={"dropout": key}'):
         linen.apply(variables, *args, deterministic=False)
@@ -343,7 +341,7 @@ def test_the_stream_dropout_decides_every_bit(name):
 
 
 def test_random_numbers_are_drawn_along_one_axis():
-    """Else XLA unrolls the loops of each draw on CPU: a step of three lengths then compiles for 8 seconds, not 3."""
+    """Otherwise XLA unrolls the loops of each draw on CPU: a step of three lengths compiles in 8 seconds, not 3."""
     model = GRUModel(H, 3, num_layers=2, head_hidden=(7,), **RATE, param_dtype=jnp.float64)
     run = functools.partial(model.apply, drawn(model), deterministic=False)
     programs = {
@@ -371,7 +369,7 @@ def joint(case, implementation):
 
 
 QUICK = dict.fromkeys(("xla", "autodiff", "reference"), "after, two layers")
-"""Masks are drawn before any kernel runs: each once, where all five act."""
+"""Masks are drawn before any kernel runs: for each implementation, one case where all five act is enough."""
 
 
 @pytest.mark.parametrize(
@@ -382,7 +380,7 @@ QUICK = dict.fromkeys(("xla", "autodiff", "reference"), "after, two layers")
     ],
 )
 def test_every_implementation_draws_the_same_masks_and_gives_the_same_gradients(case, implementation):
-    """All five at once, with padding that holds NaN and with resets."""
+    """All five kinds at once, with NaN in the padding, and with resets."""
     (values, gradients), (expected, of_default) = joint(case, implementation), joint(case, None)
     assert_trees_close(values, expected)
     assert_trees_close(gradients, of_default, "gradient")
@@ -390,7 +388,7 @@ def test_every_implementation_draws_the_same_masks_and_gives_the_same_gradients(
 
 @pytest.mark.parametrize("name", RATE)
 def test_the_fast_path_runs(name):
-    """And with it its derivative rule, which alone is a custom_jvp."""
+    """With its derivative rule, the only custom_jvp of the program."""
     assert explain(spec=layer(name, 0.5).spec) == explain()
     for implementation, ruled in ((None, True), ("xla", True), ("autodiff", False), ("reference", False)):
         model = layer(name, 0.5, implementation=implementation)
@@ -404,7 +402,7 @@ CUT = {
     "recurrent_dropout": ("l0", "w_hh"),
     "weight_dropout": ("l0", "w_hh"),
 }
-"""At a rate of 1 a layer is what it is without these weights."""
+"""At a rate of 1 a layer equals one in which these weights are zero."""
 
 
 @pytest.mark.parametrize("name", DROPOUTS)
@@ -421,7 +419,7 @@ def test_at_rate_one_nothing_passes(name):
     assert all(np.isfinite(np.asarray(g)).all() for g in jax.tree.leaves(gradients))
 
 
-@pytest.mark.parametrize(  # the loop of "xla" is that of "autodiff"
+@pytest.mark.parametrize(  # slow: "xla" and "autodiff" have the same loop
     "implementation", [None, pytest.param("xla", marks=pytest.mark.slow), "autodiff", "reference"]
 )
 def test_at_rate_one_zoneout_keeps_the_state_to_the_bit(implementation):

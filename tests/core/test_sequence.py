@@ -1,4 +1,4 @@
-"""`gru` against the oracle, and everything that it promises about sequences."""
+"""`gru` against the oracle: padding, directions, sizes, batch axes, dtypes, chunks, vmap and compilations."""
 
 from functools import cache
 
@@ -120,9 +120,9 @@ def summed(implementation):
     [(name, dtype) for name in HERE for dtype in ("bfloat16", "float16") if (name, dtype) != ("native", "float16")],
 )
 def test_half_precision_stays_near_float32(problem, dtype, implementation):
-    given = as_jax(as_jax(problem(), dtype), "float32")  # the values that half precision stores, in both
+    given = as_jax(as_jax(problem(), dtype), "float32")  # both runs get the values that half precision stores
 
-    both = summed(implementation)  # of float32 compiled once for both dtypes
+    both = summed(implementation)  # the float32 run is compiled once for both dtypes
     ((_, wide), expected), ((_, half), gradients) = both(given), both(as_jax(given, dtype))
     assert [a.dtype for a in half] == [jnp.float32, jnp.dtype(dtype)]  # h_last has the dtype of h0
     for a, b in zip(half, wide, strict=True):

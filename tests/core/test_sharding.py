@@ -1,6 +1,6 @@
-"""On eight devices, however the work is shared out, values and gradients are those of one device.
+"""Values and gradients on eight devices equal those on one device, for each way to shard.
 
-The devices need a process of their own: this file, run as a program, prints what failed in each case.
+The devices need a process of their own: run as a program, this file prints the failure of each case.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ MESHES = {
     "explicit data, model": {"data": (4, "Explicit"), "model": (2, "Auto")},
     "explicit model": {"model": (2, "Explicit")},
 }
-"""Of each way to share the work out the axes of the mesh: over "data" the rows, over "model" the hidden units."""
+"""The axes of the mesh for each way to shard: rows are split over "data", hidden units over "model"."""
 
 WAYS = (
     ("shard_map", ("gru", "whole", "GRU", "GRUModel"), ("native", "xla")),
@@ -39,19 +39,19 @@ WAYS = (
     ("data and model", ("gru", "GRU", "GRUModel"), ("native", "xla")),
     ("explicit data, model", ("GRUModel",), ("native", "xla")),
     ("explicit model", ("gru", "GRU"), ("native", "xla", "autodiff")),
-    ("explicit model", ("dropout",), ("native",)),  # which is the default
+    ("explicit model", ("dropout",), ("native",)),  # the default kernel
 )
 
 
 HELD = {("data and model", "gru"), ("data and model", "GRU"), ("explicit model", "GRU"), ("data", "GRUModel")}
 HELD |= {("shard_map", "GRUModel"), ("explicit", "gru"), ("data and model", "GRUModel")}
-"""What another case holds: GRUModel a GRU, which is `gru` twice, and "dropout" two of them; "data and model" "data",
-and where the rows are explicit it is a mesh of both too.
-In shard_map a device sees its own rows alone, whatever stands behind the layer."""
+"""Cases that others contain. GRUModel contains a GRU, which is `gru` twice, and "dropout" contains two layers.
+"data and model" contains "data", and "explicit data, model" is a mesh of both too.
+In shard_map a device sees only its own rows, whatever follows the layer."""
 
 
 def cases(every):
-    """(way, model, implementation), all of them; or each model with one implementation of a row, by turns, but HELD."""
+    """Yields (way, model, implementation): all, or without HELD, where implementations alternate over models."""
     for way, models, named in WAYS:
         implementations = [name for name in named if name in (*HERE, "reference")]
         for i, model in enumerate(models):
@@ -118,14 +118,14 @@ def main(every):
         "GRUModel": random(model),
         "dropout": random(dropped),
     }
-    # the rows of both results of each: output and last state
+    # how the rows of the two results, output and last state, are split
     results = {"gru": (P("data"), P("data")), "GRU": (P("data"), P(None, "data")), "GRUModel": (P("data"), P("data"))}
     results |= {"dropout": results["GRU"], "whole": results["gru"]}
 
     def forward(name, implementation):
         def run(p, d):
             given = {"lengths": d["lengths"], "resets": d["resets"]}
-            if name == "whole":  # nothing steers the steps
+            if name == "whole":  # without lengths and resets
                 return gru(d["x"], p["weights"], d["h0"], implementation=implementation)
             if name == "gru":
                 return gru(d["x"], p["weights"], d["h0"], h_reset=p["h_reset"], implementation=implementation, **given)
@@ -142,7 +142,7 @@ def main(every):
         return run
 
     def differentiate(run):
-        """The results, and the gradients of a function of them, with respect to parameters and x."""
+        """Compiles `run` with the gradients of a function of its results with respect to the parameters and x."""
 
         def loss(p, x, d):
             found = run(p, d | {"x": x})
@@ -155,7 +155,7 @@ def main(every):
         assert gradient.any(), "a gradient of zero proves nothing"
 
     def columns(mesh, a):
-        """The hidden units of a weight, or of its blocks, over "model"; what has none is on every device."""
+        """Splits the hidden units of a weight, or of its blocks, over "model"; other arrays are on every device."""
         model = "model" in mesh.axis_names and a.shape[-1] in (3 * hidden, 3 * hidden // 2)
         return NamedSharding(mesh, P(*[None] * (a.ndim - 1), "model") if model else P())
 
@@ -188,7 +188,7 @@ def main(every):
             for a, spec in zip(outputs, results[name], strict=True):
                 assert tuple(a.sharding.spec)[: len(spec)] == tuple(spec), f"a result is sharded {a.sharding.spec}"
             assert tuple(dx.sharding.spec)[:1] == ("data",), f"dx is sharded {dx.sharding.spec}"
-        if way == "explicit":  # elsewhere XLA chooses
+        if way == "explicit":  # otherwise XLA chooses the sharding
             for a, da in zip(jax.tree.leaves(p), jax.tree.leaves(dp), strict=True):
                 assert da.sharding.is_equivalent_to(a.sharding, a.ndim), f"{a.sharding.spec} -> {da.sharding.spec}"
 

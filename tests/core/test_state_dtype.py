@@ -1,4 +1,4 @@
-"""The state in a scan of one's own: it leaves in the dtype in which it came, whatever x and the parameters have."""
+"""In a user's own scan the state keeps its dtype, whatever the dtypes of x and the parameters."""
 
 import flax.linen as nn
 import jax
@@ -32,7 +32,7 @@ def linen(cls, **fields):
 
 
 def cell_step(face):
-    """h (B, H), x (B, I) -> h'."""
+    """Returns a function h (B, H), x (B, I) -> h'."""
     module, variables = linen(GRUCell)
     if face == "linen":
         return lambda h, x: module.apply(variables, h, x)[0]
@@ -40,7 +40,7 @@ def cell_step(face):
 
 
 def layer_step(face):
-    """The same through a layer of one step."""
+    """The same by a layer that runs one step."""
     module, variables = linen(GRU)
     if face == "linen":
         return lambda h, x: module.apply(variables, x[:, None], h[None])[1][0]
@@ -55,7 +55,7 @@ STEPS = {
 
 
 DTYPES = ["float64-float32", "float32-float64", "float32-bfloat16"]
-"""Of x and of the state."""
+"""The dtypes of x and of the state."""
 
 
 @pytest.mark.parametrize(("step", "dtypes"), by_turns(STEPS, DTYPES, quick=2))

@@ -1,4 +1,4 @@
-"""Streams of chunks, truncated backpropagation."""
+"""Streams that are read in chunks, and truncated backpropagation."""
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,7 @@ def stream(params, x, h, lengths, resets):
 
 @jax.jit
 def stream_in_scan(params, x, h, valid, resets):
-    """One step at a time, the state as the carry."""
+    """Runs one step at a time; the state is the carry of the scan."""
 
     def one_step(h, inputs):
         x, valid, resets = inputs
@@ -98,7 +98,7 @@ def test_truncated_backpropagation_stops_at_the_chunk():
         return jax.grad(loss, has_aux=True)(params)
 
     def expected(x, h0, resets):
-        """The gradients of what the last steps give, of a run over x from h0."""
+        """The gradients of a loss on the last T - cut outputs of a run over x from h0."""
         output, h_last, backward = layers(params["encoder"]["gru"], x, h0, np.ones_like(resets), resets, 1)
         d_output = np.zeros_like(output)
         d_output[:, cut - T :] = d @ params["head"]["kernel"].T

@@ -20,16 +20,16 @@ RNG = np.random.default_rng(0)
 
 
 def normal(*shape):
-    return jax.device_put(RNG.normal(size=shape))  # which compiles nothing
+    return jax.device_put(RNG.normal(size=shape))  # device_put compiles nothing
 
 
 def random(tree):
-    """The shapes of a tree, filled; none of them zero, as biases and learned states are at the start."""
+    """Random arrays in the shapes of a tree: no zeros, which biases and learned states have initially."""
     return jax.tree.map(lambda a: normal(*a.shape), tree)
 
 
 def batch(rows=B, steps=T):
-    """x, and what steers the steps: of each row how long it is, and where sequences begin."""
+    """x, the lengths of its rows, and the steps at which sequences begin."""
     lengths = (np.arange(rows) * 2 + steps) % (steps + 1)  # T, 1, 3, ...
     return normal(rows, steps, I), {"lengths": lengths, "resets": RNG.uniform(size=(rows, steps)) < 0.3}
 
@@ -50,7 +50,7 @@ def run_layer(p, x, steps, implementation=None):
 
 def run_model(p, x, steps, implementation=None):
     model = MODEL.copy(implementation=implementation)
-    return model.apply(p, x, lengths=steps["lengths"], return_state=True)  # a pooled row holds one sequence: no resets
+    return model.apply(p, x, lengths=steps["lengths"], return_state=True)  # no resets: a pooled row is one sequence
 
 
 RUNS = {"gru": run_gru, "GRU": run_layer, "GRUModel": run_model}
@@ -62,7 +62,7 @@ PARAMS = {
 
 
 def loss_of(run):
-    """A number from all results, no two of them weighed alike."""
+    """A weighted sum of all results; within an array every element has a different weight."""
 
     def loss(*args):
         leaves = [a.ravel() for a in jax.tree.leaves(run(*args))]
@@ -84,13 +84,13 @@ WAYS = {
     "reverse over forward": lambda loss, tangent: jax.grad(lambda p: jax.jvp(loss, (p,), (tangent,))[1]),
     "reverse over reverse": lambda loss, tangent: jax.grad(lambda p: inner(jax.grad(loss)(p), tangent)),
 }
-"""To the product of the Hessian with a tangent; forward over reverse is in `derivatives`."""
+"""Ways to compute the product of the Hessian and a tangent; `derivatives` does forward over reverse."""
 OF_GRU = [pytest.param("gru", way, marks=pytest.mark.slow) for way in WAYS]
 
 
 @functools.cache
 def derivatives(name, implementation):
-    """Values and derivatives with respect to all parameters and x, from one compiled program."""
+    """Values, and derivatives with respect to all parameters and x, from one compiled program."""
     point, tangent = POINTS[name], TANGENTS[name]
 
     def f(point):
@@ -105,7 +105,7 @@ def derivatives(name, implementation):
     return compute(point)
 
 
-@pytest.mark.slow  # kernels/test_derivative.py has both of each rule, and the two modes agree below
+@pytest.mark.slow  # kernels/test_derivative.py tests both for each rule; the next test compares the modes
 @pytest.mark.parametrize("name", ["gru", "GRUModel"])
 def test_both_jacobians_agree(name):
     point, tangent = POINTS[name], jax.tree.leaves(TANGENTS[name])
@@ -118,7 +118,7 @@ def test_both_jacobians_agree(name):
 
 
 OF_A_RULE = pytest.param("gru", "xla", marks=pytest.mark.slow)
-"""kernels/test_derivative.py has all derivatives of the function, with resets to a state of one's own."""
+"""Slow: kernels/test_derivative.py tests all these derivatives, with resets to `h_reset`."""
 
 
 @pytest.mark.parametrize(("name", "implementation"), [OF_A_RULE, ("GRU", "xla"), ("GRUModel", "xla")])
@@ -141,7 +141,7 @@ def test_derivatives_are_those_of_scan(name, implementation):
         for path, a in jax.tree.leaves_with_path(expected["product"])
         if not np.asarray(a).any()
     ]
-    assert all("['head']['bias']" in path for path in zero)  # in which the output is linear
+    assert all("['head']['bias']" in path for path in zero)  # the output is linear in it
     for kind in expected:
         assert_trees_close(found[kind], expected[kind], "gradient")
 
@@ -189,7 +189,7 @@ def test_checkpointed_gradients_are_the_same():
 
 @pytest.mark.parametrize(("name", "implementation"), [("gru", "autodiff"), ("GRUModel", "xla"), ("GRU", "reference")])
 def test_no_tracer_leaks(name, implementation):
-    x, steps = batch(steps=T + 4)  # of sizes that nothing was traced of: what was is not looked at
+    x, steps = batch(steps=T + 4)  # new sizes: what was traced before is not checked
     with jax.checking_leaks():
         jax.jit(jax.grad(loss_of(RUNS[name])), static_argnums=3).lower(PARAMS[name], x, steps, implementation)
 
@@ -197,11 +197,11 @@ def test_no_tracer_leaks(name, implementation):
 # vmap
 
 
-@pytest.mark.parametrize(  # that of `gru`: test_sequence.py, kernels/test_native.py
+@pytest.mark.parametrize(  # `gru` is in test_sequence.py and kernels/test_native.py
     "name", [pytest.param("gru", marks=pytest.mark.slow), "GRUModel"]
 )
 def test_vmap_equals_a_loop(name):
-    """Over data and over weights, which is an ensemble; values and gradients."""
+    """Values and gradients, over data and over weights (an ensemble)."""
     members, batches = [PARAMS[name], random(PARAMS[name])], [(X, STEPS), batch()]
 
     def both(p, x, steps):
@@ -226,7 +226,7 @@ def test_vmap_equals_a_loop(name):
 def test_linen_vmap_over_members_equals_each_alone():
     class Members(nn.Module):
         @nn.compact
-        def __call__(self, x, lengths, resets):  # a lifted function: lifted modules take no keywords
+        def __call__(self, x, lengths, resets):  # lifts a function, because lifted modules take no keywords
             def run(layer, x, lengths, resets):
                 return layer(x, lengths=lengths, resets=resets)
 
@@ -278,7 +278,7 @@ def test_linen_remat_keeps_tree_values_and_gradients():
 
 
 def test_a_model_inside_an_outer_scan_equals_one_run():
-    """A stream in chunks of three steps, the state handed on by the outer loop; and the gradient through it all."""
+    """A stream in chunks of three steps, whose state the outer loop carries: values, and gradients through it all."""
     model = GRUModel(H, 2, pooling=None, num_layers=2, param_dtype=jnp.float64)
     x, chunks = normal(B, 6, I), 2
     resets = jax.device_put(RNG.uniform(size=(B, 6)) < 0.3)
@@ -308,7 +308,7 @@ def test_a_model_inside_an_outer_scan_equals_one_run():
 
 
 def test_linen_scan_over_a_module_that_holds_a_layer_equals_a_loop():
-    """Depth as a scan: three layers of one shape, each with its own parameters."""
+    """The scan runs over depth: three layers of one shape, each with its own parameters."""
 
     class Block(nn.Module):
         @nn.compact
@@ -383,7 +383,7 @@ def test_an_exported_program_of_any_batch_and_length_equals_the_call(case):
 LENGTHS, SEGMENTS = jax.device_put((STEPS["lengths"], np.arange(B * T).reshape(B, T)))
 OF_LENGTHS = (lambda x, lengths: LAYER.apply(PARAMS["GRU"], x, lengths=lengths)), LENGTHS
 OF_SEGMENTS = (lambda x, segments: MODEL.apply(PARAMS["GRUModel"], x, segments=segments, num_segments=B * T)), SEGMENTS
-CONSTANTS = {  # a function of x and what steers, an argument of that, and the constant
+CONSTANTS = {  # a function of x and a control array; that array as an argument, and as a constant
     "lengths": (*OF_LENGTHS, LENGTHS),
     "a list of lengths": (*OF_LENGTHS, STEPS["lengths"].tolist()),
     "segments": (*OF_SEGMENTS, SEGMENTS),
@@ -449,7 +449,7 @@ def test_an_epoch_compiles_once_a_shape(kind):
 
 
 def test_the_same_program_gives_the_same_bits():
-    """Values and gradients, what is dropped included; another key drops something else."""
+    """Values and gradients are equal with dropout too; another key gives another loss."""
     model = GRUModel(H, 2, dropout=0.3, zoneout=0.1, recurrent_dropout=0.2, param_dtype=jnp.float64)
     variables = random(jax.eval_shape(model.init, jax.random.key(0), X))
     step = jax.jit(train_step(model))

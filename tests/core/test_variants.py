@@ -1,4 +1,4 @@
-"""Every variant of the GRU: against the oracle, against the frameworks that compute it too, and in model files."""
+"""Every variant of the GRU: against the oracle, against other frameworks that have it, and in model files."""
 
 import contextlib
 import dataclasses
@@ -34,7 +34,7 @@ def steep_sigmoid(a):
     return jax.nn.sigmoid(a * 2)
 
 
-FUNCTIONS = {  # the same two for the oracle, each with its derivative
+FUNCTIONS = {  # the same functions for the oracle, each with its derivative
     "scaled_tanh": (lambda a: 0.9 * np.tanh(a), lambda a: 0.9 * (1 - np.tanh(a) ** 2)),
     "steep_sigmoid": (
         lambda a: equations.sigmoid(2 * a),
@@ -44,7 +44,7 @@ FUNCTIONS = {  # the same two for the oracle, each with its derivative
 VARIANTS = {
     "take": {"update": "take"},
     "take, before, no bias": {"update": "take", "reset_after": False, "bias": False},
-    # every name in both places, never the same in both
+    # every activation in both places, never the same one in both
     "tanh, relu": {"activation": "tanh", "gate_activation": "relu"},
     "sigmoid, identity": {"activation": "sigmoid", "gate_activation": "identity", "reset_after": False},
     "relu, hard_sigmoid, no bias": {"activation": "relu", "gate_activation": "hard_sigmoid", "bias": False},
@@ -60,22 +60,22 @@ VARIANTS = {
     "layer norm and more": {"layer_norm": True, "bias": False, "update": "take", "clip": 0.9, "activation": "elu"},
 }
 WAYS = [("xla", "float64"), ("xla", "float32"), ("autodiff", "float64"), ("reference", "float64")]
-"""By turns; `kernels/test_contract.py` has each kernel in all pairs of what varies."""
+"""They alternate over the variants; `kernels/test_contract.py` tests each kernel with all pairs of properties."""
 TORCHED = ("layer norm", "layer norm, before")
-"""What is compared with functions of PyTorch below, values and gradients."""
+"""Marked slow: compared with functions of PyTorch below, values and gradients."""
 AGAIN = ("relu, hard_sigmoid, no bias", "softsign, hard_tanh", "elu, sigmoid", "identity, tanh", "take", "clip, before")
-"""Of whose fields each is in another case too; the cell, forwards, has every name in both places."""
+"""Marked slow: other cases have the same fields, and the test of the cell has every activation in both places."""
 CELLS = ("l0", "l0_reverse", "l1", "l1_reverse")
 
 
 @pytest.fixture
 def drawn(problem, monkeypatch):
-    """`drawn(options)` -> arrays that float32 holds, by name: x, h0 and the weights that the variant has."""
+    """`drawn(options)` returns arrays by name, exact in float32: x, h0 and the weights that the variant has."""
 
     def make(options):
         given, rng = problem(T, B, I, H), np.random.default_rng(1)
         grows = options.get("gate_activation") in ("relu", "elu", "identity")
-        given["x"] *= 0.5 if grows else 2  # to the pieces of every activation, and no growth from step to step
+        given["x"] *= 0.5 if grows else 2  # reach all pieces of the activations, without growth from step to step
         if options.get("layer_norm"):
             given |= {name: rng.normal(size=3 * H) for name in ("scale_ih", "scale_hh")}
         if not options.get("bias", True):
@@ -96,7 +96,7 @@ def spec_of(options):
 
 
 def for_oracle(given, options):
-    """h0, the weights with zeros for a missing bias, and the variant."""
+    """h0 and the weights, with zeros for a missing bias, and the variant."""
     arrays = {"b_ih": np.zeros(3 * H), "b_hh": np.zeros(3 * H), "scale_ih": None, "scale_hh": None} | given
     fields = {name: value.__name__ if callable(value) else value for name, value in spec_of(options).items()}
     return [arrays[name] for name in ("h0", *GRUWeights._fields)], equations.Variant(**fields)
@@ -113,7 +113,7 @@ def run(given, options, implementation=None, lengths=LENGTHS):
 
 
 def values_and_gradients(run, given, dhs, dh_last):
-    """The values (hs, h_last) of `run(given)`, and the gradients of their sum weighed by dhs and dh_last."""
+    """The values (hs, h_last) of `run(given)`, and the gradients of their sum weighted by dhs and dh_last."""
 
     def loss(given):
         hs, h_last = run(given)
@@ -146,7 +146,7 @@ def as_jax(given, dtype="float64"):
 def test_values_and_gradients_equal_the_oracle(drawn, case, run_by):
     options, (dhs, dh_last), (implementation, dtype) = VARIANTS[case], cotangents(), run_by
     if options.get("layer_norm") and implementation == "xla":
-        implementation = None  # which is "autodiff"
+        implementation = None  # None chooses "autodiff"
     given = drawn(options)
     arrays, variant = for_oracle(given, options)
     x = given["x"].swapaxes(0, 1)
@@ -192,13 +192,13 @@ def test_layer_normalisation_runs_as_autodiff_and_is_refused_by_xla():
 
 @contextlib.contextmanager
 def plain_numerics():
-    """As other packages expect JAX to be."""
+    """The promotion rules of JAX that other packages expect."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
 
 
 def stored(given, dialect, update="keep"):
-    """w_ih, w_hh and the biases as another framework stores them."""
+    """w_ih, w_hh and the biases in the layout of another framework."""
     return arranged(GRUWeights(**weights_of(given)), DIALECTS[dialect], update)
 
 
@@ -235,7 +235,7 @@ def keras_weights(given, reset_after=True):
 
 
 def run_keras(layer, weights, x, states):
-    """In float32: Keras's tanh rounds float64 to it."""
+    """Runs a Keras layer. Tests use float32, to which Keras's tanh rounds float64."""
     with plain_numerics():
         layer.build((B, T, I))
         others = [v.value for v in layer.non_trainable_variables]
@@ -247,11 +247,11 @@ ELSEWHERE = {"after": {}, "before": {"reset_after": False}} | {
     for case, options in VARIANTS.items()
     if isinstance(options.get("gate_activation"), str)
 }
-"""What Keras and ONNX Runtime have too: both resets, and the activations of `VARIANTS`."""
+"""Variants for Keras and ONNX Runtime: both values of `reset_after`, and the activations of `VARIANTS`."""
 
 
 def once(cases):
-    """Each name of an activation in one place at least; the others are marked slow."""
+    """Marks the cases in AGAIN as slow; the others have each activation in at least one place."""
     return [pytest.param(case, marks=[pytest.mark.slow] * (case in AGAIN)) for case in cases]
 
 
@@ -280,7 +280,7 @@ def test_keras_merges_both_directions_alike(drawn, keras, merge, theirs):
     assert_close(output, expected)
 
 
-IN_ONNX = {  # name of the function, its alpha and beta
+IN_ONNX = {  # the function's name, alpha and beta
     "tanh": ("Tanh", [], []),
     "sigmoid": ("Sigmoid", [], []),
     "relu": ("Relu", [], []),
@@ -293,7 +293,7 @@ DIRECTIONS = {"forward": (False,), "reverse": (True,), "bidirectional": (False, 
 
 
 def onnx_gru(given, lengths, options, direction):
-    """Y (T, D, B, H) and Y_h (D, B, H) of a model of one GRU node; `given`, one a direction, float32."""
+    """Y (T, D, B, H) and Y_h (D, B, H) of a model with one GRU node; `given`: float32 arrays for each direction."""
     onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
     onnx = pytest.importorskip("onnx", reason="onnx is not installed")
     helper, float32, count = onnx.helper, onnx.TensorProto.FLOAT, len(given)
@@ -349,7 +349,7 @@ def test_onnx_runtime_computes_the_same(drawn, case):
     options, direction = ONNX_CASES[case]
     given = [as_jax(drawn(options), "float32")]
     given += [{name: np.flip(a, 0) for name, a in given[0].items()}][: len(DIRECTIONS[direction]) - 1]
-    lengths = np.array([5, 1, 2, 4])  # of a row of no steps the runtime gives 0 as its last state, and not initial_h
+    lengths = np.array([5, 1, 2, 4])  # for a row without steps the runtime returns 0 in Y_h, not initial_h
     hs, h_last = onnx_gru([jax.tree.map(np.asarray, g) for g in given], lengths, options, direction)
     for i, reverse in enumerate(DIRECTIONS[direction]):
         weights = GRUWeights(**weights_of(given[i]))
@@ -402,13 +402,13 @@ MERGED = {
 
 
 def random_params(model, x):
-    """Random values in place of the initial ones, of which some are zero."""
+    """Random parameters, because some of the initial ones are zero."""
     rng, shapes = np.random.default_rng(3), jax.eval_shape(model.init, KEY, x)["params"]
     return jax.tree.map(lambda a: jax.device_put((rng.normal(size=a.shape) * 0.5).astype(a.dtype)), shapes)
 
 
 def both_directions(params, layer, x, h0):
-    """hs (B, T, H) and h_last of layer number `layer`, forward and backward, by the oracle."""
+    """The oracle's hs (B, T, H) and h_last of layer number `layer`, forward and backward."""
     found = []
     for name, reverse, h in ((f"l{layer}", False, h0[0]), (f"l{layer}_reverse", True, h0[1])):
         arrays = [np.asarray(params[name][w]) for w in ("w_ih", "w_hh", "b_ih", "b_hh")]
@@ -419,7 +419,7 @@ def both_directions(params, layer, x, h0):
 
 @pytest.fixture
 def rows(problem):
-    """`rows(n_features=I)` -> x, NaN in the padding, and h0 of one layer in two directions."""
+    """`rows(n_features=I)` returns x, with NaN in the padding, and h0 of one layer in two directions."""
 
     def make(n_features=I):
         x, h0 = problem(T, B, n_features, H)["x"], np.random.default_rng(4).normal(size=(2, B, H))
@@ -446,7 +446,7 @@ def test_both_directions_are_merged(rows, merge):
 
 
 @pytest.mark.parametrize(
-    ("connection", "merge", "n_features"),  # the first layer has no connection, be its input as wide as its output too
+    ("connection", "merge", "n_features"),  # the first layer has none, even if its input is as wide as its output
     [("residual", "concat", I), ("residual", "sum", H), ("highway", "concat", I), ("highway", "mean", H)],
 )
 def test_connections_join_the_input_of_a_layer_to_its_output(rows, connection, merge, n_features):
@@ -475,7 +475,7 @@ def test_connections_join_the_input_of_a_layer_to_its_output(rows, connection, m
 def test_a_highway_starts_at_minus_one_and_the_first_layer_has_none(rows):
     layer = GRU(H, num_layers=2, bidirectional=True, connection="highway", param_dtype=jnp.float64)
     assert set(jax.eval_shape(layer.init, KEY, rows()[0])["params"]) == {*CELLS, "l1_highway"}
-    highway = jax.jit(lambda key: layer.init(key, rows()[0])["params"]["l1_highway"])(KEY)  # nothing else is drawn
+    highway = jax.jit(lambda key: layer.init(key, rows()[0])["params"]["l1_highway"])(KEY)  # jit draws nothing else
     assert (highway["bias"] == -1).all() and highway["kernel"].shape == (2 * H, 2 * H)
 
 
@@ -523,7 +523,7 @@ def test_a_saved_variant_is_the_same_again(tmp_path, case):
     assert loaded == model
     jax.tree.map(partial(np.testing.assert_array_equal, strict=True), again, variables)
     one, other = (jax.jit(m.apply).lower(v, x).as_text() for m, v in ((model, variables), (loaded, again)))
-    assert one == other  # of the same arrays, which need not be run
+    assert one == other  # the same program on the same arrays need not be run
 
 
 @pytest.mark.parametrize(
@@ -542,7 +542,7 @@ def test_numbers_of_numpy_and_pairs_are_saved(tmp_path, field, value):
     variables = {"params": random_params(model, x)}
     grujax.save(tmp_path / "m.safetensors", model, variables)
     loaded, again = grujax.load(tmp_path / "m.safetensors")
-    if field == "precision":  # by its name
+    if field == "precision":  # a precision is saved by its name
         model = model.clone(precision=jax.tree.map(lambda p: getattr(p, "name", p).lower(), value))
     assert loaded == model
     jax.tree.map(partial(np.testing.assert_array_equal, strict=True), again, variables)
@@ -591,7 +591,7 @@ def test_what_acts_in_training_alone_is_left_behind_and_said():
     for field in TRAINING:
         model = GRU(H, **{field: 0.25})
         variables = {"params": random_params(model, np.ones((B, T, I), np.float32))}
-        if field == "dropout":  # torch has it, and no warning comes
+        if field == "dropout":  # torch has dropout: no warning
             to_torch(model, variables)
         else:
             with pytest.warns(ConversionWarning, match=f"{field}=0.25: it only acts in training"):

@@ -1,4 +1,4 @@
-"""The contract of any kernel: a new one enters by its name in the table."""
+"""Tests every kernel of the table, also a new one, against the contract of kernels."""
 
 from functools import partial
 from itertools import combinations
@@ -25,7 +25,7 @@ SERVED = [(kernel, case) for kernel, case in PAIRS if kernel in HERE and (kernel
 
 
 def levels(case):
-    """What varies in a case, by name."""
+    """The properties of a case, by name."""
     spec = case.spec
     steering = {name: name in case.given for name in ("valid", "reset", "h_reset", "state_mask", "hold")}
     equations_of = {"reset_after": spec.reset_after, "update": spec.update, "layer_norm": spec.layer_norm}
@@ -34,7 +34,7 @@ def levels(case):
 
 
 def every(kernel, of, edges=()):
-    """Of the cases that a kernel serves enough to have all that `of` finds in any of their levels, and these edges."""
+    """`edges`, and enough cases that a kernel serves to cover all that `of` finds in the levels of any of them."""
     served = {case: set(of(levels(CASES[case]).items())) for by, case in SERVED if by == kernel}
     chosen, missing = [*edges], set().union(*served.values())
     while missing:
@@ -47,12 +47,12 @@ IN_A_STEP = {"valid", "reset", "h_reset", "state_mask", "hold", "reset_after", "
 
 
 def alone_or_in_a_step(items):
-    """Each level, and each pair of what acts in the equations of a step."""
+    """Each level, and each pair of levels that act in the equations of a step."""
     return [*items, *(pair for pair in combinations(items, 2) if dict(pair).keys() <= IN_A_STEP)]
 
 
 def alone_or_normalised(items):
-    """Each level, and each beside layer normalisation where both act in a step."""
+    """Each level, and layer normalisation with each level that acts in a step."""
     beside = [item for item in items if item[0] in IN_A_STEP]
     return [*items, *((("layer_norm", True), item) for item in beside if ("layer_norm", True) in items)]
 
@@ -61,9 +61,9 @@ QUICK = {
     "xla": every("xla", alone_or_in_a_step, ["no steps", "no rows", "few, one row"]),
     "autodiff": every("autodiff", alone_or_normalised),
 }
-"""Most cases are there for the sizes at which the native kernel goes another way; the loop of XLA has one way for all
-but a single row, and order.py turns what lies in another order (core/test_lengths_and_resets.py, test_layouts.py).
-autodiff takes the same steps: its own are normalisation and a derivative that JAX derives."""
+"""Most cases exist for the sizes at which the native kernel takes another path. XLA's loop has one path for all sizes
+but a single row, and order.py handles the order of steps and axes (core/test_lengths_and_resets.py, test_layouts.py).
+autodiff runs the same steps; only normalisation and the derivative, which JAX derives, are its own."""
 
 
 @pytest.mark.parametrize(
@@ -87,12 +87,12 @@ def test_every_pair_of_what_varies_is_in_a_case():
     all_levels = [levels(case) for case in CASES.values()]
     for a, b in combinations(all_levels[0], 2):
         expected = {(x, y) for x in {of[a] for of in all_levels} for y in {of[b] for of in all_levels}}
-        expected -= {(False, True)} if (a, b) == ("reset", "h_reset") else set()  # h_reset is nothing without resets
+        expected -= {(False, True)} if (a, b) == ("reset", "h_reset") else set()  # h_reset has no effect without resets
         assert {(of[a], of[b]) for of in all_levels} == expected, (a, b)
 
 
 def test_a_wrong_kernel_fails():
-    """h_last half as large, and a gradient that is lost: neither passes."""
+    """A halved h_last and a lost gradient are both detected."""
 
     def wrong_value(*args, **options):
         return [result._replace(h_last=result.h_last / 2) for result in kernels.run(*args, **options)]
@@ -119,6 +119,6 @@ def test_each_kernel_where_it_is_the_default(kernel):
 
 
 def test_the_oracle_has_the_fields_of_the_spec_that_change_an_equation():
-    beside = {"precision", "layer_norm"}  # of the products alone; told by the scales
+    beside = {"precision", "layer_norm"}  # precision only affects products; the scales imply layer_norm
     assert set(equations.Variant._fields) == set(GRUSpec._fields) - beside
     assert equations.Variant()._asdict().items() <= GRUSpec()._asdict().items()

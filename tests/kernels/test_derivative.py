@@ -1,6 +1,6 @@
-"""The derivative rule against JAX's own derivative of the loop, in every mode that JAX has, for every kind of GRU.
+"""The derivative rule against JAX's own derivative of the loop, in every mode of JAX, for every kind of GRU.
 
-Gradients of every kernel against the oracle are in test_contract.py.
+test_contract.py tests the gradients of every kernel against the oracle.
 """
 
 import functools
@@ -29,7 +29,7 @@ RESET = np.asarray([[0, 1, 1], [0, 1, 0], [0, 0, 1], [1, 0, 0], [1, 0, 1]], bool
 STEPS = {"valid": VALID, "reset": RESET}
 STATE_MASK = 2.0 * RNG.integers(0, 2, (B, H))
 HOLD = RNG.uniform(size=(T, B, H))
-HELD = 1.0 * (RNG.uniform(size=(T, B, H)) < 0.3)  # zoneout in training: a unit moves or it does not
+HELD = 1.0 * (RNG.uniform(size=(T, B, H)) < 0.3)  # zoneout in training: a unit is held or it is not
 EVERYTHING = STEPS | {"state_mask": STATE_MASK, "hold": HELD}
 
 
@@ -52,7 +52,7 @@ CASES = {
     "hold": (GRUSpec(), {"hold": HOLD}),
     "hold, take": (GRUSpec(update="take"), {"hold": HELD}),
 }
-"""What is static and what acts on the steps."""
+"""The static spec, and the control arrays."""
 
 CHUNKS = {
     "chunks": Chunks(2, kept=False),
@@ -60,7 +60,7 @@ CHUNKS = {
     "at once, the gates made anew": Chunks(None, kept=False),
 }
 RULES = ("xla", *CHUNKS)
-"""The loop under the rule; with CHUNKS it takes some two steps at once, and a rest of one."""
+"""The loop under the rule. Two of the CHUNKS divide the five steps into twos and a remainder of one."""
 
 
 def result_of(case, implementation, given, **options):
@@ -79,7 +79,7 @@ def outputs(case, implementation):
 
 
 def rules(case, all_rules=RULES):
-    """In chunks too where steps are masked."""
+    """The rules to test a case with: chunks too where steps are masked."""
     return all_rules if case == "masks, after" else ["xla"]
 
 
@@ -99,7 +99,7 @@ WAYS = ["forward over reverse", "reverse over forward", "reverse over reverse"]
 
 
 def hessian_product(f, way):
-    """The Hessian of the loss times TANGENTS, in one of the three ways that give all of it."""
+    """The product of the loss's Hessian and TANGENTS, in one of the three ways that give all of it."""
     g = loss(f)
     if way == "forward over reverse":
         return jax.jvp(jax.grad(g), (PRIMALS,), (TANGENTS,))[1]
@@ -109,7 +109,7 @@ def hessian_product(f, way):
 
 
 def compiled(f):
-    """XLA's own optimisations are not what is tested here, and take most of the time."""
+    """Runs f, compiled without XLA's optimisations: they take most of the time and are not tested here."""
     return jax.jit(f, compiler_options={"xla_backend_optimization_level": 0})()
 
 
@@ -128,18 +128,18 @@ def of_autodiff(case):
 
 
 REVERSED = ("masks, after", "everything")
-"""Both resets; "plain, before" is "everything" without what acts on the steps."""
+"""Both values of `reset_after`: "everything" has False, as "plain, before" does."""
 
 FORWARDS = (*REVERSED, "relu, hard sigmoid", "state mask, after", "hold, take")
-"""Of what is static and what acts on the steps each once at least. The reverse is JAX's transpose of the forward, and
-test_contract.py has gradients of all pairs."""
+"""Each static option and each control array at least once. Reverse mode is JAX's transpose of forward mode, and
+test_contract.py tests the gradients of all pairs."""
 
 
 @pytest.mark.parametrize(
     "case", [pytest.param(case, marks=[] if case in FORWARDS else pytest.mark.slow) for case in CASES]
 )
 def test_the_jacobian_forwards_is_that_of_autodiff(case):
-    for rule in rules(case, ("xla", "chunks")):  # what is kept for the reverse makes no difference
+    for rule in rules(case, ("xla", "chunks")):  # what is kept for reverse mode makes no difference
         found = compiled(lambda rule=rule: jax.jacfwd(outputs(case, rule))(PRIMALS))
         assert_trees_close(found, of_autodiff(case), "gradient")
 
@@ -154,7 +154,7 @@ def test_the_jacobian_in_reverse_is_that_of_autodiff(case):
 
 
 @pytest.mark.parametrize(
-    ("case", "rule", "ways"),  # of chunks the way that goes through the derivative of the rule and its transpose
+    ("case", "rule", "ways"),  # for chunks, the way that uses the derivative of the rule and its transpose
     [("masks, after", "chunks", ["forward over reverse"]), ("everything", "xla", WAYS)]
     + [
         pytest.param(name, rule, WAYS, marks=pytest.mark.slow)
@@ -183,7 +183,7 @@ def test_gates_that_are_handed_out_have_their_derivatives():
 
 
 def test_what_is_not_differentiated_costs_no_product():
-    """The gradient of the input alone makes no weight gradient, nor the other way round."""
+    """The gradient of x alone computes no weight gradient, and the weight gradients alone compute none of x."""
 
     def products(*names):
         def f(some):

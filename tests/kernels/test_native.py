@@ -1,7 +1,6 @@
-"""The native kernel, where the contract does not look: instruction sets, exactness, transformations, threads, refusals.
+"""The native kernel beyond the contract: instruction sets, exactness, transformations, threads, refusals.
 
-Run as a program, this file is a process that has one instruction set: it runs the contract's cases that it is told, or
-a few.
+Run as a program, this file tests the instruction set of its process: it runs the given cases of the contract, or a few.
 """
 
 import ctypes
@@ -37,11 +36,11 @@ RNG = np.random.default_rng(0)
 
 
 def normal(*shape, dtype="float64"):
-    return RNG.normal(size=shape).astype(jnp.dtype(dtype))  # of NumPy, which compiles nothing
+    return RNG.normal(size=shape).astype(jnp.dtype(dtype))  # NumPy compiles nothing
 
 
 def program(code, *arguments, **env):
-    """The output of a process of its own."""
+    """Runs Python in a separate process, and returns the lines of its output."""
     env = os.environ | {"PYTHONPATH": ":".join(sys.path), "JAX_PLATFORMS": "cpu"} | env
     command = [sys.executable, "-W", "error", *code, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=3000)
@@ -57,20 +56,20 @@ SERVED = [
     if KERNELS["native"].refuses(Asked(case.spec, case.dtype, (1, 1, 1), frozenset())) is None
 ]
 MOVED = ["few", "33 units, 65 rows", "one row", "bfloat16, odd"]
-FEW = ["few", "33 units, 65 rows", "bfloat16, odd"]  # the source is the same for all sets: a tile, a part of one, pairs
+FEW = ["few", "33 units, 65 rows", "bfloat16, odd"]  # all sets share the source: whole and partial tiles, pairs
 MANY = ["15 units", *MOVED, "threads, columns, Cho", "bfloat16, threads", "16 units", "17 units"]
-"""Both resets and updates, each way to share the work out and to take the rows, part of a vector and whole ones."""
+"""Both values of `reset_after` and `update`, each way to divide work and to process rows, partial and whole vectors."""
 IN_USE, _ = native.status()
 CHOSEN = (
     "import ctypes, sys; f = ctypes.CDLL(sys.argv[1]).grujax_instruction_set; f.restype = ctypes.c_char_p; print(f())"
 )
-"""Without JAX: what a library runs with."""
+"""Prints the instruction set that a library uses, without importing JAX."""
 
 
 @needs_library
 @pytest.mark.parametrize(
     ("instructions", "cases", "numbers"),
-    # what the set in use does, test_contract.py and the tests below see in this process
+    # test_contract.py and the tests below test the set in use, in this process
     [
         pytest.param(name, [], 17, marks=[pytest.mark.slow] * (name == IN_USE), id=f"{name}-few")
         for name in build.INSTRUCTION_SETS
@@ -84,7 +83,7 @@ def test_each_instruction_set_passes_the_contract_and_is_exact(instructions, cas
     assert found == instructions and passed == ["activations", *(cases or FEW)]
 
 
-# Tiles of 8 rows, and products of pairs of bfloat16, whose operands are laid out in their own way.
+# Tiles of 8 rows, and products of pairs of bfloat16, whose operands have a layout of their own
 WIDE = ["few", "33 units, 65 rows", "few, bfloat16", "few, bfloat16, part", "bfloat16, odd", "bfloat16, Cho"]
 WIDE += ["bfloat16, one row", "bfloat16, threads"]
 
@@ -92,7 +91,7 @@ WIDE += ["bfloat16, one row", "bfloat16, threads"]
 @needs_library
 @pytest.mark.skipif(build.missing() is not None, reason=build.missing() or "there is a compiler")
 @pytest.mark.parametrize(
-    "cases",  # where the processor has these instructions, test_contract.py runs them
+    "cases",  # if the processor has these instructions, test_contract.py tests them
     [
         pytest.param(WIDE, marks=[pytest.mark.slow] * (IN_USE == "avx512bf16")),
         pytest.param(SERVED, marks=pytest.mark.slow),
@@ -107,7 +106,7 @@ def test_what_only_avx512_runs_is_right_in_plain_code(cases, tmp_path):
 
 
 def assert_forward_mode(case):
-    """hs and h_last and their tangents by x, h0, the weights and h_reset: those of a plain scan in float64."""
+    """Compares hs, h_last and their tangents, for x, h0, the weights and h_reset, with a plain scan in float64."""
     case, rng = CASES[case], np.random.default_rng(0)
     drawn, moved = ([draw(case, rng) for _ in case.reverse] for _ in range(2))
     for of, d_of in zip(drawn, moved, strict=True):
@@ -155,7 +154,7 @@ def main(numbers="17", *cases):
 
 
 def activations(x):
-    """sigmoid and tanh as the library has them."""
+    """sigmoid and tanh of the library."""
     found = np.empty_like(x), np.empty_like(x)
     of = getattr(native.library(), f"grujax_{'float' if x.dtype == np.float32 else 'double'}_activations")
     of(*(ctypes.c_void_p(a.ctypes.data) for a in (x, *found)), ctypes.c_long(len(x)))
@@ -163,7 +162,7 @@ def activations(x):
 
 
 def assert_activations_are_exact(numbers):
-    """For 2 to the power of `numbers` numbers of all there are, and as many near 0."""
+    """Checks 2**numbers values spread over all bit patterns of the dtype, and as many near 0."""
     for dtype in (np.float32, np.float64):
         bits = np.dtype(f"u{np.dtype(dtype).itemsize}").type
         everywhere = (np.arange(2**numbers, dtype=bits) * bits((2 ** (8 * bits().itemsize) >> numbers) | 1)).view(dtype)
@@ -175,7 +174,7 @@ def assert_activations_are_exact(numbers):
             expected = np.where(wide >= 0, 1, e) / (1 + e), np.tanh(wide)
         for name, found, right in zip(("sigmoid", "tanh"), activations(x), expected, strict=True):
             ulp = np.abs(found - right) / np.spacing(np.abs(right).astype(dtype))
-            least = (np.abs(right) < 1.01 * np.finfo(dtype).tiny) & (found == 0)  # what is below becomes 0
+            least = (np.abs(right) < 1.01 * np.finfo(dtype).tiny) & (found == 0)  # smaller results become 0
             worst = np.argmax(np.where(least, 0, ulp))
             assert least[worst] or ulp[worst] <= 3, f"{name} of {x[worst]!r} ({dtype.__name__}): {ulp[worst]} ulp"
         sigmoids, tanhs = activations(np.array([0, np.inf, -np.inf, 1e30, -1e30, np.nan], dtype))
@@ -196,7 +195,7 @@ def test_sigmoid_and_tanh_are_exact_to_three_units_in_the_last_place():
     assert_activations_are_exact(numbers=19)
 
 
-# Transformations, both directions at once, with lengths and resets; several devices are in core/test_sharding.py.
+# Transformations, both directions at once, with lengths and resets; core/test_sharding.py tests several devices
 
 T, B, I, H = 5, 4, 3, 6
 SHAPES = {"h0": (B, H), "w_ih": (I, 3 * H), "w_hh": (H, 3 * H), "b_ih": (3 * H,), "b_hh": (3 * H,), "h_reset": (H,)}
@@ -208,7 +207,7 @@ WEIGH = normal(T, B, H)
 
 
 def outputs(implementation, run=kernels.run, reverse=(False, True)):
-    """(arrays, which steps are valid, which reset) -> hs and h_last of each direction."""
+    """Returns a function: (arrays, valid steps, resets) -> hs and h_last of each direction."""
 
     def f(p, valid=VALID, reset=RESET):
         recurrences = [
@@ -236,7 +235,7 @@ def loss(f):
 
 
 def of(f, **some):
-    """`f` of some of the arrays, the others as in POINT."""
+    """Calls `f` with some of the arrays; the others are those of POINT."""
     return f(POINT | some)
 
 
@@ -284,7 +283,7 @@ EQUALS = {
     "reverse over forward": "forward over reverse",
     "remat": "grad",
 }
-"""What is the same number another way."""
+"""Transformations that must give the values of another one."""
 INSIDE = {
     "jit": "test_contract.py",
     "grad": "test_contract.py",
@@ -297,11 +296,11 @@ INSIDE = {
     "hessian": "jacrev, and forward over reverse",
     "scan": "scan, of chunks",
 }
-"""What another one goes through too."""
+"""Slow transformations, and the test that covers what they do."""
 
 
 def of_a_loop(name, implementation):
-    """Second derivatives of one direction: both take twice as long, and are in those of chunks."""
+    """Runs a transformation; second derivatives in one direction only, which halves the time. Chunks test both."""
     reverse = (True,) if " over re" in name or name in ("hessian", "reverse over forward") else (False, True)
     return jax.jit(lambda: TRANSFORMATIONS[name](outputs(implementation, reverse=reverse)))()
 
@@ -332,7 +331,7 @@ def run_in_chunks(recurrences, spec, implementation="native", *, reverse, with_g
     "case", ["few", "17 units", "16 units", "one row", "bfloat16", "no steps", "Cho, take", "threads, columns, Cho"]
 )
 def test_chunks_pass_the_contract(case):
-    """Also where the gates are asked for, or resets are read backwards, and all steps are taken at once."""
+    """Some cases run all steps at once: those that return the gates, or read resets backwards."""
     assert_serves(run_in_chunks, CASES[case])
 
 
@@ -340,8 +339,8 @@ def test_chunks_pass_the_contract(case):
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param("grad", marks=pytest.mark.slow),  # test_chunks_pass_the_contract
-        pytest.param("forward over reverse", marks=pytest.mark.slow),  # above, and of chunks in test_derivative.py
+        pytest.param("grad", marks=pytest.mark.slow),  # in test_chunks_pass_the_contract
+        pytest.param("forward over reverse", marks=pytest.mark.slow),  # above, and for chunks in test_derivative.py
         *("jvp", "vmap over steps", "vmap of gradients over weights", "scan"),
     ],
 )
@@ -353,7 +352,7 @@ def test_a_transformation_of_chunks_gives_what_it_gives_of_the_plain_loop(name):
 
 @needs_library
 def test_a_long_sequence_keeps_one_chunk_of_gates():
-    """Compiled alone: 1 GB of gates, of which a chunk of 34 MB is there at a time."""
+    """Compiled but not run: the gates take 1 GB, of which one chunk of 34 MB exists at a time."""
     T, B, I, H = 2**15, 32, 32, 64
     shapes = [(T, B, I), (I, 3 * H), (H, 3 * H)]
 
@@ -379,7 +378,7 @@ def test_a_gradient_is_two_calls_and_no_loop():
 
 @needs_library
 def test_the_gradient_of_x_is_computed_where_it_is_asked_for_alone():
-    """A first layer in training needs none, and its product is up to a quarter of the backward pass."""
+    """The first layer needs none in training, and its product takes up to a quarter of the backward pass."""
     for name, count in {"x": 0, "w_ih": 2}.items():
         text = (
             jax.jit(jax.grad(lambda a, name=name: of(loss(outputs("native")), **{name: a})))
@@ -392,7 +391,7 @@ def test_the_gradient_of_x_is_computed_where_it_is_asked_for_alone():
 
 @needs_library
 def test_a_tangent_that_is_zero_costs_no_products():
-    """Of a direction two of dx, and by all arguments two of x and one of the states; that of dh is in the kernel."""
+    """Per direction dx has two products, x two and the states one; the product with dh is inside the kernel."""
     for names, count in ((("h0",), 0), (("x",), 4), (tuple(POINT), 10)):
         point, moved = ({name: every[name] for name in names} for every in (POINT, TANGENT))
         tangent = jax.jit(lambda p, t: jax.jvp(lambda p: of(outputs("native"), **p), (p,), (t,))[1])
@@ -439,7 +438,7 @@ def test_an_exported_program_holds_the_plain_loop():
 @pytest.mark.parametrize("reset_after", [True, False])
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
 def test_what_is_not_finite_goes_where_it_goes_in_the_oracle(dtype, reset_after, value):
-    """In a row in the middle of a tile; odd sizes, whose last vectors are filled up with zeros."""
+    """The value is in a row in the middle of a tile. The sizes are odd: the last vectors are padded with zeros."""
     rows, units, features = 11, 19, 3
     x = np.array(normal(T, rows, features, dtype=dtype).astype(float))
     x[2, 5, 1], shapes = value, [(features, 3 * units), (units, 3 * units), (3 * units,), (3 * units,)]
@@ -466,7 +465,7 @@ def test_what_is_not_finite_goes_where_it_goes_in_the_oracle(dtype, reset_after,
 
 @cache
 def compiled(sizes, reverse=(False, True)):
-    """Values and gradients of two directions, float32, with a function that draws arguments."""
+    """A compiled function for values and gradients in float32, and a function that draws its arguments."""
     n_steps, n_rows, n_features, units = sizes
 
     def draw(seed):
@@ -525,11 +524,11 @@ def test_a_process_that_is_spawned_may_call():
 
 
 def arguments(target, sizes=(3, 2, 5, 4), directions=1):
-    """Arrays and results that a handler takes, all that is optional given."""
+    """Arrays and results that a handler accepts, with all that is optional."""
     n_steps, n_rows, n_features, units = sizes
     x, state, steps, columns = (n_steps, n_rows, n_features), (n_rows, units), (n_steps, n_rows), 3 * units
     hs, weights = (*steps, units), [(n_features, columns), (units, columns), (columns,), (columns,), (units,)]
-    arrays = [np.ones(s, "f") for s in (x, state, *weights)]  # of NumPy, which compiles nothing for each
+    arrays = [np.ones(s, "f") for s in (x, state, *weights)]  # NumPy compiles nothing
     arrays += [np.ones(steps, bool)] * 2 + [np.ones(s, "f") for s in (state, hs)]
     results = [hs, state]
     if target == "grujax_tangent":
@@ -553,10 +552,10 @@ def handed(target, arrays, results, directions=1, **options):
 
 
 def broken(target, every):
-    """What no handler may take, by what is wrong with it: arrays, results, directions.
+    """Yields calls that every handler must refuse: what is wrong, arrays, results, directions.
 
-    One function checks the shape and the type of all: unless `every`, each array has each axis longer, and one of the
-    other faults by turns.
+    One function checks all shapes and dtypes. So without `every`, each array has each axis longer once, and one of the
+    other faults, which alternate.
     """
     arrays, results = arguments(target)
     unread = (4, 5) if target == "grujax_backward" else ()  # the biases
@@ -582,7 +581,7 @@ def broken(target, every):
     for directions in (-1, 0, 2):
         yield f"{directions} directions", arrays, results, directions
     other_sizes = [(4, 2, 5, 4), (3, 7, 5, 4), (3, 2, 5, 40)]
-    for sizes in other_sizes if target == "grujax_tangent" else [*other_sizes, (3, 2, 9, 4)]:  # it does not read x
+    for sizes in other_sizes if target == "grujax_tangent" else [*other_sizes, (3, 2, 9, 4)]:  # it has no x
         for (a, of_a), (b, of_b) in (
             (arguments(target), arguments(target, sizes)),
             (arguments(target, sizes), arguments(target)),
@@ -592,7 +591,7 @@ def broken(target, every):
 
 @pytest.fixture
 def whole_tracebacks():
-    """To shorten that of an error takes JAX longer than the call."""
+    """Switches JAX's filtering of tracebacks off, which takes longer than the call."""
     jax.config.update("jax_traceback_filtering", "off")
     yield
     jax.config.update("jax_traceback_filtering", "auto")
@@ -639,7 +638,7 @@ CALLS = int(os.environ.get("GRUJAX_SOAK", 20_000))
 @needs_library
 @pytest.mark.slow
 def test_soak_of_small_random_calls():
-    """Up to 200 shapes, the calls of each in one compiled loop, each with weights and masks of its own."""
+    """Up to 200 shapes: one compiled loop runs all calls of a shape, each with its own weights and masks."""
     at_once, rng = max(1000, CALLS // 200), np.random.default_rng(CALLS)
     for _ in range(-(-CALLS // at_once)):
         n_steps, n_rows, n_features, units = (
@@ -649,7 +648,7 @@ def test_soak_of_small_random_calls():
         shapes |= {"w_hh": (units, 3 * units), "b_ih": (3 * units,), "b_hh": (3 * units,), "h_reset": (units,)}
         dtype = str(rng.choice(["float32", "bfloat16"]))
         arrays = {name: rng.normal(size=(at_once, *s)) * 0.7 for name, s in shapes.items()}
-        arrays["w_hh"] /= units**0.5  # errors of bfloat16 do not grow from step to step
+        arrays["w_hh"] /= units**0.5  # so that errors of bfloat16 do not grow from step to step
         arrays = {name: a.astype(jnp.dtype(dtype)) for name, a in arrays.items()}
         valid, reset = rng.random((2, at_once, n_steps, n_rows)) < 0.6
         spec = GRUSpec(bool(rng.integers(2)), update=str(rng.choice(["keep", "take"])))

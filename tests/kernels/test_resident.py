@@ -1,4 +1,4 @@
-"""The kernel for Hopper GPUs without one: interpreted against the oracle, races looked for, and lowered for CUDA."""
+"""The kernel for Hopper GPUs, without a GPU: interpreted against the oracle and for races, and lowered for CUDA."""
 
 import os
 from functools import partial
@@ -20,14 +20,14 @@ from grujax.types import Control, Gates, GRUWeights, Recurrence, Result
 
 VERSION = jax.__version_info__[:2]
 SERVES = pytest.mark.skipif(VERSION < plan.JAX, reason="the kernel for GPUs needs jax 0.11")
-THREADS = int(os.environ.get("NPROC", os.cpu_count() or 1))  # of XLA's pool, as XLA counts them
+THREADS = int(os.environ.get("NPROC", os.cpu_count() or 1))  # the size of XLA's pool, counted as XLA does
 INTERPRETED = pytest.mark.skipif(
     THREADS < 8, reason="each warpgroup that the interpreter runs waits on a thread of XLA's: set NPROC=16"
 )
 
 
 def interpreted(recurrences, spec=GRUSpec(), *, reverse=None, with_gates=False, time_major=True):
-    """`kernels.run` by the interpreter: its callbacks have an order, which a primitive's lowering cannot hold."""
+    """`kernels.run` in the interpreter, without primitives: their lowering does not support its ordered callbacks."""
     call = Call(spec, tuple(reverse or (False,) * len(recurrences)), time_major, with_gates, "resident")
     every = [given(recurrence, call) for recurrence in recurrences]
 
@@ -61,15 +61,15 @@ ALL = ("valid", "reset", "h_reset", "state_mask")
 BOTH = {"reverse": (False, True)}
 TAKE = GRUSpec(update="take")
 CASES = {
-    # In exact float32: a row a block. T, B, I, H; hidden units are filled up to 64.
+    # Exact float32: one row per block. Sizes are T, B, I, H; hidden units are padded to a multiple of 64.
     "exact, all": Case(sizes=(4, 3, 3, 5), given=ALL, dtype="float32", with_gates=True, **BOTH),
     "exact, two warpgroups": Case(TAKE, (3, 2, 3, 70), ("valid", "reset"), (True,), time_major=False, dtype="float32"),
     "exact, plain": Case(sizes=(3, 2, 4, 64), plain=True, dtype="float32"),
     "exact, for bfloat16": Case(sizes=(3, 2, 4, 64), given=("valid",), dtype="bfloat16"),
-    # On the tensor cores, where the card has too few multiprocessors for a row each.
+    # On the tensor cores: the GPU has too few multiprocessors for one row each.
     "tiles": Case(sizes=(3, 140, 3, 64), given=("valid",), dtype="bfloat16", plain=True),
     "tiles, both": Case(TAKE, (3, 70, 3, 33), ALL, time_major=False, dtype="bfloat16", with_gates=True, **BOTH),
-    # A cluster of three blocks, whose exchange goes another way on the card: grujax/kernels/resident/cluster.py.
+    # A cluster of three blocks. On a GPU they exchange data differently: grujax/kernels/resident/cluster.py.
     "cluster": Case(sizes=(3, 5, 3, 160), given=ALL, dtype="bfloat16", **BOTH),
     "one step": Case(sizes=(1, 2, 3, 64), given=ALL, dtype="float32", with_gates=True, **BOTH),
 }
@@ -84,7 +84,7 @@ def test_values_and_gradients_are_those_of_the_oracle(case, capfd):
 
 
 PLANS = {
-    # rows of the batch, H, directions, dtype, precision: rows of a block, blocks of a cluster, gates in registers
+    # (rows of the batch, H, directions, dtype, precision), (rows per block, blocks per cluster, gates in registers)
     "one row a multiprocessor": ((132, 128, 1, "bfloat16", None), (1, 1, 0)),
     "more": ((133, 128, 1, "bfloat16", None), (8, 1, 3)),
     "two directions": ((67, 128, 2, "bfloat16", None), (8, 1, 3)),
@@ -142,7 +142,7 @@ def test_exact_products_are_never_rounded_to_tf32():
 
 @pytest.fixture
 def card(monkeypatch):
-    """Pretends that a GPU is at hand, of this compute capability."""
+    """`card(capability)` pretends that a GPU of this compute capability is available."""
 
     def of(capability):
         monkeypatch.setattr(table, "_capability", lambda: capability)

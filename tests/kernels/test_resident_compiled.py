@@ -1,4 +1,4 @@
-"""The kernel for Hopper GPUs, compiled for an H100 that is not there: registers, shared memory, and whole programs."""
+"""The kernel for Hopper GPUs, compiled for an H100 without one: registers, shared memory, and whole programs."""
 
 import os
 import re
@@ -21,7 +21,7 @@ from grujax.types import Control, GRUWeights, Recurrence
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))  # no package: its programs import each other by name
 from targets import compiled_for
 
-PATH = f"{os.environ.get('MOSAIC_GPU_CUDA_ROOT', '')}/bin:{os.environ['PATH']}"  # where jax found the CUDA toolkit
+PATH = f"{os.environ.get('MOSAIC_GPU_CUDA_ROOT', '')}/bin:{os.environ['PATH']}"  # where JAX found the CUDA toolkit
 MISSING = {
     "jax 0.11.2, the first that reports a kernel's shared memory": jax.__version_info__ < (0, 11, 2),
     "jax-cuda13-plugin, which compiles for GPUs": not any(find_spec(f"jax_cuda{n}_plugin") for n in (12, 13)),
@@ -31,13 +31,13 @@ compiles = pytest.mark.skipif(
     any(MISSING.values()) and os.environ.get("GRUJAX_HOPPER") != "require",
     reason=f"missing: {'; '.join(what for what, missing in MISSING.items() if missing)}",
 )
-# A program for a machine that is not there cannot be read back: JAX says so and compiles.
+# A cached program for an absent GPU cannot be read back: JAX warns and compiles again.
 pytestmark = pytest.mark.filterwarnings("ignore:Error reading persistent compilation cache entry")
 
 
 @pytest.fixture
 def reported(monkeypatch, capfd):
-    """`reported(f, *shapes)` -> the compiled program's text, and what Mosaic and ptxas say of its kernels."""
+    """`reported(f, *shapes)` returns the text of the compiled program, and what Mosaic and ptxas report."""
     monkeypatch.setenv("PATH", PATH)
     monkeypatch.setenv("MOSAIC_GPU_DUMP_PTXAS", "1")
     monkeypatch.setenv("MOSAIC_GPU_DUMP_RESOURCES", "1")
@@ -47,7 +47,7 @@ def reported(monkeypatch, capfd):
         text = compiled_for("H100", f, *shapes).as_text()
         return text, capfd.readouterr().out
 
-    with jax.enable_x64(False):  # as users compile
+    with jax.enable_x64(False):  # as for users
         yield compiled
 
 
@@ -59,7 +59,7 @@ def shape(*sizes, dtype="float32"):
 
 
 class Asked(NamedTuple):
-    """A call, all of whose loops are compiled."""
+    """A call of which all loops are compiled."""
 
     dtype: str
     hidden_size: int
@@ -68,7 +68,7 @@ class Asked(NamedTuple):
     control: bool = True  # flags, and a mask of the state
 
     def plan(self, sides):
-        """(dtype of the products, hidden units, loop, plan), without what makes no other kind."""
+        """The properties that make a kind of plan: (dtype of the products, hidden units, loop, plan)."""
         found = plan((False, True)[: self.directions], False, self.n_rows, *self[1::-1], "default", SIDES[sides])
         return self.dtype, self.hidden_size, sides, found
 
@@ -88,7 +88,7 @@ SIZES = {
     ("bfloat16", 448): (1, 66),
     ("bfloat16", 512): (1, 66),
 }
-"""Rows of the batch that lead to each kind of plan."""
+"""Numbers of rows that lead to each kind of plan, by dtype and hidden units."""
 PLAIN = {
     ("float32", 64): 540,
     ("float32", 128): 1,
@@ -99,7 +99,7 @@ PLAIN = {
     ("bfloat16", 256): 1,
     ("bfloat16", 512): 1,
 }
-"""One of each design, of one direction and without flags."""
+"""One number of rows for each design, with one direction and without flags."""
 CALLS = [Asked(*of, n_rows) for of, several in SIZES.items() for n_rows in several]
 CALLS += [Asked(*of, n_rows, directions=1, control=False) for of, n_rows in PLAIN.items()]
 CASES = {(*call.plan(sides), call.control): None for call in CALLS for sides in SIDES}
@@ -136,7 +136,7 @@ def test_every_design_is_compiled_with_flags_and_without():
 
 
 def loop(dtype, hidden_size, sides, found, control, n_steps=64, n_rows=64):
-    """A loop of the kernel and the shapes of its arrays, as its docstring has them."""
+    """A loop of the kernel, and the shapes of its arguments as in its docstring."""
     H, B, D, T = hidden_size, n_rows, len(found.reverse), n_steps
     flags, h_reset, mask = [shape(D, T, B), shape(D, H), shape(D, B, H)] if control else [None] * 3
     if sides == "backward":
@@ -150,14 +150,14 @@ def loop(dtype, hidden_size, sides, found, control, n_steps=64, n_rows=64):
 
 
 def shared(dtype, hidden_size, sides, found):
-    """Bytes that a block has to ask for: arrays in whole kilobytes, and eight for each barrier."""
+    """The shared memory that a block must request: arrays in whole kilobytes, and eight bytes for each barrier."""
     warpgroups = hidden_size // found.blocks // UNITS
     if found.rows == 1:  # two buffers of the operand, one barrier, and 2 KB in which Mosaic sums
         n_barriers, placeholders = 1, 2
         arrays = 2 * SIDES[sides].parts * hidden_size * 4
     else:
         n_barriers = (found.blocks == 1) + warpgroups * (1 + max(found.stages, 1))
-        placeholders = (found.in_registers == 3) + 2 * (found.stages == 0)  # for the weights; for tiles and flags
+        placeholders = (found.in_registers == 3) + 2 * (found.stages == 0)  # 1 for the weights, 2 for tiles and flags
         arrays = shared_bytes(found, hidden_size, jnp.dtype(dtype).itemsize, SIDES[sides])
     return -(-arrays // 1024) * 1024 + 1024 * placeholders + 8 * n_barriers
 

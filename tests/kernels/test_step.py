@@ -54,7 +54,7 @@ def test_gates_split_in_the_order_reset_update_candidate():
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_product_of_one_row_is_differentiated_as_any_product(dtype):
-    """Forward, in reverse, batched and twice; of several rows the first alone has a cotangent, so all else is zero."""
+    """JVP, VJP, vmap and second derivatives equal those of the first of three rows, where the other two are zero."""
     a, w, da, dw, g = (jnp.asarray(RNG.normal(size=s), dtype) for s in [(1, 4), (4, 3), (1, 4), (4, 3), (1, 3)])
     g = g.astype(jnp.float32)
 

@@ -1,4 +1,4 @@
-"""Which implementation runs, and why; which programs it becomes."""
+"""Which implementation runs, and why, and which programs it compiles to."""
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ def test_explain_says_what_runs_and_why():
     assert str(named).startswith("autodiff: ") and "xla" in str(named) and named.reason in str(named)
 
 
-REFUSALS = [  # spec, T, dtype, what runs on CPU, what the reason says
+REFUSALS = [  # spec, T, dtype, the implementation on CPU, part of the reason
     (GRUSpec(False, update="take"), 3, "bfloat16", "native", "the default on cpu"),
     (GRUSpec(), 0, "float64", "native", "the default on cpu"),
     (GRUSpec(activation="relu"), 3, "float32", "xla", "native cannot serve: it supports only tanh and sigmoid"),
@@ -74,7 +74,7 @@ def test_the_state_is_float32_at_least():
 
 
 def test_a_program_takes_the_loop_of_the_platform_that_it_is_for():
-    """On CPU three products with the state, elsewhere one; nothing is left to choose at run time."""
+    """On CPU there are three products with the state, elsewhere one; no choice is left for run time."""
     traced = jax.jit(lambda x: run([Recurrence(x, weights_of(3, 16))], implementation="xla")).trace(
         jnp.ones((4, 8, 3), "f")
     )
@@ -137,8 +137,8 @@ def test_long_sequences_are_differentiated_in_chunks():
 
     assert chunks(64, 32, 128) == chunks(None, 32, 64) == (None, True)
     assert chunks(256, 32, 256) == (16, True)
-    assert chunks(100, 128, 64) == (10, True)  # no rest
-    assert chunks(127, 128, 64) == (16, True)  # a prime: with a rest
+    assert chunks(100, 128, 64) == (10, True)  # no remainder
+    assert chunks(127, 128, 64) == (16, True)  # a prime: with a remainder
     long = chunks(2**14, 32, 64)
     assert long.steps is not None and 1 <= long.steps < 2**10 and not long.kept
     assert chunks(2, 2**12, 2**12) == (1, False)

@@ -1,6 +1,6 @@
 """The kernel for TPU: interpreted on the CPU against the oracle, lowered for a TPU, and compiled by libtpu for three.
 
-Run as a program, this file compiles for the chip that it is told: libtpu wants a process of its own.
+Run as a program, this file compiles for the given chip: libtpu needs a process of its own.
 """
 
 import os
@@ -20,7 +20,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-sys.path.append(str(Path(__file__).parent.parent))  # as a program too
+sys.path.append(str(Path(__file__).parent.parent))  # also when run as a program
 import numerics  # noqa: F401
 from pairs import pairwise
 
@@ -60,7 +60,7 @@ differentiable.defvjp(_forward, _backward)
 
 
 def run(recurrences, spec, *, reverse, with_gates=False, time_major=True):
-    """`grujax.kernels.run`, by this kernel."""
+    """`grujax.kernels.run` with this kernel."""
     call = Call(spec, tuple(reverse), time_major, with_gates, "tpu")
     results = []
     for hs, h_last, *saved in by_direction(
@@ -76,7 +76,7 @@ def run(recurrences, spec, *, reverse, with_gates=False, time_major=True):
 
 @pytest.fixture
 def interpreted():
-    """Memory that nobody wrote is NaN, and to read past an array is an error."""
+    """Interprets the kernel. Memory that was never written is NaN, and reading past an array is an error."""
     with pltpu.force_tpu_interpret_mode(pltpu.InterpretParams()):
         yield
     pltpu.reset_tpu_interpret_mode_state()
@@ -84,7 +84,7 @@ def interpreted():
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    """Few rows and steps make several blocks, the last of them not full."""
+    """Makes few rows and steps take several blocks, of which the last is not full."""
     monkeypatch.setattr(limits, "TILES", ((8, 4),))
 
 
@@ -102,7 +102,7 @@ MINE = {
 
 
 @pytest.mark.parametrize(
-    "name",  # one unit is filled up to a vector as 15 are; what the others of FEW have, is in these two and in MINE
+    "name",  # one unit is padded to a vector as 15 are; these two and MINE cover the others of FEW
     [pytest.param(name, marks=[] if name in ("15 units", "bfloat16, odd", *MINE) else SLOW) for name in (*FEW, *MINE)],
 )
 def test_values_and_gradients_are_those_of_the_oracle(name, interpreted, small_blocks):
@@ -120,7 +120,7 @@ def test_the_contract_has_many_cases_that_it_serves():
 
 
 def some_recurrence(case, dtype):
-    """A recurrence of ones and zeros of NumPy in the sizes of a case."""
+    """A recurrence of NumPy ones and zeros in the sizes of a case."""
     (n_steps, n_rows, n_features, hidden_size), columns = case.sizes, 3 * case.sizes[3]
     control = {
         "valid": np.ones((n_steps, n_rows), bool),
@@ -270,7 +270,7 @@ def test_libtpu_compiles_values_and_gradients(chip, cases):
 
 
 def main(chip, *names):
-    """Compiles the gradient of both directions for a chip, without one."""
+    """Compiles the gradient of both directions for a chip that need not be present."""
     for name in names:
         spec, dtype, given, sizes = (COMPILED | LARGE)[name]
         of = some_recurrence(Case(sizes=sizes, given=given), dtype)

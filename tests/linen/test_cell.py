@@ -1,4 +1,4 @@
-"""The cell: one step, and the layer again through everything that Flax offers to run a cell with."""
+"""The cell: one step against the oracle, and Flax's RNN, Bidirectional and scan of cells against the layer."""
 
 import flax.linen as nn
 import jax
@@ -66,7 +66,7 @@ def test_parameters_of_another_size_are_refused(variables):
 
 
 def test_a_call_outside_jit_traces_no_initialiser(variables, monkeypatch):
-    """Flax's `param` does at every call, which costs more than the step."""
+    """Flax's `param` does so at every call, which takes longer than the step."""
     layer = GRU(5, param_dtype=jnp.float64)
     expected = layer.apply(variables, X)
     monkeypatch.setattr(jax, "eval_shape", lambda *_: pytest.fail("an initialiser was traced"))

@@ -1,4 +1,4 @@
-"""The layer: layers and directions against the oracle, one tree for every path, dropout, refusals."""
+"""The layer: layers and directions against the oracle, parameters, layouts, dropout, initial states, refusals."""
 
 import functools
 
@@ -38,10 +38,10 @@ def layer(**options):
         *(pytest.param(name, True, marks=pytest.mark.slow) for name in HERE[1:]),
         *((name, False) for name in ("reference", HERE[0])),
         pytest.param(HERE[-1], False, marks=pytest.mark.slow),
-    ],  # each implementation in a layer: core/test_regularisation.py
+    ],  # core/test_regularisation.py runs each implementation in a layer
 )
 def test_values_and_gradients_equal_the_oracle(implementation, reset_after):
-    """Every step is valid; `core/test_lengths_and_resets.py` has the others."""
+    """Every step is valid; `core/test_lengths_and_resets.py` tests lengths, masks and resets."""
     model = layer(implementation=implementation, reset_after=reset_after)
     params = drawn(model, X)["params"]
 
@@ -60,7 +60,7 @@ def test_values_and_gradients_equal_the_oracle(implementation, reset_after):
     assert_close(output, expected)
     assert_close(h_last, expected_last)
     (of_params, *others) = backward(D_OUTPUT, D_LAST)
-    del of_params["h0"]  # every sequence starts from h0 itself
+    del of_params["h0"]  # the model has no learned initial state
     assert_trees_close(gradients, (of_params, *others), "gradient")
 
 
@@ -114,7 +114,7 @@ def test_dropout_falls_between_layers_only_and_not_when_deterministic():
     np.testing.assert_array_equal(run(layer(dropout=0.5), x)[0], plain)
     dropped, last = jax.device_get(drop(layer(dropout=0.5), x))
     assert (np.abs(dropped - plain).max(axis=(1, 2)) > 1e-3).all() and (dropped != 0).all()
-    np.testing.assert_array_equal(last[:2], plain_last[:2])  # the first layer is left alone
+    np.testing.assert_array_equal(last[:2], plain_last[:2])  # dropout does not act on the first layer
     cut, _ = drop(layer(dropout=1.0), x)
     shifted, _ = drop(layer(dropout=1.0), x + 1)
     np.testing.assert_array_equal(cut, shifted)  # dropout of 1: nothing of x reaches the second layer
@@ -122,7 +122,7 @@ def test_dropout_falls_between_layers_only_and_not_when_deterministic():
 
 @pytest.mark.parametrize("kind", [GRU, GRUEncoder])
 def test_training_warns_of_dropout_that_has_no_place_and_drops_nothing(kind):
-    """A model drops before its head: it does not warn."""
+    """A model also drops before its head, so it does not warn."""
     x, rngs = jnp.asarray(X), {"dropout": jax.random.key(3)}
     one = kind(H, param_dtype=jnp.float64, dropout=0.9)
     variables = drawn(one, x)

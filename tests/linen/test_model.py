@@ -1,4 +1,4 @@
-"""Pooling, the head and the statistics."""
+"""The model: pooling, the head and the statistics."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ def layer():
 
 
 def pooled(output, h_last, pooling):
-    """By hand, row by row."""
+    """Pools in NumPy, row by row."""
     if pooling is None:
         return output
     if pooling == "last":

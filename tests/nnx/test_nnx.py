@@ -1,4 +1,4 @@
-"""The NNX modules: what Linen computes, from Linen's tree, in all that NNX offers; and their own switches."""
+"""The NNX modules: against Linen with the same parameters, in NNX's transformations, and in training and evaluation."""
 
 import functools
 import operator
@@ -30,8 +30,8 @@ KEY = jax.random.key(0)
 
 @pytest.fixture(scope="module", autouse=True)
 def quickly_compiled(request):
-    """Compiling would be most of the time here, and how fast it runs is no part of what is compared."""
-    slow = request.config.getoption("--slow")  # without it everything is so compiled
+    """Compiles without most optimisations: compiling would take most of the time, and speed is not compared."""
+    slow = request.config.getoption("--slow")  # without --slow everything is compiled in this way
     jax.config.update("jax_disable_most_optimizations", slow)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
@@ -79,7 +79,7 @@ STATISTICS = {name: jax.device_put(np.float32(a)) for name, a in (STATISTICS | {
 
 
 def drawn(model, *args):
-    """Variables with no zero among them, as biases and learned states are at the start."""
+    """Random variables: no zeros, which biases and learned states have initially."""
     rng = np.random.default_rng(1)
     variables = jax.tree.map(
         lambda a: jax.device_put(rng.uniform(-0.6, 0.6, a.shape)), jax.eval_shape(model.init, KEY, *args)
@@ -92,13 +92,13 @@ def module_of(model, *args, seed=0):
 
 
 def weighed(results):
-    """A number from all results, no two of them weighed alike."""
+    """A weighted sum of all results; within an array every element has a different weight."""
     leaves = [a.ravel() for a in jax.tree.leaves(results)]
     return sum((a * jnp.sin(1 + jnp.arange(a.size, dtype=a.dtype))).sum() for a in leaves)
 
 
 def results_and_gradients(run, params, args):
-    """Of `run(params, *args)`: the gradients of all results with respect to params and args, and the results."""
+    """The gradients of all results of `run(params, *args)` with respect to params and args, and the results."""
 
     def loss(params, args):
         results = run(params, *args)
@@ -120,15 +120,15 @@ def of_nnx(module, args, **options):
     return (nnx.to_pure_dict(gradients), of_args), results
 
 
-# What Linen computes
+# The values of Linen
 
 
 @pytest.mark.parametrize(
-    "case",  # an implementation is one field of one kernel call
+    "case",  # the implementation is only one field of the kernel call
     [pytest.param(case, marks=[pytest.mark.slow] * (case == "reference")) for case in CASES],
 )
 def test_values_and_gradients_are_those_of_linen(case):
-    """They come from the same program, to the letter; one that differs is compiled and run."""
+    """Both lower to the same program text. Programs that differ are compiled and run, and their results compared."""
     model, args, options = CASES[case]
     variables = drawn(model, *args)
     module = gnnx.from_linen(model, variables, rngs=nnx.Rngs(0))
@@ -148,7 +148,7 @@ def test_values_and_gradients_are_those_of_linen(case):
 
 
 def test_training_is_that_of_linen_under_the_same_masks(monkeypatch):
-    """All five rates, and before the head: the masks here depend on nothing but the order in which they are drawn."""
+    """All five rates, and dropout before the head. The faked masks depend only on the order in which they are drawn."""
 
     def draw_in_order():
         rng = np.random.default_rng(2)
@@ -219,7 +219,7 @@ def test_a_trajectory_of_training_is_that_of_linen():
     )
 
 
-# The cell, in what NNX runs a cell with
+# The cell in NNX's scan, RNN and Bidirectional
 
 
 def scanned(cell, x, h0):
@@ -274,7 +274,7 @@ def test_a_cell_begins_with_zeros_or_with_what_is_drawn():
     np.testing.assert_array_equal(new.astype(jnp.bfloat16), y)
 
 
-# The tree, and the way to Linen and back
+# The tree of parameters, and conversion to Linen and back
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -329,7 +329,7 @@ def test_initial_values_have_the_distributions_of_linen(initializer):
         spread = float(np.std(e)) + 1e-9
         difference = np.abs(np.quantile(a, quantiles) - np.quantile(e, quantiles)).max()
         assert difference < 6 * spread / np.sqrt(a.size / 2), name
-        assert np.array_equal(a, e) == (np.std(e[: e.shape[0] // 3]) == 0), name  # drawn, unless constant
+        assert np.array_equal(a, e) == (np.std(e[: e.shape[0] // 3]) == 0), name  # only constants are equal
     if initializer == "flax":
         gate = found["params"]["encoder"]["gru"]["l0"]["w_hh"][:, :32]
         assert_close(gate @ gate.T, np.eye(32), "gradient")
@@ -436,7 +436,7 @@ def test_only_what_drops_holds_a_stream():
     assert {type(v) for _, v in nnx.to_flat_state(nnx.state(plain))} == {nnx.Param}
     for rate in RATES:
         layer = gnnx.GRU(I, H, num_layers=2, **{rate: 0.5}, **WIDE, rngs=nnx.Rngs(0))
-        assert not np.allclose(layer(X)[0], layer(X)[0]), rate  # its own stream goes on
+        assert not np.allclose(layer(X)[0], layer(X)[0]), rate  # each call advances the layer's own stream
 
 
 # Refusals
