@@ -1,4 +1,4 @@
-"""Models of Keras for the tests: made, filled at random, run, and saved."""
+"""Keras models for the tests: builds them with random weights, runs and saves them."""
 
 import functools
 import os
@@ -21,22 +21,22 @@ keras = pytest.importorskip("keras", reason="keras is not installed")
 h5py = pytest.importorskip("h5py", reason="h5py is not installed")
 L = keras.layers
 I, H, T, B = 3, 4, 5, 2
-ZEROS = {"kernel_initializer": "zeros", "recurrent_initializer": "zeros"}  # all weights are drawn anew
+ZEROS = {"kernel_initializer": "zeros", "recurrent_initializer": "zeros"}  # `drawn` replaces all weights
 Gru = functools.partial(L.GRU, H, **ZEROS)
 Steps = functools.partial(Gru, return_sequences=True)
 FRAMEWORKS = {"keras": FRAMEWORK, "keras-weights": WEIGHTS}
 
 
 def plain(call, *args, **options):
-    """Keras as it expects JAX to be; what is tested sees to that itself."""
+    """Calls Keras under the JAX settings that it expects. The code under test must set these itself."""
     lifted = jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"), jax.enable_x64(False)
     with lifted[0], lifted[1], lifted[2], warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)  # Keras' variables
+        warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)  # from Keras' variables
         return call(*args, **options)
 
 
 def run(layer, *given, **options):
-    """What a layer of Keras gives, a list of NumPy arrays."""
+    """The outputs of a Keras layer, as a list of NumPy arrays."""
     return [np.asarray(a) for a in jax.tree.leaves(plain(jax.jit(lambda *a: layer(*a, **options)), *given))]
 
 
@@ -45,7 +45,7 @@ def Both(merge="concat", **options):
 
 
 def drawn(layer, seed=0):
-    """The layer built, all its weights random, biases among them."""
+    """Builds the layer if needed, and sets all its weights, biases included, to random values."""
     rng = np.random.default_rng(seed)
     if not layer.built:
         plain(layer.build, (B, I) if isinstance(layer, L.GRUCell) else (B, T, I))
@@ -117,23 +117,23 @@ CASES = {
 
 
 PROVED = {"no bias", "cell", "apart", "last", "mean", "probabilities", "every step"}
-"""Cases that `from_keras` proves too: each kind of source and of output. The outputs of all are compared by a test."""
+"""Cases that `from_keras` also verifies: each kind of source and of output. A test compares the outputs of all."""
 
 
 @functools.cache
 def case(name):
-    """A source, what it gives for x, its conversion, and that back: once a process."""
+    """The Keras source, the expected model, the inputs, the outputs of the source, and its conversion. Cached."""
     make, expected = CASES[name]
     source = make()
     x = np.random.default_rng(1).normal(size=(B, T, I)).astype("float32")
     h = np.random.default_rng(2).normal(size=(2, B, H)).astype("float32")
     given = (x[:, 0], [h[0]]) if isinstance(source, L.GRUCell) else (x,)
     converted = from_keras(source, verify=None if name in PROVED else False)
-    return source, expected, given, run(source, *given), converted  # last: jit leaves a tracer in the seeds of dropout
+    return source, expected, given, run(source, *given), converted  # run last: jit leaves a tracer in dropout's seed
 
 
 def ours(model, variables, given):
-    """What Keras returns of the same, as a list."""
+    """The outputs of a grujax model as a list, in the order in which Keras returns them."""
     if isinstance(model, GRUCell):
         given = (given[1][0], given[0])
     found = jax.tree.leaves(jax.jit(model.apply)(variables, *given))

@@ -1,4 +1,4 @@
-"""Graphs of ONNX for the tests: ours and those of others, made node by node, and the runtime."""
+"""ONNX graphs for the tests, built node by node as other exporters write them, and functions that run models."""
 
 import functools
 
@@ -18,7 +18,7 @@ I, H, O = 3, 4, 2
 
 
 def drawn(model, seed=0, n_inputs=I, statistics=""):
-    """The model's variables, all of them random and none zero; `statistics` of "input", "output", or both."""
+    """Random variables of the model, none of them 0. statistics: "input", "output", or both with a space between."""
     rng, shapes = np.random.default_rng(seed), unflatten_dict(declared(model, n_inputs))
     variables = jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape) * 0.6, a.dtype), shapes)
     of = {"input": n_inputs, "output": getattr(model, "output_size", 0)}
@@ -66,7 +66,7 @@ def gru(inputs="x W R B", outputs="Y Y_h", op="GRU", **attributes):
 
 
 def graph(nodes, inputs, outputs, constants, opset=14, **options):
-    """inputs: shape by name; `lengths` is int32. outputs: number of axes by name."""
+    """inputs: shapes by name; `lengths` is int32, `long` int64, others float32. outputs: numbers of axes by name."""
     value = helper.make_tensor_value_info
     dtypes = {"lengths": INT32, "long": INT64}
     made = helper.make_graph(
@@ -90,7 +90,7 @@ GEMM = [*LAST, node("Gemm", "last K b", "y")]
 
 
 def stacked():
-    """Two nodes, both directions, time-major, a state that is cut into its layers, lengths as int64."""
+    """Two bidirectional nodes, time-major; h0 is split into the layers, and lengths are int64."""
     nodes = [
         node("Cast", "long", "lengths32", to=INT32),
         node("Split", "h0 parts", "h_a h_b"),

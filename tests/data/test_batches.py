@@ -1,4 +1,4 @@
-"""Buckets and batches: the least padding, every row once, values unchanged."""
+"""Buckets and batches: padding is minimal, every row appears once, and values are unchanged."""
 
 from itertools import combinations
 
@@ -14,7 +14,7 @@ LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=30)
 
 
 def made(lengths, channels=2, y=None):
-    """Sequences that hold no zero, so that a lost or padded value shows."""
+    """Sequences without zeros, so that lost or padded values are detected."""
     rng = np.random.default_rng(len(lengths))
     return sequences([rng.uniform(1, 2, (length, channels)) for length in lengths], y)
 
@@ -69,10 +69,10 @@ def test_rng_shuffles_rows_and_batches_and_repeats():
     first = plan(0)
     assert first == plan(0) != plan(1)
     steps = [batch[0] for batch in first]
-    assert steps != sorted(steps)  # the batches are shuffled
-    assert any(list(rows) != sorted(rows) for _, *rows in first)  # and the rows of a batch
+    assert steps != sorted(steps)  # batches are shuffled
+    assert any(list(rows) != sorted(rows) for _, *rows in first)  # and the rows within a batch
     spread = [max(rows) - min(rows) for _, *rows in first]
-    assert max(spread) > 8  # over the whole bucket
+    assert max(spread) > 8  # rows are shuffled over the whole bucket
 
 
 @given(LENGTHS, st.integers(1, 4), st.integers(1, 8))

@@ -1,4 +1,4 @@
-"""Loading: the sets that come with aeon, files, and files that are not what they say."""
+"""Loading: the data sets in aeon, files, tables, and the files that are refused."""
 
 import sys
 import tracemalloc
@@ -19,7 +19,7 @@ HEADER = "@problemName toy\n@univariate true\n@equalLength false\n@classLabel tr
 
 
 def refused(call, argument, found):
-    """The message of the InputError that `call` raises, checked."""
+    """Checks the InputError that `call` must raise, and returns its message."""
     with pytest.raises(InputError) as caught:
         call()
     assert caught.value.argument == str(argument)
@@ -33,7 +33,7 @@ def saved(path, **arrays):
     return path
 
 
-# by name
+# data sets by name
 
 
 def test_japanese_vowels():
@@ -300,7 +300,7 @@ def test_a_ts_file_past_the_limit_is_refused(tmp_path):
 def test_loading_holds_the_values_and_those_in_float32(dtype, tmp_path):
     np.savez_compressed(tmp_path / "toy.npz", X=np.ones((100, 1000, 20), dtype), y=np.arange(100) % 2)
     size = 2 * 10**6 * (np.dtype(dtype).itemsize + 4)
-    load_sequences(tmp_path / "toy.npz")  # what is imported is not counted
+    load_sequences(tmp_path / "toy.npz")  # so that imports are not counted
     tracemalloc.start()
     data = load_sequences(tmp_path / "toy.npz")
     peak = tracemalloc.get_traced_memory()[1]
@@ -324,7 +324,7 @@ def test_refuses_what_the_model_does_not_know(tmp_path):
     message = refused(lambda: load_sequences(path, labels=("0", "1"), channels=12), "channels", "2 in toy.npz")
     assert message.startswith("channels: expected 12, found 2")
     refused(lambda: load_sequences(path, labels=("0", "7")), "y", "'1' in row 1 of toy.npz")
-    refused(lambda: load_sequences("GunPoint"), "y", "<U")  # classes for a regression
+    refused(lambda: load_sequences("GunPoint"), "y", "<U")  # classes, for a regression model
     refused(lambda: load_sequences("Covid3Month", labels=("0", "1")), "y", "float64")
 
 
@@ -361,7 +361,7 @@ def test_a_table_in_long_form(tmp_path):
     found = load_sequences(path, labels=("down", "up"), channels=2)
     assert found.lengths.tolist() == [3, 2] and found.y.tolist() == [1, 0]
     assert found.x[0].tolist() == [[1.5, -1], [3, -3], [4, -4]] and found.x[1, :2].tolist() == [[10, 0.5], [11, 0.25]]
-    as_it_stands = written(tmp_path / "u.csv", LONG.replace("time", "c"))  # the time is a channel then
+    as_it_stands = written(tmp_path / "u.csv", LONG.replace("time", "c"))  # under another name, the time is a channel
     assert load_sequences(as_it_stands, labels=("down", "up")).x[0, :, 0].tolist() == [2, 1, 3]
     many = "".join(f"{row},{1 + row % 2},{step}\n" for step in range(3) for row in range(20))
     data = load(written(tmp_path / "n.csv", "\ufeffsequence,y,x\n" + many))

@@ -1,4 +1,4 @@
-"""Missing values: the last observed value, mask and time gap, beside loops over Che et al.'s equations."""
+"""Missing values: last observed value, mask and time gap, compared with loops over the equations of Che et al."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from grujax.errors import InputError
 
 
 def by_hand(x, times, fill):
-    """A sequence (T, C) -> (T, 3C) by the recursion of the paper."""
+    """The recursion of the paper for one sequence: (T, C) -> (T, 3C)."""
     steps, channels = x.shape
     out = np.zeros((steps, 3 * channels))
     for c in range(channels):
@@ -78,7 +78,7 @@ def test_a_table_has_its_times_and_a_trained_model_its_fill(tmp_path):
 
 
 def timed(path, unit=2.0, time="time", count=20):
-    """A table whose steps are `unit` apart; of each sequence the second value is missing."""
+    """Writes a table whose steps are `unit` apart; the second value of each sequence is missing."""
     lines = [f"{row},{unit * step},{row % 2},{'' if step == 1 else row}" for row in range(count) for step in range(3)]
     if not time:
         lines = [line.split(",", 2)[0] + "," + line.split(",", 2)[2] for line in lines]
@@ -93,16 +93,16 @@ def test_times_that_may_be_in_another_unit_are_told(tmp_path):
     options = {"fill": data.fill, "need_labels": False}
     for unit in (0.5, 2, 9.5):
         assert load_sequences(timed(tmp_path / "new.csv", unit), gap=data.gap, **options).gap == unit
-    for unit in (2 / 60, 10.0, 2000.0):  # minutes, days or milliseconds in the place of ...
+    for unit in (2 / 60, 10.0, 2000.0):  # 1/60, 5 and 1000 times the gap in training
         other = timed(tmp_path / "new.csv", unit)
         with pytest.warns(UnitWarning, match=rf"^time: a median gap of {unit:g} in new\.csv, and of 2 in training"):
             load_sequences(other, gap=data.gap, **options)
         with pytest.warns(UnitWarning, match=r"in the test split, and of 2 in training"):
             load(train, test=other, missing="mask")
-        found = load_sequences(other, **options)  # for a model that does not know it
+        found = load_sequences(other, **options)  # a model without a training gap gets no warning
         assert found.gap == pytest.approx(unit)
-    assert load(timed(tmp_path / "bare.csv", time=""), missing="mask").train.gap == 1  # 0, 1, ..., as in wide tables
-    few = timed(tmp_path / "few.csv", 2000, count=2)  # whose median says little
+    assert load(timed(tmp_path / "bare.csv", time=""), missing="mask").train.gap == 1  # times are 0, 1, ... by default
+    few = timed(tmp_path / "few.csv", 2000, count=2)  # too few gaps for a median
     assert load_sequences(few, gap=data.gap, **options).gap is None
 
 
@@ -136,5 +136,5 @@ def test_refuses(options, message):
 def test_infinite_is_not_missing():
     with pytest.raises(InputError, match=r"inf at row 1, step 2, channel 0"):
         sequences([[[1.0]], [[1.0], [np.nan], [np.inf], [-np.inf]]], missing="mask")
-    with pytest.raises(InputError, match=r"inf at row 1, step 0, channel 0"):  # not the NaN that their mean would fill
+    with pytest.raises(InputError, match=r"inf at row 1, step 0, channel 0"):  # not the NaN that an infinite mean fills
         sequences([[[np.nan], [1.0]], [[np.inf], [1.0]]], missing="mask")

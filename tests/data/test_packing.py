@@ -1,4 +1,4 @@
-"""Packing: first fit, nothing lost, nothing shared, what is refused."""
+"""Packing: first fit, no step is lost or shared, and refusals."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ SIZES = st.lists(st.integers(0, 9), min_size=1, max_size=30)
 
 
 def made(sizes, channels=2, dtype=np.float32):
-    """Sequences of values that differ and are never zero, so that a lost, moved or padded one shows."""
+    """Sequences of distinct values other than zero, so that lost, moved or padded values are detected."""
     values = np.arange(1, sum(sizes) * channels + 1).reshape(-1, channels).astype(dtype)
     return np.split(values, np.cumsum(sizes)[:-1])
 
@@ -24,7 +24,7 @@ def bits(array):
 
 
 def test_the_layout_of_an_example_by_hand():
-    """The third does not fit behind the first, the fourth fits there and behind the second, the fifth only there."""
+    """Sequence 2 fits into no earlier row, sequence 3 into rows 0 and 1, sequence 4 only into row 1."""
     packed = pack_sequences(made([3, 2, 4, 1, 2], channels=1), length=4)
     assert packed.x[:, :, 0].tolist() == [[1, 2, 3, 10], [4, 5, 11, 12], [6, 7, 8, 9]]
     assert packed.segments.tolist() == [[0, 0, 0, 3], [1, 1, 4, 4], [2, 2, 2, 2]]
@@ -37,7 +37,7 @@ def test_the_layout_of_an_example_by_hand():
 
 
 def test_the_first_row_with_room_and_not_the_fullest():
-    packed = pack_sequences(made([3, 4, 1]), length=5)  # row 1 would be filled to the brim
+    packed = pack_sequences(made([3, 4, 1]), length=5)  # sequence 2 would fill row 1 exactly
     assert packed.rows.tolist() == [0, 1, 0]
     assert packed.lengths.tolist() == [4, 4]
     assert packed.segments.tolist() == [[0, 0, 0, 2, -1], [1, 1, 1, 1, -1]]
@@ -69,7 +69,7 @@ def test_nothing_is_lost_and_nothing_shared(sizes, more_steps, more_rows):
 
     segments, resets = np.full(packed.segments.shape, -1), np.zeros(packed.resets.shape, bool)
     for index, ((row, start), size) in enumerate(zip(places, sizes, strict=True)):
-        assert (segments[row, start : start + size] == -1).all()  # no step belongs to two
+        assert (segments[row, start : start + size] == -1).all()  # no step belongs to two sequences
         segments[row, start : start + size] = index
         resets[row, start : start + 1] |= size > 0
     np.testing.assert_array_equal(packed.segments, segments)
@@ -145,7 +145,7 @@ def test_padding_by_hand():
     assert str(packed) == "4 sequences of 1 to 3 steps in 2 rows of 8: 43.8% padding, 25.0% without packing"
 
 
-OUTPUT = np.arange(24.0).reshape(3, 4, 2)  # of the example above, with two values for each step
+OUTPUT = np.arange(24.0).reshape(3, 4, 2)  # for the example above, two values per step
 
 
 def test_unpack_keeps_the_kind_and_the_axes_behind():
@@ -178,7 +178,7 @@ def test_unpack_traced():
 
 
 STEPS = made([3, 2, 3])
-PACKED = pack_sequences(STEPS)  # 3 rows of 3
+PACKED = pack_sequences(STEPS)  # 3 rows of 3 steps
 BAD = {
     "no sequences": (lambda: pack_sequences([]), "sequences", "found none"),
     "Sequences": (lambda: pack_sequences(sequences(STEPS)), "sequences", "found Sequences"),

@@ -1,4 +1,4 @@
-"""Sequences: what is kept, what is refused and how the refusal reads."""
+"""Sequences: how data are stored, which data are refused, and the messages."""
 
 import sys
 
@@ -115,7 +115,7 @@ def test_targets_a_step():
     assert data.per_step and data.labels is None and data.y.dtype == np.float32
     np.testing.assert_array_equal(data.y, expected.astype(np.float32))
     np.testing.assert_array_equal(data.labelled, ~np.isnan(expected[..., 0]))
-    several = sequences(X, y[:, 2])  # two axes of floats: several of a sequence
+    several = sequences(X, y[:, 2])  # two axes of floats: several targets per sequence
     assert not several.per_step and several.y.shape == (3, 2)
 
 
@@ -228,7 +228,7 @@ def test_a_dataset_is_of_one_task(test, argument, found):
 
 
 def numbered(y):
-    """Sequences whose only value is their row."""
+    """Sequences whose only value is their row number."""
     return sequences(np.arange(len(y)).reshape(-1, 1, 1), y)
 
 

@@ -1,4 +1,4 @@
-"""Tables in wide form, and in parquet: the same as in long form and as CSV."""
+"""Tables in wide form, and tables in Parquet, which are read like the same tables in CSV."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def written(path, text):
 
 
 def test_a_table_in_wide_form(tmp_path):
-    """Steps are in the order of their numbers, each sequence ends with its last value."""
+    """Steps are sorted by their numbers, and each sequence ends with its last value."""
     path = written(tmp_path / "w.csv", WIDE)
     found = load_sequences(path, labels=("down", "up"), fill=[0, -1])
     assert found.lengths.tolist() == [3, 2] and found.y.tolist() == [1, 0]
@@ -124,7 +124,7 @@ def test_parquet_that_cannot_be_read_is_refused(tmp_path):
 
 
 def test_axes_that_look_swapped_are_named():
-    x = np.zeros((3, 2, 50))  # (N, C, T), as aeon has it
+    x = np.zeros((3, 2, 50))  # (N, C, T), as in aeon
     with pytest.warns(AxesWarning, match=r"read as 2 steps of 50 channels\. .*swapaxes\(1, 2\)"):
         sequences(x)
     with pytest.raises(InputError, match=r"^lengths: .* found 50 in row 0 of data\. .*swapaxes"):

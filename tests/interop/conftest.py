@@ -1,4 +1,4 @@
-"""Graphs of ONNX run in the tests' own process, by the same program, with `--slow` in one of its own."""
+"""Runs ONNX graphs in the tests' own process instead of a separate one, by the same program; not with `--slow`."""
 
 import contextlib
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 
 
 def run_here(command, cwd, **_):
-    """As `subprocess.run` of the program of onnx_run.py, but for its limits, which would be those of the tests."""
+    """Replaces `subprocess.run` for the program of onnx_run.py, without its limits, which would apply to the tests."""
     _, _, program, *arguments = command
     with contextlib.chdir(cwd), pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["-c", *arguments])
@@ -20,12 +20,12 @@ def run_here(command, cwd, **_):
 
 @pytest.fixture
 def apart():
-    """For tests about the process of a graph, and of graphs that may end it."""
+    """Keeps the separate process, for tests of this process and of graphs that may end it."""
 
 
 @pytest.fixture(autouse=True)
 def no_process_for_each_graph(request, monkeypatch):
-    """A process takes 0.3 seconds, nearly all of them for imports."""
+    """Saves the 0.3 seconds that each process takes, nearly all of them for imports."""
     run = sys.modules.get("grujax.interop.onnx_run")
     if run and "apart" not in request.fixturenames and not request.config.getoption("--slow"):
         here = SimpleNamespace(run=run_here, TimeoutExpired=subprocess.TimeoutExpired)

@@ -1,4 +1,4 @@
-"""Activations with parameters: against the equations in NumPy, in files, and in ONNX both ways."""
+"""Activations with parameters: compared with torch and with the equations in NumPy, and stored in model files."""
 
 import dataclasses
 import json
@@ -52,7 +52,7 @@ def test_each_has_a_row():
 
 @pytest.mark.parametrize("of", GIVEN, ids=str)
 def test_it_is_the_function_of_its_name_and_so_is_its_slope(of):
-    """torch's own, where it has one; slopes against finite differences too."""
+    """Compared with torch's own function where it has one; slopes are compared with finite differences too."""
     torch = pytest.importorskip("torch", reason="torch is not installed")
     a = np.linspace(-7, 7, 401) + 1e-3
     f, slope = equations.function(of)

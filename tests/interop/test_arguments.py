@@ -1,4 +1,4 @@
-"""Every two arguments of every function of interop act together or are refused: none is ignored in silence."""
+"""Any two arguments of an interop function work together or are refused; none is silently ignored."""
 
 import inspect
 import logging
@@ -39,7 +39,7 @@ for framework in ("equinox", "flax", "haiku", "keras", "nnx", "onnx", "stablehlo
 
 @pytest.fixture(autouse=True)
 def numerics_of_other_libraries():
-    """Keras promotes dtypes and ranks as it likes."""
+    """Allows the promotions of dtypes and ranks that Keras relies on."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
 
@@ -48,7 +48,7 @@ def variables_of(model):
     x = np.ones((1, 1, I), np.float32)
     variables = drawn(model, *((np.ones((1, H), np.float32), x[0]) if isinstance(model, GRUCell) else (x,)))
     if model.initializer == "flax":
-        variables["params"]["l0"]["b_hh"] = np.zeros(3 * H, np.float32)  # Flax loses nothing
+        variables["params"]["l0"]["b_hh"] = np.zeros(3 * H, np.float32)  # Flax's sum of the biases then loses nothing
     return variables
 
 
@@ -61,7 +61,7 @@ STATE, LABELS = NET.state_dict(), ["yes", "no"]
 
 @pytest.fixture(autouse=True)
 def files(tmp_path, monkeypatch):
-    """own: a model that standardises its inputs; net: a state dict with a Linear. Of .any no format is known."""
+    """Writes own, a model that standardises its inputs, and net, a state dict with a Linear. No format has .any."""
     monkeypatch.chdir(tmp_path)
     statistics = {f"input_{s}": jnp.full(I, 2.0, jnp.float32) for s in ("mean", "std")}
     save("own.safetensors", MODEL, WEIGHTS[MODEL] | {"statistics": statistics})
@@ -71,7 +71,7 @@ def files(tmp_path, monkeypatch):
 
 
 def gives(call, **fields):
-    """The model that comes has these fields; `layer=True`: it is the GRU alone."""
+    """Asserts that `call` returns a model with these fields. layer=True: it is a GRU without a head."""
     found = call()
     model = found.model if hasattr(found, "model") else found[0]
     assert isinstance(model, GRU) == fields.pop("layer", False)
@@ -85,7 +85,7 @@ def refuses(argument, call):
 
 
 def compares(call):
-    """verify is at work: it finds that the weights are read or written wrongly."""
+    """Asserts that `call` verifies: it finds a difference if the order of the gates is wrong."""
     right = dialects.DIALECTS
     with pytest.MonkeyPatch.context() as patch:
         for of, gates in (("torch", "zrn"), ("haiku", "rzn"), ("flax", "zrn")):
@@ -290,7 +290,7 @@ def test_load_refuses_a_pooling_by_name_where_the_format_tells_it(name):
 
 @pytest.mark.parametrize("name", [name for name in READ if FORMATS[name].assumes])
 def test_load_takes_a_pooling_where_the_format_does_not_tell_it(name, caplog):
-    """verify runs the other side with the pooling that was given."""
+    """verify=True runs the other framework with the given pooling."""
     model = LAYER if name == "flax" else MODEL
     save(FILES[name], model, WEIGHTS[model], name)
     for pooling in ("last", "mean", "max", None):

@@ -1,4 +1,4 @@
-"""Model files of every format: there and back to the same bits, hostile ones refused, nothing half-written."""
+"""Model files of every format: there and back keeps every bit, hostile files are refused, none is left half-written."""
 
 import contextlib
 import json
@@ -26,13 +26,13 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 
 @pytest.fixture(autouse=True)
 def numerics_of_other_libraries():
-    """Keras promotes dtypes and ranks as it likes."""
+    """Allows the promotions of dtypes and ranks that Keras relies on."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
 
 
 def variables_of(model, seed=0):
-    """Random float32 weights, no bias of zeros among them."""
+    """Random float32 weights, including the biases."""
     x = jnp.zeros((1, 1, 3), jnp.float32)
     given = (jnp.zeros((1, model.hidden_size), jnp.float32), x[0]) if isinstance(model, GRUCell) else (x,)
     rng = np.random.default_rng(seed)
@@ -76,8 +76,8 @@ def test_a_torch_file_becomes_each_other_format_and_comes_back_to_the_same_bits(
     there = convert(tmp_path / "source.pth", tmp_path / LOSSLESS[name], target_format=name)
     assert (there.source_format, there.target_format) == ("torch", name)
     assert there.left_behind == [] and there.missing is None and there.folded is None
-    assert there.difference is not None and there.difference < 1e-5  # both sides of up to 10 in absolute value
-    back = convert(tmp_path / LOSSLESS[name], tmp_path / "back.pt")  # told by its ending, safetensors by its metadata
+    assert there.difference is not None and there.difference < 1e-5  # outputs of up to 10 in absolute value
+    back = convert(tmp_path / LOSSLESS[name], tmp_path / "back.pt")  # the format follows from the ending or metadata
     assert back.source_format == name and back.model == there.model == MODEL
     again = torch.load(tmp_path / "back.pt", weights_only=True)
     assert list(again) == list(state)
@@ -112,12 +112,12 @@ def test_flax_keeps_the_outputs_and_says_that_it_loses_the_split_of_the_biases(t
 def test_layers_and_cells_there_and_back(model, tmp_path):
     for name, file in LOSSLESS.items():
         if isinstance(model, GRUCell) and name.startswith("keras"):
-            continue  # Keras saves models, and a cell is none
+            continue  # Keras only saves models, and a cell is not a model
         with contextlib.suppress(OSError):
             os.remove(tmp_path / file)
         variables = variables_of(model)
         if name == "keras-weights" and not model.bias:
-            continue  # its file does not tell the reset mode then, tests/interop/test_keras.py
+            continue  # refused, because the file would not show the reset mode: test_keras_refusals.py
         assert save(tmp_path / file, model, variables, name, verify=True).tolerances <= 1
         loaded, again = load(tmp_path / file, name)
         assert loaded == model
@@ -152,7 +152,7 @@ def test_a_safetensors_file_in_torch_keys_is_what_pytorch_loads(tmp_path):
 
 
 def test_rounding_that_large_weights_blow_up_is_no_difference_and_another_function_still_is(tmp_path, monkeypatch):
-    """Weights of standard deviation 1 and 64 units: chaos, in which both sides are wrong by far more than the table."""
+    """With 64 units and weights of std 1 the recurrence is chaotic: rounding exceeds the tolerance table by far."""
     from grujax.interop import torch_keys
     from grujax.interop.prove import compare
     from grujax.interop.torch_files import TORCH
@@ -243,7 +243,7 @@ class Evil:
 
 
 def rewritten(path, change):
-    """The members of the zip file again, changed."""
+    """Writes the zip file again with the members that `change(members)` returns."""
     with zipfile.ZipFile(path) as archive:
         members = {info.filename: archive.read(info) for info in archive.infolist()}
     with zipfile.ZipFile(path, "w") as archive:
@@ -263,7 +263,7 @@ def flip(path, at):
 
 
 def flipped_weight(path):
-    """A bit of the first tensor's data."""
+    """Inverts one byte of the first tensor's data."""
     with zipfile.ZipFile(path) as archive:
         info = next(i for i in archive.infolist() if i.filename.endswith("data/0"))
     head = struct.unpack("<HH", path.read_bytes()[info.header_offset + 26 : info.header_offset + 30])
@@ -387,7 +387,7 @@ SHARD = "m-00001-of-00002.safetensors"
 
 
 def index(text=None, **where):
-    """The index of the shard; `where` beside the tensors that are in it."""
+    """Writes an index with the tensors of the shard and the entries `where`; or `text` instead."""
     there = dict.fromkeys(torch_arrays(), SHARD) | where
     text = json.dumps({"weight_map": there}) if text is None else text
     return lambda p: p.with_name("m.safetensors.index.json").write_text(text)
@@ -448,17 +448,17 @@ FILES = LOSSLESS | {"flax": "m.msgpack", "stablehlo": "m.stablehlo"}
 def test_weights_that_are_not_finite_are_refused_in_every_format(name, tmp_path):
     variables = variables_of(GRU(4))
     of_layer = variables["params"]["l0"]
-    of_layer["b_hh"] = jnp.zeros(12, jnp.float32)  # with which Flax loses nothing
+    of_layer["b_hh"] = jnp.zeros(12, jnp.float32)  # Flax's sum of the biases then loses nothing
     for value, found in ((jnp.nan, "NaN"), (-jnp.inf, "Inf")):
         of_layer["w_hh"] = of_layer["w_hh"].at[2, 5].set(value)
-        with refused("l0/w_hh", "finite", found):  # grujax's own format does not even write them
+        with refused("l0/w_hh", "finite", found):  # grujax's own format refuses to write them
             save(tmp_path / FILES[name], GRU(4), variables, name)
             load(tmp_path / FILES[name], name)
 
 
 @pytest.fixture(scope="module")
 def one_of_each(tmp_path_factory):
-    """A file of every format, of one model."""
+    """The bytes of one model's file in every format."""
     folder, variables = tmp_path_factory.mktemp("each"), variables_of(GRU(4))
     variables["params"]["l0"]["b_hh"] = jnp.zeros(12, jnp.float32)
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
@@ -520,7 +520,7 @@ def test_a_full_disk_leaves_the_earlier_file_whole(name, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", [of for of in FORMATS if of != "flax"])
 def test_a_disk_that_fills_up_as_it_is_written_is_an_error_of_the_system(name, tmp_path):
-    """Whatever library writes: not an error of its own, and not the end of the process."""
+    """Whichever library writes, the error is an OSError, and the process continues."""
     resource = pytest.importorskip("resource", reason="the system has no limits on the size of files")
     path, (_, most) = tmp_path / "m", resource.getrlimit(resource.RLIMIT_FSIZE)
     save(path, MODEL, variables_of(MODEL), name)

@@ -1,4 +1,4 @@
-"""Every GRU of larger models, taken out, run beside the original, tuned and put back."""
+"""Finds the GRUs of larger models, takes them out, compares them with the original, tunes and puts them back."""
 
 import io
 import json
@@ -34,7 +34,7 @@ def numerics_of_other_libraries():
 
 
 class Speech(torch.nn.Module):
-    """A convolution, two GRUs of different kinds, a cell, an LSTM, a skip."""
+    """A convolution, two different GRUs, a GRU cell and an LSTM; a second output bypasses all but the convolution."""
 
     def __init__(self):
         super().__init__()
@@ -59,7 +59,7 @@ def sizes(grus):
 
 
 def moved(variables):
-    """As after training: every weight another."""
+    """Changes every weight, as training does."""
     return jax.tree.map(lambda a: a + jnp.asarray(0.25, a.dtype), variables)
 
 
@@ -168,7 +168,7 @@ def test_a_live_module_of_torch(tmp_path):
 
 
 def speech_graph(inside_if=False):
-    """A convolution, two GRUs, a skip, two outputs, by torch's exporter; the second GRU in an `If` by hand."""
+    """A convolution, two GRUs, a skip, two outputs, by torch's exporter. inside_if: puts the second GRU in an `If`."""
 
     class Net(torch.nn.Module):
         def __init__(self):
@@ -231,7 +231,7 @@ def test_the_gru_nodes_of_a_graph_are_listed_proved_tuned_and_put_back(inside_if
     taken = {name: load(path, prefix=name) for name in sizes(grus)}
     assert taken["/first/GRU"][0] == GRU(H, bidirectional=True)
     x = np.random.default_rng(0).normal(size=(2, 6, I)).astype("f")
-    # What stands between, by hand: the same outputs from the GRUs taken out.
+    # The rest of the graph, computed here: with the GRUs taken out, it must give the same outputs.
     conv = {t.name: onnx.numpy_helper.to_array(t) for t in proto.graph.initializer}
     front = torch.nn.functional.conv1d(
         torch.tensor(x).swapaxes(1, 2), *(torch.tensor(conv[f"front.{k}"]) for k in ("weight", "bias")), padding=1
@@ -314,7 +314,7 @@ def params_of(module, n_inputs):
 
 
 def tree_of_net():
-    """Layers that a module keeps as its attributes, and a cell of its own."""
+    """The tree of a module with layers as attributes, among them a cell without an RNN."""
 
     def rnn(units, cell=linen.GRUCell):
         return linen.RNN(cell(units))
@@ -331,7 +331,7 @@ def tree_of_net():
 @pytest.mark.parametrize("kind", ["tree", "msgpack"])
 def test_the_grus_of_a_tree_of_flax(kind, tmp_path):
     variables = tree_of_net()
-    moments = {"count": np.int32(3), "mu": variables["params"]}  # of Adam: no GRU
+    moments = {"count": np.int32(3), "mu": variables["params"]}  # Adam's moments are not GRUs
     whole = {"step": 3, "params": variables["params"], "opt_state": {"0": moments}}
     path = tmp_path / "net.msgpack"
     path.write_bytes(to_bytes(whole))
@@ -344,7 +344,7 @@ def test_the_grus_of_a_tree_of_flax(kind, tmp_path):
     with refused("found also", "net.msgpack"):
         load(path)
     model, weights = taken["params/both"]
-    weights = jax.tree.map(lambda a: a * 2, weights)  # b_hh's r and z parts, which Flax has not, stay 0
+    weights = jax.tree.map(lambda a: a * 2, weights)  # the r and z parts of b_hh, which Flax lacks, stay 0
     replace(path, {"params/both": (model, weights)}, tmp_path / "tuned.msgpack")
     again = msgpack_restore((tmp_path / "tuned.msgpack").read_bytes())
     both = again["params"].pop("both")
@@ -392,7 +392,7 @@ def test_a_folder_of_orbax_is_read(tmp_path):
         model, found = load(tmp_path / "both")
     jax.tree.map(np.testing.assert_array_equal, found, from_flax(variables["params"]["both"])[1])
     assert model == GRU(5, bidirectional=True)
-    for step in ("9", "10"):  # as a CheckpointManager leaves them
+    for step in ("9", "10"):  # the folders of a CheckpointManager
         (tmp_path / "run" / step).mkdir(parents=True)
     with refused("path", f"Name a step of it, {tmp_path / 'run' / '10'}"):
         find(tmp_path / "run")
@@ -406,7 +406,7 @@ def test_a_folder_of_orbax_is_put_back(tmp_path):
         with ocp.PyTreeCheckpointer() as checkpointer:
             checkpointer.save((tmp_path / "net").absolute(), variables)
         model, weights = load(tmp_path / "net", prefix="params/both")
-        tuned = jax.tree.map(lambda a: 2 * a, weights)  # b_hh's r and z parts, which Flax has not, stay 0
+        tuned = jax.tree.map(lambda a: 2 * a, weights)  # the r and z parts of b_hh, which Flax lacks, stay 0
         replace(tmp_path / "net", {"params/both": (model, tuned)}, tmp_path / "tuned")
         with ocp.PyTreeCheckpointer() as checkpointer:
             again = checkpointer.restore((tmp_path / "tuned").absolute())
@@ -478,7 +478,7 @@ def test_the_grus_of_a_file_of_keras(ending, tmp_path):
         if one.name not in ("both", "inner"):
             for v, w in zip(one.weights, other.weights, strict=True):
                 np.testing.assert_array_equal(np.asarray(v.value), np.asarray(w.value))
-    replace(model, tuned, tmp_path / "live.keras")  # the live model, which stays as it is
+    replace(model, tuned, tmp_path / "live.keras")  # the live model is not changed
     for name, (_, expected) in tuned.items():
         jax.tree.map(np.testing.assert_array_equal, load(tmp_path / "live.keras", prefix=name)[1], expected)
     jax.tree.map(np.testing.assert_array_equal, {gru.name: gru.take()[1] for gru in find(model)}, untuned)
@@ -493,7 +493,7 @@ def test_the_grus_of_a_file_of_keras(ending, tmp_path):
     assert "find lists" in str(error.value)
 
 
-# -- what is named and refused -----------------------------------------------------------------------------------------
+# -- refusals ----------------------------------------------------------------------------------------------------------
 
 
 def test_folders_and_sources_that_are_something_else(tmp_path):
@@ -515,7 +515,7 @@ def test_folders_and_sources_that_are_something_else(tmp_path):
     assert find({"a": np.ones(3)}) == [] and find(torch.nn.LSTM(3, 4)) == []
 
 
-# -- what is not as it is expected ------------------------------------------------------------------------------------
+# -- other kinds of sources --------------------------------------------------------------------------------------------
 
 
 def checkpoint():
@@ -571,7 +571,7 @@ def test_live_modules_are_listed_whatever_computes_their_weights(tmp_path):
     with torch.device("meta"):
         assert not find(torch.nn.GRU(I, H))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch.jit goes
+        warnings.simplefilter("ignore")  # torch.jit is deprecated
         program = torch.jit.script(torch.nn.Sequential(torch.nn.GRU(I, H)))
     with refused("source", "a TorchScript program", "state_dict()"):
         find(program)

@@ -1,4 +1,4 @@
-"""GRUs of live models of Keras by names of their own, wherever they stand and whatever the backend."""
+"""The GRUs of Keras models are found under unique names, wherever they are nested and with any backend."""
 
 import json
 import os
@@ -41,7 +41,7 @@ WRAPPED = {
     "both": (lambda: L.Bidirectional(L.RNN(L.GRUCell(H, name="cell"))), ["cell", "cell#1"]),
     "both of a kind": (
         lambda: L.Bidirectional(L.GRU(H, name="gru"), backward_layer=L.GRU(H, activation="relu", go_backwards=True)),
-        ["forward_gru"],  # the other direction reads backwards alone, which grujax has not
+        ["forward_gru"],  # the other has go_backwards=True, which is not supported alone
     ),
     "another": (lambda: L.Bidirectional(L.LSTM(H)), []),
 }
@@ -84,7 +84,7 @@ def test_each_gru_in_a_wrapper_is_found_in_a_model_and_in_its_file(case, tmp_pat
 
 
 def test_directions_in_directions_are_not_gone_through(tmp_path):
-    """Each level would double the work: sixty of them would not end."""
+    """Each level would double the work: a file with sixty levels would never finish."""
     plain(drawn(plain(lambda: keras.Sequential([keras.Input((5, I)), L.GRU(H)]))).save, tmp_path / "net.keras")
     with zipfile.ZipFile(tmp_path / "net.keras") as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
@@ -127,7 +127,7 @@ def test_a_model_that_cannot_be_saved_has_its_own_weights_again(tmp_path, monkey
 
 
 def test_a_model_of_keras_that_is_a_module_of_torch_too_is_one_of_keras():
-    """As with torch as its backend."""
+    """This is the case when torch is Keras' backend."""
     class_of_torch = type("Module", (), {"__module__": "torch.nn.modules.module"})
     model = drawn(plain(keras.Sequential, [X, Steps(name="gru")]))
     model.__class__ = type("Sequential", (keras.Sequential, class_of_torch), {"__module__": "keras"})

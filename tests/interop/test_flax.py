@@ -1,4 +1,4 @@
-"""Linen and NNX: what modules say beside their weights, refusals, files, and the bias that NNX has yet to get."""
+"""Linen and NNX: the options of modules, refusals, files, and the bias that NNX does not have yet."""
 
 from pathlib import Path
 
@@ -32,13 +32,13 @@ def both(**options):
 
 
 def drawn(module, x=(1, 2, I)):
-    """A Linen module's variables, biases not 0."""
+    """Random variables of a Linen module; the biases are not 0."""
     rng = np.random.default_rng(0)
     x = jnp.zeros(x, "float32")
     given = (x,)
     if isinstance(module, nn.RNNCellBase):
         given = (module.initialize_carry(jax.random.key(0), (1, I)), x[:, 0])
-    with jax.numpy_dtype_promotion("standard"):  # a state beside a narrower compute dtype
+    with jax.numpy_dtype_promotion("standard"):  # the state is wider than the compute dtype
         shapes = jax.eval_shape(module.init, jax.random.key(0), *given)
     return jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape).astype("float32") / 2), shapes)
 
@@ -47,9 +47,9 @@ def nnx_cell(n_inputs=I, **options):
     return nnx.GRUCell(n_inputs, H, bias_init=nnx.initializers.ones, rngs=nnx.Rngs(0), **options)
 
 
-# -- what modules say --------------------------------------------------------------------------------------------------
+# -- options of modules ------------------------------------------------------------------------------------------------
 
-SAYS = {  # and whether it is run: what it says could change what is computed
+SAYS = {  # module, expected model, and whether to verify: only if the options can change the outputs
     "time_major": (rnn(time_major=True), GRU(H, time_major=True), False),
     "return_carry": (rnn(return_carry=True, unroll=2, keep_order=True), GRU(H), False),
     "time_major of both": (both(time_major=True), GRU(H, bidirectional=True, time_major=True), True),
@@ -116,11 +116,11 @@ def test_a_partitioned_parameter_is_its_value():
     assert_close(from_flax(boxed)[1]["params"]["w_hh"], from_flax(variables)[1]["params"]["w_hh"])
 
 
-# -- the bias that NNX has yet to get ----------------------------------------------------------------------------------
+# -- the bias that NNX does not have yet -------------------------------------------------------------------------------
 
 
 class NewerCell(nnx.GRUCell):
-    """As google/flax#5595 writes it."""
+    """The cell of google/flax#5595."""
 
     def __init__(self, in_features, hidden_features, *, rngs, bias_init=nnx.initializers.zeros, **options):
         super().__init__(in_features, hidden_features, rngs=rngs, bias_init=bias_init, **options)
@@ -161,7 +161,7 @@ def test_without_hn_bias_to_nnx_refuses_b_hn():
 
 
 def changed(module=None, **new):
-    """A module's tree; `new` by key, "_" for "/", None to leave the key out."""
+    """The tree of a module with changed entries. new: their values by key, with "_" for "/"; None removes the key."""
     flat = flatten_dict(drawn(module or rnn())["params"], sep="/")
     flat = {key: a for key, a in (flat | {k.replace("_", "/"): a for k, a in new.items()}).items() if a is not None}
     return unflatten_dict(flat, sep="/")
@@ -218,7 +218,7 @@ def test_what_is_no_tree_of_a_gru_is_refused_by_name(case):
 
 
 class Own(nn.GRUCell):
-    """What it computes nobody knows."""
+    """A subclass may compute anything."""
 
 
 def mean(forward, backward):
@@ -320,7 +320,7 @@ def whole():
 
 
 def array_of(name, shape, buffer=b"\0" * 16):
-    """A tree of one array, as Flax packs it, of any dtype and shape."""
+    """Packs a tree of one array, of any dtype and shape, as Flax does."""
     import msgpack
 
     packed = msgpack.packb((shape, name, buffer), use_bin_type=True)

@@ -1,4 +1,4 @@
-"""Weights from and to Linen, NNX, Equinox and Haiku: each of them run, and weights there and back bit for bit."""
+"""Linen, NNX, Equinox and Haiku: the same outputs after conversion, and weights there and back bit for bit."""
 
 import logging
 import sys
@@ -42,14 +42,14 @@ MODELS = {
 
 
 def drawn(shape, dtype, rng):
-    """Not 0 anywhere but at the first place, which is −0.0."""
+    """Random values, none of them 0 except the first, which is −0.0."""
     a = rng.normal(size=shape) / 2
     a.flat[0] = -0.0
     return jnp.asarray(a.astype(jnp.dtype(dtype)))
 
 
 def filled(model, dtype="float64", keep=slice(None), **changed):
-    """A model of random weights. `keep`: the part of each b_hh that is not 0."""
+    """The model with random weights. keep: the part of each b_hh that is not 0."""
     model, rng = model.clone(param_dtype=getattr(jnp, dtype), **changed), np.random.default_rng(1)
     x = jnp.zeros((1, 2, I), dtype)
     given = (jnp.zeros((1, H), dtype), x[:, 0]) if isinstance(model, GRUCell) else (x,)
@@ -133,8 +133,9 @@ def sorted_by_name(tree):
 
 
 class Framework(NamedTuple):
-    """make: random weights for the model of a name, in the framework's form. keep, fields: of b_hh what is not lost,
-    and what a model must be. run: a whole sequence as its users write it. tensors: by name."""
+    """make: random weights for a model, in the framework's form. ours, theirs: convert to grujax and back. run: runs a
+    sequence as users of the framework do. tensors: by name. kinds: its `MODELS`. keep: the part of b_hh that is not
+    lost. fields: the options that a model must have."""
 
     make: Callable
     ours: Callable
@@ -192,12 +193,12 @@ FRAMEWORKS = {
 }
 EACH = [(name, kind) for name, framework in FRAMEWORKS.items() for kind in framework.kinds]
 RUN = [(name, kind) for name, kind in EACH if kind in ("cell", FRAMEWORKS[name].kinds[-1])]
-"""A cell and the largest layer of each: running them takes its time."""
+"""The cell and the largest layer of each framework; running all would take long."""
 OF_DTYPES = [(*pair, "float64") for pair in EACH]
 OF_DTYPES += [
     (name, of.kinds[0], dtype) for name, of in FRAMEWORKS.items() for dtype in ("float16", "bfloat16", "float32")
 ]
-"""Every kind in one dtype, and the smallest in each of the others: no conversion looks at both."""
+"""Every kind in float64, and the smallest in the other dtypes: no conversion depends on both."""
 
 
 def assert_same_bits(found, expected):
@@ -215,7 +216,7 @@ def test_a_foreign_model_gives_the_same_outputs(name, kind):
     framework = FRAMEWORKS[name]
     foreign = framework.make(MODELS[kind], "float64")
     model, variables = framework.ours(foreign)
-    assert compare(model, variables, framework.runner(foreign, model)).tolerances <= 1  # from random states
+    assert compare(model, variables, framework.runner(foreign, model)).tolerances <= 1  # from a random h0
     if kind != "cell":
         x = jnp.asarray(np.random.default_rng(2).normal(size=(3, 7, I)))
         with jax.numpy_dtype_promotion("standard"):
@@ -227,7 +228,7 @@ def test_a_foreign_model_gives_the_same_outputs(name, kind):
 @pytest.mark.parametrize("name", FRAMEWORKS)
 def test_a_model_gives_the_same_outputs_in_the_framework(name, kind):
     framework = FRAMEWORKS[name]
-    keep = slice(2 * H) if name == "nnx" else slice(None)  # its b_hn has no place
+    keep = slice(2 * H) if name == "nnx" else slice(None)  # it has no place for b_hn
     takes = (name == "haiku") == (kind == "smallest, its update")
     model = MODELS[framework.kinds[0 if kind == "smallest, its update" else -1]]
     changed = {**framework.fields, "update": "take" if takes else "keep"}

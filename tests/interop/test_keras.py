@@ -1,4 +1,4 @@
-"""Against live Keras: outputs both ways, weights there and back, and what acts in training alone."""
+"""Compared with Keras: outputs in both directions, weights there and back, and options that only act in training."""
 
 import re
 
@@ -46,7 +46,7 @@ def test_from_keras_gives_the_same_outputs(name):
     _, expected, given, theirs, (model, variables) = case(name)
     assert model == expected
     found = ours(model, variables, given)
-    if name == "no bias":  # which returns the last state alone
+    if name == "no bias":  # this layer only returns its last state
         found = found[1:]
     for a, b in zip(found, theirs, strict=False):
         assert_close(a, b, name=name)
@@ -66,7 +66,7 @@ def test_to_keras_gives_the_same_outputs_and_the_same_bits(name):
     made = plain(to_keras, model, variables)
     assert isinstance(made, L.GRUCell if isinstance(model, GRUCell) else keras.Sequential)
     assert_same_bits(weights_of(made), weights_of(source))
-    found, back = from_keras(made, verify=False)  # which the outputs below prove
+    found, back = from_keras(made, verify=False)  # the outputs are compared below
     assert found == model
     assert_same_bits(jax.tree.leaves(back), jax.tree.leaves(variables))
     for a, b in zip(ours(model, variables, given), run(made, *given), strict=False):
@@ -83,7 +83,7 @@ def test_layers_as_plain_data_stay_apart_whatever_their_weights_are_called():
 
 @pytest.mark.parametrize("way", ["forward", "both"])
 def test_states_and_masks_mean_the_same(way):
-    """The state that enters, and steps that are not valid: Keras holds the state there, and repeats its output."""
+    """At steps that are not valid Keras keeps the state, and repeats its output."""
     source = drawn(Steps(return_state=True) if way == "forward" else Both(return_sequences=True, return_state=True))
     model, variables = from_keras(source)
     rng = np.random.default_rng(3)
@@ -158,7 +158,7 @@ def test_a_head_without_bias_has_zeros_and_says_so():
 
 
 def test_a_live_layer_is_run_itself(monkeypatch):
-    """Not what its config says, which a subclass or a changed attribute may belie."""
+    """A subclass or a changed attribute may compute something else than the config says."""
     source = drawn(Steps())
     call = source.call
     monkeypatch.setattr(source, "call", lambda x, **options: 2 * call(x, **options))
@@ -167,7 +167,7 @@ def test_a_live_layer_is_run_itself(monkeypatch):
     from_keras(source, verify=False)
 
 
-# -- what acts in training alone ---------------------------------------------------------------------------------------
+# -- options that only act in training ---------------------------------------------------------------------------------
 
 LEFT = {
     "dropout at the input": (

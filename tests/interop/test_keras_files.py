@@ -1,4 +1,4 @@
-"""Files of both kinds, `.keras` and `.weights.h5`, read and written, whole and damaged."""
+"""Keras files, `.keras` and `.weights.h5`, read and written, whole and damaged; and the older `.h5`, read."""
 
 import json
 import sys
@@ -53,7 +53,7 @@ FILES = {
 
 
 OTHERS = {("max", "keras"), ("mean", "keras-weights"), ("every step", "keras")}
-"""What a file has of them it has of "mean" or of "last" too; test_keras.py converts each of them."""
+"""Slow cases: their files contain nothing that other cases lack, and test_keras.py converts each of them."""
 
 
 @pytest.mark.parametrize(
@@ -64,9 +64,9 @@ OTHERS = {("max", "keras"), ("mean", "keras-weights"), ("every step", "keras")}
         for kind in kinds
     ],
 )
-@pytest.mark.filterwarnings("ignore::grujax.interop.parts.ConversionWarning")  # dropout, in files of weights
+@pytest.mark.filterwarnings("ignore::grujax.interop.parts.ConversionWarning")  # files of weights lose dropout
 def test_files_hold_the_same_bits(name, kind, tmp_path):
-    """Files of Keras read here, files of grujax read here and by Keras."""
+    """grujax reads Keras' files; grujax and Keras read grujax's files."""
     source, _, _, _, (model, variables) = case(name)
     framework = FRAMEWORKS[kind]
     ending = framework.endings[0]
@@ -105,7 +105,7 @@ def test_every_dtype_comes_back_from_either_file(dtype, tmp_path):
 
 
 def test_a_file_that_was_read_runs_in_keras(tmp_path):
-    """`run` takes what `load` gives; a model that was trained has an optimizer in its file besides."""
+    """`run` accepts what `load` returns. The file of a trained model also contains an optimizer."""
     source, _, _, _, (model, variables) = case("mean")
     plain(source.compile, "adam", "mse")
     plain(source.optimizer.build, source.trainable_variables)
@@ -134,7 +134,7 @@ def test_a_missing_file_is_named(tmp_path):
 
 @pytest.mark.parametrize("ending", [".keras", ".weights.h5"])
 def test_damage_anywhere_is_told_or_does_none(ending, tmp_path):
-    """Bits flipped, tails cut: refused in one line, or read. Of weights alone, without a checksum, a bit may differ."""
+    """A cut file is refused. A flipped bit is refused or harmless, or changes weights in `.weights.h5`: no checksum."""
     rng, data = np.random.default_rng(0), whole(ending)
     outcomes = []
     path = tmp_path / f"model{ending}"
@@ -157,11 +157,11 @@ def test_damage_anywhere_is_told_or_does_none(ending, tmp_path):
     assert outcomes.count("refused") >= 60
 
 
-# -- Keras 2, and the older file of both -------------------------------------------------------------------------------
+# -- Keras 2, and the older `.h5` files of Keras 2 and 3 ---------------------------------------------------------------
 
 
 def keras_2(config, weights, path, version="2.15.0"):
-    """An `.h5` file as Keras 2 lays it out: names of weights among the attributes of each layer."""
+    """Writes an `.h5` file as Keras 2 does: the names of weights are attributes of each layer."""
     with h5py.File(path, "w") as root:
         root.attrs["keras_version"], root.attrs["model_config"] = version, json.dumps(config)
         for layer, tensors in weights.items():
@@ -191,7 +191,7 @@ def weights_of_keras_2(at, n_inputs=I, units=H, seed=0):
 
 
 def by_hand(x, w, u, b):
-    """Keras 2's GRU, reset before, in float64: z | r | h."""
+    """Keras 2's GRU with reset_after=False, in float64. The columns of the weights are z, r, h."""
     h, out = np.zeros((len(x), len(u))), []
     n = len(u)
     for t in range(x.shape[1]):
@@ -214,11 +214,11 @@ def test_hard_sigmoid_of_keras_2_is_its_own_function(units, tmp_path):
     expected = by_hand(x.astype("d"), *(a.astype("d") for a in weights.values()))
     assert_close(applied(model, variables, x)[0], expected)
     three = applied(model.clone(gate_activation="hard_sigmoid"), variables, x)[0]
-    assert np.abs(np.asarray(three) - expected).max() > 0.05  # what Keras 3 makes of that word
+    assert np.abs(np.asarray(three) - expected).max() > 0.05  # Keras 3's function of that name
 
 
 def test_the_whole_of_an_older_model(tmp_path):
-    """Functional, both directions from one layer's config, a Dense with softmax; and the first form of a Sequential."""
+    """A Functional model with a Bidirectional that stores one direction, and the oldest form of a Sequential."""
     both = {
         "class_name": "Bidirectional",
         "config": {"name": "both", "merge_mode": "concat", "layer": gru_of_keras_2()},

@@ -1,4 +1,4 @@
-"""Files that are made to harm, or are something else: refused in one line, with nothing written."""
+"""Hostile files, and files of other kinds, are refused in one line, and nothing is written."""
 
 import io
 import json
@@ -16,7 +16,7 @@ from grujax.interop.keras_files import load
 
 
 def with_members(change, **options):
-    """The `.keras` file with `change(members: dict of bytes by name)` made."""
+    """The `.keras` file after `change(members)`; members: bytes by name."""
     with zipfile.ZipFile(io.BytesIO(whole(".keras"))) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     change(members)
@@ -28,7 +28,7 @@ def with_members(change, **options):
 
 
 def with_config(change):
-    """... with `change(layers: the list in config.json)` made."""
+    """The `.keras` file after `change(layers)`; layers: the list in config.json."""
 
     def changed(members):
         config = json.loads(members["config.json"])
@@ -39,7 +39,7 @@ def with_config(change):
 
 
 def with_tree(change, data=None):
-    """The `.weights.h5` file with `change(root: h5py.File)` made."""
+    """The `.weights.h5` file after `change(root)`; root: an h5py.File."""
     file = io.BytesIO(whole(".weights.h5") if data is None else data)
     with h5py.File(file, "r+") as root:
         change(root)
@@ -50,7 +50,7 @@ CELL = "layers/gru/cell/vars"
 
 
 def replaced(key, make):
-    """`change` for `with_tree`: `make(group, name)` in the place of what `key` names."""
+    """A `change` for `with_tree`: deletes `key` and calls `make(group, name)` in its place."""
 
     def change(root):
         group, name = key.rsplit("/", 1)
@@ -85,13 +85,13 @@ def unfolding(members):
 def twice():
     file = io.BytesIO(whole(".keras"))
     with zipfile.ZipFile(file, "a") as archive, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # zipfile's own, of the name that is there twice
+        warnings.simplefilter("ignore")  # zipfile warns of the duplicate name
         archive.writestr("config.json", b"{}")
     return file.getvalue()
 
 
 def flipped():
-    """One bit of the first weight, which the zip's checksum tells."""
+    """Flips one bit of the first weight, which the zip's checksum detects."""
     data = bytearray(whole(".keras"))
     with zipfile.ZipFile(io.BytesIO(whole(".keras"))) as archive:
         tree = io.BytesIO(archive.read("model.weights.h5"))

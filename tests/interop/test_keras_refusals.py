@@ -1,4 +1,4 @@
-"""Layers and models that have no counterpart on the other side are refused by name."""
+"""Layers and models without a counterpart in the other framework are refused by name."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ from grujax.types import HardSigmoid
 
 
 def tanh(a):
-    """Keras serialises a function of the user's by its name alone."""
+    """Not Keras' tanh; but Keras serialises a user's function by its name alone."""
     return a
 
 

@@ -1,4 +1,4 @@
-"""Files of ONNX: data beside the file, damage, and size, checked before anything is read."""
+"""ONNX files: external data, damage, and sizes, which are checked before anything is read."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from grujax.interop.onnx_tensors import load
 
 
 def external(folder, location="weights.bin", size=None, **changed):
-    """A file whose W lies in another file of `size` bytes, whole where None; `changed` entries, None leaves one out."""
+    """Writes a model whose W is external data. size: of that file, cut or padded. changed: entries; None omits one."""
     proto, data = graph([gru()], X, PLAIN, weights()), weights()["W"].tobytes()
     w = tensor(proto, "W")
     w.ClearField("raw_data")
@@ -145,7 +145,7 @@ def test_no_flipped_bit_and_no_cut_lets_another_error_out(make, tmp_path, apart)
         path.write_bytes(data[:cut])
         with pytest.raises(InputError):
             from_onnx(load(path))
-    for at in draw.integers(len(data), size=12):  # each that is still a graph runs in a process of its own
+    for at in draw.integers(len(data), size=12):  # each that is still a graph runs in a separate process
         flipped = bytearray(data)
         flipped[at] ^= 1 << int(draw.integers(8))
         path.write_bytes(bytes(flipped))

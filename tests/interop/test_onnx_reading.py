@@ -1,4 +1,4 @@
-"""Graphs that others wrote, torch among them, are read as the model they compute."""
+"""Graphs from other exporters, including torch, are read as the model that they compute."""
 
 import io
 import warnings
@@ -212,7 +212,7 @@ THEIRS = {
 @pytest.mark.parametrize("case", THEIRS)
 @pytest.mark.filterwarnings("ignore:.*the head has no bias:grujax.interop.ConversionWarning")
 def test_a_graph_of_others_is_read(case):
-    """What a session of the test gives against the model, at another size than the proof had."""
+    """ONNX Runtime and the model agree, at a size that the proof did not use (unless the graph fixes it)."""
     make, expected = THEIRS[case]
     proto = make()
     model, variables = from_onnx(proto)
@@ -257,7 +257,7 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("case", LAYOUTS)
 def test_batch_first_nodes_are_read_which_the_runtime_itself_does_not_run(case):
-    """Against the same weights in a graph that is time-major."""
+    """Compared with the same weights in a time-major graph."""
     make, expected = LAYOUTS[case]
     model, variables = from_onnx(make())
     assert model == expected
@@ -267,7 +267,7 @@ def test_batch_first_nodes_are_read_which_the_runtime_itself_does_not_run(case):
 
 
 def test_gates_biases_and_directions_stand_where_onnx_has_them():
-    """Against the file's own tensors: z, r, h rows, both biases side by side, forward before backward."""
+    """Compared with the graph's tensors: rows in the order z, r, h; both biases in one tensor; forward first."""
     given = weights(2)
     params = from_onnx(graph([gru(direction="bidirectional")], X, PLAIN, given))[1]["params"]
     for d, name in enumerate(("l0", "l0_reverse")):
@@ -277,11 +277,11 @@ def test_gates_biases_and_directions_stand_where_onnx_has_them():
         np.testing.assert_array_equal(params[name]["b_hh"], np.concatenate([r, z, n]))
 
 
-# -- reading what torch wrote ------------------------------------------------------------------------------------------
+# -- graphs that torch exported ----------------------------------------------------------------------------------------
 
 
 def exported(torch, bidirectional=False, last=None, given_state=False, fixed=False, dynamo=False, **options):
-    """A module, its example and its graph by one of torch's exporters; `last` picks what an `nn.Linear` reads."""
+    """A module, its example inputs and its graph by one of torch's exporters. last: picks what an `nn.Linear` reads."""
 
     class Module(torch.nn.Module):
         def __init__(self):
@@ -340,10 +340,10 @@ TORCH = {
 
 
 OF_OTHERS = {"one layer", "the same, batch first", "fixed sizes, time first", "last step"}
-"""What each of these has, other cases have together: to these two and more of them goes what the slow ones find."""
+"""Slow cases: the other cases together cover every property of these."""
 
 
-SLOW = OF_OTHERS | {"the newer exporter, last states"}  # it takes seconds: what it wrote once is read below
+SLOW = OF_OTHERS | {"the newer exporter, last states"}  # takes seconds; a stored graph of it is read below
 
 
 @pytest.mark.parametrize("case", [pytest.param(c, marks=[pytest.mark.slow] * (c in SLOW)) for c in TORCH])
@@ -371,7 +371,7 @@ def test_a_graph_that_torch_exported_is_read(case):
 
 
 def test_a_graph_of_torch_s_newer_exporter_is_read():
-    """That of "the newer exporter, last states" by torch 2.13, without its metadata."""
+    """The graph of "the newer exporter, last states", written by torch 2.13, without its metadata."""
     proto = onnx.load(Path(__file__).parents[1] / "golden/of_the_newer_exporter.onnx")
     model, variables = from_onnx(proto)
     assert model == GRUModel(H, O, **BOTH)
@@ -427,7 +427,7 @@ def test_the_last_step_of_both_directions_is_not_their_last_state():
 
 
 def test_a_graph_that_ends_the_process_of_the_runtime_does_not_end_ours(monkeypatch, apart):
-    """Nor one that takes its time."""
+    """Nor does a graph that runs too long."""
     from grujax.interop import onnx_run
 
     for child, part in (("import os; os.abort()", "the end of its process"), ("while True: pass", "a run of")):
@@ -438,7 +438,7 @@ def test_a_graph_that_ends_the_process_of_the_runtime_does_not_end_ours(monkeypa
 
 
 def test_half_precision_with_a_head_is_read_and_does_not_end_the_process(apart):
-    """As converters to float16 leave it: at its default optimisation ONNX Runtime 1.32 ends the process on it."""
+    """As converters to float16 write it. With its default optimisations, ONNX Runtime 1.32 ends the process on it."""
     proto = graph(
         [gru(), *CONCAT, node("MatMul", "all K", "p"), node("Add", "p b", "y")], X, {"y": 3}, weights() | JOINED | HEAD
     )

@@ -1,4 +1,4 @@
-"""A graph that is more than a GRU, or another, is refused by the name of its node."""
+"""Graphs that compute more than a GRU, or something else, are refused by name."""
 
 import sys
 
@@ -34,7 +34,7 @@ from grujax.interop.onnx import from_onnx, to_onnx
 
 
 def behind(*nodes, outputs=None, constants=None, **options):
-    """A plain GRU with nodes behind it."""
+    """A plain GRU with nodes after it."""
     return lambda: graph([gru(), *nodes], X, outputs or {"y": 2}, weights() | HEAD | (constants or {}), **options)
 
 
@@ -51,7 +51,7 @@ def relu_on_our_own():
 
 
 def other_weights_in(name):
-    """Our own file with one more number in a tensor that the graph does not need for its shapes."""
+    """A graph of grujax with other values in a tensor that does not affect its shapes."""
     proto = to_onnx(GRUModel(H, O, pooling="max"), drawn(GRUModel(H, O)))
     array = onnx.numpy_helper.to_array(tensor(proto, name)).copy()
     array[...] = 7
@@ -74,7 +74,7 @@ def sized(**shapes):
     return lambda: graph([gru()], X, PLAIN, weights() | {k: np.ones(s, "f") for k, s in shapes.items()})
 
 
-A_BYTE = onnx.numpy_helper.from_array(np.zeros(1, bool))  # as many values as of float32, in a quarter of the memory
+A_BYTE = onnx.numpy_helper.from_array(np.zeros(1, bool))  # as many values in a quarter of the memory of float32
 pytestmark = pytest.mark.usefixtures("apart")
 
 REFUSED = {
@@ -324,7 +324,7 @@ def test_a_graph_that_is_more_than_a_gru_is_refused(case):
 
 
 def test_a_reading_that_is_not_what_the_runtime_computes_is_refused(monkeypatch):
-    """The proof, with a reading made wrong."""
+    """The two biases are swapped when the graph is read; the proof must detect this."""
     from grujax.interop import onnx_graph
 
     read = onnx_graph.read
@@ -337,7 +337,7 @@ def test_without_the_packages_the_message_says_what_to_install(monkeypatch):
     theirs = graph([gru()], X, PLAIN, weights())
     own = to_onnx(GRU(H), drawn(GRU(H)))
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    assert from_onnx(own)[0] == GRU(H)  # proves itself: it would be written as it is
+    assert from_onnx(own)[0] == GRU(H)  # it is not run, because grujax would write the same graph again
     with refused("onnxruntime", "pip install 'grujax[onnx]'"):
         from_onnx(theirs)
     with refused("onnxruntime", "pip install 'grujax[onnx]'"):

@@ -1,4 +1,4 @@
-"""Graphs that are written compute in ONNX Runtime what the model computes."""
+"""Exported graphs compute in ONNX Runtime what the model computes."""
 
 import json
 
@@ -50,7 +50,7 @@ MODELS = {
 
 
 def fed(model, n_rows, n_steps, seed=1):
-    """Every input; lengths of 0 and of all steps among them, NaN in the padding."""
+    """All inputs. The lengths include 0 and all steps, and the padding is NaN."""
     rng = np.random.default_rng(seed)
     x, lengths = rng.normal(size=(n_rows, n_steps, I)), np.array([n_steps, 0, 1, n_steps - 1, 0], np.int32)[:n_rows]
     x[np.arange(n_steps) >= lengths[:, None]] = np.nan
@@ -59,12 +59,12 @@ def fed(model, n_rows, n_steps, seed=1):
 
 
 INPUTS = {"both or none": ((True, True), (False, False)), "one of them": ((True, False), (False, True))}
-"""Whether a graph takes lengths and a state."""
+"""Whether the graph has inputs for lengths and for the state."""
 
 
 @pytest.mark.parametrize(("case", "inputs"), by_turns(MODELS, [*INPUTS], quick=1))
 def test_the_runtime_computes_what_the_model_computes(case, inputs):
-    """With and without lengths and state; and the graph is read again, bit for bit."""
+    """With and without lengths and state. Reading the graph again restores the weights bit for bit."""
     model, statistics = MODELS[case]
     variables = drawn(model, statistics=statistics)
     for lengths, state in INPUTS[inputs]:
@@ -89,7 +89,7 @@ LEARNED = [GRU(H, **BOTH), GRUModel(H, O, pooling="mean"), GRUModel(H, O, steps_
 @pytest.mark.parametrize("state", [True, False])
 @pytest.mark.parametrize("model", LEARNED, ids=["layer", "mean", "frames"])
 def test_a_learned_initial_state_starts_every_row_where_none_is_given(model, state):
-    """And h_last of an empty row; a state that is given takes its place; and the graph is read again."""
+    """It is also h_last of an empty row. A given state replaces it. Reading the graph again restores the model."""
     model = model.clone(initial_state="learned")
     variables, feed = drawn(model), fed(model, 5, 6)
     proto, h0 = to_onnx(model, variables, state=state), feed.pop("h0")
@@ -109,7 +109,7 @@ def test_a_learned_initial_state_starts_every_row_where_none_is_given(model, sta
 
 @pytest.mark.parametrize("shape", [(1, 2, H), (1, 0, H), (1, 1, H + 1)])
 def test_a_graph_of_ours_with_another_initial_state_is_refused(shape):
-    """Its initializer changed after it was written."""
+    """The initializer of h0 was changed after the export."""
     model = GRU(H, initial_state="learned")
     proto = to_onnx(model, drawn(model), state=False)
     (tensor,) = (of for of in proto.graph.initializer if of.name == "h0")
@@ -129,7 +129,7 @@ def test_one_session_runs_every_batch_and_time(case):
 
 
 def test_what_stands_past_the_length_is_zero_and_h_last_of_an_empty_row_is_h0():
-    """To the bit, in both directions and all layers."""
+    """Exactly, in both directions and all layers."""
     model, rng = GRU(H, **BOTH), np.random.default_rng(0)
     lengths = np.array([0, 2, 5, 0], np.int32)
     feed = {"x": rng.normal(size=(4, 5, I)).astype(np.float32), "h0": rng.normal(size=(4, 4, H)).astype(np.float32)}
@@ -160,7 +160,7 @@ def test_a_cell_is_one_step(model, state):
 @pytest.mark.parametrize("reset_after", [True, False])
 @pytest.mark.parametrize("name", sorted(set(ACTIVATIONS) - {"hard_tanh"}))
 def test_each_activation_is_the_same_function(name, reset_after):
-    """At both places, where its argument is large and small."""
+    """As the candidate's activation and as the gates', with large and small arguments."""
     gates, candidate = ("hard_sigmoid", name) if reset_after else (name, "softsign")
     model = GRU(H, activation=candidate, gate_activation=gates, clip=2.5, reset_after=reset_after)
     variables, feed = drawn(model), fed(model, 5, 6)
@@ -173,7 +173,7 @@ def test_each_activation_is_the_same_function(name, reset_after):
 
 @pytest.mark.parametrize("of", GIVEN, ids=str)
 def test_activations_with_parameters_are_the_same_functions(of):
-    """Arguments clipped, without which a state may grow past all bounds."""
+    """The arguments are clipped; otherwise the state may grow without bound."""
     both = {"activation": of, "gate_activation": of, "reset_after": False, "bidirectional": True}
     for options in ({"gate_activation": of}, both):
         model = GRU(H, clip=0.4, **options)

@@ -1,4 +1,4 @@
-"""Programs that leave grujax behind: the same numbers, for any batch and length, in a process that has jax alone."""
+"""Exported StableHLO programs give the model's outputs, for any batch and length, without grujax and Flax."""
 
 import subprocess
 import sys
@@ -69,7 +69,7 @@ def test_any_batch_and_length_with_and_without_arguments(name):
     model, state, lengths = CALLS[name]
     variables = variables_of(model, normal(1, 2, 3))
     program = jax.export.deserialize(bytearray(to_stablehlo(model, variables, state=state, lengths=lengths)))
-    model = model.clone(time_major=False)  # as all programs are
+    model = model.clone(time_major=False)  # exported programs are always batch-major
     assert program.platforms == PLATFORMS == ("cpu", "cuda", "tpu")
     for rows, steps in ((2, 5), (3, 1)):
         x = normal(rows, steps, 3)

@@ -1,4 +1,4 @@
-"""Against live PyTorch: values, gradients, training, and weights there and back."""
+"""Compared with PyTorch: values, gradients, training, and weights there and back."""
 
 import functools
 import json
@@ -25,7 +25,7 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 class Reference(torch.nn.Module):
-    """What users come from: a GRU, the last time step, a Linear."""
+    """A typical model of users: a GRU, its last time step, a Linear."""
 
     def __init__(self, input_size=10, hidden_size=20, output_size=5, **options):
         super().__init__()
@@ -76,7 +76,7 @@ def test_a_state_dict_is_proven_with_the_pooling_that_is_named(pooling):
     output, h_last = module.gru(x)
     read = {"last": torch.cat([*h_last], -1), "mean": output.mean(1), "max": output.amax(1), None: output}
     assert_close(applied(model, variables, x.numpy()), numpy(module.output_layer(read[pooling])))
-    with refused("pooling", "'attention'"):  # which needs weights of its own
+    with refused("pooling", "'attention'"):  # it needs additional weights
         from_torch(module.state_dict(), pooling="attention")
     with refused("pooling", "leave verify out"):
         from_torch(module.state_dict(), pooling=lambda output, valid: output[:, 0], verify=True)
@@ -92,7 +92,7 @@ def test_a_cell_gives_the_same_step():
 
 
 def at_random(seed):
-    """One point of a larger grid."""
+    """A random point of a larger grid."""
     draw = random.Random(seed)
     sizes = [1, 2, 3, 4, 5, 7, 8, 13, 16, 17, 31, 32, 33, 64, 65]
     return {
@@ -117,7 +117,7 @@ ALIKE = {
     "dtype": ["float64", "float32"],
 }
 GRID = pairwise(hidden=[1, 3, 17], features=[1, 2, 33], n_steps=[1, 2, 12], n_rows=[1, 3], n_layers=[1, 2, 3], **ALIKE)
-"""At the edges of vectors and tiles are those of kernels/test_contract.py."""
+"""kernels/test_contract.py tests sizes at the edges of vectors and tiles."""
 MORE = pairwise(
     hidden=[1, 3, 17, 64],
     features=[1, 2, 16, 33],
@@ -165,7 +165,7 @@ def test_any_configuration_equals_torch_in_values_and_gradients(c):
     d = [jnp.asarray(arrays[name]) for name in ("d_output", "d_last")]
     (output, h_last), (d_variables, dx, dh0) = values_and_gradients(model, variables, *given, *d)
 
-    module = module.double()  # torch in float64 judges the float32 rows too: its own rounding is not part of the test
+    module = module.double()  # the reference for float32 too, so that torch's own rounding is not part of the test
     ours = {name: torch.tensor(a, dtype=torch.float64, requires_grad=True) for name, a in arrays.items()}
     read = ours["x"]
     if lengths is not None:
@@ -265,7 +265,7 @@ def test_sizes_and_dropout_are_read_off_the_module():
     assert from_torch(module)[0] == GRU(4, num_layers=2, bidirectional=True, bias=False, dropout=0.25)
     assert from_torch(module.state_dict())[0] == GRU(4, num_layers=2, bidirectional=True, bias=False)
     wrapped = torch.nn.ModuleDict({"a": torch.nn.GRU(3, 4), "b": torch.nn.Dropout(0.5), "c": torch.nn.Linear(4, 7)})
-    assert from_torch(wrapped, verify=False)[0] == GRUModel(4, 7, dropout=0.5)  # whose forward nobody wrote
+    assert from_torch(wrapped, verify=False)[0] == GRUModel(4, 7, dropout=0.5)  # it has no `forward` to verify
 
 
 # -- refusals ----------------------------------------------------------------------------------------------------------
@@ -442,7 +442,7 @@ def summary(name):
 
 @pytest.mark.parametrize("name", GOLDEN_MODELS)
 def test_parameter_trees_stay_as_they_are(name):
-    """A change here breaks the files that users have saved, or what a seed gives them."""
+    """A change would break files that users have saved, or change the weights that a seed gives."""
     golden = json.loads((GOLDEN / f"{name}.json").read_text())
     found = summary(name)
     assert {k: v[:2] for k, v in found.items()} == {k: v[:2] for k, v in golden.items()}

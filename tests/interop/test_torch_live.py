@@ -1,4 +1,4 @@
-"""Live modules of torch are run: what they compute is found, or they are refused; wrappers are taken off."""
+"""Torch modules are run: the model that they compute is identified, or they are refused. Wrappers are removed."""
 
 import json
 import logging
@@ -26,7 +26,7 @@ I, H, O = 3, 5, 2
 
 
 class Module(nn.Module):
-    """A GRU and a Linear, and whatever `then(module, output, h_n)` makes of them."""
+    """A GRU and a Linear. Returns `then(module, output, h_n)`."""
 
     def __init__(self, then, before=None, bidirectional=True, num_layers=1, **options):
         super().__init__()
@@ -83,7 +83,7 @@ READ = {
 
 @pytest.mark.parametrize("name", READ)
 def test_what_a_module_computes_is_found_by_running_it(name):
-    """The model gives what the module gives, at a size that the proof did not see; and the module is left as it was."""
+    """The model gives the module's outputs, at a size that the proof did not use. The module is left unchanged."""
     make, expected = READ[name]
     module = make().train()
     model, variables = from_torch(module)
@@ -98,7 +98,7 @@ def test_what_a_module_computes_is_found_by_running_it(name):
 
 
 def test_a_proof_compiles_whole_programs():
-    """Operation by operation, JAX would compile dozens: seconds, for a user who converts once."""
+    """Outside jit, JAX would compile dozens of operations, which would take seconds in a single conversion."""
     programs = compiled(lambda: from_torch(Module(lambda m, o, h: m.fc(o.mean(1)), num_layers=2))[1])
     assert set(programs) <= {"jit(outputs)", "jit(_activated)"} and len(programs) <= 13
 
@@ -129,7 +129,7 @@ class InFront(nn.Module):
 
 
 class Unrolled(nn.Module):
-    """Cells in a loop, as users write it."""
+    """Cells in a loop, as users write them."""
 
     def __init__(self, backwards=False):
         super().__init__()
@@ -232,10 +232,10 @@ WEIGHTS = {
 
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_effective_weights_are_taken(name):
-    """Of a module whose parts have moved since, and of its dict."""
+    """From a module whose parameters were changed afterwards, and from its state dict."""
     module = Module(lambda m, o, h: m.fc(h[-1]), **ONE)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's: the older forms will go
+        warnings.simplefilter("ignore")  # torch: the older forms are deprecated
         WEIGHTS[name](module)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -272,7 +272,7 @@ def test_a_head_without_bias_has_zeros_and_says_so():
 
 
 def test_a_matrix_that_may_be_an_embedding_in_front_is_no_head_unless_it_is_called_one():
-    """The encoder of torch's tutorial of translation: I and H are one number."""
+    """The encoder of torch's translation tutorial, where I equals H."""
     encoder = nn.ModuleDict({"embedding": nn.Embedding(7, H), "gru": nn.GRU(H, H)})
     state = encoder.state_dict()
     with refused("embedding.weight", "nn.Embedding in front", "pooling=", "prefix="):
@@ -336,7 +336,7 @@ def test_of_two_state_dicts_in_a_checkpoint_none_is_taken_in_silence(inside, rea
 def test_modules_in_wrappers_are_run_without_them():
     module = Module(lambda m, o, h: m.fc(o.mean(1)), **ONE)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's own imports
+        warnings.simplefilter("ignore")  # from torch's own imports
         compiled = torch.compile(module)
     for of in (nn.DataParallel(module), compiled):
         assert from_torch(of)[0] == GRUModel(H, O, pooling="mean")
@@ -347,7 +347,7 @@ def test_modules_in_wrappers_are_run_without_them():
 
 def test_quantised_weights_are_named(tmp_path):
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's: quantisation moves to another package
+        warnings.simplefilter("ignore")  # torch: quantisation moves to another package
         quantised = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.GRU(I, H)), {nn.GRU})
     with refused("the quantised torch.ao.nn.quantized.dynamic", "from before"):
         from_torch(quantised)

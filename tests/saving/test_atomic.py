@@ -1,4 +1,4 @@
-"""Files written whole: what a killed process left goes, what a running one writes stays."""
+"""Atomic writing: temporary files of killed processes are removed, those of running processes stay."""
 
 import os
 import socket
@@ -30,7 +30,7 @@ def test_the_temporary_file_of_a_process_that_was_killed_is_removed_by_the_next(
         (running,) = hidden(tmp_path)
         with replacing(tmp_path / "other.csv") as temporary:
             temporary.write_text("whole", encoding="utf-8")
-        assert hidden(tmp_path) == [running]  # its process runs
+        assert hidden(tmp_path) == [running]  # its process is still running
         process.kill()
         process.communicate()
     assert hidden(tmp_path) == [running]
@@ -38,7 +38,7 @@ def test_the_temporary_file_of_a_process_that_was_killed_is_removed_by_the_next(
         temporary.write_text("whole", encoding="utf-8")
         assert hidden(tmp_path) == [temporary.name]
         remove_left_over(tmp_path)
-        assert hidden(tmp_path) == [temporary.name]  # this process writes it
+        assert hidden(tmp_path) == [temporary.name]  # this process is writing it
     assert os.listdir(tmp_path) == ["other.csv"]
 
 
@@ -48,7 +48,7 @@ def test_the_temporary_file_of_a_process_that_was_killed_is_removed_by_the_next(
     ids=["this process's", "the first process's", "another host's", "no process's"],
 )
 def test_which_are_left_over(host, process, goes, tmp_path):
-    """In a container every process has the same number; on another host a number says nothing."""
+    """In a container an earlier process may have had the same number; processes of other hosts are not visible."""
     name = f".model.safetensors.{host or socket.gethostname()}-{process}-0123abcd.tmp.safetensors"
     for other in (name, ".model.tmp", "model.tmp"):
         (tmp_path / other).touch()

@@ -1,4 +1,4 @@
-"""Checkpoints: what comes back, what is refused, and what a full disk or a dead process leaves."""
+"""Checkpoints: restoring, refusals, and what remains after a full disk or a killed process."""
 
 import contextlib
 import gc
@@ -21,7 +21,7 @@ from grujax.saving.checkpoints import Checkpoints, CheckpointWarning
 from grujax.signals import terminable, uninterrupted
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-"""Where a file cannot be read or written, orbax leaves coroutines that nobody awaits."""
+"""If a file cannot be read or written, orbax leaves coroutines that are never awaited."""
 
 ABOUT = {"seed": 0, "pooling": "max", "head": (1, 2)}
 
@@ -36,7 +36,7 @@ def tree(seed, size=1000):
 
 @pytest.fixture
 def opened(tmp_path):
-    """`opened(about)` on one folder; each is closed at the end."""
+    """Returns a function that opens the checkpoints of one folder; all are closed after the test."""
     made = []
 
     def open_again(about=ABOUT, period=0.0):
@@ -46,11 +46,11 @@ def opened(tmp_path):
     yield open_again
     for checkpoints in made:
         checkpoints.close()
-    gc.collect()  # what orbax left behind goes here, and not in the test of another file
+    gc.collect()  # frees what orbax left behind now, not during a test of another file
 
 
 def save_in_time(checkpoints, step, tree, notes):
-    """As `fit` does after each step."""
+    """Saves if a checkpoint is due, as `fit` does after each step."""
     if checkpoints.due:
         checkpoints.begin(step, tree, notes())
 
@@ -180,7 +180,7 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_serves(name, open
 
 
 def test_a_full_disk_leaves_the_earlier_ones_and_training_goes_on(opened, tmp_path):
-    """A limit on the size of a file, which tensorstore meets in its own thread, as it would a full disk."""
+    """A limit on the file size replaces the full disk: tensorstore fails in its own thread in both cases."""
     checkpoints = opened()
     checkpoints.save(1, tree(1), {"at": 1})
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -203,7 +203,7 @@ def test_a_full_disk_leaves_the_earlier_ones_and_training_goes_on(opened, tmp_pa
 
 
 def test_the_warning_ends_with_the_words_of_the_system(opened, monkeypatch):
-    """Tensorstore appends what it was asked to write, at any length."""
+    """Tensorstore appends notes of any length to that message."""
     checkpoints = opened()
     text = "OUT_OF_RANGE: Error writing: No space left on device [os_error_code='28'] [tensorstore_spec='{%s}']"
 
@@ -237,7 +237,7 @@ def test_what_a_killed_process_left_half_written_is_removed(opened, tmp_path):
 def test_signals_wait_then_do_what_they_would_have_done():
     seen = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))
-    of_python = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+    of_python = signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore SIGINT
     try:
         with uninterrupted():
             with uninterrupted():
@@ -248,7 +248,7 @@ def test_signals_wait_then_do_what_they_would_have_done():
         with pytest.raises(KeyboardInterrupt), uninterrupted():
             os.kill(os.getpid(), signal.SIGINT)
         with terminable():
-            os.kill(os.getpid(), signal.SIGTERM)  # it has a handler, which stays
+            os.kill(os.getpid(), signal.SIGTERM)  # `terminable` keeps an existing handler
         assert seen == [signal.SIGTERM] * 2
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -1,4 +1,4 @@
-"""The model file: the same bits back, the same bytes again, hostile files refused, nothing half-written."""
+"""Model files: loading restores every bit, equal models give equal bytes, hostile files are refused."""
 
 import json
 import os
@@ -109,7 +109,7 @@ def test_the_format(tmp_path):
 
 
 def rewrite(path, change):
-    """The file again, its tensors and header changed and its digest that of the change: what an attacker writes."""
+    """Writes the file again with changed tensors and header and a matching digest, as an attacker would."""
     with safetensors.safe_open(str(path), framework="np") as file:
         header = json.loads(file.metadata()["grujax"])
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
@@ -214,7 +214,7 @@ HOSTILE = {
 
 
 def assert_refused_soon(path, message):
-    """In one short line."""
+    """Asserts that loading fails within 2 seconds, with one short line."""
     began = time.process_time()
     with pytest.raises(grujax.InputError) as error:
         grujax.load(path)
@@ -329,12 +329,12 @@ def same(path):
 
 
 def test_a_changed_byte_is_found(tmp_path):
-    """Any bit flipped, or any few bytes replaced: the file is refused, or what changed means nothing."""
+    """After one flipped bit or four random bytes, the file is refused or still loads as the same model."""
     path, rng, refused = tmp_path / "m", np.random.default_rng(0), 0
     header = 8 + int.from_bytes(WHOLE[:8], "little")
     for trial in range(400):
         content = bytearray(WHOLE)
-        end = header if trial % 2 else len(WHOLE)  # half of them in the header, where most can go wrong
+        end = header if trial % 2 else len(WHOLE)  # half the changes are in the header, which is the most sensitive
         for place in rng.integers(0, end, 1 + trial % 4 // 2 * 3):
             content[place] = content[place] ^ 1 << rng.integers(8) if trial % 4 < 2 else rng.integers(256)
         path.write_bytes(content)
@@ -355,7 +355,7 @@ def test_a_truth_flipped_in_the_header_is_found(tmp_path):
 
 def test_a_file_without_a_digest_loads(tmp_path):
     def drop(tensors, header):
-        return json.dumps(header)  # before the digest is added
+        return json.dumps(header)  # does not contain the digest yet
 
     (tmp_path / "m").write_bytes(WHOLE)
     rewrite(tmp_path / "m", drop)
