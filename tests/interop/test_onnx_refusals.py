@@ -87,11 +87,11 @@ REFUSED = {
     "activation": (behind(*LAST, node("Relu", "last", "y", name="act")), ["act", "Relu"]),
     "lstm behind": (
         behind(
-            node("LSTM", "Y3 W R", "y", name="other", hidden_size=H),
             node("Squeeze", "Y one", "Y3"),
+            node("LSTM", "Y3 W R", "y", name="other", hidden_size=H),
             constants={"one": [1]},
         ),
-        ["found"],
+        ["other", "LSTM"],
     ),
     "dropout": (behind(*LAST, node("Dropout", "last", "y", name="drop")), ["drop", "Dropout"]),
     "if": (loop, ["then_branch", "control flow"]),
@@ -294,9 +294,9 @@ REFUSED = {
     ),
     "changed file of our own": (relu_on_our_own, ["Relu"]),
     "changed mask of our own": (lambda: other_weights_in("lowest"), ["Where"]),
-    "no open features": (
-        lambda: graph([gru("x W2 R B"), node("Identity", "W", "W2")], {"x": ["t", "b", None]}, PLAIN, weights()),
-        ["found"],
+    "nodes out of order": (
+        lambda: graph([gru("x W2 R B"), node("Identity", "W", "W2")], X, PLAIN, weights()),
+        ["topologically sorted", "W2"],
     ),
     "an output of no node": (
         lambda: edited(lambda proto: setattr(proto.graph.output[1], "name", "other")),
