@@ -1,12 +1,12 @@
-"""How `TrainConfig`'s defaults were chosen: 5-fold cross-validation on JapaneseVowels' 270 training utterances alone.
+"""Chooses `TrainConfig`'s defaults by 5-fold cross-validation on the 270 training utterances of JapaneseVowels.
 
 The test set is never read. It was recorded on other occasions than the training set. Shuffled folds hold out
-utterances of the same occasion, so their accuracy is too optimistic. The folds here are blocks of the utterances of
-each speaker, in the order of the file, which is the closest that the training set comes to another occasion. Each fold
-runs all of `fit` with each of `SEEDS`, and is tested on the utterances that it has not seen. Each candidate changes the
-named settings of `BASE`.
+utterances of the same occasion, so their accuracy is too optimistic. Here the folds are blocks of each speaker's
+utterances in the order of the file, the closest approximation of another occasion within the training set. For each
+fold, `fit` runs with each of `SEEDS` and is tested on the held-out utterances. Each candidate changes the named
+settings of `BASE`.
 
-`python benchmarks/choose_defaults.py` runs one candidate on each core, and continues where it was stopped. Set
+`python benchmarks/choose_defaults.py` runs one candidate on each core and can be stopped and continued. Set
 JAX_COMPILATION_CACHE_DIR to keep compiled programs. The result is `benchmarks/results/choose_defaults.json`.
 """
 
@@ -41,21 +41,21 @@ RESULT = Path(__file__).parent / "results" / "choose_defaults.json"
 
 
 def cross_validate(changes: dict[str, Any]) -> dict[str, Any]:
-    """Accuracy and cross-entropy over all folds and seeds together, and the seconds that it took."""
+    """Returns the accuracy and cross-entropy over all folds and seeds, and the seconds that they took."""
     os.environ["XLA_FLAGS"] = (
-        "--xla_cpu_multi_thread_eigen=false"  # JAX reads it at its start: each process uses one core
+        "--xla_cpu_multi_thread_eigen=false"  # one core per process; JAX reads the variable when it starts
     )
-    began = time.perf_counter()
+    start = time.perf_counter()
     train = load("JapaneseVowels").train
     scores = []
     for seed in SEEDS:
         for fold, (rest, held) in enumerate(StratifiedKFold(FOLDS).split(train.y, train.y)):
             config = dataclasses.replace(BASE, **changes, seed=FOLDS * seed + fold)
             scores.append(fit(config, Dataset("fold", train.take(rest), train.take(held))).test)
-        jax.clear_caches()  # a process may have a limited number of memory maps
+        jax.clear_caches()  # the number of memory maps of a process may be limited
     rows = np.array([s.rows for s in scores])
     figures = {k: float(np.average([getattr(s, k) for s in scores], weights=rows)) for k in ("accuracy", "loss")}
-    return figures | {"seconds": time.perf_counter() - began, "changes": changes}
+    return figures | {"seconds": time.perf_counter() - start, "changes": changes}
 
 
 def main() -> None:
@@ -79,7 +79,7 @@ def main() -> None:
         "candidate",
         "accuracy %",
         "cross-entropy",
-        title=f"{FOLDS} folds, blocks in the order of the file; seeds {SEEDS}",
+        title=f"{FOLDS} folds: blocks in the order of the file; seeds {SEEDS}",
     )
     for name, r in sorted(results.items(), key=lambda item: (-item[1]["accuracy"], item[1]["loss"])):
         table.add_row(name, f"{100 * r['accuracy']:.2f}", f"{r['loss']:.4f}")

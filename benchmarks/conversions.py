@@ -1,4 +1,4 @@
-"""Prints the table of docs/interop.md: what a conversion loses, and the largest difference of both frameworks.
+"""Prints the table of docs/interop.md: what a conversion loses, and the largest difference between both frameworks.
 
     python benchmarks/conversions.py
 
@@ -28,7 +28,7 @@ SEEDS = range(5)
 
 
 class Row(NamedTuple):
-    """A line of the table."""
+    """A row of the table."""
 
     framework: str
     models: tuple[nn.Module, ...]
@@ -82,10 +82,10 @@ ROWS = (
 
 
 def variables_of(model: Any, seed: int, with_b_hn: bool = True) -> dict:
-    """Parameters as torch draws them, none of them zero, but b_hn zero if the framework does not store it."""
+    """Draws parameters like torch's, none of them zero, except b_hn if the framework does not store it."""
     x = jnp.zeros((1, 1, 10))
-    given = (jnp.zeros((1, model.hidden_size)), x[0]) if isinstance(model, GRUCell) else (x,)
-    variables = model.init(jax.random.key(seed), *given)
+    arguments = (jnp.zeros((1, model.hidden_size)), x[0]) if isinstance(model, GRUCell) else (x,)
+    variables = model.init(jax.random.key(seed), *arguments)
 
     def without(path: Any, a: jax.Array) -> jax.Array:
         return a.at[2 * model.hidden_size :].set(0) if path[-1].key == "b_hh" and not with_b_hn else a
@@ -94,15 +94,15 @@ def variables_of(model: Any, seed: int, with_b_hn: bool = True) -> dict:
 
 
 def difference(row: Row) -> float:
-    """The largest difference of all models and seeds."""
-    found = []
+    """Returns the largest difference over all models and seeds."""
+    differences = []
     for seed in SEEDS:
         for model in row.models:
             variables = variables_of(model, seed, with_b_hn="NNX" not in row.framework)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConversionWarning)
-                found.append(compare(model, variables, row.runner(model, variables), seed).largest)
-    return float(np.max(found))
+                differences.append(compare(model, variables, row.runner(model, variables), seed).largest)
+    return float(np.max(differences))
 
 
 def table() -> str:

@@ -1,8 +1,8 @@
-"""What a GRU costs besides its run time: compile time, memory, compilations for ragged data, import and start-up.
+"""Measures the costs of a GRU besides its run time: compile time, memory, compilations for ragged data, start-up.
 
     python benchmarks/costs.py [REPORT.json]
 
-Prints a table for each, after about a minute on two idle cores; with a name, writes the figures there too.
+Prints a table for each, after about a minute on two idle cores. With a file name, also writes the figures as JSON.
 """
 
 import json
@@ -49,7 +49,7 @@ class Size:
 
 
 GROWTH = {"T": (64, 512, 4096), "L": (1, 2, 4), "B": (1, 32, 256)}
-"""What is varied, one at a time from `Size()`, when compile time is measured."""
+"""The sizes for which compile time is measured: one axis at a time differs from `Size()`."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Compilation:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of temporaries and results of the gradient program; None where the backend does not report them."""
+    """Bytes of temporaries and results of the gradient program; None if the backend does not report them."""
 
     library: str
     T: int
@@ -73,7 +73,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class Epoch:
-    """How often one epoch of ragged data made JAX compile, and what share of its steps was padding."""
+    """The number of compilations in one epoch of ragged data, and the share of padding in its steps."""
 
     batching: str
     batches: int
@@ -83,7 +83,7 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Costs:
-    """Each part empty where it was not measured."""
+    """All measurements. A part that was not measured is empty."""
 
     compilations: tuple[Compilation, ...] = ()
     memory: tuple[Memory, ...] = ()
@@ -93,7 +93,7 @@ class Costs:
 
 
 class FlaxStack(nn.Module):
-    """L layers as Flax's user writes them: `nn.RNN`, which is `nn.scan`, over `nn.GRUCell`."""
+    """L layers as a user of Flax writes them: `nn.RNN`, which is `nn.scan`, over `nn.GRUCell`."""
 
     size: Size
 
@@ -105,7 +105,7 @@ class FlaxStack(nn.Module):
 
 
 class OurStack(nn.Module):
-    """The same of `grujax.GRU`."""
+    """The same stack with `grujax.GRU`."""
 
     size: Size
     implementation: str | None = None
@@ -123,7 +123,7 @@ STACKS: dict[str, Callable[[Size], nn.Module]] = {
 
 
 def gradient_program(stack: nn.Module, size: Size) -> tuple[Any, tuple]:
-    """Forward + backward, float32, the gradients of sum(hs²) by weights, x and h0: a fresh jit, its arguments."""
+    """Returns a new jitted function and its arguments: the gradients of sum(hs²) by weights, x and h0, in float32."""
     x = jax.ShapeDtypeStruct((size.B, size.T, size.I), jnp.float32)
     h0 = jax.ShapeDtypeStruct((size.L, size.B, size.H), jnp.float32)
     variables = jax.eval_shape(stack.init, jax.random.key(0), x, h0)
@@ -135,16 +135,16 @@ def gradient_program(stack: nn.Module, size: Size) -> tuple[Any, tuple]:
 
 
 def compile_seconds(stack: nn.Module, size: Size) -> float:
-    """Of one compilation, from the Python function to the executable; the persistent cache is not used."""
+    """Returns the seconds of one compilation, from the Python function to the executable, without persistent cache."""
     jitted, arguments = gradient_program(stack, size)
     with without_persistent_cache():
-        began = time.perf_counter()
+        start = time.perf_counter()
         jitted.lower(*arguments).compile()
-        return time.perf_counter() - began
+        return time.perf_counter() - start
 
 
 def measure_compilations(say: Say, repeats: int = 3) -> tuple[Compilation, ...]:
-    """Of grujax and Flax over `GROWTH`, in rounds of random order, so that noise falls on all alike."""
+    """Measures grujax and Flax over `GROWTH`, in rounds of random order, so that noise affects all equally."""
     points = [
         (library, axis, value) for axis in GROWTH for value in GROWTH[axis] for library in ("grujax", "Flax nn.RNN")
     ]
@@ -161,28 +161,28 @@ def measure_compilations(say: Say, repeats: int = 3) -> tuple[Compilation, ...]:
 
 
 def peak_bytes(stack: nn.Module, size: Size) -> int | None:
-    """Temporaries and results together, as XLA planned them; arguments are not counted."""
+    """Returns the bytes of temporaries and results, as planned by XLA; arguments are not counted."""
     jitted, arguments = gradient_program(stack, size)
-    with without_persistent_cache():  # an executable from the cache may not report it
+    with without_persistent_cache():  # an executable from the cache may not report its memory
         analysis = jitted.lower(*arguments).compile().memory_analysis()
     return None if analysis is None else analysis.temp_size_in_bytes + analysis.output_size_in_bytes
 
 
 def measure_memory(say: Say, steps: tuple[int, ...] = GROWTH["T"]) -> tuple[Memory, ...]:
-    """Of every stack over T."""
+    """Measures the memory of every stack over T."""
     say("memory")
     sizes = [Size(T=T) for T in steps]
     return tuple(Memory(name, size.T, peak_bytes(make(size), size)) for name, make in STACKS.items() for size in sizes)
 
 
 def count_compilations(ragged_batches: Sequence[tuple[np.ndarray, np.ndarray]]) -> int:
-    """How often the jitted gradient of a GRU is compiled in a pass over batches x (B, T, I), lengths (B,)."""
+    """Counts the compilations of a GRU's jitted gradient in a pass over batches of x (B, T, I) and lengths (B,)."""
     traced, layer = 0, GRU(8)
     variables = layer.init(jax.random.key(0), ragged_batches[0][0][:, :1])
 
     def loss(variables: Any, x: Array, lengths: Array) -> Array:
         nonlocal traced
-        traced += 1  # Python runs this while tracing alone
+        traced += 1  # runs only while tracing
         return layer.apply(variables, x, lengths=lengths)[0].sum()  # pyright: ignore
 
     step = jax.jit(jax.grad(loss))
@@ -192,21 +192,21 @@ def count_compilations(ragged_batches: Sequence[tuple[np.ndarray, np.ndarray]]) 
 
 
 def ragged(seed: int = 0) -> Sequences:
-    """270 sequences of 12 channels; their lengths, 7 to 29, have mean and spread of those of JapaneseVowels."""
+    """Draws 270 sequences of 12 channels and 7 to 29 steps, with the mean and spread of JapaneseVowels' lengths."""
     rng = np.random.default_rng(seed)
     lengths = np.clip(rng.normal(15.8, 3.6, 270).round(), 7, 29).astype(int)
     return sequences([rng.normal(size=(n, 12)) for n in lengths])
 
 
 def to_the_longest(data: Sequences, batch_size: int, rng: np.random.Generator) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The plain loop: shuffled rows, each batch (x, lengths) padded to its own longest."""
+    """Returns the batches of a plain loop: shuffled rows, each batch (x, lengths) padded to its longest sequence."""
     order = rng.permutation(len(data))
-    taken = [data.take(order[first : first + batch_size]) for first in range(0, len(data), batch_size)]
-    return [(batch.x, batch.lengths) for batch in taken]
+    rows = [data.take(order[first : first + batch_size]) for first in range(0, len(data), batch_size)]
+    return [(batch.x, batch.lengths) for batch in rows]
 
 
 def measure_epochs(say: Say, batch_size: int = 32, buckets: int = 4) -> tuple[Epoch, ...]:
-    """One epoch of `ragged` data: in the buckets of `grujax.training.fit`, and padded to each batch's longest."""
+    """Measures an epoch of `ragged` data, in the buckets of `training.fit` and padded to each batch's longest."""
     say("one epoch of ragged data")
     data, rng = ragged(), np.random.default_rng(1)
     ours = batches(data, batch_size, bucket_boundaries(data.lengths, buckets), rng)
@@ -214,10 +214,10 @@ def measure_epochs(say: Say, batch_size: int = 32, buckets: int = 4) -> tuple[Ep
         "grujax's buckets": [(batch.x, batch.lengths) for batch in ours],
         "each batch's longest": to_the_longest(data, batch_size, rng),
     }
-    real = int(data.lengths.sum())  # rows that fill up a batch are padding too
+    real = int(data.lengths.sum())  # rows that fill up a batch count as padding
     return tuple(
-        Epoch(way, len(made), count_compilations(made), 1 - real / sum(x.shape[0] * x.shape[1] for x, _ in made))
-        for way, made in ways.items()
+        Epoch(way, len(xs), count_compilations(xs), 1 - real / sum(x.shape[0] * x.shape[1] for x, _ in xs))
+        for way, xs in ways.items()
     )
 
 
@@ -228,18 +228,18 @@ PARTS: dict[str, Callable[[Say], tuple]] = {
     "imports": measure_imports,
     "predictions": measure_predictions,
 }
-"""By field of `Costs`."""
+"""The function that measures each field of `Costs`."""
 
 
 def measure(say: Say = lambda line: None, parts: tuple[str, ...] = tuple(PARTS)) -> Costs:
-    """The parts named, all by default: about a minute on two idle cores."""
+    """Measures the named parts, by default all: about a minute on two idle cores."""
     unknown = [part for part in parts if part not in PARTS]
-    require(not unknown, "parts", f"some of {list(PARTS)}", unknown)
+    require(not unknown, "parts", f"names from {list(PARTS)}", unknown)
     return Costs(**{part: PARTS[part](say) for part in parts})
 
 
 def tables(costs: Costs) -> list[Table]:
-    """A table for each part that was measured."""
+    """Returns a table for each part that was measured."""
     made = []
     if costs.compilations:
         cells = [(c.library, f"{c.axis} {c.value}", f"{c.seconds:.2f}", c.seconds) for c in costs.compilations]
@@ -262,7 +262,7 @@ def tables(costs: Costs) -> list[Table]:
 
 
 def _by_library(title: str, cells: Sequence[tuple[str, str, str, float | None]]) -> Table:
-    """Rows by libraries out of (library, row, text, value); in the last column grujax's value over Flax's."""
+    """Makes a table of rows by libraries from (library, row, text, value). Last column: grujax's value over Flax's."""
     texts = {(row, library): text for library, row, text, _ in cells}
     values = {(row, library): value for library, row, _, value in cells}
     rows, libraries = (list(dict.fromkeys(names)) for names in zip(*texts, strict=True))
@@ -272,21 +272,21 @@ def _by_library(title: str, cells: Sequence[tuple[str, str, str, float | None]])
     for heading in (*libraries, *([f"grujax / {flax}"] if flax else [])):
         made.add_column(heading, justify="right")
     for row in rows:
-        ours, theirs = values.get((row, "grujax")), values.get((row, flax or ""))
-        ratio = [f"{ours / theirs:.2f}x" if ours and theirs else ""] if flax else []
+        grujax_value, flax_value = values.get((row, "grujax")), values.get((row, flax or ""))
+        ratio = [f"{grujax_value / flax_value:.2f}x" if grujax_value and flax_value else ""] if flax else []
         made.add_row(row, *(texts.get((row, library), "") for library in libraries), *ratio)
     return made
 
 
 @contextmanager
 def without_persistent_cache() -> Iterator[None]:
-    """Inside, no compilation is skipped."""
+    """A context manager that disables JAX's persistent compilation cache."""
     from jax.experimental.compilation_cache import compilation_cache
 
     before = jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue]
     try:
         jax.config.update("jax_enable_compilation_cache", False)
-        compilation_cache.reset_cache()  # JAX asks once whether there is a cache, and remembers it
+        compilation_cache.reset_cache()  # JAX looks for a cache only once
         yield
     finally:
         jax.config.update("jax_enable_compilation_cache", before)
@@ -295,12 +295,12 @@ def without_persistent_cache() -> Iterator[None]:
 
 def main(path: Path | None = None) -> None:
     console = Console()
-    found = measure(console.print)
-    for table in tables(found):
+    costs = measure(console.print)
+    for table in tables(costs):
         console.print(table)
     if path is not None:
         with replacing(path) as temporary:
-            temporary.write_text(json.dumps(asdict(found), indent=1) + "\n")
+            temporary.write_text(json.dumps(asdict(costs), indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Runs the other libraries and prints the rows marked * of docs/features.md: `python benchmarks/features.py`."""
+"""Runs the other libraries and prints the rows marked * in docs/features.md: `python benchmarks/features.py`."""
 
 import os
 
@@ -27,7 +27,7 @@ POISONED = np.where(VALID[..., None], X, np.nan).astype(np.float32)
 
 
 class Peer:
-    """One layer of a peer: `run(params, x) -> hs`, `padded(params, x) -> (hs, h_last)` where it has lengths."""
+    """One layer of a peer: `run(params, x) -> hs`, and `padded(params, x) -> (hs, h_last)` if it has lengths."""
 
     def __init__(self, params: Any, run: Callable, padded: Callable | None, half: Callable):
         self.params, self.run, self.padded, self.half = params, run, padded, half
@@ -75,7 +75,7 @@ def equinox_peer() -> Peer:
 
 
 def with_lengths(use: Callable[[np.ndarray, np.ndarray], bool]) -> Callable[[Peer], str]:
-    """A probe of the outputs and the last state of rows of LENGTHS."""
+    """Returns a probe that checks the outputs and the last state of a batch with `LENGTHS`."""
 
     def probe(peer: Peer) -> str:
         if peer.padded is None:
@@ -140,7 +140,7 @@ PROBES = {
 
 
 def torch_rows() -> dict[str, str]:
-    """torch has no masks but packed rows, and those of length 0 it refuses."""
+    """Returns torch's column. torch has no masks; it packs rows, and refuses rows of length 0."""
     layer, lengths = torch.nn.GRU(I, H, batch_first=True), torch.tensor([6, 1, 2, 5])
 
     def packed(x: np.ndarray) -> torch.Tensor:

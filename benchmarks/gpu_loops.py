@@ -1,9 +1,10 @@
-"""The loops of the kernel for Hopper GPUs alone, microseconds a step: without the products before and after them.
+"""Times the loops of the kernel for Hopper GPUs, in microseconds per step, without the products before and after them.
 
     PYTHONPATH=. python benchmarks/gpu_loops.py --out DIR [--compile]
 
-Six calls are in flight at a time; the median of seven such rounds counts. DIR/loops.json holds the times. `--compile`
-compiles every loop for an H100 that is not there, and times nothing: jax's CUDA plugin and ptxas are enough.
+Six calls are in flight at a time; a time is the median of seven such rounds. DIR/loops.json holds the times.
+`--compile` compiles every loop for an H100 without having one and times nothing; it needs only jax's CUDA plugin and
+ptxas.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from grujax.kernels.resident.plan import BACKWARD, FORWARD, SAVING, plan
 from grujax.saving.atomic import replacing
 
 SIDES = {"forward": FORWARD, "saving": SAVING, "transposed": BACKWARD}
-SHAPES = (  # B, T, H and the dtype of the products; float32: as TF32
+SHAPES = (  # B, T, H and the dtype of the products; float32 means TF32
     (64, 512, 128, "bfloat16"),
     (64, 512, 256, "bfloat16"),
     (64, 512, 256, "float32"),
@@ -38,7 +39,7 @@ IN_FLIGHT, ROUNDS = 6, 7
 
 
 def loop(B: int, T: int, H: int, dtype: str, kind: str) -> tuple[Callable[..., Any], list[jax.ShapeDtypeStruct]]:
-    """The loop, of one direction and without flags, and the shapes of its arrays."""
+    """Returns the loop of one direction, without flags, and the shapes of its arrays."""
     chosen = plan((False,), False, B, H, dtype, "default", SIDES[kind])
     rows = -(-B // chosen.rows) * chosen.rows
 
@@ -63,20 +64,20 @@ def loop(B: int, T: int, H: int, dtype: str, kind: str) -> tuple[Callable[..., A
 
 def timed(compiled: Any, shapes: list[jax.ShapeDtypeStruct], n_steps: int) -> float:
     keys = jax.random.split(jax.random.key(0), len(shapes))
-    arrays = [(0.05 * jax.random.normal(key, of.shape)).astype(of.dtype) for key, of in zip(keys, shapes, strict=True)]
+    arrays = [(0.05 * jax.random.normal(key, a.shape)).astype(a.dtype) for key, a in zip(keys, shapes, strict=True)]
     jax.block_until_ready(compiled(*arrays))
-    taken = []
+    times = []
     for _ in range(ROUNDS):
-        began = time.perf_counter()
+        start = time.perf_counter()
         jax.block_until_ready([compiled(*arrays) for _ in range(IN_FLIGHT)])
-        taken.append((time.perf_counter() - began) / IN_FLIGHT)
-    return 1e6 * median(taken) / n_steps
+        times.append((time.perf_counter() - start) / IN_FLIGHT)
+    return 1e6 * median(times) / n_steps
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="the folder of loops.json")
-    parser.add_argument("--compile", action="store_true", help="for an H100 that is not there; nothing is timed")
+    parser.add_argument("--compile", action="store_true", help="compile for an H100 without having one; time nothing")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     cases = {(*shape, kind): loop(*shape, kind) for shape in SHAPES for kind in SIDES}
@@ -92,7 +93,7 @@ def main() -> None:
     for (case, (_, shapes)), compiled in zip(cases.items(), programs, strict=True):
         name = " ".join(map(str, case))
         found[name] = timed(compiled, shapes, case[1])
-        print(f"{name:36}{found[name]:8.2f} µs a step", flush=True)
+        print(f"{name:36}{found[name]:8.2f} µs per step", flush=True)
         with replacing(options.out / "loops.json") as temporary:
             temporary.write_text(json.dumps(found, indent=1), encoding="utf-8")
 

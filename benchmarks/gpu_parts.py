@@ -1,6 +1,6 @@
-"""A part of gpu.py in a process of its own: `python benchmarks/gpu_parts.py '{"part": "machine", "tiny": true}'`.
+"""Runs one part of gpu.py in its own process: `python benchmarks/gpu_parts.py '{"part": "machine", "tiny": true}'`.
 
-It prints a line of JSON for each result as it comes.
+It prints one line of JSON for each result as soon as it is known.
 """
 
 import json
@@ -33,16 +33,16 @@ ROWS = {
     "float32": ("float32", None, "bfloat16"),  # TF32 on a GPU
     "float32 highest": ("float32", "highest", "float32"),
 }
-"""The dtype, jax's default_matmul_precision, and the row of the tolerance table that values are held to."""
+"""The dtype, jax's default_matmul_precision, and the row of the tolerance table that applies to the values."""
 
 KINDS_OF_VALUES = {
     "dense": {},
-    "lengths": {"lengths": "uniform"},  # one of them 0
+    "lengths": {"lengths": "uniform"},  # one length is set to 0
     "resets": {"resets": 0.1},
     "both directions": {"bidirectional": True},
 }
 CORES = os.cpu_count() or 1
-RESULTS = os.fdopen(os.dup(1), "w", buffering=1)  # a line at a time
+RESULTS = os.fdopen(os.dup(1), "w", buffering=1)  # line-buffered
 
 
 def say(part: str, key: str, value: Any) -> None:
@@ -50,7 +50,7 @@ def say(part: str, key: str, value: Any) -> None:
 
 
 def attempt(run: Callable[[], Any]) -> Any:
-    """What it returns, or in a line why it cannot run or what went wrong."""
+    """Returns the result of `run`, or one line that says why it cannot run or how it failed."""
     try:
         return run()
     except Unavailable as error:
@@ -60,7 +60,7 @@ def attempt(run: Callable[[], Any]) -> Any:
 
 
 def machine(tiny: bool) -> None:
-    """The device, versions, and the rates of a copy and of products."""
+    """Reports the device, the versions, and the rates of a copy and of matrix products."""
     device = jax.devices()[0]
     say("machine", "device", device.device_kind)
     say("machine", "compute capability", getattr(device, "compute_capability", None))
@@ -74,7 +74,7 @@ def machine(tiny: bool) -> None:
         say("machine", "cuDNN", torch.backends.cudnn.version())
 
     def rate(run: Callable[[], Any], amount: float) -> float:
-        """In 1e12 a second."""
+        """Returns the rate in units of 1e12 per second."""
         return amount / 1e9 / median(interleave({"": lambda: jax.block_until_ready(run())}, 10)[""])
 
     def copy() -> float:
@@ -92,7 +92,7 @@ def machine(tiny: bool) -> None:
 
 
 def values(name: str, hidden_size: int, seed: int, tiny: bool) -> None:
-    """hs and all gradients of an implementation, computed twice, against the oracle."""
+    """Compares hs and all gradients of an implementation, computed twice, with the oracle."""
 
     def check(kind: str, row: str) -> dict[str, Any]:
         dtype, precision, tolerance = ROWS[row]
@@ -101,26 +101,26 @@ def values(name: str, hidden_size: int, seed: int, tiny: bool) -> None:
         if a.lengths is not None:
             a.lengths[0] = a.cotangent[0] = 0
         hs, gradients = oracle(a, reset_after=True)
-        right = {"hs": hs} | gradients.named(a.num_directions)
+        expected = {"hs": hs} | gradients.named(a.num_directions)
         with jax.default_matmul_precision(precision):
             runs = CONTENDERS[name].build(a, CORES)
             found, again = ({"hs": runs.read_hs(runs.forward())} | read(runs).named(a.num_directions) for _ in range(2))
         used = {
             array: tolerances_used(found[array], e, tolerance, KINDS[FORWARD if array == "hs" else BACKWARD]).max()
-            for array, e in right.items()
+            for array, e in expected.items()
         }
         return {
             "row": tolerance,
             "used": {array: float(share) for array, share in used.items()},
-            "relative error": {array: far(found[array], e) for array, e in right.items()},
-            "identical": all(np.array_equal(found[array], again[array]) for array in right),
+            "relative error": {array: relative_error(found[array], e) for array, e in expected.items()},
+            "identical": all(np.array_equal(found[array], again[array]) for array in expected),
         }
 
     def checked(key: list[str]) -> None:
         say("values", f"{name} | H {hidden_size} | {' | '.join(key)}", attempt(partial(check, *key)))
 
     numbered = [(k + r, kind, row) for r, row in enumerate(ROWS) for k, kind in enumerate(KINDS_OF_VALUES)]
-    pairs = [pair for number, *pair in numbered if not tiny or number % 3 == 0]  # each kind once
+    pairs = [pair for number, *pair in numbered if not tiny or number % 3 == 0]  # tiny: each kind once
     with ThreadPoolExecutor(CORES) as pool:
         list(pool.map(checked, pairs))
 
@@ -130,25 +130,26 @@ def read(runs: Runs) -> Gradients:
     return runs.read_gradients(runs.gradients())
 
 
-def far(found: Any, expected: Any) -> float:
-    """||found - expected|| / ||expected||."""
+def relative_error(found: Any, expected: Any) -> float:
+    """Returns ||found - expected|| / ||expected||."""
     f, e = (np.asarray(v).astype(np.float64) for v in (found, expected))
     return float(np.linalg.norm(f - e) / np.linalg.norm(e))
 
 
 def times(case: dict[str, Any], rows: list[str], seed: int, until: float, repeats: int) -> None:
-    """Everything is compiled and run once, if it begins `until` then (time.time()); the other processes do the same.
+    """Compiles and runs every contender once, then times them alternately.
 
-    When standard input is closed, all take turns.
+    No compilation starts after `until` (`time.time()`). Other processes compile at the same time, so timing starts only
+    when standard input is closed.
     """
-    given = Case(**case)
-    drawn = make_arrays(given, seed)
+    shape = Case(**case)
+    drawn = make_arrays(shape, seed)
     rounded = jax.tree.map(lambda v: v if v.dtype == bool else v.astype(jnp.bfloat16), drawn)
     arrays = {"float32": drawn, "bfloat16": rounded}
-    traits = (jax.default_backend(), *given.traits)
+    traits = (jax.default_backend(), *shape.traits)
 
     def prepared(key: tuple[str, str]) -> Any:
-        """The calls, the state after the last step and the gradient of w_hh; or why there are none."""
+        """Returns the calls, the state after the last step and the gradient of w_hh, or why there are none."""
         (dtype, precision, _), peer = ROWS[key[0]], CONTENDERS[key[1]]
         if time.time() > until:
             return "no time left to compile it"
@@ -161,32 +162,34 @@ def times(case: dict[str, Any], rows: list[str], seed: int, until: float, repeat
         return peer.refuses(traits) or peer.missing() or attempt(build)
 
     keys = [(row, name) for row in rows for name in CONTENDERS]
-    at_once = min(CORES, max(2, 2**28 // (given.B * given.T * given.H)))  # large arrays fill the memory
-    with ThreadPoolExecutor(at_once) as pool:
-        made = dict(zip(keys, pool.map(prepared, keys), strict=True))
+    parallel = min(CORES, max(2, 2**28 // (shape.B * shape.T * shape.H)))  # large arrays fill the memory
+    with ThreadPoolExecutor(parallel) as pool:
+        contenders = dict(zip(keys, pool.map(prepared, keys), strict=True))
     RESULTS.write("READY\n")
     sys.stdin.read()
     for row in rows:
-        there = {name: made[row, name] for name in CONTENDERS if not isinstance(made[row, name], str)}
-        reasons = {name: made[row, name] for name in CONTENDERS if name not in there}
+        ready = {name: contenders[row, name] for name in CONTENDERS if not isinstance(contenders[row, name], str)}
+        reasons = {name: contenders[row, name] for name in CONTENDERS if name not in ready}
         with jax.default_matmul_precision(ROWS[row][1]):
             with suppress(ImportError, Unavailable):
                 torch_device()  # sets the precision of torch's products
-            if "torchrl" in there:
+            if "torchrl" in ready:
                 forget_tuning()
             for i, kind in enumerate(PASSES):
-                thunks = {name: (runs.forward, runs.gradients)[i] for name, (runs, _) in there.items()}
+                thunks = {name: (runs.forward, runs.gradients)[i] for name, (runs, _) in ready.items()}
                 taken = attempt(partial(interleave, thunks, repeats))
                 if isinstance(taken, str):
-                    found = dict.fromkeys(there, taken)
+                    found = dict.fromkeys(ready, taken)
                 else:
-                    found = {name: 1e3 * median(ms) / given.T for name, ms in taken.items()}
-                xla = there.get("xla")
-                apart = {name: far(state[i], xla[1][i]) for name, (_, state) in there.items()} if xla else {}
-                say("times", f"{given.name} | {row} | {kind}", {"us a step": found | reasons, "from xla": apart})
+                    found = {name: 1e3 * median(ms) / shape.T for name, ms in taken.items()}
+                xla = ready.get("xla")
+                errors = (
+                    {name: relative_error(state[i], xla[1][i]) for name, (_, state) in ready.items()} if xla else {}
+                )
+                say("times", f"{shape.name} | {row} | {kind}", {"us a step": found | reasons, "from xla": errors})
 
 
 if __name__ == "__main__":
-    os.dup2(2, 1)  # what libraries print, a compiler too, gets into no result
+    os.dup2(2, 1)  # the output of libraries and compilers must not mix with the results
     arguments = json.loads(sys.argv[1])
     {"machine": machine, "values": values, "times": times}[arguments.pop("part")](**arguments)

@@ -20,7 +20,7 @@ from grujax.types import Array, GRUWeights
 
 
 def plain_scan(a: Arrays, threads: int) -> Runs:
-    """As most write it: the input projected beforehand, one product a step, differentiated by JAX."""
+    """Runs the common implementation: input projected before the loop, one product per step, differentiated by JAX."""
 
     def layer(w: GRUWeights, x: Array, h0: Array, reverse: bool, lengths: Any, resets: Any) -> Array:
         assert w.b_ih is not None and w.b_hh is not None
@@ -41,19 +41,19 @@ def plain_scan(a: Arrays, threads: int) -> Runs:
 
 
 def packed(a: Arrays, threads: int) -> Runs:
-    """`torch.nn.GRU` over packed sequences, all of them T steps long: the same work as dense."""
+    """Runs `torch.nn.GRU` over packed sequences that all have T steps: the same work as dense sequences."""
     n_rows, n_steps, _ = a.x.shape
     return torch.layers(a._replace(lengths=np.full(n_rows, n_steps, np.int32)), threads)
 
 
 ONE_AT_A_TIME = Lock()
-"""Triton's autotuner keeps the arguments of a call in itself."""
+"""Triton's autotuner stores the arguments of a call in itself, so calls must not run in parallel."""
 
 
 def torchrl(a: Arrays, threads: int) -> Runs:
-    """The kernel below `torchrl.modules.GRUModule(recurrent_backend="triton")`, without the module around it.
+    """Runs the kernel of `torchrl.modules.GRUModule(recurrent_backend="triton")` without the module around it.
 
-    It takes float32 arrays alone; float32 products are TF32, and bfloat16 is the dtype of the products with w_hh.
+    All its arrays are float32. float32 products are computed as TF32; bfloat16 applies to the products with w_hh.
     """
     try:
         import torch
@@ -61,9 +61,9 @@ def torchrl(a: Arrays, threads: int) -> Runs:
     except ImportError as error:
         raise Unavailable(f"not imported: {error}") from None
     if precision_asked(None) == "highest":
-        raise Unavailable("exact float32 leaves the tensor cores: not timed")
+        raise Unavailable("exact float32 does not use the tensor cores: not timed")
     if a.hidden_size >= 512:
-        raise Unavailable("a launch a step from H 512 on: not timed")
+        raise Unavailable("one launch per step from H 512 on: not timed")
 
     def tensor(v: Any) -> Any:
         return torch.tensor(np.asarray(v, np.float32), device="cuda")
@@ -72,9 +72,9 @@ def torchrl(a: Arrays, threads: int) -> Runs:
     weights = [tensor(v).requires_grad_() for v in jax.tree.leaves(params)]  # weight_ih, weight_hh, bias_ih, bias_hh
     resets = np.zeros(a.x.shape[:2], bool) if a.resets is None else a.resets
     x, h0, cotangent, starts = tensor(a.x), tensor(a.h0[0]), tensor(a.cotangent), torch.tensor(resets, device="cuda")
-    hidden = torch.zeros((*a.x.shape[:2], a.hidden_size), device="cuda")  # the state that a reset at a step puts there
-    begun = ~starts[:, :1]  # rows that begin with a reset begin with zeros, the others with h0
-    hidden[:, 0] = h0 * begun
+    hidden = torch.zeros((*a.x.shape[:2], a.hidden_size), device="cuda")  # the state that a reset at a step sets
+    from_h0 = ~starts[:, :1]  # rows that begin with a reset start with zeros, the others with h0
+    hidden[:, 0] = h0 * from_h0
     leaves = [x.clone().requires_grad_(), hidden.clone().requires_grad_()]
     compute = getattr(torch, a.x.dtype.name)
 
@@ -89,20 +89,20 @@ def torchrl(a: Arrays, threads: int) -> Runs:
 
     def gradients() -> Any:
         with ONE_AT_A_TIME:
-            found = torch.autograd.grad((run(*leaves) * cotangent).sum(), [*weights, *leaves])
+            result = torch.autograd.grad((run(*leaves) * cotangent).sum(), [*weights, *leaves])
         torch.cuda.synchronize()
-        return found
+        return result
 
-    def read(found: Any) -> Gradients:
-        *dparams, dx, dhidden = found
-        arrays = [v.cpu().numpy().astype(a.x.dtype) for v in (*dparams, dx, (dhidden[:, 0] * begun)[None])]
+    def read(result: Any) -> Gradients:
+        *dparams, dx, dhidden = result
+        arrays = [v.cpu().numpy().astype(a.x.dtype) for v in (*dparams, dx, (dhidden[:, 0] * from_h0)[None])]
         return read_gradients((jax.tree.unflatten(jax.tree.structure(params), arrays[:4]), *arrays[4:]))
 
     return Runs(forward, lambda hs: hs.cpu().numpy(), gradients, read)
 
 
 def forget_tuning() -> None:
-    """Triton chose the configurations of torchrl's kernels while others computed: the next call chooses again."""
+    """Makes the next call tune torchrl's kernels again, since Triton tuned them while other processes computed."""
     from torchrl.modules.tensordict_module import _rnn_triton  # pyright: ignore[reportMissingImports]
 
     for kernel in ("_gru_fwd_kernel", "_gru_bwd_kernel"):

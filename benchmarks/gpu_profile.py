@@ -1,10 +1,11 @@
-"""What a whole call on a GPU spends its time on: each kernel that it launches, and what is left for the host.
+"""Profiles a whole call on a GPU: the time of each kernel that it launches, and the remaining time of the host.
 
     PYTHONPATH=. python benchmarks/gpu_profile.py --out DIR [--tiny]
 
-DIR/profile.json holds, for each shape and pass, the microseconds a call took by the clock, and those of each kernel by
-JAX's profiler. The difference to their sum is the host's: dispatch, launches, waiting. `--tiny` shrinks the shapes. On
-a CPU, whose profile has no device of its own, what the host did takes the place of the kernels.
+DIR/profile.json holds, for each shape and pass, the microseconds per call by the clock, and those of each kernel by
+JAX's profiler. The difference between the call and the sum of its kernels is the host's time: dispatch, launches,
+waiting. `--tiny` shrinks the shapes. The profile of a CPU has no separate device, so the host's operations are listed
+instead.
 """
 
 import argparse
@@ -40,20 +41,20 @@ def arrays(B: int, T: int, H: int, dtype: str) -> tuple[jax.Array, GRUWeights]:
 
 
 def kernels(call: Callable[[], Any]) -> dict[str, float]:
-    """Microseconds a call of each kernel, the longest first."""
+    """Returns the microseconds per call of each kernel, the longest first."""
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             for _ in range(CALLS):
                 call()
         (path,) = Path(folder).rglob("*.xplane.pb")
         profile = jax.profiler.ProfileData.from_file(str(path))
-        taken: Counter[str] = Counter()
+        times: Counter[str] = Counter()
         plane_name, line_name = ("/device:GPU", "Stream") if jax.default_backend() == "gpu" else ("/host:CPU", "")
         for plane in (plane for plane in profile.planes if plane.name.startswith(plane_name)):
             for line in (line for line in plane.lines if line.name.startswith(line_name)):
                 for event in (event for event in line.events if not event.name.startswith("$")):  # a Python function
-                    taken[event.name] += event.duration_ns / 1e3 / CALLS
-    return dict(taken.most_common())
+                    times[event.name] += event.duration_ns / 1e3 / CALLS
+    return dict(times.most_common())
 
 
 def main() -> None:
@@ -62,29 +63,29 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="shapes of a few steps")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    found: dict[str, Any] = {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
+    profile: dict[str, Any] = {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
     for shape in ((2, 3, 4),) if options.tiny else SHAPES:
         for dtype in DTYPES:
-            given = arrays(*shape, dtype)
+            inputs = arrays(*shape, dtype)
             for name, f in PASSES.items():
-                program = jax.jit(f).lower(*given).compile()
+                program = jax.jit(f).lower(*inputs).compile()
 
-                def call(program: Any = program, given: Any = given) -> None:
-                    jax.block_until_ready(program(*given))
+                def call(program: Any = program, inputs: Any = inputs) -> None:
+                    jax.block_until_ready(program(*inputs))
 
                 call()
-                taken = []
+                times = []
                 for _ in range(CALLS):
-                    began = time.perf_counter()
+                    start = time.perf_counter()
                     call()
-                    taken.append(1e6 * (time.perf_counter() - began))
+                    times.append(1e6 * (time.perf_counter() - start))
                 each = kernels(call)
                 key = f"{', '.join(map(str, shape))} {dtype}, {name}"
-                found[key] = {"call": median(taken), "kernels": each}
-                print(f"{key}: {median(taken):.0f} µs a call, kernels {sum(each.values()):.0f}", flush=True)
+                profile[key] = {"call": median(times), "kernels": each}
+                print(f"{key}: {median(times):.0f} µs per call, kernels {sum(each.values()):.0f}", flush=True)
                 print(*(f"  {us:8.1f}  {kernel[:100]}" for kernel, us in list(each.items())[:12]), sep="\n", flush=True)
                 with replacing(options.out / "profile.json") as temporary:
-                    temporary.write_text(json.dumps(found, indent=1), encoding="utf-8")
+                    temporary.write_text(json.dumps(profile, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

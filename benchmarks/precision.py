@@ -1,4 +1,4 @@
-"""What each choice of dtypes costs in accuracy, against the float64 oracle: `python benchmarks/precision.py`."""
+"""Measures the error of each choice of dtypes against the float64 oracle: `python benchmarks/precision.py`."""
 
 import jax
 import jax.numpy as jnp
@@ -15,14 +15,14 @@ DTYPES = (
     ("float16", "float32"),
     ("bfloat16", "bfloat16"),
 )
-"""Compute dtype, and the dtype in which parameters and inputs are stored."""
+"""The compute dtype, and the dtype in which parameters and inputs are stored."""
 
 COLUMNS = ("hs", "h_last", "dx", "dw_ih", "dw_hh", "db")
 B, T, I, H = 8, 64, 16, 32
 
 
 def problem() -> tuple[dict[str, NDArray], NDArray]:
-    """One layer, rows of 1 to T steps, nothing zero: the arrays by name, and the lengths."""
+    """Returns the arrays of one layer by name, none of them zero, and the lengths of the rows, 1 to T steps."""
     rng = np.random.default_rng(0)
     limit = H**-0.5
     arrays = {
@@ -40,10 +40,10 @@ def problem() -> tuple[dict[str, NDArray], NDArray]:
 
 def expected() -> dict[str, NDArray]:
     arrays, lengths = problem()
-    given = [arrays["x"].swapaxes(0, 1), *(arrays[name] for name in ("h0", "w_ih", "w_hh", "b_ih", "b_hh"))]
-    hs, h_last, _ = equations.sequence(*given, lengths=lengths)
+    inputs = [arrays["x"].swapaxes(0, 1), *(arrays[name] for name in ("h0", "w_ih", "w_hh", "b_ih", "b_hh"))]
+    hs, h_last, _ = equations.sequence(*inputs, lengths=lengths)
     d = {"dhs": arrays["dhs"].swapaxes(0, 1), "dh_last": arrays["dh_last"]}
-    gradients = equations.sequence_backward(*given, **d, lengths=lengths)
+    gradients = equations.sequence_backward(*inputs, **d, lengths=lengths)
     return {
         "hs": hs.swapaxes(0, 1),
         "h_last": h_last,
@@ -65,7 +65,7 @@ def found(dtype: str, param_dtype: str, implementation: str | None = None) -> di
         stored = {name: jnp.asarray(a, param_dtype) for name, a in arrays.items()}
         weights = GRUWeights(*(stored[name] for name in ("w_ih", "w_hh", "b_ih", "b_hh")))
         cotangents = jnp.asarray(arrays["dhs"]), jnp.asarray(arrays["dh_last"])
-        h0 = stored["h0"].astype(state_dtype(param_dtype))  # h_last leaves in the dtype of h0
+        h0 = stored["h0"].astype(state_dtype(param_dtype))  # h_last has the dtype of h0
         run = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
         (_, (hs, h_last)), (dx, dw) = run(stored["x"], weights, h0, *cotangents)
         values = (hs, h_last, dx, dw.w_ih, dw.w_hh, jnp.stack([dw.b_ih, dw.b_hh]))
@@ -73,17 +73,17 @@ def found(dtype: str, param_dtype: str, implementation: str | None = None) -> di
 
 
 def measure() -> dict[tuple[str, str], dict[str, float]]:
-    """Of each pair of dtypes and each column the largest error over the rms of the expected values."""
-    right = expected()
-    scale = {name: np.sqrt(np.mean(a**2)) for name, a in right.items()}
+    """Returns for each pair of dtypes and each column the largest error divided by the RMS of the expected values."""
+    exact = expected()
+    scale = {name: np.sqrt(np.mean(a**2)) for name, a in exact.items()}
     return {
-        pair: {name: float(np.abs(a - right[name]).max() / scale[name]) for name, a in found(*pair).items()}
+        pair: {name: float(np.abs(a - exact[name]).max() / scale[name]) for name, a in found(*pair).items()}
         for pair in DTYPES
     }
 
 
 def table(errors: dict[tuple[str, str], dict[str, float]]) -> str:
-    """The figures as Markdown."""
+    """Returns the figures as a Markdown table."""
     rows = [["compute / stored", *COLUMNS], ["---"] * (1 + len(COLUMNS))]
     for pair, row in errors.items():
         rows.append([" / ".join(pair), *(f"{row[name]:.1e}" for name in COLUMNS)])

@@ -1,4 +1,4 @@
-"""grujax beside torch, Flax, Keras, Equinox, Haiku, ONNX Runtime and OpenVINO: `python benchmarks/run.py --help`."""
+"""Times grujax, torch, Flax, Keras, Equinox, Haiku, ONNX Runtime and OpenVINO: `python benchmarks/run.py --help`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,17 +14,17 @@ RESULTS = Path(__file__).parent / "results"
 
 @dataclass(frozen=True)
 class Program(Options):
-    """What to measure, on the CPU or on the GPU that JAX finds.
+    """The options of a benchmark run, on the CPU or on the GPU that JAX finds.
 
     Attributes:
-      save: write the report as JSON under benchmarks/results/.
+      save: Write the report as JSON to benchmarks/results/.
     """
 
     save: bool = False
 
 
 def main(options: Program) -> int:
-    """1 where a GRU of grujax was found unequal, 0 otherwise."""
+    """Runs the benchmark. Returns 1 if a result of grujax differs from the equations, else 0."""
     console = Console()
     report = run(options, console.print)
     console.width = max(console.width, TABLE_WIDTH)

@@ -1,7 +1,7 @@
-"""Measures grujax on CPU under switches of XLA and of malloc: `python benchmarks/settings.py [NAME ...]`.
+"""Measures grujax on CPU with different XLA flags and malloc settings: `python benchmarks/settings.py [NAME ...]`.
 
-Each setting runs in its own processes, in turns. A figure is the median over the rounds of the time under the setting,
-divided by the time under the defaults in the same round.
+Each setting runs in its own processes, alternately. A figure is the median over the rounds of the time with the setting
+divided by the time with the defaults in the same round.
 """
 
 import json
@@ -26,7 +26,7 @@ ROUNDS, REPEATS = 4, 9
 
 
 def measure() -> dict[str, list[float]]:
-    """{shape: [median ms forward, median ms forward + backward]}."""
+    """Returns {shape: [median ms forward, median ms forward + backward]}."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -34,7 +34,7 @@ def measure() -> dict[str, list[float]]:
     from grujax import GRUWeights, gru
     from grujax.bench.cases import CASES
 
-    found = {}
+    medians = {}
     for shape in SHAPES:
         case, rng = CASES[shape], np.random.default_rng(0)
         sizes = [(case.B, case.T, case.I), (case.I, 3 * case.H), (case.H, 3 * case.H), (3 * case.H,), (3 * case.H,)]
@@ -44,7 +44,7 @@ def measure() -> dict[str, list[float]]:
             return gru(x, GRUWeights(*weights))[0].sum()
 
         calls = [jax.jit(lambda x, w: gru(x, GRUWeights(*w))[0]), jax.jit(jax.grad(loss, argnums=(0, 1)))]
-        found[shape] = []
+        medians[shape] = []
         for call in calls:
             jax.block_until_ready(call(x, weights))
             times = []
@@ -52,22 +52,22 @@ def measure() -> dict[str, list[float]]:
                 start = time.perf_counter()
                 jax.block_until_ready(call(x, weights))
                 times.append((time.perf_counter() - start) * 1e3)
-            found[shape].append(statistics.median(times))
-    return found
+            medians[shape].append(statistics.median(times))
+    return medians
 
 
 def main(*names: str) -> None:
     if unknown := [name for name in names if name not in SETTINGS]:
-        sys.exit(f"no setting {unknown}: there are {', '.join(SETTINGS)}")
+        sys.exit(f"NAME: expected names from {', '.join(SETTINGS)}, found {', '.join(unknown)}")
     chosen = {name: SETTINGS[name] for name in ("defaults", *(names or SETTINGS))}
-    set_here = {variable.split("=")[0] for variables in SETTINGS.values() for variable in variables.split()}
-    inherited = {name: value for name, value in os.environ.items() if name not in set_here}
+    varied = {variable.split("=")[0] for variables in SETTINGS.values() for variable in variables.split()}
+    inherited = {name: value for name, value in os.environ.items() if name not in varied}
     rounds = []
     for _ in range(ROUNDS):
         rounds.append({})
         for name, variables in chosen.items():
-            given = dict(variable.split("=", 1) for variable in variables.split())
-            environment = inherited | {"JAX_PLATFORMS": "cpu"} | given
+            setting = dict(variable.split("=", 1) for variable in variables.split())
+            environment = inherited | {"JAX_PLATFORMS": "cpu"} | setting
             done = subprocess.run(
                 [sys.executable, __file__, "--child"], env=environment, capture_output=True, text=True
             )
@@ -77,9 +77,9 @@ def main(*names: str) -> None:
     for name, variables in chosen.items():
         cells = []
         for shape in SHAPES:
-            there = [r for r in rounds if r[name]]
-            pairs = [[r[name][shape][i] / r["defaults"][shape][i] for r in there] for i in (0, 1)]
-            cells.append(", ".join(f"{statistics.median(p):.2f}" if p else "failed" for p in pairs))
+            complete = [r for r in rounds if r[name]]
+            ratios = [[r[name][shape][i] / r["defaults"][shape][i] for r in complete] for i in (0, 1)]
+            cells.append(", ".join(f"{statistics.median(ratio):.2f}" if ratio else "failed" for ratio in ratios))
         print(f"| {name} `{variables}` | " + " | ".join(cells) + " |")
 
 

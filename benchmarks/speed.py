@@ -1,4 +1,4 @@
-"""Rewrites the tables of docs/speed.md, and draws docs/speed.png, from a saved report.
+"""Rewrites the tables of docs/speed.md and draws docs/speed.png from a saved report.
 
 python benchmarks/speed.py benchmarks/results/FILE.json
 """
@@ -31,32 +31,32 @@ NAMES = {
     "grujax-before": "grujax, reset before",
     "grujax-packed": "grujax, packed rows",
 }
-"""What the page calls a peer, where not by its own name."""
+"""The names of peers on the page, if they differ from those in reports."""
 UNEQUAL = re.compile(r"unequal: \S+ is (\S+) times the tolerance away")
 
 
 def block(report: Report, path: str) -> str:
-    """The text from the opening marker to the closing one, both included."""
+    """Returns the text from the opening marker to the closing one, both included."""
     tables = [*(table(report, kind) for kind in PASSES), summary(report)]
     return "\n\n".join([f"<!-- times: {path} -->", measured_on(report, path), *tables, "<!-- /times -->"])
 
 
 def summary(report: Report) -> str:
-    """Markdown of `advantages`; empty where nothing of it was measured."""
+    """Returns `advantages` as Markdown; empty if nothing was measured for it."""
     lines = advantages(report)
     head = ["grujax, times as fast", *next(iter(lines.values()), ())]
-    rows = [[line, *("–" if x is None else f"{x:.2f}" for x in found.values())] for line, found in lines.items()]
+    rows = [[line, *("–" if x is None else f"{x:.2f}" for x in shapes.values())] for line, shapes in lines.items()]
     return markdown([head, *rows]) if rows else ""
 
 
 def markdown(rows: list[list[str]]) -> str:
-    """A table; the first row is its head."""
+    """Returns a Markdown table; the first row is its head."""
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
 
 
 def table(report: Report, kind: str) -> str:
-    """Markdown: peers by cases, medians in ms, the fastest of each case in bold; ratios; why a time is missing."""
+    """Returns Markdown: peers by cases, medians in ms, each case's fastest in bold; ratios; why times are missing."""
     rows, reasons = [], {}
     peers = list(dict.fromkeys(r.peer for r in report.results))
     racing = ("grujax", APART, *rivals(report))
@@ -71,31 +71,31 @@ def table(report: Report, kind: str) -> str:
             bold = "**" if median == least[case] and peer in racing else ""
             cells.append("–" if median is None else f"{bold}{_ms(median)}{bold}")
             if median is None:
-                why = statuses.get((case, peer), "not measured")
-                away = UNEQUAL.fullmatch(why)
-                key = peer, "not equal" if away else why
+                reason = statuses.get((case, peer), "not measured")
+                away = UNEQUAL.fullmatch(reason)
+                key = peer, "not equal" if away else reason
                 reasons.setdefault(key, []).append((case, float(away[1]) if away else 0))
         rows.append([NAMES.get(peer, peer), *cells])
-    for mine, others, words in (
+    for ours, others, words in (
         ("grujax", rivals(report), "fastest other"),
         ("grujax", (APART,), NAMES[APART]),
         ("grujax-packed", rivals(report), "fastest other"),
     ):
-        found = ratios(report, kind, (mine,), others).values()
-        if any(found):
-            rows.append([f"{NAMES.get(mine, mine)} / {words}", *("" if r is None else f"{r:.2f}" for r in found)])
+        by_case = ratios(report, kind, (ours,), others).values()
+        if any(by_case):
+            rows.append([f"{NAMES.get(ours, ours)} / {words}", *("" if r is None else f"{r:.2f}" for r in by_case)])
     notes = []
-    for (peer, why), found in reasons.items():
-        where = "" if len(found) == len(report.cases) else f" ({', '.join(case for case, _ in found)})"
-        most = max(away for _, away in found)
-        words = f"{why}, up to {most:.3g} times the tolerance away" if most else why
+    for (peer, reason), cases in reasons.items():
+        where = "" if len(cases) == len(report.cases) else f" ({', '.join(case for case, _ in cases)})"
+        most = max(away for _, away in cases)
+        words = f"{reason}, with errors up to {most:.3g} times the tolerance" if most else reason
         notes.append(_filled(f"- {NAMES.get(peer, peer)}{where}: {words}."))
-    told = "\n".join(["\n\nWhy a time is missing (–):\n", *notes]) if notes else ""
-    return markdown([[f"{kind}, ms", *report.cases], *rows]) + told
+    explanation = "\n".join(["\n\nWhy a time is missing (–):\n", *notes]) if notes else ""
+    return markdown([[f"{kind}, ms", *report.cases], *rows]) + explanation
 
 
 def measured_on(report: Report, path: str) -> str:
-    """The machine, the versions, the day, the commit and the sizes of the cases."""
+    """Describes the machine, the versions, the day, the commit and the sizes of the cases."""
     device, load = report.device, report.device.get("load")
     rounds = {len(r.times_ms) for r in report.results if r.times_ms} or {0}
     count = f"{min(rounds)} to {max(rounds)}" if len(rounds) > 1 else f"{min(rounds)}"
@@ -126,28 +126,28 @@ def _filled(line: str) -> str:
 
 
 def _size(size: Any) -> str:
-    """B, T, I, H, and each other field that is not the default; a field that is True is its name alone."""
-    given = size if isinstance(size, Mapping) else dict(zip("BTIH", size, strict=True))
-    usual = {field.name: field.default for field in fields(Case)}
-    said = {k: v for k, v in given.items() if k != "name" and (k not in usual or v != usual[k])}
-    return ", ".join(k if v is True else f"{k} {v}" for k, v in said.items())
+    """Describes B, T, I, H, and each other field without its default value; for True only the name of the field."""
+    values = size if isinstance(size, Mapping) else dict(zip("BTIH", size, strict=True))
+    defaults = {field.name: field.default for field in fields(Case)}
+    shown = {k: v for k, v in values.items() if k != "name" and (k not in defaults or v != defaults[k])}
+    return ", ".join(k if v is True else f"{k} {v}" for k, v in shown.items())
 
 
 def _ms(median: float) -> str:
-    """One decimal; below 1 ms three significant digits."""
+    """Formats milliseconds with one decimal, or below 1 ms with three significant digits."""
     return f"{median:.1f}" if median >= 1 else f"{median:.3g}"
 
 
 def rewritten(page: str, report: Report, path: str) -> str:
-    """`page` with its block replaced. Raises InputError where there is no such block, or more than one."""
+    """Returns `page` with its block replaced. Raises `InputError` unless the page has exactly one such block."""
     pattern = re.compile(r"<!-- times: \S+ -->.*?<!-- /times -->", re.DOTALL)
-    found = len(pattern.findall(page))
-    require(found == 1, PAGE.name, "one block from <!-- times: ... --> to <!-- /times -->", found)
+    count = len(pattern.findall(page))
+    require(count == 1, PAGE.name, "one block from <!-- times: ... --> to <!-- /times -->", f"{count} blocks")
     return pattern.sub(lambda _: block(report, path), page)
 
 
 def draw(report: Report, path: str) -> None:
-    """Writes `PICTURE`: other libraries and packed rows relative to grujax. Its metadata names the report."""
+    """Draws `PICTURE`: other libraries and packed rows relative to grujax. Its metadata names the report."""
     shown = [r for r in report.results if r.peer not in (LIMIT, "grujax-before")]
     with replacing(PICTURE) as temporary:
         figure(replace(report, results=tuple(shown))).savefig(

@@ -1,4 +1,4 @@
-"""Import time and time to the first prediction, each in a fresh process: `costs.py` prints them."""
+"""Measures import time and the time to the first prediction, each in a new process; `costs.py` prints them."""
 
 import os
 import statistics
@@ -40,36 +40,37 @@ with torch.no_grad():
     print(float(head(gru(x)[0][:, -1])[0, 0]))
 """,
 }
-"""A program that makes a GRU of 64 units with a head, applies it to one batch and prints an answer, by library."""
+"""For each library a program that creates a GRU of 64 units with a head, applies it to one batch and prints a value."""
 
 
 @dataclass(frozen=True)
 class Startup:
-    """Seconds in a fresh process, median of `repeats`; None where the library is not installed."""
+    """Seconds in a new process, median of `repeats`; None if the library is not installed."""
 
     library: str
     seconds: float | None
 
 
 def process_seconds(program: str) -> float:
-    """From the start of Python to its end. Raises InputError where the program fails."""
+    """Returns the seconds from the start of Python to its end. Raises `InputError` if the program fails."""
     environment = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
-    began = time.perf_counter()
+    start = time.perf_counter()
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    seconds = time.perf_counter() - began
-    require(done.returncode == 0, "the program", "one that runs", done.stderr.strip().rpartition("\n")[2] or "an error")
+    seconds = time.perf_counter() - start
+    found = done.stderr.strip().rpartition("\n")[2] or "an error"
+    require(done.returncode == 0, "the program", "a program that runs", found)
     return seconds
 
 
 def startup_times(
     programs: dict[str, str], modules: dict[str, str], repeats: int, least: float = 0.0
 ) -> tuple[Startup, ...]:
-    """The median of each program's seconds, less `least`; None where its module is not installed."""
-    there = [library for library in programs if find_spec(modules[library].partition(".")[0]) is not None]
-    times: dict[str, list[float]] = {library: [] for library in there}
+    """Returns the median of each program's seconds minus `least`; None if its module is not installed."""
+    installed = [library for library in programs if find_spec(modules[library].partition(".")[0]) is not None]
+    times: dict[str, list[float]] = {library: [] for library in installed}
     for _ in range(repeats):
-        for library in there:
+        for library in installed:
             times[library].append(process_seconds(programs[library]) - least)
     return tuple(Startup(name, statistics.median(times[name]) if name in times else None) for name in programs)
 
@@ -77,13 +78,13 @@ def startup_times(
 def measure_imports(
     say: Callable[[str], object], modules: dict[str, str] = IMPORTS, repeats: int = 3
 ) -> tuple[Startup, ...]:
-    """Of each module, without the start of Python itself."""
+    """Measures the import of each module, without the start of Python itself."""
     say("import time")
     python = statistics.median(process_seconds("") for _ in range(repeats))
     return startup_times({library: f"import {module}" for library, module in modules.items()}, modules, repeats, python)
 
 
 def measure_predictions(say: Callable[[str], object], repeats: int = 3) -> tuple[Startup, ...]:
-    """Of each library, from the start of Python to a printed answer."""
+    """Measures each library from the start of Python to the printed prediction."""
     say("time to the first prediction")
     return startup_times(PREDICTIONS, IMPORTS, repeats)

@@ -1,4 +1,4 @@
-"""Programs compiled for a machine that is not at hand: the compilers need no device, only their packages."""
+"""Compiles programs for an H100 or a TPU without having one: the compilers need only their packages."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,23 +20,23 @@ platform_name: "CUDA"
 dnn_version_info { major: 9 }
 device_description_str: "NVIDIA H100 80GB HBM3"
 """
-"""As XLA asks for it (GpuTargetConfigProto)."""
+"""The description of the GPU for XLA (GpuTargetConfigProto)."""
 
 
 def compiled_for(target: str, f: Callable[..., Any], *arguments: Any) -> jax.stages.Compiled:
-    """f, compiled for one chip.
+    """Compiles f for one chip.
 
     Args:
-      target: "H100", for which jax's CUDA plugin compiles, or a TPU as libtpu names it, such as "v5e".
-      arguments: of f; pytrees of arrays or of `jax.ShapeDtypeStruct`.
+      target: "H100", for which jax's CUDA plugin compiles, or libtpu's name of a TPU, such as "v5e".
+      arguments: the arguments of f, pytrees of arrays or of `jax.ShapeDtypeStruct`.
 
     Raises:
-      NotImplementedError, RuntimeError: the plugin, or libtpu, is not installed.
+      NotImplementedError, RuntimeError: if the plugin or libtpu is not installed.
     """
     if target == "H100":
         topology = topologies.get_topology_desc("1x1x1", "cuda", topology="1x1x1", target_config=H100)
     else:
         topology = topologies.get_topology_desc(f"{target}:2x2x1", "tpu")
-    one = jax.sharding.SingleDeviceSharding(topology.devices[0])
-    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=one), arguments)
-    return jax.jit(f, out_shardings=one).lower(*shapes).compile()
+    sharding = jax.sharding.SingleDeviceSharding(topology.devices[0])
+    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), arguments)
+    return jax.jit(f, out_shardings=sharding).lower(*shapes).compile()

@@ -1,10 +1,10 @@
-"""Sequences a second of `fit` over 1, 2, 4 and 8 devices of this machine's CPU: `python benchmarks/throughput.py`.
+"""Measures the sequences per second of `fit` on 1, 2, 4 and 8 CPU devices: `python benchmarks/throughput.py`.
 
-What it can say: that sharing rows out works, what it costs on one machine, and what the exchange of gradients adds. The
-devices of a CPU are threads on the same cores, so it cannot say how training scales: N of them have no more cores than
-one, and the best to hope for is no loss. How many GPUs, TPUs or machines are faster than one is measured there alone.
+It shows that distributing the rows works, its cost on one machine, and the cost of exchanging gradients. It does not
+show how training scales: CPU devices are threads on the same cores, so N devices have no more cores than one, and the
+best possible result is no loss. How much faster several GPUs, TPUs or machines are can only be measured on them.
 
-Each count runs in a process of its own, in turns; a figure is the median over the epochs of all rounds.
+Each count runs in its own process, alternately. A figure is the median over the epochs of all rounds.
 """
 
 import json
@@ -20,7 +20,7 @@ BATCH, HIDDEN = 128, 64
 
 
 def measure(devices: int) -> list[float]:
-    """Sequences a second in each epoch but the first two."""
+    """Returns the sequences per second of each epoch except the first two."""
     import numpy as np
 
     from grujax.data import Dataset, sequences
@@ -35,7 +35,7 @@ def measure(devices: int) -> list[float]:
 
 
 def main() -> None:
-    found: dict[int, list[float]] = {count: [] for count in COUNTS}
+    rates: dict[int, list[float]] = {count: [] for count in COUNTS}
     for _ in range(ROUNDS):
         for count in COUNTS:
             flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
@@ -43,10 +43,12 @@ def main() -> None:
             done = subprocess.run(
                 [sys.executable, __file__, str(count)], env=environment, capture_output=True, text=True, check=True
             )
-            found[count] += json.loads(done.stdout)
-    print(f"{os.cpu_count()} cores; {ROWS} sequences of {STEPS} steps, batches of {BATCH}, {HIDDEN} units both ways")
-    print("| devices | sequences/s | beside one |\n|---|---|---|")
-    medians = {count: statistics.median(values) for count, values in found.items()}
+            rates[count] += json.loads(done.stdout)
+    print(
+        f"{os.cpu_count()} cores; {ROWS} sequences of {STEPS} steps, batches of {BATCH}, {HIDDEN} units per direction"
+    )
+    print("| devices | sequences/s | relative to one |\n|---|---|---|")
+    medians = {count: statistics.median(values) for count, values in rates.items()}
     for count, median in medians.items():
         print(f"| {count} | {median:,.0f} | {median / medians[1]:.2f} |")
 

@@ -1,9 +1,9 @@
-"""Dates in many spellings to ISO form, "Tuesday, 3rd of May 1994" to "1994-05-03": sequence to sequence with attention.
+"""Translates dates in many spellings to ISO form with attention, "Tuesday, 3rd of May 1994" to "1994-05-03".
 
     python examples/dates.py                       21 to 25 seconds of processor time
-    python examples/dates.py --steps 2 --rows 8    a look
+    python examples/dates.py --steps 2 --rows 8    a short run
 
-Every batch is drawn anew, and so are the dates that are tested in the end.
+Every training batch is new, and so are the dates of the final test.
 """
 
 import argparse
@@ -18,14 +18,14 @@ import optax
 from grujax.seq2seq import Seq2Seq, greedy
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--steps", type=int, default=900, help="batches that are trained on")
-parser.add_argument("--rows", type=int, default=64, help="dates of a batch")
-parser.add_argument("--hidden-size", type=int, default=96, help="units")
-parser.add_argument("--test-rows", type=int, default=2000, help="dates that are tested in the end")
-parser.add_argument("--seed", type=int, default=0, help="of the weights and the dates")
+parser.add_argument("--steps", type=int, default=900, help="number of training batches")
+parser.add_argument("--rows", type=int, default=64, help="dates per batch")
+parser.add_argument("--hidden-size", type=int, default=96, help="hidden units")
+parser.add_argument("--test-rows", type=int, default=2000, help="number of dates in the final test")
+parser.add_argument("--seed", type=int, default=0, help="seed of the weights and the dates")
 options = parser.parse_args()
 if min(options.steps, options.rows, options.hidden_size, options.test_rows) < 1:
-    parser.error("--steps, --rows, --hidden-size and --test-rows are positive")
+    parser.error("--steps, --rows, --hidden-size and --test-rows must be positive")
 
 MONTHS, DAYS = list(month_name)[1:], list(day_name)
 SPELLINGS = [
@@ -43,8 +43,8 @@ SPELLINGS = [
 ]
 PAD, START, END = range(3)
 LETTERS = {c: i for i, c in enumerate(sorted(set("".join(MONTHS + DAYS) + "0123456789 .,/-ofthndrs")), start=3)}
-LONGEST, WRITTEN = 40, 12  # characters of a source; of a target, with its start and its end
-FIRST, N_DAYS = np.datetime64("1900-01-01"), 73_049  # to 2099
+LONGEST, WRITTEN = 40, 12  # tokens of a source; of a target, with START and END
+FIRST, N_DAYS = np.datetime64("1900-01-01"), 73_049  # up to 2099
 
 
 def spelled(iso: str, day_of_week: int, spelling: str) -> str:
@@ -56,7 +56,7 @@ def spelled(iso: str, day_of_week: int, spelling: str) -> str:
 
 
 def draw(rng: np.random.Generator, n_rows: int) -> tuple[list[str], list[str]]:
-    """Spelled dates, and their ISO forms."""
+    """Draws spelled dates and their ISO forms."""
     days = rng.integers(0, N_DAYS, n_rows)
     isos = [str(FIRST + day) for day in days]
     chosen = rng.integers(0, len(SPELLINGS), n_rows)
@@ -65,7 +65,7 @@ def draw(rng: np.random.Generator, n_rows: int) -> tuple[list[str], list[str]]:
 
 
 def encoded(texts: list[str], width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens (B, width), END after each text, and their lengths."""
+    """Returns tokens (B, width), with END after each text, and their lengths."""
     tokens = np.full((len(texts), width), PAD, np.int32)
     for row, text in zip(tokens, texts, strict=True):
         row[: len(text) + 1] = [LETTERS[c] for c in text] + [END]
@@ -73,7 +73,7 @@ def encoded(texts: list[str], width: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def batch(rng: np.random.Generator, n_rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Sources (B, S), their lengths, and targets (B, T) with START before them."""
+    """Draws sources (B, S), their lengths, and targets (B, T) that begin with START."""
     texts, isos = draw(rng, n_rows)
     target, _ = encoded(isos, WRITTEN - 1)
     return *encoded(texts, LONGEST), np.pad(target, ((0, 0), (1, 0)), constant_values=START)
@@ -105,14 +105,14 @@ def translate(variables, source, lengths):
     return greedy(step, state, START, end=END, max_length=WRITTEN - 1).tokens
 
 
-began, rng = time.perf_counter(), np.random.default_rng(options.seed)
+start, rng = time.perf_counter(), np.random.default_rng(options.seed)
 variables = model.init(jax.random.key(options.seed), jnp.ones((1, LONGEST), int), jnp.ones((1, WRITTEN), int))
 state, value = optimizer.init(variables), np.nan
 for step in range(options.steps):
     variables, state, value = train(variables, state, *batch(rng, options.rows))
     if step % max(1, options.steps // 5) == 0:
         print(f"step {step:4d}: loss {value:.5f}", flush=True)
-seconds = time.perf_counter() - began
+seconds = time.perf_counter() - start
 
 source, lengths, target = batch(np.random.default_rng(options.seed + 1000), options.test_rows)
 right = (np.asarray(translate(variables, source, lengths)) == target[:, 1:]).all(1)

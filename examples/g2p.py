@@ -1,11 +1,10 @@
-"""The published weights of g2p-en, a GRU encoder and decoder in NumPy, as a `grujax.seq2seq.Seq2Seq`: from words to
-phonemes.
+"""Converts words to phonemes with the published weights of g2p-en in a `grujax.seq2seq.Seq2Seq`.
 
     pip install --no-deps g2p-en
     python examples/g2p.py activationist gated
 
-The package (Park and Kim, Apache-2.0) looks words up in a dictionary and sends those that it does not find through the
-network; here every word goes through the network, all of them in one batch.
+The package (Park and Kim, Apache-2.0) has a GRU encoder and decoder in NumPy. It looks words up in a dictionary and
+uses the network only for words that it does not find. This example runs the network for all words, in one batch.
 """
 
 import argparse
@@ -31,7 +30,7 @@ START, END, LONGEST = PHONEMES.index("<s>"), PHONEMES.index("</s>"), 20
 
 
 def load() -> tuple[Seq2Seq, dict]:
-    """The model and its variables. The GRUs of the file are torch's under names of its own: `from_torch` reads them."""
+    """Loads the model and its variables. The GRU weights are torch's with other names, so `from_torch` reads them."""
     found = find_spec("g2p_en")
     if found is None or found.origin is None:
         raise SystemExit("g2p_en is required: pip install --no-deps g2p-en")
@@ -54,7 +53,7 @@ def load() -> tuple[Seq2Seq, dict]:
 
 
 def phonemes(words: list[str]) -> list[list[str]]:
-    """What the network says of each word, in lower case."""
+    """Returns the network's phonemes for each word, which is in lower case."""
     model, variables = load()
     lengths = np.array([len(word) + 1 for word in words])
     source = np.zeros((len(words), lengths.max()), np.int32)
@@ -76,9 +75,9 @@ def phonemes(words: list[str]) -> list[list[str]]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = ["activationist", "gated", "recurrent", "unit"]
-    parser.add_argument("words", nargs="*", default=default, help="in lower case, a to z alone")
+    parser.add_argument("words", nargs="*", default=default, help="words of lower-case letters a to z")
     words = parser.parse_args().words
-    if odd := [word for word in words if not re.fullmatch("[a-z]+", word)]:
-        parser.error(f"words: expected letters a to z alone, found {odd}")
+    if refused := [word for word in words if not re.fullmatch("[a-z]+", word)]:
+        parser.error(f"words: expected only letters a to z, found {refused}")
     for word, sounds in zip(words, phonemes(words), strict=True):
         print(f"{word}: {' '.join(sounds)}")

@@ -1,6 +1,6 @@
-"""Recurrent PPO (Schulman et al. 2017) on a task of memory: rollouts, resets and updates are one compiled program.
+"""Recurrent PPO (Schulman et al. 2017) on a memory task: rollouts, resets and updates are one compiled program.
 With `--rnn flax` the agent is the usual `nn.scan` over Flax's cell. The task is Repeat Previous (POPGym, Morad et al.
-2023): each step shows one of 4 symbols, and the agent names that of 4 steps ago. A return is −1 to 1; guessing: −0.5.
+2023): each step shows one of 4 symbols, and the agent names the one 4 steps ago. Returns are −1 to 1; guessing: −0.5.
 """
 
 import argparse
@@ -20,7 +20,7 @@ HEADS = {"policy": SYMBOLS, "value": 1}
 
 class FlaxAgent(nn.Module):
     @nn.compact
-    def __call__(self, x, h, *, resets, return_state):  # as that of `GRUModel`
+    def __call__(self, x, h, *, resets, return_state):  # like that of `GRUModel`
         step = lambda cell, h, at: cell(jnp.where(at[1][:, None], 0, h), at[0])  # noqa: E731
         scan = nn.scan(step, variable_broadcast="params", split_rngs={"params": False})
         h, hs = scan(nn.GRUCell(h.shape[-1]), h[0], (x, resets))
@@ -28,7 +28,7 @@ class FlaxAgent(nn.Module):
 
 
 def rollout(agent, params, key, env, h, steps):
-    """env: the last symbols (N, DELAY + 1), the newest first, and the age of each episode (N,). It resets itself."""
+    """env, which resets itself: the last symbols (N, DELAY + 1), newest first, and the age of each episode (N,)."""
 
     def step(carry, key):
         (past, age), h = carry
@@ -38,22 +38,22 @@ def rollout(agent, params, key, env, h, steps):
         reward = jnp.where(action == past[:, -1], 1.0, -1.0) * (age >= DELAY) / (EPISODE - DELAY)
         new = jax.random.randint(keys[1], (len(past), 1), 0, SYMBOLS)
         env = jnp.concatenate([new, past[:, :-1]], 1), (age + 1) % EPISODE
-        seen = {"x": x, "resets": resets, "h": h[0], "policy": out["policy"][0], "value": out["value"][0, :, 0]}
-        return (env, h_next), seen | {"action": action, "reward": reward}
+        record = {"x": x, "resets": resets, "h": h[0], "policy": out["policy"][0], "value": out["value"][0, :, 0]}
+        return (env, h_next), record | {"action": action, "reward": reward}
 
     return jax.lax.scan(step, (env, h), jax.random.split(key, steps))
 
 
-def advantages(seen):
-    """Generalised advantage estimation (Schulman et al. 2016), of all steps but the last, whose value ends the sum."""
-    goes_on = DISCOUNT * (1 - seen["resets"][1:])
-    surprise = seen["reward"][:-1] + goes_on * seen["value"][1:] - seen["value"][:-1]
-    pairs = TRACE * goes_on, surprise  # the sum is the linear recurrence A_t = surprise_t + TRACE goes_on_t A_{t+1}
+def advantages(steps):
+    """Generalised advantage estimation (Schulman et al. 2016) for all steps but the last, whose value ends the sum."""
+    discount = DISCOUNT * (1 - steps["resets"][1:])
+    delta = steps["reward"][:-1] + discount * steps["value"][1:] - steps["value"][:-1]
+    pairs = TRACE * discount, delta  # the sum is the linear recurrence A_t = delta_t + TRACE discount_t A_{t+1}
     return jax.lax.associative_scan(lambda a, b: (a[0] * b[0], b[0] * a[1] + b[1]), pairs, reverse=True)[1]
 
 
 def loss(params, agent, burn_in, rows, batch):
-    """PPO's, of whole trajectories. The steps of burn-in only bring their old first state up to these parameters."""
+    """PPO's loss on whole trajectories. Burn-in steps only update the stored first state to the current parameters."""
     batch = jax.tree.map(lambda a: a[:, rows], batch)
     out, _ = agent.apply(params, batch["x"], batch["h"][:1], resets=batch["resets"], return_state=True)
     out, batch = jax.tree.map(lambda a: a[burn_in:], (out, batch))
@@ -67,14 +67,14 @@ def loss(params, agent, burn_in, rows, batch):
 
 
 def train(agent, key, envs, steps, burn_in, updates, hidden_size):
-    """All updates in one scan; the mean return of the episodes, (updates,)."""
+    """Runs all updates in one scan. Returns the mean return of the episodes, (updates,)."""
     optimizer, gradient = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(1e-3)), jax.grad(loss)
 
     def update(carry, key):
         (params, moments), env, h, before, keys = *carry, jax.random.split(key, 1 + EPOCHS)
         (env, h), new = rollout(agent, params, keys[0], env, h, steps)
-        seen = jax.tree.map(lambda *a: jnp.concatenate(a), before, new)
-        batch = jax.tree.map(lambda a: a[:-1], seen) | {"advantage": advantages(seen)}
+        records = jax.tree.map(lambda *a: jnp.concatenate(a), before, new)
+        batch = jax.tree.map(lambda a: a[:-1], records) | {"advantage": advantages(records)}
 
         def minibatch(learner, rows):
             changes, moments = optimizer.update(gradient(learner[0], agent, burn_in, rows, batch), learner[1])
@@ -82,7 +82,7 @@ def train(agent, key, envs, steps, burn_in, updates, hidden_size):
 
         rows = jnp.stack([jax.random.permutation(key, envs) for key in keys[1:]]).reshape(EPOCHS * MINIBATCHES, -1)
         learner, _ = jax.lax.scan(minibatch, (params, moments), rows)
-        before = jax.tree.map(lambda a: a[steps:], seen)  # burn-in, and the step that lacked the value after it
+        before = jax.tree.map(lambda a: a[steps:], records)  # burn-in, and the step without a next value
         return (learner, env, h, before), new["reward"].sum() / new["resets"].sum()
 
     keys, h = jax.random.split(key, 4), jnp.zeros((1, envs, hidden_size))
@@ -95,23 +95,23 @@ def train(agent, key, envs, steps, burn_in, updates, hidden_size):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rnn", choices=["grujax", "flax"], default="grujax", help="the agent's")
+    parser.add_argument("--rnn", choices=["grujax", "flax"], default="grujax", help="the GRU of the agent")
     sizes = {"envs": 256, "steps": 32, "burn-in": 8, "updates": 100, "hidden-size": 128}
-    meanings = "environments", "of a rollout", "steps before those that count in the loss", "rollouts", "units"
+    meanings = "environments", "steps per rollout", "steps before those of the loss", "rollouts", "hidden units"
     for (name, default), meaning in zip(sizes.items(), meanings, strict=True):
         parser.add_argument(f"--{name}", type=int, default=default, help=f"{meaning} (%(default)s)")
     sizes = vars(parser.parse_args(argv))
     rnn, key = sizes.pop("rnn"), jax.random.key(0)
-    fit = sizes["envs"] % MINIBATCHES == 0 and sizes["envs"] + sizes["steps"] > EPISODE  # one ends in each rollout
+    fit = sizes["envs"] % MINIBATCHES == 0 and sizes["envs"] + sizes["steps"] > EPISODE  # each rollout ends an episode
     if not fit or min((sizes | {"burn_in": sizes["burn_in"] + 1}).values()) < 1:
-        parser.error(f"{MINIBATCHES} divides --envs, --envs and --steps make more than {EPISODE}, sizes are positive")
+        parser.error(f"--envs must be a multiple of {MINIBATCHES}, --envs + --steps > {EPISODE}, all sizes positive")
     ours = GRUModel(sizes["hidden_size"], HEADS, pooling=None, time_major=True, initializer="flax")
     compiled = jax.jit(lambda key: train(ours if rnn == "grujax" else FlaxAgent(), key, **sizes)).lower(key).compile()
-    began = time.perf_counter()
+    start = time.perf_counter()
     returns = compiled(key).block_until_ready()
-    rate = sizes["updates"] * sizes["envs"] * sizes["steps"] / (time.perf_counter() - began)
+    rate = sizes["updates"] * sizes["envs"] * sizes["steps"] / (time.perf_counter() - start)
     print("return, from first to last update:", *(f"{r:+.2f}" for r in returns[:: max(len(returns) // 10, 1)]))
-    print(f"{rnn}: return {returns[-5:].mean():+.2f}, {rate:,.0f} frames a second")
+    print(f"{rnn}: return {returns[-5:].mean():+.2f}, {rate:,.0f} frames per second")
     return returns
 
 

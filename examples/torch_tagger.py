@@ -1,9 +1,9 @@
-"""A tagger in PyTorch and the same in grujax: packed sequences, dropout and Adam; one loss curve, then ONNX.
+"""Trains the same tagger in PyTorch and in grujax, with packed sequences, dropout and Adam, then exports it to ONNX.
 
-    python torch_tagger.py                  each with dropout masks of its own: the curves are alike
-    python torch_tagger.py --dropout 0      from the same weights through the same batches: the curves are equal
+    python torch_tagger.py                  each framework draws its own dropout masks: the loss curves are similar
+    python torch_tagger.py --dropout 0      same weights, same batches: the loss curves are equal
 
-A token is tagged by its own kind and that of the next token, so the tagger reads in both directions.
+The tag of a token depends on the token and the next one, so the tagger reads in both directions.
 """
 
 import argparse
@@ -39,7 +39,7 @@ class Tagger(torch.nn.Module):
 
 
 def batch(rng, rows):
-    """x (rows, LENGTH, WORDS) one-hot, lengths, and tags, −1 past the length."""
+    """Returns x (rows, LENGTH, WORDS), one-hot, the lengths, and the tags, −1 past the length."""
     tokens, lengths = rng.integers(0, WORDS, (rows, LENGTH + 1)), rng.integers(1, LENGTH + 1, rows)
     tags = (tokens[:, :-1] % 4 + tokens[:, 1:] % 3) % len(TAGS)
     last = np.arange(LENGTH) == lengths[:, None] - 1
@@ -76,41 +76,42 @@ def in_grujax(model, variables, batches, learning_rate):
         return optax.apply_updates(variables, updates), moments, value
 
     moments, losses = optimizer.init(variables), []
-    for number, of in enumerate(batches):
-        variables, moments, value = step(variables, moments, of, jax.random.key(number))
+    for number, batch in enumerate(batches):
+        variables, moments, value = step(variables, moments, batch, jax.random.key(number))
         losses.append(float(value))
     return variables, losses
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=300, help="batches")
-    parser.add_argument("--hidden-size", type=int, default=32, help="units")
-    parser.add_argument("--dropout", type=float, default=0.2, help="probability")
-    parser.add_argument("--onnx", type=Path, default=Path("tagger.onnx"), help="the file to write (%(default)s)")
+    parser.add_argument("--steps", type=int, default=300, help="number of training batches")
+    parser.add_argument("--hidden-size", type=int, default=32, help="units per direction")
+    parser.add_argument("--dropout", type=float, default=0.2, help="dropout probability")
+    parser.add_argument("--onnx", type=Path, default=Path("tagger.onnx"), help="the ONNX file to write (%(default)s)")
     options = parser.parse_args(argv)
     if min(options.steps, options.hidden_size) < 1 or not options.onnx.parent.is_dir():
-        parser.error(f"--steps and --hidden-size are positive, and {options.onnx.parent} of --onnx is a folder")
-    _, onnxruntime = (require_package(name, "onnx") for name in ("onnx", "onnxruntime"))  # before the work
+        parser.error("--steps and --hidden-size must be positive, and the folder of --onnx must exist")
+    _, onnxruntime = (require_package(name, "onnx") for name in ("onnx", "onnxruntime"))  # before training
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     batches, tagger = [batch(rng, 32) for _ in range(options.steps)], Tagger(options.hidden_size, options.dropout)
     model, variables = from_torch(tagger.state_dict(), pooling=None)
-    variables, ours = in_grujax(model.clone(dropout=options.dropout), variables, batches, 1e-2)
-    theirs = in_torch(tagger, batches, 1e-2)
+    variables, grujax_losses = in_grujax(model.clone(dropout=options.dropout), variables, batches, 1e-2)
+    torch_losses = in_torch(tagger, batches, 1e-2)
     for number in range(0, options.steps, max(options.steps // 10, 1)):
-        print(f"step {number:4d}: loss {theirs[number]:.4f} in torch, {ours[number]:.4f} in grujax")
+        print(f"step {number:4d}: loss {torch_losses[number]:.4f} in torch, {grujax_losses[number]:.4f} in grujax")
 
     proto = to_onnx(model.clone(output_activation="softmax"), variables, state=False, labels=TAGS)
     options.onnx.write_bytes(proto.SerializeToString())
     print(f"wrote {options.onnx}")
     session = onnxruntime.InferenceSession(options.onnx)
     x, lengths, tags = batch(rng, 500)
-    (found,) = session.run(None, {"x": x, "lengths": lengths.astype(np.int32)})
+    (probabilities,) = session.run(None, {"x": x, "lengths": lengths.astype(np.int32)})
     names = json.loads(session.get_modelmeta().custom_metadata_map["labels"])
-    right = (found.argmax(-1) == tags)[tags >= 0].mean()
-    print(f"ONNX Runtime: {right:.1%} of new tags right; the first: {[names[i] for i in found[0].argmax(-1)[:5]]}")
-    return theirs, ours, right
+    found = probabilities.argmax(-1)
+    right = (found == tags)[tags >= 0].mean()
+    print(f"ONNX Runtime: {right:.1%} of new tags right; the first: {[names[i] for i in found[0, :5]]}")
+    return torch_losses, grujax_losses, right
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Searches hyper-parameters of `GRUClassifier` with optuna, by cross-validation on the training rows alone.
+"""Searches hyper-parameters of `GRUClassifier` with optuna, by cross-validation on the training rows.
 
 pip install 'grujax[data,tune]'
 python examples/tune.py                    JapaneseVowels, 20 trials
-python examples/tune.py --data GunPoint --trials 50 --storage sqlite:///tune.db     goes on where it ended
+python examples/tune.py --data GunPoint --trials 50 --storage sqlite:///tune.db     can be stopped and continued
 """
 
 import argparse
@@ -16,7 +16,7 @@ from grujax.errors import require, require_count, require_package
 
 
 def parameters(trial: Any, hidden_sizes: list[int]) -> dict[str, Any]:
-    """What is searched, and where; all else keeps its default."""
+    """Draws the parameters of a trial; all others keep their defaults."""
     return {
         "hidden_size": trial.suggest_categorical("hidden_size", hidden_sizes),
         "pooling": trial.suggest_categorical("pooling", ["last", "mean", "max"]),
@@ -29,38 +29,39 @@ def parameters(trial: Any, hidden_sizes: list[int]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="JapaneseVowels", help="a set that comes with aeon, or a file")
-    parser.add_argument("--trials", type=int, default=20, help="settings that are tried")
-    parser.add_argument("--folds", type=int, default=3, help="of the cross-validation")
-    parser.add_argument("--epochs", type=int, default=None, help="of each fit; as many as `chosen` says")
-    parser.add_argument("--hidden-sizes", type=int, nargs="+", default=[32, 64, 128], help="that are searched")
-    parser.add_argument("--storage", default=None, help="where optuna keeps the trials, those of each setting apart")
+    parser.add_argument("--data", default="JapaneseVowels", help="the name of a data set in aeon, or a file")
+    parser.add_argument("--trials", type=int, default=20, help="number of settings to try")
+    parser.add_argument("--folds", type=int, default=3, help="folds of the cross-validation")
+    parser.add_argument("--epochs", type=int, default=None, help="epochs of each fit; default: chosen from the data")
+    parser.add_argument("--hidden-sizes", type=int, nargs="+", default=[32, 64, 128], help="hidden sizes to search")
+    parser.add_argument("--storage", default=None, help="optuna's database; other options make another study in it")
     options = parser.parse_args()
     try:
         search(**vars(options))
     except InputError as error:
         parser.exit(2, f"{error}\n")
     except KeyboardInterrupt:
-        parser.exit(130, "ended by Ctrl-C\n")
+        parser.exit(130, "interrupted by Ctrl-C\n")
 
 
 def search(
     data: str, trials: int, folds: int, epochs: int | None, hidden_sizes: list[int], storage: str | None
 ) -> None:
-    """Prints the best trial and what its parameters reach on the test split, which is looked at once."""
+    """Prints the best trial and the test accuracy of its parameters. The test split is evaluated only once."""
     optuna = require_package("optuna", "tune")
     from sklearn.model_selection import StratifiedKFold
 
     from grujax.estimators import GRUClassifier
 
     require_count(trials, "--trials")
-    for size in hidden_sizes:  # before optuna logs it as a failure of a trial
+    for size in hidden_sizes:  # refuse a wrong size here, before optuna logs it as a failed trial
         GRUClassifier(hidden_size=size, epochs=epochs).config()
-    found = load(data)
-    train, test = found.train, found.test
-    assert train.y is not None and test is not None and test.y is not None  # `load` sees to it
-    of_classes = train.labels is not None and not train.per_step
-    require(of_classes, "--data", "a set with a class for each sequence", f"{found.name}, which has others")
+    dataset = load(data)
+    train, test = dataset.train, dataset.test
+    assert train.y is not None and test is not None and test.y is not None  # guaranteed by `load`
+    has_classes = train.labels is not None and not train.per_step
+    found = f"{dataset.name}, which has other targets"
+    require(has_classes, "--data", "a data set with a class for each sequence", found)
     fewest = np.bincount(train.y).min()
     require(2 <= folds <= fewest, "--folds", f"from 2 to {fewest}, the rows of the smallest class", folds)
     y = train.y
@@ -68,12 +69,12 @@ def search(
     splits = StratifiedKFold(folds, shuffle=True, random_state=0)
 
     def objective(trial: Any) -> float:
-        """The mean accuracy on the folds held out; a trial worse than the median of the others ends early."""
+        """Returns the mean accuracy on the held-out folds. A trial worse than the median of the others ends early."""
         classifier = GRUClassifier(epochs=epochs, channels="last", **parameters(trial, hidden_sizes))
         scores = []
-        for fold, (kept, held) in enumerate(splits.split(rows, y)):
-            classifier.fit([rows[i] for i in kept], y[kept])
-            scores.append(classifier.score([rows[i] for i in held], y[held]))
+        for fold, (rest, held_out) in enumerate(splits.split(rows, y)):
+            classifier.fit([rows[i] for i in rest], y[rest])
+            scores.append(classifier.score([rows[i] for i in held_out], y[held_out]))
             trial.report(float(np.mean(scores)), fold)
             if trial.should_prune():
                 raise optuna.TrialPruned
@@ -81,25 +82,25 @@ def search(
 
     try:
         study = optuna.create_study(
-            study_name=f"{found.name}, {folds} folds, epochs {epochs}, hidden sizes {hidden_sizes}",  # one search space
+            study_name=f"{dataset.name}, {folds} folds, epochs {epochs}, hidden sizes {hidden_sizes}",  # search space
             direction="maximize",
             storage=storage,
             load_if_exists=True,
             sampler=optuna.samplers.TPESampler(seed=0),
             pruner=optuna.pruners.MedianPruner(n_startup_trials=5),
         )
-    except Exception as error:  # optuna's, SQLAlchemy's or a driver's
-        raise InputError("--storage", "a database of optuna, as sqlite:///tune.db", error) from error
+    except Exception as error:  # of optuna, SQLAlchemy or a database driver
+        raise InputError("--storage", "the URL of a database, such as sqlite:///tune.db", error) from error
     try:
         study.optimize(objective, n_trials=trials)
-    finally:  # Ctrl-C does not lose what was found
+    finally:  # after Ctrl-C too
         complete = study.get_trials(states=(optuna.trial.TrialState.COMPLETE,))
         if complete:
             print(f"best of {len(study.trials)} trials: {study.best_params}")
-            print(f"{found.name}: cross-validation accuracy {study.best_value:.4f}", flush=True)
+            print(f"{dataset.name}: cross-validation accuracy {study.best_value:.4f}", flush=True)
 
     best = GRUClassifier(epochs=epochs, channels="last", **study.best_params).fit(rows, y)
-    print(f"{found.name}: test accuracy {best.score(test_rows, test.y):.4f}")
+    print(f"{dataset.name}: test accuracy {best.score(test_rows, test.y):.4f}")
 
 
 if __name__ == "__main__":

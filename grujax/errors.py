@@ -64,6 +64,15 @@ def require_package(module: str, extra: str) -> Any:
         ) from error
 
 
+def counted(count: int, noun: str) -> str:
+    """Returns the number with its noun, for messages.
+
+    >>> counted(1, "step"), counted(3, "step")
+    ('1 step', '3 steps')
+    """
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def require_count(value: object, argument: str) -> None:
     """Raises `InputError` unless `value` is a positive integer.
 

@@ -132,17 +132,17 @@ def test_an_example_says_what_it_does_and_what_each_option_means(name, monkeypat
 
 
 REFUSED = {
-    "dates": (["--steps", 0], "are positive"),
-    "flip_flop": (["--steps", 0], "are positive"),
-    "flip_flop, more states than there are": (["--starts", 6401], "there are 6400 states"),
-    "denoiser": (["--onnx", "nodir/x.onnx"], "the folder of --onnx exists"),
-    "denoiser, no frame": (["--seconds", 0.001], "--seconds is 0.016 or more"),
-    "g2p": (["rock'n'roll", "gated", "É"], "expected letters a to z alone, found [\"rock'n'roll\", 'É']"),
-    "ppo_memory": (["--envs", 12], "8 divides --envs"),
-    "ppo_memory, no end of an episode": (["--envs", 8, "--steps", 8], "make more than 32"),
-    "ppo_memory, no update": (["--updates", 0], "sizes are positive"),
-    "torch_tagger": (["--onnx", "nodir/x.onnx"], "nodir of --onnx is a folder"),
-    "accelerator/train": (["--length", 1], "--length is 2 or more"),
+    "dates": (["--steps", 0], "must be positive"),
+    "flip_flop": (["--steps", 0], "must be positive"),
+    "flip_flop, more states than there are": (["--starts", 6401], "expected at most 6400, found 6401"),
+    "denoiser": (["--onnx", "nodir/x.onnx"], "the folder of --onnx must exist"),
+    "denoiser, no frame": (["--seconds", 0.001], "--seconds 0.016 or more"),
+    "g2p": (["rock'n'roll", "gated", "É"], "expected only letters a to z, found [\"rock'n'roll\", 'É']"),
+    "ppo_memory": (["--envs", 12], "--envs must be a multiple of 8"),
+    "ppo_memory, no end of an episode": (["--envs", 8, "--steps", 8], "--envs + --steps > 32"),
+    "ppo_memory, no update": (["--updates", 0], "all sizes positive"),
+    "torch_tagger": (["--onnx", "nodir/x.onnx"], "the folder of --onnx must exist"),
+    "accelerator/train": (["--length", 1], "--length must be 2 or more"),
 }
 
 
@@ -183,10 +183,10 @@ def test_the_script_for_accelerators_refuses_a_file_and_says_where_it_is_done(mo
     for _ in range(2):
         of_command_line(monkeypatch, "accelerator/train", *small, "--checkpoints", tmp_path / "run")
     first, second = capsys.readouterr().out.splitlines()
-    assert json.loads(first)["step"] == 1 and second == "already at step 1; a larger --steps goes on"
+    assert json.loads(first)["step"] == 1 and second == "already at step 1; pass a larger --steps to continue"
 
 
-PRINTED = r"^return, .*: -0\.\d\d .*\n{}: return [+-]\d\.\d\d, [\d,]+ frames a second$"
+PRINTED = r"^return, .*: -0\.\d\d .*\n{}: return [+-]\d\.\d\d, [\d,]+ frames per second$"
 
 
 # -- Whole runs. Other files test the functions that they call; the tests above check that the calls are valid.

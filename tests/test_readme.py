@@ -191,7 +191,7 @@ def test_what_was_not_equal_is_one_line_a_library_with_the_worst():
     made = invented()
     away = [Result(case, "flax", PASSES[1], f"unequal: {w} times the tolerance away") for case, w in AWAY.items()]
     notes = generator().table(replace(made, results=(*made.results, *away)), PASSES[1])
-    assert "- Flax nn.RNN(GRUCell): not equal, up to 4.18 times the tolerance away." in notes.splitlines()
+    assert "- Flax nn.RNN(GRUCell): not equal, with errors up to 4.18 times the tolerance." in notes.splitlines()
 
 
 def test_the_block_says_on_what_it_was_measured():

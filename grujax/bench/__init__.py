@@ -1,1 +1,1 @@
-"""Measures grujax beside other GRUs: the same weights and inputs, results compared, then timed in turns."""
+"""Compares grujax with other GRUs: equal weights and inputs, checked results, and times measured alternately."""

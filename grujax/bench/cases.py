@@ -1,4 +1,4 @@
-"""The cases that are measured, and the arrays that every peer gets."""
+"""The benchmark cases, and the arrays that every peer gets."""
 
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from grujax.errors import require
 
 VOWELS = {7: 1, 9: 2, 10: 10, 11: 18, 12: 22, 13: 21, 14: 22, 15: 41, 16: 28, 17: 27, 18: 22}
 VOWELS |= {19: 13, 20: 8, 21: 14, 22: 5, 23: 11, 24: 2, 25: 2, 26: 1}
-"""{number of steps: number of utterances}, of the 270 training utterances of JapaneseVowels."""
+"""{number of steps: number of utterances} for the 270 training utterances of JapaneseVowels."""
 
 LENGTHS = (None, "uniform", "JapaneseVowels")
 
@@ -21,10 +21,11 @@ class Case:
     """B sequences of T steps, I input features, H hidden units; by default one layer in one direction, all steps valid.
 
     Attributes:
-      num_layers: L. bidirectional: D = 2.
-      dtype: of x, weights and cotangent.
-      lengths: None, "uniform" (from 1 to T) or "JapaneseVowels" (of its training split, scaled to at most T).
-      resets: the probability that a new sequence begins at a step, from a state of zeros.
+      num_layers: L.
+      bidirectional: D = 2.
+      dtype: the dtype of x, the weights and the cotangent.
+      lengths: None, "uniform" (from 1 to T) or "JapaneseVowels" (drawn from its training split, scaled to at most T).
+      resets: the probability that a new sequence begins at a step, with a state of zeros.
 
     Lengths, resets and two directions exclude each other, because not every peer defines their combination.
     """
@@ -43,7 +44,7 @@ class Case:
     def __post_init__(self) -> None:
         require(self.lengths in LENGTHS, "lengths", f"one of {LENGTHS}", repr(self.lengths))
         varied = (self.lengths is not None) + (self.resets > 0) + self.bidirectional
-        require(varied <= 1, "case", "one of lengths, resets, bidirectional", f"{varied} of them")
+        require(varied <= 1, "case", "at most one of lengths, resets and bidirectional", f"{varied} of them")
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -55,11 +56,11 @@ class Case:
 
     @property
     def traits(self) -> tuple[str, ...]:
-        """What this case asks of a library; a peer may lack one of them."""
+        """The features that this case requires of a library. A peer may lack one of them."""
         return ("ragged" if self.lengths else "dense", self.dtype, *(("resets",) if self.resets else ()))
 
     def shrunk(self) -> "Case":
-        """The same kind of case, tiny: for tests."""
+        """Returns a tiny case of the same kind, for tests."""
         return replace(self, B=4, T=1 if self.T == 1 else 5, I=3, H=6, resets=0.3 if self.resets else 0.0)
 
     def __str__(self) -> str:
@@ -74,18 +75,18 @@ class Case:
 CASES = {
     case.name: case
     for case in (
-        Case("single", 1, 512, 64, 256),  # one long row: nothing to share among cores but one step
+        Case("single", 1, 512, 64, 256),  # one long row: the cores can only share the work of one step
         Case("small", 32, 128, 32, 128),
         Case("medium", 32, 256, 64, 256),
         Case("large", 64, 128, 512, 512),  # the products dominate
         Case("narrow", 128, 100, 64, 64),  # the elementwise work dominates
-        Case("rl", 1024, 128, 64, 128, resets=1 / 64),  # reinforcement learning: many environments, episodes end
-        Case("rl-plain", 1024, 128, 64, 128),  # the same without resets, which every library runs
+        Case("rl", 1024, 128, 64, 128, resets=1 / 64),  # reinforcement learning: many environments whose episodes end
+        Case("rl-plain", 1024, 128, 64, 128),  # the same without resets, so that every library can run it
         Case("long", 1, 16384, 64, 128),
         Case("vowels", 270, 26, 12, 64, lengths="JapaneseVowels"),
         Case("ragged", 64, 256, 64, 128, lengths="uniform"),
         Case("stacked", 32, 128, 64, 256, num_layers=2, bidirectional=True),
-        Case("streaming", 1, 1, 64, 256),  # one step: what a call costs
+        Case("streaming", 1, 1, 64, 256),  # one step: the cost of a call
     )
 }
 FIVE = ("single", "small", "medium", "large", "narrow")
@@ -99,15 +100,15 @@ Weights = tuple[NDArray, NDArray, NDArray, NDArray]
 class Arrays(NamedTuple):
     """The arrays that every peer gets, in the dtype of the case.
 
-    In ragged cases all sequences share one h0, (L*D, 1, H), so that packed rows can start each sequence from it.
+    In ragged cases all sequences share one h0 (L*D, 1, H), so that packed rows can start each sequence with it.
     """
 
     x: NDArray  # (B, T, I)
     h0: NDArray  # (L*D, B, H), index layer * D + direction
-    weights: tuple[Weights, ...]  # L*D of them; the layers after the first read D*H features
+    weights: tuple[Weights, ...]  # L*D, one per layer and direction; layers after the first read D*H features
     lengths: NDArray | None  # (B,) int32
     resets: NDArray | None  # (B, T) bool
-    cotangent: NDArray  # (B, T, D*H), 0 at steps that are not valid: gradients are those of sum(hs * cotangent)
+    cotangent: NDArray  # (B, T, D*H), 0 at invalid steps; the loss is sum(hs * cotangent)
 
     @property
     def hidden_size(self) -> int:
@@ -131,7 +132,7 @@ class Arrays(NamedTuple):
 
 
 def make_arrays(case: Case, seed: int = 0) -> Arrays:
-    """Random arrays; weights have the scale of torch's. Biases and h0 are not zero, since zeros hide wrong equations.
+    """Draws random arrays, weights at torch's scale. Biases and h0 are nonzero, since zeros hide wrong equations.
 
     >>> make_arrays(Case("tiny", 2, 3, 4, 5)).weights[0][0].shape
     (4, 15)
@@ -149,7 +150,7 @@ def make_arrays(case: Case, seed: int = 0) -> Arrays:
     def weights(n_features: int) -> Weights:
         return uniform(n_features, 3 * H), uniform(H, 3 * H), uniform(3 * H), uniform(3 * H)
 
-    made = Arrays(
+    arrays = Arrays(
         x=normal(B, T, I),
         h0=rng.uniform(-1, 1, (case.num_layers * D, 1 if case.lengths else B, H)).astype(dtype),
         weights=tuple(weights(D * H if layer else I) for layer in range(case.num_layers) for _ in range(D)),
@@ -157,7 +158,7 @@ def make_arrays(case: Case, seed: int = 0) -> Arrays:
         resets=rng.random((B, T)) < case.resets if case.resets else None,
         cotangent=normal(B, T, D * H),
     )
-    return made._replace(cotangent=np.where(made.valid[..., None], made.cotangent, dtype.type(0)))
+    return arrays._replace(cotangent=np.where(arrays.valid[..., None], arrays.cotangent, dtype.type(0)))
 
 
 def _lengths(case: Case, rng: np.random.Generator) -> NDArray | None:
@@ -168,4 +169,4 @@ def _lengths(case: Case, rng: np.random.Generator) -> NDArray | None:
         return rng.integers(1, case.T + 1, case.B, dtype=np.int32)
     utterances = np.repeat(list(VOWELS), list(VOWELS.values()))
     drawn = rng.choice(utterances, case.B, replace=len(utterances) < case.B)
-    return np.ceil(drawn * case.T / max(VOWELS)).astype(np.int32)  # as they are where T is 26
+    return np.ceil(drawn * case.T / max(VOWELS)).astype(np.int32)  # unchanged at T = 26

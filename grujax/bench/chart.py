@@ -15,40 +15,40 @@ if TYPE_CHECKING:
 
 MARKERS = "osD^vP<>Xp*h"
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#7f5a2a", "#f0e442", "0.45")
-"""Each peer gets the next marker and colour. Colour-blind readers can tell the colours apart (Okabe and Ito)."""
+"""Each peer gets the next marker and colour. Colour-blind readers can distinguish the colours (Okabe and Ito)."""
 
 
 def require_matplotlib() -> None:
-    """Raises InputError if matplotlib is not installed; called before an hour of measuring, not after it."""
-    found = find_spec("matplotlib") is not None
-    require(found, "matplotlib", "an installed package", "none", "pip install 'grujax[plot]', or --chart None.")
+    """Raises `InputError` if matplotlib is not installed. Called before an hour of measuring, not after it."""
+    installed = find_spec("matplotlib") is not None
+    require(installed, "matplotlib", "an installed package", "none", "pip install 'grujax[plot]', or --chart None.")
 
 
 def draw(report: Report, path: str | Path) -> None:
-    """Writes `figure(report)` as a PNG, whole or not at all."""
-    made = figure(report)
+    """Writes `figure(report)` as a PNG, atomically."""
+    chart = figure(report)
     with replacing(path) as temporary:
-        made.savefig(temporary, dpi=130, format="png")
+        chart.savefig(temporary, dpi=130, format="png")
 
 
 def figure(report: Report) -> "Figure":
-    """Two panels, forward and forward + backward. Each peer has one mark a case: its time over that of grujax.
+    """Returns two panels, forward and forward + backward, with a mark per peer and case: its time relative to grujax.
 
-    A peer has no mark in a case where it or grujax was not measured. Raises InputError without matplotlib.
+    A peer has no mark in a case for which it or grujax was not measured. Raises `InputError` without matplotlib.
     """
     require_matplotlib()
     from matplotlib.figure import Figure
 
-    made = Figure(figsize=(13, 2.2 + 0.55 * len(report.cases)), layout="constrained")
-    panels = made.subplots(1, 2, sharex=True, sharey=True)
+    chart = Figure(figsize=(13, 2.2 + 0.55 * len(report.cases)), layout="constrained")
+    panels = chart.subplots(1, 2, sharex=True, sharey=True)
     for axes, kind in zip(panels, PASSES, strict=True):
         _panel(axes, report, kind)
     left, right = panels[0].get_xlim()
-    panels[0].set_xlim(min(left, 0.4), max(right, 2.5))  # room for three numbers at least
+    panels[0].set_xlim(min(left, 0.4), max(right, 2.5))  # room for at least three tick labels
     handles = {label: line for axes in panels for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    made.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=6, frameon=False)
-    made.suptitle(fill(f"time relative to grujax · {measured_on(report)}", 150), fontsize=9)
-    return made
+    chart.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=6, frameon=False)
+    chart.suptitle(fill(f"time relative to grujax · {measured_on(report)}", 150), fontsize=9)
+    return chart
 
 
 def _panel(axes: "Axes", report: Report, kind: str) -> None:
@@ -77,7 +77,7 @@ def _panel(axes: "Axes", report: Report, kind: str) -> None:
 
 
 def measured_on(report: Report) -> str:
-    """The machine, the versions, the day and the commit, in words."""
+    """Describes the machine, the versions, the day and the commit in one line."""
     device, versions = report.device, ", ".join(f"{name} {v}" for name, v in report.versions.items())
     commit = f"commit {report.commit[:7]}{' and changes to it' if report.dirty else ''}"
     machine = device.get("accelerator") or f"{report.threads} cores of {device.get('cpu')}"

@@ -1,4 +1,4 @@
-"""On what a run was measured: versions, processor, load, settings and commit."""
+"""Describes the machine and software of a benchmark run: versions, processor, load, settings and commit."""
 
 import importlib
 import os
@@ -14,18 +14,19 @@ from grujax.bench.peers import Peer
 
 
 def versions(peers: Iterable[Peer]) -> dict[str, str]:
+    """Returns the versions of grujax, JAX, NumPy and the packages of the peers."""
     modules = {name: None for peer in peers for name in peer.modules}
-    found = {}
+    by_name = {}
     for name in ("grujax", "jax", "jaxlib", "numpy", *modules):
         try:
-            found[name] = str(importlib.import_module(name).__version__)
+            by_name[name] = str(importlib.import_module(name).__version__)
         except ImportError:
-            found[name] = "not installed"
-    return found
+            by_name[name] = "not installed"
+    return by_name
 
 
 def device() -> dict[str, Any]:
-    """The machine, and what else changes the times: the load before the run, and settings of threads and XLA."""
+    """Returns the machine and what else affects the times: the load before the run, thread settings and XLA flags."""
     settings = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "KMP_BLOCKTIME", "MKL_NUM_THREADS", "XLA_FLAGS")
     accelerators = [device.device_kind for device in jax.devices() if device.platform != "cpu"]
     return {
@@ -39,7 +40,7 @@ def device() -> dict[str, Any]:
 
 
 def _cpu_model() -> str:
-    """The name of the processor; where there is no /proc/cpuinfo, what Python knows of it."""
+    """Returns the name of the processor from /proc/cpuinfo or, without that file, from `platform.processor`."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -48,6 +49,6 @@ def _cpu_model() -> str:
 
 
 def git(*arguments: str) -> str:
-    """The answer of git in the folder of this file; empty outside a repository."""
+    """Returns git's output in the folder of this file; empty outside a repository."""
     done = subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
     return done.stdout.strip() if done.returncode == 0 else ""

@@ -1,4 +1,4 @@
-"""Checks every peer against the oracle, and times the equal ones in turns."""
+"""Checks every peer against the oracle and times those with correct results, alternately."""
 
 import os
 import platform
@@ -31,13 +31,13 @@ MOST_ROUNDS = 200
 
 @dataclass(frozen=True)
 class Options:
-    """What to measure, on the CPU or on the GPU that JAX finds.
+    """The options of a benchmark run, on the CPU or on the GPU that JAX finds.
 
     Attributes:
-      shapes: which cases.
-      peers: which GRUs; on a GPU "grujax" brings each of its implementations there along, as "grujax xla".
-      repeats: how many times each call is timed at least.
-      seconds: each call is timed until its calls have taken this long in all (200 times at most).
+      shapes: The cases.
+      peers: The GRUs. On a GPU, "grujax" adds each of its implementations for the GPU, named like "grujax xla".
+      repeats: The least number of times that each call is timed.
+      seconds: Each call is timed until its times add up to this, but at most 200 times.
     """
 
     shapes: tuple[str, ...] = tuple(CASES)
@@ -47,12 +47,16 @@ class Options:
 
 
 def run(options: Options, say: Callable[[str], object] = lambda line: None) -> Report:
-    """Measures what `options` says; `say` gets a line for each case. Ctrl-C ends it with the cases that are done."""
+    """Measures the cases and peers of `options`; `say` gets a line for each case. Ctrl-C ends it after whole cases.
+
+    Raises:
+      InputError: for unknown cases or peers, `repeats` below 1 and `seconds` below 0.
+    """
     for argument, names, known in (("shapes", options.shapes, CASES), ("peers", options.peers, PEERS)):
         unknown = [name for name in names if name not in known]
-        require(not unknown, argument, f"some of {list(known)}", unknown)
+        require(not unknown, argument, f"names from {list(known)}", unknown)
     require(options.repeats > 0, "repeats", "a positive integer", options.repeats)
-    require(options.seconds >= 0, "seconds", "a number, not negative", options.seconds)
+    require(options.seconds >= 0, "seconds", "0 or more", options.seconds)
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     measured_on = device()
     commit, dirty = git("rev-parse", "HEAD") or "unknown", bool(git("status", "--porcelain"))
@@ -61,7 +65,7 @@ def run(options: Options, say: Callable[[str], object] = lambda line: None) -> R
         peers |= implementations(jax.default_backend())
     results: list[Result] = []
     done: list[str] = []
-    # torch multiplies in full float32 as well (`torch_device`); on the CPU there is nothing to choose
+    # full float32, as in torch (`torch_device`); on the CPU there is nothing to choose
     with jax.default_matmul_precision("highest" if jax.default_backend() == "gpu" else None):
         try:
             for name in options.shapes:
@@ -85,7 +89,7 @@ def run(options: Options, say: Callable[[str], object] = lambda line: None) -> R
 
 
 def measure(case: Case, peers: dict[str, Peer], repeats: int, threads: int, seconds: float = 0.0) -> list[Result]:
-    """Every peer on one case, and the limit. A peer that is missing or wrong has a reason in place of times."""
+    """Measures every peer and the limit on one case. A peer that is missing or wrong gets a reason instead of times."""
     arrays = make_arrays(case)
     expected = {mode: oracle(arrays, mode) for mode in sorted({peer.reset_after for peer in peers.values()})}
     traits = (jax.default_backend(), *case.traits)
@@ -99,8 +103,8 @@ def measure(case: Case, peers: dict[str, Peer], repeats: int, threads: int, seco
         for name in peers:
             status = prepared[name][kind]
             results.append(_result(case, name, kind, times[name] if name in times else str(status)))
-        of_limit = [times[LIMIT, library] for library in limits]
-        results.append(_result(case, LIMIT, kind, min(of_limit, key=statistics.median, default="no library")))
+        limit_times = [times[LIMIT, library] for library in limits]
+        results.append(_result(case, LIMIT, kind, min(limit_times, key=statistics.median, default="no library")))
     return results
 
 
@@ -113,7 +117,7 @@ def _result(case: Case, peer: str, kind: str, times: tuple[float, ...] | str) ->
 def prepare(
     peer: Peer, a: Arrays, threads: int, hs: NDArray, gradients: Gradients, traits: tuple[str, ...] = ()
 ) -> dict[str, Thunk | str]:
-    """For each pass, the call to time, already run and compared with the oracle; or the reason why there is none."""
+    """Returns for each pass the call to time, already run and compared with the oracle, or why there is none."""
     if reason := peer.refuses(traits) or peer.missing():
         return dict.fromkeys(PASSES, reason)
     try:
@@ -121,35 +125,35 @@ def prepare(
     except Unavailable as error:
         return dict.fromkeys(PASSES, str(error))
     dtype, valid = a.x.dtype.name, a.valid[..., None]
-    found = runs.read_hs(runs.forward())
-    if found.shape == hs.shape:
-        found = np.where(valid, found, found.dtype.type(0))  # what stands in the padding is nobody's result
-    reason = unequal({"hs": found}, {"hs": hs}, FORWARD, dtype)
+    outputs = runs.read_hs(runs.forward())
+    if outputs.shape == hs.shape:
+        outputs = np.where(valid, outputs, outputs.dtype.type(0))  # the values in the padding are undefined
+    reason = unequal({"hs": outputs}, {"hs": hs}, FORWARD, dtype)
     prepared: dict[str, Thunk | str] = {FORWARD: reason or runs.forward}
     if runs.gradients is None or runs.read_gradients is None:
         return prepared | {BACKWARD: "forward only"}
-    got, right = (g.named(a.num_directions) for g in (runs.read_gradients(runs.gradients()), gradients))
-    return prepared | {BACKWARD: unequal(got, right, BACKWARD, dtype) or runs.gradients}
+    found, expected = (g.named(a.num_directions) for g in (runs.read_gradients(runs.gradients()), gradients))
+    return prepared | {BACKWARD: unequal(found, expected, BACKWARD, dtype) or runs.gradients}
 
 
 def unequal(found: dict[str, NDArray], expected: dict[str, NDArray], kind: str, dtype: str = "float32") -> str | None:
-    """What is wrong with the worst array, in words; None where all are equal within the tolerance of `dtype`."""
+    """Describes the error of the worst array; None if all arrays are equal within the tolerance of `dtype`."""
     worst, reason = 1.0, None
-    for name, right in expected.items():
-        if found[name].shape != right.shape:
-            return f"unequal: {name} has shape {found[name].shape}, not {right.shape}"
-        used = float(np.max(tolerances_used(found[name], right, dtype, KINDS[kind])))
+    for name, array in expected.items():
+        if found[name].shape != array.shape:
+            return f"unequal: {name} has shape {found[name].shape}, not {array.shape}"
+        used = float(np.max(tolerances_used(found[name], array, dtype, KINDS[kind])))
         if np.isnan(used):
-            return f"unequal: {name} is not a number somewhere"
+            return f"unequal: {name} contains NaN"
         if used > worst:
             worst, reason = used, f"unequal: {name} is {used:.3g} times the tolerance away"
     return reason
 
 
 def rest() -> None:
-    """Returns when no thread of this process computes, after 0.2 s at the latest.
+    """Waits until no thread of this process uses a processor, at most 0.2 s.
 
-    The threads of ONNX Runtime spin for 35 ms after a call, those of torch for 5, and take a processor from others.
+    The threads of ONNX Runtime spin for 35 ms after a call, those of torch for 5 ms, and would slow down the next call.
     """
     for _ in range(40):
         before = time.process_time()
@@ -159,11 +163,11 @@ def rest() -> None:
 
 
 def interleave(thunks: dict[Any, Thunk], repeats: int, seconds: float = 0.0) -> dict[Any, tuple[float, ...]]:
-    """Times in ms: of each thunk at least `repeats`, and as many more as fit into `seconds`, 200 at most.
+    """Returns the times of each thunk in ms: at least `repeats`, and more up to `seconds` in total, at most 200.
 
-    In every round the thunks take turns in random order, so that noise falls on all alike. The turns of a thunk that
-    needs fewer than there are rounds are spread evenly. A turn begins when the threads of the one before are at rest.
-    It is one untimed call, which brings the data back into the caches, and one timed call.
+    In every round the thunks run in random order, so that noise affects all of them equally. If a thunk needs fewer
+    turns than there are rounds, its turns are spread evenly. A turn starts when the threads of the previous one are
+    idle. It is one untimed call, which brings the data back into the caches, and one timed call.
     """
 
     def turn(thunk: Thunk) -> float:
@@ -183,4 +187,4 @@ def interleave(thunks: dict[Any, Thunk], repeats: int, seconds: float = 0.0) -> 
         for name in order:
             if (i + 1) * turns[name] // rounds > i * turns[name] // rounds:
                 times[name].append(round(turn(thunks[name]) * 1e3, 4))
-    return {name: tuple(of_one) for name, of_one in times.items()}
+    return {name: tuple(values) for name, values in times.items()}

@@ -1,7 +1,7 @@
-"""The limit: the matrix products of a case alone, without gates and derivatives, timed in each installed library.
+"""The limit of a case: its matrix products alone, without gates and their derivatives, timed in each installed library.
 
-Forward: the projection of all steps at once, and the product of each step with w_hh. Backward: the product of each step
-with w_hh transposed, and dx, dw_ih and dw_hh of all steps at once. Nothing is computed for sequences that have ended.
+Forward: the input projection of all steps at once, and the product with w_hh of each step. Backward: the product with
+w_hh transposed of each step, and dx, dw_ih and dw_hh for all steps at once. Ended sequences are not computed.
 """
 
 from collections.abc import Callable
@@ -22,16 +22,16 @@ Products = tuple[Thunk, Thunk]  # forward, forward + backward
 
 
 def products(a: Arrays, threads: int) -> dict[str, Products]:
-    """The calls to time, by library; the fastest is the limit. Values are random, since they do not change the time."""
-    made = {}
-    if jax.default_backend() == "cpu" and a.x.dtype == np.float32:  # NumPy has no fast product of bfloat16
-        made["numpy"] = _eager(a, np.asarray, np.empty, np.matmul, lambda: None)
+    """Returns the calls to time, by library; the fastest is the limit. Values are random: they do not affect times."""
+    calls = {}
+    if jax.default_backend() == "cpu" and a.x.dtype == np.float32:  # NumPy has no fast bfloat16 product
+        calls["numpy"] = _eager(a, np.asarray, np.empty, np.matmul, lambda: None)
     if a.lengths is None:
-        made["jax"] = _jax(a)
+        calls["jax"] = _jax(a)
     if find_spec("torch"):
-        with suppress(Unavailable):  # a torch without CUDA
-            made["torch"] = _torch(a, threads)
-    return made
+        with suppress(Unavailable):  # torch without CUDA
+            calls["torch"] = _torch(a, threads)
+    return calls
 
 
 def _torch(a: Arrays, threads: int) -> Products:
@@ -44,14 +44,14 @@ def _torch(a: Arrays, threads: int) -> Products:
 def _eager(
     a: Arrays, array: Callable, empty: Callable, mm: Callable[..., Any], synchronise: Callable[[], Any]
 ) -> Products:
-    """One call for each product, which writes its result to memory that is allocated beforehand."""
-    ends = np.cumsum(a.valid.sum(0)).tolist()  # the valid rows of each step, one step after the other
+    """Makes one call per product, with the result written to memory that is allocated beforehand."""
+    ends = np.cumsum(a.valid.sum(0)).tolist()  # the valid rows are stored step by step
     steps = [slice(*bounds) for bounds in zip([0, *ends[:-1]], ends, strict=True)]
     n, H = ends[-1], a.hidden_size
     forward, backward = [], []
-    for given_ih, given_hh, *_ in a.weights:
-        w_ih, w_hh = array(given_ih), array(given_hh)
-        I = len(given_ih)
+    for numpy_ih, numpy_hh, *_ in a.weights:
+        w_ih, w_hh = array(numpy_ih), array(numpy_hh)
+        I = len(numpy_ih)
         x, h, d_gates = (array(_random(a, n, size)) for size in (I, H, 3 * H))
         gates, dh, dx, dw_ih, dw_hh = (
             empty(shape, a.x.dtype) for shape in ((n, 3 * H), (n, H), (n, I), (I, 3 * H), (H, 3 * H))
@@ -71,7 +71,7 @@ def _eager(
 
 
 def _jax(a: Arrays) -> Products:
-    """One compiled loop over the steps of each direction."""
+    """Compiles one loop over the steps of each direction."""
     (B, T, _), H = a.x.shape, a.hidden_size
     parts = [
         (*map(jnp.asarray, (w_ih, w_hh, *(_random(a, T, B, size) for size in (len(w_ih), H, 3 * H)))),)
@@ -79,7 +79,7 @@ def _jax(a: Arrays) -> Products:
     ]
 
     def each_step(rows: Any, w: Any) -> Any:
-        return lax.map(lambda of_step: of_step @ w, rows)
+        return lax.map(lambda step_rows: step_rows @ w, rows)
 
     def forward(parts: Any) -> Any:
         return [(x @ w_ih, each_step(h, w_hh)) for w_ih, w_hh, x, h, _ in parts]
@@ -93,8 +93,8 @@ def _jax(a: Arrays) -> Products:
         return forward(parts), backward
 
     compiled = [jax.jit(function) for function in (forward, both)]
-    one, two = (lambda f=f: jax.block_until_ready(f(parts)) for f in compiled)
-    return one, two
+    run_forward, run_both = (lambda f=f: jax.block_until_ready(f(parts)) for f in compiled)
+    return run_forward, run_both
 
 
 def _random(a: Arrays, *shape: int) -> Any:

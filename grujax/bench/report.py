@@ -1,4 +1,4 @@
-"""What a run found: results by case and peer, their ratios, a table, and the JSON file."""
+"""The report of a benchmark run: results by case and peer, their ratios, the printed tables, and the JSON file."""
 
 import json
 import statistics
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 FORWARD, BACKWARD = PASSES = ("forward", "forward + backward")
 LIMIT = "products alone"
-"""A row among the peers of a report: the matrix products of the case alone, in the fastest library at hand."""
+"""The row of the limit in a report: the matrix products of the case alone, in the fastest installed library."""
 APART = "openvino"
-"""A library that is never "the fastest other" and has a ratio of its own: it runs finished graphs, and trains none."""
+"""A library that has its own ratio and is never "the fastest other", since it runs finished graphs and cannot train."""
 SHAPES = (*FIVE, "long", "rl", "rl-plain")
 SUMMARY = (
     ("forward", FORWARD, "", ()),
@@ -25,14 +25,14 @@ SUMMARY = (
     ("forward, bfloat16, against OpenVINO", FORWARD, "-bfloat16", (APART,)),
     ("forward + backward", BACKWARD, "", ()),
 )
-"""A line each: its name, the pass, how the names of its cases end, and beside whom grujax stands; () for all rivals."""
+"""For each line: its name, the pass, the ending of the names of its cases, and the rivals of grujax, () for all."""
 TABLE_WIDTH = 280
-"""Columns that a table of all peers needs on a GPU; in fewer its numbers would be cut."""
+"""The width in characters of a table of all peers on a GPU. In a narrower one, numbers would be truncated."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """One peer on one case in one pass. `status` is "measured", or the reason why there are no times."""
+    """The result of one peer on one case in one pass. `status` is "measured", or the reason why there are no times."""
 
     case: str
     peer: str
@@ -44,7 +44,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Report:
-    """All results and where they come from. `cases`: the fields of each `Case` by its name."""
+    """All results, with their date, commit and machine. `cases` maps each case's name to the fields of its `Case`."""
 
     date: str
     commit: str
@@ -57,15 +57,16 @@ class Report:
 
     @property
     def failed(self) -> bool:
-        """grujax itself was found unequal to the oracle."""
+        """True if a result of grujax itself differs from the oracle."""
         return any(r.peer.startswith("grujax") and r.status.startswith("unequal") for r in self.results)
 
     def median(self, case: str, peer: str, kind: str) -> float | None:
+        """Returns the median time in ms, None if there is none."""
         return next((r.median_ms for r in self.results if (r.case, r.peer, r.kind) == (case, peer, kind)), None)
 
 
 def rivals(report: Report) -> tuple[str, ...]:
-    """The GRUs of other libraries, but `APART`."""
+    """Returns the GRUs of other libraries, without `APART`."""
     peers = dict.fromkeys(r.peer for r in report.results)
     return tuple(peer for peer in peers if peer not in (LIMIT, APART) and not peer.startswith("grujax"))
 
@@ -73,9 +74,10 @@ def rivals(report: Report) -> tuple[str, ...]:
 def ratios(
     report: Report, kind: str, of: tuple[str, ...], to: tuple[str, ...] = ("grujax",)
 ) -> dict[str, float | None]:
-    """By case, the median of the fastest among `of` over that of the fastest among `to`; None where one is missing.
+    """Returns by case the median time of the fastest peer in `of` divided by that of the fastest in `to`.
 
-    `ratios(report, FORWARD, rivals(report))` says how many times as fast grujax is as the fastest other library.
+    A ratio is None if one of the times is missing. `ratios(report, FORWARD, rivals(report))` is how many times as fast
+    grujax is as the fastest other library.
     """
 
     def least(case: str, peers: tuple[str, ...]) -> float | None:
@@ -86,14 +88,14 @@ def ratios(
 
 
 def advantages(report: Report) -> dict[str, dict[str, float | None]]:
-    """By line of `SUMMARY`, if anything was measured for it: how many times as fast grujax is, by shape, and the mean.
+    """Returns, for each line of `SUMMARY` with a measurement, how many times as fast grujax is, by shape and as a mean.
 
-    The geometric mean is that of `FIVE`, and None unless all five are there.
+    The mean is the geometric mean over the cases `FIVE`, and None unless all five were measured.
     """
     lines = {}
     for line, kind, ending, others in SUMMARY:
-        found = ratios(report, kind, others or rivals(report))
-        by_shape = {shape: found.get(shape + ending) for shape in SHAPES}
+        by_case = ratios(report, kind, others or rivals(report))
+        by_shape = {shape: by_case.get(shape + ending) for shape in SHAPES}
         five = [by_shape[shape] for shape in FIVE]
         if any(by_shape.values()):
             lines[line] = by_shape | {"mean of the first five": None if None in five else geometric_mean(five)}
@@ -101,33 +103,33 @@ def advantages(report: Report) -> dict[str, dict[str, float | None]]:
 
 
 def geometric_mean(values: Iterable[float | None]) -> float | None:
-    """Of the values that are not None; None if all are."""
-    there = [value for value in values if value is not None]
-    return statistics.geometric_mean(there) if there else None
+    """Returns the geometric mean of the values that are not None; None if all are None."""
+    present = [value for value in values if value is not None]
+    return statistics.geometric_mean(present) if present else None
 
 
 def tables(report: Report) -> list["Table"]:
-    """All that is printed of a report."""
+    """Returns all tables to print for a report."""
     return [*(table(report, kind) for kind in PASSES), *summary(report)]
 
 
 def summary(report: Report) -> list["Table"]:
-    """`advantages` as a table; none where nothing of it was measured."""
+    """Returns `advantages` as a table; an empty list if nothing was measured for it."""
     from rich.table import Table
 
     lines = advantages(report)
-    made = Table(title="grujax: how many times as fast as the fastest of the others, or as OpenVINO")
+    result = Table(title="grujax: how many times as fast as the fastest other library, or as OpenVINO")
     for column in ("", *next(iter(lines.values()), ())):
-        made.add_column(column, justify="right" if column else "left")
+        result.add_column(column, justify="right" if column else "left")
     for line, by_shape in lines.items():
-        made.add_row(line, *("–" if ratio is None else f"{ratio:.2f}" for ratio in by_shape.values()))
-    return [made] if lines else []
+        result.add_row(line, *("–" if ratio is None else f"{ratio:.2f}" for ratio in by_shape.values()))
+    return [result] if lines else []
 
 
 def table(report: Report, kind: str) -> "Table":
-    """Cases by peers: the median in ms and its ratio to grujax, or the reason why there is none.
+    """Returns a table of cases by peers: the median in ms and its ratio to grujax, or the reason why there is none.
 
-    On an accelerator, where a step costs microseconds whatever its work, the medians are microseconds a step.
+    On an accelerator, where a step takes microseconds whatever its work, the medians are in microseconds per step.
     """
     from rich.table import Table
 
@@ -138,33 +140,33 @@ def table(report: Report, kind: str) -> "Table":
         return "" if part is None else f"{part:.0%}"
 
     peers = list(dict.fromkeys(r.peer for r in report.results))
-    of_peers = {peer: ratios(report, kind, (peer,)) for peer in peers}
+    by_peer = {peer: ratios(report, kind, (peer,)) for peer in peers}
     fastest, limit = ratios(report, kind, ("grujax",), rivals(report)), ratios(report, kind, (LIMIT,))
-    caption = "fastest: of the other libraries, but for OpenVINO"
+    caption = "fastest: the fastest other library, without OpenVINO"
     by_step = report.device.get("accelerator") is not None
-    unit = "µs a step" if by_step else "ms"
-    made = Table(title=f"{kind}: median {unit}, ratio to grujax", caption=caption, row_styles=["", "dim"])
-    made.add_column("case", min_width=max(map(len, report.cases)))
-    for name in (*peers, "µs a step", "grujax / fastest", "share of the limit"):
-        made.add_column(name.replace(" ", "\n"), justify="right")
+    unit = "µs per step" if by_step else "ms"
+    result = Table(title=f"{kind}: median {unit}, ratio to grujax", caption=caption, row_styles=["", "dim"])
+    result.add_column("case", min_width=max(map(len, report.cases)))
+    for name in (*peers, "µs per step", "grujax / fastest", "share of the limit"):
+        result.add_column(name.replace(" ", "\n"), justify="right")
     for case, fields in report.cases.items():
-        a_step, cells = 1e3 / fields["T"], []
+        per_step, cells = 1e3 / fields["T"], []
         for peer in peers:
-            found = next((r for r in report.results if (r.case, r.peer, r.kind) == (case, peer, kind)), None)
-            shown = _digits(found.median_ms * (a_step if by_step else 1)) if found and found.median_ms else ""
-            cells.append(f"{shown}\n{times(of_peers[peer][case])}" if shown else found.status if found else "")
-        mine = report.median(case, "grujax", kind)
-        step = _digits(mine * a_step) if mine else ""
+            r = next((r for r in report.results if (r.case, r.peer, r.kind) == (case, peer, kind)), None)
+            shown = _digits(r.median_ms * (per_step if by_step else 1)) if r and r.median_ms else ""
+            cells.append(f"{shown}\n{times(by_peer[peer][case])}" if shown else r.status if r else "")
+        median = report.median(case, "grujax", kind)
+        step = _digits(median * per_step) if median else ""
         row = (*cells, step, times(fastest[case]), share(limit[case]))
-        made.add_row(str(Case(**fields)).replace(" ", "\n", 1), *row)
-    made.add_section()
-    means = [geometric_mean(found.values()) for found in (*of_peers.values(), fastest, limit)]
-    made.add_row("geometric mean", *map(times, means[:-2]), "", times(means[-2]), share(means[-1]))
-    return made
+        result.add_row(str(Case(**fields)).replace(" ", "\n", 1), *row)
+    result.add_section()
+    means = [geometric_mean(by_case.values()) for by_case in (*by_peer.values(), fastest, limit)]
+    result.add_row("geometric mean", *map(times, means[:-2]), "", times(means[-2]), share(means[-1]))
+    return result
 
 
 def _digits(value: float) -> str:
-    """Three digits or more.
+    """Formats a number with three digits or more.
 
     >>> _digits(1234.5), _digits(40.51), _digits(0.0321)
     ('1234', '40.5', '0.032')
@@ -173,7 +175,7 @@ def _digits(value: float) -> str:
 
 
 def write_report(report: Report, path: Path) -> None:
-    """Writes the report as JSON, a line for each field and result, whole or not at all."""
+    """Writes the report as JSON, atomically, with one line for each field and each result."""
     fields = {name: json.dumps(value) for name, value in asdict(report).items()}
     fields["results"] = "[\n" + ",\n".join(json.dumps(asdict(r)) for r in report.results) + "\n]"
     with replacing(path) as temporary:
@@ -183,7 +185,7 @@ def write_report(report: Report, path: Path) -> None:
 
 
 def read_report(path: Path) -> Report:
-    """The report that `write_report` wrote."""
+    """Reads a report that `write_report` wrote."""
     fields = json.loads(path.read_text(encoding="utf-8"))
     fields["results"] = tuple(Result(**r | {"times_ms": tuple(r["times_ms"])}) for r in fields["results"])
     return Report(**fields)

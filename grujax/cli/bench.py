@@ -1,4 +1,4 @@
-"""`grujax bench`: grujax beside other GRUs on this machine."""
+"""`grujax bench`: compares grujax with other GRU implementations on this machine."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,16 +14,16 @@ from grujax.errors import require
 
 @dataclass(frozen=True)
 class Bench(Options):
-    """Measure grujax beside other GRUs on this machine: all are checked against the equations and timed in turns.
+    """Check grujax and other GRU libraries against the equations, then time them alternately on this machine.
 
-    The table names the libraries that are not installed; the extra `bench` installs them all. The exit code is 1 where
-    grujax itself differs from the equations.
+    The table names the libraries that are not installed; the extra `bench` installs all of them. The exit code is 1 if
+    the results of grujax differ from the equations.
     """
 
     chart: Path | None = Path("grujax-bench.png")
-    """The picture to draw (extra `plot`); a file of that name is replaced. None: no picture."""
+    """The chart to draw (PNG, extra `plot`); an existing file is replaced. None: no chart."""
     json: Path | None = None
-    """The file to write the report to. None: no file."""
+    """The JSON file for the report. None: no file."""
 
     def run(self, console: Console) -> int:
         self._check()
@@ -41,12 +41,12 @@ class Bench(Options):
         return int(report.failed)
 
     def _check(self) -> None:
-        """Raises now what would fail after minutes of measuring."""
+        """Raises `InputError` at once for output that would otherwise fail after minutes of measuring."""
         for argument, path in (("--chart", self.chart), ("--json", self.json)):
-            there = path is None or (path.parent.is_dir() and not path.is_dir())
-            require(there, argument, "a file in a folder that exists", path, "Make the folder first.")
+            fits = path is None or (path.parent.is_dir() and not path.is_dir())
+            require(fits, argument, "a file in a folder that exists", path, "Create the folder first.")
         if self.chart is not None:
             chart.require_matplotlib()
-            require(self.chart.suffix == ".png", "--chart", "a name that ends in .png", self.chart)
-            remedy = "The chart shows times relative to it: add it, or --chart None."
-            require("grujax" in self.peers, "--peers", "grujax among them", list(self.peers), remedy)
+            require(self.chart.suffix == ".png", "--chart", "a file name that ends in .png", self.chart)
+            remedy = "The chart shows times relative to grujax: add it, or pass --chart None."
+            require("grujax" in self.peers, "--peers", "a list that contains grujax", list(self.peers), remedy)

@@ -1,4 +1,4 @@
-"""What this installation is."""
+"""`grujax doctor`: shows what is installed and which kernel runs."""
 
 import os
 import sys
@@ -17,10 +17,11 @@ from grujax.kernels.native.build import COMMAND
 
 @dataclass(frozen=True)
 class Doctor:
-    """Print versions, devices, the kernel that would run, whether the native one is built, and caches."""
+    """Print the versions, the devices, the kernel that runs by default, the state of the native kernel, and the cache
+    of compiled programs."""
 
     def run(self, console: Console) -> int:
-        table = Table("what", Column("found", overflow="fold"), title="grujax doctor")
+        table = Table("item", Column("found", overflow="fold"), title="grujax doctor")
         for name in ("grujax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "safetensors"):
             table.add_row(name, version(name))
         for extra, name in (("data", "aeon"), ("data", "scikit-learn"), ("plot", "matplotlib"), ("torch", "torch")):
@@ -45,14 +46,14 @@ def _version_or_remedy(name: str, extra: str) -> str:
 
 
 def _native() -> str:
-    instruction_set, why_not = status()
+    instruction_set, reason = status()
     if instruction_set is None:
-        return f"cannot run: {why_not}. To build it: {COMMAND}"
+        return f"cannot run: {reason}. To build it: {COMMAND}"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return f"{instruction_set}, up to {cores} threads"
 
 
 def _devices() -> str:
-    """Each kind of device once, with its count; a CPU, whose kind is its platform, is not named twice."""
+    """Each kind of device with its count. On a CPU the platform and the kind are the same word, printed once."""
     kinds = Counter(" ".join(dict.fromkeys((d.platform, d.device_kind))) for d in jax.devices())
     return ", ".join(f"{count} x {kind}" if count > 1 else kind for kind, count in kinds.items())

@@ -1,59 +1,61 @@
-"""What the commands print about data and figures."""
+"""Prints descriptions of data sets, scores and learning rates."""
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from grujax.data import Dataset
+from grujax.errors import counted
 from grujax.training import Scores
 from grujax.training.rates import Rates
 
 
 def say(console: Console, text: str) -> None:
-    """Prints lines as they are, however long."""
+    """Prints text without wrapping its lines."""
     console.print(text, soft_wrap=True, highlight=False)
 
 
 def show_data(console: Console, data: Dataset) -> None:
     train, test = data.train, data.test
-    assert test is not None  # `load` holds some rows out
+    assert test is not None  # `load` always makes a test split
     every = np.concatenate([train.lengths, test.lengths])
     kinds = {
         name: "regression" if t.labels is None else f"{len(t.labels)} classes" for name, t in train.targets.items()
     }
-    what = ", ".join(f"{name}: {kind}" if name else kind for name, kind in kinds.items())
-    what += " a step" if train.per_step else ""
-    channels = f"{train.channels if train.fill is None else len(train.fill)} channels"
+    targets = ", ".join(f"{name}: {kind}" if name else kind for name, kind in kinds.items())
+    targets += " per step" if train.per_step else ""
+    channels = counted(train.channels if train.fill is None else len(train.fill), "channel")
     channels += "" if train.fill is None else ", each with its mask and time gap"
     counts = f"{len(train)} training and {len(test)} test sequences, {channels}"
-    say(console, f"{data.name}: {counts}, {every.min()} to {every.max()} steps, {what}")
+    say(console, f"{data.name}: {counts}, {every.min()} to {every.max()} steps, {targets}")
 
 
 def show_scores(console: Console, split: str, scores: Scores) -> None:
-    """A line for each head."""
-    for name, found in scores.each.items():
-        of, what = "" if found.steps is None else f" of {found.steps} steps", f"{split} {name}".strip()
-        if found.accuracy is not None:
-            low, high = found.interval or (0, 0)
-            interval = f" (95% interval {100 * low:.1f}–{100 * high:.1f})" if found.interval else of
-            line = f"{what} accuracy {100 * found.accuracy:.2f}%{interval}"
+    """Prints one line for each head."""
+    for name, head in scores.each.items():
+        count, subject = "" if head.steps is None else f" of {head.steps} steps", f"{split} {name}".strip()
+        if head.accuracy is not None:
+            low, high = head.interval or (0, 0)
+            interval = f" (95% interval {100 * low:.1f}–{100 * high:.1f})" if head.interval else count
+            line = f"{subject} accuracy {100 * head.accuracy:.2f}%{interval}"
         else:
-            r2 = "" if found.r2 is None else f" (R² {found.r2:.4f})"
-            line = f"{what} RMSE {found.rmse:.5g}{r2}{of}"
+            r2 = "" if head.r2 is None else f" (R² {head.r2:.4f})"
+            line = f"{subject} RMSE {head.rmse:.5g}{r2}{count}"
         console.print(line, highlight=False, style="bold")
 
 
-def show_rates(console: Console, found: Rates) -> None:
-    """The smoothed loss at some twelve of the rates, and the suggestion."""
+def show_rates(console: Console, result: Rates) -> None:
+    """Prints the smoothed loss at up to twelve of the rates, and the suggested rate."""
     table = Table("learning rate", "loss")
-    every = -(-len(found.rates) // 12)
-    for rate, loss in zip(found.rates[every - 1 :: every], found.losses[every - 1 :: every], strict=True):
+    every = -(-len(result.rates) // 12)
+    for rate, loss in zip(result.rates[every - 1 :: every], result.losses[every - 1 :: every], strict=True):
         table.add_row(f"{rate:.1e}", f"{loss:.4f}")
     console.print(table)
-    say(console, f"suggestion: --learning-rate {found.suggestion:g}, a third of the rate of the least loss")
+    say(console, f"suggestion: --learning-rate {result.suggestion:g}, a third of the rate with the smallest loss")
 
 
 def show_beside(console: Console, scores: Scores, others: dict[str, float], head: str = "") -> None:
+    """Prints the score of a head beside those of the baselines."""
     name, value = scores.metric
     percent = name == "accuracy"
     table = Table("on the same split", f"{head} {name}{' %' if percent else ''}".strip())
@@ -62,12 +64,12 @@ def show_beside(console: Console, scores: Scores, others: dict[str, float], head
     console.print(table)
     neighbour = others.get("nearest neighbour", value)
     if neighbour > value if percent else neighbour < value:
-        say(console, "the nearest neighbour, which needs no training, is better on this split. What may help: more")
-        say(console, "rows; --steps-per-frame 1, where single steps matter; --input-offset 0, where the level does.")
+        say(console, "the nearest neighbour, which needs no training, is better on this split. These may help:")
+        say(console, "more rows; --steps-per-frame 1 if single steps matter; --input-offset 0 if the level matters.")
 
 
-def show_confused(console: Console, scores: Scores, labels: tuple[str, ...] | None, head: str = "") -> None:
-    """The three most frequent confusions, if there are any."""
+def show_confusions(console: Console, scores: Scores, labels: tuple[str, ...] | None, head: str = "") -> None:
+    """Prints the three most frequent confusions, if there are any."""
     if scores.confusion is None or labels is None:
         return
     wrong = scores.confusion * (1 - np.eye(len(labels), dtype=int))
@@ -75,5 +77,5 @@ def show_confused(console: Console, scores: Scores, labels: tuple[str, ...] | No
         true, predicted = np.unravel_index(index, wrong.shape)
         if wrong[true, predicted]:
             total = scores.confusion[true].sum()
-            what = f"{labels[true]} taken for {labels[predicted]}, {wrong[true, predicted]} of {total}"
-            say(console, f"{head} confused: {what}".strip())
+            pair = f"{labels[true]} predicted as {labels[predicted]}, {wrong[true, predicted]} of {total}"
+            say(console, f"{head} confused: {pair}".strip())

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM (SLURM, Kubernetes) and SIGHUP (a terminal that was closed) end a command in the same way."""
+"""Ends a command in the same way on Ctrl-C, SIGTERM (SLURM, Kubernetes) and SIGHUP (a closed terminal)."""
 
 import signal
 import sys
@@ -10,18 +10,18 @@ from grujax.signals import handlers
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal asked the command to end. `fit` treats it as Ctrl-C, which it is a kind of."""
+    """Raised when a signal asks the command to end. As a `KeyboardInterrupt` it is treated by `fit` as Ctrl-C."""
 
 
 class Stop:
-    """Whether a signal has asked this command to end, and which."""
+    """Records which signal, if any, has asked this command to end."""
 
     def __init__(self) -> None:
         self.number: int | None = None
 
     @property
     def exit_code(self) -> int:
-        """128 and the signal's number, as shells have it."""
+        """128 plus the number of the signal, as in shells; 130 (Ctrl-C) without a signal."""
         return 128 + (signal.SIGINT if self.number is None else self.number)
 
     @property
@@ -29,16 +29,16 @@ class Stop:
         return "interrupted" if self.number in (None, signal.SIGINT) else f"ended by {signal.Signals(self.number).name}"
 
     def check(self) -> None:
-        """Raises `Stopped` after a signal, also where Python could not raise it at once."""
+        """Raises `Stopped` if a signal has arrived, even if Python could not raise it at once."""
         if self.number is not None:
             raise Stopped
 
     @contextmanager
     def handled(self) -> Iterator[None]:
-        """Signals raise `Stopped` in the block.
+        """A context manager in which signals raise `Stopped`.
 
-        Python cannot raise it in a destructor or a callback of the garbage collector. Nothing is printed then; `check`
-        raises it again.
+        Python cannot raise it in a destructor or a callback of the garbage collector. In that case nothing is printed,
+        and the next `check` raises it again.
         """
         self.number = None
         hook = sys.unraisablehook
@@ -55,4 +55,4 @@ class Stop:
 
 
 stop = Stop()
-"""One for the process, since signals are sent to processes."""
+"""The only instance: signals are sent to the whole process."""

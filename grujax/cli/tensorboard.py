@@ -1,16 +1,16 @@
-"""The figures of each epoch as events of TensorBoard. tensorboardX comes with the extra `log`."""
+"""Writes the metrics of each epoch as TensorBoard events. Needs tensorboardX (extra `log`)."""
 
 import shutil
 from pathlib import Path
 from typing import Any
 
-from grujax.cli.streams import warned
+from grujax.cli.streams import error_as_warning
 from grujax.errors import require_package
 from grujax.training import Epoch
 
 
 class Events:
-    """A writer of events in a folder, which begins anew; it ends at the first error."""
+    """Writes events to a folder, which it empties first. After the first error it writes nothing more."""
 
     def __init__(self, folder: Path) -> None:
         writer = require_package("tensorboardX", "log").SummaryWriter
@@ -21,9 +21,9 @@ class Events:
         if self._writer is None:
             return
         writer, self._writer = self._writer, None
-        with warned("no further events for TensorBoard"):
-            of_heads = {f"validation_metrics/{name}": value for name, value in (epoch.validation_metrics or {}).items()}
-            for name, value in {**epoch._asdict(), **of_heads}.items():
+        with error_as_warning("no further events for TensorBoard"):
+            by_head = {f"validation_metrics/{name}": value for name, value in (epoch.validation_metrics or {}).items()}
+            for name, value in {**epoch._asdict(), **by_head}.items():
                 if isinstance(value, (int, float)) and name not in ("epoch", "best"):
                     writer.add_scalar(name, value, epoch.epoch)
             writer.flush()
@@ -31,5 +31,5 @@ class Events:
 
     def close(self) -> None:
         if self._writer is not None:
-            with warned("events for TensorBoard may be missing"):
+            with error_as_warning("events for TensorBoard may be missing"):
                 self._writer.close()

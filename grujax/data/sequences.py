@@ -21,7 +21,7 @@ from grujax.data.checks import (
 )
 from grujax.data.missing import checked_fill, checked_times, compare_gaps, masked, median_gap
 from grujax.data.targets import Target, named, unnamed
-from grujax.errors import InputError, require, require_one_of, require_package
+from grujax.errors import InputError, counted, require, require_one_of, require_package
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,7 +213,7 @@ def sequences(
             rows = real(x, "(N, T, C)", "x", source)
             values = rows.astype(np.float32)
             if lengths is None and rows.shape[2] >= 10 * rows.shape[1] > 0:
-                read = f"{source}: read as {rows.shape[1]} steps of {rows.shape[2]} channels"
+                read = f"{source}: read as {counted(rows.shape[1], 'step')} of {rows.shape[2]} channels"
                 warnings.warn(f"{read}. {SWAPPED}", AxesWarning, stacklevel=2)
     require(values.size > 0, "x", "at least one sequence, step and channel", f"shape {values.shape} in {source}")
 

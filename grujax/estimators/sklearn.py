@@ -17,7 +17,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from grujax.core.keywords import explained
 from grujax.data import AxesWarning, Dataset, Sequences
 from grujax.data.checks import unmasked
-from grujax.errors import InputError, require
+from grujax.errors import InputError, counted, require
 from grujax.estimators.parameters import Parameters, Settable
 from grujax.estimators.series import Channels, as_sequences, is_table
 from grujax.linen import GRUEnsemble
@@ -130,7 +130,7 @@ class _GRU(BaseEstimator, Settable, _Parameters):
             self.__dict__.pop("feature_names_in_", None)
             longest = int(data.lengths.max())
             if self.channels is None and channels > longest:
-                what = f"X is read as (N, T, C), {channels} channels of {longest} steps"
+                what = f"X is read as (N, T, C), {channels} channels of {counted(longest, 'step')}"
                 remedy = "Pass channels='first' for (N, C, T), or channels='last'."
                 warnings.warn(f"{what}. {remedy}", AxesWarning, stacklevel=4)
         return data

@@ -1,4 +1,4 @@
-"""Seeing inside a trained GRU: what its gates do, how long it remembers, where its state stands still."""
+"""Analysis of a trained GRU: its gates, the memory of its units, the reach of gradients, and its fixed points."""
 
 from grujax.inspect.dynamics import (
     FixedPoints,

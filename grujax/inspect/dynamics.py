@@ -1,6 +1,6 @@
-"""A GRU as a dynamical system: its states, where they stand still, and what happens near such a point.
+"""A GRU as a dynamical system: its states, their fixed points, and the linear dynamics around a fixed point.
 
-A state is that of all L layers side by side, S = L*H numbers, the first layer first.
+A state is the concatenated state of all L layers, S = L*H numbers, the first layer first.
 """
 
 from collections.abc import Callable, Mapping
@@ -31,13 +31,13 @@ def states(
     mask: ArrayLike | None = None,
     resets: ArrayLike | None = None,
 ) -> NDArray:
-    """The state after every step: (B, T, S), the batch first whatever `model.time_major` says.
+    """Returns the state after every step: (B, T, S), batch-major even if `model.time_major` is True.
 
-    Arguments as the model takes them, regularisation off. Over steps that are not valid the state is held.
+    The arguments are those of the model's call. Regularisation is off. The state does not change at invalid steps.
 
     Raises:
-      InputError: a bidirectional model, or one that reads several steps as one, has no state between two steps; and
-        what the model refuses.
+      InputError: for a bidirectional or reverse model and for `steps_per_frame` above 1, which have no single state
+        between two steps; and for any input that the model refuses.
 
     >>> import jax, jax.numpy as jnp
     >>> model = GRU(20, num_layers=2)
@@ -50,22 +50,22 @@ def states(
     inputs = steps.x, steps.valid, steps.resets
     if not model.time_major:
         inputs = jax.tree.map(lambda a: jnp.moveaxis(a, len(steps.batch), 0), inputs)
-    found = np.asarray(_run(model, dict(variables), h0, inputs))  # (T, L, *batch, H)
-    found = np.moveaxis(found, (0, 1), (-3, -2))
-    return found.reshape(*found.shape[:-2], model.num_layers * model.hidden_size)
+    hs = np.asarray(_run(model, dict(variables), h0, inputs))  # (T, L, *batch, H)
+    hs = np.moveaxis(hs, (0, 1), (-3, -2))
+    return hs.reshape(*hs.shape[:-2], model.num_layers * model.hidden_size)
 
 
 class FixedPoints(NamedTuple):
-    """The P fixed points that `fixed_points` returns, the stillest first, and the linear map around each."""
+    """The P fixed points that `fixed_points` returns, sorted by speed, and the linear map around each."""
 
     points: NDArray  # (P, S)
-    speeds: NDArray  # (P,), q
+    speeds: NDArray  # (P,), q at each point, the smallest first
     jacobians: NDArray  # (P, S, S), ∂F_i / ∂h_j
     eigenvalues: NDArray  # (P, S), complex, the largest |λ| first
 
     @property
     def stable(self) -> NDArray:
-        """(P,) bool: every |λ| is below 1, so a small disturbance dies out."""
+        """(P,) bool, True where every |λ| is below 1, so that small perturbations decay."""
         return np.abs(self.eigenvalues).max(-1) < 1
 
 
@@ -78,45 +78,48 @@ def fixed_points(
     max_speed: float = 1e-20,
     apart: float = 1e-3,
 ) -> FixedPoints:
-    """Where the state stands still under a constant input x, F(h) = h with F one step of the model.
+    """Finds fixed points of the state under a constant input x: F(h) = h, where F is one step of the model.
 
         q(h) = ½ |F(h) − h|²
 
-    is minimised from every start by Levenberg and Marquardt's method (`scipy.optimize.root`), in float64 whatever the
+    is minimised from every start with the Levenberg-Marquardt method (`scipy.optimize.root`), in float64 for every
     dtype of the parameters. Fixed points that no start leads to are not found: pass a hundred states or more.
 
     Args:
       x: (I,), in the units that the model takes.
       starts: (..., S), states of a run, as `states` returns them.
-      max_speed: minima of a larger q are left out; at a fixed point q is about 1e-30. A larger value lets slow points
-        in, and with them points that no run comes near, where z is 1 to many digits.
-      apart: of minima nearer to each other than this the one of the smallest q is kept.
+      max_speed: minima with a larger q are left out; at a fixed point q is about 1e-30. A larger value also returns
+        slow points, among them points that no run comes near, where z is 1 to many digits.
+      apart: among minima closer to each other than this, only the one with the smallest q is kept.
+
+    Raises:
+      InputError: for the models that `states` refuses, and for `x` or `starts` with another shape.
 
     >>> import jax, jax.numpy as jnp
     >>> model = GRU(20)
     >>> x = jax.random.normal(jax.random.key(1), (3, 7, 10))
     >>> variables = model.init(jax.random.key(0), x)
-    >>> found = fixed_points(model, variables, jnp.zeros(10), states(model, variables, x))
-    >>> found.points.shape, found.stable
+    >>> fixed = fixed_points(model, variables, jnp.zeros(10), states(model, variables, x))
+    >>> fixed.points.shape, fixed.stable
     ((1, 20), array([ True]))
 
     Source: Sussillo and Barak 2013, Opening the Black Box, doi 10.1162/NECO_a_00409.
     """
-    from scipy.optimize import root  # which jax installs
+    from scipy.optimize import root  # a dependency of jax
 
     _check_steps(model)
-    begins = np.asarray(as_array(starts, "starts"), np.float64)
+    initial = np.asarray(as_array(starts, "starts"), np.float64)
     size = model.num_layers * model.hidden_size
-    fits = begins.ndim >= 1 and begins.shape[-1] == size and begins.size > 0
-    require(fits, "starts", f"shape (..., {size}), at least one state", f"shape {begins.shape}")
+    fits = initial.ndim >= 1 and initial.shape[-1] == size and initial.size > 0
+    require(fits, "starts", f"shape (..., {size}), at least one state", f"shape {initial.shape}")
     with jax.enable_x64(True):
         model_step = _one_step(model, dtype=None, param_dtype=jnp.float64, implementation="autodiff")
         wide: Any = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), (dict(variables), as_array(x, "x")))
-        given, constant = wide
+        parameters, constant = wide
         require(constant.ndim == 1, "x", "shape (I,), the input of one step", f"shape {constant.shape}")
 
         def step(h: Array) -> Array:
-            return model_step(given, constant[None], h.reshape(model.num_layers, -1)).reshape(-1)
+            return model_step(parameters, constant[None], h.reshape(model.num_layers, -1)).reshape(-1)
 
         residual = jax.jit(lambda h: step(h) - h)
         jacobian = jax.jit(jax.jacfwd(step))
@@ -125,7 +128,7 @@ def fixed_points(
             slope: Callable[[NDArray], NDArray] = lambda h: np.asarray(jacobian(h)) - np.eye(size)  # noqa: E731
             return root(lambda h: np.asarray(residual(h)), h, jac=slope, method="lm", options={"maxiter": 1000}).x
 
-        minima = np.stack([minimum(h) for h in begins.reshape(-1, size)])
+        minima = np.stack([minimum(h) for h in initial.reshape(-1, size)])
         speeds = np.square(np.asarray(jax.vmap(residual)(minima))).sum(-1) / 2
         kept: list[int] = []
         for i in np.argsort(speeds):
@@ -139,13 +142,13 @@ def fixed_points(
 
 
 def time_constants(eigenvalues: ArrayLike) -> NDArray:
-    """In how many steps the mode of each eigenvalue shrinks to 1/e near a fixed point.
+    """Returns, for each eigenvalue, the number of steps in which its mode shrinks to 1/e near a fixed point.
 
         τ = −1 / ln |λ|
 
-    Infinite where |λ| = 1, 0 where λ = 0, and negative where |λ| > 1: the mode grows e-fold in −τ steps.
+    τ is infinite where |λ| = 1, 0 where λ = 0, and negative where |λ| > 1: the mode grows e-fold in −τ steps.
 
-    This is the memory of the network around a point. `time_scale` is that of a unit alone, by its update gate.
+    This is the memory of the network around a point; `time_scale` is the memory of a single unit by its update gate.
 
     >>> print(time_constants([0.9, -0.9, 1.0, 0.0]).round(2))
     [9.49 9.49  inf 0.  ]
@@ -157,45 +160,46 @@ def time_constants(eigenvalues: ArrayLike) -> NDArray:
 
 
 class PrincipalComponents(NamedTuple):
-    """`principal_components` returns it; `(states - mean) @ axes.T` are the coordinates of states."""
+    """The result of `principal_components`. The coordinates of states are `(states - mean) @ axes.T`."""
 
     mean: NDArray  # (S,)
     axes: NDArray  # (K, S), orthonormal, the largest variance first; K = min(N, S)
-    shares: NDArray  # (K,), of the whole variance
+    shares: NDArray  # (K,), the share of the total variance along each axis
 
 
 def principal_components(states: ArrayLike) -> PrincipalComponents:
-    """The orthogonal directions along which N states (..., S) vary most.
+    """Returns the orthogonal directions along which N states (..., S) vary most.
 
         states − mean = U Σ Vᵀ        axes = Vᵀ        shares = Σ² / sum Σ²
 
-    >>> found = principal_components([[0.0, 0.0], [1.0, 1.0], [2.0, 2.0]])
-    >>> print(found.mean, found.shares.round(6))
+    >>> components = principal_components([[0.0, 0.0], [1.0, 1.0], [2.0, 2.0]])
+    >>> print(components.mean, components.shares.round(6))
     [1. 1.] [1. 0.]
 
     Source: Pearson 1901; `numpy.linalg.svd`.
     """
     flat = np.asarray(as_array(states, "states"), np.float64)
     require(flat.ndim >= 2, "states", "shape (..., S), several states", f"shape {flat.shape}")
-    require(bool(np.isfinite(flat).all()), "states", "finite numbers", "NaN or infinite ones")
+    require(bool(np.isfinite(flat).all()), "states", "finite numbers", "NaN or infinity")
     flat = flat.reshape(-1, flat.shape[-1])
     mean = flat.mean(0)
     _, singular, axes = np.linalg.svd(flat - mean, full_matrices=False)
     variances = np.square(singular)
-    require(variances.sum() > 0, "states", "states that differ", "one and the same")
+    require(variances.sum() > 0, "states", "states that differ", "states that are all equal")
     return PrincipalComponents(mean, axes, variances / variances.sum())
 
 
 def _check_steps(model: Any) -> None:
-    """A model whose state between two steps is all that it remembers."""
+    """Raises `InputError` unless the state between two steps holds all that the model remembers."""
     check_model(model)
-    require(model.num_directions == 1 and not model.reverse, "model", "one that reads forward", "one that does not")
+    forward = model.num_directions == 1 and not model.reverse
+    require(forward, "model", "a model that only reads forward", "a bidirectional or reverse model")
     frame = getattr(model, "steps_per_frame", 1)
-    require(frame == 1, "model", "steps_per_frame=1", frame, "A frame's state belongs to several steps.")
+    require(frame == 1, "model", "steps_per_frame=1", frame, "The state after a frame belongs to several steps.")
 
 
 def _one_step(model: Any, **fields: Any) -> Callable[..., Any]:
-    """A function (variables, x (1, *batch, I), h (L, *batch, H), mask=, resets=) -> the next h."""
+    """Returns a function (variables, x (1, *batch, I), h (L, *batch, H), mask=, resets=) -> the next h."""
     step, returned = model.clone(time_major=True, **fields), {}
     if not isinstance(model, GRU):
         step, returned = step.clone(pooling=None), {"return_state": True}

@@ -1,4 +1,4 @@
-"""What the gates do, how long units remember, how far back gradients reach."""
+"""Measures of a GRU: values and saturation of its gates, time scales of its units, gradient norms by step."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -29,19 +29,20 @@ def gates(
     mask: ArrayLike | None = None,
     resets: ArrayLike | None = None,
 ) -> dict[str, Gates]:
-    """r, z and n of every step, by layer: "l0", "l0_reverse", "l1", ...
+    """Returns r, z and n of every step, by layer: "l0", "l0_reverse", "l1", ...
 
         r = σ(W_ir x + b_ir + W_hr h + b_hr)        z = σ(W_iz x + b_iz + W_hz h + b_hz)
         n = tanh(W_in x + b_in + r ⊙ (W_hn h + b_hn))
 
-    Arguments as the model takes them, `model.time_major` included, regularisation off. Each array is (B, T, H), the
-    batch first whatever `time_major` says, in time order in both directions, exactly 0 at steps that are not valid.
+    The arguments are those of the model's call, in the layout of `model.time_major`. Regularisation is off. Each array
+    is (B, T, H), batch-major even if `time_major` is True, in time order in both directions, and exactly 0 at invalid
+    steps.
 
     >>> import jax, jax.numpy as jnp
     >>> model = GRU(20, bidirectional=True)
     >>> x = jnp.ones((3, 7, 10))
-    >>> found = gates(model, model.init(jax.random.key(0), x), x, lengths=[7, 2, 4])
-    >>> list(found), found["l0"].z.shape
+    >>> by_layer = gates(model, model.init(jax.random.key(0), x), x, lengths=[7, 2, 4])
+    >>> list(by_layer), by_layer["l0"].z.shape
     (['l0', 'l0_reverse'], (3, 7, 20))
 
     Source: torch.nn.GRU.
@@ -49,28 +50,29 @@ def gates(
     check_model(model)
     steps = check_inputs(x, None, lengths, mask, resets, model.time_major)
     if not isinstance(model, GRU):
-        model = model.clone(pooling=None)  # gates come before pooling, which has conditions of its own
+        model = model.clone(pooling=None)  # the gates do not depend on pooling, which may refuse the input
     sown = _sown(model, dict(variables), steps.x, h0, steps.valid, steps.resets)
     names = [name for names in model.cell_names for name in names]
-    found = {
-        name: (from_rows(g.swapaxes(0, 1), steps.batch, False) for g in sown[f"{name}_gates"][-1]) for name in names
+    return {
+        name: Gates(*(from_rows(g.swapaxes(0, 1), steps.batch, False) for g in sown[f"{name}_gates"][-1]))
+        for name in names
     }
-    return {name: Gates(*arrays) for name, arrays in found.items()}
 
 
 @partial(jax.jit, static_argnums=0)
 def _sown(model, variables, x, h0, valid, resets):
-    _, found = model.apply(variables, x, h0, mask=valid, resets=resets, mutable=["intermediates"])
-    sown = found["intermediates"]
+    _, collections = model.apply(variables, x, h0, mask=valid, resets=resets, mutable=["intermediates"])
+    sown = collections["intermediates"]
     for name in ("encoder", "gru"):
         sown = sown.get(name, sown)
     return sown
 
 
 class Saturation(NamedTuple):
-    """Shares of steps, float64 (H,) each: `left` is where a gate is nearly closed, `right` where it is nearly open.
+    """The result of `saturation`: shares of steps, float64 (H,) each.
 
-    `saturation` returns it. The suffix names the gate: r resets, z updates.
+    `left` counts the steps at which a gate is nearly closed, `right` those at which it is nearly open. The suffix names
+    the gate: r is the reset gate, z the update gate.
     """
 
     left_r: NDArray
@@ -80,14 +82,17 @@ class Saturation(NamedTuple):
 
 
 def saturation(gates: Gates, valid: ArrayLike | None = None, low: float = 0.1, high: float = 0.9) -> Saturation:
-    """How often each unit's gates are saturated.
+    """Returns how often each unit's gates are saturated.
 
         left = mean_t [g_t < low]        right = mean_t [g_t > high]        g = r, z
 
     Args:
-      gates: those of one layer, (..., T, H) each.
-      valid: bool (..., T), which steps count; all where None. Steps that are not valid have gates of 0: say which.
-      low, high: what counts as closed and as open.
+      gates: the gates of one layer, (..., T, H) each.
+      valid: bool (..., T), the steps to count. None: all. Pass it for padded sequences: gates are 0 in the padding.
+      low, high: a gate below `low` counts as closed, a gate above `high` as open.
+
+    Raises:
+      InputError: for gates that are not one layer's, for `valid` without a True, and unless `low` < `high`.
 
     >>> from grujax.types import Gates
     >>> z = np.array([[0.05], [0.5], [0.95], [0.99]])
@@ -102,17 +107,17 @@ def saturation(gates: Gates, valid: ArrayLike | None = None, low: float = 0.1, h
 
 
 def time_scale(gates: Gates, valid: ArrayLike | None = None, update: str = "keep") -> NDArray:
-    """How many steps each unit remembers: (H,), infinite where nothing is ever forgotten, 0 where all is, once.
+    """Returns how many steps each unit remembers: (H,).
 
         τ = −1 / mean_t log k_t        k = z with update="keep", 1 − z with update="take"
 
-    k is the share of the old state that a step keeps. After n steps about exp(−n / τ) of a state is left on the direct
-    path; for a constant k near 1, τ = 1 / (1 − k), the time constant of a leaky unit. Memory through other units and
-    through zoneout is not counted.
+    k is the share of the old state that a step keeps. τ is infinite if k is 1 at every step, and 0 if k is 0 at any
+    step. After n steps about exp(−n / τ) of a state is left on the direct path. For a constant k near 1, τ is about
+    1 / (1 − k), the time constant of a leaky unit. Memory through other units and through zoneout is not counted.
 
     Args:
       gates, valid: as in `saturation`.
-      update: that of the model.
+      update: the model's `update`.
 
     >>> from grujax.types import Gates
     >>> z = np.full((3, 7, 2), 0.9)
@@ -126,7 +131,7 @@ def time_scale(gates: Gates, valid: ArrayLike | None = None, update: str = "keep
     require(bool(((z >= 0) & (z <= 1)).all()), "gates.z", "values from 0 to 1", f"{z.min()} to {z.max()}")
     with np.errstate(divide="ignore"):
         logs = np.log(z) if update == "keep" else np.log1p(-z)
-        return 1 / np.abs(logs.mean(0))  # the logs are 0 or less: abs turns the sign, that of 0 too
+        return 1 / np.abs(logs.mean(0))  # the logs are 0 or less; abs also turns -0 into 0, so that 1/0 is +inf
 
 
 def gradient_norm(
@@ -142,19 +147,19 @@ def gradient_norm(
     segments: ArrayLike | None = None,
     num_segments: int | None = None,
 ) -> NDArray:
-    """‖∂ loss / ∂ x_t‖₂, over the features of each step: (B, T), the batch first whatever `model.time_major` says.
+    """Returns ‖∂ loss / ∂ x_t‖₂ over the features of each step: (B, T), batch-major even if `model.time_major` is True.
 
     It shows how far back a loss reaches. A norm that falls towards the steps read first is a vanishing gradient.
 
     Args:
-      loss: of what the model returns, to a scalar. None is half the sum of squares of the model's output, whose
-        gradient is the output itself; of a `GRU`, which also returns its states, that of the last states of its top
-        layer, as pooling="last" has them.
-      h0, lengths, mask, resets, segments, num_segments: as the model takes them. Regularisation is off. x is the
-        model's input: raw where the model standardises it.
+      x: the model's input, raw if the model standardises it.
+      loss: a function from the model's outputs to a scalar. None is half the sum of squares of the model's output,
+        whose gradient is the output itself. For a `GRU`, which also returns its states, it is half the sum of squares
+        of the last states of its top layer, the states that pooling="last" reads.
+      h0, lengths, mask, resets, segments, num_segments: as in the model's call. Regularisation is off.
 
     Returns:
-      float64, exactly 0 at steps that are not valid.
+      float64, exactly 0 at invalid steps.
 
     >>> import jax, jax.numpy as jnp
     >>> model = GRUModel(hidden_size=20, output_size=5)
@@ -169,21 +174,22 @@ def gradient_norm(
     x = check_inputs(x, None, None, time_major=model.time_major).x
     options: dict[str, Any] = {"lengths": lengths, "mask": mask, "resets": resets}
     if isinstance(model, GRU):
-        require(segments is None and num_segments is None, "segments", "None for a GRU, which does not pool", "some")
+        pools = segments is not None or num_segments is not None
+        require(not pools, "segments", "None for a GRU, which does not pool", "segments or num_segments")
     else:
         options |= {"segments": segments, "num_segments": num_segments}
 
     def value(x: Array) -> Array:
         outputs: Any = model.apply(dict(variables), x, h0, **options)
         if loss is None:
-            read = jax.tree.leaves(outputs[1][-model.num_directions :] if isinstance(model, GRU) else outputs)
-            first, *others = (jnp.square(y.astype(state_dtype(y.dtype))).sum() for y in read)
+            leaves = jax.tree.leaves(outputs[1][-model.num_directions :] if isinstance(model, GRU) else outputs)
+            first, *others = (jnp.square(y.astype(state_dtype(y.dtype))).sum() for y in leaves)
             return sum(others, start=first) / 2
         result = loss(outputs)
-        require(jnp.shape(result) == (), "loss", "a function that gives a scalar", f"shape {jnp.shape(result)}")
+        require(jnp.shape(result) == (), "loss", "a function that returns a scalar", f"shape {jnp.shape(result)}")
         return result
 
-    gradient = np.asarray(jax.grad(value)(x)).astype(np.float64)  # wide: squares of vanishing gradients underflow
+    gradient = np.asarray(jax.grad(value)(x)).astype(np.float64)  # float64: squares of vanishing gradients underflow
     return np.linalg.norm(np.moveaxis(gradient, 0, -2) if model.time_major else gradient, axis=-1)
 
 
@@ -192,14 +198,14 @@ def check_model(model: Any) -> None:
 
 
 def _counted(gates: Gates, valid: ArrayLike | None) -> tuple[NDArray, NDArray]:
-    """r and z at the steps that count, as float64 (N, H)."""
-    one = isinstance(gates, tuple) and len(gates) == 3
-    require(one, "gates", "the Gates of one layer", type(gates).__name__, 'Of a model: gates(...)["l0"].')
+    """Returns r and z at the steps to count, as float64 (N, H)."""
+    one_layer = isinstance(gates, tuple) and len(gates) == 3
+    require(one_layer, "gates", "the Gates of one layer", type(gates).__name__, 'For example gates(...)["l0"].')
     shapes = [np.shape(g) for g in gates]
-    alike = len(set(shapes)) == 1 and len(shapes[0]) >= 2
-    require(alike, "gates", "r, z and n of one shape (..., T, H)", ", ".join(map(str, shapes)))
+    equal = len(set(shapes)) == 1 and len(shapes[0]) >= 2
+    require(equal, "gates", "r, z and n of one shape (..., T, H)", ", ".join(map(str, shapes)))
     flags = check_flags(np.ones(shapes[0][:-1], bool) if valid is None else valid, "valid", shapes[0][:-1])
-    counts = np.asarray(flags)
-    require(bool(counts.any()), "valid", "at least one step", "none")
-    r, z = (np.asarray(g).astype(np.float64)[counts] for g in gates[:2])
+    counted = np.asarray(flags)
+    require(bool(counted.any()), "valid", "at least one step", "none")
+    r, z = (np.asarray(g).astype(np.float64)[counted] for g in gates[:2])
     return r, z

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
+from grujax.errors import counted
 from grujax.training.loop import Compiled
 from grujax.training.run import Epoch
 
@@ -37,7 +38,7 @@ class Screen:
     def on_compiled(self, compiled: Compiled) -> None:
         lengths = ", ".join(str(shape[1]) for shape in compiled.shapes)
         padding = f"{100 * compiled.padding:.0f}% of steps are padding"
-        shapes = f"{len(compiled.shapes)} shapes (padded to {lengths} steps; {padding})"
+        shapes = f"{counted(len(compiled.shapes), 'shape')} (padded to {lengths} steps; {padding})"
         if not compiled.seconds:
             self._print(f"compiling {shapes}")
             return

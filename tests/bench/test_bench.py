@@ -294,7 +294,7 @@ def test_on_a_gpu_grujax_brings_its_implementations_along_and_a_step_is_shown(mo
     assert not made.failed
     on_gpu = replace(report([Result("one", "grujax", FORWARD, "measured", 2.0, (2.0,))]), device={"accelerator": "x"})
     shown = text(on_gpu, FORWARD)
-    assert "µs a step, ratio to grujax" in shown and shown.count("400.0") == 2 and "2.00" not in shown  # 5 steps
+    assert "µs per step, ratio to grujax" in shown and shown.count("400.0") == 2 and "2.00" not in shown  # 5 steps
 
 
 def test_an_implementation_that_refuses_says_why():

@@ -174,7 +174,7 @@ def test_export_a_trained_model(to, trained, tmp_path, capsys):
     target = tmp_path / EXPORTS[to]
     code, out, err = run(capsys, "export", str(trained), "--to", to, "--output", str(target))
     assert (code, err) == (0, "")
-    assert f"saved {target} ({to})" in out and "loaded again and run beside grujax" in out
+    assert f"saved {target} ({to})" in out and "loaded again and compared with grujax" in out
     assert ("folded into the weights" in out) == (not FORMATS[to].keeps_statistics)
     assert ("program.call" in out) == (to == "stablehlo")
     if to != "stablehlo":  # which is no model: its loader has a test of its own

@@ -88,7 +88,9 @@ def test_the_full_disk_of_one_process_ends_all_with_its_reason_and_the_job_goes_
     alone = list(started(1, "toy.npz", "--output", "1", *LONG))
     found = ended(started(2, "toy.npz", "--output", "2", *LONG, program=FULL.format(failing) + PLAIN))
     assert found[failing][0] == 2 and found[1 - failing][0] != 0, found
-    assert f"grujax: process {failing} of 2: [Errno 28] No space left on device. All processes end" in found[failing][2]
+    assert (
+        f"grujax: process {failing} of 2: [Errno 28] No space left on device. All processes end." in found[failing][2]
+    )
     found = [*ended(alone), *ended(started(2, "--resume", "2"))]
     assert [code for code, *_ in found] == [0, 0, 0], found
     assert_trained_alike("2", "1", 60)
@@ -115,7 +117,7 @@ def test_four_processes_train_as_one_and_a_signal_to_one_ends_all_which_go_on():
     four[2].send_signal(signal.SIGTERM)
     found = ended(four)
     assert [code for code, *_ in found] == [130, 130, 143, 130], found
-    assert "to go on: grujax train --resume four" in found[0][2]
+    assert "to resume: grujax train --resume four" in found[0][2]
     found = [*ended(started(4, "--resume", "four")), *ended(alone)]
     assert [code for code, *_ in found] == [0] * 5, found
     assert_trained_alike("four", "one", 60)
@@ -164,7 +166,7 @@ def test_an_error_of_one_process_ends_it_at_once(error, code, capsys, monkeypatc
     monkeypatch.setattr(os, "_exit", end)
     with pytest.raises(Ended, match=str(code)):
         run(capsys, "train", "toy.npz", "--output", "out", "--distributed", "2")
-    assert f"grujax: process 0 of 2: {str(error) or 'KeyboardInterrupt'}. All processes end" in (
+    assert f"grujax: process 0 of 2: {str(error) or 'KeyboardInterrupt'}. All processes end." in (
         err := capsys.readouterr().err
     )
     assert ("Traceback" in err) == isinstance(error, KeyError)  # a mistake of the program tells where it is

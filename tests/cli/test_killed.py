@@ -74,7 +74,7 @@ def killed_at_random_moments(numbers, seed):
         ended = 0, -number, 128 + number
         assert process.returncode in ended and "Traceback" not in err, (process.returncode, err)
         name = "interrupted" if number == signal.SIGINT else f"ended by {signal.Signals(number).name}"
-        said = rf"grujax: {name}(: the best model so far \(epoch | before the end)"
+        said = rf"grujax: {name}(: the best model so far \(epoch | before the command finished)"
         assert "Exception ignored" not in err and (process.returncode <= 0 or re.search(said, err)), err
         assert_nothing_is_torn(folder)
         if process.returncode == 0:

@@ -32,7 +32,7 @@ def test_missing_values_and_attention(tmp_path, capsys, monkeypatch):
     options = ["--missing", "mask", "--pooling", "attention", *QUICK, "--epochs", "15", "--learning-rate", "0.03"]
     with jax.numpy_dtype_promotion("standard"):  # optax's schedules mix integers with floats
         code, out, err = run(capsys, "train", "t.csv", "--test", "new.csv", "--output", "out", *options)
-        assert (code, err) == (0, "") and "1 channels, each with its mask and time gap" in out
+        assert (code, err) == (0, "") and "1 channel, each with its mask and time gap" in out
         figure = next(line for line in out.splitlines() if line.startswith("test accuracy"))
         assert json.loads((tmp_path / "out/metrics.jsonl").read_text().splitlines()[-1])["test"]["accuracy"] > 0.9
         saved = read(tmp_path / "out/model.safetensors")
@@ -78,5 +78,5 @@ def test_axes_that_look_swapped_are_a_line(tmp_path, capsys, monkeypatch):
     with warnings.catch_warnings():
         code, _, err = run(capsys, "train", "s.npz")
     first, second = err.splitlines()
-    assert code == 2 and first.startswith("grujax: warning: s.npz: read as 1 steps of 50 channels.")
+    assert code == 2 and first.startswith("grujax: warning: s.npz: read as 1 step of 50 channels.")
     assert "nan at row 0, step 0, channel 0" in second

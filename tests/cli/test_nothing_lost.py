@@ -201,7 +201,7 @@ def test_a_signal_waits_while_the_model_is_written(capsys, monkeypatch, trains_a
 def test_before_the_first_epoch_there_is_nothing_to_save_and_no_folder_stays(output, capsys, monkeypatch):
     monkeypatch.setattr(train, "fit", ended_by(signal.SIGTERM))
     code, _, err = run(capsys, "train", toy("toy.npz", labels=LABELS), *output, *QUICK)
-    assert code == 143 and "ended by SIGTERM before the end" in err and os.listdir() == ["toy.npz"]
+    assert code == 143 and "ended by SIGTERM before the command finished" in err and os.listdir() == ["toy.npz"]
 
 
 def test_a_folder_of_runs_that_cannot_be_made_is_refused(capsys, trains_at_once):
@@ -288,7 +288,7 @@ sys.exit(main(["doctor"]))
 def test_a_signal_while_jax_is_imported_ends_in_a_line():
     done = subprocess.run([sys.executable, "-c", WHILE_IMPORTING], capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout) == (143, "")
-    assert done.stderr == "grujax: ended by SIGTERM before the end. Nothing half-written was left behind\n"
+    assert done.stderr == "grujax: ended by SIGTERM before the command finished. No partial files were left.\n"
 
 
 def test_a_locale_without_letters_is_written_to_in_utf_8(fitted):

@@ -28,7 +28,7 @@ def test_tags_from_a_table(tmp_path, capsys):
     source, test = written(tmp_path / "tags.csv"), written(tmp_path / "new.csv", 10, 1)
     options = [*QUICK, "--epochs", "15", "--learning-rate", "0.05"]
     code, out, err = run(capsys, "train", source, "--test", test, "--output", "out", *options)
-    assert (code, err) == (0, "") and "chosen: an output for each step" in out and "2 classes a step" in out
+    assert (code, err) == (0, "") and "chosen: an output for each step" in out and "2 classes per step" in out
     scores = json.loads((tmp_path / "out/metrics.jsonl").read_text().splitlines()[-1])["test"]
     data = load_sequences(test, labels=("high", "low"))
     assert scores["steps"] == data.labelled.sum() == (data.lengths - 1).sum() and scores["accuracy"] > 0.9
@@ -56,7 +56,7 @@ def test_tags_from_a_table(tmp_path, capsys):
 def test_targets_a_step_and_arrays(tmp_path, capsys):
     source = written(tmp_path / "targets.csv", tags=None)
     code, out, _ = run(capsys, "train", source, "--output", "out", *QUICK)
-    assert code == 0 and "regression a step" in out and " steps" in out.split("test RMSE")[1].splitlines()[0]
+    assert code == 0 and "regression per step" in out and " steps" in out.split("test RMSE")[1].splitlines()[0]
     code, out, _ = run(capsys, "predict", "out", source)
     assert code == 0 and out.splitlines()[0] == "row,step,value"
     table, x = load(source).train, np.ones((10, 4, 1))

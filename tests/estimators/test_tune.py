@@ -56,7 +56,7 @@ def test_ctrl_c_keeps_the_best_so_far_and_a_store_goes_on_by_its_settings(search
     monkeypatch.setattr(GRUClassifier, "fit", third_trial_is_ended)
     monkeypatch.setattr(GRUClassifier, "score", lambda self, X, y: 0.5)
     code, out, err = search(*SMALL, "5", *stored)
-    assert code == 130 and out[0].startswith("best of 3 trials: ") and err[-1] == "ended by Ctrl-C"
+    assert code == 130 and out[0].startswith("best of 3 trials: ") and err[-1] == "interrupted by Ctrl-C"
     assert out[1] == "UnitTest: cross-validation accuracy 0.5000" and len(out) == 2
     assert search(*SMALL, "1", *stored)[1][0].startswith("best of 4 trials: ")
     assert search(*SMALL, "1", *stored, "--hidden-sizes", "4", "8")[1][0].startswith("best of 1 trials: ")
@@ -70,9 +70,9 @@ def test_ctrl_c_keeps_the_best_so_far_and_a_store_goes_on_by_its_settings(search
         (["--folds", "11"], "--folds: expected from 2 to 10"),
         (["--epochs", "0"], "epochs: expected at least 1, found 0."),
         (["--hidden-sizes", "8", "-1"], "hidden_size: expected at least 1, found -1."),
-        (["--data", "Covid3Month"], "--data: expected a set with a class for each sequence, found Covid3Month"),
+        (["--data", "Covid3Month"], "--data: expected a data set with a class for each sequence, found Covid3Month"),
         (["--data", "nosuch"], "source: expected a file"),
-        (["--storage", "nosuch"], "--storage: expected a database of optuna, as sqlite:///tune.db, found"),
+        (["--storage", "nosuch"], "--storage: expected the URL of a database, such as sqlite:///tune.db, found"),
     ],
 )
 def test_what_cannot_be_searched_is_refused_in_a_line(arguments, message, search):

@@ -160,8 +160,11 @@ def test_the_plot_of_eigenvalues_shows_each_point_in_its_colour_and_the_time_con
 MODEL, BOTH = GRU(H, param_dtype=jnp.float64), GRU(H, bidirectional=True)
 FRAMES = GRUModel(H, 2, steps_per_frame=2)
 BAD = {
-    "both directions": (lambda: states(BOTH, {}, X), ["model: expected one that reads forward"]),
-    "backwards": (lambda: fixed_points(GRU(H, reverse=True), {}, X[0, 0], X), ["model: expected one that reads"]),
+    "both directions": (lambda: states(BOTH, {}, X), ["model: expected a model that only reads forward"]),
+    "backwards": (
+        lambda: fixed_points(GRU(H, reverse=True), {}, X[0, 0], X),
+        ["model: expected a model that only reads forward"],
+    ),
     "frames": (lambda: states(FRAMES, {}, X), ["model: expected steps_per_frame=1, found 2"]),
     "no model": (lambda: states(np.tanh, {}, X), ["model: expected a GRU, GRUEncoder or GRUModel"]),
     "lengths": (lambda: states(MODEL, {}, X, lengths=[7, 1, 1, 1]), ["lengths: expected 0 to T = 6"]),

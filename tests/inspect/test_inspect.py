@@ -406,7 +406,7 @@ def test_the_time_scale_plot_shows_every_unit_in_order():
         assert line.get_marker() == marker and line.get_color() == first.get_color() != second.get_color()
     assert [text.get_text() for text in axes.get_legend().get_texts()] == list(SCALES)
     assert axes.get_yscale() == "log" and "(steps)" in axes.get_ylabel()
-    assert "memory in attractors does not show here" in axes.figure.get_supxlabel()
+    assert "Memory in attractors is not visible here" in axes.figure.get_supxlabel()
 
 
 def test_the_gradient_plot_shows_every_sequence_and_their_median():
@@ -478,7 +478,7 @@ BAD = {
     "h0": (lambda: gates(gru(), drawn(gru()), X, H0), ["h0: expected shape (2, 4, 5)"]),
     "not scalar": (
         lambda: gradient_norm(ENCODER, drawn(ENCODER), X, lambda y: y.sum(0)),
-        ["loss: expected a function that gives a scalar, found shape (5,)"],
+        ["loss: expected a function that returns a scalar, found shape (5,)"],
     ),
     "segments": (
         lambda: gradient_norm(gru(), {}, X, segments=np.zeros((B, T), int), num_segments=1),

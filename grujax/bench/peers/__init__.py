@@ -1,8 +1,8 @@
-"""The GRUs that are measured, each written as its own documentation tells a user to write it.
+"""The GRUs to measure, each written as its library's documentation recommends.
 
-All take batch-major input, but for the two that run ONNX. A library without lengths (Equinox, Haiku, a scan over Flax's
-cell), or slow with them (OpenVINO), computes the padding too, as it does for its users. A new peer is one file with one
-function `(arrays, threads) -> Runs`, and one row here.
+All take batch-major input, except the two that run ONNX. A library that has no lengths (Equinox, Haiku, a scan over
+Flax's cell) or is slow with them (OpenVINO) also computes the padding, as it does for its users. A new peer needs one
+file with one function `(arrays, threads) -> Runs`, and one row in `PEERS`.
 """
 
 from functools import partial
@@ -33,7 +33,7 @@ PEERS: dict[str, Peer] = {
 
 
 def implementations(platform: str) -> dict[str, Peer]:
-    """On an accelerator grujax once more for each kernel that is not for the CPU alone, as "grujax xla"; else none."""
-    own = (None, {"gpu": "cuda"}.get(platform, platform))
-    names = [name for name, kernel in KERNELS.items() if kernel.platform in own] if platform != "cpu" else []
+    """Returns, on an accelerator, a peer of grujax for each kernel that runs on it, such as "grujax xla"; else none."""
+    platforms = (None, {"gpu": "cuda"}.get(platform, platform))
+    names = [name for name, kernel in KERNELS.items() if kernel.platform in platforms] if platform != "cpu" else []
     return {f"grujax {name}": Peer(partial(ours.implementation, name)) for name in names}

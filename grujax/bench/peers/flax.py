@@ -30,7 +30,7 @@ def rnn(a: Arrays, threads: int) -> Runs:
 
 
 def scan(a: Arrays, threads: int) -> Runs:
-    """`nn.scan` over `nn.GRUCell`, the carry set to zeros where a sequence begins."""
+    """`nn.scan` over `nn.GRUCell`, with the carry set to zeros where a sequence begins."""
     import flax.linen as nn
 
     cell = nn.GRUCell(a.hidden_size, dtype=a.x.dtype, param_dtype=a.x.dtype)

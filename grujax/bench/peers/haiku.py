@@ -1,4 +1,4 @@
-"""`hk.GRU` under `hk.dynamic_unroll`: reset before the product, and z weighs the candidate."""
+"""`hk.GRU` under `hk.dynamic_unroll`. It resets before the product, and z weighs the candidate."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What all peers written in JAX share: converted weights, stacked layers, and the two compiled calls."""
+"""Shared parts of all peers in JAX: converted weights, stacked layers, and the two compiled calls."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,30 +12,30 @@ from grujax.bench.oracle import Gradients
 from grujax.bench.peers.peer import Runs
 from grujax.types import Array, GRUWeights
 
-Params = Any  # a peer's own weights of one layer and direction, a tree of arrays
+Params = Any  # the weights of one layer and direction in the peer's format, a tree of arrays
 Convert = Callable[[GRUWeights], Params]
 Layer = Callable[..., Array]
 """(params, x (B, T, I), h0 (B, H), reverse, lengths (B,), resets (B, T)) -> hs (B, T, H) in time order."""
 
 
 def converted(convert: Convert, a: Arrays) -> tuple[list[Params], Callable[..., Gradients]]:
-    """The peer's weights, and the function that reads its gradients (dparams, dx, dh0).
+    """Returns the peer's weights, and a function that reads its gradients (dparams, dx, dh0).
 
-    `convert` is linear, so its transpose maps the peer's gradients back: there is no second mapping to get wrong.
+    `convert` is linear, so its transpose maps the peer's gradients back. No second mapping is needed.
     """
-    given = [GRUWeights(*map(jnp.asarray, weights)) for weights in a.weights]
-    params, transpose = jax.vjp(lambda all_weights: [convert(w) for w in all_weights], given)
+    weights = [GRUWeights(*map(jnp.asarray, w)) for w in a.weights]
+    params, transpose = jax.vjp(lambda all_weights: [convert(w) for w in all_weights], weights)
 
     def read(gradients: tuple[list[Params], Any, Any]) -> Gradients:
         dparams, dx, dh0 = gradients
-        (found,) = transpose(jax.tree.map(jnp.asarray, dparams))
-        return Gradients(np.asarray(dx), np.asarray(dh0), tuple(tuple(map(np.asarray, w[:4])) for w in found))  # pyright: ignore[reportArgumentType]
+        (dweights,) = transpose(jax.tree.map(jnp.asarray, dparams))
+        return Gradients(np.asarray(dx), np.asarray(dh0), tuple(tuple(map(np.asarray, w[:4])) for w in dweights))  # pyright: ignore[reportArgumentType]
 
     return params, read
 
 
 def layer_runs(layer: Layer, convert: Convert, a: Arrays) -> Runs:
-    """Runs of a peer that has layers in one direction: layers and directions are stacked here, for all alike."""
+    """Returns the runs of a peer with one-direction layers, whose layers and directions this function stacks."""
     L, D = a.num_layers, a.num_directions
 
     def function(params: list[Params], x: Array, h0: Array, control: Any) -> Array:
@@ -49,7 +49,7 @@ def layer_runs(layer: Layer, convert: Convert, a: Arrays) -> Runs:
 
 
 def function_runs(function: Callable[..., Array], convert: Convert, a: Arrays) -> Runs:
-    """Runs of `function(params of all layers and directions, x, h0, (lengths, resets)) -> output of the last layer`.
+    """Returns the runs of `function(params of all layers and directions, x, h0, (lengths, resets)) -> last output`.
 
     Weights, input and cotangent are arguments of each compiled call, never constants.
     """

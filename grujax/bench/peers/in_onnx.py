@@ -1,6 +1,6 @@
-"""The ONNX graph that runtimes get: a GRU node a layer, fixed sizes; weights and h0 are constants, packed beforehand.
+"""The ONNX graph for ONNX Runtime and OpenVINO: one GRU node per layer, fixed sizes, weights and h0 as constants.
 
-It is time-major, since ONNX Runtime knows no other, which saves the transposes that the others pay for.
+It is time-major, the only layout that ONNX Runtime supports. This saves the transposes that the other peers pay for.
 """
 
 from typing import Any
@@ -12,11 +12,11 @@ from grujax.bench.cases import Arrays
 from grujax.core.dialects import DIALECTS, arranged
 
 DTYPES = {"float32": ("FLOAT", 14), "bfloat16": ("BFLOAT16", 22)}
-"""What ONNX calls a dtype, and the opset: GRU takes bfloat16 from 22 on."""
+"""ONNX's name for each dtype, and the opset. GRU supports bfloat16 since opset 22."""
 
 
 def graph(a: Arrays) -> tuple[bytes, dict[str, NDArray]]:
-    """The serialised model, in the dtype of the case, and its inputs by name: X (T, B, I), and lengths where there are.
+    """Returns the serialised model in the dtype of the case, and its inputs by name: X (T, B, I), and lengths, if any.
 
     Its one output is (T, D, B, H); `batch_major` reads it.
     """
@@ -30,10 +30,10 @@ def graph(a: Arrays) -> tuple[bytes, dict[str, NDArray]]:
     floating = TensorProto.DataType.Value(name)
     constants, nodes, reads = [], [], "X"
     for k in range(a.num_layers):
-        here = slice(k * D, (k + 1) * D)
-        stored = zip(*(arranged(weights, DIALECTS["onnx"]) for weights in a.weights[here]), strict=True)
-        values = {f"{name}{k}": np.stack(of) for name, of in zip(DIALECTS["onnx"].tensors, stored, strict=True)}
-        values |= {f"h{k}": np.broadcast_to(a.h0[here], (D, B, H))}
+        layer = slice(k * D, (k + 1) * D)
+        stored = zip(*(arranged(weights, DIALECTS["onnx"]) for weights in a.weights[layer]), strict=True)
+        values = {f"{name}{k}": np.stack(w) for name, w in zip(DIALECTS["onnx"].tensors, stored, strict=True)}
+        values |= {f"h{k}": np.broadcast_to(a.h0[layer], (D, B, H))}
         constants += [constant(name, v, floating) for name, v in values.items()]
         if k:  # (T, D, B, H) -> (T, B, D*H)
             constants.append(constant(f"joined{k}", np.array([T, B, D * H]), TensorProto.INT64))
@@ -45,17 +45,17 @@ def graph(a: Arrays) -> tuple[bytes, dict[str, NDArray]]:
         reads = f"Y{k}"
         nodes.append(helper.make_node("GRU", inputs, [reads], **attributes))
     feed = {"X": np.ascontiguousarray(a.x.swapaxes(0, 1))}
-    given = [helper.make_tensor_value_info("X", floating, [T, B, I])]
+    inputs = [helper.make_tensor_value_info("X", floating, [T, B, I])]
     if a.lengths is not None:
         feed["lengths"] = a.lengths
-        given.append(helper.make_tensor_value_info("lengths", TensorProto.INT32, [B]))
+        inputs.append(helper.make_tensor_value_info("lengths", TensorProto.INT32, [B]))
     output = helper.make_tensor_value_info(reads, floating, [T, D, B, H])
-    made = helper.make_graph(nodes, "gru", given, [output], constants)
-    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+    gru = helper.make_graph(nodes, "gru", inputs, [output], constants)
+    model = helper.make_model(gru, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
     return model.SerializeToString(), feed
 
 
 def batch_major(hs: NDArray) -> NDArray:
-    """(T, D, B, H) -> (B, T, D*H)."""
+    """Converts hs (T, D, B, H) to (B, T, D*H)."""
     T, D, B, H = hs.shape
     return hs.transpose(2, 0, 1, 3).reshape(B, T, D * H)

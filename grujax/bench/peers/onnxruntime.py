@@ -11,5 +11,5 @@ def session(a: Arrays, threads: int) -> Runs:
     model, feed = graph(a)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    made = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    return Runs(lambda: made.run(None, feed)[0], batch_major)
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return Runs(lambda: session.run(None, feed)[0], batch_major)

@@ -1,4 +1,4 @@
-"""OpenVINO, forward only: the graph compiled for its sizes. It reads x where it lies, and its output is not copied."""
+"""OpenVINO, forward only: the graph compiled for fixed sizes. Neither the input nor the output is copied."""
 
 import sys
 from typing import Any
@@ -13,14 +13,15 @@ from grujax.errors import require_package
 
 
 def package() -> Any:
-    """OpenVINO. Its telemetry would fork this process, which has threads, and send a message at each import."""
+    """Imports OpenVINO without its telemetry, which at each import would fork this multithreaded process and send a
+    message."""
     modules: dict[str, Any] = sys.modules
-    modules.setdefault("openvino_telemetry", None)  # as if it were not installed
+    modules.setdefault("openvino_telemetry", None)  # treated as not installed
     return require_package("openvino", "bench")
 
 
 def compiled(a: Arrays, threads: int) -> Runs:
-    """Ragged rows are computed to their end: with lengths, OpenVINO takes a loop of single steps instead of its GRU."""
+    """Also computes the padding: with lengths, OpenVINO runs a loop of single steps instead of its GRU."""
     openvino = package()
     core, dtype = openvino.Core(), a.x.dtype
     precision = {"float32": openvino.Type.f32, "bfloat16": openvino.Type.bf16}[dtype.name]
@@ -34,7 +35,7 @@ def compiled(a: Arrays, threads: int) -> Runs:
     model, feed = graph(a._replace(lengths=None))
     request = core.compile_model(core.read_model(model), "CPU", hints).create_infer_request()
     x = feed["X"]
-    # NumPy's bfloat16 is unknown to it: bits, and their type beside them
+    # OpenVINO does not know NumPy's bfloat16: pass the bits and their type
     request.set_input_tensor(openvino.Tensor(x.view(f"u{x.itemsize}"), x.shape, precision))
 
     def forward(held: NDArray = x) -> NDArray:  # the request does not keep the memory of x alive

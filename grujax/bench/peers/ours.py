@@ -1,4 +1,4 @@
-"""grujax: the layer, also with a named implementation and with reset_after=False, and packed rows."""
+"""grujax: the layer, with any implementation or reset_after=False, and packed rows."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ from grujax.types import Array, GRUWeights
 
 
 def layers(a: Arrays, threads: int, **options: Any) -> Runs:
-    """`grujax.GRU` with these options."""
+    """Runs `grujax.GRU` with these options."""
     L, D, dtype = a.num_layers, a.num_directions, a.x.dtype
     module = GRU(a.hidden_size, num_layers=L, bidirectional=D == 2, dtype=dtype, param_dtype=dtype, **options)
     names = [f"l{k}{way}" for k in range(L) for way in ("", "_reverse")[:D]]
@@ -34,7 +34,7 @@ def layers(a: Arrays, threads: int, **options: Any) -> Runs:
 
 
 def implementation(name: str, a: Arrays, threads: int) -> Runs:
-    """`grujax.GRU(implementation=name)`, run once: one that refuses says so while it is compiled."""
+    """Runs `grujax.GRU(implementation=name)`. A first call shows whether the implementation refuses the case."""
     runs = layers(a, threads, implementation=name)
     try:
         runs.forward()
@@ -44,10 +44,10 @@ def implementation(name: str, a: Arrays, threads: int) -> Runs:
 
 
 def packed_rows(a: Arrays, threads: int) -> Runs:
-    """Sequences packed into rows of twice the longest length, before the clock starts, as a data loader does it."""
+    """Packs sequences into rows of twice the longest length, before the clock starts, as a data loader does."""
     assert a.lengths is not None
     n_features = a.x.shape[-1]
-    both = np.concatenate([a.x, a.cotangent], axis=-1)  # packed together, they get the same places
+    both = np.concatenate([a.x, a.cotangent], axis=-1)  # packed together, so that both get the same places
     packed = pack_sequences(
         [row[:length] for row, length in zip(both, a.lengths, strict=True)], length=2 * a.x.shape[1]
     )
@@ -62,13 +62,13 @@ def packed_rows(a: Arrays, threads: int) -> Runs:
     read = runs.read_gradients
 
     def unpacked(values: NDArray) -> NDArray:
-        found = np.zeros((*a.x.shape[:2], values.shape[-1]), values.dtype)
-        for row, part in zip(found, unpack_sequences(packed, np.asarray(values)), strict=True):
+        padded = np.zeros((*a.x.shape[:2], values.shape[-1]), values.dtype)
+        for row, part in zip(padded, unpack_sequences(packed, np.asarray(values)), strict=True):
             row[: len(part)] = part
-        return found
+        return padded
 
     def read_gradients(gradients: Any) -> Gradients:
-        found = read(gradients)
-        return found._replace(x=unpacked(found.x))
+        result = read(gradients)
+        return result._replace(x=unpacked(result.x))
 
     return runs._replace(read_hs=unpacked, read_gradients=read_gradients)

@@ -1,4 +1,4 @@
-"""What a peer is: how its timed calls are made, and what it cannot do."""
+"""The types of a peer: how its timed calls are built, and which features it lacks."""
 
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -13,38 +13,38 @@ Thunk = Callable[[], Any]
 
 
 class Unavailable(Exception):
-    """Why a library that is installed cannot run here."""
+    """Raised with the reason why an installed library cannot run on this machine."""
 
 
 class Runs(NamedTuple):
-    """The timed calls, which return when their result is there, and how to read what they return."""
+    """The timed calls, which return after their result is complete, and functions that read the results."""
 
     forward: Thunk
-    read_hs: Callable[[Any], NDArray]  # -> (B, T, D*H), anything at steps that are not valid
+    read_hs: Callable[[Any], NDArray]  # -> (B, T, D*H), any values at invalid steps
     gradients: Thunk | None = None
     read_gradients: Callable[[Any], Gradients] | None = None
 
 
 class Peer(NamedTuple):
-    """One GRU that is measured.
+    """One GRU to measure.
 
     Attributes:
-      build: (arrays, number of threads) -> the calls that are timed.
+      build: (arrays, number of threads) -> the calls to time.
       modules: the packages that must be installed.
       reset_after: which of the two GRUs it computes.
-      lacks: by trait of a case (`Case.traits`, or "gpu"), the reason why this peer has no time for it.
+      lacks: for each trait of a case (`Case.traits`, or "gpu") that it lacks, the reason to print instead of a time.
     """
 
     build: Callable[[Arrays, int], Runs]
     modules: tuple[str, ...] = ()
     reset_after: bool = True
-    lacks: dict[str, str] = {}  # noqa: RUF012, nobody writes to it
+    lacks: dict[str, str] = {}  # noqa: RUF012, never written
 
     def missing(self) -> str | None:
-        """Names the packages that are not installed; None where all are."""
+        """Names the packages that are not installed; None if all are."""
         absent = [name for name in self.modules if find_spec(name) is None]
         return f"not installed ({', '.join(absent)})" if absent else None
 
     def refuses(self, traits: tuple[str, ...]) -> str | None:
-        """Why it cannot run a case of these traits; None where it can."""
+        """Returns why it cannot run a case with these traits; None if it can."""
         return next((self.lacks[trait] for trait in traits if trait in self.lacks), None)

@@ -16,9 +16,9 @@ from grujax.kernels.products import precision_asked
 
 
 def torch_device() -> tuple[str, Thunk]:
-    """The device that torch uses, the same kind as JAX's, and the call that waits for it.
+    """Returns torch's device, of the same kind as JAX's, and the call that waits for it.
 
-    On a GPU float32 products are those of `jax.default_matmul_precision`: in full if it is "highest", TF32 otherwise.
+    On a GPU float32 products follow `jax.default_matmul_precision`: full float32 if it is "highest", else TF32.
     """
     import torch
 
@@ -32,7 +32,7 @@ def torch_device() -> tuple[str, Thunk]:
 
 
 def torch_tensors(a: Arrays, threads: int) -> tuple[Callable[[Any], Any], dict[str, Any], Thunk]:
-    """What makes a tensor of an array, the dtype and device that it has, and the call that waits for the device."""
+    """Returns a function from arrays to tensors, their dtype and device, and the call that waits for the device."""
     import torch
 
     torch.set_num_threads(threads)
@@ -42,7 +42,7 @@ def torch_tensors(a: Arrays, threads: int) -> tuple[Callable[[Any], Any], dict[s
 
 
 def layers(a: Arrays, threads: int) -> Runs:
-    """Ragged sequences are packed inside the call, as a user does it."""
+    """Runs `torch.nn.GRU`. Ragged sequences are packed inside the call, as users do it."""
     import torch
     from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
@@ -52,8 +52,8 @@ def layers(a: Arrays, threads: int) -> Runs:
     module = torch.nn.GRU(n_features, a.hidden_size, L, batch_first=True, bidirectional=D == 2).to(**like)
     weights = list(module.parameters())  # weight_ih, weight_hh, bias_ih, bias_hh of each layer and direction
     with torch.no_grad():
-        for mine, given in zip(weights, jax.tree.leaves(params), strict=True):
-            mine.copy_(tensor(given))
+        for parameter, value in zip(weights, jax.tree.leaves(params), strict=True):
+            parameter.copy_(tensor(value))
     x, h0, cotangent = tensor(a.x), tensor(a.h0), tensor(a.cotangent)
     lengths = None if a.lengths is None else torch.tensor(a.lengths, dtype=torch.int64)
     x_leaf, h0_leaf = x.clone().requires_grad_(), h0.clone().requires_grad_()
@@ -73,15 +73,15 @@ def layers(a: Arrays, threads: int) -> Runs:
 
     def gradients() -> Any:
         loss = (run(x_leaf, h0_leaf) * cotangent).sum()
-        found = torch.autograd.grad(loss, [*weights, x_leaf, h0_leaf])
+        result = torch.autograd.grad(loss, [*weights, x_leaf, h0_leaf])
         synchronise()
-        return found
+        return result
 
     def array(t: Any) -> NDArray:
         return t.float().cpu().numpy().astype(a.x.dtype)
 
-    def read(found: Any) -> Gradients:
-        *dparams, dx, dh0 = map(array, found)
+    def read(result: Any) -> Gradients:
+        *dparams, dx, dh0 = map(array, result)
         return read_gradients((jax.tree.unflatten(jax.tree.structure(params), dparams), dx, dh0))
 
     return Runs(forward, array, gradients, read)
