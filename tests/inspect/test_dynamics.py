@@ -69,7 +69,7 @@ def test_minima_that_are_no_fixed_points_are_left_out_unless_slow_ones_are_asked
     model, variables = two_switches()
     weights = variables["params"]["l0"]
     weights["w_ih"][0, 4:] = 1.0
-    options = {"x": [0.55], "starts": np.full((1, 2), -0.7)}  # just past the x at which two of three points merge
+    options = {"x": [0.55], "starts": np.full((1, 2), -0.7)}  # just past where two of the three points meet and vanish
     none = fixed_points(model, variables, **options)
     assert (none.points.shape, none.stable.shape) == ((0, 2), (0,))
     slow = fixed_points(model, variables, **options, max_speed=1e-3)

@@ -72,7 +72,7 @@ def test_a_step_moves_each_member_as_it_moves_alone():
     [(DATA, {}), pytest.param(TARGETS, {"quantiles": (0.2, 0.8)}, marks=pytest.mark.slow)],
 )
 def test_what_is_kept_predicts_the_mean_of_its_members(data, changes, tmp_path):
-    """The mean of the probabilities, or of each quantile. The saved file and the scores agree."""
+    """The mean of the probabilities, or of each quantile. The saved file and the scores follow from it."""
     fitted = fit(dataclasses.replace(CONFIG, **changes), data)
     model = fitted.model
     assert isinstance(model, GRUEnsemble) and model.members == 3 and model.classes == (data is DATA)
