@@ -1,4 +1,4 @@
-"""A model run by one program: an eager `apply` compiles ten for new shapes."""
+"""Runs a model as one compiled program: an eager `apply` compiles ten programs for new shapes."""
 
 import functools
 

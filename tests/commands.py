@@ -1,4 +1,4 @@
-"""The command line in tests: a data set that is learnt in seconds, and a command run as a user runs it."""
+"""Helpers to test the command line: a data set that is learnt in seconds, and ways to run a command."""
 
 import random
 import socket
@@ -11,19 +11,19 @@ QUICK = ["--epochs", "3", "--hidden-size", "8", "--batch-size", "16", "--buckets
 """Options of a training run that takes seconds."""
 
 
-PROGRAM = (  # a job in the background ignores SIGINT, and so would what it starts
+PROGRAM = (  # a background job ignores SIGINT, and its child processes inherit that
     "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
     "from grujax.cli import main; sys.exit(main(sys.argv[1:]))"
 )
 PLAIN = "import sys; sys.modules['matplotlib'] = None; " + PROGRAM
-"""The same without pictures, which take seconds: as where Matplotlib is not installed."""
+"""The same as if Matplotlib were not installed: its pictures take seconds."""
 
 
 def of_open_mpi(count):
-    """Of each of `count` processes the variables that Open MPI would set: by them `jax.distributed` finds the first.
+    """Yields the environment variables that Open MPI would set for each of `count` processes.
 
-    It listens at a port that JAX makes out of the number of the job, which Open MPI counts in steps of 4096. Two jobs
-    at one port disturb each other, those of another run of the tests too: so it is one where nobody listens.
+    With them `jax.distributed` finds the first process. JAX derives its port from the number of the job, which Open MPI
+    counts in steps of 4096. Two jobs on one port disturb each other, also from another test run: so the port is free.
     """
     ports = range(2**16 - 2**12, 2**16)
     port = next(port for port in random.SystemRandom().sample(ports, len(ports)) if not listens(port))

@@ -1,10 +1,10 @@
-"""Which programs XLA compiles."""
+"""Records which programs XLA compiles."""
 
 import jax
 
 
 def compiled(function):
-    """The names of the programs that are compiled while `function()` runs."""
+    """Returns the names of the programs that are compiled while `function()` runs."""
     names = []
 
     def listener(event, _duration, fun_name="", **_):
@@ -20,5 +20,5 @@ def compiled(function):
 
 
 def compilations(function):
-    """How many they are."""
+    """Returns how many programs are compiled while `function()` runs."""
     return len(compiled(function))

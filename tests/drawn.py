@@ -1,4 +1,4 @@
-"""Weights at random, where it does not matter how a model would draw its own."""
+"""Random weights, for tests that do not depend on the initialisers of a model."""
 
 from functools import partial
 
@@ -7,12 +7,12 @@ import numpy as np
 
 
 def drawn(model, *args, seed=0):
-    """Variables of the shapes that `model.init` gives, none of them zero. No program is compiled for it."""
+    """Returns nonzero variables with the shapes that `model.init` gives, without compiling a program."""
     rng = np.random.default_rng(seed)
     shapes = _initial.eval_shape(model, *args)
     return jax.tree.map(lambda a: jax.device_put(rng.uniform(-0.6, 0.6, a.shape).astype(a.dtype)), shapes)
 
 
-@partial(jax.jit, static_argnums=0)  # which remembers the models that it has traced
+@partial(jax.jit, static_argnums=0)  # jit remembers the models that it has traced
 def _initial(model, *args):
     return model.init(jax.random.key(0), *args)

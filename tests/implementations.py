@@ -1,4 +1,4 @@
-"""The implementations that run here: not the native one where its library is not built, nor those for accelerators."""
+"""The implementations that run on this machine: none for accelerators, and the native one only if it is built."""
 
 import jax
 import jax.numpy as jnp

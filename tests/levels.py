@@ -1,4 +1,4 @@
-"""A training problem that is learnt in seconds: the sign, or the value, of a sequence's mean level."""
+"""A training problem that is learnt in seconds: to predict the mean level of a sequence, or its sign."""
 
 from dataclasses import replace
 
@@ -11,11 +11,11 @@ from grujax.training.rows import constants_of
 from grujax.training.step import draw, ended, initial_state, make_optimizer, new_parameters, train_step
 
 SMALL = TrainConfig(hidden_size=8, epochs=8, batch_size=16, learning_rate=0.02, validation=0.1, seed=3, buckets=1)
-SMALL = replace(SMALL, bidirectional=False)  # which compiles in less; tests/cli train both directions
+SMALL = replace(SMALL, bidirectional=False)  # compiles faster; tests/cli train both directions
 
 
 def ragged(count, seed, regression=False):
-    """Sequences whose mean sign (or mean) is the target, 3 to 12 steps, 2 channels far from standard."""
+    """Sequences of 3 to 12 steps and 2 channels, not standardised; the target is their level or its sign."""
     rng = np.random.default_rng(seed)
     levels = rng.uniform(-1, 1, count)
     rows = [100 + 30 * (level + 0.1 * rng.normal(size=(rng.integers(3, 13), 2))) for level in levels]
@@ -23,14 +23,14 @@ def ragged(count, seed, regression=False):
 
 
 END = jax.jit(ended, static_argnums=(0, 1))
-"""One program instead of one for each operation."""
+"""`ended` as one program instead of one for each operation."""
 
 DATA = Dataset("levels", ragged(80, 0), ragged(40, 1))
 TARGETS = Dataset("levels", ragged(120, 0, True), ragged(40, 1, True))
 
 
 def assert_fit_takes_the_steps_of_train_step(config, data):
-    """Those of all batches, one after the other: the averaged weights are equal to rounding."""
+    """Runs `train_step` on all batches in order: the averaged weights are those of `fit`, up to rounding."""
     fitted, step = fit(config, data), 0
     boundaries = tuple(shape[1] for shape in fitted.compiled.shapes)
     per_epoch = len(list(batches(data.train, config.batch_size, boundaries)))

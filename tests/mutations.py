@@ -1,8 +1,8 @@
-"""One-line faults that the suite must notice: `python tests/mutations.py [-k NAME]`.
+"""One-line faults that the test suite must detect: `python tests/mutations.py [-k NAME]`.
 
-They stand in mutations.toml. Each is put into a copy of the tree, where the tests named with it must fail; after a
-fault in C++ the native kernel is built again. An original text that is not found exactly once is an error: change the
-mutation with the code.
+mutations.toml lists them. Each is put into a copy of the tree, in which the tests named with it must fail. After a
+fault in C++ the native kernel is rebuilt. It is an error if an original text is not found exactly once: change the
+mutation together with the code.
 """
 
 import argparse
@@ -24,8 +24,8 @@ class Mutation(NamedTuple):
     file: str  # in grujax/
     original: str
     replacement: str
-    tests: str  # what notices it, in tests/
-    needs_jax: str = ""  # the version from which on those tests run
+    tests: str  # the tests that detect it, in tests/
+    needs_jax: str = ""  # the lowest version that those tests run with
 
 
 MUTATIONS = [Mutation(**row) for row in tomllib.loads(Path(__file__).with_suffix(".toml").read_text())["mutation"]]
@@ -33,12 +33,12 @@ MUTATIONS = [Mutation(**row) for row in tomllib.loads(Path(__file__).with_suffix
 
 LIBRARY = "grujax/kernels/native/_gru.so"
 LONGEST = 900
-"""Seconds; the tests of a mutation take two minutes at most where all is well."""
+"""In seconds. Without a fault the tests of a mutation take at most two minutes."""
 BUILD = [sys.executable, "-m", "grujax.kernels.native.build"]
 
 
 def copy_of_the_tree(folder: Path) -> None:
-    """The files that git tracks, as they are now, and the native kernel."""
+    """Copies the files that git tracks, in their current state, and the native kernel."""
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for name in filter(None, [*listed.split("\0"), LIBRARY]):
         if (ROOT / name).is_file():
@@ -47,7 +47,7 @@ def copy_of_the_tree(folder: Path) -> None:
 
 
 def failure(tests: set[str], folder: Path, seconds: float | None = None) -> str:
-    """What pytest says of the tests in that copy where one fails or crashes, "" where all pass; else it is an error."""
+    """Returns a message if a test in the copy fails, crashes or takes too long, "" if all pass; other results raise."""
     files = [f"tests/{name}" for name in sorted(tests)]
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *files]
     env = os.environ | {"PYTHONPATH": str(folder)}
@@ -61,7 +61,7 @@ def failure(tests: set[str], folder: Path, seconds: float | None = None) -> str:
 
 
 def mutated(mutation: Mutation) -> str:
-    """The text of the file with the fault in it."""
+    """Returns the text of the file with the fault in it."""
     text = (ROOT / "grujax" / mutation.file).read_text()
     found = text.count(mutation.original)
     if found != 1:
@@ -71,7 +71,7 @@ def mutated(mutation: Mutation) -> str:
 
 
 def main() -> int:
-    """Prints a line a mutation; 0 where all are caught."""
+    """Prints one line per mutation and returns how many were missed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("-k", default="", help="the mutations whose name or file holds this text")
     wanted = parser.parse_args().k
@@ -79,7 +79,7 @@ def main() -> int:
     for m in [m for m in chosen if m.needs_jax > metadata.version("jax")]:
         print(f"{'left':8}{m.file:28}{m.name}: it needs jax {m.needs_jax}")
         chosen.remove(m)
-    faulty = [mutated(m) for m in chosen]  # all of them, before any test runs
+    faulty = [mutated(m) for m in chosen]  # an original text that is not found is an error before any test runs
     missed = 0
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

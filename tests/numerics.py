@@ -1,4 +1,4 @@
-"""Numerics as strict as JAX has them, on the CPU: importing this switches them on."""
+"""Importing this module switches on strict numerics on the CPU: float64, no implicit promotion of dtypes and ranks."""
 
 import contextlib
 
@@ -12,6 +12,6 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 @contextlib.contextmanager
 def of_a_user():
-    """JAX as a user has it, for as long."""
+    """Sets JAX's default numerics, as a user has them, inside the context."""
     with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield

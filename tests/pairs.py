@@ -1,4 +1,4 @@
-"""All pairs instead of all products: most faults of combinations need two values to meet, and rarely three."""
+"""Test cases with all pairs of values instead of all products: most faults need two values to meet, rarely three."""
 
 from collections.abc import Iterable, Sequence
 from itertools import combinations, product
@@ -8,7 +8,7 @@ import pytest
 
 
 def pairwise(**values: Sequence[Any]) -> list[dict[str, Any]]:
-    """The fewest cases that a greedy search finds in which any two values of different names meet.
+    """Returns cases in which any two values of different names meet, as few as a greedy search finds.
 
     Each case begins with a missing pair; every other name takes the value that adds the most missing pairs.
     The same values give the same cases.
@@ -20,7 +20,7 @@ def pairwise(**values: Sequence[Any]) -> list[dict[str, Any]]:
     2 x True
     2 y False
     """
-    missing = {  # a dict, which keeps the order
+    missing = {  # a dict keeps the order
         ((a, i), (b, j)): None
         for a, b in combinations(values, 2)
         for i, j in product(range(len(values[a])), range(len(values[b])))
@@ -38,12 +38,12 @@ def pairwise(**values: Sequence[Any]) -> list[dict[str, Any]]:
 
 
 def _new(chosen: dict[str, int], missing: dict) -> list:
-    """The pairs of a case, whole or in the making, that no other has."""
+    """Returns the pairs of a complete or partial case that no case before it has."""
     return [p for pair in combinations(chosen.items(), 2) for p in (pair, pair[::-1]) if p in missing]
 
 
 def by_turns(rows: Iterable[Any], columns: Sequence[Any], quick: int) -> list:
-    """Parameters (row, column): each row with `quick` of the columns by turns; the others are marked slow."""
+    """Returns parameters (row, column): each row runs with `quick` alternating columns; the others are marked slow."""
     return [
         pytest.param(row, column, marks=[] if (j - quick * i) % len(columns) < quick else pytest.mark.slow)
         for i, row in enumerate(rows)

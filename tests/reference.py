@@ -1,6 +1,6 @@
-"""The reference for sequences: nothing is masked and nothing reset, each piece is a plain run of its own.
+"""The reference for sequences. It needs no masks and no resets, because it runs each piece of a row separately.
 
-A row is cut into pieces where a sequence begins; `equations` runs each piece, and their gradients are put together.
+A row is cut into pieces where a sequence begins. `equations` runs each piece, and the gradients are put together.
 All arrays are NumPy float64, batch-major.
 """
 
@@ -14,13 +14,13 @@ AFTER = equations.Variant()
 
 
 def pieces_of(valid, resets):
-    """The valid steps of one row, cut before every one at which a sequence begins."""
+    """Returns the valid steps of one row, cut before each step at which a sequence begins."""
     steps = np.flatnonzero(valid)
     return [piece for piece in np.split(steps, np.flatnonzero(resets[steps])) if piece.size]
 
 
 def one_direction(x, h0, h_reset, weights, valid, resets, reverse, variant=AFTER):
-    """x (B, T, I) -> hs (B, T, H), h_last (B, H) and backward(dhs, dh_last), the gradients by name."""
+    """Maps x (B, T, I) to hs (B, T, H), h_last (B, H) and backward(dhs, dh_last), which gives gradients by name."""
     hs, h_last, runs = np.zeros((*valid.shape, h0.shape[-1])), h0.copy(), []
     options = {"reverse": reverse, "variant": variant}
     for row in range(len(x)):
@@ -51,7 +51,7 @@ def one_direction(x, h0, h_reset, weights, valid, resets, reverse, variant=AFTER
     return hs, h_last, backward
 
 
-MERGES = {  # both directions as one, and the derivative of that
+MERGES = {  # joins both directions, and the derivative of the join
     "concat": (lambda parts: np.concatenate(parts, -1), lambda d, n: np.split(d, n, -1)),
     "sum": (sum, lambda d, n: [d] * n),
 }
@@ -60,7 +60,7 @@ MERGES = {  # both directions as one, and the derivative of that
 def layers(params, x, h0, valid, resets, directions=2, merge="concat", residual=False, variant=AFTER):
     """`GRU` with a learned initial state: output (B, T, F), h_last (L*D, B, H), backward(d_output, d_last).
 
-    `backward` gives the gradients of params, of x and of h0; h0 None is the learned one.
+    `backward` returns the gradients of params, x and h0. With h0 None the learned state is used.
     """
     learned, names = params["h0"], sorted(set(params) - {"h0"})
     starts = np.broadcast_to(learned[:, None], (len(learned), len(x), learned.shape[-1])) if h0 is None else h0
@@ -95,7 +95,7 @@ def dense(params, features):
 
 
 def pooled(pooling, output, last, params):
-    """The vector of one sequence, output (n, F) and last (F,), and backward(d) -> d_output, d_last, d_params."""
+    """Maps output (n, F) and last (F,) of one sequence to its vector and backward(d) -> d_output, d_last, d_params."""
     if pooling == "last":
         return last, lambda d: (np.zeros_like(output), d, {})
     attention = pooling == "attention"
@@ -124,7 +124,7 @@ def pooled(pooling, output, last, params):
 
 
 def encoded(params, x, h0, valid, resets, pooling, directions=2, merge="concat", residual=False):
-    """`GRUEncoder` row by row: features (B, F) and backward(d), the gradients of params and of x."""
+    """`GRUEncoder` row by row: features (B, F) and backward(d), which returns the gradients of params and x."""
     output, h_last, backward_layers = layers(params["gru"], x, h0, valid, resets, directions, merge, residual)
     join, part = MERGES[merge]
     rows = [

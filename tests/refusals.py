@@ -1,4 +1,4 @@
-"""The one way in which a test says that input is refused."""
+"""How tests assert that input is refused."""
 
 import contextlib
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from grujax import InputError
 
 @contextlib.contextmanager
 def refused(*parts: str) -> Iterator[None]:
-    """What runs inside must raise an InputError whose message holds every one of `parts`."""
+    """Asserts that the code inside raises an InputError whose message contains all `parts`."""
     with pytest.raises(InputError) as error:
         yield
     assert all(part in str(error.value) for part in parts), str(error.value)

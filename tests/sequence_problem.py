@@ -1,4 +1,4 @@
-"""The random problem of the tests on sequences: sizes, flags, parameters, and what stands in the padding."""
+"""The random problem of the tests on sequences: sizes, flags, parameters, and values in the padding."""
 
 from functools import cache
 
@@ -17,12 +17,12 @@ LEARNED = {"initial_state": "learned", "param_dtype": jnp.float64}
 BOTH = {"bidirectional": True, **LEARNED}
 DRAWN = {"deadline": None, "derandomize": True}
 SEEDS = st.integers(0, 2**32 - 1)
-FLAGS = arrays(np.bool_, (B, T), fill=st.nothing())  # each one drawn
+FLAGS = arrays(np.bool_, (B, T), fill=st.nothing())  # each flag is drawn separately
 
 
 @st.composite
 def valid_steps(draw, holes=True):
-    """(B, T): one row has every step, one none, the others some; with or without holes."""
+    """Draws (B, T) flags: one row has all steps, one has none, the others have some, with or without holes."""
     valid = draw(FLAGS) if holes else np.arange(T) < draw(arrays(np.int64, (B, 1), elements=st.integers(0, T)))
     full = draw(st.integers(0, B - 1))
     valid[full], valid[full - 1] = True, False
@@ -30,12 +30,12 @@ def valid_steps(draw, holes=True):
 
 
 def said(valid, by):
-    """`valid` as the argument `mask`, or as `lengths` where it has no holes."""
+    """Returns `valid` as the argument `mask`, or as `lengths` if it has no holes."""
     return jax.device_put(valid if by == "mask" else valid.sum(1))
 
 
 def poisoned(x, valid):
-    """x with what must reach nothing wherever a step is not valid."""
+    """Returns x with NaN, ±inf and 1e38 at the steps that are not valid: they must not affect any result."""
     return np.where(valid[..., None], x, np.resize([np.nan, np.inf, 1e38, -np.inf], x.shape))
 
 
@@ -48,7 +48,7 @@ SHAPES = {}
 
 
 def random_params(model, rng, input_size=I):
-    """Parameters of the shapes that the model declares, none of them zero."""
+    """Returns nonzero parameters with the shapes that the model declares."""
     key = repr(model), input_size
     if key not in SHAPES:
         SHAPES[key] = jax.eval_shape(model.init, KEY, jnp.zeros((1, input_size)))["params"]
@@ -56,12 +56,12 @@ def random_params(model, rng, input_size=I):
 
 
 def as_jax(tree):
-    return jax.device_put(tree)  # which compiles nothing
+    return jax.device_put(tree)  # compiles nothing
 
 
 @cache
 def compiled_layers(by, h0_given, hidden_size=H, **options):
-    """(params, x, h0, valid, resets, d_output, d_last) -> the gradients of params, x and h0, output and h_last."""
+    """Compiles (params, x, h0, valid, resets, d_output, d_last) -> (gradients of params, x, h0), (output, h_last)."""
     model = GRU(hidden_size, num_layers=L, bidirectional=True, **LEARNED, **options)
 
     def loss(params, x, h0, valid, resets, d_output, d_last):
@@ -73,7 +73,7 @@ def compiled_layers(by, h0_given, hidden_size=H, **options):
 
 
 def random_layers(rng, input_size=I, hidden_size=H, n_rows=B):
-    """params and h0 of two layers in both directions."""
+    """Returns params and h0 of two bidirectional layers."""
     model = GRU(hidden_size, num_layers=L, bidirectional=True, **LEARNED)
     return random_params(model, rng, input_size), rng.normal(size=(2 * L, n_rows, hidden_size))
 
@@ -87,4 +87,4 @@ X, H0 = RNG.normal(size=(B, T, I)), RNG.normal(size=(2 * L, B, H))
 RESETS, VALID = RNG.random((B, T)) < 0.4, RNG.random((B, T)) < 0.7
 VALID[1], RESETS[0, :2], VALID[0, :2], VALID[3] = False, (False, True), True, np.arange(T) != 2
 LENGTHS = np.array([5, 0, 7, 6])
-SEGMENTS = np.arange(B)[:, None] + np.where(np.arange(T) < 4, 0, B)  # two in each row
+SEGMENTS = np.arange(B)[:, None] + np.where(np.arange(T) < 4, 0, B)  # two segments in each row

@@ -1,4 +1,4 @@
-"""What a program of the documents or the examples takes of grujax, looked up without running it."""
+"""Checks what a program of the documents or examples uses of grujax, without running it."""
 
 import ast
 import importlib
@@ -6,7 +6,7 @@ import inspect
 
 
 def imported(tree):
-    """By name what a program imports of grujax, but of the modules whose packages take seconds to import."""
+    """Returns what a program imports from grujax, by name, except from the modules that take seconds to import."""
     found = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -18,7 +18,7 @@ def imported(tree):
 
 
 def calls_that_bind(program):
-    """How many calls of grujax's functions there are; an error where one is missing or does not take its arguments."""
+    """Counts the calls of grujax's functions. Raises if a function is missing or does not take the arguments."""
     tree = ast.parse(program)
     space = imported(tree)
 

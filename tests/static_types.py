@@ -1,4 +1,4 @@
-"""What calls return, for the type checker: pyright reads this file, nothing runs it."""
+"""Asserts the types that calls return: pyright reads this file, nothing runs it."""
 
 from typing import assert_type
 

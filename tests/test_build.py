@@ -1,4 +1,4 @@
-"""How the native kernel is compiled and packed: two toy sources, which compile at once, in a copy of the project."""
+"""How the native kernel is compiled and packaged, tested on a copy of the project with two toy sources."""
 
 import ctypes
 import importlib.util
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.skipif(shutil.which("c++") is None, reason="there is no
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """A copy of what a build reads, with toy sources; nothing of the surrounding environment."""
+    """A copy of the files that a build reads, with toy sources and without the environment variables of a build."""
     for name in ("GRUJAX_NATIVE", "CXX", "CXXFLAGS"):
         monkeypatch.delenv(name, raising=False)
     project = tmp_path / "project"
@@ -47,7 +47,7 @@ def project(tmp_path, monkeypatch):
 
 @pytest.fixture
 def build(project):
-    """build.py of that copy, as a module."""
+    """build.py of that copy, imported as a module."""
     spec = importlib.util.spec_from_file_location("build", project / NATIVE / "build.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -142,7 +142,7 @@ def test_all_that_the_compiler_says_is_shown_and_the_library_stays(project, buil
 
 def test_the_status_says_why_a_library_is_not_used(monkeypatch, tmp_path):
     monkeypatch.setenv("GRUJAX_NATIVE_LIBRARY", str(tmp_path / "_gru.so"))
-    monkeypatch.setattr(native, "library", native.library.__wrapped__)  # which is asked once
+    monkeypatch.setattr(native, "library", native.library.__wrapped__)  # without its cache
     found, why = native.status()
     assert found is None and why.startswith("the native kernel is not built: ")
     (tmp_path / "_gru.so").write_text("no library")
@@ -151,7 +151,7 @@ def test_the_status_says_why_a_library_is_not_used(monkeypatch, tmp_path):
 
 
 def hook(project, call, to, **environment):
-    """What `hatchling.build` makes of the project, and what it printed."""
+    """Returns the file that `hatchling.build` makes from the project, or None, and what it printed."""
     pytest.importorskip("hatchling", reason="hatchling, the build backend, is not installed")
     to.mkdir(exist_ok=True)
     code = f"import hatchling.build, sys; hatchling.build.{call}(sys.argv[1])"
@@ -227,7 +227,7 @@ def test_a_wheel_is_built_from_the_source_distribution(project, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("editable", [(), ("--editable",)], ids=["copied", "editable"])
 def test_pip_installs_the_library(project, tmp_path, editable):
-    """In an environment of its own, with the build requirements that pyproject.toml names."""
+    """In a new environment, with the build requirements that pyproject.toml names."""
     python = tmp_path / "venv/bin/python"
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True, timeout=300)
     install = [python, "-m", "pip", "install", "--quiet", "--no-deps", *editable, project]

@@ -1,6 +1,6 @@
-"""The Python blocks of the documents run, each document as one program; what the tables name exists.
+"""The Python blocks of each document run as one program, and everything that the tables name exists.
 
-In the short suite one document runs; of the others every function and argument is looked up.
+By default one document runs; for the others, every function and argument is looked up.
 """
 
 import importlib.util
@@ -32,7 +32,7 @@ NEEDS = {
     "estimators.md": ["sklearn", "aeon"],
 }
 SHORT = {"take-a-gru-out.md"}
-"""What the others show is compared in tests/core, training, estimators, seq2seq, interop and test_equinox.py."""
+"""tests/core, training, estimators, seq2seq, interop and test_equinox.py check what the other documents show."""
 PRINTED = {"guide.md": 3, "estimators.md": 4}
 
 
@@ -68,7 +68,7 @@ def test_every_function_of_grujax_is_there_and_takes_the_arguments_that_are_show
 
 
 def test_extras_are_installed_by_one_sentence_and_exist():
-    """That of `require_package`; where grujax itself is installed out of a clone, its path stands instead."""
+    """All use the sentence of `require_package`; install.md may name the path of a clone instead of grujax."""
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     named = []
     for path in (*ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/*.py"), *ROOT.glob("grujax/**/*.py")):
@@ -79,7 +79,7 @@ def test_extras_are_installed_by_one_sentence_and_exist():
 
 
 def test_the_table_of_conversions_has_a_row_for_each_that_is_measured():
-    """Each framework with what it loses; `python benchmarks/conversions.py` measures them again."""
+    """A row names the framework and what a conversion loses; `python benchmarks/conversions.py` measures them again."""
     spec = importlib.util.spec_from_file_location("conversions", ROOT / "benchmarks/conversions.py")
     assert spec is not None and spec.loader is not None
     conversions = importlib.util.module_from_spec(spec)
@@ -97,7 +97,7 @@ def rows():
 
 @pytest.mark.parametrize("row", rows() if TABLE else [None], ids=lambda row: row and row[0])
 def test_each_feature_names_a_test_that_exists(row):
-    """`test` where one file alone has a test of that name, `file::test` where several have."""
+    """A row names `test` if only one file has a test of that name, and `file::test` if several have."""
     feature, grujax, *_, checked_by = row
     assert feature and grujax
     named = re.findall(r"`(?:(\w+)::)?(test_\w+)`", checked_by)

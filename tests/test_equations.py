@@ -1,4 +1,4 @@
-"""The oracle itself: against numbers worked out by hand and against finite differences."""
+"""Tests the oracle itself, against numbers computed by hand and against finite differences."""
 
 import math
 
@@ -37,7 +37,7 @@ def test_one_step_of_one_unit_by_hand(reset_after, update):
 
 @pytest.mark.parametrize("reset_after", [True, False])
 def test_a_clipped_step_of_one_unit_by_hand(reset_after):
-    # what stands inside r is -0.91, inside z 1.07, inside n about -0.1: one below, one above, one within the clip
+    # before the activation r is -0.91, z is 1.07, n is about -0.1: one below, one above, one within the clip
     r, z = scalar_sigmoid(-0.8), scalar_sigmoid(0.8)
     inside = r * (0.9 * 0.7 + 0.25) if reset_after else 0.9 * (r * 0.7) + 0.25
     n = math.tanh(0.3 * -2 + 0.15 + inside)
@@ -118,7 +118,7 @@ def test_padding_is_zero_in_the_output_holds_the_state_and_is_not_read(reverse):
 
 
 def assert_equals_finite_differences(given, **options):
-    """Of x, h0, the weights and, where they are given, the scales."""
+    """Compares the gradients of x, h0, the weights and, if given, the scales."""
     rng = np.random.default_rng(2)
     dhs, dh_last = rng.normal(size=(N_STEPS, *given[1].shape)), rng.normal(size=given[1].shape)
 
@@ -146,7 +146,7 @@ def test_the_backward_pass_equals_finite_differences(reset_after, reverse, lengt
     assert_equals_finite_differences(given, lengths=lengths, reverse=reverse, variant=Variant(reset_after))
 
 
-PIECES = {  # of activations with a kink, by their value: on which side of it?
+PIECES = {  # for activations with a kink: tells from an output on which side of the kink it is
     "relu": lambda y: y > 0,
     "hard_tanh": lambda y: np.abs(y) < 1,
     "hard_sigmoid": lambda y: (y > 0) & (y < 1),
@@ -160,7 +160,7 @@ PIECES = {  # of activations with a kink, by their value: on which side of it?
 @pytest.mark.parametrize("reset_after", [True, False], ids=["after", "before"])
 def test_the_backward_pass_of_every_activation_equals_finite_differences(reset_after, role, name):
     given, variant = arguments(10, hidden=3), Variant(reset_after, **{role: name})
-    reach = 1.2 if name in ("hard_tanh", "hard_sigmoid") else 0.25  # to every piece, and no growth from step to step
+    reach = 1.2 if name in ("hard_tanh", "hard_sigmoid") else 0.25  # reaches every piece, without growth over the steps
     given[2:] = [reach * w for w in given[2:]]
     steps = sequence(*given, variant=variant).steps
     inside = np.array([s.n for s in steps] if role == "activation" else [(s.r, s.z) for s in steps])
@@ -191,7 +191,7 @@ RESET[1, 0], VALID[1, 0] = True, True
 
 
 def test_a_reset_begins_anew_and_has_a_gradient_of_its_own():
-    """Two sequences in one row are those apart; the gradient by finite differences; an invalid step never resets."""
+    """Two sequences in one row equal separate ones; the gradient by finite differences; invalid steps never reset."""
     x, h0, *weights = arguments(8, hidden=3)
     h_reset = np.array([0.3, -0.5, 0.8])
     begins = np.zeros((N_STEPS, N_ROWS), bool)

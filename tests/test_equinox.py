@@ -1,4 +1,4 @@
-"""The module of Equinox: the same bits as Flax Linen's; what Equinox and JAX do with a module."""
+"""The Equinox module: it gives the same bits as the Linen module, and works with the functions of Equinox and JAX."""
 
 import inspect
 
@@ -24,7 +24,7 @@ FIELDS = [
 
 
 def pair(**fields):
-    """The Linen layer, its variables, and the module of Equinox with the same parameters."""
+    """Returns a Linen layer, its variables, and an Equinox module with the same parameters."""
     linen = grujax.GRU(H, **F64, **fields)
     variables = jax.jit(linen.init)(jax.random.key(0), X)
     module = grujax.equinox.GRU(I, H, key=jax.random.key(1), **F64, **fields)
@@ -64,7 +64,7 @@ def test_vmap_over_sequences_and_over_members():
 
 
 def test_modules_of_the_same_fields_have_the_same_tree():
-    """So a filtered jit compiles once for both, and they can be added."""
+    """This lets a filtered jit compile once for both, and lets their trees be added."""
     one, two = (grujax.equinox.GRU(I, H, num_layers=2, key=jax.random.key(k)) for k in range(2))
     assert jax.tree.structure(one) == jax.tree.structure(two) and hash(one.config) == hash(two.config)
     assert not (one.params["l0"]["w_hh"] == two.params["l0"]["w_hh"]).all()

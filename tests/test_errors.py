@@ -1,4 +1,4 @@
-"""The errors themselves: what they say, in one line, and that they survive pickling, copies and pools of processes."""
+"""The errors themselves: their text is one line, and they survive pickling, copying and process pools."""
 
 import copy
 import multiprocessing

@@ -1,4 +1,4 @@
-"""The scripts of examples/, each in a small setting; accelerator/ also on eight devices and in two processes."""
+"""The scripts of examples/, each with small settings; accelerator/ also on eight devices and in two processes."""
 
 import argparse
 import contextlib
@@ -34,7 +34,7 @@ def start(folder, steps, devices, *options, **env):
 
 
 def losses(process):
-    """By the number of the step."""
+    """Returns the losses by step number."""
     out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
     return losses_in(out)
@@ -46,14 +46,14 @@ def losses_in(out):
 
 
 def two_processes(folder, steps):
-    """As Open MPI would start them."""
+    """Starts two processes as Open MPI would."""
     for env in of_open_mpi(2):
         yield start(folder, steps, 4, "--distributed", **env)
 
 
-@pytest.mark.slow  # the script runs small below, and the package on eight devices in training/test_devices.py
+@pytest.mark.slow  # by default it runs small, below, and training/test_devices.py tests eight devices
 def test_eight_devices_train_as_one_and_one_goes_on(tmp_path, monkeypatch, capsys):
-    """Two processes train as one in tests/cli/test_distributed.py; this script with two is a slow test."""
+    """tests/cli/test_distributed.py tests two processes; the next test runs this script with two."""
     eight = start(shared := str(tmp_path / "shared"), 10, 8)
     of_command_line(monkeypatch, "accelerator/train", "--steps", 30, "--checkpoints", tmp_path / "one", *SIZES)
     expected, found = losses_in(capsys.readouterr().out), losses(eight)
@@ -71,7 +71,7 @@ def test_eight_devices_and_two_processes_go_on_from_their_own_and_on_one(tmp_pat
     processes = [start(one, 30, 1), start(eight, 20, 8), *two_processes(two, 20)]
     expected, found, first, second = (losses(process) for process in processes)
     assert sorted(expected) == [10, 20, 30] and sorted(found) == sorted(first) == [10, 20] and second == {}
-    found |= losses(start(eight, 30, 1))  # on another number of devices
+    found |= losses(start(eight, 30, 1))  # resumes on another number of devices
     goes_on, _ = (losses(process) for process in [*two_processes(two, 30)])
     assert sorted(goes_on) == [30] and sorted(found) == [10, 20, 30]
     for other in (found, first | goes_on):
@@ -80,7 +80,7 @@ def test_eight_devices_and_two_processes_go_on_from_their_own_and_on_one(tmp_pat
 
 @contextlib.contextmanager
 def example(name):
-    """The module examples/NAME.py, in this process and with JAX as a user has it."""
+    """Imports examples/NAME.py as a module, with JAX's default numerics inside the context."""
     spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -169,7 +169,7 @@ def test_an_example_names_the_package_that_is_missing_before_it_works(name, monk
     arguments, package, extra = MISSING[name]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, package, None)
-    monkeypatch.setattr(jax.random, "key", None)  # what any work begins with
+    monkeypatch.setattr(jax.random, "key", None)  # any work would need a key first
     with pytest.raises(MissingPackage, match=rf"{package} is required: pip install 'grujax\[{extra}\]'"):
         of_command_line(monkeypatch, name, *arguments)
     assert not [*tmp_path.iterdir()]
@@ -189,7 +189,7 @@ def test_the_script_for_accelerators_refuses_a_file_and_says_where_it_is_done(mo
 PRINTED = r"^return, .*: -0\.\d\d .*\n{}: return [+-]\d\.\d\d, [\d,]+ frames per second$"
 
 
-# -- Whole runs. What each does is tested where its functions are; that it calls what there is, above.
+# -- Whole runs. Other files test the functions that they call; the tests above check that the calls are valid.
 
 
 @pytest.mark.slow
@@ -223,7 +223,7 @@ def test_a_denoiser_gains_and_streams_the_same_in_onnx_runtime(tmp_path, capsys)
         masks = model.apply(variables, module.features(spectra)[None])[0]
         frames = np.fft.irfft(masks * spectra) * module.SHAPE
     whole = frames.reshape(len(frames), 2, -1)
-    whole = whole[:, 0] + np.pad(whole[:-1, 1], [(1, 0), (0, 0)])  # each half frame with the one before it
+    whole = whole[:, 0] + np.pad(whole[:-1, 1], [(1, 0), (0, 0)])  # adds each half frame to the one before it
     for name in ("jax", "onnxruntime"):
         np.testing.assert_allclose(found[name], whole.ravel(), atol=1e-5)
     said = capsys.readouterr().out

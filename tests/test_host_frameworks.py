@@ -1,4 +1,4 @@
-"""What host frameworks do with a module: run it uncompiled, pickle, hash and copy it, drive its cell, reset states."""
+"""What other libraries do with a module: run it uncompiled, pickle, hash and copy it, call its cell, reset states."""
 
 import copy
 import functools
@@ -27,7 +27,7 @@ RESETS = np.array([[False, False, True, False], [True, False, False, True]])
 
 
 def drawn(model, *args):
-    """Variables with no zero among them."""
+    """Returns random variables, none of them zero."""
     shapes = jax.eval_shape(model.init, KEY, *args)
     return jax.tree.map(lambda a: jnp.asarray(RNG.uniform(-0.6, 0.6, a.shape), a.dtype), shapes)
 
@@ -79,7 +79,7 @@ def test_a_module_of_a_local_function_goes_through_cloudpickle():
 def test_nnx_modules_are_copied_whole(way):
     model = gnnx.GRUModel(I, H, {"a": 1, "b": 2}, num_layers=2, dropout=0.5, rngs=nnx.Rngs(0))
     again, x = way(model), X.astype(jnp.float32)
-    for options in ({"deterministic": True}, {"deterministic": False}):  # the stream of "dropout" comes with it
+    for options in ({"deterministic": True}, {"deterministic": False}):  # the copy contains the "dropout" stream
         jax.tree.map(np.testing.assert_array_equal, again(x, **options), model(x, **options))
     before = model(x, deterministic=True)
     again.encoder.gru.l0.w_ih[...] = jnp.zeros_like(again.encoder.gru.l0.w_ih[...])
@@ -87,12 +87,12 @@ def test_nnx_modules_are_copied_whole(way):
     assert (np.asarray(again(x, deterministic=True)["a"]) != np.asarray(before["a"])).all()
 
 
-# Flax's own drivers of a cell
+# Flax's own wrappers of a cell
 
 
 @pytest.fixture(scope="module")
 def layer():
-    """A layer in float64, its variables, and the same as `nn.RNN` names them."""
+    """A layer in float64, its variables, and the same variables under the names of `nn.RNN`."""
     layer = grujax.GRU(H, **WIDE)
     variables = drawn(layer, X)
     return layer, variables, {"params": {"cell": variables["params"]["l0"]}}
@@ -136,7 +136,7 @@ def test_bidirectional_may_share_one_cell():
     assert_close(nnx.Bidirectional(nnx.RNN(cell), nnx.RNN(cell))(X), expected)
 
 
-# Resets, as reinforcement learning writes them
+# Resets, as reinforcement learning code implements them
 
 
 def test_resets_are_those_of_haikus_reset_core():
@@ -155,7 +155,7 @@ def test_resets_are_those_of_haikus_reset_core():
 
 
 class ScannedRNN(nn.Module):
-    """As PureJaxRL and what was made from it have it."""
+    """The module of PureJaxRL and of the projects derived from it."""
 
     @functools.partial(nn.scan, variable_broadcast="params", in_axes=0, out_axes=0, split_rngs={"params": False})
     @nn.compact

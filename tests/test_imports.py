@@ -1,4 +1,4 @@
-"""Who may import whom: the rules of the house, read off the source."""
+"""Which module may import which, checked by reading the source."""
 
 import ast
 import re
@@ -27,14 +27,14 @@ GROUPS = [
     ["estimators", "cli"],
     ["__init__", "__main__"],
 ]
-"""Downwards: a file imports from the groups above it and from its own package, never from others of its group."""
+"""A file imports only from the groups listed before its own and from its own package, not from others of its group."""
 
 SHARED = {"step", "products", "derivative", "checks", "order", "calls"}
-"""What platform kernels stand on in kernels/; they import none of each other."""
+"""The modules of kernels/ that platform kernels use. Platform kernels do not import each other."""
 
 RANK = {name: rank for rank, group in enumerate(GROUPS) for name in group}
 BASES = {"estimators": {"sklearn", "aeon"}}
-"""Whose classes are derived from, so that they are imported at module level: nothing else is in those packages."""
+"""Packages that may be imported at module level, because classes are derived from theirs."""
 
 EXTRAS = {
     "torch",
@@ -59,7 +59,7 @@ STANDARD = set(sys.stdlib_module_names)
 
 
 def imports(tree, package, in_functions=True):
-    """The modules that a file imports, relative ones made absolute; those under `if TYPE_CHECKING` do not run."""
+    """Returns the modules that a file imports, as absolute names. Code under `if TYPE_CHECKING` does not run."""
     found, waiting = [], list(tree.body)
     while waiting:
         node = waiting.pop()
@@ -79,7 +79,7 @@ def imports(tree, package, in_functions=True):
 
 
 def broken_rules(sources):
-    """sources: {"layer.py": text, "kernels/scan.py": text, ...} -> the rules that they break."""
+    """Returns the rules that `sources`, {"layer.py": text, "kernels/scan.py": text, ...}, break."""
     broken = []
     above = {"__init__", "table", "entry"}
     kernels = {Path(name.split("/")[1]).stem for name in sources if name.startswith("kernels/")} - SHARED - above
@@ -165,7 +165,7 @@ def test_importing_grujax_imports_none_of_what_few_users_need():
 
 
 def test_submodules_load_on_first_use():
-    """Every one that a user calls is known to type checkers, is in `dir`, and is not imported before; nor is JAX."""
+    """Type checkers and `dir` know each public submodule. It is not imported before its use, and neither is JAX."""
     tree = ast.parse((ROOT / "__init__.py").read_text())
     (checked,) = (node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
     imported = [name for node in checked.body if isinstance(node, ast.ImportFrom) for name in node.names]
@@ -192,7 +192,7 @@ def test_the_version_is_written_in_one_file():
 
 
 def test_importing_grujax_takes_little_more_than_importing_flax():
-    """What grujax adds, in seconds of the processor; one of three is enough: the first may compile it."""
+    """Measures the CPU seconds that grujax adds. One of three runs must pass: the first may compile bytecode."""
     code = "import time, flax; began = time.process_time(); from grujax import *; print(time.process_time() - began)"
     command = [sys.executable, "-c", code]
     runs = (subprocess.run(command, capture_output=True, text=True, check=True, timeout=120) for _ in range(3))

@@ -1,4 +1,4 @@
-"""Every mutation still has its place in the code; `python tests/mutations.py` runs them, which takes half an hour."""
+"""Every mutation still matches the code. `python tests/mutations.py` runs them all, which takes half an hour."""
 
 import pytest
 from mutations import MUTATIONS, ROOT, mutated

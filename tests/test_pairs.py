@@ -1,4 +1,4 @@
-"""The cases of `pairwise` hold every pair, and are few."""
+"""The cases of `pairwise` contain every pair, and are few."""
 
 from itertools import combinations
 
@@ -11,7 +11,7 @@ def test_any_two_values_meet_in_few_cases():
     for one, other in combinations(values, 2):
         met = {(case[one], case[other]) for case in cases}
         assert len(met) == len(values[one]) * len(values[other])
-    assert 30 <= len(cases) <= 36  # 30 pairs of a and b alone; the product has 360
+    assert 30 <= len(cases) <= 36  # a and b alone have 30 pairs; the product has 360 cases
     assert cases == pairwise(**values)
 
 

@@ -1,4 +1,4 @@
-"""The README's Python blocks and commands run; its figures, and those of docs/, are those of the files."""
+"""The README's Python blocks and commands run, and the figures in README and docs/ equal those in the result files."""
 
 import importlib.util
 import os
@@ -63,7 +63,7 @@ def assert_its_figure_is_reached(out, folder):
 
 
 def test_the_two_commands_are_there_and_the_main_job_reaches_its_figure(tmp_path, monkeypatch, capsys):
-    """In this process; tests/cli/test_nothing_lost.py starts the command as a user does."""
+    """Runs the command in this process; tests/cli/test_nothing_lost.py starts it as a user does."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setitem(sys.modules, "matplotlib", None)  # pictures take seconds
@@ -89,7 +89,7 @@ def test_every_command_shown_exists(command, capsys):
 
 
 def generator():
-    """benchmarks/speed.py, which belongs to no package."""
+    """Imports benchmarks/speed.py, which belongs to no package."""
     spec = importlib.util.spec_from_file_location("benchmarks_speed", ROOT / "benchmarks/speed.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -113,7 +113,7 @@ def test_the_times_and_the_chart_are_those_of_the_file_they_name():
 
 
 def invented():
-    """grujax and two others on two cases, and the rows that are no rivals; trained, one case of grujax alone."""
+    """grujax, two rivals and two rows that are no rivals, on two cases; the training pass has one case of grujax."""
     times = {"grujax": (2.0, 0.5), "torch": (4.0, 0.25), "keras": (3.0, 1.0)}
     times |= {"grujax-before": (1.0, 0.1), "products alone": (0.5, 0.1)}
     results = [
@@ -179,7 +179,7 @@ def test_the_summary_stands_below_the_tables():
 def test_what_was_not_measured_says_why():
     trained = generator().table(invented(), PASSES[1])
     assert "| grujax | **12.3** | – |" in trained and "| torch.nn.GRU | – | – |" in trained
-    assert "fastest other" not in trained  # a row of ratios holds one at least
+    assert "fastest other" not in trained  # a row of ratios is shown only if it has one
     _, notes = trained.split("\n\nWhy a time is missing (–):\n\n")
     assert "- grujax (b): none.\n- torch.nn.GRU: forward only.\n- Keras 3 on JAX: not measured.\n" in notes
 

@@ -1,4 +1,4 @@
-"""The reference for sequences, held to `equations` with lengths and to finite differences."""
+"""Tests the reference for sequences against `equations` with lengths and against finite differences."""
 
 import numpy as np
 from reference import layers, one_direction, pieces_of, pooled
@@ -37,7 +37,7 @@ def test_without_resets_it_is_the_equations_with_lengths():
 
 
 def test_the_state_before_a_reset_goes_no_further():
-    """By hand, in both directions: of two pieces each is a run of its own, and h0 enters the one that is read first."""
+    """By hand, in both directions: two pieces are separate runs, and h0 enters the piece that is read first."""
     rng = np.random.default_rng(1)
     weights, x, h0, start = random_weights(rng), rng.normal(size=(1, 5, I)), rng.normal(size=(1, H)), rng.normal(size=H)
     resets = np.array([[False, False, False, True, False]])
@@ -55,7 +55,7 @@ def test_the_state_before_a_reset_goes_no_further():
 
 
 def differences(loss, arrays, step=1e-6):
-    """Central differences of loss() in one random element of each array, the arrays changed in place."""
+    """Returns central differences of loss() in one random element of each array; it changes the arrays in place."""
     rng, found = np.random.default_rng(2), []
     for a in arrays:
         at = tuple(rng.integers(n) for n in a.shape)

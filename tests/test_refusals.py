@@ -1,4 +1,4 @@
-"""One table of what cannot be served, and what is said of it: argument, expected, found, remedy. All at trace time."""
+"""A table of refused input and the text of the errors: argument, expected, found, remedy. All raise at trace time."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ PLAIN = np.ones((B, T, I))
 
 
 def ones(*of):
-    """An array of JAX, without a program that makes it."""
+    """A JAX array, made without compiling a program."""
     return jax.device_put(np.ones(*of))
 
 
@@ -39,7 +39,7 @@ def function(x=X, w=None, *args, **options):
 
 
 def modules(name, good, given, call, fields):
-    """The module of that name called in Linen, with parameters made for `good`, and in NNX."""
+    """Calls of the module `name`: in Linen, with parameters made for `good`, and in NNX."""
     fields = (
         {"hidden_size": H, "param_dtype": jnp.float64} | ({"output_size": 2} if name == "GRUModel" else {}) | fields
     )
@@ -52,7 +52,7 @@ def modules(name, good, given, call, fields):
     def nnx():
         return getattr(grujax.nnx, name)(input_size=I, rngs=RNGS, **fields)
 
-    def made(face, make):  # once for all cases of the same fields
+    def made(face, make):  # made once for all cases with the same fields
         key = f"{face} {name} {fields}"
         if key not in MADE:
             MADE[key] = make()
@@ -303,7 +303,7 @@ BAD = {
         statistics({"a": 1}, output_mean=ones(1)),
         ["output_mean and output_std need a single head (statistics/output_mean", "output_NAME_mean"],
     ),
-    # other arguments that are no arrays of numbers
+    # other arguments that are not arrays of numbers
     "weights in a dict": (
         function(w=weights()._asdict()),
         ["weights: expected a GRUWeights", "a dict", "GRUWeights(**"],

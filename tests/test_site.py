@@ -1,4 +1,4 @@
-"""The site: every public name has a place in its reference, its pictures have words, both columns of its table run.
+"""The site: its reference has every public name, its pictures have an alt text, and both columns of its table run.
 
 `nox -s docs` builds it, and runs the code of its notebooks.
 """
@@ -25,7 +25,7 @@ PACKAGES = ["grujax", *(f"grujax.{m.name}" for m in pkgutil.iter_modules(grujax.
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_every_public_name_has_a_place_in_the_reference(package):
-    """A package with `__all__` has `.. automodule:: package` on a page, which documents what stands in `__all__`."""
+    """A package with `__all__` has `.. automodule:: package` on a page, which documents the names in `__all__`."""
     names = getattr(importlib.import_module(package), "__all__", ())
     found = re.search(rf"^\.\. automodule:: {re.escape(package)}$(?:\n   :exclude-members: (.*))?", REFERENCE, re.M)
     elsewhere = {*grujax.__all__, "name", "parent", "scope"}  # the last three are Flax's
@@ -51,7 +51,7 @@ def test_every_page_of_a_folder_is_in_its_list(folder):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_picture_has_words(page):
-    """The build asks for them too, of what the code of a page draws."""
+    """The build also requires this of pictures that the code of a page draws."""
     cells = re.findall(r"^```\{code-cell\}.*?\n(.*?)^```", PAGES[page], re.S | re.M)
     drawn = [cell for cell in cells if re.search(r"^figure, |^(inspect\.)?plot_\w+\(", cell, re.M)]
     assert all(re.search(r'^    alt: ".{20,}"$', cell, re.M) for cell in drawn)
@@ -75,7 +75,7 @@ LEFT = {
     "Haiku": ("haiku", "import haiku as hk; run = lambda lines: hk.transform(lines).init(key)"),
     "Equinox": ("equinox", "import equinox as eqx"),
 }
-"""By section of coming-from.md: the package that the left column needs, and the lines before it."""
+"""For each section of coming-from.md: the package that the left column needs, and the code to run before it."""
 BEFORE, *SECTIONS = re.split(r"^## (.*)\n", PAGES["coming-from.md"], flags=re.M)
 TABLES = {
     title: re.findall(r"^\| `(.+)` \| `(.+)` \|$", text, re.M)
@@ -88,7 +88,7 @@ TABLES = {
 
 @pytest.fixture
 def as_a_user(tmp_path, monkeypatch):
-    """In an empty folder, without the strict numerics of the other tests."""
+    """Runs the test in an empty folder, without the strict numerics of the other tests."""
     monkeypatch.chdir(tmp_path)
     with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
@@ -108,13 +108,13 @@ def test_the_right_column_runs(title, as_a_user):
     assert "GRU" in space
 
 
-@pytest.mark.slow  # nothing of grujax is in it
+@pytest.mark.slow  # it contains no grujax code
 @pytest.mark.parametrize("title", LEFT)
 def test_the_left_column_runs_where_its_library_is_installed(title, as_a_user):
     package, imports = LEFT[title]
     pytest.importorskip(package, reason=f"{package} is not installed")
     space = {}
-    with warnings.catch_warnings(action="ignore"):  # of libraries that are not ours
+    with warnings.catch_warnings(action="ignore"):  # warnings of other libraries
         exec(HEAD + imports, space)
         run = space["run"] if "run" in space else lambda lines: lines()
         run(lambda: [exec(compile(left, left, "exec"), space) for left, _ in TABLES[title]] and None)

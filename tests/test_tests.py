@@ -12,7 +12,7 @@ RAISE = {"raises", "warns", "fail", "refused"}
 
 
 def of_itself(node):
-    """The nodes of a function, without those of functions inside it."""
+    """Yields the nodes of a function, without those of functions inside it."""
     for child in ast.iter_child_nodes(node):
         if not isinstance(child, (*FUNCTIONS, ast.Lambda, ast.ClassDef)):
             yield child
@@ -20,7 +20,7 @@ def of_itself(node):
 
 
 def names(node):
-    """Every name and attribute that is read, as its last part."""
+    """Yields every name, and the last part of every attribute."""
     for child in ast.walk(node):
         if isinstance(child, ast.Name):
             yield child.id
@@ -29,14 +29,14 @@ def names(node):
 
 
 def asserts(function, checkers):
-    """Whether a function has an assertion, or names something that has one."""
+    """Returns whether a function contains an assertion, or uses the name of a function that asserts."""
     if any(isinstance(node, ast.Assert) for node in ast.walk(function)):
         return True
     return any(name in checkers or name.startswith("assert_") for name in names(function))
 
 
 def checkers_in(trees):
-    """The names of all functions that assert, themselves or through another."""
+    """Returns the names of all functions that assert, directly or through another function."""
     functions = [node for tree in trees for node in ast.walk(tree) if isinstance(node, FUNCTIONS)]
     read = [(function.name, set(names(function))) for function in functions]
     found, n_found = RAISE | {function.name for function in functions if asserts(function, RAISE)}, 0
@@ -47,7 +47,7 @@ def checkers_in(trees):
 
 
 def faults(tree, checkers):
-    """What is wrong with the tests of a module, a line each."""
+    """Yields one line for each fault in the tests of a module."""
     for node in ast.walk(tree):
         where = f"line {getattr(node, 'lineno', 0)}"
         if isinstance(node, FUNCTIONS) and node.name.startswith("test_"):

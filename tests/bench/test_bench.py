@@ -1,4 +1,4 @@
-"""The benchmark's own honesty: equal before timed, unequal refused, nothing dropped, nothing lost in the file."""
+"""The benchmark is honest: it times only equal results, drops no result, and loses nothing in the file."""
 
 import gc
 import importlib.util
@@ -35,7 +35,7 @@ TINY = Case("tiny", 3, 5, 4, 6)
 STACKED = replace(TINY, num_layers=2, bidirectional=True)
 SHRUNK = {name: case.shrunk() for name, case in CASES.items()}
 KINDS_OF_CASE = {(case.T == 1, case.num_layers, case.traits): name for name, case in reversed(SHRUNK.items())}
-"""A case for each kind there is: the others differ from one of these in their sizes or lengths alone."""
+"""One case of each kind. Every other case differs from one of these only in its sizes or lengths."""
 
 CANNOT = {
     ("rl", "torch"): "no resets",
@@ -87,7 +87,7 @@ def test_lengths_and_resets_go_with_one_direction():
 
 @pytest.mark.parametrize("reset_after", [True, False])
 def test_the_oracle_is_the_equations_over_whole_sequences(reset_after):
-    """Two directions of `equations.sequence`, which takes no resets but holds lengths; the sum of both."""
+    """Two directions of `equations.sequence`, with lengths and without resets; dx is the sum of both."""
     a = make_arrays(replace(TINY, bidirectional=True))
     lengths = np.array([5, 2, 3], np.int32)
     a = a._replace(lengths=lengths)
@@ -123,7 +123,7 @@ def test_the_oracle_runs_sequences_that_resets_part_as_if_they_stood_apart():
 
 @pytest.mark.parametrize(("implementation", "case"), by_turns(HERE, [*KINDS_OF_CASE.values()], quick=1))
 def test_every_implementation_equals_the_oracle_on_every_kind_of_case(implementation, case):
-    """What None takes at the sizes that are timed is one of them, and not the one that it takes at these."""
+    """At the timed sizes None chooses one of these implementations, but not the one that it chooses at these sizes."""
     a, peer = make_arrays(SHRUNK[case]), Peer(partial(ours.implementation, implementation))
     prepared = measure.prepare(peer, a, 1, *measure.oracle(a, True), traits=SHRUNK[case].traits)
     assert all(map(callable, prepared.values())), prepared
@@ -134,7 +134,7 @@ def test_peer_equals_the_oracle(name, case):
     peer, a = PEERS[name], make_arrays(SHRUNK[case])
     if missing := peer.missing():
         pytest.skip(f"{name}: {missing}")
-    # ours is tested strictly, the others are not written so
+    # grujax is tested strictly, the other libraries are not written for that
     ranks, dtypes = ("raise", "strict") if name.startswith("grujax") else ("allow", "standard")
     with jax.numpy_rank_promotion(ranks), jax.numpy_dtype_promotion(dtypes):
         right = measure.oracle(a, peer.reset_after)
@@ -149,7 +149,7 @@ def test_peer_equals_the_oracle(name, case):
 
 @pytest.mark.parametrize("name", ["single", "ragged", "stacked"])
 def test_openvino_reads_the_input_where_it_lies_and_writes_where_it_wrote(name, monkeypatch):
-    """And the thread that calls it is bound to no core afterwards: the others would inherit that."""
+    """The calling thread is not bound to a core afterwards either: other threads would inherit that."""
     if missing := PEERS["openvino"].missing():
         pytest.skip(f"openvino: {missing}")
     inputs = []
@@ -198,7 +198,7 @@ def test_openvino_runs_its_own_gru_in_the_dtype_of_the_case_and_transposes_nothi
 
 
 def test_openvino_is_imported_without_its_telemetry():
-    """It would fork: with the threads of JAX there are, Python warns of a deadlock."""
+    """The telemetry would fork, and Python would warn of a deadlock because JAX has started threads."""
     if missing := PEERS["openvino"].missing():
         pytest.skip(f"openvino: {missing}")
     package()
@@ -216,7 +216,7 @@ def test_openvino_s_bfloat16_is_refused_where_the_processor_has_none(monkeypatch
 
 
 def test_the_wrong_gru_is_refused_and_never_timed():
-    """grujax-before claims to be the other GRU: both passes must say so and hold no time."""
+    """grujax-before claims to be the other GRU: both passes must be reported as unequal and have no time."""
     wrong = PEERS["grujax-before"]._replace(reset_after=True)
     right = {name: peer for name, peer in PEERS.items() if name.startswith("grujax")}
     results = measure.measure(TINY, {**right, "wrong": wrong}, repeats=2, threads=1)
@@ -279,7 +279,7 @@ def test_on_a_gpu_what_runs_on_the_cpu_alone_has_no_time():
 
 
 def test_on_a_gpu_grujax_brings_its_implementations_along_and_a_step_is_shown(monkeypatch):
-    """Nothing but the name of the backend is a GPU's here: torch without CUDA is left out, of the limit too."""
+    """Only the name of the backend is changed to "gpu": torch without CUDA is left out, also from the limit."""
     assert implementations("cpu") == {}
     ours_there = set(implementations("gpu"))
     assert {"grujax xla", "grujax autodiff"} <= ours_there and "grujax native" not in ours_there
@@ -320,7 +320,7 @@ def test_every_thunk_has_its_turn_in_every_round():
     calls = []
     times = measure.interleave({name: lambda name=name: calls.append(name) for name in "abc"}, repeats=4)
     rounds = [calls[6 * i : 6 * i + 6] for i in range(4)]
-    assert all(sorted(r) == list("aabbcc") and r[::2] == r[1::2] for r in rounds)  # one warm call, one timed
+    assert all(sorted(r) == list("aabbcc") and r[::2] == r[1::2] for r in rounds)  # one warm-up call, one timed call
     assert len({tuple(r) for r in rounds}) > 1
     assert all(len(t) == 4 and min(t) >= 0 for t in times.values())
 
@@ -341,7 +341,7 @@ def test_short_calls_are_timed_more_often_and_long_ones_all_the_while(monkeypatc
 
 
 def test_the_products_are_as_many_as_the_equations_need(monkeypatch):
-    """In multiply-adds: forward 3H (I + H) for each valid step, backward twice that, for each layer and direction."""
+    """Multiply-adds: forward 3H (I + H) for each valid step, layer and direction; backward twice that."""
     spent = []
     original = np.matmul
 
@@ -388,7 +388,7 @@ def test_ratios_and_the_fastest():
 
 
 def test_the_summary_says_how_many_times_as_fast():
-    """Of every shape, 4 / 2 beside the slower rival that is the fastest; the mean of five, where all five are there."""
+    """The fastest rival takes 4 / 2 times as long for most shapes; a mean of five needs all five shapes."""
     shapes = [*reports.SHAPES, *(f"{name}-bfloat16" for name in FIVE)]
     of = {"grujax": 2.0, "torch": 6.0, "flax": 4.0, "openvino": 3.0, "grujax-packed": 0.1, LIMIT: 0.1}
     results = [
@@ -417,7 +417,7 @@ def test_the_summary_says_how_many_times_as_fast():
     assert found["forward + backward"] == {
         **dict.fromkeys(reports.SHAPES),
         **dict.fromkeys(FIVE[1:], 2.0),
-        mean: None,  # single is missing: a mean of four would pass for one of five
+        mean: None,  # single is missing: a mean of four would look like one of five
     }
     console = Console(width=200, record=True)
     for made in reports.tables(report(results)):

@@ -1,4 +1,4 @@
-"""The chart holds every ratio of the report, once, where it belongs; a file of it is whole or not there."""
+"""The chart shows every ratio of the report once, in its place; its file is complete or does not exist."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ MS = {"grujax": 2.0, "fast": 1.0, "slow": 8.0}
 
 
 def made(peers=tuple(MS), extra=()):
-    """Every peer of MS on three cases, `fast` forward only, and `gone` nowhere."""
+    """A report on every peer of MS and three cases; `fast` is forward only, `gone` has no time."""
     results = [
         Result(case, peer, kind, "forward only")
         if (peer, kind) == ("fast", BACKWARD)
@@ -26,13 +26,13 @@ def made(peers=tuple(MS), extra=()):
     ]
     results += [Result(case, "gone", kind, "not installed (gone)") for kind in PASSES for case in CASES]
     device, versions = {"cpu": "a processor"}, {"jax": "1.2.3"}
-    cases: dict = dict.fromkeys(CASES)  # what a case is, the chart does not ask
+    cases: dict = dict.fromkeys(CASES)  # the chart only uses the names of the cases
     return Report("2026-11-23T10:11:12+00:00", "abcdef0123", True, device, versions, 2, cases, (*results, *extra))
 
 
 def marks(axes):
-    """{peer: [(ratio, case)]}"""
-    names = [label.get_text() for label in axes.figure.axes[0].get_yticklabels()]  # of both panels
+    """Returns {peer: [(ratio, case)]}."""
+    names = [label.get_text() for label in axes.figure.axes[0].get_yticklabels()]  # shared by both panels
     return {
         line.get_label(): [(x, names[round(y)]) for x, y in zip(*line.get_data(), strict=True)]
         for line in axes.get_lines()
@@ -52,7 +52,7 @@ def test_the_line_at_one_is_grujax():
         (line,) = [line for line in axes.get_lines() if line.get_label() == "grujax"]
         assert list(line.get_xdata()) == [1, 1] and axes.get_xscale() == "log"
         left, right = axes.get_xlim()
-        assert left < 0.5 and right > 4  # nothing stands outside the picture
+        assert left < 0.5 and right > 4  # no mark is outside the plot
         assert axes.get_ylim()[0] > axes.get_ylim()[1]  # the first case is on top
 
 
@@ -76,7 +76,7 @@ def test_nine_peers_differ_in_mark_and_in_colour():
         == len({to_hex(line.get_color()) for line in lines})
         == 9
     )
-    assert len({y for line in lines for y in line.get_ydata()}) == 27  # equal times do not hide each other
+    assert len({y for line in lines for y in line.get_ydata()}) == 27  # marks of equal times do not overlap
 
 
 def test_it_is_written_as_png(tmp_path):

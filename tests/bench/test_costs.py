@@ -1,4 +1,4 @@
-"""What a GRU costs besides its run time: the counters count, the compiler compiles, what is missing is said."""
+"""The costs of a GRU besides its run time: counters and compile times are right, and missing figures are reported."""
 
 import json
 import sys
@@ -14,7 +14,7 @@ from rich.console import Console
 from grujax.errors import InputError
 from grujax.kernels.table import xla_chunks
 
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))  # no package: its programs import each other by name
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))  # not a package: its programs import each other by name
 import costs
 import startup
 from costs import STACKS, Compilation, Costs, Epoch, Memory, Size
@@ -67,7 +67,7 @@ def test_memory_grows_with_steps_and_most_under_plain_autodiff():
 
 
 def test_long_training_keeps_less_than_half_of_what_flax_keeps():
-    """The loop of XLA, in chunks."""
+    """grujax runs XLA's loop, in chunks."""
     stacks = partial(costs.OurStack, implementation="xla"), STACKS["Flax nn.RNN"]
     ours, flax = (costs.peak_bytes(stack(LONG), LONG) for stack in stacks)
     assert ours is not None and flax is not None and ours < 0.5 * flax
@@ -77,7 +77,7 @@ def test_long_training_keeps_less_than_half_of_what_flax_keeps():
     "steps", [(64, 200), (512, 1024), (8192, 32768)], ids=["at once", "in chunks", "in chunks, the gates made anew"]
 )
 def test_the_program_does_not_grow_with_time(steps):
-    """So neither does its compile time. There are three programs, each for all the T that it serves."""
+    """So its compile time does not grow either. There are three programs, each for a range of T."""
     sizes = [Size(T=T) for T in steps]
     chunks = [xla_chunks((size.T, size.B, size.H), "cpu") for size in sizes]
     assert len({(c.steps is None, c.kept) for c in chunks}) == 1
@@ -88,7 +88,7 @@ def test_the_program_does_not_grow_with_time(steps):
 
 @pytest.mark.parametrize("name", STACKS)
 def test_the_program_is_that_of_both_passes(name):
-    """Gradients of every parameter, of x and of h0; the two states of two layers both matter."""
+    """It returns gradients of every parameter, of x and of h0; the initial states of both layers matter."""
     jitted, (variables, x, h0) = costs.gradient_program(STACKS[name](SMALL), SMALL)
     numbers = jax.tree.map(lambda s: 0.3 * np.ones(s.shape, s.dtype), (variables, x, h0))
     gradients = jax.tree.leaves(jitted(*numbers))
@@ -98,14 +98,14 @@ def test_the_program_is_that_of_both_passes(name):
 
 
 def test_flax_and_grujax_are_one_program():
-    """Both layers read the state they are given: with the weights constant both give the same hs."""
+    """Both libraries use the given initial states: with constant weights they give the same hs."""
     found = {}
     for name, stack in STACKS.items():
         _, (variables, x, h0) = costs.gradient_program(stack(SMALL), SMALL)
         ones = jax.tree.map(lambda s: 0.1 * np.ones(s.shape, s.dtype), (variables, x, h0))
         zero = jax.tree_util.tree_map_with_path(
             lambda path, v: v * 0 if v.ndim == 1 else v, ones[0]
-        )  # Flax keeps one bias of r and z, grujax two: none here
+        )  # Flax has one bias for r and z, grujax two: all are zero here
         found[name] = stack(SMALL).apply(zero, *ones[1:])
     np.testing.assert_allclose(found["grujax"], found["Flax nn.RNN"], rtol=1e-5)
     np.testing.assert_allclose(found["grujax"], found["grujax, autodiff"], rtol=1e-5)
@@ -119,13 +119,13 @@ def test_compile_time_is_not_that_of_the_persistent_cache(tmp_path):
         jax.config.update(names[1], 0.0)
         assert costs.compile_seconds(STACKS["grujax"](SMALL), SMALL) > 0.01
         assert list(tmp_path.iterdir()) == []
-        jax.jit(lambda x: x + 1)(1.0)  # outside, the cache is there as before
+        jax.jit(lambda x: x + 1)(1.0)  # afterwards the cache works as before
         assert list(tmp_path.iterdir()) != []
     finally:
         for name, value in before.items():
             jax.config.update(name, value)
         with costs.without_persistent_cache():
-            pass  # forgets the folder
+            pass  # makes JAX forget the folder
 
 
 def test_compile_time_is_measured_over_every_size(monkeypatch):

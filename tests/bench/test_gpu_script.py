@@ -1,6 +1,6 @@
-"""benchmarks/gpu.py from end to end, tiny, on the CPU: every part is there, and the file says what the table says.
+"""Runs benchmarks/gpu.py with tiny sizes on the CPU: every part is measured, and the file and the table agree.
 
-Slow: the script is no part of the package, and runs by hand, first with `--dry-run`.
+Slow: the script is not part of the package, and is run by hand, first with `--dry-run`.
 """
 
 import json
@@ -21,7 +21,7 @@ DENSE, RESETS = "4, 5, 8", "4, 5, 8, resets 30%"
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """What is in the file, and what was printed."""
+    """Returns the contents of the file and what was printed."""
     folder = tmp_path_factory.mktemp("gpu") / "new"
     command = [sys.executable, SCRIPT, "--out", folder, "--dry-run"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
@@ -51,7 +51,7 @@ def test_values_are_within_the_tolerance_and_the_same_twice(run):
     names = [(name, *pair) for name in ("resident", "xla") for pair in pairs]
     assert set(values) == {f"{name} | H 6 | {kind} | {row}" for name, kind, row in names}
     for key, found in values.items():
-        if key.startswith("resident"):  # it refuses, and says why
+        if key.startswith("resident"):  # it refuses the call and says why
             assert "implementation" in found
             continue
         directions = ("", "_reverse") if "both" in key else ("",)
@@ -100,8 +100,8 @@ def test_the_table_is_printed_last_and_shows_what_the_file_holds(run):
 
 
 def least(machine, row, kind):
-    """Microseconds a step of B 4, T 5, I = H 8: its products, or its bytes."""
-    numbers, products, weights = 4 * (8 + 8), 2 * 4 * 8 * 3 * (8 + 8), 3 * 8 * (8 + 8) / 5  # of a step
+    """The least time of a step of B 4, T 5, I = H 8, in microseconds: the larger of its products' and its bytes'."""
+    numbers, products, weights = 4 * (8 + 8), 2 * 4 * 8 * 3 * (8 + 8), 3 * 8 * (8 + 8) / 5  # per step
     if kind == PASSES[1]:  # x, hs, dx, dhs, and x and hs again; dw, and w once
         numbers, products, weights = 3 * numbers, 3 * products, 2 * weights
     moved = (numbers + weights) * (2 if row == "bfloat16" else 4)

@@ -1,4 +1,4 @@
-"""What tests of the command line share."""
+"""Fixtures that the tests of the command line share."""
 
 import sys
 
@@ -8,7 +8,7 @@ import pytest
 
 @pytest.fixture
 def own_folder(tmp_path, monkeypatch):
-    """The command runs in an empty folder, in a wide terminal."""
+    """Runs the command in an empty folder and a wide terminal."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
     with jax.numpy_dtype_promotion("standard"):  # optax's schedules mix integers with floats
@@ -17,5 +17,5 @@ def own_folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def no_pictures(monkeypatch):
-    """As where Matplotlib is not installed: pictures take most of a small run's seconds."""
+    """As if Matplotlib were not installed: pictures take most of the time of a small run."""
     monkeypatch.setitem(sys.modules, "matplotlib", None)

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: what it prints, what it writes, what bad input gets."""
+"""The command line as a user sees it: what it prints and writes, and how it answers bad input."""
 
 import csv
 import dataclasses
@@ -47,15 +47,13 @@ def test_train_evaluate_predict(tmp_path, capsys):
     assert [line.get("epoch") for line in lines] == [*range(1, 21), None]
     assert set(lines[0]) == set(Epoch._fields)
     assert lines[-1]["test"]["accuracy"] > 0.8
-    assert (
-        f"grujax evaluate {os.path.join('out', 'model.safetensors')} {test}\n" in out
-    )  # not the rows that it was trained on
+    assert f"grujax evaluate {os.path.join('out', 'model.safetensors')} {test}\n" in out  # not the training rows
     assert f"test accuracy {100 * lines[-1]['test']['accuracy']:.2f}%" in accuracy
 
     code, out, _ = run(capsys, "evaluate", "out", test)
     assert (
         code == 0 and accuracy.replace("test", "new.npz", 1) in out
-    )  # the file alone gives the figure that training printed
+    )  # the model file gives the figure that training printed
 
     code, out, _ = run(capsys, "predict", "out/model.safetensors", test, "--output", "p.csv")
     assert code == 0 and "saved 20 predictions in p.csv" in out
@@ -99,7 +97,7 @@ def test_regression(tmp_path, capsys):
 
 @pytest.mark.usefixtures("no_pictures")
 def test_equal_quiet_runs_write_the_same_model_into_fresh_folders(tmp_path, capsys):
-    """Of a set that comes with aeon; the result alone is printed."""
+    """With a data set that comes with aeon. Only the result is printed."""
     for _ in range(2):
         code, out, _ = run(capsys, "train", "BasicMotions", *QUICK, "--quiet")
         assert code == 0 and out.startswith("test accuracy") and len(out.splitlines()) == 1
@@ -170,7 +168,7 @@ def test_settings_that_cannot_be_resumed_are_refused(name, tmp_path, capsys):
 @pytest.mark.usefixtures("no_pictures")
 def test_a_baseline_that_wins_is_named_and_the_choices_are_printed(capsys):
     x = np.random.default_rng(0).normal(size=(24, 60, 1))
-    np.savez("same.npz", X=x, y=np.arange(24) % 3)  # only who has seen a row can know its label
+    np.savez("same.npz", X=x, y=np.arange(24) % 3)  # the label can only be known from having seen the row
     code, out, _ = run(capsys, "train", "same.npz", "--test", "same.npz", "--hidden-size", "2", "--epochs", "1")
     assert code == 0 and "the nearest neighbour, which needs no training, is better on this split." in out
     assert "chosen: 2 steps per frame: 30 frames, because 60 steps are more than 50\n" in out
@@ -307,7 +305,7 @@ def written(path, content):
 
 @functools.cache
 def model_file():
-    """The bytes of one that an epoch made."""
+    """Returns the bytes of a model file after one epoch of training."""
     with tempfile.TemporaryDirectory() as folder:
         data, output = toy(f"{folder}/toy.npz"), f"{folder}/trained"
         assert cli.main(["train", data, "--output", output, "--quiet", *QUICK, "--epochs", "1"]) == 0
@@ -328,12 +326,12 @@ def test_bad_input_gets_one_or_two_lines_and_exit_code_2(name, tmp_path, capsys)
     boxed = False
     try:
         code, _, err = run(capsys, *arguments)
-    except SystemExit as exit:  # a usage error keeps tyro's box
+    except SystemExit as exit:  # tyro shows a usage error in a box
         code, err, boxed = exit.code, capsys.readouterr().err, True
     assert code == 2 and "Traceback" not in err
     assert all(part in err for part in parts), err
     assert boxed or len(err.splitlines()) <= 2
-    assert set(tmp_path.rglob("*")) == before  # nothing half-written
+    assert set(tmp_path.rglob("*")) == before  # no file is left half-written
 
 
 @pytest.mark.usefixtures("no_pictures")
@@ -369,7 +367,7 @@ def test_a_full_disk(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(os, "fsync", no_space)
     code, _, err = run(capsys, "train", toy("toy.npz"), "--output", "out", "--quiet", *QUICK)
     assert code == 2 and err.splitlines()[-1].startswith("grujax: No space left on device")
-    assert not (tmp_path / "out").exists()  # refused before it trains
+    assert not (tmp_path / "out").exists()  # refused before training
 
 
 def test_a_full_disk_leaves_the_earlier_predictions(tmp_path, capsys, monkeypatch):

@@ -1,4 +1,4 @@
-"""What the command compiles is kept in the user's cache folder, unless the user says otherwise."""
+"""The programs that the command compiles are kept in the user's cache folder, unless the user says otherwise."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""convert and export from the command line: what they print, what they write, what they refuse."""
+"""The commands convert and export: what they print, write and refuse."""
 
 import json
 import os
@@ -146,7 +146,7 @@ def test_convert_refuses_in_one_line_and_writes_nothing(name, tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """The folder of a training run whose model every export can hold."""
+    """The folder of a training run whose model can be exported to every format."""
     folder = tmp_path_factory.mktemp("trained")
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         source = toy(folder / "toy.npz")
@@ -156,7 +156,7 @@ def trained(tmp_path_factory):
 
 
 WRONG = {"labels": 3, "channels": "2", "gap": "2", "training": [1], "training ": {"quantiles": "ab"}, "fill": {"a": 1}}
-WRONG |= {"labels ": ["a"], " labels": []}  # too few of them
+WRONG |= {"labels ": ["a"], " labels": []}  # too few labels
 
 
 @pytest.mark.parametrize("command", ["evaluate", "predict"])
@@ -177,7 +177,7 @@ def test_export_a_trained_model(to, trained, tmp_path, capsys):
     assert f"saved {target} ({to})" in out and "loaded again and compared with grujax" in out
     assert ("folded into the weights" in out) == (not FORMATS[to].keeps_statistics)
     assert ("program.call" in out) == (to == "stablehlo")
-    if to != "stablehlo":  # which is no model: its loader has a test of its own
+    if to != "stablehlo":  # not a model file: its loader has its own test
         saved, (model, variables) = read(trained / MODEL_FILE), load_any(target, to)
         x = np.random.default_rng(0).normal(size=(3, 5, 2)).astype(np.float32) * 2 + 1
         assert "statistics" in saved.variables and np.ptp(saved.variables["statistics"]["input_mean"]) > 0

@@ -1,4 +1,4 @@
-"""`grujax train --distributed`: several processes train as one, the first writes, and a job that lost one goes on."""
+"""`grujax train --distributed`: several processes train as one, the first writes, a job that lost one resumes."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from grujax.cli import train
 from grujax.saving import read
 from grujax.training import devices
 
-LONG = [*QUICK, "--epochs", "60"]  # 240 steps of the toy's 60 rows
+LONG = [*QUICK, "--epochs", "60"]  # 240 steps with the toy's 60 rows
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +42,7 @@ if os.environ["OMPI_COMM_WORLD_RANK"] == "{}":
 
 
 def started(count, *options, program=PLAIN):
-    """`count` processes as Open MPI would start them."""
+    """Starts `count` processes as Open MPI would, and yields them."""
     command = [sys.executable, "-c", program, "train", "--quiet", *options, "--checkpoint-period", "0"]
     command += ["--distributed", str(count)] if count > 1 else []
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -51,7 +51,7 @@ def started(count, *options, program=PLAIN):
 
 
 def ended(processes):
-    """[(exit code, standard output, standard error)] of each."""
+    """Waits for the processes and returns (exit code, standard output, standard error) of each."""
     found = [(process, *process.communicate(timeout=600)) for process in list(processes)]
     return [(process.returncode, out, err) for process, out, err in found]
 
@@ -78,7 +78,7 @@ def test_two_processes_train_as_one(capsys, monkeypatch):
         assert run(capsys, "train", "--quiet", *options, "--output", "1")[0] == 0
     found = ended(two)
     assert [code for code, *_ in found] == [0, 0], found
-    assert "test accuracy" in found[0][1] and "test accuracy" not in found[1][1]  # the first shows
+    assert "test accuracy" in found[0][1] and "test accuracy" not in found[1][1]  # only the first one prints
     assert_trained_alike("2", "1", 4)
 
 
@@ -102,7 +102,7 @@ def test_one_of_two_processes_is_killed_and_the_job_goes_on():
     await_checkpoint("2", two[0])
     two[1].kill()
     (first, *said), (second, *_) = ended(two)
-    # the other ends by an error as its connection breaks, or is aborted by JAX as the signs of life stay away
+    # the first fails when its connection breaks, or JAX aborts it when heartbeats stop
     assert first in (2, -signal.SIGABRT) and second == -signal.SIGKILL, (first, said)
     found = [*ended(alone), *ended(started(2, "--resume", "2"))]
     assert [code for code, *_ in found] == [0, 0, 0], found
@@ -150,7 +150,7 @@ def test_another_number_of_processes_and_no_launcher_are_refused_by_name(capsys,
     "error, code", [(OSError(28, "No space left on device"), 2), (KeyboardInterrupt(), 130), (KeyError("w_ih"), 2)]
 )
 def test_an_error_of_one_process_ends_it_at_once(error, code, capsys, monkeypatch):
-    """Python's own end would wait for the other processes, which wait for this one."""
+    """A normal exit of Python would wait for the other processes, which wait for this one."""
 
     class Ended(BaseException):
         pass
@@ -169,7 +169,7 @@ def test_an_error_of_one_process_ends_it_at_once(error, code, capsys, monkeypatc
     assert f"grujax: process 0 of 2: {str(error) or 'KeyboardInterrupt'}. All processes end." in (
         err := capsys.readouterr().err
     )
-    assert ("Traceback" in err) == isinstance(error, KeyError)  # a mistake of the program tells where it is
+    assert ("Traceback" in err) == isinstance(error, KeyError)  # a bug shows its traceback
 
 
 def test_processes_agree_at_some_steps_and_one_alone_at_each(monkeypatch):
@@ -180,7 +180,7 @@ def test_processes_agree_at_some_steps_and_one_alone_at_each(monkeypatch):
     monkeypatch.setattr(devices.multihost_utils, "process_allgather", lambda mine: np.vstack([mine, of_others[1:]]))
     assert together.agreed(1, True, True) == (False, False)
     assert together.agreed(devices.EVERY, False, True) == (True, True)
-    assert together.agreed(devices.EVERY, False, False) == (True, False)  # the first decides when to save
+    assert together.agreed(devices.EVERY, False, False) == (True, False)  # the first process decides when to save
 
 
 def test_processes_that_do_not_have_the_same_are_refused_by_their_number(monkeypatch):

@@ -1,4 +1,4 @@
-"""Several heads on the command line: from arrays to a folder, figures and columns of each."""
+"""Several heads on the command line: from arrays to a folder, with figures and columns for each head."""
 
 import csv
 import json
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def written(name, count, seed):
-    """Heads in an order that is not that of the alphabet: the sign of one channel, the means of two others."""
+    """Writes heads in no alphabetical order: the sign of the level of one channel, and the levels of two others."""
     rng = np.random.default_rng(seed)
     levels = rng.uniform(-1, 1, (count, 3))
     x = levels[:, None] + 0.1 * rng.normal(size=(count, 6, 3))
@@ -49,7 +49,7 @@ def test_from_arrays_to_columns_of_each_head(tmp_path, capsys):
 
     lines = [f"way accuracy {100 * heads['way']['accuracy']:.2f}% (95%", f"at RMSE {heads['at']['rmse']:.5g} (R²"]
     assert all(f"test {line}" in out for line in lines)
-    np.savez("turned.npz", **dict(reversed([*np.load(test).items()])))  # the order of a file says nothing
+    np.savez("turned.npz", **dict(reversed([*np.load(test).items()])))  # the order in the file has no effect
     code, out, _ = run(capsys, "evaluate", "out", "turned.npz")
     assert code == 0 and all(f"turned.npz {line}" in out for line in lines)
 
@@ -111,7 +111,7 @@ def test_names_that_something_else_has_are_refused_before_a_folder_is_made(name,
 
 
 def test_columns_have_names_of_their_own(capsys):
-    """Also where a head is named as a column of another would be."""
+    """Even if a head has the name that a column of another head would have."""
     np.savez("d.npz", X=np.random.default_rng(0).normal(size=(20, 6, 3)), y_way=["a", "b"] * 10)
     with np.load("d.npz") as of:
         arrays = dict(of)

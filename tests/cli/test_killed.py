@@ -1,4 +1,4 @@
-"""`grujax train` killed at random moments: no file is torn, it goes on, and ends with the bits of an unbroken run."""
+"""`grujax train` is killed at random moments: no file is torn, and it resumes to the same bits as an unbroken run."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def in_a_folder_of_its_own(tmp_path, monkeypatch):
 
 @pytest.fixture
 def whole(capsys, monkeypatch):
-    """The model file of an unbroken run, in this process."""
+    """The bytes of the model file of an unbroken run, in this process."""
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with of_a_user():
         assert run(capsys, "train", "--quiet", "toy.npz", "--output", "whole", *LONG)[0] == 0
@@ -40,7 +40,7 @@ ALWAYS = ["--checkpoint-period", "0"]  # a checkpoint is always being written
 
 
 def start(folder, *options):
-    """Goes on with the run in the folder; where there is none yet, begins it."""
+    """Resumes the run in the folder, or begins it if there is none yet."""
     begun = (Path(folder) / "settings.json").exists()
     if not begun:
         shutil.rmtree(folder, ignore_errors=True)
@@ -57,7 +57,7 @@ def assert_nothing_is_torn(folder):
 
 
 def killed_at_random_moments(numbers, seed):
-    """The run's folder after a death by each signal; after the first quarter each comes when a checkpoint was seen."""
+    """Ends the run with each signal and returns its folder. After the first quarter each waits for a checkpoint."""
     rng, folder = random.Random(seed), "killed"
     checkpoints = Path(folder, "checkpoints")
     for moment, number in enumerate(numbers):
@@ -78,12 +78,12 @@ def killed_at_random_moments(numbers, seed):
         assert "Exception ignored" not in err and (process.returncode <= 0 or re.search(said, err)), err
         assert_nothing_is_torn(folder)
         if process.returncode == 0:
-            shutil.rmtree(folder)  # it was over before: once more
+            shutil.rmtree(folder)  # it had finished before the signal: start again
     return folder
 
 
 def goes_on_here(folder, capsys, monkeypatch):
-    """In this process, which has compiled the step already: its exit code and what it printed."""
+    """Resumes in this process, which has already compiled the step; returns the exit code and what was printed."""
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with of_a_user():
         return run(capsys, "train", "--quiet", "--resume", folder)
@@ -104,12 +104,12 @@ def assert_ended_as(whole, folder, code, out, err):
 
 
 @pytest.mark.parametrize(
-    "numbers",  # what a signal that can be caught leaves, test_nothing_lost.py sees in one process
+    "numbers",  # test_nothing_lost.py tests signals that can be caught, in one process
     [[signal.SIGKILL], pytest.param([signal.SIGKILL, signal.SIGTERM], marks=pytest.mark.slow)],
     ids=["once", "twice"],
 )
 def test_killed_and_resumed(numbers, whole, capsys, monkeypatch):
-    """SIGINT ends it as SIGTERM does."""
+    """Without SIGINT, which ends the run as SIGTERM does."""
     folder = killed_at_random_moments(numbers, seed=0)
     assert_ended_as(whole, folder, *goes_on_here(folder, capsys, monkeypatch))
 
@@ -121,6 +121,6 @@ def test_killed_and_resumed(numbers, whole, capsys, monkeypatch):
     ids=["SIGKILL", "SIGTERM", "SIGINT"],
 )
 def test_killed_at_many_moments_and_resumed(number, moments, whole):
-    """SIGKILL can tear what is being written: it has most of the moments. The others end after a step."""
+    """SIGKILL can tear a file that is being written, so it is tried most often. The others end the run after a step."""
     folder = killed_at_random_moments([number] * moments, seed=1)
     assert_ended_as(whole, folder, *goes_on(folder))

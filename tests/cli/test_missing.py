@@ -14,7 +14,7 @@ from grujax.saving import read
 
 
 def written(path, count=40, seed=0):
-    """A table whose label is the sign of a level that a third of the steps does not show."""
+    """Writes a table whose label is the sign of a level. 30% of the values are missing."""
     rng = np.random.default_rng(seed)
     lines = ["sequence,time,y,a"]
     for row in range(count):
@@ -44,11 +44,11 @@ def test_missing_values_and_attention(tmp_path, capsys, monkeypatch):
         code, out, _ = run(capsys, "predict", "out", "new.csv")
         assert code == 0 and len(out.splitlines()) == 11
         settings = json.loads((tmp_path / "out/settings.json").read_text())
-        del settings["training"]["members"]  # as of a grujax that had none
+        del settings["training"]["members"]  # as from an older grujax without members
         (tmp_path / "out/settings.json").write_text(json.dumps(settings))
-        code, out, err = run(capsys, "train", "--resume", "out", "--quiet")  # with the mask, or the data were others
+        code, out, err = run(capsys, "train", "--resume", "out", "--quiet")  # with the mask, as before
         assert (code, err) == (0, "") and figure in out
-        assert json.loads((tmp_path / "out/settings.json").read_text()) == settings  # which it can go on with
+        assert json.loads((tmp_path / "out/settings.json").read_text()) == settings  # unchanged
     assert saved.metadata["gap"] == 2
     hours = (tmp_path / "new.csv").read_text().splitlines()
     minutes = [

@@ -1,4 +1,4 @@
-"""Attacks on a training run: whatever happens after its first epoch, a whole model is left, and no temporary file."""
+"""Attacks on a training run: whatever happens after its first epoch, it leaves a whole model and no temporary file."""
 
 import contextlib
 import csv
@@ -36,7 +36,7 @@ def in_a_folder_of_its_own(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def training(tmp_path_factory):
-    """One real training: its data, what `fit` called back with and what it returned."""
+    """One real training: its data, the arguments of the callbacks, and what `fit` returned."""
     calls = {"compiled": [], "epoch": [], "best": []}
     with of_a_user():
         data = load(toy(tmp_path_factory.mktemp("data") / "toy.npz", labels=LABELS))
@@ -46,13 +46,13 @@ def training(tmp_path_factory):
 
 @pytest.fixture
 def fitted(training):
-    """What one real training gives; most attacks come before or after it, and hand it on."""
+    """The result of one real training. Most attacks come before or after training, and reuse it."""
     return training[2]
 
 
 @pytest.fixture
 def trains_at_once(monkeypatch, fitted):
-    """`grujax train` without the training: `fit` hands over the model, runs `attack` and returns the model."""
+    """`grujax train` without training: `fit` passes the model to its callbacks, runs `attack` and returns the model."""
 
     def prepare(attack=lambda on_best: None, draws=False):
         def at_once(config, data, *, on_epoch, on_best, **_):
@@ -62,7 +62,7 @@ def trains_at_once(monkeypatch, fitted):
             return fitted
 
         monkeypatch.setattr(train, "fit", at_once)
-        monkeypatch.setattr(run_folder.Settings, "write", lambda *_: None)  # the attacks are on what comes after it
+        monkeypatch.setattr(run_folder.Settings, "write", lambda *_: None)  # the attacks come later
         if not draws:
             monkeypatch.setattr(train, "_draw", lambda *_: [])
 
@@ -85,7 +85,7 @@ def train_it(capsys, *options):
 
 
 def assert_whole(folder="out", fitted=None):
-    """The model loads, is the one that was trained, and no temporary file is left."""
+    """Asserts that the model loads and is the trained one, and that no temporary file is left."""
     saved = read(f"{folder}/model.safetensors")
     assert saved.metadata["labels"] == sorted(LABELS) and saved.metadata["channels"] == 2
     if fitted is not None:
@@ -173,7 +173,7 @@ def test_a_signal_in_the_second_epoch_keeps_the_first(capsys, monkeypatch):
 
 def test_a_signal_whose_exception_is_lost_ends_training_after_the_epoch(capsys, monkeypatch, fitted):
     class Dies:
-        def __del__(self):  # as in JAX's callback of the garbage collector: Python drops what is raised here
+        def __del__(self):  # like JAX's callback of the garbage collector: Python drops exceptions raised here
             os.kill(os.getpid(), signal.SIGTERM)
 
     def fit_that_loses_it(config, data, *, on_epoch, on_best, **_):
@@ -236,7 +236,7 @@ def test_ignored_signals_stay_ignored(capsys, trains_at_once):
 
 @pytest.mark.parametrize("working, code", [((False, True), 0), ((True, False), 2)])
 def test_a_disk_that_is_full_for_a_while(working, code, capsys, monkeypatch, trains_at_once, fitted):
-    """Full at the first saving and not at the last: a warning. The other way round: an error, and the first stays."""
+    """Full only at the first save: a warning. Full only at the last: an error, and the first saved model stays."""
     better = dataclasses.replace(fitted, best=fitted.best._replace(epoch=99))
     trains_at_once(lambda on_best: on_best(better))
     works, fsync = iter([*working, True, True]), os.fsync
@@ -268,7 +268,7 @@ def test_a_metrics_file_that_cannot_be_written_costs_no_training(capsys, monkeyp
 
 def test_two_runs_at_once_get_two_folders(monkeypatch, tmp_path):
     with contextlib.ExitStack() as runs, monkeypatch.context() as patch:
-        patch.setattr("pathlib.Path.exists", lambda path, **_: False)  # the other run's folder is not there yet
+        patch.setattr("pathlib.Path.exists", lambda path, **_: False)  # the other run has not made its folder yet
         folders = [runs.enter_context(run_folder.new_folder(None, "toy")) for _ in range(3)]
     assert len(set(folders)) == 3 and all(folder.is_dir() for folder in folders)
 
@@ -292,7 +292,7 @@ def test_a_signal_while_jax_is_imported_ends_in_a_line():
 
 
 def test_a_locale_without_letters_is_written_to_in_utf_8(fitted):
-    """And costs no bit of the model."""
+    """The locale changes no bit of the model."""
     ascii = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii", "MPLBACKEND": "not.there"}
     command = [sys.executable, "-c", PROGRAM, "train", toy("toy.npz", labels=LABELS), "--output", "locale", *QUICK]
     command += ["--epochs", str(CONFIG.epochs)]
@@ -307,7 +307,7 @@ def full():
 
 
 def gone():
-    """Where nobody reads any more."""
+    """Returns a pipe that nobody reads any more."""
     read_end, write_end = os.pipe()
     os.close(read_end)
     return open(write_end, "w")
@@ -325,7 +325,7 @@ def test_a_standard_output_that_takes_nothing(stream, expected, reason, capsys, 
 
 
 def test_a_process_whose_reader_has_gone_ends_as_others_do():
-    """Python itself would tell of it at the end."""
+    """By default Python would report the closed pipe at exit."""
     with gone() as output:
         command = [sys.executable, "-c", PLAIN, "--version"]
         done = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, text=True, timeout=300)

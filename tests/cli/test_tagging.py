@@ -1,4 +1,4 @@
-"""A label or target a step on the command line: from a table or arrays to a line a step."""
+"""A label or target per step on the command line: from a table or arrays to an output line per step."""
 
 import csv
 import json
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def written(path, count=40, seed=0, tags=("low", "high")):
-    """A table in long form whose tag of a step follows from its value; each first step has none."""
+    """Writes a long table. The tag of a step follows from its value; the first step of a sequence has none."""
     rng = np.random.default_rng(seed)
     lines = ["sequence,time,x,y_step"]
     for row in range(count):
@@ -61,11 +61,11 @@ def test_targets_a_step_and_arrays(tmp_path, capsys):
     assert code == 0 and out.splitlines()[0] == "row,step,value"
     table, x = load(source).train, np.ones((10, 4, 1))
     assert table.labels is None and table.y.shape[2:] == (1,)
-    np.savez("i.npz", X=x, y=np.ones((10, 4, 1), int))  # integers are targets to a regression
+    np.savez("i.npz", X=x, y=np.ones((10, 4, 1), int))  # a regression model reads integers as targets
     assert run(capsys, "evaluate", "out", "i.npz")[0] == 0
     numbers = written(tmp_path / "numbers.csv", tags=(3, 12))
     assert load(numbers).train.labels == ("3", "12")
-    np.testing.assert_allclose(  # and so are the whole numbers of a table
+    np.testing.assert_allclose(  # and the whole numbers of a table too
         load_sequences(numbers).y[..., 0], np.array([np.nan, 3, 12])[1 + load_sequences(numbers, labels=("3", "12")).y]
     )
     np.savez("n.npz", X=x, y=np.array([["a", "b", "", "a"]] * 10), lengths=np.full(10, 3))

@@ -1,4 +1,4 @@
-"""Events of TensorBoard hold what metrics.jsonl holds; a writer that fails is a warning."""
+"""TensorBoard events contain what metrics.jsonl contains; a writer that fails causes only a warning."""
 
 import json
 import struct
@@ -20,7 +20,7 @@ def in_a_folder_of_its_own(tmp_path, monkeypatch):
 
 
 def events(folder):
-    """{name: {epoch: value}} of all files of a folder: records of a length, its CRC, an Event, its CRC."""
+    """Returns {name: {epoch: value}} from all files of a folder. A record: a length, its CRC, an Event, its CRC."""
     from tensorboardX.proto.event_pb2 import Event
 
     found = {}

@@ -1,4 +1,4 @@
-"""aeon's own checks of a classifier and a regressor, and series as its data sets have them."""
+"""aeon's own checks of a classifier and a regressor, and series in the form of aeon's data sets."""
 
 import doctest
 import importlib.util
@@ -19,7 +19,7 @@ def numerics_of_a_user():
 
 @pytest.fixture
 def ours():
-    """The module. It is imported late: aeon takes seconds."""
+    """The module, imported late because aeon takes seconds."""
     return importlib.import_module("grujax.estimators.aeon")
 
 

@@ -1,4 +1,4 @@
-"""The forecaster: its windows by hand, what it forecasts of series whose future is known, and what it refuses."""
+"""The forecaster: its windows by hand, its forecasts of series with a known future, and what it refuses."""
 
 import pickle
 import runpy
@@ -46,7 +46,7 @@ def months(count, start="2000-01-01"):
 
 
 def waves(count, n_series=1, seed=0):
-    """Seasons of four steps, with a slope and a slow wave: (T, S)."""
+    """Series (T, S) with a season of four steps, a slope and a slow wave."""
     t = np.arange(count)[:, None]
     rng = np.random.default_rng(seed)
     size = 10.0 ** np.arange(n_series)
@@ -61,7 +61,7 @@ def small(**fields):
 
 def test_differences_windows_and_what_is_known_by_hand():
     cut = Windows(lags=3, block=3, season=2, seasons=2, level=3)
-    assert cut.back == [4, 6]  # two seasons reach past the block of three steps
+    assert cut.back == [4, 6]  # the two shortest lags of whole seasons beyond the block of 3 steps
     y = np.arange(14.0)[None] ** 2
     d = cut.difference(y)
     np.testing.assert_allclose(d[0], [t**2 - ((t - 4) ** 2 + (t - 6) ** 2) / 2 for t in range(6, 14)])
@@ -71,7 +71,7 @@ def test_differences_windows_and_what_is_known_by_hand():
     for n in range(3):
         level = (d[0, n] + 2 * d[0, n + 1] + 4 * d[0, n + 2]) / 7
         np.testing.assert_allclose(x[n, :, 0], d[0, n : n + 3] - level)
-        np.testing.assert_allclose(x[n, :, 1], 100 + np.arange(n + 3, n + 6))  # of the times of the block
+        np.testing.assert_allclose(x[n, :, 1], 100 + np.arange(n + 3, n + 6))  # known values at the times of the block
         np.testing.assert_allclose(target[n], d[0, n + 3 : n + 6] - level)
     plain = Windows(lags=3, block=3, season=None, seasons=1, level=0)
     np.testing.assert_array_equal(plain.difference(y), y)
@@ -125,7 +125,7 @@ def test_one_model_serves_series_of_any_size():
 
 
 def test_exogenous_values_of_the_future_are_read():
-    """y follows a variable that nothing announces."""
+    """y follows a variable that its past does not predict."""
     rng = np.random.default_rng(1)
     promotion = pd.DataFrame({"promotion": rng.integers(0, 2, 204).astype(float)}, months(204))
     noise = 0.01 * rng.normal(size=204)
@@ -139,11 +139,11 @@ def test_exogenous_values_of_the_future_are_read():
 
 
 def test_the_calendar_is_of_the_times_that_are_forecast():
-    """y is high in one month of the year, and there is no season to difference by."""
+    """y is high in one month of the year, and no season is differenced."""
     index = months(132)
     y = pd.Series(1.0 * (index.month == 3), index)
     forecaster = small(season=None, horizon=1, lags=2, level=0, calendar=("month",), training=replace(QUICK, epochs=80))
-    forecaster.fit(y[:122])  # the next is March
+    forecaster.fit(y[:122])  # the next month is March
     assert forecaster.predict()["forecast"].item() > 0.7
     assert forecaster.fit(y[:121]).predict()["forecast"].item() < 0.3
 
@@ -160,7 +160,7 @@ def test_parts_of_dates_are_angles():
 
 
 def test_quantiles_hold_what_they_say_on_noise():
-    """White noise: the GRU can know its distribution alone. Of 400 values a tenth lies outside each quantile."""
+    """Of white noise the GRU can only learn the distribution: a tenth of the values lies outside each quantile."""
     rng = np.random.default_rng(0)
     y = pd.Series(rng.normal(size=1000), months(1000, "1900-01-01"))
     forecaster = small(
@@ -206,7 +206,7 @@ def test_members_are_averaged_and_seeds_decide():
 
 
 def test_a_second_fit_of_the_same_sizes_compiles_nothing():
-    fields = {"quantiles": (0.2, 0.8), "training": replace(QUICK, epochs=2, hidden_size=7)}  # of no other test
+    fields = {"quantiles": (0.2, 0.8), "training": replace(QUICK, epochs=2, hidden_size=7)}  # a size of no other test
     first = small(**fields)
     other = clone(first).set_params(training=replace(first.training, seed=5))
     y, later = pd.Series(waves(50)[:, 0], months(50)), pd.Series(waves(50, seed=1)[:, 0], months(50, "2010-01-01"))
@@ -221,7 +221,7 @@ def test_it_is_an_estimator_whose_settings_are_those_of_its_fit():
     assert repr(made).startswith("GRUForecaster(horizon=4, lags=8, log=True, members=1, quantiles=()")
     expected = made.fit(y).predict()
     made.set_params(log=False, horizon=3, season=None, level=0)
-    pd.testing.assert_frame_equal(made.predict(), expected)  # they wait for the next fit
+    pd.testing.assert_frame_equal(made.predict(), expected)  # the changes wait for the next fit
     assert not hasattr(clone(made), "trained_") and len(made.fit(y).predict()) == 3
     with refused("members: expected a positive integer, found 0"):
         made.set_params(members=0).fit(y)
@@ -258,7 +258,7 @@ def test_dates_without_dashes_are_dates(tmp_path):
 @pytest.mark.parametrize("freq", ["h", "D", "W", "B", "MS", "ME", "QS", "YS", "15min"])
 def test_the_index_goes_on_at_its_frequency(freq):
     whole = pd.date_range("2024-01-03", periods=20, freq=freq)
-    index = table(pd.Series(np.ones(15), pd.DatetimeIndex(whole[:15].tolist())), "y").index  # which lost its frequency
+    index = table(pd.Series(np.ones(15), pd.DatetimeIndex(whole[:15].tolist())), "y").index  # its frequency is lost
     assert following(index, 5).equals(whole[15:])
 
 
@@ -288,7 +288,7 @@ def test_backtest_compares_with_what_is_computed_by_hand():
 
 
 def test_a_zero_in_one_window_leaves_no_percentage():
-    """A mean over the other windows would not be the figure that its name says."""
+    """A mean over only the other windows would not be the MAPE of the backtest."""
     y = pd.Series(waves(40)[:, 0], months(40))
     y.iloc[-1] = 0
     found = small(lags=4, training=replace(QUICK, epochs=1)).backtest(y, windows=2, horizon=1)
@@ -297,7 +297,7 @@ def test_a_zero_in_one_window_leaves_no_percentage():
 
 def test_the_interval_of_the_seasonal_naive_method_widens_by_the_season():
     y = np.array([0.0, 10.0, 1.0, 11.0, 0.0, 10.0])
-    found = seasonal_naive(y, 4, 2, (0.1587, 0.8413))  # one standard deviation, which is 1
+    found = seasonal_naive(y, 4, 2, (0.1587, 0.8413))  # ± one standard deviation, which is 1
     np.testing.assert_allclose(found.point, [0, 10, 0, 10])
     width = [1, 1, 2**0.5, 2**0.5]
     np.testing.assert_allclose(found.quantiles.T, [found.point - width, found.point + width], atol=2e-3)
@@ -436,9 +436,9 @@ def test_what_cannot_be_predicted():
 
 @pytest.mark.parametrize("windows, step, most", [(21, 1, 20), (60, 1, 20), (8, 3, 7)])
 def test_a_backtest_has_as_many_windows_as_the_shortest_series_leaves(windows, step, most, monkeypatch):
-    monkeypatch.setattr("grujax.estimators.backtest.find_spec", lambda name: None)  # statsmodels takes its time
+    monkeypatch.setattr("grujax.estimators.backtest.find_spec", lambda name: None)  # statsmodels is slow
     y, of_y = pd.Series(waves(40)[:, 0], months(40)), Windows(8, 4, 4, 1, 1)
-    assert of_y.shortest == 17  # 4 differenced, 8 read, 4 ahead and one more
+    assert of_y.shortest == 17  # 4 to difference, 8 to read, 4 to forecast, and one more
     with refused(f"windows: expected at most {most} windows, found {windows}. At least 17 of the 40 steps"):
         small().backtest(y, windows=windows, step=step)
     asked = []

@@ -1,4 +1,4 @@
-"""scikit-learn's own checks of an estimator, and what they do not look at."""
+"""scikit-learn's own checks of an estimator, and tests of what they do not cover."""
 
 import dataclasses
 import importlib.util
@@ -41,7 +41,7 @@ MANY_SIZES = {
     "check_positive_only_tag_during_fit",
     "check_sample_weight_equivalence_on_dense_data",
 }
-"""Checks that take long: they fit other sizes than the rest, and so compile anew."""
+"""Slow checks: they fit other sizes than the rest, and so compile new programs."""
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +52,7 @@ def standard_promotion():
 
 
 def checks(estimator):
-    """Each of scikit-learn's checks, with a short name. A regressor differs in y alone: its checks are slow ones."""
+    """Yields scikit-learn's checks with short names. A regressor differs only in y, so its checks are marked slow."""
     for number, (made, check) in enumerate(estimator_checks_generator(estimator, legacy=True)):
         name, marks = check.func.__name__, []
         if name in EXPECTED_FAILED:
@@ -73,7 +73,7 @@ def test_scikit_learn_s_own_checks(estimator, check):
 
 
 def test_a_row_keeps_its_outputs_wherever_it_stands():
-    """To rounding: the head is a product of XLA's, which sums the rows at the end of a batch in another order."""
+    """Up to rounding: the head is a matrix product, and XLA sums the last rows of a batch in another order."""
     x = 3 * np.random.default_rng(0).uniform(size=(20, 3))
     made = GRUClassifier(**TINY).fit(x, x[:, 0].astype(int))
     outputs = made.predict_proba(x)
@@ -82,7 +82,7 @@ def test_a_row_keeps_its_outputs_wherever_it_stands():
 
 
 def ragged(count=32, seed=0):
-    """Series of 3 to 8 steps and 2 channels about a level from −1 to 1; and the levels."""
+    """Returns series of 3 to 8 steps and 2 channels around a level from −1 to 1, and the levels."""
     rng = np.random.default_rng(seed)
     level = rng.uniform(-1, 1, count)
     return [mean + 0.1 * rng.normal(size=(rng.integers(3, 9), 2)) for mean in level], level
@@ -97,7 +97,7 @@ FITTED = {}
 
 
 def classifier():
-    """One that is fitted to ROWS and SIGN."""
+    """Returns a classifier that is fitted to ROWS and SIGN, once for all tests."""
     if not FITTED:
         made = FITTED["classifier"] = GRUClassifier(**TINY)
         made.fit(ROWS, SIGN)
@@ -180,11 +180,11 @@ def test_series_of_one_channel_need_no_axis_of_it():
 
 
 @pytest.mark.parametrize(
-    "kind, y",  # that of values is in test_forecaster.py
+    "kind, y",  # test_forecaster.py tests it with values
     [(GRUClassifier, SIGN), pytest.param(GRURegressor, LEVEL, marks=pytest.mark.slow)],
 )
 def test_a_second_fit_of_the_same_sizes_compiles_nothing(kind, y):
-    fields = TINY | {"hidden_size": 7}  # of no other test
+    fields = TINY | {"hidden_size": 7}  # a size of no other test
     first, other = kind(**fields), kind(**fields, random_state=5)
     assert compilations(lambda: first.fit(ROWS, y).predict(NEW)) > 0
     assert compilations(lambda: other.fit(ROWS[::-1], y[::-1]).predict(NEW)) == 0
@@ -222,7 +222,7 @@ def test_a_pickle_and_a_saved_model_predict_alike(tmp_path):
 
 @pytest.mark.parametrize("batch_size, mixup, epochs", [(1, 0.0, 40), (16, 10.0, 300)])
 def test_rows_count_by_their_weight(batch_size, mixup, epochs):
-    """Where equal rows have two labels, the best probability is the share of the weight."""
+    """If equal rows have two labels, the best probability of a label is its share of the weight."""
     X, y = np.ones((16, 4)), np.array(["a", "b"] * 8)
     weight = np.where(y == "a", 3.0, 1.0)
     changes = {"batch_size": batch_size, "mixup": mixup, "epochs": epochs, "averaging": 0.5}
@@ -247,7 +247,7 @@ def test_a_warm_start_goes_on_from_the_fit_before():
     np.testing.assert_allclose(made.predict_proba(NEW), expected, rtol=1e-5)
     np.testing.assert_array_equal(
         before.outputs(sequences(NEW)).argmax(1), expected.argmax(1)
-    )  # it still has its arrays
+    )  # the earlier model still has its arrays
     cold = made.set_params(warm_start=False).fit(ROWS, SIGN)
     assert np.abs(cold.predict_proba(NEW) - expected).max() > 0.1
     made = clone(classifier()).fit(ROWS, SIGN).set_params(warm_start=True)
@@ -278,7 +278,7 @@ def test_missing_values_are_filled_by_the_means_of_fit_and_masked():
     assert made.n_features_in_ == 2 and made.score(NEW, np.where(NEW_LEVEL > 0, "up", "down")) > 0.9
     data = sequences(HOLES[:1], missing="mask", fill=made.fill_)
     expected = made.fitted_.outputs(data).argmax(1)
-    for X in (HOLES[:1], HOLES[0][None]):  # a means of its own would be another
+    for X in (HOLES[:1], HOLES[0][None]):  # the mean of X itself would differ from that of fit
         np.testing.assert_array_equal(made.predict(X), made.classes_[expected])
         np.testing.assert_allclose(made.predict_proba(X), softmax(made.fitted_.outputs(data), axis=1), rtol=1e-6)
     again = made.set_params(warm_start=True).fit(ROWS, SIGN)
@@ -399,7 +399,7 @@ BAD = {
 
 
 def test_a_masked_value_is_a_missing_one():
-    """NumPy's masked arrays have a value behind every mask: it is nobody's."""
+    """NumPy's masked arrays store a value behind every mask; it must not be used."""
     x = np.random.default_rng(0).normal(size=(8, 5, 2)).astype("f")
     holes = np.ma.masked_greater(x, 1)
     expected = sequences(np.where(x > 1, np.nan, x), missing="mask").x

@@ -1,4 +1,4 @@
-"""sktime's own checks of a forecaster, and that it forecasts what ours does."""
+"""sktime's own checks of the forecaster, which must also forecast the same as grujax's own forecaster."""
 
 import doctest
 import importlib.util
@@ -30,7 +30,7 @@ def numerics_of_a_user():
 
 @pytest.fixture
 def of_sktime():
-    """The class."""
+    """The forecaster class for sktime."""
     pytest.importorskip("sktime", reason="sktime is not installed")
     from grujax.estimators.sktime import GRUForecaster
 
@@ -47,7 +47,7 @@ def y(of_sktime):
 
 
 @pytest.mark.parametrize("tests", [QUICK, pytest.param(None, marks=pytest.mark.slow)], ids=["some", "all"])
-@pytest.mark.filterwarnings("default")  # those of sktime and of what it imports
+@pytest.mark.filterwarnings("default")  # warnings of sktime and its imports are no errors
 def test_sktime_s_own_checks(of_sktime, tests):
     from sktime.utils.estimator_checks import check_estimator
 
@@ -79,7 +79,7 @@ def test_an_update_trains_anew_or_goes_on_from_the_new_end(of_sktime, y):
     model.update(y[-6:], update_params=False)
     assert model.forecaster_.trained_.variables is weights
     assert list(model.predict().index) == [y.index[-1] + 1, y.index[-1] + 2]
-    plain = y.iloc[-4] + y.iloc[-1] - y.iloc[-5], y.iloc[-3] + y.iloc[-1] - y.iloc[-5]  # without a GRU
+    plain = y.iloc[-4] + y.iloc[-1] - y.iloc[-5], y.iloc[-3] + y.iloc[-1] - y.iloc[-5]  # the forecast without a GRU
     np.testing.assert_allclose(model.predict(), plain, atol=0.3)
 
 
@@ -101,7 +101,7 @@ def test_what_does_not_fit_is_refused_by_name(of_sktime, y):
 
 
 def test_times_other_than_sktime_s_are_refused(of_sktime, y):
-    """An update that ends before the values that were there moves sktime's cutoff back."""
+    """An update that ends before the known values do moves sktime's cutoff back."""
     forecaster = of_sktime(**FIELDS).fit(y, fh=[1]).update(y[50:55], update_params=False)
     with refused("y", "values up to 2004-07", "2004-12", "Update with values"):
         forecaster.predict()

@@ -1,4 +1,4 @@
-"""The search of hyper-parameters by optuna."""
+"""The search for hyper-parameters with optuna."""
 
 import re
 import runpy
@@ -19,7 +19,7 @@ SMALL = ["--data", "UnitTest", "--folds", "2", "--epochs", "2", "--hidden-sizes"
 
 @pytest.fixture
 def search(monkeypatch, capfd):
-    """Runs the script, and gives its exit code and the lines of its output and of its errors."""
+    """Runs the script and returns its exit code and the lines of its output and errors."""
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments])

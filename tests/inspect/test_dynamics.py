@@ -1,4 +1,4 @@
-"""States, fixed points and their Jacobians: a GRU whose fixed points are known, finite differences, the covariance."""
+"""States, fixed points and Jacobians, against a GRU with known fixed points, finite differences and the covariance."""
 
 from functools import partial
 
@@ -27,7 +27,7 @@ B, T, I, H = 4, 6, 3, 5
 X = RNG.normal(size=(B, T, I))
 LENGTHS = np.array([6, 0, 2, 5])
 RESETS = np.array([[1, 0, 1, 1, 0, 0], [0, 1, 0, 0, 0, 1], [0, 1, 0, 0, 0, 0], [0, 0, 0, 1, 0, 1]], bool)
-ROOT = brentq(lambda h: np.tanh(2 * h) - h, 0.5, 1)  # beside 0 and its mirror image
+ROOT = brentq(lambda h: np.tanh(2 * h) - h, 0.5, 1)  # the positive fixed point, beside 0 and −ROOT
 
 
 def drawn(model, x=X):
@@ -36,7 +36,7 @@ def drawn(model, x=X):
 
 
 def two_switches(dtype=jnp.float64):
-    """Two units, each h' = ½ tanh(2 h) + ½ h where x = 0: z and r are ½, W_hn is 4. The points: {−ROOT, 0, ROOT}²."""
+    """Two units, each h' = ½ tanh(2 h) + ½ h at x = 0, as z and r are ½, W_hn is 4. Fixed points: {−ROOT, 0, ROOT}²."""
     model = GRU(2, param_dtype=dtype)
     variables = jax.tree.map(np.zeros_like, drawn(model, np.zeros((1, 1, 1), dtype)))
     variables["params"]["l0"]["w_hh"][:, 4:] = 4 * np.eye(2)
@@ -61,7 +61,7 @@ def test_an_input_moves_the_fixed_points():
     model, variables = two_switches()
     weights = variables["params"]["l0"]
     weights["w_ih"][0, 4:] = 1.0
-    found = fixed_points(model, variables, [1.0], RNG.uniform(-1, 1, (30, 2)))  # ½ tanh(2 h + 1) + ½ h: one point
+    found = fixed_points(model, variables, [1.0], RNG.uniform(-1, 1, (30, 2)))  # ½ tanh(2 h + 1) + ½ h: one fixed point
     np.testing.assert_allclose(found.points, [[brentq(lambda h: np.tanh(2 * h + 1) - h, 0.5, 1)] * 2], atol=1e-12)
 
 

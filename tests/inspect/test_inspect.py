@@ -1,4 +1,4 @@
-"""Seeing inside: gates against the oracle, figures by hand, gradients by finite differences, pictures as drawn."""
+"""Looking inside a GRU: gates against the oracle, figures by hand, gradients by finite differences, plots as drawn."""
 
 import itertools
 import sys
@@ -49,13 +49,13 @@ def gru(layers=1, bidirectional=True, **options):
 
 
 def drawn(model, x=X):
-    """Variables none of which is a constant, the scales of layer normalisation included."""
+    """Returns random variables for all parameters, including the scales of layer normalisation."""
     shapes, rng = jax.eval_shape(model.init, KEY, jnp.asarray(x)), np.random.default_rng(1)
     return jax.tree.map(lambda a: jax.device_put(rng.uniform(-0.7, 0.7, a.shape).astype(a.dtype)), shapes)
 
 
 def oracle(params, x, h0, valid, resets, variant):
-    """By layer the gates (B, T, H), and the output: every sequence of every row run apart, as a reset has it."""
+    """Returns the gates (B, T, H) of each layer, and the output. It runs the sequences between resets separately."""
     found, h0, learned = {}, iter(h0), iter(np.asarray(params.get("h0", np.zeros((len(h0), H)))))
     for layer in range(sum("reverse" not in name and name != "h0" for name in params)):
         outputs = []
@@ -133,11 +133,11 @@ def test_gates_of_a_model_are_those_of_its_gru_batch_first():
     mean, std = jnp.asarray([1.0, -2.0, 3.0]), jnp.asarray([0.5, 2.0, 4.0])
     variables = {"params": params, "statistics": {"input_mean": mean, "input_std": std}}
     raw = time_major * std[None, None] + mean[None, None]
-    found = gates(model, variables, raw, mask=HOLES.T, resets=RESETS.T)  # pooled rows would ask for segments
+    found = gates(model, variables, raw, mask=HOLES.T, resets=RESETS.T)  # with pooling the model would require segments
     expected, _ = oracle(params["encoder"]["gru"], X, np.zeros((2, B, H)), HOLES, RESETS, equations.Variant())
     for name in expected:
         for actual, value in zip(found[name], expected[name], strict=True):
-            assert_close(actual, value, "gradient")  # standardised: x is not the very same number
+            assert_close(actual, value, "gradient")  # standardising changes the last bits of x
     encoder = GRUEncoder(H, bidirectional=True, pooling="attention", param_dtype=jnp.float64)
     of_encoder = gates(encoder, {"params": params["encoder"]}, X, mask=HOLES, resets=RESETS)
     assert_gates(of_encoder, expected)
@@ -164,7 +164,7 @@ def test_gates_after_a_reset_to_a_learned_state_in_half_precision():
     expected = gates(full, wide, x.astype(jnp.float32), mask=HOLES, resets=RESETS)
     for name in expected:
         for actual, value in zip(found[name], expected[name], strict=True):
-            assert actual.dtype == jnp.float32  # as the state
+            assert actual.dtype == jnp.float32  # like the state
             assert_close(actual, value, dtype="bfloat16")
 
 
@@ -184,7 +184,7 @@ def test_gates_are_traced_and_compiled_once():
 
 @pytest.mark.parametrize("update", ["keep", "take"])
 def test_the_output_is_made_of_the_gates(update):
-    """Regularisation on: what is sown is what ran."""
+    """With regularisation on, the sown gates are those that made the output."""
     model = gru(bidirectional=False, update=update, recurrent_dropout=0.5, weight_dropout=0.5, input_dropout=0.5)
     variables = drawn(model)
     (output, _), sown = model.apply(
@@ -201,21 +201,21 @@ def test_the_output_is_made_of_the_gates(update):
     keep = z if update == "keep" else 1 - z
     assert_close(output, keep * entering + (1 - keep) * n)
     plain = gates(model, variables, X, H0[:1])["l0"]
-    assert np.abs(plain.z - z).max() > 0.01  # `gates` switches it off
+    assert np.abs(plain.z - z).max() > 0.01  # `gates` switches regularisation off
 
 
 def count(jaxpr, name):
-    """How often a primitive stands in a jaxpr and in those inside it."""
+    """Counts a primitive in a jaxpr and in the jaxprs inside it."""
     return len(outputs_of(jaxpr, name))
 
 
 def outputs(jaxpr, name):
-    """How many arrays the primitives of that name hand out in all."""
+    """Counts the arrays that all primitives of that name return."""
     return sum(outputs_of(jaxpr, name))
 
 
 def outputs_of(jaxpr, name):
-    """How many arrays each primitive of that name hands out."""
+    """Returns the number of arrays that each primitive of that name returns."""
     found = []
     for equation in jaxpr.eqns:
         found += [len(equation.outvars)] * (equation.primitive.name == name)
@@ -229,7 +229,7 @@ def outputs_of(jaxpr, name):
     [("native", "grujax_forward", 0, (2, 3)), ("xla", "scan", 6 + 2, (4, 12)), ("autodiff", "scan", 6 + 2, (4, 12))],
 )
 def test_nothing_is_sown_and_nothing_computed_unless_asked_for(implementation, loop, n_products, n_outputs):
-    """XLA's are two loops, of which a program takes that of its platform, with one product for all gates or three."""
+    """XLA has two loops, with one product for all gates or with three. A program runs the loop of its platform."""
     if implementation == "native" and native.status()[0] is None:
         pytest.skip(native.status()[1])
     model = gru(2, implementation=implementation)
@@ -238,9 +238,9 @@ def test_nothing_is_sown_and_nothing_computed_unless_asked_for(implementation, l
         jax.make_jaxpr(lambda v, x, a=asked: model.apply(v, x, mutable=a))(variables, x)
         for asked in (False, ("intermediates",))
     )
-    # in each layer and direction as many products of the input as of the state, whether the gates are sown or not
+    # sown gates add no products; each layer and direction has as many products of the input as of the state
     assert count(plain, "dot_general") == count(told, "dot_general") == 4 * n_products
-    # each loop hands out h_last and hs; and r, z, n and m where they are asked for, the native kernel in one array
+    # a loop returns h_last and hs, and on request r, z, n and m, which the native kernel returns in one array
     assert (outputs(plain, loop), outputs(told, loop)) == tuple(4 * n for n in n_outputs)
     assert set(jax.eval_shape(lambda: model.init(KEY, x, mutable=True))) == {"params"}
     assert not jax.eval_shape(lambda: model.apply(variables, x, mutable=["others"])[1])
@@ -254,7 +254,7 @@ def test_sowing_changes_no_bit_of_the_output():
 
 
 def of(z, r=None):
-    """Gates of one layer (B, T, H)."""
+    """The gates of one layer, (B, T, H) each."""
     z = np.asarray(z, float)
     return Gates(z if r is None else np.asarray(r, float), z, np.zeros_like(z))
 
@@ -265,8 +265,8 @@ def test_saturation_by_hand():
     valid = np.array([[1, 1, 1], [1, 0, 0]], bool)
     found = saturation(of(z, r), valid)
     np.testing.assert_array_equal(found, [[0.25, 0.25], [0.25, 0.25], [0.5, 0.25], [0, 0.5]])
-    np.testing.assert_array_equal(saturation(of(z, r)).left_z, [4 / 6, 3 / 6])  # padding counts unless valid says so
-    wide = saturation(of(z, r), valid, low=0.15, high=0.85)  # 0.1 and 0.9 themselves count from here on
+    np.testing.assert_array_equal(saturation(of(z, r)).left_z, [4 / 6, 3 / 6])  # without valid, padding counts too
+    wide = saturation(of(z, r), valid, low=0.15, high=0.85)  # now 0.1 and 0.9 count too
     np.testing.assert_array_equal(wide, [[0.5, 0.25], [0.25, 0.5], [0.75, 0.25], [0, 0.75]])
     (row,) = saturation(of(z, r), [[True, False, False], [False] * 3], 0.1, 0.9)[3:]
     np.testing.assert_array_equal(row, [0, 1])
@@ -287,7 +287,7 @@ def test_time_scale_by_hand():
 
 @pytest.mark.parametrize("update, z", [("keep", 0.9), ("take", 0.1)])
 def test_the_time_scale_of_a_unit_that_keeps_nine_tenths(update, z):
-    """And what it says: of an impulse exp(−t / τ) is left after t steps."""
+    """It also checks the meaning of τ: after t steps exp(−t / τ) of an impulse is left."""
     model = gru(bidirectional=False, update=update)
     blank = jax.tree.map(jnp.zeros_like, drawn(model))
     weights = blank["params"]["l0"]
@@ -342,7 +342,7 @@ def test_what_vanishes_does_not_underflow():
     variables = drawn(model, x)
     whole, tiny = (gradient_norm(model, variables, x, lambda y, s=s: y[1].sum() * s) for s in (1.0, 2.0**-80))
     np.testing.assert_array_equal(tiny, whole * 2.0**-80)
-    assert tiny.dtype == np.float64 and tiny.all()  # squared in float32 they would all be 0
+    assert tiny.dtype == np.float64 and tiny.all()  # their squares in float32 would all be 0
 
 
 def test_the_loss_of_one_packed_sequence_reaches_no_other():
@@ -399,7 +399,7 @@ def test_the_time_scale_plot_shows_every_unit_in_order():
     first, down, up, second = axes.lines
     np.testing.assert_array_equal(first.get_xydata(), [[1, np.nan], [2, 0.5], [3, 2], [4, 30], [5, np.nan]])
     np.testing.assert_array_equal(second.get_xydata(), [[1, 1], [2, 200]])
-    for line, marker, unit, edge in ((down, "v", 1, 0), (up, "^", 5, 1)):  # the lower edge and the upper one
+    for line, marker, unit, edge in ((down, "v", 1, 0), (up, "^", 5, 1)):  # at the lower and upper edge
         x, y = line.get_transform().transform(line.get_xydata())[0]
         assert axes.transData.inverted().transform((x, y))[0] == pytest.approx(unit)
         assert axes.transAxes.inverted().transform((x, y))[1] == pytest.approx(edge)
@@ -422,7 +422,7 @@ def test_the_gradient_plot_shows_every_sequence_and_their_median():
     (one,) = plot_gradient_norm(NORMS[3]).axes
     (line,) = one.lines
     np.testing.assert_array_equal(line.get_ydata(), shown[3])
-    plot_gradient_norm(np.zeros((2, 3))).draw_without_rendering()  # nothing to show is no error
+    plot_gradient_norm(np.zeros((2, 3))).draw_without_rendering()  # an empty plot is no error
 
 
 @pytest.mark.parametrize("name", PLOTS)
@@ -433,7 +433,7 @@ def test_a_picture_is_a_png_with_nothing_cut_off_or_on_top_of_another(name, tmp_
     assert (tmp_path / "picture.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     pixels = matplotlib.image.imread(tmp_path / "picture.png")
     np.testing.assert_array_equal(pixels.shape[:2], np.round(figure.get_size_inches()[::-1] * 150))
-    assert (pixels[[0, -1]] == 1).all() and (pixels[:, [0, -1]] == 1).all()  # a white rim
+    assert (pixels[[0, -1]] == 1).all() and (pixels[:, [0, -1]] == 1).all()  # a white margin
     box, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
     assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height
     boxes = [axes.get_tightbbox() for axes in figure.axes] + [text.get_window_extent() for text in figure.texts]

@@ -1,4 +1,4 @@
-"""Attention: each score function against a loop in NumPy; masks."""
+"""Attention: each score function against a loop in NumPy, and masks."""
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ SCORES = {dot: lambda s, k: s @ k, additive: lambda s, k: V @ np.tanh(s + k)}
 
 
 def oracle(score, lengths):
-    """One query and one valid key at a time."""
+    """Computes one query and one valid key at a time."""
     contexts, weights = np.zeros((B, T, F)), np.zeros((B, T, S))
     for b, n in enumerate(lengths):
         for t in range(T) if n else ():
@@ -86,7 +86,7 @@ def test_shapes_that_do_not_fit_are_refused():
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_scores_of_narrow_types_are_float32(dtype):
-    """300 * 300 * 4 is beyond float16, and bfloat16 has 8 bits of a score."""
+    """300 * 300 * 4 overflows float16, and bfloat16 keeps only 8 bits of a score."""
     rng = np.random.default_rng(0)
     query, keys, values = (jnp.asarray(rng.normal(size=shape), dtype) for shape in ((4, 64), (5, 64), (5, 6)))
     wide = dot_attention(*(a.astype("float32") for a in (query, keys, values)))[1]

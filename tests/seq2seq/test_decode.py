@@ -1,4 +1,4 @@
-"""Greedy, sampling and beam search, over a step that is a table, against every sequence that there is."""
+"""Greedy, sampling and beam search with a step that reads a table, against all possible sequences."""
 
 import itertools
 
@@ -13,7 +13,7 @@ from grujax.testing import assert_close
 
 RNG = np.random.default_rng(0)
 V, N, END, START = 4, 4, 2, 1
-TABLES = RNG.normal(size=(2, N, V, V)) * 2.0  # by row: step, token read, next token
+TABLES = RNG.normal(size=(2, N, V, V)) * 2.0  # axes: row, step, token read, next token
 STATE = {"row": jnp.arange(2), "t": jnp.zeros(2, int)}
 
 
@@ -23,7 +23,7 @@ def step(state, token):
 
 
 def beams(state=STATE, **options):
-    """`beam_search` as one program."""
+    """Runs `beam_search` as one compiled program."""
     return jax.jit(lambda: beam_search(step, state, START, end=END, **options))()
 
 
@@ -36,7 +36,7 @@ def log_p(row, tokens):
 
 
 def sequences():
-    """All that end with END, or with step N."""
+    """Yields all sequences that end with END or at step N."""
     for n in range(1, N + 1):
         for tokens in itertools.product(range(V), repeat=n):
             if END not in tokens[:-1] and (tokens[-1] == END or n == N):
@@ -61,7 +61,7 @@ def test_a_beam_that_holds_every_sequence_finds_what_exhaustive_search_finds(alp
 
 
 def by_hand(row, beam_size, alpha):
-    """Beam search with lists."""
+    """Beam search with Python lists."""
     beams = [((), 0.0)]
     for _ in range(N):
         done = [beam for beam in beams if beam[0][-1:] == (END,)]

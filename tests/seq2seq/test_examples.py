@@ -1,4 +1,4 @@
-"""The examples run, and the weights of g2p-en say here what they say in its own code."""
+"""The examples run, and examples/g2p.py prints the same sounds as the package g2p-en."""
 
 import importlib.util
 import json
@@ -15,7 +15,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 WORDS = ["activationist", "gated", "recurrent", "unit", "grujax", "a", "pneumonoultramicroscopic"]
 
 
-@pytest.mark.slow  # as the whole runs of the other examples
+@pytest.mark.slow  # like the whole runs of the other examples
 def test_dates_run_small(monkeypatch, capsys):
     options = ["--steps", "2", "--rows", "4", "--hidden-size", "8", "--test-rows", "5"]
     monkeypatch.setattr(sys, "argv", ["dates.py", *options])

@@ -1,4 +1,4 @@
-"""The model against a loop in NumPy, one row and one step at a time; both faces; masks; decoding against forcing."""
+"""The model against a NumPy loop over rows and steps; Linen and NNX; masks; decoding against teacher forcing."""
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ CASES += [{"context": "luong", **BOTH}, {"context": "cho", "num_layers": 2, "res
 
 
 def slow(name, cases, *quick):
-    """Cases, of which the short suite runs those at the places `quick`."""
+    """Parametrizes with `cases`; all but those at the indices `quick` are marked slow."""
     marks = [() if i in quick else pytest.mark.slow for i in range(len(cases))]
     return pytest.mark.parametrize(name, [pytest.param(c, marks=m) for c, m in zip(cases, marks, strict=True)], ids=str)
 
@@ -36,7 +36,7 @@ def made(**options):
 
 
 def made_nnx(params, **options):
-    """The other face, of these weights."""
+    """Returns the NNX model with these weights."""
     module = nnx.eval_shape(lambda: NNXSeq2Seq(**SIZES, param_dtype=jnp.float64, **options, rngs=nnx.Rngs(0)))
     own = jax.tree.map(jnp.shape, nnx.to_pure_dict(nnx.state(module, nnx.Param)))
     assert own == jax.tree.map(jnp.shape, params)
@@ -60,7 +60,7 @@ def affine(params, x):
 
 
 def gru(params, xs, states, reset_after, backward=False):
-    """One row through one direction of one layer: xs (T, I) -> (T, H), the last state."""
+    """Runs one row through one direction of one layer: xs (T, I) -> (T, H), the last state."""
     h, hs = states, np.zeros((len(xs), H))
     weights = [params[name] for name in ("w_ih", "w_hh", "b_ih", "b_hh")]
     for t in reversed(range(len(xs))) if backward else range(len(xs)):
@@ -70,7 +70,7 @@ def gru(params, xs, states, reset_after, backward=False):
 
 
 def oracle(model, params, source, target):
-    """One row without padding: the logits (T, V) and the weights of attention (T, S)."""
+    """Returns the logits (T, V) and the attention weights (T, S) of one row without padding."""
     layers, after = model.num_layers, model.reset_after
     h, last = params["source_embedding"][source], []
     for k in range(layers):
@@ -144,7 +144,7 @@ def test_decoding_step_by_step_equals_teacher_forcing(context):
 
 @slow("context", CONTEXTS, 2)
 def test_greedy_and_beams_score_what_teacher_forcing_scores(context):
-    """In one compiled loop, both faces; the source is read by every beam."""
+    """In one compiled loop, with Linen and NNX; every beam reads the source."""
     model, variables = made(context=context)
     encode = lambda: model.apply(variables, SOURCE, source_lengths=N_SOURCE, method="encode")  # noqa: E731
     memory, state = jax.jit(encode)()
@@ -206,10 +206,10 @@ def test_scheduled_sampling_goes_from_the_target_to_what_the_model_draws(context
     sampled = jax.jit(lambda rate, y: model.apply(variables, SOURCE, y, **LENGTHS, sampling_rate=rate, rngs=rngs))
     never, half, always = (sampled(rate, TARGET) for rate in (0.0, 0.5, 1.0))
     assert_close(never, forced)
-    assert_close(always[:, 0], forced[:, 0])  # the start token is the given one
+    assert_close(always[:, 0], forced[:, 0])  # the start token is never sampled
     assert (half != never).any() and (half != always).any()
     other = np.concatenate([TARGET[:, :1], (TARGET[:, 1:] + 1) % VT], 1)
-    np.testing.assert_array_equal(sampled(1.0, other), always)  # of the target nothing but the start token is read
+    np.testing.assert_array_equal(sampled(1.0, other), always)  # only the start token of the target is read
 
 
 def test_nnx_draws_and_drops_from_the_streams_that_it_is_given():

@@ -1,4 +1,4 @@
-"""A run that ends within an epoch."""
+"""A fixture that interrupts a run within an epoch."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from grujax.training import loop
 
 @pytest.fixture
 def ends_at(monkeypatch):
-    """`ends_at(step)`: Ctrl-C comes after that step; None: never. The steps are taken one at a time."""
+    """`ends_at(step)` sends Ctrl-C after that step, `ends_at(None)` never. The steps are taken one at a time."""
     agreed = loop.Devices.agreed
     monkeypatch.setattr(loop, "SHORT", 0)
 

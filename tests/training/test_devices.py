@@ -1,6 +1,6 @@
-"""Training on eight devices gives what one gives, to rounding, and a run goes on with another number of them.
+"""Training on eight devices equals training on one, up to rounding, and a run resumes on another number of devices.
 
-The devices need a process of their own: this file, run as a program.
+Eight devices need a separate process, which runs this file as a program.
 """
 
 import dataclasses
@@ -45,7 +45,7 @@ def main(folder):
         return programs[-1]
 
     with mock.patch.object(loop, "train_steps", SimpleNamespace(lower=noting)):
-        with jax.set_mesh(jax.make_mesh((8,), ("mine",))):  # a user's own, which `fit` was not given
+        with jax.set_mesh(jax.make_mesh((8,), ("mine",))):  # a mesh of the user that `fit` was not given
             one = fit(config, DATA)
         explicit = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
         eight = fit(config, DATA, mesh=explicit)
@@ -61,7 +61,7 @@ def main(folder):
 
     flat = Mesh(np.array(jax.devices()).reshape(8, 1), ("data", "model"))
     with jax.set_mesh(jax.make_mesh((8,), ("mine",))), warnings.catch_warnings():
-        warnings.simplefilter("error")  # where XLA split the rows itself, the plain loop would run, and say so
+        warnings.simplefilter("error")  # if XLA split the rows itself, the plain loop would run with a warning
         ended = fit(config, DATA, mesh=flat, checkpoints=folder, on_epoch=stop)
     for leaf in jax.tree.leaves((eight.variables, ended.variables)):
         assert len(leaf.sharding.device_set) == 1, "the device that evaluates runs a kernel of its own too"

@@ -1,4 +1,4 @@
-"""Training on rows that come anew in each epoch, from an iterator that need not end."""
+"""Training on a stream: an iterator that yields new rows for each epoch and need not end."""
 
 import os
 import socket
@@ -23,7 +23,7 @@ ROWS, LONGEST = 20, 6
 
 
 def rows(seed, longest=LONGEST, channels=2, count=ROWS):
-    """Is the mean of the first channel positive?"""
+    """Random rows; the label says whether the mean of the first channel is positive."""
     rng = np.random.default_rng(seed)
     x = [rng.normal(size=(rng.integers(2, longest), channels)) for _ in range(count - 1)]
     x.append(rng.normal(size=(longest, channels)))
@@ -59,7 +59,7 @@ def test_a_stream_of_the_same_rows_is_plain_training(class_weights):
 
 
 def test_rows_that_are_new_in_each_epoch_are_learnt_from():
-    """And not the sample, whose labels are the wrong ones here."""
+    """The labels of the sample are wrong here, so that only the stream can be learnt from."""
     config = replace(CONFIG, hidden_size=8, epochs=40, dropout=0.0, input_offset=0.0, mixup=0.0)
     wrong = replace(DATA.train, y=1 - DATA.train.y)
     fitted = fit(config, Dataset("signs", wrong, rows(10**6, count=200)), stream=endless())
@@ -74,7 +74,7 @@ def test_the_rows_held_out_are_those_of_the_sample():
 
 
 def test_a_run_goes_on_where_the_stream_stood(tmp_path, ends_at):
-    """Three steps an epoch: the break is within the second."""
+    """An epoch has three steps, so the interruption is within the second epoch."""
     whole = fit(CONFIG, DATA, stream=endless())
     ends_at(4)
     assert fit(CONFIG, DATA, stream=endless(), checkpoints=tmp_path).interrupted
@@ -130,7 +130,7 @@ with jax.numpy_dtype_promotion("standard"):
 
 
 def test_streams_of_several_processes_are_compared():
-    """The second process is given other rows, then rows where the first has none left."""
+    """The second process has other rows than the first, and then rows after the first has none left."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])

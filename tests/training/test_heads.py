@@ -1,4 +1,4 @@
-"""Several heads trained at once: the sum of their losses, what each learns, and what does not fit them."""
+"""Training several heads at once: the sum of their losses, what each head learns, and what is refused."""
 
 import dataclasses
 from functools import partial
@@ -30,7 +30,7 @@ def standard_promotion():
 
 
 def both(count, seed):
-    """The sign of the mean of one channel, and the mean of the other in its own units: neither says the other."""
+    """Two independent targets: the sign of the level of one channel, and the level of the other in other units."""
     rng = np.random.default_rng(seed)
     levels = rng.uniform(-1, 1, (count, 2))
     rows = [100 + 30 * (level + 0.1 * rng.normal(size=(rng.integers(3, 9), 2))) for level in levels]
@@ -41,7 +41,7 @@ DATA = Dataset("both", both(120, 0), both(40, 1))
 
 
 def problem(per_step):
-    """A model of two heads, its parameters, statistics and a batch of three rows and a filler, with weights a head."""
+    """A model with two heads, its parameters, statistics and a batch of three rows and a filler, weighted per head."""
     rng = np.random.default_rng(0)
     lengths = np.array([5, 2, 4, 0], np.int32)
     x = rng.normal(size=(4, 5, 2)).astype(np.float32)
@@ -49,7 +49,7 @@ def problem(per_step):
     classes = rng.integers(3, size=shape).astype(np.int32)
     values = rng.normal(size=(*shape, 2)).astype(np.float32)
     if per_step:
-        classes[0, 1], values[0, 2], values[1, 0] = -1, np.nan, np.nan  # each head has steps of its own to leave out
+        classes[0, 1], values[0, 2], values[1, 0] = -1, np.nan, np.nan  # each head leaves out other steps
     real = (lengths > 0).astype(np.float32)
     weight = {"way": real * np.float32([0.5, 2, 1, 1]), "height": real * np.float32([3, 1, 0.25, 1])}
     batch = Batch(x, lengths, {"way": classes, "height": values}, weight, np.array([0, 1, 2, -1]))
@@ -62,7 +62,7 @@ def problem(per_step):
 compiled = partial(jax.jit, static_argnums=(0, 1))(gradient)
 
 
-@pytest.mark.parametrize("per_step", [False, pytest.param(True, marks=pytest.mark.slow)])  # by hand below
+@pytest.mark.parametrize("per_step", [False, pytest.param(True, marks=pytest.mark.slow)])  # tested by hand below
 def test_loss_and_gradient_are_the_sums_of_those_of_two_models_that_share_the_encoder(per_step):
     model, params, statistics, batch = problem(per_step)
     config = dataclasses.replace(SMALL, label_smoothing=0.1, input_noise=0.1)
@@ -83,7 +83,7 @@ def test_loss_and_gradient_are_the_sums_of_those_of_two_models_that_share_the_en
 
 
 def losses_by_hand(outputs, y, std):
-    """In float64: cross-entropy of each row or step, or the mean squared error in units of the variance."""
+    """The losses of each row or step in float64: cross-entropy, or the mean squared error in units of the variance."""
     outputs = np.asarray(outputs, np.float64)
     if std is not None:
         return (((outputs - y) / std) ** 2).mean(-1)
@@ -91,7 +91,7 @@ def losses_by_hand(outputs, y, std):
 
 
 def test_no_head_is_named_as_a_field_of_a_model():
-    """The layer of a head is an attribute head_NAME of the model; such a name is refused where the rows are made."""
+    """The layer of a head is the attribute head_NAME of the model. A taken name is refused when the rows are made."""
     names = [f.name.removeprefix("head_") for f in dataclasses.fields(ModelConfig) if f.name.startswith("head_")]
     assert len(names) == 2
     for name in names:
@@ -103,7 +103,7 @@ def test_no_head_is_named_as_a_field_of_a_model():
 
 @pytest.mark.parametrize("per_step", [False, True])
 def test_the_loss_by_hand(per_step):
-    """Of plain rows: no noise, no mixing. Each head's mean goes over its own rows, or over the steps it has."""
+    """Without noise and mixing. Each head's mean is over its own rows, or over its own labelled steps."""
     model, params, statistics, batch = problem(per_step)
     config = dataclasses.replace(SMALL, input_offset=0.0, label_smoothing=0.0)
     _, total = compiled(model, config, params, statistics, batch, Draws(np.ones(4, np.float32), np.uint32(7)))

@@ -1,4 +1,4 @@
-"""An ensemble: each member is trained as it would be alone, the mean is what is kept, and it is one file."""
+"""An ensemble: each member trains as it would alone, the ensemble predicts their mean, and it is saved in one file."""
 
 import dataclasses
 import json
@@ -33,12 +33,12 @@ def standard_promotion():
 
 
 def of_each(model, variables, data):
-    """The outputs of the members, one after another."""
+    """Returns the outputs of each member, stacked."""
     return np.stack([outputs_of(model.model, model.member(variables, n), data) for n in range(model.members)])
 
 
 def test_a_step_moves_each_member_as_it_moves_alone():
-    """Each with draws of its own; the norm of a gradient is clipped, and gradients accumulate, by member."""
+    """Each member has its own random draws. Gradients are clipped and accumulated separately for each member."""
     config, steps = dataclasses.replace(chosen(CONFIG, DATA.train)[0], accumulate=2, clip_norm=0.1), 6
     constants = constants_of(DATA.train)
     model = model_for(config, DATA.train, constants)
@@ -68,16 +68,16 @@ def test_a_step_moves_each_member_as_it_moves_alone():
 
 
 @pytest.mark.parametrize(
-    "data, changes",  # of values: estimators/test_forecaster.py averages members too
+    "data, changes",  # estimators/test_forecaster.py tests the mean of plain values
     [(DATA, {}), pytest.param(TARGETS, {"quantiles": (0.2, 0.8)}, marks=pytest.mark.slow)],
 )
 def test_what_is_kept_predicts_the_mean_of_its_members(data, changes, tmp_path):
-    """The mean of probabilities, or of each quantile; so do its file and its scores."""
+    """The mean of the probabilities, or of each quantile. The saved file and the scores follow from it."""
     fitted = fit(dataclasses.replace(CONFIG, **changes), data)
     model = fitted.model
     assert isinstance(model, GRUEnsemble) and model.members == 3 and model.classes == (data is DATA)
     each = of_each(model, fitted.variables, data.test)
-    assert np.abs(each - each[0]).max() > 1e-3  # they are not one model three times
+    assert np.abs(each - each[0]).max() > 1e-3  # the members differ
     mean = logsumexp(log_softmax(each, -1), 0) - np.log(3) if data is DATA else each.mean(0)
     np.testing.assert_allclose(fitted.outputs(data.test), mean, rtol=1e-4, atol=1e-5)
     assert fitted.test is not None
@@ -198,7 +198,7 @@ def test_a_file_that_is_no_ensemble_is_refused(change, message, tmp_path):
 
 
 def rewrite(path, change):
-    """The file with another header and the digest of that."""
+    """Rewrites a model file with a changed header and a matching digest."""
     import safetensors.numpy
 
     from grujax.saving import model_file

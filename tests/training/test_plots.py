@@ -1,4 +1,4 @@
-"""The pictures of a run."""
+"""The plots of a training run."""
 
 from grujax.training import Epoch
 from grujax.training.plots import plot_curves

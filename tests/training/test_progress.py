@@ -1,4 +1,4 @@
-"""What is shown while training: what is compiled, and a line that fits the terminal."""
+"""What is shown during training: what is being compiled, and a line that fits the terminal."""
 
 import io
 import re

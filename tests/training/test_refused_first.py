@@ -1,4 +1,4 @@
-"""What `fit` cannot serve it refuses before the first program is compiled, which may take minutes."""
+"""`fit` refuses invalid input before it compiles the first program, which may take minutes."""
 
 import dataclasses
 import sys
@@ -63,7 +63,7 @@ def test_an_argument_is_refused_before_anything_is_compiled(name, tmp_path):
     config, data, options, message = LATE[name]
     if name == "a folder that takes no file" and not Path("/proc").exists():
         pytest.skip("there is no /proc on this system")
-    options, config = options(tmp_path), dataclasses.replace(SMALL, hidden_size=7, **config)  # as in no other test
+    options, config = options(tmp_path), dataclasses.replace(SMALL, hidden_size=7, **config)  # a size of no other test
     assert compilations(lambda: attempted(lambda: fit(config, data, **options), message)) == 0
 
 

@@ -1,4 +1,4 @@
-"""A run that was ended and goes on gives the bits of one that was not."""
+"""A run that was interrupted and resumed gives the same bits as an uninterrupted one."""
 
 import dataclasses
 import os
@@ -31,12 +31,12 @@ def assert_same(one, other):
 
 
 @pytest.mark.parametrize(
-    "config, data",  # of a regression: test_heads.py
+    "config, data",  # test_heads.py resumes a regression
     [(CONFIG, DATA), pytest.param(dataclasses.replace(CONFIG, num_layers=2), TARGETS, marks=pytest.mark.slow)],
 )
 def test_resumed_equals_uninterrupted_bit_for_bit(config, data, tmp_path, ends_at):
-    """Ended in the first epoch, with the last step of an epoch and within a later one; the steps taken one at a time,
-    and several."""
+    """Interrupted in the first epoch, at the last step of an epoch and within a later epoch. Steps taken one at a time
+    and several at once give the same bits."""
     several = fit(config, data)
     ends_at(None)
     whole = fit(config, data)
@@ -55,13 +55,13 @@ def test_resumed_equals_uninterrupted_bit_for_bit(config, data, tmp_path, ends_a
     assert_same(resumed, whole)
     assert resumed.test is not None and whole.test is not None and resumed.test.loss == whole.test.loss
     assert tuple(epochs) == resumed.history and best[-1].variables is not None
-    again = fit(config, data, checkpoints=tmp_path)  # of a run that is over: nothing more is trained
+    again = fit(config, data, checkpoints=tmp_path)  # the run is finished: nothing more is trained
     assert_same(again, whole)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_between_two_steps_waits_for_the_step_then_goes_to_its_handler(number, tmp_path, monkeypatch):
-    """One that raises ends the run, which goes on from that very step; one that does not lets it run on."""
+    """A handler that raises ends the run, which resumes from that very step; otherwise the run continues."""
     agreed, seen = loop.Devices.agreed, []
 
     def signalled(self, step, *wants):
@@ -87,7 +87,7 @@ def test_a_signal_between_two_steps_waits_for_the_step_then_goes_to_its_handler(
 
 
 def test_a_death_without_a_word_goes_on_from_the_last_period(tmp_path, monkeypatch):
-    """As SIGKILL: `fit` saves nothing at its end, and what it wrote in time is what there is."""
+    """As with SIGKILL, `fit` saves nothing at its end: only the checkpoints that it wrote before exist."""
 
     class Died(BaseException):
         pass

@@ -1,4 +1,4 @@
-"""Truncated backpropagation: with a window as long as the stream it is full backpropagation; shorter ones go on."""
+"""Truncated backpropagation: a window as long as the stream is full backpropagation; shorter ones carry the state."""
 
 from functools import partial
 
@@ -56,7 +56,7 @@ def test_the_state_is_carried_and_no_gradient_crosses_a_window():
     assert_close(state.h, h, "forward")
     assert_close(value, np.mean((np.asarray(outputs)[:, 5:] - Y[:, 5:]) ** 2), "forward")
     middle, _ = stream_step(MODEL, squared, still, first(), X[:, :5], Y[:, :5])
-    kept, begin = np.array(middle.h), jax.tree.map(np.array, middle.params)  # a step takes the buffers of its state
+    kept, begin = np.array(middle.h), jax.tree.map(np.array, middle.params)  # a step donates the buffers of its state
 
     def last(params):
         return squared(MODEL.apply({"params": params}, X[:, 5:], kept), Y[:, 5:])

@@ -1,4 +1,4 @@
-"""A label or target a step: what is averaged, what is left out, and that the model is trained, saved and exported."""
+"""A label or target for each step: which steps count in the loss; the model is trained, saved and exported."""
 
 import dataclasses
 from functools import partial
@@ -25,7 +25,7 @@ def standard_promotion():
 
 
 def tagged(count, seed, regression=False):
-    """2 to 9 steps of one channel; each is tagged by its own value and the one before it, the first is not."""
+    """2 to 9 steps of one channel. The tag of a step depends on its value plus the one before; the first has none."""
     rng = np.random.default_rng(seed)
     x, y = [], []
     for size in rng.integers(2, 10, count):
@@ -41,7 +41,7 @@ TARGETS = Dataset("targets", tagged(120, 0, True), tagged(40, 1, True))
 
 
 def by_hand(outputs, y, lengths, share, weight, std=None):
-    """The loss in loops: the mean over labelled steps within the lengths, own and partner's, each with its weight."""
+    """The loss in loops: the weighted mean over labelled steps within the lengths, of each row and of its partner."""
     total = count = 0.0
     for row in range(len(y)):
         for labels, part in ((y[row], share[row]), (y[row - 1], 1 - share[row])):
@@ -84,7 +84,7 @@ def test_the_loss_averages_over_the_labelled_steps(regression):
     (mean, total), gradient = jax.device_get(of(outputs, (y, std, lengths, share, partner, weight)))
     np.testing.assert_allclose([mean, total], [expected, 3 * expected], rtol=1e-5)
     assert np.isfinite(gradient).all() and not gradient[3].any() and not gradient[1, 2:].any()
-    assert not gradient[2][none[2]].any() and gradient[2][~none[2] & (np.arange(5) < 4)].any()  # the third is unmixed
+    assert not gradient[2][none[2]].any() and gradient[2][~none[2] & (np.arange(5) < 4)].any()  # row 2 is unmixed
 
 
 @pytest.mark.parametrize("targets", [False, True])
@@ -129,7 +129,7 @@ def test_fit_takes_the_steps_of_train_step_with_rows_of_two_padded_lengths():
     assert_fit_takes_the_steps_of_train_step(config, TAGS)
 
 
-@pytest.mark.slow  # test_heads.py learns a target a step beside a label
+@pytest.mark.slow  # test_heads.py learns a target for each step, beside a label
 def test_fit_learns_a_target_a_step_in_its_own_units():
     fitted = fit(dataclasses.replace(TAGGER, epochs=30), TARGETS)
     assert fitted.test is not None and fitted.test.r2 is not None and fitted.test.r2 > 0.8

@@ -1,4 +1,4 @@
-"""Training: the loss, what the statistics do, determinism, the choice of the best epoch, interrupts."""
+"""Training: the loss, the effect of the statistics, determinism, the choice of the best epoch, interrupts."""
 
 import contextlib
 import dataclasses
@@ -57,7 +57,7 @@ def test_squared_error_is_in_units_of_the_targets_variance():
 
 
 def test_the_pinball_loss_by_hand():
-    """Of two targets, two quantiles each, side by side."""
+    """Two targets with two quantiles each, side by side."""
     outputs, y = jnp.array([[1.0, 3.0, 0.0, 8.0]], jnp.float32), jnp.array([[2.0, 4.0]], jnp.float32)
     statistics = {"output_std": jnp.array([2.0, 2.0, 4.0, 4.0], jnp.float32)}
     losses = row_losses(outputs, y, statistics, quantiles=(0.1, 0.9))
@@ -68,7 +68,7 @@ def test_the_pinball_loss_by_hand():
 
 
 def test_quantiles_are_what_is_trained_scored_and_kept():
-    """Targets that the inputs say nothing about, in the ratio 1 to 1000: quantiles of an exponential distribution."""
+    """Constant inputs and exponential targets with scales 1 and 1000: the outputs are quantiles of the distribution."""
     y = np.random.default_rng(0).exponential(size=(600, 1)) * [1.0, 1000.0]
     data = Dataset("exponential", sequences(np.ones((600, 2, 1)), y))
     config = dataclasses.replace(SMALL, quantiles=[0.1, 0.5, 0.9], mixup=0.0, batch_size=100, epochs=20)
@@ -100,7 +100,7 @@ def test_noise_is_new_at_every_step_and_the_offset_one_a_sequence(noise, offset)
     config = TrainConfig(input_noise=noise, input_offset=offset)
     x, std = jnp.ones((20000, 3, 2), jnp.float32), jnp.array([1.0, 10.0], jnp.float32)
     added = np.float64(disturb(jax.random.key(0), x, std, config) - x) / np.float64(std)
-    covariance = np.cov(added.reshape(20000, 6).T)  # of (step, channel) with (step, channel)
+    covariance = np.cov(added.reshape(20000, 6).T)  # between (step, channel) and (step, channel)
     expected = noise**2 * np.eye(6) + offset**2 * np.kron(np.ones((3, 3)), np.eye(2))
     np.testing.assert_allclose(covariance, expected, atol=0.01)
     np.testing.assert_allclose(added.mean(0), 0, atol=0.02)
@@ -111,10 +111,10 @@ def test_the_optimizer_clips_decays_rises_and_falls():
     optimizer, w = make_optimizer(config, 8), np.array([1.0, -2.0], np.float32)
     state, step = optimizer.init(w), jax.jit(optimizer.update)
     _, clipped = step(np.array([30.0, 40.0], np.float32), state, w)
-    moment = optax.tree_utils.tree_get(clipped, "mu")  # a tenth of the gradient, cut to a norm of 2
+    moment = optax.tree_utils.tree_get(clipped, "mu")  # a tenth of the gradient, clipped to norm 2
     np.testing.assert_allclose(moment, [0.12, 0.16], rtol=1e-5)
     rates = []
-    for _ in range(9):  # without a gradient the decay alone moves the weights
+    for _ in range(9):  # without a gradient only the weight decay moves the weights
         update, state = jax.device_get(step(np.zeros(2, np.float32), state, w))
         np.testing.assert_allclose(update[1], -2 * update[0], rtol=1e-5)
         rates.append(-float(update[0]) / 0.5)
@@ -127,7 +127,7 @@ def test_mixing_by_hand():
     lengths, weight = jnp.array([3, 1, 2, 0]), jnp.array([1.0, 1.0, 1.0, 0.0], jnp.float32)
     share, mixed, lengths, partner = mix(jnp.array([0.9, 0.75, 1.0, 0.5], jnp.float32), x, lengths, weight)
     np.testing.assert_array_equal(partner, [3, 0, 1, 2])
-    np.testing.assert_array_equal(share, [1, 0.75, 1, 1])  # the first row's partner is filler, the last row is
+    np.testing.assert_array_equal(share, [1, 0.75, 1, 1])  # the partner of the first row is filler, as is the last row
     np.testing.assert_array_equal(lengths, [3, 1, 2, 0])
     np.testing.assert_array_equal(mixed[:, :, 0], [[0, 1, 2], [2.25, 3.25, 4.25], [6, 7, 8], [9, 10, 11]])
     *_, lengths, _ = mix(jnp.full(4, 0.8, jnp.float32), x, jnp.array([3, 1, 2, 2]), jnp.ones(4, jnp.float32))
@@ -161,7 +161,7 @@ def steps_of(batch, config=SMALL, count=2, share=1.0, dropout=0.0):  # the first
         state = train_step(model, config, 10, state, constants, batch, Draws(share, np.uint32(number)))
         total, before = float(state.loss) - before, float(state.loss)
         trees = state.params, ended(config, 10, state).average
-        yield jax.tree.map(np.array, trees), total  # copies: the next step takes the state's buffers
+        yield jax.tree.map(np.array, trees), total  # copies: the next step donates the state's buffers
 
 
 def step_of(batch):
@@ -176,7 +176,7 @@ def some_batch():
 
 
 def test_the_average_is_the_mean_of_the_weights_so_far_each_older_one_counting_less():
-    config = dataclasses.replace(SMALL, averaging=0.4)  # of 10 steps: the average spans 4
+    config = dataclasses.replace(SMALL, averaging=0.4)  # the average spans 4 of 10 steps
     trees = [trees for trees, _ in steps_of(some_batch(), config, count=4)]
     weights = 0.75 ** np.arange(3, -1, -1)
     for k in ("kernel", "bias"):
@@ -201,12 +201,12 @@ def test_the_loss_of_mixed_rows_is_mixed_alike():
 def test_training_drops_out():
     (_, total), *_ = steps_of(some_batch(), count=1, dropout=1.0)
     bias = new_parameters(grujax.GRUModel(4, 2, dropout=1.0), 2, jax.random.key(0))["head"]["bias"]
-    expected = -log_softmax(bias)[some_batch().y].sum()  # the head sees nothing
+    expected = -log_softmax(bias)[some_batch().y].sum()  # with dropout 1 the logits are the bias
     np.testing.assert_allclose(total, expected, rtol=1e-6)
 
 
 def test_the_loss_is_the_mean_over_the_rows_that_are_no_filler():
-    """Adam divides by the size of the gradient: a step does not show by how many rows it was divided."""
+    """Adam normalises the gradient, so an update does not show by how many rows the loss was divided."""
     outputs = np.random.default_rng(0).normal(size=(4, 2)).astype(np.float32)
     y, weight = np.array([1, 0, 0, 0]), np.array([1, 0.5, 0, 0], np.float32)
     share, partner = np.ones(4, np.float32), np.arange(4)
@@ -234,7 +234,7 @@ def test_filler_rows_change_nothing():
 
 
 def test_filler_rows_leave_the_outputs_of_others_alone():
-    """A filler row has no place in the data, though its number, -1, would be the last."""
+    """A filler row has the row number -1, which must not be taken for the last row of the data."""
     rng = np.random.default_rng(0)
     data = sequences([rng.normal(size=(steps, 2)) for steps in (6, 5, 5, 2)])
     model = grujax.GRUModel(4, 2)
@@ -249,7 +249,7 @@ def test_fit_learns_classes_and_keeps_the_best_epoch():
     assert fitted.test is not None and fitted.test.accuracy is not None and fitted.test.accuracy > 0.9
     losses = [epoch.validation_loss for epoch in fitted.history]
     assert len(losses) == 8 and fitted.best.epoch == 1 + int(np.argmin(losses))
-    assert fitted.history[0].loss == pytest.approx(np.log(2), rel=0.3)  # a mean: at first nothing is known
+    assert fitted.history[0].loss == pytest.approx(np.log(2), rel=0.3)  # a mean, and nothing is learnt yet
     assert fitted.labels == ("down", "up")
     assert len(fitted.compiled.shapes) == 2
 
@@ -283,7 +283,7 @@ def test_figures_of_speed_are_of_valid_steps_and_add_up():
         assert 0 <= epoch.data_seconds < epoch.seconds and epoch.validation_seconds >= 0
         assert epoch.sequences_per_second * epoch.seconds == pytest.approx(len(rows))
         assert epoch.steps_per_second * epoch.seconds == pytest.approx(rows.lengths.sum())
-    assert fitted.history[0].data_seconds > 0  # those of the second epoch may all be made in the first
+    assert fitted.history[0].data_seconds > 0  # the second epoch's batches may all be made during the first
 
 
 @pytest.mark.parametrize("short", [0, 60])
@@ -303,7 +303,7 @@ def test_a_batch_is_made_once_and_by_compilation_one(short, monkeypatch):
 
 @pytest.mark.parametrize("ends", ["of patience", "by an error"])
 def test_a_run_that_ends_early_keeps_no_arrays(ends, monkeypatch):
-    """Nothing waits for the collector of cycles, which does not see how much memory the devices hold."""
+    """Memory is freed without the cyclic garbage collector, which does not see how much memory the devices hold."""
     runs = []
 
     def made(*args, begin=loop.Training.begin, **options):
@@ -355,10 +355,10 @@ def test_long_series_are_read_in_frames_and_the_model_keeps_them(tmp_path):
 @pytest.mark.parametrize(
     "rows, steps, config, expected",
     [
-        (40, 50, {}, {"validation": 0.0, "epochs": 400, "steps_per_frame": 1}),  # 3 steps an epoch
+        (40, 50, {}, {"validation": 0.0, "epochs": 400, "steps_per_frame": 1}),  # 3 training steps per epoch
         (40, 51, {"batch_size": 2}, {"validation": 0.0, "epochs": 100, "steps_per_frame": 2}),
         (294, 1460, {}, {"validation": 0.0, "epochs": 100, "steps_per_frame": 30}),
-        (296, 1, {}, {"validation": 0.1, "epochs": 100, "steps_per_frame": 1}),  # 29.6 rows are 30
+        (296, 1, {}, {"validation": 0.1, "epochs": 100, "steps_per_frame": 1}),  # 29.6 rows are rounded to 30
         (20, 1, {"epochs": 7, "steps_per_frame": 9}, {"validation": 0.0, "epochs": 7, "steps_per_frame": 9}),
         (20, 1, {"validation": 0.5}, {"validation": 0.5, "epochs": 1200, "steps_per_frame": 1}),
     ],
@@ -396,7 +396,7 @@ def test_squared_error_of_several_targets_is_their_mean():
     np.testing.assert_allclose(losses, [0.5, 5.0], rtol=1e-6)
 
 
-@pytest.mark.slow  # several targets are learnt above, one of a head in test_heads.py
+@pytest.mark.slow  # tested with several targets above, and with a head in test_heads.py
 def test_fit_learns_targets_in_their_own_units():
     data = Dataset("moved", *(dataclasses.replace(s, y=s.y * 50 + 1000) for s in (TARGETS.train, TARGETS.test)))
     fitted = fit(dataclasses.replace(SMALL, epochs=25), data)
@@ -471,7 +471,7 @@ def test_scores_by_hand():
     scores = score(outputs, data, {"statistics": {}})
     assert scores.accuracy == 0.75 and scores.confusion is not None
     np.testing.assert_array_equal(scores.confusion, [[2, 0], [1, 1]])
-    assert scores.interval is not None  # Wilson's, by its formula
+    assert scores.interval is not None  # Wilson's interval, by its formula
     n, p, z = 4, 0.75, 1.959963984540054
     centre, half = p + z**2 / (2 * n), z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
     np.testing.assert_allclose(scores.interval, [(centre - half) / (1 + z**2 / n), (centre + half) / (1 + z**2 / n)])
@@ -496,7 +496,7 @@ def test_a_tenth_is_held_out_where_it_is_not_one_row_a_class():
     assert (len(rest), len(held)) == (180, 20)
 
 
-@pytest.mark.slow  # its parts are above: the split, and the figures of many classes
+@pytest.mark.slow  # its parts are tested above: the split, and the figures of many classes
 def test_many_classes_are_trained():
     split = two_rows_a_class()
     fitted = fit(TrainConfig(hidden_size=2, epochs=1, batch_size=100, validation=0.1), Dataset("many", split, split))
@@ -534,7 +534,7 @@ def test_configurations_that_cannot_be(field, value):
 
 
 def test_the_mean_gradient_of_several_steps_moves_the_weights_once():
-    """Two halves of a batch, accumulated, are the batch, but for rounding; nothing moves in between."""
+    """Accumulating two halves of a batch equals the batch, up to rounding; the weights do not move in between."""
     batch = Batch(*(np.concatenate([a, a[::-1]]) for a in some_batch()))
     halves = [Batch(*(a[part] for a in batch)) for part in (slice(0, 3), slice(3, 6))]
     plain = dataclasses.replace(SMALL, input_offset=0.0, input_noise=0.0, mixup=0.0, warmup=0.0)
