@@ -13,13 +13,14 @@ from grujax.testing import assert_close
 
 RNG = np.random.default_rng(0)
 V, N, END, START = 4, 4, 2, 1
-TABLES = RNG.normal(size=(2, N, V, V)) * 2.0  # axes: row, step, token read, next token
-STATE = {"row": jnp.arange(2), "t": jnp.zeros(2, int)}
+LOGITS = RNG.normal(size=(2, N, V, V, V)) * 2.0  # axes: row, step, token read before, token read, next token
+STATE = {"row": jnp.arange(2), "t": jnp.zeros(2, int), "before": jnp.full(2, START)}
 
 
 def step(state, token):
-    logits = jnp.asarray(TABLES)[state["row"], state["t"], token]
-    return state | {"t": state["t"] + 1}, logits
+    """The logits depend on the token before too, which is a state that differs between beams."""
+    logits = jnp.asarray(LOGITS)[state["row"], state["t"], state["before"], token]
+    return state | {"t": state["t"] + 1, "before": token}, logits
 
 
 def beams(state=STATE, **options):
@@ -29,8 +30,8 @@ def beams(state=STATE, **options):
 
 def log_p(row, tokens):
     total = 0.0
-    for t, (read, token) in enumerate(itertools.pairwise((START, *tokens))):
-        logits = TABLES[row, t, read]
+    for t, token in enumerate(tokens):
+        logits = LOGITS[row, t, *(START, START, *tokens)[t : t + 2]]
         total += logits[token] - np.log(np.exp(logits).sum())
     return total
 
@@ -87,7 +88,7 @@ def test_a_beam_of_one_is_greedy_and_greedy_takes_the_most_probable():
     for row in range(2):
         tokens = []
         while len(tokens) < N and END not in tokens:
-            tokens.append(int(TABLES[row, len(tokens), (START, *tokens)[-1]].argmax()))
+            tokens.append(int(LOGITS[row, len(tokens), *(START, START, *tokens)[-2:]].argmax()))
         assert plain.tokens[row].tolist() == filled(tokens)
         assert plain.lengths[row] == len(tokens) - (END in tokens)
         assert_close(plain.scores[row], log_p(row, tokens))
@@ -121,10 +122,10 @@ def test_the_same_key_draws_the_same_tokens():
 @pytest.mark.parametrize("temperature, top_k", [(1.0, None), (0.5, None), (1.0, 2)])
 def test_tokens_are_drawn_as_often_as_their_probabilities_say(temperature, top_k):
     n_rows = 20_000
-    state = {"row": jnp.zeros(n_rows, int), "t": jnp.zeros(n_rows, int)}
+    state = {"row": jnp.zeros(n_rows, int), "t": jnp.zeros(n_rows, int), "before": jnp.full(n_rows, START)}
     options = {"temperature": temperature, "top_k": top_k, "key": jax.random.key(0)}
     found = sample(step, state, START, end=END, max_length=1, **options)
-    p = np.exp(TABLES[0, 0, START] / temperature)
+    p = np.exp(LOGITS[0, 0, START, START] / temperature)
     if top_k:
         p[p < np.sort(p)[-top_k]] = 0
     p /= p.sum()
