@@ -28,7 +28,7 @@ class Scratch {
   static std::mutex& mutex() { static std::mutex m; return m; }
   static std::vector<Blocks>& kept() { static auto* k = new std::vector<Blocks>; return *k; }  // never destroyed
   Blocks blocks_;
-  size_t used_ = 0, total_ = 0;  // bytes used of the last block; of all blocks
+  size_t used_ = 0;  // bytes used of the last block
 
   void add(size_t size) {
     size = (size + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
