@@ -76,6 +76,8 @@ def main() -> int:
     parser.add_argument("-k", default="", help="the mutations whose name or file holds this text")
     wanted = parser.parse_args().k
     chosen = [m for m in MUTATIONS if wanted in m.name or wanted in m.file]
+    if not chosen:
+        parser.error(f"argument -k: no mutation has {wanted!r} in its name or file")
     for m in [m for m in chosen if m.needs_jax > metadata.version("jax")]:
         print(f"{'left':8}{m.file:28}{m.name}: it needs jax {m.needs_jax}")
         chosen.remove(m)
@@ -84,7 +86,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         copy_of_the_tree(folder)
-        if said := failure({test for m in chosen for test in m.tests.split()}, folder):
+        tests = {test for m in chosen for test in m.tests.split()}  # without names pytest would run all
+        if tests and (said := failure(tests, folder)):
             sys.exit(f"The tests fail without a mutation:\n{said}")
         for m, text in zip(chosen, faulty, strict=True):
             path = folder / "grujax" / m.file
