@@ -29,6 +29,7 @@ class TrainConfig:
     16
     """
 
+    # `grujax train --help` keeps the line breaks of these docstrings: they are between sentences.
     hidden_size: int = 64
     """Hidden units per layer and direction."""
     num_layers: int = 1
@@ -36,11 +37,11 @@ class TrainConfig:
     bidirectional: bool = True
     """Read each sequence in both directions."""
     steps_per_frame: int | None = None
-    """Steps that the GRU reads as one frame (`GRUModel`). None: so many that the longest sequence has at most 50
-    frames; 1 where each step has an output."""
+    """Steps that the GRU reads as one frame (`GRUModel`).
+    None: so many that the longest sequence has at most 50 frames; 1 where each step has an output."""
     pooling: Literal["last", "mean", "max", "attention", "none"] | None = None
-    """How the outputs of all steps are reduced to one vector; "none" keeps an output for each step. None: "max", or
-    "none" if the data have a label or target for each step."""
+    """How the outputs of all steps are reduced to one vector; "none" keeps an output for each step.
+    None: "max", or "none" if the data have a label or target for each step."""
     dropout: float = 0.5
     """Dropout rate between the layers and before the head."""
     reset_after: bool = True
@@ -81,14 +82,14 @@ class TrainConfig:
     averaging: float = 0.1
     """Span of the moving average of the weights, as a share of all steps. The average is what is validated and kept."""
     validation: float | None = None
-    """Share of the training set held out to choose the best epoch. It is never exceeded: with very many classes, some
-    have no held-out row. 0: trains on all rows and keeps the last averaged weights. None: 0.1 if that is 30 rows or
-    more, else 0."""
+    """Share of the training set held out to choose the best epoch.
+    It is never exceeded: with very many classes, some have no held-out row.
+    0: trains on all rows and keeps the last averaged weights. None: 0.1 if that is 30 rows or more, else 0."""
     buckets: int = 4
     """Largest number of padded lengths; the training step is compiled for each of them."""
     members: int = 1
-    """Number of models that are trained together, each with its own weights and random draws. They are validated, kept
-    and saved as one `GRUEnsemble`, whose prediction is the mean of theirs."""
+    """Number of models that are trained together, each with its own weights and random draws.
+    They are validated, kept and saved as one `GRUEnsemble`, whose prediction is the mean of theirs."""
     seed: int = 0
     """Seed of the split, the initial weights, the order of batches, and the noise, mixup and dropout."""
 
