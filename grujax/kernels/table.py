@@ -182,7 +182,7 @@ KERNELS: dict[str, Kernel] = {
     "tpu": Kernel(
         partial(program, kernel="tpu"),
         "one launch for each direction, the weights and the state in VMEM, with its own backward pass",
-        refuses=lambda asked: _not_whole(asked) or tpu_refuses(asked.spec, asked.dtype, asked.sizes),
+        refuses=lambda asked: _not_whole(asked) or tpu_refuses(asked.spec, asked.dtype, asked.sizes[2]),
         platform="tpu",
         not_chosen=lambda asked: "it was never run on a TPU",
     ),

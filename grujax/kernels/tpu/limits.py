@@ -18,8 +18,6 @@ TILES = tuple((rows, steps) for rows in (128, 64, 32, 16, 8) for steps in (16, 8
 OVER_TIME, OF_ROWS = 2 * 11, 2 * 5 + 16
 """The maximum number of float32 arrays (steps, rows, H) and (rows, H) that either pass needs: its inputs and outputs,
 twice because the next block is fetched meanwhile, and the intermediate values of a step."""
-Sizes = tuple[int | None, int | None, int | None]
-"""T, B and H; None for a size that is not known at compile time."""
 
 
 class Tiles(NamedTuple):
@@ -70,26 +68,21 @@ def precision_of(spec: GRUSpec, dtype: DTypeLike) -> lax.Precision | None:
     return None if precision == lax.Precision.HIGH else precision
 
 
-def tpu_refuses(spec: GRUSpec, dtype: DTypeLike, sizes: Sizes) -> str | None:
-    """Says why the kernel cannot serve a spec, a dtype of products and sizes (T, B, H); None if it can.
+def tpu_refuses(spec: GRUSpec, dtype: DTypeLike, hidden_size: int | None) -> str | None:
+    """Says why the kernel cannot serve a precision, a dtype of products and a number of units; None if it can.
 
-    >>> tpu_refuses(GRUSpec(), jnp.float32, (100, 32, 512)) is None
+    >>> tpu_refuses(GRUSpec(), jnp.float32, 512) is None
     True
-    >>> tpu_refuses(GRUSpec(layer_norm=True), jnp.float32, (100, 32, 512))
-    'it has no layer normalisation'
-    >>> tpu_refuses(GRUSpec(), jnp.bfloat16, (100, 32, 4096))
+    >>> tpu_refuses(GRUSpec(), jnp.float64, 512)
+    'it multiplies in float32 and bfloat16, not in float64'
+    >>> tpu_refuses(GRUSpec(), jnp.bfloat16, 4096)
     'w_hh and one step with 4096 hidden units in bfloat16 need 102 MiB of VMEM, and a call may use 56'
     """
     name = jnp.dtype(dtype).name
-    if spec.layer_norm:
-        return "it has no layer normalisation"
-    if (spec.activation, spec.gate_activation, spec.clip) != ("tanh", "sigmoid", None):
-        return "it supports only tanh and sigmoid, without clip"
     if name not in ("float32", "bfloat16"):
         return f"it multiplies in float32 and bfloat16, not in {name}"
     if precision_of(spec, dtype) is None:
         return "its products support only the precisions DEFAULT and HIGHEST"
-    hidden_size = sizes[2]
     if hidden_size is not None and (least := needed(up(hidden_size), dtype, *TILES[-1])) > VMEM:
         what = f"w_hh and one step with {hidden_size} hidden units in {name}"
         return f"{what} need {least / 2**20:.0f} MiB of VMEM, and a call may use {VMEM / 2**20:.0f}"
