@@ -153,8 +153,8 @@ def _load_folder(path: Path) -> tuple[None, Mapping[str, Any]]:
     inside = [path / name for name in ("default", "params", "state") if (path / name).is_dir()]
     of_orbax = bool(names & {"_METADATA", "manifest.ocdbt", "_CHECKPOINT_METADATA"})
     steps = [name for name in names if name.isdecimal()]
-    remedy = f"Name a step of it, {path / max(steps, key=int)}." if steps else "Only folders of orbax are read."
-    require(of_orbax, "path", "a file", f"none at {path}", remedy)
+    remedy = f"Name a step of it, {path / max(steps, key=int)}." if steps else ""
+    require(of_orbax, "path", "a file, or a folder that orbax wrote", f"another folder, {path}", remedy)
     import orbax.checkpoint as ocp  # a dependency of Flax
 
     for folder in (path, *inside):

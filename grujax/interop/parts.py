@@ -30,10 +30,10 @@ in TRAINING do not change it in inference. All others must have their default, o
 
 REMEDIES = {
     "reset_after": "r before and r after the product are two functions, which cannot be converted into each other.",
-    "bidirectional": "It has no bidirectional GRU; convert a GRU of each direction.",
-    "pooling": "It has no other pooling. StableHLO has all of them.",
+    "bidirectional": "it has no bidirectional GRU; convert a GRU of each direction.",
+    "pooling": "it has no other pooling; StableHLO supports all.",
     "output_activation": "model.clone(output_activation=None) returns the values before the activation.",
-    "reverse": "Convert the model with reverse=False, and flip the valid steps of x and of the output yourself.",
+    "reverse": "convert the model with reverse=False, and flip the valid steps of x and of the output yourself.",
 }
 PARTS = {"GRUEncoder": "['gru']", "GRUModel": "['encoder']['gru']"}
 """The path of the GRU in the parameters of a model, by the model's class."""
@@ -221,7 +221,7 @@ def _check_model(model: nn.Module, variables: Mapping, place: Place) -> None:
             continue
         found, served = getattr(model, field.name), place.fields.get(field.name, ())
         serves = served is None or found == field.default or found in served or type(found) in served
-        remedy = REMEDIES.get(field.name, "It has no such option.")
+        remedy = REMEDIES.get(field.name, "it has no such option.")
         expected = " or ".join(map(repr, (field.default, *(served or ()))))
         require(serves, field.name, expected, repr(found), f"{place.framework}: {remedy}")
     if isinstance(model, GRUModel):

@@ -129,7 +129,7 @@ def test_what_is_no_gru_is_refused_by_name(name):
 TO = {
     "function": (GRU(H, activation=tanh), ["activation", "tanh", "Keras"]),
     "hard_sigmoid of Keras 2": (GRU(H, gate_activation=HardSigmoid()), ["gate_activation", "HardSigmoid(alpha=0.2"]),
-    "clip": (GRU(H, clip=1.0), ["clip", "Keras: It has no such option"]),
+    "clip": (GRU(H, clip=1.0), ["clip", "Keras: it has no such option"]),
     "residual": (GRU(H, num_layers=2, connection="residual"), ["connection", "'residual'"]),
     "learned": (GRU(H, initial_state="learned"), ["initial_state", "'learned'"]),
     "zoneout": (GRU(H, zoneout=0.1), ["zoneout", "0.1"]),
