@@ -66,7 +66,7 @@ class GRUCell(CellConfig, nn.RNNCellBase):
 
         Raises:
           InputError: a shape or dtype does not fit. Integers are refused, although Flax's cells promote them.
-          TypeError: a keyword is unknown; the message names the right one.
+          TypeError: a keyword is unknown; the message says what to write instead.
         """
         refuse_others(self, others)
         carry, x = check_step(self, carry, x, known_features(self))

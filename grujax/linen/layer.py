@@ -72,7 +72,7 @@ class GRU(LayerConfig, nn.Module):
 
         Raises:
           InputError: a field, shape, dtype, length or combination of arguments is not supported.
-          TypeError: a keyword is unknown; the message names the right one.
+          TypeError: a keyword is unknown; the message says what to write instead.
         """
         refuse_others(self, others)
         self.check()

@@ -78,7 +78,7 @@ class GRUEncoder(EncoderConfig, nn.Module):
 
         Raises:
           InputError: a field, shape, dtype, length or combination of arguments is not supported.
-          TypeError: a keyword is unknown; the message names the right one.
+          TypeError: a keyword is unknown; the message says what to write instead.
         """
         refuse_others(self, others)
         self.check()
@@ -178,7 +178,7 @@ class GRUModel(ModelConfig[OutputSize], nn.Module, Generic[OutputSize]):
 
         Raises:
           InputError: a field, shape, dtype, length or combination of arguments is not supported.
-          TypeError: a keyword is unknown; the message names the right one.
+          TypeError: a keyword is unknown; the message says what to write instead.
         """
         refuse_others(self, others)
         self.check()

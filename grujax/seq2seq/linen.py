@@ -62,7 +62,7 @@ class Seq2Seq(model.Decoding, nn.Module):
 
         Raises:
           InputError: a field, shape, dtype, token or length is not supported.
-          TypeError: a keyword is unknown; the message names the right one.
+          TypeError: a keyword is unknown; the message says what to write instead.
         """
         refuse_others(self, others)
         self.check()
